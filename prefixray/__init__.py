@@ -1,0 +1,1 @@
+"""Prefix-tuning sweeps in which all trials share one frozen model."""

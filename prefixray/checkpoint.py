@@ -1,0 +1,227 @@
+"""A trial on disk: its resumable checkpoints and the artifact that decoding needs.
+
+Both are a folder of two files, tensors as safetensors and the rest as JSON; no pickle. The JSON holds one SHA-256 over
+its own content and the tensors, so that a truncated file and a flipped byte are seen. A folder is written under a
+temporary name, synced and renamed: whoever reads finds the whole of it or nothing.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prefixray.base import Base
+from prefixray.config import METHODS, TaskConfig, TrialConfig, UserError
+from prefixray.methods import Method, Recorder, build_method
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+POSITIONS = "offset"
+"""The position policy: a row's own positions start behind its prefix."""
+_NUM_KEPT = 2
+_STEP = re.compile(r"step-(\d+)")
+_PRECISIONS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+
+
+class _Damaged(Exception):
+    """A pair of files that is not what was written."""
+
+
+def artifact_meta(
+    base: Base,
+    config: TrialConfig,
+    *,
+    task: TaskConfig,
+    template: Mapping[str, Any],
+    decoding: Mapping[str, Any] | None = None,
+    scores: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """All that an artifact says about itself: where it belongs and how its hypotheses were made."""
+    return {
+        "format": FORMAT,
+        "method": config.method.method,
+        "config": config.model_dump(mode="json"),
+        "base": {"name": base.name, "digest": base.digest, "shape": asdict(base.shape)},
+        "precision": _PRECISIONS.get(base.model.dtype, "fp32"),
+        "positions": POSITIONS,
+        "task": task.model_dump(mode="json"),
+        "template": dict(template),
+        "decoding": None if decoding is None else dict(decoding),
+        "scores": dict(scores or {}),
+    }
+
+
+def save_artifact(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write `METHOD_config.json` and `METHOD.safetensors`, in place of what the folder held.
+
+    Raises `OSError` where the disk does.
+    """
+    _write(folder, tensors, meta, stems=_artifact_stems(meta["method"]))
+    _clear(folder.parent, f".{folder.name}.*.tmp")
+
+
+def load_artifact(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the meta of an artifact, whole; `UserError` says what is wrong with it."""
+    found = [method for method in METHODS if (folder / f"{_artifact_stems(method)[0]}.json").is_file()]
+    if not found:
+        names = ", ".join(f"{_artifact_stems(method)[0]}.json" for method in METHODS)
+        raise UserError(f"{folder}: no artifact here; one has a file {names}")
+    try:
+        tensors, meta = _read(folder, stems=_artifact_stems(found[0]))
+    except _Damaged as error:
+        raise UserError(f"{error}; copy or train the artifact again") from error
+    if meta["format"] != FORMAT:
+        raise UserError(f"{folder}: artifact format {meta['format']}; this prefixray reads format {FORMAT}")
+    return tensors, meta
+
+
+def check_artifact(meta: Mapping[str, Any], base: Base) -> None:
+    """Refuse an artifact on another base than it was trained on, naming every difference."""
+    made_for, shape = meta["base"], asdict(base.shape)
+    problems = [
+        f"artifact: base {key}: made for {made_for['shape'].get(key)}, {base.name} has {value}"
+        for key, value in shape.items()
+        if made_for["shape"].get(key) != value
+    ]
+    if made_for["digest"] != base.digest:
+        weights = f"{made_for['name']} with digest {made_for['digest']}"
+        problems.append(f"artifact: base weights: made for {weights}, {base.name} has digest {base.digest}")
+    if meta["positions"] != POSITIONS:
+        problems.append(f"artifact: positions: {meta['positions']!r}: this prefixray knows {POSITIONS!r} only")
+    if problems:
+        raise UserError(*problems)
+
+
+def restore_method(base: Base, record: Recorder, tensors: dict[str, Tensor], meta: Mapping[str, Any]) -> Method:
+    """The method of a loaded artifact on its base, ready to decode; `UserError` where they do not belong together."""
+    check_artifact(meta, base)
+    config = TrialConfig.model_validate(meta["config"]).method
+    method = build_method(config, base, record, init_seed=0, dropout_seed=0)
+    method.load_artifact(tensors)
+    return method
+
+
+def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    """Write `folder/step-K`; older checkpoints than this and the one before it are deleted.
+
+    `state` is anything that JSON can hold. Raises `OSError` where the disk does, older checkpoints untouched.
+    """
+    path = folder / f"step-{step}"
+    _write(path, tensors, {"step": step, "state": dict(state)}, stems=_CHECKPOINT_STEMS)
+    for old in [other for other in _steps(folder) if other <= step][_NUM_KEPT:]:
+        shutil.rmtree(folder / f"step-{old}")
+    _clear(folder, ".step-*.tmp")
+    return path
+
+
+def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+    """Step, tensors and state of the newest whole checkpoint; None where there is none."""
+    for step in _steps(folder):
+        try:
+            tensors, written = _read(folder / f"step-{step}", stems=_CHECKPOINT_STEMS)
+        except _Damaged as error:
+            logger.warning("%s; the checkpoint before it is used", error)
+            continue
+        return step, tensors, written["state"]
+    return None
+
+
+_CHECKPOINT_STEMS = ("checkpoint", "checkpoint")
+
+
+def _artifact_stems(method: str) -> tuple[str, str]:
+    """Names of the JSON and the tensor file, without their endings."""
+    return f"{method}_config", method
+
+
+def _steps(folder: Path) -> list[int]:
+    """The steps of which there are checkpoints, newest first."""
+    if not folder.is_dir():
+        return []
+    matches = (_STEP.fullmatch(path.name) for path in folder.iterdir())
+    return sorted((int(match[1]) for match in matches if match), reverse=True)
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any], *, stems: tuple[str, str]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp"
+    scratch.mkdir()
+    try:
+        tensor_file, json_file = scratch / f"{stems[1]}.safetensors", scratch / f"{stems[0]}.json"
+        _write_tensors(tensor_file, tensors)
+        body = json.loads(json.dumps(content))
+        digest = _digest(body, tensor_file)
+        json_file.write_text(json.dumps({**body, "sha256": digest}, indent=1) + "\n", encoding="utf-8")
+        for path in (tensor_file, json_file, scratch):
+            _sync(path)
+        _replace(folder, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written: {error}") from error
+
+
+def _replace(folder: Path, scratch: Path) -> None:
+    """Give `scratch` the name of `folder`; the folder that had it goes."""
+    old = scratch.with_name(f"{scratch.stem}.old.tmp")
+    if folder.exists():
+        folder.rename(old)
+    scratch.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _clear(folder: Path, pattern: str) -> None:
+    """Delete what a writer that was killed has left."""
+    for path in folder.glob(pattern):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read(folder: Path, *, stems: tuple[str, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensor_file, json_file = folder / f"{stems[1]}.safetensors", folder / f"{stems[0]}.json"
+    for path in (json_file, tensor_file):
+        if not path.is_file():
+            raise _Damaged(f"{path}: no such file")
+    try:
+        body = json.loads(json_file.read_text(encoding="utf-8"))
+        expected = body.pop("sha256")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise _Damaged(f"{json_file}: not the JSON that was written") from error
+    if _digest(body, tensor_file) != expected:
+        raise _Damaged(f"{folder}: damaged: the checksum over {json_file.name} and {tensor_file.name} differs")
+    return load_file(tensor_file), body
+
+
+def _digest(body: Mapping[str, Any], tensor_file: Path) -> str:
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode())
+    with tensor_file.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,282 @@
+"""The types that a sweep file becomes: frozen, checked, one class per section, every field explained where it stands.
+
+`sweepfile.py` reads the YAML into them; nothing else constructs a `SweepConfig`.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
+
+from prefixray.space import AnyDimension, Scalar
+
+Count = PositiveInt | Literal["all"]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class UserError(Exception):
+    """What the user can mend: one line per problem, each with its place, value, requirement and remedy."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Strict(BaseModel):
+    """A frozen record that knows all its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ColumnsConfig(Strict):
+    """The names of the columns of a user's own files."""
+
+    source: str = "source"
+    """The input text."""
+    target: str = "target"
+    """The output text; in a JSONL file it may be a list of references."""
+
+
+class TaskConfig(Strict):
+    """The data set, and how much of it is used."""
+
+    name: Literal["e2e", "webnlg", "custom"]
+    """e2e ships with prefixray; webnlg is read from `path`; custom reads the files under train, dev and test."""
+    path: Text | None = None
+    """webnlg: the folder of the 2017 challenge's XML or JSON files, or a hub data set."""
+    train: Text | None = None
+    """custom: a JSONL or CSV file of training examples."""
+    dev: Text | None = None
+    """custom: the file that trials are compared on."""
+    test: Text | None = None
+    """custom: the file that the final stage scores."""
+    columns: ColumnsConfig = ColumnsConfig()
+    """custom: the names of its columns."""
+    num_train: Count = "all"
+    """How many training examples, chosen by a hash of their source."""
+    num_dev: Count = "all"
+    """How many dev examples (source-reference pairs) the dev loss is computed on; different sources come first."""
+    num_test: Count = "all"
+    """How many test sources are decoded and scored, each against all its references."""
+    separator: Text | None = None
+    """Text between source and target; null: the base's end token where it also begins a sequence, else a line break."""
+    max_source_tokens: PositiveInt = 512
+    """Longer sources are cut at their end, with a count in the log."""
+    max_target_tokens: PositiveInt = 128
+    """Longer training targets are cut at their end."""
+
+
+class TrainConfig(Strict):
+    """The recipe that all arms share; an arm may override any of it but num_steps, eval_every and precision."""
+
+    batch_size: PositiveInt = 8
+    """Examples per forward of a trial."""
+    grad_accumulation: PositiveInt = 1
+    """Forwards per step of the optimiser; a step sees batch_size x grad_accumulation examples."""
+    num_steps: PositiveInt
+    """Steps of the optimiser in a whole schedule; a trial stopped early has seen a part of the same schedule."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls to 0 after the warm-up, or that it does not."""
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    """AdamW's, on matrices only."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Each trial's gradient is scaled down to this norm; null: not at all."""
+    objective: Literal["token_mean", "sentence_sum"] = "token_mean"
+    """token_mean: mean over the batch's target tokens. sentence_sum: per example the sum over its target tokens,
+    averaged over examples (the original's default)."""
+    eval_every: PositiveInt | None = None
+    """Steps between evaluations on dev besides the rungs and the end; null: only there."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """The frozen base's; trained parts are fp32. auto: bf16 where the hardware multiplies bf16 matrices."""
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _warmup_ends(cls, warmup_steps: int, info: ValidationInfo) -> int:
+        if warmup_steps >= info.data.get("num_steps", warmup_steps + 1):
+            raise ValueError(f"must be below num_steps ({info.data['num_steps']})")
+        return warmup_steps
+
+
+class PrefixTrial(Strict):
+    """A prefix: keys and values in front of every attention layer (Li & Liang 2021)."""
+
+    method: Literal["prefix"] = "prefix"
+    preseqlen: PositiveInt | None
+    """Prefix positions; null: as many as init_token has tokens."""
+    mid_dim: PositiveInt | None
+    """Hidden width of the reparametrisation network; null: flat, the keys and values themselves are trained."""
+    init_token: Text | None
+    """Words whose keys and values the prefix starts as; null: random (harmful on a real model)."""
+    prefix_dropout: Share = 0.0
+    """Dropout on the prefix in training."""
+
+    @field_validator("init_token")
+    @classmethod
+    def _length_is_known(cls, init_token: str | None, info: ValidationInfo) -> str | None:
+        if init_token is None and info.data.get("preseqlen", 1) is None:
+            raise ValueError("must be words where preseqlen is null, which takes their number (or give preseqlen)")
+        return init_token
+
+
+class AdapterTrial(Strict):
+    """Bottleneck adapters after every block."""
+
+    method: Literal["adapter"] = "adapter"
+    bottleneck: PositiveInt
+    """Width of the adapters' inner layer."""
+
+
+class LoraTrial(Strict):
+    """Low-rank updates beside the query and value projections (Hu et al. 2021)."""
+
+    method: Literal["lora"] = "lora"
+    rank: PositiveInt
+    """Rank of the updates."""
+    alpha: PositiveFloat | None = None
+    """The update is scaled by alpha / rank; null: 2 * rank."""
+    dropout: Share = 0.0
+    """Dropout on the updates' inputs in training."""
+
+
+class FinetuneTrial(Strict):
+    """Full fine-tuning: all weights of an own copy of the base, fp32 master weights, the model's own dropout."""
+
+    method: Literal["finetune"] = "finetune"
+
+
+AnyTrial = Annotated[PrefixTrial | AdapterTrial | LoraTrial | FinetuneTrial, Field(discriminator="method")]
+METHODS: Mapping[str, type[PrefixTrial | AdapterTrial | LoraTrial | FinetuneTrial]] = {
+    "prefix": PrefixTrial,
+    "adapter": AdapterTrial,
+    "lora": LoraTrial,
+    "finetune": FinetuneTrial,
+}
+TASK_METRICS: Mapping[str, tuple[str, ...]] = dict.fromkeys(
+    ("e2e", "webnlg", "custom"), ("bleu", "nist", "rouge_l", "cider", "chrf", "ter")
+)
+"""The metrics that `final.metric` may name, by task."""
+RECIPE_OF_ALL = frozenset({"num_steps", "eval_every", "precision"})
+"""Keys of `train` that an arm may not override: they make arms comparable."""
+
+
+class TrialConfig(TrainConfig):
+    """One configuration: a method's values and the recipe, nothing left to search."""
+
+    arm: str
+    """The arm that the configuration comes from."""
+    learning_rate: PositiveFloat
+    """AdamW's peak learning rate."""
+    method: AnyTrial
+    """The method and its values."""
+
+
+class ArmConfig(Strict):
+    """One method with its search space."""
+
+    name: str
+    """The arm's name in the sweep file."""
+    method: Literal["prefix", "adapter", "lora", "finetune"]
+    """The method; in the file it may be left out where the arm is called like it."""
+    fixed: Mapping[str, Scalar]
+    """Values that are not searched."""
+    dimensions: Mapping[str, AnyDimension]
+    """Values that are."""
+    num_trials: PositiveInt
+    """Trials of the search; 1 where nothing is searched."""
+    first: tuple[Mapping[str, Scalar], ...] = ()
+    """Configurations that are tried first."""
+    train: TrainConfig
+    """The recipe that the arm overrides."""
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether a trial cannot share the base, and so has a worker to itself."""
+        return self.method == "finetune"
+
+    def trial(self, values: Mapping[str, Any]) -> TrialConfig:
+        """The configuration in which the searched keys have these values; pydantic's errors where they are wrong.
+
+        Strict as JSON is: true is not 1, 5.0 is not a whole number, and "5" is no number.
+        """
+        given = {**self.fixed, **values}
+        own = {key: value for key, value in given.items() if key in METHODS[self.method].model_fields}
+        recipe = {key: value for key, value in given.items() if key not in own}
+        method = {**own, "method": self.method}
+        whole = {**self.train.model_dump(), **recipe, "arm": self.name, "method": method}
+        return TrialConfig.model_validate_json(json.dumps(whole), strict=True)
+
+
+class SearchConfig(Strict):
+    """How configurations are proposed, compared and stopped. Counts hold for each arm."""
+
+    metric: Literal["dev/loss"] = "dev/loss"
+    """What trials are compared by; lower is better."""
+    num_trials: PositiveInt
+    """Trials per arm that has something to search."""
+    concurrency: PositiveInt | None = None
+    """Trials of an arm at once; null: a quarter of num_trials, at most the slots (more would blind the sampler)."""
+    rungs: tuple[PositiveInt, ...] = ()
+    """Steps at which the worse trials are stopped."""
+    keep: float = Field(default=0.5, gt=0.0, le=1.0)
+    """The share of trials that goes on at a rung."""
+    seed: int = Field(default=1, ge=0)
+    """Every random draw of the sweep derives from it."""
+    max_hours: PositiveFloat | None = None
+    """No trial is started after this much wall time; running ones end."""
+    max_failures: PositiveInt = 3
+    """How often a trial is placed again after its worker died before it is set aside."""
+
+
+class FinalConfig(Strict):
+    """The final stage: the best configurations again with fresh seeds, decoded and scored on test."""
+
+    candidates: PositiveInt = 1
+    """Configurations per arm that are retrained and compared on dev by `metric`; with 1 there is nothing to compare."""
+    num_seeds: PositiveInt = 1
+    """Fresh seeds of each arm's winner; only these see test."""
+    metric: str = "test/bleu"
+    """The primary metric."""
+    reference: str | None = None
+    """The arm that the others are compared with; null: the first."""
+    num_beams: PositiveInt = 5
+    """Beams of the search; 1 is greedy."""
+    min_new_tokens: int = Field(default=0, ge=0)
+    """No end before this many tokens."""
+    max_new_tokens: PositiveInt = 100
+    """Tokens after which a hypothesis is cut."""
+    length_penalty: float = 1.0
+    """Exponent of the length by which a beam's score is divided."""
+    batch_size: PositiveInt = Field(default=16)
+    """Sources that are decoded at once."""
+
+
+class TrackingConfig(Strict):
+    """Where runs are logged."""
+
+    mlflow: str | None = "auto"
+    """auto: sqlite in the sweep's folder; a tracking URI; null: no MLflow."""
+    artifacts: Literal["finished", "none"] = "finished"
+    """Which trials' artifacts are logged."""
+
+
+class SweepConfig(Strict):
+    """A whole sweep file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Results go to runs/NAME."""
+    base: Text
+    """A hub id, a folder, a GGUF file, or package:file for a file inside an installed package."""
+    task: TaskConfig
+    train: TrainConfig
+    arms: tuple[ArmConfig, ...]
+    search: SearchConfig
+    final: FinalConfig = FinalConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    def arm(self, name: str) -> ArmConfig:
+        """The arm of that name."""
+        return next(arm for arm in self.arms if arm.name == name)

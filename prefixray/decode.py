@@ -1,0 +1,74 @@
+"""Decode a split again with what a sweep has trained, and score it.
+
+python -m prefixray.decode runs/quickstart --split test        # the best prefix of the final stage
+python -m prefixray.decode runs/quickstart --arm adapter       # another arm
+python -m prefixray.decode runs/quickstart/trials/prefix/3/artifact --split dev
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefixray.config import UserError
+from prefixray.evaluation import decode_artifact
+from prefixray.hypotheses import best_run, read_hypotheses, write_hypotheses
+from prefixray.metrics import label
+from prefixray.sweepfile import find_sweep
+from prefixray.results import is_finished, load_results
+
+_SETTINGS = ("num_beams", "min_new_tokens", "max_new_tokens", "length_penalty", "batch_size")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write hypotheses, references and sources, print the scores; 2 where there is nothing to decode."""
+    options = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    changed = {key: value for key in _SETTINGS if (value := getattr(options, key)) is not None}
+    try:
+        artifact, recorded = _resolve(options.where, options.arm)
+        decoded = decode_artifact(artifact, options.split, device=options.device, decoding={**recorded, **changed})
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    out = Path(options.out) if options.out else artifact.parent / "decoded"
+    write_hypotheses(out, options.split, decoded.hypotheses, decoded.sources)
+    print(f"{artifact}: {options.split}, {len(decoded.sources)} sources")
+    print("  ".join(f"{label(metric)} {scored.corpus():.4g}" for metric, scored in decoded.scores.items()))
+    if (artifact.parent / f"{options.split}.hyp").is_file():
+        earlier = read_hypotheses(artifact.parent, options.split)
+        num_same = sum(a == b for a, b in zip(earlier, read_hypotheses(out, options.split), strict=False))
+        print(f"{num_same} of {len(earlier)} hypotheses are those of the final stage")
+    print(f"{out}/{options.split}.hyp  .ref  .src")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m prefixray.decode", description="Decode a split and score it.")
+    parser.add_argument("where", help="a sweep's results folder, its name or YAML; or an artifact's folder")
+    parser.add_argument("--split", choices=("dev", "test"), default="test", help="what is decoded (test)")
+    parser.add_argument("--arm", help="of a sweep: the arm (its best prefix)")
+    parser.add_argument("--out", help="where the three files go (beside the artifact)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    for key in _SETTINGS:
+        kind = float if key == "length_penalty" else int
+        parser.add_argument(f"--{key.replace('_', '-')}", type=kind, help="in place of what was recorded")
+    return parser
+
+
+def _resolve(where: str, arm: str | None) -> tuple[Path, dict[str, Any]]:
+    """The artifact's folder, and the decoding settings that a sweep records beside it."""
+    if any(Path(where).glob("*_config.json")):
+        return Path(where), {}
+    folder = find_sweep(where)
+    results = load_results(folder)
+    if not is_finished(results):
+        raise UserError(f"{folder}: no final stage yet; decode one of its trials: {folder}/trials/ARM/NUMBER/artifact")
+    return folder / best_run(results, arm) / "artifact", dict(results["decoding"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

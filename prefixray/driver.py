@@ -1,0 +1,340 @@
+"""A sweep from its file to its table. Running the same sweep again continues it.
+
+One driver at a time: the sweep's folder is locked by the kernel, so the lock of a killed driver is gone with it.
+"""
+
+import fcntl
+import json
+import logging
+import math
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from prefixray.cluster import Cluster, connected
+from prefixray.config import ArmConfig, SweepConfig, UserError
+from prefixray.final import (
+    CANDIDATE_REPLICATE,
+    UNTUNED,
+    Facts,
+    FinalRun,
+    best_candidate,
+    final_runs,
+    make_results,
+)
+from prefixray.live import LiveView, View
+from prefixray.pool import Pool
+from prefixray.results import Results, SearchTrial
+from prefixray.search import Coordinator, Stage, run_stages
+from prefixray.space import Scalar
+from prefixray.study import ArmStudy, FixedStudy, Proposal, Record, TrialSource, repair_journal
+from prefixray.sweepfile import differences, dump, identity, restore
+from prefixray.tables import render_markdown, write_csv
+from prefixray.tasks import load_task
+from prefixray.tracking import Tracker, open_tracker
+from prefixray.trial import TrialSpec
+from prefixray.worker import WorkerSetup
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sweep leaves behind."""
+
+    folder: Path
+    results: Results
+    tracking_uri: str | None
+
+
+def run_sweep(config: SweepConfig, file: Path, *, address: str | None = None) -> Outcome:
+    """Run a sweep, or what is left of it, and return its results.
+
+    Raises `UserError` where another driver holds the sweep, or where its folder holds a sweep with other settings.
+    """
+    folder = Path("runs") / config.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with _held(folder):
+        _check_identity(config, file, folder)
+        _write(folder / "sweep.json", json.dumps(dump(config), indent=1) + "\n")
+        shutil.copyfile(file, folder / "sweep.yaml")
+        repair_journal(folder / "study.journal")
+        live = LiveView()
+        try:
+            with connected(address) as cluster:
+                return _Sweep(config, folder, cluster, live).run()
+        finally:
+            live.close()
+
+
+class _Sweep:
+    """One run of the driver over a sweep."""
+
+    def __init__(self, config: SweepConfig, folder: Path, cluster: Cluster, live: LiveView) -> None:
+        self._config, self._folder, self._cluster, self._live = config, folder, cluster, live
+        self._started = time.monotonic()
+        self._title = f"{config.name}  {config.base.partition(':')[2] or config.base} on {config.task.name}   {folder}"
+        live.update(View(title=self._title, stage="start", message=f"{cluster}; loading the base and the task"))
+        num_threads = max(1, cluster.num_cpus // cluster.num_workers)
+        setup = WorkerSetup(config.base, config.task, config.train.precision, cluster.device, num_threads)
+        self._pool = Pool(cluster, setup)
+        self._tracker: Tracker = open_tracker(config.tracking, folder, config.name, _sweep_params(config))
+        self._tracker.start({}, {"prefixray.stage": "sweep"}, [folder / "sweep.yaml"])
+
+    def run(self) -> Outcome:
+        """Search, final stage, table."""
+        state = "failed"
+        try:
+            self._pool.wait(self._config.arms)
+            studies = self._search()
+            results = self._final(studies)
+            state = "finished"
+        except KeyboardInterrupt:
+            state = "interrupted"
+            raise
+        finally:
+            self._tracker.close(state)  # type: ignore[arg-type]
+        return Outcome(self._folder, results, self._tracker.uri)
+
+    def _search(self) -> dict[str, ArmStudy]:
+        """Run the search of every arm that has something to search; its studies by arm."""
+        config = self._config
+        studies: dict[str, ArmStudy] = {}
+        stages = []
+        for arm in (arm for arm in config.arms if arm.dimensions):
+            at_once = self._concurrency(arm)
+            study = ArmStudy(self._folder / "study.journal", config.name, arm, seed=config.search.seed, num_startup=at_once)
+            studies[arm.name] = study
+            stages.append(Stage(arm.name, arm, study, at_once, self._search_spec(arm)))
+        if stages:
+            self._run("search", stages)
+        self._store({"search": self._search_trials(studies)})
+        return studies
+
+    def _final(self, studies: Mapping[str, ArmStudy]) -> Results:
+        config, metric = self._config, self._config.final.metric.removeprefix("test/")
+        task = load_task(config.task)
+        best = {arm.name: self._best(arm, studies) for arm in config.arms}
+        candidates = {
+            arm.name: [run for record in best[arm.name] for run in final_runs(arm, record, [CANDIDATE_REPLICATE], self._folder)]
+            for arm in config.arms
+            if len(best[arm.name]) > 1
+        }
+        if candidates:
+            done = self._train("candidates", candidates)
+            self._decode([(run.artifact, run.folder) for runs in done.values() for run in runs], "dev")
+            for arm_name, runs in done.items():
+                number = best_candidate(runs, task.dev_sources, metric).number
+                best[arm_name] = [record for record in best[arm_name] if record is not None and record.number == number]
+        seeds = range(1, config.final.num_seeds + 1)
+        wanted = {
+            arm.name: final_runs(arm, best[arm.name][0], seeds, self._folder) for arm in config.arms if best[arm.name]
+        }
+        runs = self._train("final", wanted)
+        floor = self._folder / "final" / UNTUNED
+        self._decode([(None, floor), *((run.artifact, run.folder) for own in runs.values() for run in own)], "test")
+        self._live.update(View(title=self._title, stage="score", message="scoring and comparing"))
+        facts = Facts(
+            config=config,
+            found=self._pool.found,
+            decoding=self._decoding(),
+            search=self._search_trials(studies),
+            minutes=self._minutes(),
+            sweep_minutes=(time.monotonic() - self._started) / 60,
+        )
+        results = make_results(facts, runs, floor, task.test_sources)
+        self._publish(results)
+        return results
+
+    def _best(self, arm: ArmConfig, studies: Mapping[str, ArmStudy]) -> list[Record | None]:
+        """The records whose configurations go on; None stands for the only configuration of an unsearched arm."""
+        if arm.name not in studies:
+            return [None]
+        found = studies[arm.name].best(self._config.final.candidates)
+        if not found:
+            logger.warning("no trial of %s has a score: it is left out of the final stage", arm.name)
+        return list(found)
+
+    def _train(self, stage: str, wanted: Mapping[str, Sequence[FinalRun]]) -> dict[str, list[FinalRun]]:
+        """Train these runs; those that ended well, by arm."""
+        stages = []
+        studies = []
+        for arm in (arm for arm in self._config.arms if wanted.get(arm.name)):
+            name = f"{stage}/{arm.name}"
+            runs = {run.item: run for run in wanted[arm.name]}
+            study = FixedStudy(self._folder / "study.journal", self._config.name, name, list(runs))
+            studies.append(study)
+            stages.append(Stage(name, arm, study, len(runs), self._final_spec(name, arm, runs)))
+        self._run(stage, stages)
+        for study in studies:
+            study.withdraw()
+        done = {arm: [run for run in runs if run.result() is not None] for arm, runs in wanted.items()}
+        return {arm: runs for arm, runs in done.items() if runs}
+
+    def _run(self, name: str, stages: Sequence[Stage]) -> None:
+        search = self._config.search
+        coordinator = Coordinator(
+            stages, self._pool, self._tracker, keep=search.keep, max_failures=search.max_failures
+        )
+        if search.max_hours is not None and name == "search":
+            coordinator.deadline = self._started + 3600 * search.max_hours
+        run_stages(coordinator, self._folder, self._cluster.trial_resources, self._live, title=self._title, stage=name)
+
+    def _decode(self, jobs: Sequence[tuple[Path | None, Path]], split: str) -> None:
+        self._live.update(View(title=self._title, stage="decode", message=f"decoding {split} with {len(jobs)} models"))
+        self._pool.decode(
+            [
+                (None if artifact is None else str(artifact.absolute()), str(folder.absolute()), split, self._decoding())
+                for artifact, folder in jobs
+            ]
+        )
+
+    def _decoding(self) -> dict[str, Any]:
+        final = self._config.final
+        keys = ("num_beams", "min_new_tokens", "max_new_tokens", "length_penalty")
+        return {**{key: getattr(final, key) for key in keys}, "batch_size": final.batch_size}
+
+    def _concurrency(self, arm: ArmConfig) -> int:
+        """Trials of an arm at once: few enough that the sampler learns from generation to generation."""
+        slots = self._pool.num_workers if arm.exclusive else self._pool.num_slots * self._pool.num_workers
+        return min(slots, self._config.search.concurrency or math.ceil(arm.num_trials / 4))
+
+    def _search_spec(self, arm: ArmConfig) -> Any:
+        config, folder = self._config, self._folder.absolute()
+
+        def spec(trial: Proposal | Record) -> TrialSpec:
+            return TrialSpec(
+                key=f"{arm.name}/{trial.number}",
+                config=arm.trial(trial.values),
+                seed=config.search.seed,
+                replicate=0,
+                rungs=config.search.rungs,
+                folder=str(folder / "trials" / arm.name / str(trial.number)),
+                keep_artifact=not arm.exclusive,
+            )
+
+        return spec
+
+    def _final_spec(self, stage: str, arm: ArmConfig, runs: Mapping[str, FinalRun]) -> Any:
+        def spec(trial: Proposal | Record) -> TrialSpec:
+            run = runs[str(trial.values["item"])]
+            return TrialSpec(
+                key=f"{stage}/{run.item}",
+                config=run.config,
+                seed=self._config.search.seed,
+                replicate=run.replicate,
+                rungs=(),
+                folder=str(run.folder.absolute()),
+            )
+
+        return spec
+
+    def _search_trials(self, studies: Mapping[str, ArmStudy]) -> list[SearchTrial]:
+        return [
+            _search_trial(self._config, self._config.arm(name), record)
+            for name, study in studies.items()
+            for record in study.records()
+        ]
+
+    def _minutes(self) -> dict[str, float]:
+        """Training time of each arm's search, from what its trials have left; of an unsearched arm its final runs'."""
+        minutes = {}
+        for arm in self._config.arms:
+            pattern = f"trials/{arm.name}/*/result.json" if arm.dimensions else f"final/{arm.name}-*/result.json"
+            found = [json.loads(path.read_text(encoding="utf-8")) for path in self._folder.glob(pattern)]
+            minutes[arm.name] = sum(result["metrics"].get("train/seconds", 0.0) for result in found) / 60
+        return minutes
+
+    def _store(self, results: Mapping[str, Any]) -> None:
+        _write(self._folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+
+    def _publish(self, results: Results) -> None:
+        """Write the results in every form, and log them."""
+        self._keep_older(results)
+        self._store(results)
+        _write(self._folder / "results.md", render_markdown(results))
+        write_csv(results, self._folder / "results.csv")
+        scores = {
+            f"test/{metric}/{arm['arm']}": interval["value"]
+            for arm in results["arms"]
+            for metric, interval in arm["scores"].items()
+        }
+        self._tracker.summary(scores, [self._folder / f"results.{ending}" for ending in ("json", "md", "csv")])
+
+    def _keep_older(self, results: Results) -> None:
+        """Where an extension has changed a winner, the older results stay beside the new ones."""
+        path = self._folder / "results.json"
+        older = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if "arms" in older and older["arms"] != results["arms"]:
+            count = len(list(self._folder.glob("results.*.json")))
+            path.rename(self._folder / f"results.{count + 1}.json")
+
+
+def _search_trial(config: SweepConfig, arm: ArmConfig, record: Record) -> SearchTrial:
+    last = max(record.reports, default=0)
+    rung = config.search.rungs.index(last) + 1 if record.state == "stopped" and last in config.search.rungs else None
+    value = record.value
+    return SearchTrial(
+        arm=arm.name,
+        number=record.number,
+        config=dict(record.values),
+        step=last,
+        num_steps=arm.train.num_steps,
+        dev_loss=value,
+        state=record.state,
+        rung=rung,
+    )
+
+
+def _sweep_params(config: SweepConfig) -> dict[str, Scalar]:
+    """What every run of the sweep shares."""
+    search = config.search
+    return {
+        "sweep": config.name,
+        "base": config.base,
+        "task": config.task.name,
+        "search.seed": search.seed,
+        "search.num_trials": search.num_trials,
+    }
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the sweep's lock; `UserError` names who has it."""
+    with (folder / "lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"{folder}: another driver runs this sweep: {file.read().strip()}") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.flush()
+        yield
+
+
+def _check_identity(config: SweepConfig, file: Path, folder: Path) -> None:
+    """A folder holds one sweep: all but budgets, tracking and the final stage must be unchanged."""
+    path = folder / "sweep.json"
+    if not path.is_file():
+        return
+    held = restore(json.loads(path.read_text(encoding="utf-8")))
+    changed = differences(identity(held), identity(config))
+    if changed:
+        raise UserError(
+            f"{file}: {folder} holds a sweep with other settings; give this one another name, or undo:",
+            *(f"  {line}" for line in changed),
+        )
+
+
+def _write(path: Path, content: str) -> None:
+    """Write a file whole or not at all."""
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.write_text(content, encoding="utf-8")
+    scratch.replace(path)

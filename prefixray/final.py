@@ -1,0 +1,224 @@
+"""The final stage: each arm's best configuration again with fresh seeds, decoded and scored on test.
+
+No score of a search trial enters the table. Candidates are retrained and compared on dev; the winner runs fresh seeds;
+only those see test. The untuned base, decoded with the same settings, is the floor.
+"""
+
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from prefixray.config import ArmConfig, SweepConfig, TrialConfig
+from prefixray.hypotheses import read_hypotheses, score_all
+from prefixray.metrics import Scored, higher_is_better
+from prefixray.results import ArmResult, ExampleOutputs, Interval, Results, SearchTrial, SeedResult
+from prefixray.statistics import Comparison, Estimate, compare, intervals, resolution, sd
+from prefixray.study import Record
+from prefixray.tasks import Sourced
+
+logger = logging.getLogger(__name__)
+
+UNTUNED = "untuned"
+CANDIDATE_REPLICATE = 1000
+"""The replicate of candidates: fresh seeds, unlike the search's (0) and the final runs' (1 to num_seeds)."""
+NUM_EXAMPLES = 20
+_PACKAGES = ("prefixray", "torch", "transformers", "ray", "optuna", "mlflow", "sacrebleu", "numpy")
+
+
+@dataclass(frozen=True)
+class FinalRun:
+    """One training run of the final stage."""
+
+    arm: ArmConfig
+    config: TrialConfig
+    number: int  # the search trial that the configuration comes from; 0 where nothing was searched
+    replicate: int
+    folder: Path
+
+    @property
+    def item(self) -> str:
+        """Its name in the study."""
+        return f"{self.number}@{self.replicate}"
+
+    @property
+    def artifact(self) -> Path:
+        """The state with the best dev loss."""
+        return self.folder / "artifact"
+
+    def result(self) -> dict[str, Any] | None:
+        """What came of it; None where it has not ended well."""
+        path = self.folder / "result.json"
+        if not path.is_file():
+            return None
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return result if result["state"] == "done" else None
+
+
+def final_runs(arm: ArmConfig, record: Record | None, replicates: Sequence[int], folder: Path) -> list[FinalRun]:
+    """The runs of one configuration: a record of the search, or the arm's only configuration."""
+    number = 0 if record is None else record.number
+    config = arm.trial({} if record is None else record.values)
+    return [
+        FinalRun(arm, config, number, replicate, folder / "final" / f"{arm.name}-{number}-{replicate}")
+        for replicate in replicates
+    ]
+
+
+def best_candidate(runs: Sequence[FinalRun], sources: Sequence[Sourced], metric: str) -> FinalRun:
+    """The candidate whose dev hypotheses score best."""
+    sign = 1.0 if higher_is_better(metric) else -1.0
+    scores = {run.item: score_of(run.folder, "dev", sources, [metric])[metric].corpus() for run in runs}
+    logger.info("candidates on dev: %s", ", ".join(f"{item} {value:.2f}" for item, value in scores.items()))
+    return max(runs, key=lambda run: sign * scores[run.item])
+
+
+def score_of(folder: Path, split: str, sources: Sequence[Sourced], metrics: Sequence[str]) -> dict[str, Scored]:
+    """The scores of the hypotheses in a folder."""
+    return score_all(read_hypotheses(folder, split), sources, metrics)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a table needs to know besides the scores."""
+
+    config: SweepConfig
+    found: Mapping[str, Any]  # of the base and the device, from a worker
+    decoding: Mapping[str, Any]
+    search: Sequence[SearchTrial]
+    minutes: Mapping[str, float]  # training time of each arm's search
+    sweep_minutes: float
+
+
+def make_results(facts: Facts, runs: Mapping[str, Sequence[FinalRun]], floor: Path, sources: Sequence[Sourced]) -> Results:
+    """Score everything and compare it: the whole content of results.json. `runs` are those that ended well, by arm."""
+    config, metrics = facts.config, list(facts.found["metrics"])
+    primary = config.final.metric.removeprefix("test/")
+    if primary not in metrics:
+        metrics.insert(0, primary)
+    folders = {UNTUNED: [floor], **{arm: [run.folder for run in own] for arm, own in runs.items()}}
+    scored = {arm: [score_of(folder, "test", sources, metrics) for folder in own] for arm, own in folders.items()}
+    reference = _reference(config, runs)
+    by_metric = {metric: {arm: [seed[metric] for seed in seeds] for arm, seeds in scored.items()} for metric in metrics}
+    compared = compare(by_metric[primary], reference, seed=config.search.seed)
+    estimates = {primary: {comparison.arm: comparison for comparison in compared}}
+    for metric in metrics:
+        if metric != primary:
+            others = intervals(by_metric[metric], reference, seed=config.search.seed)
+            estimates[metric] = {comparison.arm: comparison for comparison in others}
+    arms = [
+        _arm_result(facts, arm, list(runs.get(arm, ())), scored[arm], {m: estimates[m][arm] for m in metrics}, primary)
+        for arm in scored
+    ]
+    return Results(
+        sweep=config.name,
+        base=config.base,
+        base_digest=facts.found["base_digest"],
+        task=config.task.name,
+        split="test",
+        num_sources=len(sources),
+        num_sources_total=facts.found["num_test_total"],
+        metric=primary,
+        reference=reference,
+        metrics=metrics,
+        signatures={metric: scored[UNTUNED][0][metric].signature for metric in metrics},
+        decoding=dict(facts.decoding),
+        precision=facts.found["precision"],
+        num_parameters=facts.found["num_parameters"],
+        versions={package: metadata.version(package) for package in _PACKAGES},
+        machine=_machine(facts.found),
+        seed=config.search.seed,
+        arms=arms,
+        resolution=resolution([comparison for comparison in compared if comparison.arm != UNTUNED]),
+        examples=_examples(folders, sources),
+        search=list(facts.search),
+        budget={"minutes": facts.sweep_minutes},
+    )
+
+
+def _reference(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> str:
+    """The arm that the others are compared with; the first that has a run where that one failed."""
+    wanted = config.final.reference or config.arms[0].name
+    if wanted in runs:
+        return wanted
+    instead = next(iter(runs), UNTUNED)
+    logger.warning("no final run of the reference %s has ended well; %s takes its place", wanted, instead)
+    return instead
+
+
+def _arm_result(
+    facts: Facts,
+    arm: str,
+    runs: list[FinalRun],
+    scored: Sequence[Mapping[str, Scored]],
+    estimates: Mapping[str, Comparison],
+    primary: str,
+) -> ArmResult:
+    results = [run.result() or {} for run in runs]
+    seeds = [
+        SeedResult(
+            seed=run.replicate,
+            scores={metric: one.corpus() for metric, one in scores.items()},
+            dev_loss=result["metrics"]["dev/best_loss"],
+            folder=f"final/{run.folder.name}",
+        )
+        for run, result, scores in zip(runs, results, scored, strict=False)
+    ]
+    if not runs:
+        seeds = [SeedResult(seed=0, scores={m: s.corpus() for m, s in scored[0].items()}, dev_loss=None, folder="final/untuned")]
+    own = [trial for trial in facts.search if trial["arm"] == arm]
+    sizes = results[0]["metrics"] if results else {}
+    main = estimates[primary]
+    return ArmResult(
+        arm=arm,
+        method=runs[0].arm.method if runs else None,
+        config=runs[0].config.model_dump(mode="json") if runs else {},
+        seeds=seeds,
+        scores={metric: _interval(estimate.score) for metric, estimate in estimates.items()},
+        sd={metric: sd([seed["scores"][metric] for seed in seeds]) for metric in estimates},
+        difference=None if main.difference is None else _interval(main.difference),
+        p=main.p,
+        p_holm=main.p_holm,
+        trained_parameters=int(sizes.get("size/trained", 0)),
+        stored_parameters=int(sizes.get("size/stored", 0)),
+        num_trials=len(own) or len(runs[:1]),
+        minutes=facts.minutes.get(arm, 0.0),
+        searched=bool(own),
+    )
+
+
+def _interval(estimate: Estimate) -> Interval:
+    return Interval(value=estimate.value, low=estimate.low, high=estimate.high)
+
+
+def _examples(folders: Mapping[str, Sequence[Path]], sources: Sequence[Sourced]) -> list[ExampleOutputs]:
+    """Outputs of each arm's first seed, side by side."""
+    outputs = {arm: read_hypotheses(own[0], "test") for arm, own in folders.items()}
+    return [
+        ExampleOutputs(
+            source=sourced.source,
+            references=list(sourced.references),
+            outputs={arm: texts[index] for arm, texts in outputs.items()},
+        )
+        for index, sourced in enumerate(sources[:NUM_EXAMPLES])
+    ]
+
+
+def _machine(found: Mapping[str, Any]) -> dict[str, object]:
+    return {
+        "device": found["device"],
+        "cpu": platform.processor() or platform.machine(),
+        "num_cpus": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "python": sys.version.split()[0],
+        "system": platform.platform(),
+    }
+

@@ -1,0 +1,220 @@
+"""The live view: what the sweep is doing, from the first minute on.
+
+Its caller hands over whole pictures of the sweep. A terminal shows the latest as a table; without one, the differences
+between consecutive pictures become plain lines, one per event.
+"""
+
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from prefixray.space import Scalar
+from prefixray.tables import SHORT, differing_keys, value_text
+
+State = Literal["waiting", "running", "done", "stopped", "failed"]
+ENDED: frozenset[State] = frozenset({"done", "stopped", "failed"})
+ORDER: tuple[State, ...] = ("running", "done", "stopped", "failed", "waiting")
+STYLES: Mapping[State, str] = {"stopped": "dim", "failed": "red", "waiting": "dim"}
+NUM_OTHER_LINES = 6  # of the view besides its rows: title, header, what is left out, message, footer, the cursor's
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial as it stands."""
+
+    arm: str
+    number: int
+    values: Mapping[str, Scalar]  # the searched ones
+    step: int
+    num_steps: int
+    score: float | None  # of its last report; lower is better
+    state: State
+    note: str | None = None  # "at rung 2", or why it failed
+
+    @property
+    def name(self) -> str:
+        """Unique in the view."""
+        return f"{self.arm}/{self.number}"
+
+    @property
+    def state_text(self) -> str:
+        """The state with its note."""
+        between = ": " if self.state == "failed" else " "
+        return self.state + (between + self.note if self.note else "")
+
+    @property
+    def comparable(self) -> float:
+        """The score, infinite where there is none."""
+        return self.score if self.score is not None and math.isfinite(self.score) else math.inf
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture of the whole sweep."""
+
+    title: str  # "quickstart  SmolLM2-135M on e2e   8 trials, 4 at once in one pack   runs/quickstart"
+    stage: str  # "search", "final", ...
+    rows: Sequence[Row] = field(default_factory=tuple)
+    tokens_per_second: float = 0.0
+    memory: str = ""  # "base 0.3 GiB + 4 x 0.1 GiB"
+    seconds_left: float | None = None
+    message: str | None = None  # what is going on where no row says it
+
+
+class LiveView:
+    """Shows the pictures it is given, until `close()`. Pictures come from one thread, events from any.
+
+    What is printed to stdout or stderr meanwhile appears above the table; a log handler that was made before writes
+    past it, so it should call `event` instead.
+    """
+
+    def __init__(self, file: TextIO | None = None) -> None:
+        self._file = file or sys.stdout
+        self._console = Console(file=self._file, force_terminal=self._file.isatty(), highlight=False)
+        self._start = time.monotonic()
+        self._previous: View | None = None
+        self._live: Live | None = None
+        if self._console.is_interactive:
+            self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="crop")
+            self._live.start()
+
+    def update(self, view: View) -> None:
+        """Show this picture."""
+        if self._live is None:
+            for line in events(self._previous, view):
+                self.event(line)
+        else:
+            self._live.update(_drawn(view, num_rows=self._console.height - NUM_OTHER_LINES), refresh=True)
+        self._previous = view
+
+    def event(self, line: str) -> None:
+        """Say one thing, above the table where there is one."""
+        stamped = f"{duration_text(time.monotonic() - self._start)}  {line}"
+        if self._live is None:
+            print(stamped, file=self._file, flush=True)
+        else:
+            self._console.print(Text(stamped))
+
+    def close(self) -> None:
+        """Leave the last picture standing and give the terminal back. A second call does nothing."""
+        if self._live is not None:
+            self._live.stop()
+
+
+def events(previous: View | None, view: View) -> list[str]:
+    """What happened between two pictures, a line each: stages, trials that started, reported, or ended."""
+    lines = []
+    if previous is None:
+        lines.append(view.title)
+        if earlier := [row for row in view.rows if row.state in ENDED]:
+            lines.append(f"from an earlier run: {_counts(earlier)}")
+    if view.stage and (previous is None or previous.stage != view.stage):
+        lines.append(view.stage)
+    known = {row.name: row for row in (view if previous is None else previous).rows}
+    if previous is None:
+        known = {name: row for name, row in known.items() if row.state in ENDED}
+    for row in view.rows:
+        lines += _row_events(known.get(row.name), row)
+    return lines
+
+
+def duration_text(seconds: float) -> str:
+    """`1:10` or `2:03:20`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _row_events(before: Row | None, row: Row) -> list[str]:
+    """What happened to one trial. A trial that had ended and runs again is a new one (the final stage's)."""
+    score = "" if row.score is None else f"  dev/loss {row.score:.3f}"
+    at = f"step {row.step}/{row.num_steps}{score}"
+    if row.state in ENDED:
+        changed = before is None or before.state != row.state
+        return [f"{row.name} {row.state_text}  {at}"] if changed else []
+    if row.state == "waiting":
+        return []
+    if before is None or before.state != "running":
+        values = "  ".join(f"{SHORT.get(key, key)} {value_text(key, value)}" for key, value in row.values.items())
+        resumed = f" again from step {row.step}" if row.step else ""
+        return [f"{row.name} started{resumed}" + (f"  {values}" if values else "")]
+    return [f"{row.name} {at}"] if row.score is not None and row.score != before.score else []
+
+
+def _drawn(view: View, num_rows: int) -> Group:
+    """The picture for a terminal in which this many rows have room."""
+    rows = sorted(view.rows, key=_place)
+    shown = rows[: max(num_rows, 1)]
+    parts: list[Text | Table] = [Text(view.title, style="bold", no_wrap=True, overflow="ellipsis")]
+    if shown:
+        parts.append(_table(view, shown))
+    if len(rows) > len(shown):
+        parts.append(Text(f"... {len(rows) - len(shown)} more"))
+    if view.message:
+        parts.append(Text(view.message, no_wrap=True, overflow="ellipsis"))
+    parts.append(Text(_footer(view), no_wrap=True, overflow="ellipsis"))
+    return Group(*parts)
+
+
+def _place(row: Row) -> tuple[int, float, str, int]:
+    """Running trials first, in the order of their names, so that they keep their lines; ended ones by score."""
+    return ORDER.index(row.state), row.comparable if row.state in ENDED else 0.0, row.arm, row.number
+
+
+def _table(view: View, shown: Sequence[Row]) -> Table:
+    keys = differing_keys([(row.arm, row.values) for row in view.rows])
+    one_arm = len({row.arm for row in view.rows}) == 1
+    best = _best(view.rows)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    table.add_column("trial", no_wrap=True)
+    for head in (*(SHORT.get(key, key) for key in keys), "step", "dev/loss"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True, overflow="ellipsis")
+    for row in shown:
+        is_best = row.name in best
+        cells = [
+            str(row.number) if one_arm else row.name,
+            *(value_text(key, row.values[key]) if key in row.values else "" for key in keys),
+            f"{row.step}/{row.num_steps}",
+            "-" if row.score is None else f"{row.score:.3f}",
+            row.state_text + ("  * best" if is_best else ""),
+        ]
+        table.add_row(*(Text(cell) for cell in cells), style="green" if is_best else STYLES.get(row.state, ""))
+    return table
+
+
+def _best(rows: Sequence[Row]) -> set[str]:
+    """The best trial of each arm that has several; while none is done, the best so far."""
+    names = set()
+    for arm in {row.arm for row in rows}:
+        of_arm = [row for row in rows if row.arm == arm]
+        candidates = [row for row in of_arm if row.state == "done"] or of_arm
+        best = min(candidates, key=lambda row: row.comparable)
+        if len(of_arm) > 1 and math.isfinite(best.comparable):
+            names.add(best.name)
+    return names
+
+
+def _footer(view: View) -> str:
+    parts = [view.stage, _counts(view.rows)]
+    if view.tokens_per_second:
+        parts.append(f"{view.tokens_per_second:,.0f} tok/s")
+    parts.append(view.memory)
+    if view.seconds_left is not None:
+        parts.append(f"about {duration_text(view.seconds_left)} left")
+    return "   ".join(part for part in parts if part)
+
+
+def _counts(rows: Sequence[Row]) -> str:
+    counts = Counter(row.state for row in rows)
+    states: tuple[State, ...] = ("done", "stopped", "failed", "running", "waiting")
+    return "  ".join(f"{state} {counts[state]}" for state in states if counts[state])

@@ -1,0 +1,40 @@
+"""Methods of tuning behind one small contract.
+
+A method is a module that holds one trial's trainable tensors in fp32 and says what they put into the base:
+`insert(step)` gives an `Insert` for the forwards of one step, `push_gradients()` carries the gradients that arrived at
+the insert back to the trainable tensors, once per step however many forwards there were.
+A new method is one file here, one line in `build_method`, one line in the contract test.
+"""
+
+from typing import assert_never
+
+import torch
+
+from prefixray.base import Base
+from prefixray.config import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial
+from prefixray.methods.adapter import Adapter
+from prefixray.methods.contract import Method, Recorder
+from prefixray.methods.finetune import Finetune
+from prefixray.methods.lora import Lora
+from prefixray.methods.prefix import Prefix
+
+__all__ = ["Method", "Recorder", "build_method"]
+
+
+def build_method(config: AnyTrial, base: Base, record: Recorder, *, init_seed: int, dropout_seed: int) -> Method:
+    """Make a trial's trainable tensors, drawn from `init_seed`.
+
+    `record` runs the base over token ids and returns every layer's keys and values (real-word initialisation).
+    """
+    draw = torch.Generator().manual_seed(init_seed)
+    match config:
+        case PrefixTrial():
+            return Prefix(config, base, record, draw, dropout_seed)
+        case AdapterTrial():
+            return Adapter(config, base, draw)
+        case LoraTrial():
+            return Lora(config, base, draw, dropout_seed)
+        case FinetuneTrial():
+            return Finetune(base, dropout_seed)
+        case _:
+            assert_never(config)

@@ -1,0 +1,56 @@
+"""What every method of tuning promises to the pack."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prefixray.attention import Insert
+
+Recorder = Callable[[Tensor], Tensor]  # token ids (1, S) -> keys and values (2, L, K, S, D)
+
+
+class Method(nn.Module, ABC):
+    """One trial's trainable tensors."""
+
+    dropout_seed: int = 0
+
+    @property
+    def own_model(self) -> PreTrainedModel | None:
+        """The copy of the base that a method brings which cannot share it."""
+        return None
+
+    @abstractmethod
+    def insert(self, step: int | None) -> Insert:
+        """What the trial puts into the base during training step `step`; None: in evaluation, without dropout."""
+
+    def push_gradients(self) -> None:
+        """Carry gradients from the insert to the trainable tensors. Nothing to do where the insert is made of them."""
+        return None
+
+    def trained_parameters(self) -> int:
+        """How many numbers the optimiser moves."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def stored_parameters(self) -> int:
+        """How many numbers the artifact holds."""
+        return self.trained_parameters()
+
+    @abstractmethod
+    def artifact(self) -> dict[str, Tensor]:
+        """The tensors that decoding needs, on the CPU."""
+
+    @abstractmethod
+    def load_artifact(self, tensors: dict[str, Tensor]) -> None:
+        """Take over the tensors of an artifact; the method can decode then, but not go on training."""
+
+
+def seeded_dropout(x: Tensor, p: float, *, seed: int, step: int | None) -> Tensor:
+    """Dropout whose mask depends on the trial's seed and the step alone, not on what else draws random numbers."""
+    if p == 0.0 or step is None:
+        return x
+    draw = torch.Generator().manual_seed((seed + step) % (1 << 63))
+    kept = (torch.rand(x.shape, generator=draw) >= p).to(x.device, x.dtype)
+    return x * kept / (1.0 - p)

@@ -1,0 +1,53 @@
+r"""Words as the E2E challenge's scorer sees them: mteval-v13a's for BLEU and NIST, COCO's for ROUGE-L and CIDEr.
+
+COCO's are those of Stanford's PTBTokenizer, lower-cased, without punctuation (`-preserveLines -lowerCase`, CoreNLP
+3.4.1), a Java program; here is the part of it that English descriptions need. It keeps the program's oddities: a pound
+sign is `#`, brackets remain as `-lrb-` and `-rrb-`, an abbreviation keeps its full stop. Of the 49,789 different
+references of E2E 4 are split differently (typing errors), of WebNLG 2017's 25,214 about 1 % (mostly abbreviations,
+whose full stop the program judges by long lists).
+"""
+
+import re
+from functools import lru_cache
+
+from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+_PUNCTUATION = frozenset(["''", "'", "``", "`", '"', ".", "?", "!", ",", ":", "-", "--", "...", ";"])
+_RENAMED = {"£": "#", "€": "$", "¢": "cents", "(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-"}
+_PLAIN = str.maketrans(
+    {"\u2019": "'", "\u2018": "'", "\u201c": '"', "\u201d": '"', "\u2013": "--", "\u2014": "--", "\u2026": "..."}
+)  # typographic quotes, dashes and dots
+_ABBREVIATIONS = (
+    "mr|mrs|ms|dr|prof|rev|gen|col|capt|lt|sgt|gov|sen|rep|jr|sr|st|rd|ave|blvd|inc|ltd|co|corp|bros|etc|vs|al|univ"
+    "|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec"
+)
+_TOKEN = re.compile(
+    rf"""
+      (?:https?://|www\.)\S*[^\s.,;:!?)'"]                                      # addresses
+    | can(?=not\b) | gon(?=na\b) | got(?=ta\b) | wan(?=na\b)                    # can not, gon na
+    | [^\W\d_](?:\.[^\W\d_])+(?![^\W_])\.? | \b[^\W\d_]\.(?=\s+\S)              # u.s. f.c, j. (but not a last letter)
+    | \b(?:{_ABBREVIATIONS})\.(?![^\W\d_]) | \bno\.(?=\s*\d) | [^\W\d_]+\.(?=,)  # st. no. 5
+    | n't\b | '(?:s|re|ve|ll|d|m|n|em)\b                                        # is n't, they 're
+    | (?:(?<!\S)-)?\.?\d+(?:[.,]\d+)*(?=(?:[cmk]?m|k?g|[ap]m)\b)                # 3.5 kg, 10 pm
+    | (?:(?<![^\W_])-)?\.?\d+(?:[.,:/-]\d+)*[^\W_]*(?:[-/][^\W_]+)*             # 20-25, 1,000, 5-star, 10l/28r
+    | [^\W_]+?(?=n't\b)                                                         # the "is" of is n't
+    | [^\W\d_]+'(?!(?:s|re|ve|ll|d|m|t)\b)[^\W\d_]{{3,}}                        # d'oeuvres
+    | [^\W_]+(?:[-/&_.][^\W_]+)*                                               # family-friendly, and/or, b&b
+    | \.{{3}} | -- | !+ | \?+ | \*+ | \S
+    """,
+    re.VERBOSE,
+)
+_split_13a = Tokenizer13a()  # type: ignore[no-untyped-call]
+
+
+@lru_cache(maxsize=2**16)
+def mteval_words(text: str) -> tuple[str, ...]:
+    """The lower-cased words and punctuation marks of mteval-v13a."""
+    return tuple(str(_split_13a(text.lower())).split())
+
+
+@lru_cache(maxsize=2**16)
+def coco_words(text: str) -> tuple[str, ...]:
+    """The lower-cased words of the COCO caption scorer, without punctuation."""
+    tokens = _TOKEN.findall(text.lower().translate(_PLAIN))
+    return tuple(_RENAMED.get(token, token) for token in tokens if token not in _PUNCTUATION)

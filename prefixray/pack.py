@@ -1,0 +1,277 @@
+"""Many trials, one frozen base, one forward.
+
+In a step every member contributes its next rows; rows of all members form one batch, cut into micro-batches of like
+length under a token budget. The loss is the sum of the members' losses, so gradients of different trials never mix;
+each member clips and steps its own optimiser. The base is frozen and in eval mode, so a member's numbers are those of a
+pack of one: that equality is this file's contract.
+"""
+
+# T members, B rows, S tokens, N target tokens, V vocabulary
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from prefixray.attention import Binder, Insert
+from prefixray.base import Base
+from prefixray.batching import Batch, Row, collate, cut_by_length
+from prefixray.config import TrialConfig
+from prefixray.methods import Method, build_method
+from prefixray.seeds import derive_seed
+
+logger = logging.getLogger(__name__)
+
+TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}  # padded tokens per micro-batch to start from
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one step did to one member."""
+
+    loss: float  # mean over the step's target tokens
+    grad_norm: float  # before clipping
+    num_tokens: int  # target tokens trained on
+    failed: str | None = None  # why the trial ends here, before its update
+
+
+class Order:
+    """The order in which a trial sees its examples: a permutation per epoch, a function of the seed and the step."""
+
+    def __init__(self, num_rows: int, seed: int) -> None:
+        assert num_rows > 0, "there is something to train on"
+        self._num_rows, self._seed = num_rows, seed
+        self._epoch, self._permutation = -1, torch.empty(0)
+
+    def at(self, start: int, count: int) -> list[int]:
+        """Indices of the examples `start` to `start + count` of the endless sequence of epochs."""
+        return [self._index(position) for position in range(start, start + count)]
+
+    def _index(self, position: int) -> int:
+        epoch, offset = divmod(position, self._num_rows)
+        if epoch != self._epoch:
+            draw = torch.Generator().manual_seed(derive_seed(self._seed, epoch, "epoch"))
+            self._epoch, self._permutation = epoch, torch.randperm(self._num_rows, generator=draw)
+        return int(self._permutation[offset])
+
+
+class Member:
+    """A trial inside a pack: its method, its optimiser, its place in its data."""
+
+    def __init__(self, key: str, config: TrialConfig, base: Base, binder: Binder, seeds: "Seeds") -> None:
+        self.key, self.config = key, config
+        self.step = 0
+        self.method: Method = build_method(
+            config.method, base, binder.record, init_seed=seeds.init, dropout_seed=seeds.dropout
+        )
+        if base.model.dtype == torch.float64:
+            self.method.double()
+        own = self.method.own_model
+        self.binder = binder if own is None else Binder(own)
+        self.order_seed = seeds.data
+        matrices = [p for p in self.method.parameters() if p.requires_grad and p.ndim > 1]
+        others = [p for p in self.method.parameters() if p.requires_grad and p.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True)
+
+    @property
+    def rows_per_step(self) -> int:
+        """Examples that one step of the optimiser sees."""
+        return self.config.batch_size * self.config.grad_accumulation
+
+    def update(self) -> float:
+        """Clip, step the optimiser at this step's learning rate, and return the norm before clipping.
+
+        Leaves everything as it was when the norm is not finite.
+        """
+        self.method.push_gradients()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        limit = self.config.max_grad_norm
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit))
+        if math.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(self.config, self.step)
+            self.optimizer.step()
+            self.step += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """The seeds of one trial, each for one purpose."""
+
+    data: int
+    init: int
+    dropout: int
+
+    @classmethod
+    def derive(cls, seed: int, replicate: int) -> "Seeds":
+        """The seeds of a replicate of a sweep."""
+        return cls(*(derive_seed(seed, replicate, purpose) for purpose in ("data", "init", "dropout")))
+
+
+def learning_rate(config: TrialConfig, step: int) -> float:
+    """The learning rate of update `step` (from 0): a linear warm-up, then the schedule over the rest of `num_steps`."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    left = (config.num_steps - step) / max(1, config.num_steps - config.warmup_steps)
+    match config.schedule:
+        case "linear":
+            return config.learning_rate * left
+        case "cosine":
+            return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (1 - left)))
+        case "constant":
+            return config.learning_rate
+
+
+class Pack:
+    """The members that share one base, and the rows they train and are evaluated on."""
+
+    def __init__(self, base: Base, train: Sequence[Row], *, pad_id: int, token_budget: int | None = None) -> None:
+        self.base, self.binder = base, Binder(base.model)
+        self.members: dict[str, Member] = {}
+        self.token_budget = token_budget or TOKEN_BUDGET[base.device.type]
+        self._train, self._pad_id = train, pad_id
+        self._orders: dict[int, Order] = {}
+
+    @property
+    def num_rows(self) -> int:
+        """Training examples."""
+        return len(self._train)
+
+    def admit(self, key: str, config: TrialConfig, seeds: Seeds) -> Member:
+        """Make a trial's tensors and let it join the next step."""
+        assert key not in self.members, f"{key} is a member already"
+        member = self.members[key] = Member(key, config, self.base, self.binder, seeds)
+        return member
+
+    def drop(self, key: str) -> None:
+        """Let a trial go; the others do not notice."""
+        del self.members[key]
+
+    def step(self, keys: Iterable[str]) -> dict[str, Outcome]:
+        """One update of each of these members. A member whose numbers are not finite is not updated."""
+        members = [self.members[key] for key in keys]
+        rows = [self._next_rows(member) for member in members]
+        sums = self._within_memory(members, rows, train=True)
+        outcomes = {}
+        for member, own, total in zip(members, rows, sums, strict=True):
+            count = sum(row.num_targets for row in own)
+            loss, failed, norm = total / count, None, math.nan
+            if math.isfinite(loss):
+                norm = member.update()
+            if not math.isfinite(norm):
+                failed = f"{'gradient' if math.isfinite(loss) else 'loss'} is not finite at step {member.step + 1}"
+                member.optimizer.zero_grad(set_to_none=True)
+            outcomes[member.key] = Outcome(loss, norm, count, failed)
+        return outcomes
+
+    def evaluate(self, keys: Iterable[str], rows: Sequence[Row]) -> dict[str, float]:
+        """Each member's negative log-likelihood per target token over all `rows`, in nats; no dropout, no smoothing."""
+        members = [self.members[key] for key in keys]
+        with torch.no_grad():
+            sums = self._within_memory(members, [rows] * len(members), train=False)
+        count = sum(row.num_targets for row in rows)
+        return {member.key: total / count for member, total in zip(members, sums, strict=True)}
+
+    def _next_rows(self, member: Member) -> list[Row]:
+        order = self._orders.setdefault(member.order_seed, Order(len(self._train), member.order_seed))
+        return [self._train[i] for i in order.at(member.step * member.rows_per_step, member.rows_per_step)]
+
+    def _within_memory(self, members: list[Member], rows: Sequence[Sequence[Row]], *, train: bool) -> list[float]:
+        """Summed NLL of each member's rows, and in training its gradients; less at once when memory runs out."""
+        while True:
+            for member in members if train else ():
+                member.optimizer.zero_grad(set_to_none=True)
+            try:
+                return self._sums(members, rows, train=train)
+            except torch.OutOfMemoryError:
+                if self.token_budget <= max(row.num_inputs for own in rows for row in own):
+                    raise
+            # Out here, since the handled error keeps the step's tensors alive.
+            self.token_budget //= 2
+            torch.cuda.empty_cache()
+            logger.warning("out of memory: micro-batches of %d tokens from here on", self.token_budget)
+
+    def _sums(self, members: list[Member], rows: Sequence[Sequence[Row]], *, train: bool) -> list[float]:
+        """Members of the base together, then each that has a model of its own."""
+        sharing = [i for i, member in enumerate(members) if member.method.own_model is None]
+        alone = [[i] for i, member in enumerate(members) if member.method.own_model is not None]
+        totals = [0.0] * len(members)
+        for group in ([sharing] if sharing else []) + alone:
+            sums = self._group_sums([members[i] for i in group], [rows[i] for i in group], train=train)
+            for index, total in zip(group, sums, strict=True):
+                totals[index] = total
+        return totals
+
+    def _group_sums(self, members: list[Member], rows: Sequence[Sequence[Row]], *, train: bool) -> list[float]:
+        """Members of one model: one forward, and in training one backward, per micro-batch."""
+        inserts = [member.method.insert(member.step if train else None) for member in members]
+        weights = [_objective_weight(member.config, own) for member, own in zip(members, rows, strict=True)]
+        work = [(slot, row) for slot, own in enumerate(rows) for row in own]
+        totals = [0.0] * len(members)
+        with _running(members[0], self.base, train=train):
+            for piece in cut_by_length([row.num_inputs for _, row in work], self.token_budget):
+                picked = sorted((work[i] for i in piece), key=lambda pair: pair[0])
+                nll = self._forward(members[0], inserts, picked, weights if train else None)
+                for (slot, _), value in zip(picked, nll.tolist(), strict=True):
+                    totals[slot] += value
+        return totals
+
+    def _forward(
+        self, first: Member, inserts: list[Insert], rows: list[tuple[int, Row]], weights: list[float] | None
+    ) -> Tensor:
+        """The NLL of each row, (B,). With weights, the backward of the weighted sum has run when this returns."""
+        slots = sorted({slot for slot, _ in rows})
+        batch = collate([row for _, row in rows], pad_id=self._pad_id, device=self.base.device)
+        model = first.method.own_model or self.base.model
+        bound = first.binder.bind(
+            [inserts[slot] for slot in slots],
+            [slots.index(slot) for slot, _ in rows],
+            targets=(batch.target_rows, batch.target_columns),
+        )
+        with bound:
+            logits = model(input_ids=batch.input_ids, position_ids=batch.positions, use_cache=False).logits  # (N, V)
+            nll = _row_nll(logits, batch, len(rows))
+            if weights is not None:
+                (nll * nll.new_tensor([weights[slot] for slot, _ in rows])).sum().backward()
+        return nll.detach()
+
+
+def _objective_weight(config: TrialConfig, rows: Sequence[Row]) -> float:
+    """What a row's NLL counts in its trial's objective."""
+    match config.objective:
+        case "token_mean":
+            return 1.0 / sum(row.num_targets for row in rows)
+        case "sentence_sum":
+            return 1.0 / len(rows)
+
+
+def _row_nll(logits: Tensor, batch: Batch, num_rows: int) -> Tensor:
+    """Negative log-likelihood of each row's target tokens, (B,), at least in fp32."""
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    nll = functional.cross_entropy(logits, batch.target_ids, reduction="none")  # (N,)
+    return nll.new_zeros(num_rows).index_add(0, batch.target_rows, nll)
+
+
+@contextmanager
+def _running(member: Member, base: Base, *, train: bool) -> Iterator[None]:
+    """The base runs as it is. A model of a trial's own runs under autocast and, in training, with seeded dropout."""
+    own = member.method.own_model
+    if own is None:
+        yield
+        return
+    device = base.device.type
+    mixed = base.model.dtype == torch.bfloat16
+    own.train(train)
+    with torch.random.fork_rng(), torch.autocast(device, dtype=torch.bfloat16, enabled=mixed):
+        torch.manual_seed((member.method.dropout_seed + member.step) % (1 << 63))
+        yield
+    own.train(False)

@@ -1,0 +1,127 @@
+"""Who runs where: creates the workers, gives each trial a slot on one, takes it back.
+
+The pool lives in the driver and is the one arbiter. Workers are actors that ask for a device each; Ray starts a dead one
+again under the same name, so a trial finds its worker by name. Nothing outlives the driver.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayError
+
+from prefixray.cluster import Cluster
+from prefixray.config import ArmConfig, UserError
+from prefixray.sizes import largest_trial
+from prefixray.trial import WorkerStatus
+from prefixray.worker import Worker, WorkerSetup
+
+logger = logging.getLogger(__name__)
+
+MOST_SLOTS = 64  # trials in a pack at most, whatever the memory
+_MEMORY_SHARE = 0.6  # of what is free after loading the base, for trials; the rest is for activations
+
+
+@dataclass
+class _Place:
+    """A worker and who is on it."""
+
+    name: str
+    handle: ActorHandle
+    keys: set[str] = field(default_factory=set)
+    exclusive: bool = False
+
+
+class Pool:
+    """The workers of a sweep."""
+
+    def __init__(self, cluster: Cluster, setup: WorkerSetup) -> None:
+        self._namespace = cluster.namespace
+        self._places = []
+        for index in range(cluster.num_workers):
+            name = f"worker-{index}"
+            self._places.append(_Place(name, _start(name, cluster, setup)))
+        self.num_slots = 1
+        self.found: Mapping[str, Any] = {}
+        self._last: dict[str, WorkerStatus] = {}
+
+    def wait(self, arms: Sequence[ArmConfig]) -> None:
+        """Wait until the workers have loaded the base, and choose the number of slots from the memory they found."""
+        try:
+            answers = ray.get([place.handle.ready.remote() for place in self._places])
+        except RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, UserError):
+                raise cause from None
+            raise
+        self.found = answers[0]
+        sharing = [arm for arm in arms if not arm.exclusive]
+        trial_bytes = max((largest_trial(arm, self.found["shape"]) for arm in sharing), default=1)
+        free = min(answer["free_bytes"] for answer in answers)
+        self.num_slots = max(1, min(MOST_SLOTS, int(_MEMORY_SHARE * free / trial_bytes)))
+        logger.info("%d slots per worker: %.1f GiB free, %.2f GiB a trial", self.num_slots, free / 2**30, trial_bytes / 2**30)
+
+    @property
+    def num_workers(self) -> int:
+        """How many workers there are."""
+        return len(self._places)
+
+    def has_room(self, *, exclusive: bool) -> bool:
+        """Whether a trial could be placed now; an exclusive one needs an empty worker."""
+        return self._choose(exclusive=exclusive) is not None
+
+    def place(self, key: str, *, exclusive: bool) -> tuple[str, str]:
+        """Take a slot for a trial: the worker's name and namespace."""
+        place = self._choose(exclusive=exclusive)
+        assert place is not None, "has_room comes first"
+        place.keys.add(key)
+        place.exclusive = exclusive
+        return place.name, self._namespace
+
+    def release(self, key: str) -> None:
+        """Free a trial's slot, and let the worker know in case that the trial is still in its pack."""
+        for place in self._places:
+            if key in place.keys:
+                place.keys.remove(key)
+                place.exclusive = False
+                place.handle.leave.remote(key)
+
+    def status(self, timeout: float) -> list[WorkerStatus]:
+        """What the workers are doing; of one that does not answer in time, what it said last."""
+        for place in self._places:
+            try:
+                self._last[place.name] = ray.get(place.handle.status.remote(), timeout=timeout)
+            except (GetTimeoutError, RayError):
+                continue
+        return list(self._last.values())
+
+    def decode(self, jobs: Sequence[tuple[Any, ...]]) -> None:
+        """Run `Worker.decode` with each of these arguments, a job at a time on each worker."""
+        waiting = list(jobs)
+        running: dict[Any, ActorHandle] = {}
+        free = [place.handle for place in self._places]
+        while waiting or running:
+            while waiting and free:
+                handle = free.pop()
+                running[handle.decode.remote(*waiting.pop(0))] = handle
+            done, _ = ray.wait(list(running), num_returns=1)
+            free.append(running.pop(done[0]))
+            ray.get(done[0])
+
+    def _choose(self, *, exclusive: bool) -> _Place | None:
+        if exclusive:
+            return next((place for place in self._places if not place.keys), None)
+        open_places = [p for p in self._places if not p.exclusive and len(p.keys) < self.num_slots]
+        return min(open_places, key=lambda place: len(place.keys), default=None)
+
+
+def _start(name: str, cluster: Cluster, setup: WorkerSetup) -> ActorHandle:
+    """A worker actor: it blocks one thread per waiting call, and dies with the driver."""
+    options = {"num_gpus": 1} if cluster.device == "cuda" else {"num_cpus": setup.num_threads}
+    actor = ray.remote(Worker).options(
+        name=name, namespace=cluster.namespace, max_restarts=-1, max_concurrency=2 * MOST_SLOTS + 8, **options
+    )
+    return actor.remote(setup)

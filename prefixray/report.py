@@ -1,0 +1,36 @@
+"""Print a sweep's tables again.
+
+python -m prefixray.report SWEEP        # a results folder, its name under runs/, or the YAML
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from prefixray.config import UserError
+from prefixray.sweepfile import find_sweep
+from prefixray.results import is_finished, load_results
+from prefixray.tables import render_text, search_table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the search and, once it was reached, the final stage; 2 where there is nothing to print."""
+    parser = argparse.ArgumentParser(prog="python -m prefixray.report", description="Print a sweep's tables again.")
+    parser.add_argument("sweep", help="a results folder, its name under runs/, or the YAML")
+    where = parser.parse_args(argv).sweep
+    try:
+        folder = find_sweep(where)
+        stored = load_results(folder)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{folder}\n\n{search_table(stored['search'])}\n")
+    if is_finished(stored):
+        print(render_text(stored))
+    else:
+        print("The final stage has not been reached; the same python -m prefixray.sweep command goes on.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

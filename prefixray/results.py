@@ -1,0 +1,137 @@
+"""The record of a sweep, `results.json`: its types, and reading it back.
+
+The search writes its trials into it, the final stage the rest; every table and figure is made from it alone.
+"""
+
+import json
+from pathlib import Path
+from typing import NotRequired, TypedDict, TypeGuard
+
+from prefixray.config import UserError
+from prefixray.space import Scalar
+
+
+class Interval(TypedDict):
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class SeedResult(TypedDict):
+    """One run of an arm's winner."""
+
+    seed: int
+    scores: dict[str, float]
+    dev_loss: float | None  # None: not measured
+    folder: str
+
+
+class ArmResult(TypedDict):
+    """An arm of the final stage; the untuned base is one without method."""
+
+    arm: str
+    method: str | None
+    config: dict[str, object]
+    seeds: list[SeedResult]
+    scores: dict[str, Interval]
+    sd: dict[str, float | None]
+    difference: Interval | None
+    p: float | None
+    p_holm: float | None
+    trained_parameters: int
+    stored_parameters: int
+    num_trials: int
+    minutes: float
+    searched: bool
+
+
+class SearchTrial(TypedDict):
+    """A trial of the search as it ended."""
+
+    arm: str
+    number: int
+    config: dict[str, Scalar]
+    step: int
+    num_steps: int
+    dev_loss: float | None
+    state: str
+    rung: int | None
+
+
+class ExampleOutputs(TypedDict):
+    """A source with what every arm made of it."""
+
+    source: str
+    references: list[str]
+    outputs: dict[str, str]
+
+
+class Stored(TypedDict):
+    """`results.json` while the final stage is still to come."""
+
+    search: list[SearchTrial]
+
+
+class Results(Stored):
+    """`results.json` of a finished sweep."""
+
+    sweep: str
+    base: str
+    base_digest: str
+    task: str
+    split: str
+    num_sources: int
+    num_sources_total: int
+    metric: str
+    reference: str
+    metrics: list[str]
+    signatures: dict[str, str]
+    decoding: dict[str, Scalar]
+    precision: str
+    num_parameters: int
+    versions: dict[str, str]
+    machine: dict[str, object]
+    seed: int
+    arms: list[ArmResult]
+    resolution: float
+    examples: list[ExampleOutputs]
+    budget: NotRequired[dict[str, object]]
+
+
+def load_results(folder: Path) -> Stored:
+    """Read a sweep's `results.json`; `is_finished` says whether the final stage is in it.
+
+    Raises `UserError` where there is none, or where it cannot be what a sweep has written.
+    """
+    path = folder / "results.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no results yet: run python -m prefixray.sweep on its YAML first") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not JSON ({error}); run the sweep again to write it anew") from None
+    if problems := _problems(stored):
+        raise UserError(*(f"{path}: {problem}" for problem in problems))
+    checked: Stored = stored
+    return checked
+
+
+def is_finished(stored: Stored) -> TypeGuard[Results]:
+    """Whether the final stage has been reached."""
+    return "arms" in stored
+
+
+def _problems(stored: object) -> list[str]:
+    """What is missing for this to be the record of a sweep."""
+    if not isinstance(stored, dict) or not isinstance(stored.get("search"), list):
+        return ['has no list called "search"; is it a sweep\'s results.json?']
+    parts: list[tuple[str, object, frozenset[str]]] = []
+    parts += [(f"search[{i}]", trial, SearchTrial.__required_keys__) for i, trial in enumerate(stored["search"])]
+    if "arms" in stored:
+        parts.append(("", stored, Results.__required_keys__))
+        parts += [(f"arms[{i}]", arm, ArmResult.__required_keys__) for i, arm in enumerate(stored["arms"])]
+    found = [(where, sorted(keys - part.keys() if isinstance(part, dict) else keys)) for where, part, keys in parts]
+    remedy = "it was written by another version; run the sweep again to write it anew"
+    return [f"{where + ': ' if where else ''}lacks {', '.join(keys)}; {remedy}" for where, keys in found if keys]

@@ -1,0 +1,309 @@
+"""Trials on the move: from a study's proposal through Tune and a worker's pack to the study's verdict.
+
+`Coordinator` holds the driver's side: it asks the studies, places trials, takes their reports, judges rungs, and tells
+studies and tracker. Tune is the engine that starts a thin process per trial and carries reports; `run_stages` wires it.
+"""
+
+import json
+import math
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from prefixray.config import ArmConfig
+from prefixray.live import LiveView, Row, View
+from prefixray.pool import Pool
+from prefixray.space import Scalar
+from prefixray.study import Proposal, Record, TrialSource
+from prefixray.tracking import Tracker
+from prefixray.trainable import TrialTrainable
+from prefixray.trial import Report, TrialSpec
+
+LIVE_SECONDS = 0.5  # between two pictures of the live view
+Ended = Literal["done", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Trials of one arm that are to be run."""
+
+    name: str  # the trials' keys are NAME/NUMBER
+    arm: ArmConfig
+    source: TrialSource
+    concurrency: int
+    spec: Callable[[Proposal | Record], TrialSpec]
+
+
+@dataclass
+class _Running:
+    stage: Stage
+    spec: TrialSpec
+    number: int
+
+
+class Coordinator:
+    """The driver's side of all trials of some stages."""
+
+    def __init__(self, stages: Sequence[Stage], pool: Pool, tracker: Tracker, *, keep: float, max_failures: int) -> None:
+        self._stages, self._pool, self._tracker = list(stages), pool, tracker
+        self._keep, self._max_failures = keep, max_failures
+        self._running: dict[str, _Running] = {}
+        self._rows: dict[str, Row] = {}
+        self._rungs: dict[tuple[str, int], dict[str, float]] = {}  # (stage, step) -> scores of all that reached it
+        self._exhausted: set[str] = set()
+        self._lock = threading.RLock()
+        self.deadline = math.inf
+        """`time.monotonic()` after which no new trial is started."""
+        for stage in self._stages:
+            for record in stage.source.records():
+                self._remember(stage, record)
+
+    def next(self) -> dict[str, Any] | Literal["FINISHED"] | None:
+        """What Tune shall start: a trial's configuration; None: nothing now."""
+        with self._lock:
+            for stage in self._stages:
+                if not self._may_start(stage):
+                    continue
+                proposal = stage.source.ask()
+                if proposal is None:
+                    self._exhausted.add(stage.name)
+                    continue
+                return self._start(stage, proposal)
+            return "FINISHED" if len(self._exhausted) == len(self._stages) else None
+
+    def on_report(self, report: Report) -> bool:
+        """Take a report; whether the trial goes on."""
+        with self._lock:
+            running = self._running.get(report.key)
+            if running is None:
+                return False
+            stage, number = running.stage, running.number
+            if report.state == "failed":
+                self._end(report, "failed", None)
+                return False
+            score = report.metrics["dev/loss"]
+            stage.source.report(number, report.step, score)
+            self._tracker.log(report.key, report.step, report.metrics)
+            self._rows[report.key] = replace(self._rows[report.key], step=report.step, score=score)
+            if report.state == "done":
+                self._end(report, "done", report.metrics["dev/best_loss"])
+                return False
+            if report.rung is not None and not self._passes(stage, report):
+                place = running.spec.rungs.index(report.rung) + 1
+                self._end(replace(report, note=f"at rung {place}"), "stopped", None)
+                return False
+            return True
+
+    def on_crash(self, key: str, note: str) -> None:
+        """The process of a trial has failed in a way that is not the trial's."""
+        with self._lock:
+            if key in self._running:
+                self._end(Report(key, 0, "failed", note=note), "failed", None)
+
+    def most_at_once(self) -> int:
+        """How many trials there can be at a time."""
+        slots = self._pool.num_slots * self._pool.num_workers
+        return max(1, min(slots, sum(stage.concurrency for stage in self._stages)))
+
+    def view(self, title: str, stage: str) -> View:
+        """A picture for the live view."""
+        statuses = self._pool.status(timeout=1.0)
+        with self._lock:
+            for status in statuses:
+                for key, step in status.steps.items():
+                    if key in self._running:
+                        self._rows[key] = replace(self._rows[key], step=max(step, self._rows[key].step))
+            rows = tuple(self._rows.values())
+            speed = sum(status.tokens_per_second for status in statuses) if self._running else 0.0
+            memory = sum(status.memory_bytes for status in statuses)
+            return View(
+                title=title,
+                stage=stage,
+                rows=rows,
+                tokens_per_second=speed,
+                memory=f"workers {memory / 2**30:.1f} GiB" if memory else "",
+                seconds_left=None,
+            )
+
+    def _may_start(self, stage: Stage) -> bool:
+        active = sum(running.stage is stage for running in self._running.values())
+        if stage.name in self._exhausted or active >= stage.concurrency:
+            return False
+        if time.monotonic() > self.deadline:
+            self._exhausted.add(stage.name)
+            return False
+        return self._pool.has_room(exclusive=stage.arm.exclusive)
+
+    def _start(self, stage: Stage, proposal: Proposal) -> dict[str, Any]:
+        spec = stage.spec(proposal)
+        worker = self._pool.place(spec.key, exclusive=stage.arm.exclusive)
+        self._running[spec.key] = _Running(stage, spec, proposal.number)
+        self._rows[spec.key] = self._row(stage, spec, proposal, state="running")
+        self._tracker.trial(spec.key, _params(spec), _tags(stage, spec))
+        return {"spec": spec, "worker": worker, "max_failures": self._max_failures}
+
+    def _end(self, report: Report, state: Ended, value: float | None) -> None:
+        """Tell everyone, the study last: a trial that it calls ended has its result on disk."""
+        running = self._running.pop(report.key)
+        self._pool.release(report.key)
+        _write_result(running.spec, report, state)
+        folder = Path(running.spec.folder)
+        artifact = folder / "artifact"
+        kept = artifact if running.stage.arm.method != "finetune" and artifact.is_dir() else None
+        self._tracker.end(report.key, state, kept)
+        running.stage.source.tell(running.number, state, value, report.note if state == "failed" else None)
+        row = replace(self._rows[report.key], state=state, note=report.note, step=max(report.step, self._rows[report.key].step))
+        self._rows[report.key] = replace(row, score=value) if value is not None else row
+        for checkpoint in folder.glob("step-*"):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+    def _passes(self, stage: Stage, report: Report) -> bool:
+        """Whether a trial is among the share that goes on from this rung; all that reached it with it count first."""
+        assert report.rung is not None, "a verdict is for a rung"
+        scores = self._rungs.setdefault((stage.name, report.rung), {})
+        scores.update(report.packmates)
+        scores[report.key] = report.metrics["dev/loss"]
+        num_kept = max(1, math.ceil(self._keep * len(scores)))
+        return sorted(scores.values()).index(scores[report.key]) < num_kept
+
+    def _remember(self, stage: Stage, record: Record) -> None:
+        """Take over what an earlier driver has left: rungs, rows, and what the tracker may lack."""
+        spec = stage.spec(record)
+        for step in spec.rungs:
+            if step in record.reports:
+                self._rungs.setdefault((stage.name, step), {})[spec.key] = record.reports[step]
+        if record.state == "running":
+            return
+        last = max(record.reports, default=0)
+        row = self._row(stage, spec, record, state=record.state)
+        note = f"at rung {spec.rungs.index(last) + 1}" if record.state == "stopped" and last in spec.rungs else record.note
+        self._rows[spec.key] = replace(row, step=last, score=record.value, note=note)
+        self._tracker.trial(spec.key, _params(spec), _tags(stage, spec))
+        for step, value in record.reports.items():
+            self._tracker.log(spec.key, step, {"dev/loss": value})
+        artifact = Path(spec.folder) / "artifact"
+        self._tracker.end(spec.key, record.state, artifact if artifact.is_dir() and stage.arm.method != "finetune" else None)
+
+    def _row(self, stage: Stage, spec: TrialSpec, trial: Proposal | Record, *, state: Any) -> Row:
+        shown: Mapping[str, Scalar] = trial.values
+        if "item" in shown:
+            shown = {"seed": spec.replicate}
+        return Row(stage.name, trial.number, shown, 0, spec.config.num_steps, None, state)
+
+
+def run_stages(
+    coordinator: Coordinator, folder: Path, trial_resources: Mapping[str, float], live: LiveView, *, title: str, stage: str
+) -> None:
+    """Run all trials of the coordinator's stages through Ray Tune."""
+    os.environ.update(
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_GLOBAL_CHECKPOINT_S="3600", RAY_AIR_NEW_OUTPUT="0",
+        TUNE_WARN_THRESHOLD_S="60",
+    )
+    scratch = folder / "tune"
+    ended = threading.Event()
+    viewer = threading.Thread(target=_show, args=(coordinator, live, title, stage, ended), daemon=True)
+    viewer.start()
+    try:
+        tune.Tuner(
+            tune.with_resources(TrialTrainable, tune.PlacementGroupFactory([dict(trial_resources)])),
+            tune_config=tune.TuneConfig(
+                search_alg=_Proposals(coordinator),
+                scheduler=_Verdicts(coordinator),
+                num_samples=-1,
+                max_concurrent_trials=coordinator.most_at_once(),
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=stage.replace("/", "-"),
+                storage_path=str(scratch.absolute()),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
+            ),
+        ).fit()
+    finally:
+        ended.set()
+        viewer.join()
+        live.update(coordinator.view(title, stage))
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _show(coordinator: Coordinator, live: LiveView, title: str, stage: str, ended: threading.Event) -> None:
+    while not ended.wait(LIVE_SECONDS):
+        live.update(coordinator.view(title, stage))
+
+
+class _Unsaved:
+    """Tune pickles its parts for a restore that we never do: what stands here is left out."""
+
+    _coordinator: Coordinator
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_coordinator"}
+
+
+class _Proposals(_Unsaved, Searcher):
+    """Tune's way to ask for a trial."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        super().__init__()
+        self._coordinator = coordinator
+
+    def suggest(self, trial_id: str) -> Any:
+        return self._coordinator.next()
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: `_Verdicts` has seen the same report."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the studies hold the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: a relaunch starts a new Tune run."""
+
+
+class _Verdicts(_Unsaved, FIFOScheduler):
+    """Tune's way to hand over a report and to ask whether its trial goes on."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        super().__init__()
+        self._coordinator = coordinator
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        goes_on = self._coordinator.on_report(result["report"])
+        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        self._coordinator.on_report(result["report"])
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        self._coordinator.on_crash(trial.config["spec"].key, "its Tune process failed; see the sweep's log")
+
+
+def _write_result(spec: TrialSpec, report: Report, state: Ended) -> None:
+    """`result.json`: what came of a trial."""
+    folder = Path(spec.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {**asdict(report), "state": state, "replicate": spec.replicate, "config": spec.config.model_dump(mode="json")}
+    scratch = folder / "result.json.tmp"
+    scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    scratch.replace(folder / "result.json")
+
+
+def _params(spec: TrialSpec) -> dict[str, Scalar]:
+    """A trial's configuration for the tracker: every value under the name it has in the sweep file."""
+    config = spec.config.model_dump(mode="json")
+    return {**config.pop("method"), **config, "replicate": spec.replicate}
+
+
+def _tags(stage: Stage, spec: TrialSpec) -> dict[str, str]:
+    return {"prefixray.arm": stage.arm.name, "prefixray.stage": stage.name, "prefixray.replicate": str(spec.replicate)}

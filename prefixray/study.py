@@ -1,0 +1,328 @@
+"""The Optuna studies of a sweep: the source of truth on what was tried, one study per arm and one for the final runs.
+
+All lie in one journal file, `SWEEP/study.journal`, which outlives a killed driver: trials that were running when it
+died are adopted by the next one under their own number. One driver at a time opens it, under the sweep's lock.
+"""
+
+import graphlib
+import json
+import math
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, assert_never
+
+import optuna
+from optuna.samplers import RandomSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from prefixray.config import ArmConfig
+from prefixray.seeds import derive_seed
+from prefixray.space import AnyDimension, Choice, Int, LogUniform, Scalar, Uniform
+
+State = Literal["running", "done", "stopped", "failed"]
+_STATES: Mapping[TrialState, State] = {
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "done",
+    TrialState.PRUNED: "stopped",
+    TrialState.FAIL: "failed",
+}
+_HIDDEN = "duplicate"  # user attribute of trials that were drawn but never run
+_NUM_DRAWS = 4  # the sampler's duplicates before a new point is chosen at random
+_MOST_DRAWS = 100  # duplicates in a row after which a space too large to list has nothing new
+_LARGEST_GRID = 10_000  # points of a space that is listed
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial to be run."""
+
+    number: int
+    values: Mapping[str, Scalar]  # of the searched keys that are active; for the others the default holds
+    adopted: bool  # it was running when an earlier driver died: there may be a checkpoint and a run to continue
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a trial that was started."""
+
+    number: int
+    values: Mapping[str, Scalar]
+    state: State
+    value: float | None  # what trials are compared by; of a stopped trial the last report
+    reports: Mapping[int, float]  # step -> value
+    note: str | None  # why it failed
+
+
+def repair_journal(path: Path) -> None:
+    """Mend what a killed driver left: a half-written last line and a lock. The caller holds the sweep's own lock."""
+    if not path.exists():
+        return
+    journal = path.read_bytes()
+    end = journal.rfind(b"\n") + 1
+    if end < len(journal):
+        with path.open("r+b") as file:
+            file.truncate(end)
+    for stale in path.parent.glob(f"{path.name}.lock*"):
+        stale.unlink()
+
+
+class TrialSource(ABC):
+    """A study: says what to run next, is told what came of it, and remembers both across drivers."""
+
+    def __init__(self, journal: Path, name: str) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        # The default lock is a link to the journal's path as given, and spins for ever on a relative one.
+        lock = JournalFileOpenLock(str(journal))
+        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+        self._study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+        self._orphans = [trial.number for trial in self._counted() if trial.state is TrialState.RUNNING]
+
+    @abstractmethod
+    def ask(self) -> Proposal | None:
+        """The next trial to run: those left running by an earlier driver, then new ones; None when there is none."""
+
+    def report(self, number: int, step: int, value: float) -> None:
+        """Store a value that a running trial has reached; one that is not finite, known or too late is passed over."""
+        frozen = self._frozen(number)
+        if frozen.state is TrialState.RUNNING and math.isfinite(value) and step not in frozen.intermediate_values:
+            Trial(self._study, frozen._trial_id).report(value, step)
+
+    def tell(
+        self, number: int, state: Literal["done", "stopped", "failed"], value: float | None, note: str | None = None
+    ) -> None:
+        """End a trial; again is harmless. `value` is a done trial's, a stopped one has its last report.
+
+        A trial without a finite value is not done but failed, since Optuna would leave it running for ever.
+        """
+        frozen = self._frozen(number)
+        if frozen.state.is_finished():
+            return
+        if state == "done" and (value is None or not math.isfinite(value)):
+            state, note = "failed", note or f"its final value is {value}"
+        if note != frozen.user_attrs.get("note"):
+            Trial(self._study, frozen._trial_id).set_user_attr("note", note)
+        match state:
+            case "done":
+                self._study.tell(number, value, skip_if_finished=True)
+            case "stopped":
+                self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+            case "failed":
+                self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+            case _:
+                assert_never(state)
+
+    def records(self) -> list[Record]:
+        """All trials that were started, by number."""
+        return [self._record(trial) for trial in self._counted()]
+
+    def num_finished(self) -> int:
+        """How many trials are done, stopped or failed."""
+        return sum(trial.state.is_finished() for trial in self._counted())
+
+    def best(self, k: int) -> list[Record]:
+        """The `k` best done trials, lowest value first; stopped ones only where none is done."""
+        records = self.records()
+        done = [record for record in records if record.state == "done"]
+        ranked = done or [record for record in records if record.state == "stopped"]
+        finite = [(record.value, record.number, record) for record in ranked if record.value is not None]
+        return [record for _, _, record in sorted(finite, key=lambda entry: entry[:2])[:k]]
+
+    @abstractmethod
+    def _values(self, trial: FrozenTrial) -> dict[str, Scalar]:
+        """What a trial tries."""
+
+    def _record(self, trial: FrozenTrial) -> Record:
+        state = _STATES[trial.state]
+        value = None if state == "failed" else trial.value
+        note = trial.user_attrs.get("note")
+        return Record(trial.number, self._values(trial), state, value, dict(trial.intermediate_values), note)
+
+    def _counted(self) -> list[FrozenTrial]:
+        """The trials that were started, without those that are queued or were drawn in vain."""
+        trials = self._study.get_trials(deepcopy=False, states=tuple(_STATES))
+        return [trial for trial in trials if _HIDDEN not in trial.user_attrs]
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self._study.get_trials(deepcopy=False)[number]
+
+    def _running_orphans(self) -> Iterator[FrozenTrial]:
+        """The trials of an earlier driver that nobody has adopted or ended yet, by number."""
+        for number in list(self._orphans):
+            frozen = self._frozen(number)
+            if frozen.state is TrialState.RUNNING:
+                yield frozen
+            else:
+                self._orphans.remove(number)
+
+    def _hide(self, trial: Trial) -> None:
+        """End a trial that will not run; it counts as never drawn."""
+        trial.set_user_attr(_HIDDEN, True)
+        self._study.tell(trial, state=TrialState.FAIL)
+
+
+class ArmStudy(TrialSource):
+    """The search of one arm: what is to be tried first, then a seeded TPE's proposals, each configuration once."""
+
+    def __init__(self, journal: Path, sweep: str, arm: ArmConfig, *, seed: int, num_startup: int) -> None:
+        super().__init__(journal, f"{sweep}/{arm.name}")
+        self._arm = arm
+        self._seed = seed
+        self._num_startup = num_startup
+        conditions = {key: [other for other in d.when if other in arm.dimensions] for key, d in arm.dimensions.items()}
+        self._order = tuple(graphlib.TopologicalSorter(conditions).static_order())
+        self._grid = self._list_grid()
+        sampler = {"name": "TPESampler", "optuna": optuna.__version__, "num_startup": num_startup}
+        if self._study.user_attrs.get("sampler") != sampler:
+            self._study.set_user_attr("sampler", sampler)
+        self._enqueue_first()
+
+    def ask(self) -> Proposal | None:
+        """As TrialSource says; None when there are `num_trials` trials, or every point of the space was tried."""
+        for frozen in self._running_orphans():
+            self._orphans.remove(frozen.number)
+            proposal = self._propose(Trial(self._study, frozen._trial_id), adopted=True)
+            if proposal is not None:
+                return proposal
+        num_draws = 0
+        while len(self._counted()) < self._arm.num_trials and num_draws < _MOST_DRAWS:
+            untried = self._untried()
+            if untried is not None and not untried:
+                return None
+            random_draw = num_draws >= _NUM_DRAWS
+            if random_draw and untried and not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                self._enqueue_one_of(untried)
+            proposal = self._propose(self._study.ask(), random_draw=random_draw)
+            if proposal is not None:
+                return proposal
+            num_draws += 1
+        return None
+
+    def _propose(self, trial: Trial, *, adopted: bool = False, random_draw: bool = False) -> Proposal | None:
+        """Complete a trial's values; if an earlier trial has the same, hide it and return None."""
+        # Seeded by the trial, since a sampler of one seed would repeat its first proposals after a relaunch.
+        seed = derive_seed(self._seed, 0, f"sampler/{self._arm.name}/{trial.number}") % 2**32
+        tpe = TPESampler(n_startup_trials=self._num_startup, seed=seed)
+        self._study.sampler = RandomSampler(seed=seed) if random_draw else tpe
+        values: dict[str, Scalar] = {}
+        for key in self._order:
+            if self._active(key, values):
+                values[key] = _suggest(trial, key, self._arm.dimensions[key])
+        if _identity(values) in self._tried(before=trial.number):
+            self._hide(trial)
+            return None
+        return Proposal(trial.number, values, adopted)
+
+    def _active(self, key: str, values: Mapping[str, Scalar]) -> bool:
+        given = {**self._arm.fixed, **values}
+        conditions = self._arm.dimensions[key].when.items()
+        return all(other in given and given[other] in allowed for other, allowed in conditions)
+
+    def _tried(self, before: float = math.inf) -> set[str]:
+        return {_identity(self._values(trial)) for trial in self._counted() if trial.number < before}
+
+    def _untried(self) -> list[dict[str, Scalar]] | None:
+        """The points of a listed space that no trial has; None for a space that is not listed."""
+        if self._grid is None:
+            return None
+        tried = self._tried()
+        return [point for key, point in self._grid.items() if key not in tried]
+
+    def _values(self, trial: FrozenTrial) -> dict[str, Scalar]:
+        return {key: trial.params[key] for key in self._order if key in trial.params}
+
+    def _enqueue_one_of(self, points: Sequence[dict[str, Scalar]]) -> None:
+        number = len(self._study.get_trials(deepcopy=False))
+        rng = random.Random(derive_seed(self._seed, 0, f"untried/{self._arm.name}/{number}"))
+        self._study.enqueue_trial(rng.choice(points))
+
+    def _enqueue_first(self) -> None:
+        """Queue what is to be tried first and never was queued; the list may have grown since the last driver."""
+        known = [trial.system_attrs.get("fixed_params") for trial in self._study.get_trials(deepcopy=False)]
+        queued = {_identity(values) for values in known if values is not None}
+        for values in self._arm.first:
+            if _identity(values) not in queued:
+                queued.add(_identity(values))
+                self._study.enqueue_trial(dict(values))
+
+    def _list_grid(self) -> dict[str, dict[str, Scalar]] | None:
+        """All points of the space by identity; None if it is infinite or large."""
+        if math.prod(dimension.size() for dimension in self._arm.dimensions.values()) > _LARGEST_GRID:
+            return None
+        points: list[dict[str, Scalar]] = [{}]
+        for key in self._order:
+            ends = _members(self._arm.dimensions[key])
+            points = [
+                extended
+                for point in points
+                for extended in ([{**point, key: end} for end in ends] if self._active(key, point) else [point])
+            ]
+        return {_identity(point): point for point in points}
+
+
+class FixedStudy(TrialSource):
+    """A list of runs, each named by a key; the list may grow."""
+
+    def __init__(self, journal: Path, sweep: str, name: str, items: Sequence[str]) -> None:
+        super().__init__(journal, f"{sweep}/{name}")
+        self._items = list(dict.fromkeys(items))
+
+    def extend(self, items: Sequence[str]) -> None:
+        """Add runs; those that are in the list stay as they are."""
+        self._items = list(dict.fromkeys([*self._items, *items]))
+
+    def ask(self) -> Proposal | None:
+        """As TrialSource says, in the order of the list; `values` is {"item": key}.
+
+        What an earlier driver left running is adopted once its key is in the list.
+        """
+        for frozen in self._running_orphans():
+            if frozen.user_attrs["item"] in self._items:
+                self._orphans.remove(frozen.number)
+                return Proposal(frozen.number, self._values(frozen), adopted=True)
+        started = {trial.user_attrs["item"] for trial in self._counted()}
+        item = next((item for item in self._items if item not in started), None)
+        if item is None:
+            return None
+        self._study.enqueue_trial({}, user_attrs={"item": item})
+        while (trial := self._study.ask()).user_attrs["item"] != item:
+            self._hide(trial)  # queued by a driver that died before it started it
+        return Proposal(trial.number, {"item": item}, adopted=False)
+
+    def withdraw(self) -> None:
+        """End what an earlier driver left running and no list of this one holds (another configuration has won)."""
+        for frozen in self._running_orphans():
+            if frozen.user_attrs["item"] not in self._items:
+                self._orphans.remove(frozen.number)
+                self._hide(Trial(self._study, frozen._trial_id))
+
+    def _values(self, trial: FrozenTrial) -> dict[str, Scalar]:
+        return {"item": trial.user_attrs["item"]}
+
+
+def _suggest(trial: Trial, key: str, dimension: AnyDimension) -> Scalar:
+    match dimension:
+        case Choice():
+            return trial.suggest_categorical(key, dimension.choice)
+        case Uniform():
+            return float(trial.suggest_float(key, *dimension.uniform))
+        case LogUniform():
+            return float(trial.suggest_float(key, *dimension.log_uniform, log=True))
+        case Int():
+            return int(trial.suggest_int(key, *dimension.int_))
+        case _:
+            assert_never(dimension)
+
+
+def _members(dimension: AnyDimension) -> Sequence[Scalar]:
+    """The values of a finite dimension."""
+    return range(dimension.int_[0], dimension.int_[1] + 1) if isinstance(dimension, Int) else dimension.ends()
+
+
+def _identity(values: Mapping[str, Scalar]) -> str:
+    """The same text for the same values, whatever their order."""
+    return json.dumps(dict(values), sort_keys=True)

@@ -1,0 +1,213 @@
+"""A sweep file becomes a `SweepConfig`: read, checked as a whole, and compared with what an earlier run was told.
+
+All problems of a file come at once, as `file:line: key: problem`, before anything heavy is imported. Paths in the file
+are relative to the working directory, like the file's own.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from prefixray.arms import read_arms
+from prefixray.config import (
+    TASK_METRICS,
+    ArmConfig,
+    FinalConfig,
+    SearchConfig,
+    SweepConfig,
+    TaskConfig,
+    TrainConfig,
+    UserError,
+)
+from prefixray.validation import explain, parse
+from prefixray.yamlfile import Document, read_document, shown, suggestion
+
+_Section = TypeVar("_Section", bound=BaseModel)
+_RUNS = Path("runs")
+_BUDGETS = frozenset({"num_trials", "max_hours", "concurrency", "max_failures"})
+
+
+def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
+    """Read a sweep file; each override is `dotted.key=value`, its value YAML.
+
+    Raises `UserError` with every problem of the file and the overrides.
+    """
+    document = read_document(path, overrides)
+    config = _validated(document)
+    train = _section(document, "train", TrainConfig)
+    search = _section(document, "search", SearchConfig)
+    num_trials = search.num_trials if search is not None else 1
+    stand_in = TrainConfig(num_steps=2**62)  # where `train` has problems of its own
+    arms = read_arms(document, train or stand_in, num_trials)
+    _check_task(document)
+    _check_base(document)
+    _check_search(document, search, train, arms)
+    _check_final(document)
+    document.raise_problems()
+    assert config is not None, "a file that cannot be read has problems"
+    return config.model_copy(update={"arms": arms})
+
+
+def dump(config: SweepConfig) -> dict[str, Any]:
+    """The configuration as JSON can hold it."""
+    return config.model_dump(mode="json", by_alias=True)
+
+
+def restore(dumped: Mapping[str, Any]) -> SweepConfig:
+    """The configuration that was dumped."""
+    return SweepConfig.model_validate_json(json.dumps(dumped), strict=True)
+
+
+def identity(config: SweepConfig) -> dict[str, Any]:
+    """What may not change when a sweep goes on: everything but budgets, tracking and `final`."""
+    whole = dump(config)
+    for key in ("final", "tracking"):
+        del whole[key]
+    whole["search"] = {key: value for key, value in whole["search"].items() if key not in _BUDGETS}
+    whole["arms"] = {arm.name: _arm_identity(arm) for arm in config.arms}
+    return whole
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two identities, a line each: `train.num_steps: 40 -> 60`."""
+    lines: list[str] = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        if key not in new:
+            lines.append(f"{key}: {shown(old[key])} -> removed")
+        elif key not in old:
+            lines.append(f"{key}: added -> {shown(new[key])}")
+        elif isinstance(old[key], dict) and isinstance(new[key], dict):
+            lines += [f"{key}.{line}" for line in differences(old[key], new[key])]
+        elif old[key] != new[key]:
+            lines.append(f"{key}: {shown(old[key])} -> {shown(new[key])}")
+    return lines
+
+
+def find_sweep(where: Path | str) -> Path:
+    """The results folder that is meant: by the folder itself, its name under runs/, or the sweep file.
+
+    Raises `UserError` where there are no results.
+    """
+    path = Path(where)
+    if path.suffix in (".yaml", ".yml"):
+        name = read_document(path).values.get("name")
+        if not isinstance(name, str):
+            raise UserError(f"{path}: name: required, but missing")
+        folder = _RUNS / name
+        if not _has_results(folder):
+            raise UserError(f"{path}: no results in {folder} yet (python -m prefixray.sweep {path})")
+        return folder
+    for folder in (path, _RUNS / path):
+        if _has_results(folder):
+            return folder
+    names = sorted(folder.name for folder in _RUNS.glob("*") if _has_results(folder))
+    hint = suggestion(str(where), names, what=f"in {_RUNS} there are")
+    raise UserError(f"{where}: is no results folder, no name under {_RUNS}/ and no sweep file{hint}")
+
+
+def _has_results(folder: Path) -> bool:
+    return (folder / "sweep.json").is_file()
+
+
+def _arm_identity(arm: ArmConfig) -> dict[str, Any]:
+    dimensions = {
+        key: dimension.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        for key, dimension in arm.dimensions.items()
+    }
+    first = {"first": [dict(entry) for entry in arm.first]} if arm.first else {}
+    return {"method": arm.method, **arm.fixed, **dimensions, **first}
+
+
+def _validated(document: Document) -> SweepConfig | None:
+    """The configuration without its arms; its problems go to the document."""
+    try:
+        return parse(SweepConfig, {**document.values, "arms": []})
+    except ValidationError as error:
+        explain(error, SweepConfig, document)
+        return None
+
+
+def _section(document: Document, name: str, model: type[_Section]) -> _Section | None:
+    """A section, where it is valid on its own, so that the others' checks can go on."""
+    values = document.values.get(name, {})
+    try:
+        return parse(model, values) if isinstance(values, dict) else None
+    except ValidationError:
+        return None
+
+
+def _check_task(document: Document) -> None:
+    """Each task has the keys that it needs and no others, and its files exist."""
+    task = _section(document, "task", TaskConfig)
+    if task is None:
+        return
+    needed = {"e2e": (), "webnlg": ("path",), "custom": ("train", "dev", "test")}[task.name]
+    for key in ("path", "train", "dev", "test", "columns"):
+        if key in needed and getattr(task, key) is None:
+            document.complain(("task", key), f"required for task {task.name}, but missing")
+        elif key not in needed and key in task.model_fields_set and not (task.name == "custom" and key == "columns"):
+            document.complain(("task", key), f"is not used by task {task.name}: remove it")
+        elif task.name == "custom" and key in needed and not Path(getattr(task, key)).expanduser().is_file():
+            document.refuse(("task", key), "no such file; paths are relative to the working directory")
+    if task.name == "webnlg" and task.path is not None and _leads_nowhere(task.path):
+        document.refuse(("task", "path"), "no such folder; paths are relative to the working directory")
+
+
+def _check_base(document: Document) -> None:
+    base = document.values.get("base")
+    if not isinstance(base, str) or ":" in base:
+        return
+    if _leads_nowhere(base) or (base.endswith(".gguf") and not Path(base).expanduser().is_file()):
+        document.refuse(("base",), "no such file or folder; paths are relative to the working directory")
+
+
+def _leads_nowhere(path: str) -> bool:
+    """Whether it can only be a local path, not a hub id like owner/name, and does not exist."""
+    return (path.startswith((".", "/", "~")) or path.count("/") > 1) and not Path(path).expanduser().exists()
+
+
+def _check_search(
+    document: Document, search: SearchConfig | None, train: TrainConfig | None, arms: Sequence[ArmConfig]
+) -> None:
+    """The rungs lie within the schedule, after twice the warm-up of every arm."""
+    if search is None or train is None or not search.rungs:
+        return
+    key = ("search", "rungs")
+    if list(search.rungs) != sorted(set(search.rungs)):
+        document.refuse(key, "must be ascending")
+    if max(search.rungs) >= train.num_steps:
+        document.refuse(key, f"must be below train.num_steps ({train.num_steps}), at which every trial ends")
+    for arm in [None, *arms]:
+        warmup = train.warmup_steps if arm is None else _longest_warmup(arm)
+        if search.rungs[0] < 2 * warmup:
+            whose = "train" if arm is None else f"arms.{arm.name}"
+            problem = f"the first must be at least twice {whose}.warmup_steps ({warmup}): {2 * warmup} or more"
+            document.refuse(key, problem)
+
+
+def _longest_warmup(arm: ArmConfig) -> int:
+    own = arm.dimensions["warmup_steps"].ends() if "warmup_steps" in arm.dimensions else ()
+    values = [*own, arm.fixed.get("warmup_steps", 0)]
+    return max(value for value in values if isinstance(value, int))
+
+
+def _check_final(document: Document) -> None:
+    """The reference is an arm, the metric one of the task's, and the lengths leave room for text."""
+    final = _section(document, "final", FinalConfig)
+    task = _section(document, "task", TaskConfig)
+    arms = document.values.get("arms")
+    if final is None:
+        return
+    if final.reference is not None and isinstance(arms, dict) and final.reference not in arms:
+        hint = suggestion(final.reference, arms, what="the arms are")
+        document.refuse(("final", "reference"), f"no such arm{hint}")
+    if task is not None:
+        metrics = [f"test/{metric}" for metric in TASK_METRICS[task.name]]
+        if final.metric not in metrics:
+            document.refuse(("final", "metric"), f"must be one of {', '.join(metrics)} for task {task.name}")
+    if final.min_new_tokens > final.max_new_tokens:
+        key = "min_new_tokens" if "min_new_tokens" in final.model_fields_set else "max_new_tokens"
+        document.refuse(("final", key), f"min_new_tokens must be at most max_new_tokens ({final.max_new_tokens})")

@@ -1,0 +1,319 @@
+"""Results as tables: the terminal's, Markdown and CSV, all from the one record that the final stage writes.
+
+`results.json` is the source; every number that is printed can be traced to it, and nothing is computed here but shares,
+order and rounding. A difference inside the resolution is never called a win.
+"""
+
+import csv
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefixray.metrics import higher_is_better, label
+from prefixray.results import ArmResult, ExampleOutputs, Interval, Results, SearchTrial
+from prefixray.space import Scalar
+
+WIDTH = 130  # columns of the longest printed line of prose
+NUM_EXAMPLES = 3  # sources that are printed with their outputs
+SIGNIFICANT = 0.05  # p after Holm's correction below which a difference is marked
+DECIMALS: Mapping[str, int] = {"nist": 2, "cider": 2}  # one for all other metrics
+TASKS: Mapping[str, str] = {"e2e": "E2E", "webnlg": "WebNLG"}
+SHORT: Mapping[str, str] = {"learning_rate": "lr", "init_token": "init"}  # column headers
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of finished cells, to be set for a terminal or as Markdown."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: frozenset[str]  # headers of the columns that are aligned left
+
+    def text(self) -> str:
+        """Columns of equal width, two spaces apart."""
+        lines = [self.header, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
+        return "\n".join("  ".join(self._padded(line, widths)).rstrip() for line in lines)
+
+    def markdown(self) -> str:
+        """Rows between pipes."""
+        rule = [":--" if head in self.left else "--:" for head in self.header]
+        lines = [self.header, rule, *self.rows]
+        return "\n".join("| " + " | ".join(cell.strip().replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+    def _padded(self, line: Sequence[str], widths: Sequence[int]) -> list[str]:
+        cells = zip(self.header, line, widths, strict=True)
+        return [cell.ljust(width) if head in self.left else cell.rjust(width) for head, cell, width in cells]
+
+
+def render_text(results: Results) -> str:
+    """The final table with its footnotes and a few outputs side by side, for a terminal."""
+    parts = [_title(results) + "\n" + final_grid(results).text() + "\n" + "\n".join(_notes(results))]
+    parts += [_example_text(example, results) for example in results["examples"][:NUM_EXAMPLES]]
+    return "\n\n".join(parts)
+
+
+def render_markdown(results: Results) -> str:
+    """The same with the search table and the records that a reader needs to compare with other systems."""
+    base = f"Base: `{results['base']}` ({results['precision']}). Sweep seed {results['seed']}."
+    signatures = [f"- {label(name)}: `{signature}`" for name, signature in results["signatures"].items()]
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    parts = [
+        f"# {results['sweep']}",
+        _title(results),
+        base,
+        final_grid(results).markdown(),
+        "\n".join(f"- {_escaped(note)}" for note in _notes(results)),
+        *(["## Outputs", *map(_example_markdown, results["examples"][:NUM_EXAMPLES])] if results["examples"] else []),
+        "## Search",
+        search_grid(results["search"]).markdown(),
+        "## Records",
+        "\n".join([*signatures, f"- versions: {versions}"]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_csv(results: Results, path: Path) -> None:
+    """One row per arm, numbers unrounded."""
+    header = ["arm", "method", "num_seeds"]
+    for name in results["metrics"]:
+        header += [name, f"{name}_low", f"{name}_high", f"{name}_sd"]
+    header += ["difference", "difference_low", "difference_high", "p", "p_holm"]
+    header += ["trained_parameters", "stored_parameters", "num_trials", "minutes"]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        for arm in results["arms"]:
+            row: list[str | float | None] = [arm["arm"], arm["method"], len(arm["seeds"])]
+            for name in results["metrics"]:
+                row += [*_numbers(arm["scores"][name]), arm["sd"].get(name)]
+            row += [*_numbers(arm["difference"]), arm["p"], arm["p_holm"]]
+            row += [arm["trained_parameters"], arm["stored_parameters"], arm["num_trials"], arm["minutes"]]
+            writer.writerow(row)
+
+
+def search_table(search: Sequence[SearchTrial]) -> str:
+    """The trials of the search, arm by arm, the best first, for a terminal."""
+    return search_grid(search).text()
+
+
+def search_grid(search: Sequence[SearchTrial]) -> Grid:
+    """The trials of the search with the values that differ among them."""
+    arms = list(dict.fromkeys(trial["arm"] for trial in search))
+    keys = differing_keys([(trial["arm"], trial["config"]) for trial in search])
+    ordered = sorted(search, key=lambda trial: (arms.index(trial["arm"]), *_merit(trial)))
+    header = ["trial", *(SHORT.get(key, key) for key in keys), "step", "dev/loss", "state"]
+    done = {arm: [trial for trial in ordered if trial["arm"] == arm and trial["state"] == "done"] for arm in arms}
+    rows: list[list[str]] = []
+    for trial in ordered:
+        config, loss = trial["config"], trial["dev_loss"]
+        state = trial["state"] if trial["rung"] is None else f"{trial['state']} at rung {trial['rung']}"
+        best = len(done[trial["arm"]]) > 1 and trial is done[trial["arm"]][0]
+        rows.append(
+            [
+                f"{trial['arm']}/{trial['number']}",
+                *(value_text(key, config[key]) if key in config else "" for key in keys),
+                f"{trial['step']}/{trial['num_steps']}",
+                "-" if loss is None or not math.isfinite(loss) else f"{loss:.3f}",
+                f"{state}  * best" if best else state,
+            ]
+        )
+    return Grid(header, rows, frozenset({"trial", "state"}))
+
+
+def final_grid(results: Results) -> Grid:
+    """The final table: an arm per row, in the order of the sweep."""
+    arms, primary = results["arms"], results["metric"]
+    others = [name for name in results["metrics"] if name != primary]
+    digits = DECIMALS.get(primary, 1)
+    differences = _intervals([arm["difference"] for arm in arms], digits, sign="+")
+    columns: dict[str, list[str]] = {"arm": [arm["arm"] for arm in arms]}
+    columns[f"{label(primary)} [95 %]"] = _intervals([arm["scores"][primary] for arm in arms], digits)
+    if _num_seeds(results) > 1:
+        columns["sd"] = [_optional(arm["sd"].get(primary), f".{digits}f") for arm in arms]
+    columns[f"vs {results['reference']} [95 %]"] = [
+        "reference" if arm["arm"] == results["reference"] else difference
+        for arm, difference in zip(arms, differences, strict=True)
+    ]
+    if any(arm["p_holm"] is not None for arm in arms):
+        columns["p (Holm)"] = [_p_text(arm["p_holm"]) for arm in arms]
+    for name in others:
+        columns[label(name)] = [f"{arm['scores'][name]['value']:.{DECIMALS.get(name, 1)}f}" for arm in arms]
+    total, most = results["num_parameters"], max(arm["num_trials"] for arm in arms)
+    columns["trained (%)"] = [_count_and_share(arm["trained_parameters"], total) for arm in arms]
+    columns["stored (%)"] = [_count_and_share(arm["stored_parameters"], total) for arm in arms]
+    columns["trials"] = ["- " if arm["method"] is None else _trials_text(arm["num_trials"], most) for arm in arms]
+    columns["min"] = ["-" if arm["method"] is None else _minutes_text(arm["minutes"]) for arm in arms]
+    return Grid(list(columns), list(zip(*columns.values(), strict=True)), frozenset({"arm"}))
+
+
+def differing_keys(trials: Sequence[tuple[str, Mapping[str, Scalar]]]) -> list[str]:
+    """The keys whose values differ among the trials of some arm, in their order of appearance.
+
+    Of an arm with a single trial all are kept: nothing is known yet of what will differ.
+    """
+    keys = list(dict.fromkeys(key for _, values in trials for key in values))
+    arms = {arm: [values for name, values in trials if name == arm] for arm, _ in trials}
+    return [key for key in keys if any(_differs(key, values) for values in arms.values())]
+
+
+def value_text(key: str, value: Scalar) -> str:
+    """A searched value in at most ten characters."""
+    if value is None:
+        return "random" if key == "init_token" else "-"
+    if isinstance(value, float):
+        return scientific(value) if value and abs(value) < 0.1 else f"{value:.3g}"
+    text = str(value)
+    return text if len(text) <= 10 else text[:8] + ".."
+
+
+def scientific(value: float) -> str:
+    """`2.1e-2`: two digits, no padding of the exponent."""
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def count_text(count: int) -> str:
+    """A count for people: 960, 115k, 1.2M, 134M."""
+    for scale, unit in ((1_000, "k"), (1_000_000, "M"), (1_000_000_000, "B")):
+        if count < 1_000:
+            break
+        scaled = count / scale
+        if round(scaled) < 1_000:
+            return f"{scaled:.1f}{unit}" if scaled < 9.95 else f"{scaled:.0f}{unit}"
+    return str(count)
+
+
+def _title(results: Results) -> str:
+    beams = results["decoding"].get("num_beams")
+    task = TASKS.get(results["task"], results["task"])
+    sources = f"{results['num_sources']} of {results['num_sources_total']} sources"
+    seeds = _num_seeds(results)
+    search = "greedy" if beams == 1 else f"beam {beams}"
+    return f"{task} {results['split']}, {sources}, {search}, {seeds} seed{'s' if seeds > 1 else ''}"
+
+
+def _notes(results: Results) -> list[str]:
+    """What must be read with the table."""
+    arms, name = results["arms"], label(results["metric"])
+    most = max(arms, key=lambda arm: arm["num_trials"])
+    notes = []
+    if any(arm["method"] is not None and arm["num_trials"] < most["num_trials"] for arm in arms):
+        notes.append(f"+ searched less than {most['arm']}: not a fair comparison")
+    if any(_is_significant(arm) for arm in arms):
+        notes.append(f"* differs from {results['reference']}: p < {SIGNIFICANT} after Holm's correction")
+    digits = DECIMALS.get(results["metric"], 1)
+    least = f"{results['resolution']:.{digits}f} {name}"
+    told = f"{results['num_sources']} sources cannot tell apart differences below {least}"
+    if results["num_sources"] < results["num_sources_total"] and _num_seeds(results) == 1:
+        reachable = results["resolution"] * math.sqrt(results["num_sources"] / results["num_sources_total"])
+        told += f"; all {results['num_sources_total']} could tell about {reachable:.{digits}f}"
+    return [*notes, f"{told}. {_verdict(results)}".rstrip()]
+
+
+def _verdict(results: Results) -> str:
+    """Who won, if the distance to the second is one that these sources can tell apart."""
+    metric, reference = results["metric"], results["reference"]
+    sign = -1 if higher_is_better(metric) else 1
+    ranked = sorted(results["arms"], key=lambda arm: sign * arm["scores"][metric]["value"])
+    if len(ranked) < 2:
+        return ""
+    best, second = ranked[:2]
+    gap = abs(best["scores"][metric]["value"] - second["scores"][metric]["value"])
+    tested = second if best["arm"] == reference else best
+    text = f"{gap:.{DECIMALS.get(metric, 1)}f} {label(metric)}"
+    if gap > results["resolution"] and _is_significant(tested):
+        return f"Winner: {best['arm']}, {text} ahead of {second['arm']}."
+    return f"No winner: {best['arm']} and {second['arm']} are {text} apart."
+
+
+def _is_significant(arm: ArmResult) -> bool:
+    return arm["p_holm"] is not None and arm["p_holm"] < SIGNIFICANT
+
+
+def _num_seeds(results: Results) -> int:
+    return max(len(arm["seeds"]) for arm in results["arms"])
+
+
+def _example_text(example: ExampleOutputs, results: Results) -> str:
+    names = [arm["arm"] for arm in results["arms"] if arm["arm"] in example["outputs"]]
+    outputs = [("reference", example["references"][0]), *((name, example["outputs"][name]) for name in names)]
+    width = max(len(name) for name, _ in outputs) + 1
+    lines = [_wrapped(example["source"], "  ")]
+    lines += [_wrapped(output, f"  {name + ':':<{width}} ") for name, output in outputs]
+    return "\n".join(lines)
+
+
+def _example_markdown(example: ExampleOutputs) -> str:
+    outputs = [("reference", example["references"][0]), *example["outputs"].items()]
+    lines = [f"`{example['source']}`", ""]
+    return "\n".join([*lines, *(f"- {name}: {_escaped(' '.join(output.split()))}" for name, output in outputs)])
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown leaves as it is."""
+    return "".join("\\" + char if char in "\\`*_[]<>|#+" else char for char in text)
+
+
+def _wrapped(text: str, first: str) -> str:
+    """One paragraph under its heading, later lines aligned with the first."""
+    return (
+        textwrap.fill(" ".join(text.split()), WIDTH, initial_indent=first, subsequent_indent=" " * len(first)) or first
+    )
+
+
+def _merit(trial: SearchTrial) -> tuple[int, int, float]:
+    """Sorts finished trials by loss, then stopped ones by how far they came, then what failed."""
+    loss = trial["dev_loss"]
+    value = math.inf if loss is None or not math.isfinite(loss) else loss
+    order = ("done", "running", "stopped")
+    rank = order.index(trial["state"]) if trial["state"] in order else len(order)
+    return rank, 0 if rank == 0 else -trial["step"], value
+
+
+def _differs(key: str, trials: Sequence[Mapping[str, Scalar]]) -> bool:
+    first = trials[0]
+    return key in first if len(trials) == 1 else len({(key in values, values.get(key)) for values in trials}) > 1
+
+
+def _intervals(intervals: Sequence[Interval | None], digits: int, sign: str = "") -> list[str]:
+    """`58.3 [51.6, 64.4]` for each, the numbers padded to the widest."""
+    shown = [
+        [f"{number:{sign}.{digits}f}" for number in _numbers(interval) if number is not None] for interval in intervals
+    ]
+    width = max((len(number) for numbers in shown for number in numbers), default=0)
+    padded = [[number.rjust(width) for number in numbers] for numbers in shown]
+    return [f"{numbers[0]} [{numbers[1]}, {numbers[2]}]" if numbers else "-" for numbers in padded]
+
+
+def _numbers(interval: Interval | None) -> list[float | None]:
+    return [None] * 3 if interval is None else [interval["value"], interval["low"], interval["high"]]
+
+
+def _optional(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _p_text(p: float | None) -> str:
+    if p is None:
+        return "-  "
+    return ("<0.001" if p < 0.001 else f"{p:.3f}") + (" *" if p < SIGNIFICANT else "  ")
+
+
+def _count_and_share(count: int, total: int) -> str:
+    """`115k (0.09)`: how many, and what percentage of the base."""
+    if count == 0:
+        return "0"
+    share = 100 * count / total
+    digits = 2 if share < 0.095 else 1 if share < 9.5 else 0
+    return f"{count_text(count)} ({'<0.01' if share < 0.005 else f'{share:.{digits}f}'})"
+
+
+def _trials_text(num_trials: int, most: int) -> str:
+    return f"{num_trials}+" if num_trials < most else f"{num_trials} "
+
+
+def _minutes_text(minutes: float) -> str:
+    return f"{minutes:.1f}" if minutes < 99.95 else f"{minutes:.0f}"

@@ -1,0 +1,221 @@
+"""Data-to-text: E2E (restaurants, inside the package) and WebNLG 2017 (triples; a folder or a hub data set).
+
+Both are linearised as in Li & Liang 2021, so that prefixes and published numbers can be compared. DART, the third of
+the paper's corpora, is a third loader of this file.
+E2E's targets are the official references, stripped but not tokenised as the original's files are: the challenge scores
+against the official ones, and a model of cased, untokenised text need not learn another spelling first.
+"""
+
+import csv
+import gzip
+import io
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from prefixray.config import TaskConfig, UserError
+from prefixray.tasks.contract import DATA_TO_TEXT_METRICS, Entry, Splits, Task, make_task
+
+HUB_CONFIG = "webnlg_challenge_2017"
+
+E2E_FIELDS = {  # the meaning representation's name of a field -> ours, in the order of the linearisation
+    "name": "name",
+    "eatType": "Type",
+    "food": "food",
+    "priceRange": "price",
+    "customer rating": "customer rating",
+    "area": "area",
+    "familyFriendly": "family friendly",
+    "near": "near",
+}
+E2E_PRICES = {"less than £20": "less than £ 20", "£20-25": "£ 20 - 25", "more than £30": "more than £ 30"}
+
+Triple = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class TripleSet:
+    """An entry of WebNLG: triples, and the texts that say them, each with the crowd's verdict on it."""
+
+    category: str
+    triples: tuple[Triple, ...]
+    texts: tuple[str, ...]
+    verdicts: tuple[str, ...]  # "good" or "toFix"
+
+
+def load_e2e(config: TaskConfig) -> Task:
+    """The E2E challenge (Novikova et al. 2017): 42,061 training pairs, 547 dev sources, 630 test sources."""
+    return make_task(config, Splits(_read_e2e("train"), _read_e2e("dev"), _read_e2e("test")), DATA_TO_TEXT_METRICS)
+
+
+def load_webnlg(config: TaskConfig) -> Task:
+    """The WebNLG challenge of 2017, from the folder or the hub data set that `task.path` names.
+
+    The loss is computed on texts marked "good" only; scoring takes all. A source's group says whether its category
+    occurs in train ("seen", "unseen"). Raises `UserError` when the path leads nowhere or a file is broken.
+    """
+    if config.path is None:
+        raise UserError("task.path: webnlg needs the folder of the 2017 challenge's files or a hub data set")
+    if Path(config.path).exists():
+        train, dev, test = _read_folder(Path(config.path))
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", config.path):
+        train, dev, test = _read_hub(config.path)
+    else:
+        raise UserError(f"task.path: {config.path}: no such folder")
+    seen = {entry.category for entry in train}
+    splits = Splits(_entries(train, seen), _entries(dev, seen), _entries(_without_copies(test), seen))
+    return make_task(config, splits, DATA_TO_TEXT_METRICS)
+
+
+def linearise_meaning(meaning: str) -> str:
+    """`name[The Eagle], priceRange[£20-25]` -> `name : The Eagle | price : £ 20 - 25`, the fields in fixed order."""
+    values = dict(re.findall(r"(\w[\w ]*)\[([^\]]*)\]", meaning))
+    assert values.keys() <= E2E_FIELDS.keys(), f"unknown field in {meaning}"
+    fields = [(ours, values[theirs]) for theirs, ours in E2E_FIELDS.items() if theirs in values]
+    return " | ".join(f"{name} : {E2E_PRICES.get(value, value)}" for name, value in fields)
+
+
+def linearise_triples(triples: Iterable[Triple]) -> str:
+    """` | subject : property : object` for each triple: a bar stands before the first one too."""
+    return "".join(f" | {subject} : {property_} : {object_}" for subject, property_, object_ in triples)
+
+
+def _read_e2e(split: str) -> list[Entry]:
+    packed = resources.files("prefixray.tasks").joinpath("data", "e2e", f"{split}.csv.gz").read_bytes()
+    rows = csv.DictReader(io.StringIO(gzip.decompress(packed).decode(), newline=""))
+    pairs = [(linearise_meaning(row["mr"]), (row["ref"].strip(),)) for row in rows]
+    return [Entry(source, targets=texts, references=texts) for source, texts in pairs]
+
+
+def _entries(sets: Sequence[TripleSet], seen: set[str]) -> list[Entry]:
+    return [
+        Entry(
+            linearise_triples(entry.triples),
+            targets=tuple(t for t, verdict in zip(entry.texts, entry.verdicts, strict=True) if verdict == "good"),
+            references=entry.texts,
+            group="seen" if entry.category in seen else "unseen",
+        )
+        for entry in sets
+    ]
+
+
+def _without_copies(test: Sequence[TripleSet]) -> list[TripleSet]:
+    """The challenge gives test three times: without texts, with them, and the unseen categories once more."""
+    return list(dict.fromkeys(entry for entry in test if entry.texts))
+
+
+def _read_folder(folder: Path) -> list[list[TripleSet]]:
+    """Each split from FOLDER/SPLIT.json or from all XML files under FOLDER/SPLIT/; problems of all of them at once."""
+    splits, problems = [], []
+    for split in ("train", "dev", "test"):
+        one_file, files = folder / f"{split}.json", sorted((folder / split).rglob("*.xml"))
+        sets: list[TripleSet] = []
+        try:
+            if one_file.is_file():
+                sets = _read_json(one_file)
+            elif files:
+                sets = [entry for file in files for entry in _read_xml(file)]
+            else:
+                problems.append(f"task.path: {folder}: has neither {split}.json nor XML files in {split}/")
+        except UserError as error:
+            problems += error.problems
+        splits.append(sets)
+    if problems:
+        raise UserError(*problems)
+    return splits
+
+
+def _read_xml(file: Path) -> list[TripleSet]:
+    try:
+        root = ET.fromstring(file.read_bytes())
+    except ET.ParseError as error:
+        raise UserError(f"{file}:{error.position[0]}: is not XML: {error}") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    sets = []
+    for entry in root.iter("entry"):
+        triples = [triple.text or "" for triple in entry.iterfind("modifiedtripleset/mtriple")]
+        texts = [(text.text or "", text.get("comment", "")) for text in entry.iterfind("lex")]
+        place = f"{file}: entry {entry.get('eid')}"
+        sets.append(_triple_set(place, entry.get("category", ""), [_split_triple(t, place) for t in triples], texts))
+    return sets
+
+
+def _read_json(file: Path) -> list[TripleSet]:
+    """The challenge's JSON: `{"entries": [{"1": {category, modifiedtripleset, lexicalisations}}, ...]}`."""
+    try:
+        entries = [entry for numbered in json.loads(file.read_bytes())["entries"] for entry in numbered.items()]
+        sets = []
+        for number, entry in entries:
+            triples = [(t["subject"], t["property"], t["object"]) for t in entry["modifiedtripleset"]]
+            texts = [(text["lex"], text["comment"]) for text in entry["lexicalisations"]]
+            sets.append(_triple_set(f"{file}: entry {number}", entry["category"], triples, texts))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: is not JSON: {error.msg}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: is not in the form of the WebNLG challenge's JSON ({error!r})") from error
+    return sets
+
+
+def _read_hub(name: str) -> list[list[TripleSet]]:
+    try:
+        import datasets  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    except ImportError as error:
+        raise UserError(f"task.path: {name}: no such folder; a hub data set needs `pip install datasets`") from error
+    try:
+        try:
+            hub = datasets.load_dataset(name, HUB_CONFIG)
+        except RuntimeError:  # the set is a loading script, which `datasets` no longer runs: take the hub's own export
+            export = f"hf://datasets/{name}@refs/convert/parquet/{HUB_CONFIG}"
+            files = {split: f"{export}/{split}/*.parquet" for split in ("train", "dev", "test")}
+            hub = datasets.load_dataset("parquet", data_files=files)
+    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"task.path: {name}: no such folder, nor can a hub data set be loaded: {reason}") from error
+    missing = [split for split in ("train", "dev", "test") if split not in hub]
+    if missing:
+        raise UserError(f"task.path: {name}: has no split {', '.join(missing)}; its splits are {', '.join(hub)}")
+    return [_hub_split(name, split, hub[split]) for split in ("train", "dev", "test")]
+
+
+def _hub_split(name: str, split: str, rows: Iterable[Mapping[str, Any]]) -> list[TripleSet]:
+    """The form of `webnlg-challenge/web_nlg`; the challenge's one modified triple set of an entry is its first."""
+    sets = []
+    for number, row in enumerate(rows):
+        place = f"task.path: {name}: row {number} of {split}"
+        try:
+            triples = [_split_triple(t, place) for t in _column(row["modified_triple_sets"], "mtriple_set")[0]]
+            texts = list(zip(_column(row["lex"], "text"), _column(row["lex"], "comment"), strict=True))
+            category = row["category"]
+        except (KeyError, TypeError, IndexError) as error:
+            raise UserError(f"{place}: is not in the form of webnlg-challenge/web_nlg ({error!r})") from error
+        sets.append(_triple_set(place, category, triples, texts))
+    return sets
+
+
+def _column(records: Mapping[str, list[Any]] | list[Mapping[str, Any]], key: str) -> list[Any]:
+    """One key of all records; `datasets` gives records as a list or, in its older form, as a mapping of lists."""
+    return list(records[key]) if isinstance(records, Mapping) else [record[key] for record in records]
+
+
+def _triple_set(place: str, category: str, triples: Sequence[Triple], texts: Sequence[tuple[str, str]]) -> TripleSet:
+    if not triples:
+        raise UserError(f"{place}: has no modified triple set")
+    if not all(text.strip() for text, _ in texts):
+        raise UserError(f"{place}: has an empty text")
+    stripped = tuple(text.strip() for text, _ in texts)
+    return TripleSet(category, tuple(triples), stripped, tuple(verdict for _, verdict in texts))
+
+
+def _split_triple(text: str, place: str) -> Triple:
+    parts = [part.strip() for part in text.split(" | ")]
+    if len(parts) != 3:
+        raise UserError(f"{place}: {text!r} is not a triple of the form subject | property | object")
+    return parts[0], parts[1], parts[2]

@@ -1,0 +1,390 @@
+"""MLflow, spoken to by the driver alone: a run per sweep, and a nested one per trial with its curve and its artifact.
+
+The driver only queues what is to be logged. One thread imports MLflow (2.5 s) and sends the entries in order, again and
+again while the server is away, so that no call holds up the sweep. An entry finds its run by tags and may be sent
+twice, so a relaunch continues the same runs, and may say again what an earlier driver did not get to say.
+"""
+
+import logging
+import math
+import os
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from prefixray.config import TrackingConfig
+from prefixray.space import Scalar
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+_logger = logging.getLogger(__name__)
+
+LOGGED = frozenset({"train/loss", "train/learning_rate", "train/clipped", "train/tokens_per_second"})
+"""The metrics that are logged, besides all of the rooms dev and test."""
+_ROOMS = ("dev/", "test/")
+
+Ended = Literal["done", "stopped", "failed"]
+Closed = Literal["finished", "failed", "interrupted"]
+
+_STATUS_OF_TRIAL: Mapping[Ended, str] = {"done": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
+_STATUS_OF_SWEEP: Mapping[Closed, str] = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+_MOST_WAITING = 50_000  # entries that are kept while the server is away; points of curves beyond that are lost
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0  # seconds between attempts
+_PATIENCE, _PATIENCE_AWAY = 60.0, 10.0  # seconds without progress after which closing gives up
+_AT_ONCE = 100  # parameters in one request: the server's limit
+
+
+class Tracker(ABC):
+    """Where a sweep is logged. A key names a trial: "prefix/3"."""
+
+    uri: str | None  # for `mlflow ui --backend-store-uri`; None when nothing is logged
+
+    @abstractmethod
+    def start(self, params: Mapping[str, Scalar], tags: Mapping[str, str], files: Sequence[Path]) -> None:
+        """Begin or continue the sweep's run; parameters come on top of those given at opening."""
+
+    @abstractmethod
+    def trial(self, key: str, params: Mapping[str, Scalar], tags: Mapping[str, str]) -> None:
+        """Begin or continue a trial's run; of one that has ended nothing is changed, here and below."""
+
+    @abstractmethod
+    def log(self, key: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Add a point to a trial's curves; of metrics that are listed, and finite."""
+
+    @abstractmethod
+    def end(self, key: str, state: Ended, artifact: Path | None) -> None:
+        """End a trial's run; a done trial's artifact goes with it where the configuration says so."""
+
+    @abstractmethod
+    def summary(self, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
+        """Add results to the sweep's run."""
+
+    @abstractmethod
+    def close(self, state: Closed) -> None:
+        """End the sweep's run and whatever of it is still running, wait until all is sent, say what could not be."""
+
+
+def open_tracker(config: TrackingConfig, folder: Path, sweep: str, params: Mapping[str, Scalar]) -> Tracker:
+    """A tracker as configured; `params` are the sweep's, and stand on every trial's run too, where the UI filters."""
+    match config.mlflow:
+        case None:
+            return NoTracker()
+        case "auto":
+            uri = os.environ.get("MLFLOW_TRACKING_URI")
+        case _:
+            uri = config.mlflow
+    return MlflowTracker(folder, sweep, params, uri=uri, artifacts=config.artifacts == "finished")
+
+
+class NoTracker(Tracker):
+    """Logs nothing."""
+
+    uri = None
+
+    def start(self, params: Mapping[str, Scalar], tags: Mapping[str, str], files: Sequence[Path]) -> None:  # noqa: D102
+        pass
+
+    def trial(self, key: str, params: Mapping[str, Scalar], tags: Mapping[str, str]) -> None:  # noqa: D102
+        pass
+
+    def log(self, key: str, step: int, metrics: Mapping[str, float]) -> None:  # noqa: D102
+        pass
+
+    def end(self, key: str, state: Ended, artifact: Path | None) -> None:  # noqa: D102
+        pass
+
+    def summary(self, metrics: Mapping[str, float], files: Sequence[Path]) -> None:  # noqa: D102
+        pass
+
+    def close(self, state: Closed) -> None:  # noqa: D102
+        pass
+
+
+class MlflowTracker(Tracker):
+    """Queues entries for a thread that sends them; `uri` None is a database in the sweep's folder."""
+
+    def __init__(
+        self, folder: Path, sweep: str, params: Mapping[str, Scalar], *, uri: str | None = None, artifacts: bool = True
+    ) -> None:
+        folder = folder.absolute()
+        shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+        self.uri = uri or f"sqlite:///{shown / 'mlflow.db'}"
+        self._artifacts = artifacts
+        self._sender = _Sender(_Store(folder, sweep, params, uri), self.uri)
+
+    def start(self, params: Mapping[str, Scalar], tags: Mapping[str, str], files: Sequence[Path]) -> None:  # noqa: D102
+        self._sender.put(lambda store, when: store.start(params, tags, files, when))
+
+    def trial(self, key: str, params: Mapping[str, Scalar], tags: Mapping[str, str]) -> None:  # noqa: D102
+        self._sender.put(lambda store, when: store.trial(key, params, tags, when))
+
+    def log(self, key: str, step: int, metrics: Mapping[str, float]) -> None:  # noqa: D102
+        kept = _finite({name: value for name, value in metrics.items() if name in LOGGED or name.startswith(_ROOMS)})
+        if kept:
+            self._sender.put(lambda store, when: store.log(key, step, kept, when), droppable=True)
+
+    def end(self, key: str, state: Ended, artifact: Path | None) -> None:  # noqa: D102
+        kept = artifact if self._artifacts and state == "done" else None
+        self._sender.put(lambda store, when: store.end(key, state, kept, when))
+
+    def summary(self, metrics: Mapping[str, float], files: Sequence[Path]) -> None:  # noqa: D102
+        kept = _finite(metrics)
+        self._sender.put(lambda store, when: store.summary(kept, files, when))
+
+    def close(self, state: Closed) -> None:  # noqa: D102
+        self._sender.put(lambda store, when: store.close(state, when))
+        self._sender.drain()
+
+
+class _Store:
+    """The calls to MLflow, each in full when it returns. Used by one thread."""
+
+    def __init__(self, folder: Path, sweep: str, params: Mapping[str, Scalar], uri: str | None) -> None:
+        self._folder = folder
+        self._sweep = sweep
+        self._params = params
+        self._uri = uri
+        self._runs: dict[str, str] = {}  # key of a trial -> id of its run
+        self._logged: dict[str, set[tuple[str, int]]] = {}  # key -> (metric, step) that its run has
+        self._ended: set[str] = set()
+
+    def start(self, params: Mapping[str, Scalar], tags: Mapping[str, str], files: Sequence[Path], when: int) -> None:
+        """Begin or continue the sweep's run."""
+        parent = self._parent
+        self._client.update_run(parent, status="RUNNING")
+        self._describe(parent, {**self._params, **params}, tags)
+        self._attach(parent, files)
+
+    def trial(self, key: str, params: Mapping[str, Scalar], tags: Mapping[str, str], when: int) -> None:
+        """Begin or continue a trial's run."""
+        run_id = self._child(key, when)
+        if key not in self._ended:
+            self._client.update_run(run_id, status="RUNNING")
+            self._describe(run_id, {**self._params, **params}, tags)
+
+    def log(self, key: str, step: int, metrics: Mapping[str, float], when: int) -> None:
+        """Add a point to a trial's curves, unless it is there."""
+        run_id = self._child(key, when)
+        logged = self._logged.setdefault(key, set())
+        new = {name: value for name, value in metrics.items() if (name, step) not in logged}
+        if new and key not in self._ended:
+            self._log_metrics(run_id, new, step, when)
+            logged.update((name, step) for name in new)
+
+    def end(self, key: str, state: Ended, artifact: Path | None, when: int) -> None:
+        """End a trial's run."""
+        run_id = self._child(key, when)
+        if key in self._ended:
+            return
+        if artifact is not None:
+            self._client.log_artifacts(run_id, str(artifact), artifact_path=artifact.name)
+        self._client.set_terminated(run_id, _STATUS_OF_TRIAL[state], end_time=when)
+        self._client.set_tag(run_id, "prefixray.state", state)
+        self._ended.add(key)
+        self._logged.pop(key, None)
+
+    def summary(self, metrics: Mapping[str, float], files: Sequence[Path], when: int) -> None:
+        """Add results to the sweep's run."""
+        self._log_metrics(self._parent, metrics, 0, when)
+        self._attach(self._parent, files)
+
+    def close(self, state: Closed, when: int) -> None:
+        """End every run of the sweep that is still running, then the sweep's own."""
+        for run in self._search(f"tags.`mlflow.parentRunId` = '{self._parent}' and attributes.status = 'RUNNING'"):
+            self._client.set_terminated(run.info.run_id, "KILLED", end_time=when)
+        self._client.set_terminated(self._parent, _STATUS_OF_SWEEP[state], end_time=when)
+
+    @cached_property
+    def _client(self) -> "MlflowClient":
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the sender has its own
+        from mlflow import MlflowClient
+
+        for chatty in ("mlflow", "alembic"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        return MlflowClient(tracking_uri=self._uri or f"sqlite:///{self._folder / 'mlflow.db'}")
+
+    @cached_property
+    def _experiment(self) -> str:
+        found = self._client.get_experiment_by_name(self._sweep)
+        if found is not None:
+            return str(found.experiment_id)
+        location = None if self._uri else (self._folder / "mlartifacts").as_uri()
+        return str(self._client.create_experiment(self._sweep, artifact_location=location))
+
+    @cached_property
+    def _parent(self) -> str:
+        for run in self._search(f"tags.`prefixray.sweep` = '{self._sweep}'"):
+            if run.data.tags.get("prefixray.folder") == str(self._folder):
+                return str(run.info.run_id)
+        tags = {"prefixray.sweep": self._sweep, "prefixray.folder": str(self._folder)}
+        return str(self._client.create_run(self._experiment, tags=tags, run_name=self._sweep).info.run_id)
+
+    def _child(self, key: str, when: int) -> str:
+        """A trial's run, which is found or else created."""
+        if key not in self._runs:
+            tags = {"mlflow.parentRunId": self._parent, "prefixray.key": key}
+            found = self._search(" and ".join(f'tags.`{name}` = "{value}"' for name, value in tags.items()))
+            if found:
+                self._recall(key, found[0])
+            run = found[0] if found else self._client.create_run(self._experiment, when, tags, run_name=key)
+            self._runs[key] = str(run.info.run_id)
+        return self._runs[key]
+
+    def _recall(self, key: str, run: "Run") -> None:
+        """Note what an earlier driver has logged of a trial."""
+        if "prefixray.state" in run.data.tags:
+            self._ended.add(key)
+            return
+        names = list(run.data.metrics)
+        histories = {name: self._client.get_metric_history(run.info.run_id, name) for name in names}
+        self._logged[key] = {(name, point.step) for name, history in histories.items() for point in history}
+
+    def _search(self, condition: str) -> "list[Run]":
+        runs: list[Run] = []
+        token: str | None = None
+        while True:
+            page = self._client.search_runs([self._experiment], condition, page_token=token)
+            runs.extend(page)
+            token = page.token
+            if not token:
+                return runs
+
+    def _describe(self, run_id: str, params: Mapping[str, Scalar], tags: Mapping[str, str]) -> None:
+        """Log parameters and tags. MLflow's parameters are final, so one that has changed since goes into a tag."""
+        from mlflow.entities import Param, RunTag
+
+        known = self._client.get_run(run_id).data.params
+        texts = {name: _text(value) for name, value in params.items()}
+        new = [Param(name, text) for name, text in texts.items() if name not in known]
+        for at in range(0, len(new), _AT_ONCE):
+            self._client.log_batch(run_id, params=new[at : at + _AT_ONCE])
+        changed = {f"changed.{name}": text for name, text in texts.items() if known.get(name, text) != text}
+        self._client.log_batch(run_id, tags=[RunTag(name, text) for name, text in {**changed, **tags}.items()])
+
+    def _log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int, when: int) -> None:
+        from mlflow.entities import Metric
+
+        self._client.log_batch(run_id, [Metric(name, value, when, step) for name, value in metrics.items()])
+
+    def _attach(self, run_id: str, files: Sequence[Path]) -> None:
+        for file in files:
+            self._client.log_artifact(run_id, str(file))
+
+
+_Entry = Callable[[_Store, int], None]  # what to do, and the time in ms at which it was asked for
+
+
+class _Sender:
+    """A queue of entries and the thread that sends them in order."""
+
+    def __init__(self, store: _Store, uri: str) -> None:
+        self._store = store
+        self._uri = uri
+        self._entries: deque[tuple[_Entry, int]] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._away = False
+        self._given_up = threading.Event()
+        self._num_sent = 0
+        self._num_lost = 0
+        self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
+        self._thread.start()
+
+    def put(self, entry: _Entry, *, droppable: bool = False) -> None:
+        """Add an entry; returns at once."""
+        with self._changed:
+            if droppable and len(self._entries) >= _MOST_WAITING:
+                self._num_lost += 1
+                return
+            self._entries.append((entry, time.time_ns() // 1_000_000))
+            self._changed.notify()
+
+    def drain(self) -> None:
+        """Wait until all is sent, or until nothing was for a while; say what is lost."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        num_sent, since = self._num_sent, time.monotonic()
+        while self._thread.is_alive() and time.monotonic() - since < (_PATIENCE_AWAY if self._away else _PATIENCE):
+            self._thread.join(0.05)
+            if self._num_sent != num_sent:
+                num_sent, since = self._num_sent, time.monotonic()
+        self._given_up.set()
+        num_lost = self._num_lost + len(self._entries)
+        if num_lost:
+            _logger.warning("MLflow at %s: %d entries could not be logged", self._uri, num_lost)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._entries or self._closing)
+                if not self._entries:
+                    return
+                entry, when = self._entries[0]
+            if not self._send(entry, when):
+                return
+            with self._changed:
+                self._entries.popleft()
+                self._num_sent += 1
+
+    def _send(self, entry: _Entry, when: int) -> bool:
+        """Send an entry, in the end; False when closing has given up."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                entry(self._store, when)
+            except Exception as error:  # whatever goes wrong in logging, the sweep goes on
+                if not _is_away(error):
+                    self._refused(error)
+                    return True
+                if not self._away:
+                    _logger.warning("MLflow at %s is away; the sweep goes on: %s", self._uri, error)
+                self._away = True
+            else:
+                self._away = False
+                return True
+            if self._given_up.wait(pause):
+                return False
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _refused(self, error: Exception) -> None:
+        if not self._num_lost:
+            _logger.warning("MLflow at %s refuses what is logged: %s", self._uri, error)
+        self._num_lost += 1
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the same call may succeed later."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError
+
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+        return bool(status >= 500 or status == 429)
+    return isinstance(error, OperationalError) or (
+        isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+    )
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _text(value: Scalar) -> str:
+    """A value as it stands in a sweep file."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case _:
+            return str(value)

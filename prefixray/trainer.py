@@ -1,0 +1,285 @@
+"""The training loop: step the pack, evaluate, report, admit and drop trials. A lone trial is a pack of one.
+
+A trial that reaches a rung is parked there until `go_on`; the others train on. Every report snapshots what it needs:
+the artifact when the dev loss is the best so far, a resumable checkpoint when the last one is old.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from prefixray.base import Base, choose_dtype, load_base
+from prefixray.batching import Row, Template, encode, make_template
+from prefixray.checkpoint import artifact_meta, load_checkpoint, save_artifact, save_checkpoint
+from prefixray.config import TaskConfig, UserError
+from prefixray.pack import Member, Outcome, Pack, Seeds, learning_rate
+from prefixray.tasks import Task, load_task
+from prefixray.trial import Report, TrialSpec
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_SECONDS = 120.0  # a resumable checkpoint is written at a report when the last one is older
+SMALL_CHECKPOINT_BYTES = 64 << 20  # or when it is no larger than this
+
+
+@dataclass
+class _Progress:
+    """What the trainer remembers of a trial between reports."""
+
+    spec: TrialSpec
+    parked: bool = False
+    owes_report: bool = False  # it came back to a rung, whose verdict may never have arrived
+    best: float = math.inf
+    last_loss: float | None = None
+    losses: list[float] = field(default_factory=list)  # since the last report
+    norms: list[float] = field(default_factory=list)
+    num_clipped: int = 0  # in all
+    num_tokens: int = 0  # in all
+    seconds: float = 0.0  # of the pack's time, shared among its members
+    saved_at: float = field(default_factory=time.monotonic)
+
+
+class Trainer:
+    """Trains the trials that it is given, together."""
+
+    def __init__(self, base: Base, task: Task, config: TaskConfig, *, token_budget: int | None = None) -> None:
+        self.base, self.task, self._task_config = base, task, config
+        self.template: Template = make_template(base.tokenizer, config)
+        train = encode(task.train, self.template)
+        self._dev: list[Row] = encode(task.dev, self.template)
+        self._longest = max(row.num_inputs for row in (*train, *self._dev))
+        self.pack = Pack(base, train, pad_id=self.template.pad_id, token_budget=token_budget)
+        self._progress: dict[str, _Progress] = {}
+        self.last_tokens = 0
+        """Target tokens that the last step trained on."""
+
+    def describe(self) -> dict[str, Any]:
+        """What a sweep wants to know of the base and the device."""
+        device = self.base.device
+        cuda = device.type == "cuda"
+        return {
+            "base_digest": self.base.digest,
+            "num_parameters": self.base.shape.num_parameters,
+            "shape": asdict(self.base.shape),
+            "precision": "bf16" if self.base.model.dtype == torch.bfloat16 else "fp32",
+            "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+            "free_bytes": torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available,
+            "num_train": self.pack.num_rows,
+            "num_test": len(self.task.test_sources),
+            "num_test_total": self.task.num_test_total,
+            "metrics": list(self.task.metrics),
+        }
+
+    def admit(self, spec: TrialSpec) -> int:
+        """Let a trial join, from its newest valid checkpoint where there is one; return the step it stands at.
+
+        One that comes back to a rung reports there again. Raises `UserError` when the configuration cannot be built on
+        this base, and leaves the pack as it was.
+        """
+        member = self.pack.admit(spec.key, spec.config, Seeds.derive(spec.seed, spec.replicate))
+        progress = _Progress(spec)
+        try:
+            self._check_room(member)
+            saved = load_checkpoint(Path(spec.folder))
+            if saved is not None:
+                _restore(member, progress, *saved)
+        except BaseException:
+            self.pack.drop(spec.key)
+            raise
+        self._progress[spec.key] = progress
+        progress.owes_report = self._rung(spec.key) is not None
+        return member.step
+
+    def drop(self, key: str) -> None:
+        """Let a trial go."""
+        if key in self._progress:
+            del self._progress[key]
+            self.pack.drop(key)
+
+    def go_on(self, key: str) -> None:
+        """The verdict of a rung was to go on."""
+        self._progress[key].parked = False
+
+    def keys(self) -> list[str]:
+        """The trials in the pack."""
+        return list(self._progress)
+
+    def parked(self) -> list[str]:
+        """The trials that wait at a rung."""
+        return [key for key, progress in self._progress.items() if progress.parked]
+
+    def steps(self) -> dict[str, int]:
+        """How many steps each trial has done."""
+        return {key: self.pack.members[key].step for key in self._progress}
+
+    def losses(self) -> dict[str, float]:
+        """Each trial's training loss at its last step."""
+        return {key: progress.last_loss for key, progress in self._progress.items() if progress.last_loss is not None}
+
+    def run(self) -> list[Report]:
+        """One step of every trial that is not parked, and the reports that are due after it. Ended trials are gone."""
+        running = [key for key, progress in self._progress.items() if not progress.parked]
+        self.last_tokens = 0
+        if not running:
+            return []
+        started = time.monotonic()
+        outcomes = self.pack.step([key for key in running if not self._progress[key].owes_report])
+        self.last_tokens = sum(outcome.num_tokens for outcome in outcomes.values())
+        reports = [self._after_step(key, outcome) for key, outcome in outcomes.items()]
+        ended = [report for report in reports if report is not None]
+        due = [key for key in running if key in self._progress and self._is_due(key)]
+        scores = self.pack.evaluate(due, self._dev) if due else {}
+        share = (time.monotonic() - started) / len(running)
+        for key in running:
+            if key in self._progress:
+                self._progress[key].seconds += share
+        return ended + self._reports(scores)
+
+    def checkpoint(self, keys: Iterable[str]) -> None:
+        """Write a resumable checkpoint of each of these trials."""
+        for key in keys:
+            progress, member = self._progress[key], self.pack.members[key]
+            tensors, state = _snapshot(member, progress)
+            save_checkpoint(Path(progress.spec.folder), member.step, tensors, state)
+            progress.saved_at = time.monotonic()
+
+    def _after_step(self, key: str, outcome: Outcome) -> Report | None:
+        progress, member = self._progress[key], self.pack.members[key]
+        progress.last_loss = outcome.loss
+        progress.losses.append(outcome.loss)
+        progress.norms.append(outcome.grad_norm)
+        limit = progress.spec.config.max_grad_norm
+        progress.num_clipped += limit is not None and outcome.grad_norm > limit
+        progress.num_tokens += outcome.num_tokens
+        if outcome.failed is None:
+            return None
+        self.drop(key)
+        return Report(key=key, step=member.step, state="failed", note=outcome.failed)
+
+    def _is_due(self, key: str) -> bool:
+        return self.pack.members[key].step in self._progress[key].spec.report_steps()
+
+    def _reports(self, scores: Mapping[str, float]) -> list[Report]:
+        """Reports of the trials that were evaluated; those that end are dropped, those at a rung are parked."""
+        rungs = {key: self._rung(key) for key in scores}
+        finite = {key: score for key, score in scores.items() if math.isfinite(score)}
+        reports = [self._report(key, score, rungs) for key, score in scores.items()]
+        with_packmates = [
+            replace(report, packmates={key: finite[key] for key in finite if rungs[key] == rungs[report.key]})
+            if report.rung is not None
+            else report
+            for report in reports
+        ]
+        for report in reports:
+            if report.state == "running":
+                self._checkpoint_if_due(report.key)
+            else:
+                self.drop(report.key)
+        return with_packmates
+
+    def _report(self, key: str, score: float, rungs: Mapping[str, tuple[str, int] | None]) -> Report:
+        progress, member = self._progress[key], self.pack.members[key]
+        progress.owes_report = False
+        if not math.isfinite(score):
+            return Report(key, member.step, "failed", note=f"dev loss is not finite at step {member.step}")
+        if score < progress.best:
+            progress.best = score
+            if progress.spec.keep_artifact:
+                self._save_artifact(member, progress)
+        metrics = _metrics(member, progress, score)
+        progress.losses, progress.norms = [], []
+        if member.step == member.config.num_steps:
+            return Report(key, member.step, "done", metrics)
+        progress.parked = rungs[key] is not None
+        return Report(key, member.step, "running", metrics, rung=member.step if progress.parked else None)
+
+    def _rung(self, key: str) -> tuple[str, int] | None:
+        """The arm and step of the rung that a trial stands at."""
+        member = self.pack.members[key]
+        at_rung = member.step in self._progress[key].spec.rungs and member.step < member.config.num_steps
+        return (member.config.arm, member.step) if at_rung else None
+
+    def _check_room(self, member: Member) -> None:
+        """Refuse a trial whose prefix leaves no room for the longest example."""
+        num_positions, limit = member.method.insert(None).num_positions, self.base.shape.max_positions
+        if limit is not None and num_positions + self._longest > limit:
+            raise UserError(
+                f"preseqlen: {num_positions}: with the longest example ({self._longest} tokens) beyond the {limit} "
+                f"positions of {self.base.name}; lower preseqlen, task.max_source_tokens or task.max_target_tokens"
+            )
+
+    def _save_artifact(self, member: Member, progress: _Progress) -> None:
+        """Keep the best state so far for decoding."""
+        meta = artifact_meta(
+            self.base,
+            member.config,
+            task=self._task_config,
+            template=self.template.record(),
+            scores={"dev/loss": progress.best},
+        )
+        save_artifact(Path(progress.spec.folder) / "artifact", member.method.artifact(), meta)
+
+    def _checkpoint_if_due(self, key: str) -> None:
+        progress, member = self._progress[key], self.pack.members[key]
+        num_bytes = 12 * member.method.trained_parameters()
+        old = time.monotonic() - progress.saved_at > CHECKPOINT_SECONDS
+        if old or num_bytes <= SMALL_CHECKPOINT_BYTES:
+            self.checkpoint([key])
+
+
+def load_trainer(base: str, task: TaskConfig, *, precision: str, device: str, num_threads: int) -> Trainer:
+    """Load a base and a task by name."""
+    if device == "cpu":
+        torch.set_num_threads(num_threads)
+    return Trainer(load_base(base, dtype=choose_dtype(precision, device), device=device), load_task(task), task)
+
+
+def _metrics(member: Member, progress: _Progress, score: float) -> dict[str, float]:
+    recent = {}
+    if progress.losses:
+        recent["train/loss"] = sum(progress.losses) / len(progress.losses)
+        recent["train/grad_norm"] = sum(progress.norms) / len(progress.norms)
+    return {
+        "dev/loss": score,
+        "dev/best_loss": progress.best,
+        **recent,
+        "train/clipped_share": progress.num_clipped / max(1, member.step),
+        "train/learning_rate": learning_rate(member.config, max(0, member.step - 1)),
+        "train/tokens": progress.num_tokens,
+        "train/seconds": progress.seconds,
+        "size/trained": member.method.trained_parameters(),
+        "size/stored": member.method.stored_parameters(),
+    }
+
+
+def _snapshot(member: Member, progress: _Progress) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A trial's trainable tensors and optimiser state by name, and the numbers beside them."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in member.method.named_parameters():
+        tensors[f"method/{name}"] = parameter.detach().cpu().contiguous()
+        for kind, value in member.optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{name}/{kind}"] = value.detach().cpu().contiguous()
+    counts = {"best": progress.best, "num_clipped": progress.num_clipped, "num_tokens": progress.num_tokens}
+    return tensors, {**counts, "seconds": progress.seconds}
+
+
+def _restore(member: Member, progress: _Progress, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    member.step = step
+    with torch.no_grad():
+        for name, parameter in member.method.named_parameters():
+            parameter.copy_(tensors[f"method/{name}"])
+            kinds = ("step", "exp_avg", "exp_avg_sq")
+            found = {kind: tensors.get(f"optimizer/{name}/{kind}") for kind in kinds}
+            state_of = {kind: value.clone().to(parameter.device) for kind, value in found.items() if value is not None}
+            if state_of:
+                member.optimizer.state[parameter] = state_of
+    progress.best, progress.num_clipped = state["best"], state["num_clipped"]
+    progress.num_tokens, progress.seconds = state["num_tokens"], state["seconds"]

@@ -1,0 +1,53 @@
+"""What is said about a trial between processes: its specification on the way in, its reports on the way out.
+
+Both are plain records in a module without torch, so that the thin processes that Ray Tune starts can read them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from prefixray.config import TrialConfig
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """One configuration to be trained, with everything that its numbers depend on."""
+
+    key: str  # "prefix/3": unique in the sweep
+    config: TrialConfig
+    seed: int  # the sweep's seed
+    replicate: int  # 0 in the search, 1..k in the final stage
+    rungs: tuple[int, ...]  # steps at which the trial waits for a verdict
+    folder: str  # checkpoints and the artifact go here; on storage that every worker sees
+    keep_artifact: bool = True  # whether the best state is kept there for decoding
+
+    def report_steps(self) -> tuple[int, ...]:
+        """The steps after which the trial is evaluated, ascending; the last is the end of its schedule."""
+        steps = {*self.rungs, self.config.num_steps}
+        if self.config.eval_every is not None:
+            steps.update(range(self.config.eval_every, self.config.num_steps, self.config.eval_every))
+        return tuple(sorted(step for step in steps if step <= self.config.num_steps))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a trial says at one of its report steps, or when it ends."""
+
+    key: str
+    step: int
+    state: Literal["running", "done", "failed"]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    rung: int | None = None  # the rung it waits at, if it waits
+    packmates: Mapping[str, float] = field(default_factory=dict)  # scores of all that reached this rung with it
+    note: str | None = None  # why it failed
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """What a worker is doing."""
+
+    steps: Mapping[str, int]  # of the trials in its pack
+    losses: Mapping[str, float]  # of their last step
+    tokens_per_second: float  # target tokens
+    memory_bytes: int

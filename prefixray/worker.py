@@ -1,0 +1,231 @@
+"""The worker: owns one device, one base, one pack, and runs the training loop in a thread of its own.
+
+Trials call in from other processes: `join`, then `next_report` until the trial ends, and each call may block.
+Everything that touches the trainer runs in the loop's thread, between two steps. Membership is a trial's key and a
+token, so that the call of a stale process is recognised and ignored.
+"""
+
+import logging
+import os
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from prefixray.config import TaskConfig, UserError
+from prefixray.hypotheses import Split
+from prefixray.logs import quieten
+from prefixray.trial import Report, TrialSpec, WorkerStatus
+
+# torch, transformers and all that needs them are imported where a worker is made: the driver only names the class.
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+VERDICT_SECONDS = 5.0  # how long the pack waits for the verdicts on trials that reached a rung, then goes on without
+SPEED_SECONDS = 30.0  # tokens per second are counted over this window
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What a worker is made from."""
+
+    base: str
+    task: TaskConfig
+    precision: str
+    device: str  # "cpu" or "cuda"
+    num_threads: int
+
+
+@dataclass
+class _Membership:
+    """A trial as its caller sees it."""
+
+    token: str
+    reports: deque[Report] = field(default_factory=deque)
+    verdict_due: bool = False  # the caller has the report of a rung and has not come back yet
+
+
+class Worker:
+    """One base, one pack, one loop. An error in the loop ends the process: whoever waits learns it from Ray."""
+
+    def __init__(self, setup: WorkerSetup, *, on_crash: Callable[[], None] = lambda: os._exit(1)) -> None:
+        quieten()
+        from prefixray.trainer import load_trainer
+
+        self._trainer = load_trainer(
+            setup.base, setup.task, precision=setup.precision, device=setup.device, num_threads=setup.num_threads
+        )
+        self._members: dict[str, _Membership] = {}
+        self._released: set[str] = set()  # parked trials that may go on
+        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._changed = threading.Condition()
+        self._on_crash = on_crash
+        self._patience_ends = 0.0  # `time.monotonic()` until which the pack waits for verdicts
+        self._speed: deque[tuple[float, int]] = deque()
+        self._status = WorkerStatus(steps={}, losses={}, tokens_per_second=0.0, memory_bytes=0)
+        self._base_bytes = psutil.Process().memory_info().rss
+        threading.Thread(target=self._run, name="loop", daemon=True).start()
+
+    def ready(self) -> dict[str, Any]:
+        """What the worker found out about its base and device; answers once the base is loaded."""
+        return {**self._trainer.describe(), "base_bytes": self._base_bytes, "pid": os.getpid()}
+
+    def join(self, spec: TrialSpec, token: str) -> str | None:
+        """Let a trial join the pack; returns why it cannot, for the user, or None.
+
+        A trial that is a member under another token joins anew, from its checkpoint.
+        """
+
+        def admit() -> str | None:
+            self._forget(spec.key)
+            try:
+                self._trainer.admit(spec)
+            except UserError as error:
+                return str(error)
+            self._members[spec.key] = _Membership(token)
+            return None
+
+        return self._call(admit)
+
+    def next_report(self, key: str, token: str) -> Report | None:
+        """The trial's next report, when there is one; coming back after the report of a rung means to go on.
+
+        None: the worker does not know this membership (any more).
+        """
+        with self._changed:
+            while True:
+                member = self._members.get(key)
+                if member is None or member.token != token:
+                    return None
+                if member.verdict_due:
+                    member.verdict_due = False
+                    self._released.add(key)
+                    self._changed.notify_all()
+                if member.reports:
+                    report = member.reports.popleft()
+                    member.verdict_due = report.rung is not None
+                    if report.state != "running":
+                        del self._members[key]
+                    return report
+                self._changed.wait()
+
+    def leave(self, key: str) -> None:
+        """Let a trial go; one that is not there is gone already."""
+        self._call(lambda: self._forget(key))
+
+    def suspend(self) -> list[str]:
+        """Checkpoint all trials and let them go; those who wait for a report get None."""
+
+        def stop() -> list[str]:
+            keys = self._trainer.keys()
+            self._trainer.checkpoint(keys)
+            for key in keys:
+                self._forget(key)
+            return keys
+
+        return self._call(stop)
+
+    def decode(self, artifact: str | None, folder: str, split: Split, settings: Mapping[str, Any]) -> None:
+        """Decode a split with an artifact, or with the untuned base, into `folder`.
+
+        Runs between two steps of the pack; nothing is done again that `folder` holds already.
+        """
+        from prefixray.evaluation import decode_for_sweep
+
+        made_by = None if artifact is None else Path(artifact)
+        self._call(lambda: decode_for_sweep(self._trainer, made_by, Path(folder), split, settings))
+
+    def status(self) -> WorkerStatus:
+        """Where the trials stand, without waiting for the loop."""
+        return self._status
+
+    def _call(self, job: Callable[[], T]) -> T:
+        """Run something in the loop's thread and wait for what it returns."""
+        future: Future[T] = Future()
+        with self._changed:
+            self._jobs.append((job, future))
+            self._changed.notify_all()
+        return future.result()
+
+    def _forget(self, key: str) -> None:
+        with self._changed:
+            self._members.pop(key, None)
+            self._released.discard(key)
+            self._changed.notify_all()
+        self._trainer.drop(key)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._once()
+        except BaseException:
+            traceback.print_exc()
+            self._on_crash()
+
+    def _once(self) -> None:
+        """Wait for something to do; calls first, then verdicts, then one step of the pack."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._released or self._unparked())
+            jobs = list(self._jobs)
+            self._jobs.clear()
+        for job, future in jobs:
+            _answer(job, future)
+        self._await_verdicts()
+        if self._jobs:
+            return
+        started = time.monotonic()
+        reports = self._trainer.run()
+        if any(report.rung is not None for report in reports):
+            self._patience_ends = time.monotonic() + VERDICT_SECONDS
+        with self._changed:
+            for report in reports:
+                if report.key in self._members:
+                    self._members[report.key].reports.append(report)
+            self._changed.notify_all()
+        self._publish(time.monotonic() - started)
+
+    def _unparked(self) -> bool:
+        return len(self._trainer.parked()) < len(self._trainer.keys())
+
+    def _await_verdicts(self) -> None:
+        """Give trials at a rung a moment to be judged together, so that the pack does not drain; calls come first."""
+        with self._changed:
+            while True:
+                for key in self._released & set(self._trainer.parked()):
+                    self._trainer.go_on(key)
+                self._released.clear()
+                waiting = self._trainer.parked()
+                left = self._patience_ends - time.monotonic()
+                if not waiting or self._jobs or left <= 0:
+                    return
+                self._changed.wait(left)
+
+    def _publish(self, seconds: float) -> None:
+        now = time.monotonic()
+        self._speed.append((now, self._trainer.last_tokens))
+        while self._speed and self._speed[0][0] < now - SPEED_SECONDS:
+            self._speed.popleft()
+        span = max(1e-9, now - self._speed[0][0] + seconds)
+        self._status = WorkerStatus(
+            steps=self._trainer.steps(),
+            losses=self._trainer.losses(),
+            tokens_per_second=sum(tokens for _, tokens in self._speed) / span,
+            memory_bytes=psutil.Process().memory_info().rss,
+        )
+
+
+def _answer(job: Callable[[], T], future: "Future[T]") -> None:
+    """Run a call; what goes wrong in it is its caller's, unless memory or the interpreter is at its end."""
+    try:
+        future.set_result(job())
+    except Exception as error:
+        future.set_exception(error)

@@ -1,0 +1,112 @@
+"""Tiny real models and a tiny real tokenizer for all tests; no network."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from prefixray.base import Base, load_base, wrap_model
+
+torch.set_num_threads(1)  # the models are tiny, and tests run side by side
+
+MakeBase = Callable[[str, torch.dtype], Base]
+
+SENTENCES = (
+    "The Eagle is a cheap coffee shop in the riverside area near Burger King.",
+    "name : The Eagle | Type : coffee shop | food : Chinese | price : cheap | area : riverside | near : Burger King",
+    "Near Café Rouge there is a family friendly pub called The Golden Palace , which serves French food.",
+    "name : The Golden Palace | Type : pub | food : French | customer rating : 5 out of 5 | family friendly : yes",
+    "A high priced restaurant with an average customer rating, The Mill offers Italian food in the city centre.",
+    "name : The Mill | Type : restaurant | food : Italian | price : high | customer rating : average",
+    "The Vaults is not family friendly and has a low rating ; its prices are less than £ 20.",
+)
+_VOCABULARY = 320  # 256 bytes, special tokens, and a few words
+
+
+@pytest.fixture(scope="session")
+def base_folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Folders that `load_base` loads, by architecture: two layers, random weights, outputs far from uniform."""
+    folders = {}
+    for name, special in (("gpt2", ("<|endoftext|>",) * 2), ("llama", ("<|im_start|>", "<|im_end|>"))):
+        folders[name] = tmp_path_factory.mktemp("bases") / name
+        tokenizer = _train_tokenizer(*special)
+        _random_model(name, tokenizer).save_pretrained(folders[name])
+        tokenizer.save_pretrained(folders[name])
+    return folders
+
+
+@pytest.fixture
+def make_base(base_folders: Mapping[str, Path]) -> MakeBase:
+    """A function from "gpt2" or "llama" and a dtype to a base of its own."""
+
+    def make(name: str, dtype: torch.dtype) -> Base:
+        folder = base_folders[name]
+        loaded = load_base(str(folder), dtype=dtype)
+        return wrap_model(loaded.model, loaded.tokenizer, name=str(folder), digest=loaded.digest)
+
+    return make
+
+
+@pytest.fixture
+def tiny_gpt2(make_base: MakeBase) -> Base:
+    """GPT-2's architecture: learned positions, one fused projection; bos and eos are the same token."""
+    return make_base("gpt2", torch.float32)
+
+
+@pytest.fixture
+def tiny_llama(make_base: MakeBase) -> Base:
+    """Llama's architecture: rotary positions, four query heads on two key/value heads; bos and eos differ."""
+    return make_base("llama", torch.float32)
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def tiny_base(request: pytest.FixtureRequest, make_base: MakeBase) -> Base:
+    """Each architecture in turn, fp32."""
+    return make_base(request.param, torch.float32)
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def exact_base(request: pytest.FixtureRequest, make_base: MakeBase) -> Base:
+    """Each architecture in turn, float64."""
+    return make_base(request.param, torch.float64)
+
+
+def _train_tokenizer(bos: str, eos: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on the sentences."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_VOCABULARY,
+        special_tokens=list(dict.fromkeys((bos, eos))),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos)
+
+
+def _random_model(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    torch.manual_seed(1)
+    tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    sizes = {"vocab_size": len(tokenizer), "initializer_range": 0.3, **tokens}
+    if name == "gpt2":
+        return GPT2LMHeadModel(GPT2Config(n_positions=256, n_embd=32, n_layer=2, n_head=4, **sizes))
+    layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "tie_word_embeddings": True}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    return LlamaForCausalLM(LlamaConfig(**layers, **heads, **sizes))

@@ -1,0 +1,230 @@
+"""What every method promises, on both architectures; and what a prefix is, against the base itself and against PEFT."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PrefixTuningConfig, get_peft_model
+from torch import Tensor
+
+from prefixray.attention import Binder
+from prefixray.base import Base
+from prefixray.checkpoint import artifact_meta, load_artifact, restore_method, save_artifact
+from prefixray.config import (
+    AdapterTrial,
+    AnyTrial,
+    FinetuneTrial,
+    LoraTrial,
+    PrefixTrial,
+    TaskConfig,
+    TrialConfig,
+    UserError,
+)
+from prefixray.methods import Method, build_method
+from prefixray.methods.prefix import Prefix
+
+WORDS = "table-to-text: restaurant"
+METHODS: Mapping[str, AnyTrial] = {
+    "flat": PrefixTrial(preseqlen=5, mid_dim=None, init_token=None),
+    "flat of words": PrefixTrial(preseqlen=None, mid_dim=None, init_token=WORDS),
+    "network": PrefixTrial(preseqlen=6, mid_dim=16, init_token=None, prefix_dropout=0.1),
+    "network of words": PrefixTrial(preseqlen=6, mid_dim=16, init_token=WORDS),
+    "adapter": AdapterTrial(bottleneck=7),
+    "lora": LoraTrial(rank=3),
+    "lora with dropout": LoraTrial(rank=3, alpha=5.0, dropout=0.2),
+    "finetune": FinetuneTrial(),
+}
+LEAVE_THE_BASE = [name for name, method in METHODS.items() if not isinstance(method, PrefixTrial)]
+
+
+@pytest.fixture
+def binder(tiny_base: Base) -> Binder:
+    return Binder(tiny_base.model)
+
+
+def _build(name: str, base: Base, binder: Binder, *, seed: int = 1) -> Method:
+    return build_method(METHODS[name], base, binder.record, init_seed=seed, dropout_seed=seed)
+
+
+def _ids(base: Base, text: str) -> Tensor:
+    return torch.tensor([base.tokenizer(text, add_special_tokens=False).input_ids])
+
+
+def _logits(base: Base, binder: Binder, method: Method, ids: Tensor, step: int | None = None) -> Tensor:
+    """The model's output (B, S, vocabulary) with the method in it."""
+    positions = torch.arange(ids.shape[1]).expand_as(ids)
+    own = method.own_model
+    model, binder = (base.model, binder) if own is None else (own, Binder(own))
+    with binder.bind([method.insert(step)], [0] * ids.shape[0]):
+        logits: Tensor = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+    return logits
+
+
+def _train(base: Base, binder: Binder, method: Method, num_steps: int = 3) -> None:
+    """A few plain steps, so that every tensor has moved."""
+    ids = _ids(base, " name : The Eagle | food : Chinese")
+    trained = [p for p in method.parameters() if p.requires_grad]
+    optimiser = torch.optim.SGD(trained, lr=0.05)
+    for step in range(num_steps):
+        logits = _logits(base, binder, method, ids, step)
+        torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]).backward()
+        method.push_gradients()
+        optimiser.step()
+        optimiser.zero_grad()
+
+
+@pytest.mark.parametrize("name", LEAVE_THE_BASE)
+def test_an_untrained_method_leaves_the_base_exactly_as_it_is(tiny_base: Base, binder: Binder, name: str) -> None:
+    ids = _ids(tiny_base, " name : The Eagle | food : Chinese")
+    with torch.no_grad():
+        plain = tiny_base.model(input_ids=ids).logits
+        assert torch.equal(_logits(tiny_base, binder, _build(name, tiny_base, binder), ids), plain)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_training_moves_the_methods_tensors_and_nothing_of_the_base(tiny_base: Base, binder: Binder, name: str) -> None:
+    method = _build(name, tiny_base, binder)
+    trained = {key: p.detach().clone() for key, p in method.named_parameters() if p.requires_grad}
+    base_before = {key: tensor.clone() for key, tensor in tiny_base.model.state_dict().items()}
+    assert sum(p.numel() for p in trained.values()) == method.trained_parameters() > 0
+    _train(tiny_base, binder, method)
+    unmoved = [key for key, p in method.named_parameters() if key in trained and torch.equal(trained[key], p)]
+    assert unmoved == []
+    assert all(torch.equal(base_before[key], tensor) for key, tensor in tiny_base.model.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in tiny_base.model.parameters())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_artifact_gives_the_same_logits(tiny_base: Base, binder: Binder, tmp_path: Path, name: str) -> None:
+    method = _build(name, tiny_base, binder)
+    _train(tiny_base, binder, method)
+    config = TrialConfig(arm="tested", learning_rate=1e-3, num_steps=3, method=METHODS[name])
+    meta = artifact_meta(tiny_base, config, task=TaskConfig(name="e2e"), template={})
+    save_artifact(tmp_path / "artifact", method.artifact(), meta)
+    restored = restore_method(tiny_base, binder.record, *load_artifact(tmp_path / "artifact"))
+    ids = _ids(tiny_base, " The Mill")
+    with torch.no_grad():
+        assert torch.equal(_logits(tiny_base, binder, restored, ids), _logits(tiny_base, binder, method, ids))
+    assert sum(tensor.numel() for tensor in method.artifact().values()) == method.stored_parameters()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_depends_on_its_seed_alone(tiny_base: Base, binder: Binder, name: str) -> None:
+    one = _build(name, tiny_base, binder, seed=1).artifact()
+    torch.manual_seed(99)
+    again = _build(name, tiny_base, binder, seed=1).artifact()
+    assert all(torch.equal(one[key], again[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", ["network", "lora with dropout"])
+def test_dropout_depends_on_the_seed_and_the_step_alone(tiny_base: Base, binder: Binder, name: str) -> None:
+    ids = _ids(tiny_base, " The Mill")
+    method, other_seed = (_build(name, tiny_base, binder, seed=seed) for seed in (1, 2))
+    _train(tiny_base, binder, method)
+    other_seed.load_state_dict(method.state_dict())
+    with torch.no_grad():
+        first = _logits(tiny_base, binder, method, ids, step=4)
+        torch.manual_seed(99)
+        torch.rand(7)
+        assert torch.equal(_logits(tiny_base, binder, method, ids, step=4), first)
+        assert not torch.equal(_logits(tiny_base, binder, method, ids, step=5), first)
+        assert not torch.equal(_logits(tiny_base, binder, other_seed, ids, step=4), first)
+        without = _logits(tiny_base, binder, method, ids)
+        assert torch.equal(_logits(tiny_base, binder, other_seed, ids), without)
+        assert not torch.equal(first, without)
+
+
+def test_dropout_keeps_the_prefix_on_average(tiny_gpt2: Base) -> None:
+    config = PrefixTrial(preseqlen=5, mid_dim=None, init_token=None, prefix_dropout=0.25)
+    binder = Binder(tiny_gpt2.model)
+    method = build_method(config, tiny_gpt2, binder.record, init_seed=1, dropout_seed=1)
+    whole = method.insert(None).prefix
+    assert whole is not None
+    dropped = torch.stack([prefix for step in range(400) if (prefix := method.insert(step).prefix) is not None])
+    assert dropped.eq(0).float().mean().item() == pytest.approx(0.25, abs=0.01)
+    assert (dropped.mean(0) - whole).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("name", ["flat of words", "network of words"])
+def test_a_prefix_of_words_equals_the_model_run_on_the_words_and_the_input(
+    tiny_base: Base, binder: Binder, name: str
+) -> None:
+    method = _build(name, tiny_base, binder)
+    assert isinstance(method, Prefix)
+    ids = _ids(tiny_base, " name : The Eagle | food : Chinese")
+    words = _ids(tiny_base, f" {WORDS}")
+    repeated = words.repeat(1, 2)[:, : method.num_positions]
+    with torch.no_grad():
+        whole = tiny_base.model(input_ids=torch.cat([repeated, ids], dim=1)).logits[:, repeated.shape[1] :]
+        assert (_logits(tiny_base, binder, method, ids) - whole).abs().max() < 1e-5
+
+
+def test_words_are_repeated_to_preseqlen(tiny_base: Base, binder: Binder) -> None:
+    words = _ids(tiny_base, f" {WORDS}")
+    length = 2 * words.shape[1] + 1
+    config = PrefixTrial(preseqlen=length, mid_dim=None, init_token=WORDS)
+    method = build_method(config, tiny_base, binder.record, init_seed=1, dropout_seed=1)
+    prefix = method.insert(None).prefix
+    assert prefix is not None
+    recorded = binder.record(torch.cat([words, words, words[:, :1]], dim=1))
+    assert torch.equal(prefix, recorded)
+
+
+@pytest.mark.parametrize("preseqlen", [1, 6, 17])
+def test_the_solved_network_reproduces_the_words_keys_and_values(
+    tiny_base: Base, binder: Binder, preseqlen: int
+) -> None:
+    config = PrefixTrial(preseqlen=preseqlen, mid_dim=16, init_token=WORDS)
+    method = build_method(config, tiny_base, binder.record, init_seed=1, dropout_seed=1)
+    assert isinstance(method, Prefix) and method.residual is not None
+    assert method.residual < 1e-10  # of the solve itself, in float64
+    words = _ids(tiny_base, f" {WORDS}")
+    wanted = binder.record(words.repeat(1, preseqlen)[:, :preseqlen])
+    assert (method.fold() - wanted).norm() / wanted.norm() < 1e-5  # of the network, in float32
+
+
+def test_what_the_network_cannot_reach_is_said(tiny_gpt2: Base, caplog: pytest.LogCaptureFixture) -> None:
+    config = PrefixTrial(preseqlen=12, mid_dim=2, init_token="The Golden Palace serves French food")
+    with caplog.at_level("INFO"):
+        method = build_method(config, tiny_gpt2, Binder(tiny_gpt2.model).record, init_seed=1, dropout_seed=1)
+    assert isinstance(method, Prefix) and method.residual is not None and 0.01 < method.residual < 1
+    assert "init_token: the network reaches all but" in caplog.text
+
+
+def test_a_network_stores_only_what_it_folds_to(tiny_base: Base, binder: Binder) -> None:
+    method = _build("network", tiny_base, binder)
+    shape = tiny_base.shape
+    assert method.stored_parameters() == 2 * shape.num_layers * shape.num_kv_heads * 6 * shape.head_dim
+    width = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
+    assert method.trained_parameters() == 6 * 32 + (32 + 1) * 16 + (16 + 1) * width
+
+
+@pytest.mark.parametrize("name", ["network", "flat of words"])
+def test_a_folded_prefix_gives_the_same_logits_in_peft(tiny_base: Base, binder: Binder, name: str) -> None:
+    method = _build(name, tiny_base, binder)
+    _train(tiny_base, binder, method)
+    tensors = method.artifact()
+    ids = _ids(tiny_base, " name : The Eagle | food : Chinese")[:, :16].view(2, 8)
+    with torch.no_grad():
+        ours = _logits(tiny_base, binder, method, ids)
+        assert (_in_peft(tiny_base, tensors, ids) - ours).abs().max() < 1e-5
+
+
+def test_a_prefix_as_long_as_the_base_is_refused(tiny_gpt2: Base) -> None:
+    config = PrefixTrial(preseqlen=256, mid_dim=None, init_token=None)
+    with pytest.raises(UserError, match=r"preseqlen: 256: .* has 256 positions"):
+        build_method(config, tiny_gpt2, Binder(tiny_gpt2.model).record, init_seed=1, dropout_seed=1)
+
+
+def _in_peft(base: Base, tensors: Mapping[str, Tensor], ids: Tensor) -> Tensor:
+    """Logits of PEFT's own prefix tuning with an artifact's keys and values in it."""
+    num_positions = tensors["decoder.key"].shape[2]
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=num_positions, inference_mode=False)
+    model = get_peft_model(base.model, config)
+    both = torch.stack([tensors["decoder.key"], tensors["decoder.value"]])  # (2, L, K, P, D)
+    rows = both.permute(3, 1, 0, 2, 4).reshape(num_positions, -1)  # per position: layers, key and value, heads
+    model.prompt_encoder["default"].load_prompt_embeddings(rows)
+    model.eval()
+    logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    return logits

@@ -1,0 +1,296 @@
+"""MLflow's store as the sweep leaves it, and what happens while the store is away. Real stores, no mocks."""
+
+import logging
+import math
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from prefixray import tracking
+from prefixray.config import TrackingConfig
+from prefixray.space import Scalar
+from prefixray.tracking import Closed, Ended, Tracker, open_tracker
+
+SWEEP: Mapping[str, Scalar] = {"base": "tiny", "search.num_trials": 8}
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with its tables, since making them takes seconds."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sweep's folder; its artifact lies in trials/prefix/0/artifact."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "sweep"
+    artifact = folder / "trials" / "prefix" / "0" / "artifact"
+    artifact.mkdir(parents=True)
+    (artifact / "prefix.safetensors").write_bytes(b"prefix")
+    (folder / "sweep.yaml").write_text("name: sweep\n")
+    shutil.copy(empty_database, folder / "mlflow.db")
+    return folder
+
+
+def open_sweep(
+    folder: Path, mlflow: str | None = "auto", *, artifacts: str = "finished", params: Mapping[str, Scalar] = SWEEP
+) -> Tracker:
+    config = TrackingConfig.model_validate({"mlflow": mlflow, "artifacts": artifacts})
+    tracker = open_tracker(config, folder, "sweep", params)
+    tracker.start({"machine": "laptop"}, {"version": "1"}, [folder / "sweep.yaml"])
+    return tracker
+
+
+def run_trials(tracker: Tracker, folder: Path) -> None:
+    """One trial that is done, one stopped, one failed, one left running."""
+    states: tuple[Ended | None, ...] = ("done", "stopped", "failed", None)
+    for number, state in enumerate(states):
+        key = f"prefix/{number}"
+        tracker.trial(key, {"preseqlen": 5, "mid_dim": None, "flat": True}, {"arm": "prefix"})
+        for step in (10, 20):
+            tracker.log(key, step, {"dev/loss": 3.0 - step / 20, "train/loss": math.nan, "debug/rows": 3.0})
+        if state is not None:
+            tracker.end(key, state, folder / "trials" / "prefix" / "0" / "artifact")
+
+
+class Stored:
+    """What stands in a store."""
+
+    def __init__(self, uri: str) -> None:
+        from mlflow import MlflowClient
+
+        self.client = MlflowClient(tracking_uri=uri)
+        experiment = self.client.get_experiment_by_name("sweep")
+        assert experiment is not None
+        runs = self.client.search_runs([experiment.experiment_id])
+        parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+        assert len(parents) == 1
+        self.parent = parents[0]
+        children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == self.parent.info.run_id]
+        assert len(children) == len(runs) - 1
+        self.children = {run.data.tags["prefixray.key"]: run for run in children}
+        assert len(self.children) == len(children)
+
+    def curve(self, key: str, metric: str = "dev/loss") -> list[tuple[int, float]]:
+        history = self.client.get_metric_history(self.children[key].info.run_id, metric)
+        return [(point.step, point.value) for point in history]
+
+    def files(self, run_id: str, path: str | None = None) -> list[str]:
+        return [file.path for file in self.client.list_artifacts(run_id, path)]
+
+    def statuses(self) -> list[str]:
+        return [str(self.children[key].info.status) for key in sorted(self.children)]
+
+
+def local(folder: Path) -> Stored:
+    return Stored(f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def test_a_sweep_is_a_run_with_a_nested_run_per_trial(folder: Path) -> None:
+    tracker = open_sweep(folder)
+    assert tracker.uri == "sqlite:///runs/sweep/mlflow.db"
+    run_trials(tracker, folder)
+    tracker.summary({"test/bleu": 58.3, "test/nist": math.inf}, [folder / "sweep.yaml"])
+    tracker.close("finished")
+    stored = local(folder)
+    assert stored.parent.info.status == "FINISHED"
+    assert stored.parent.data.params == {"base": "tiny", "search.num_trials": "8", "machine": "laptop"}
+    assert stored.parent.data.metrics == {"test/bleu": 58.3}
+    assert stored.files(stored.parent.info.run_id) == ["sweep.yaml"]
+    assert stored.statuses() == ["FINISHED", "FINISHED", "FAILED", "KILLED"]
+    states = [stored.children[f"prefix/{number}"].data.tags.get("prefixray.state") for number in range(4)]
+    assert states == ["done", "stopped", "failed", None]
+    done = stored.children["prefix/0"]
+    assert done.info.run_name == "prefix/0"
+    assert done.data.tags["arm"] == "prefix"
+    trial = {"preseqlen": "5", "mid_dim": "null", "flat": "true"}
+    assert done.data.params == {"base": "tiny", "search.num_trials": "8", **trial}
+    assert not (folder.parents[1] / "mlruns").exists()
+
+
+def test_curves_hold_listed_finite_metrics_and_artifacts_belong_to_done_trials(folder: Path) -> None:
+    tracker = open_sweep(folder)
+    run_trials(tracker, folder)
+    tracker.close("finished")
+    stored = local(folder)
+    assert stored.curve("prefix/0") == [(10, 2.5), (20, 2.0)]
+    assert set(stored.children["prefix/0"].data.metrics) == {"dev/loss"}
+    run_ids = {key: run.info.run_id for key, run in stored.children.items()}
+    assert stored.files(run_ids["prefix/0"], "artifact") == ["artifact/prefix.safetensors"]
+    assert [stored.files(run_ids[f"prefix/{number}"]) for number in (1, 2, 3)] == [[], [], []]
+
+
+def test_a_relaunch_continues_the_same_runs_and_ends_all(folder: Path) -> None:
+    first = open_sweep(folder)
+    run_trials(first, folder)
+    first.trial("prefix/9", {}, {})
+    first.close("interrupted")
+    before = local(folder)
+    assert before.parent.info.status == "KILLED"
+    assert set(before.statuses()[3:]) == {"KILLED"}
+    for key in ("prefix/3", "prefix/9"):
+        before.client.update_run(before.children[key].info.run_id, status="RUNNING")  # as a kill -9 leaves them
+    again = open_sweep(folder, params={**SWEEP, "search.num_trials": 12})
+    run_trials(again, folder)
+    again.log("prefix/3", 30, {"dev/loss": 1.5})
+    again.end("prefix/3", "done", None)
+    again.close("finished")
+    after = local(folder)
+    assert after.parent.info.run_id == before.parent.info.run_id
+    assert {key: run.info.run_id for key, run in after.children.items()} == {
+        key: run.info.run_id for key, run in before.children.items()
+    }
+    assert after.parent.info.status == "FINISHED"
+    assert after.statuses() == ["FINISHED", "FINISHED", "FAILED", "FINISHED", "KILLED"]
+    assert after.curve("prefix/0") == before.curve("prefix/0")
+    assert after.curve("prefix/3") == [(10, 2.5), (20, 2.0), (30, 1.5)]
+    assert after.children["prefix/0"].info.end_time == before.children["prefix/0"].info.end_time
+    assert after.parent.data.params["search.num_trials"] == "8"
+    assert after.parent.data.tags["changed.search.num_trials"] == "12"
+
+
+@pytest.mark.parametrize(("state", "status"), [("finished", "FINISHED"), ("failed", "FAILED")])
+def test_the_parent_ends_as_the_sweep_did(folder: Path, state: Closed, status: str) -> None:
+    tracker = open_sweep(folder, artifacts="none")
+    run_trials(tracker, folder)
+    tracker.close(state)
+    stored = local(folder)
+    assert stored.parent.info.status == status
+    assert stored.files(stored.children["prefix/0"].info.run_id) == []
+
+
+def test_more_parameters_than_one_request_takes_are_all_logged(folder: Path) -> None:
+    params: Mapping[str, Scalar] = {f"key{number}": number for number in range(230)}
+    tracker = open_sweep(folder, params=params)
+    tracker.close("finished")
+    assert len(local(folder).parent.data.params) == 231
+
+
+def test_what_the_store_refuses_is_said_once_and_the_rest_is_logged(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = open_sweep(folder)
+    tracker.trial("prefix/0", {"a/../b": 1}, {})
+    tracker.trial("prefix/1", {"a/../b": 1}, {})
+    tracker.log("prefix/0", 10, {"dev/loss": 2.0})
+    tracker.close("finished")
+    assert local(folder).curve("prefix/0") == [(10, 2.0)]
+    messages = [record.getMessage() for record in caplog.records if record.name == tracking.__name__]
+    assert len(messages) == 2
+    assert "refuses what is logged" in messages[0]
+    assert "2 entries could not be logged" in messages[1]
+
+
+def test_without_mlflow_nothing_is_written(folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    tracker = open_sweep(folder, mlflow=None)
+    assert tracker.uri is None
+    run_trials(tracker, folder)
+    tracker.summary({"test/bleu": 1.0}, [])
+    tracker.close("finished")
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_the_environments_server_is_used_unless_the_file_names_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, ours = (f"sqlite:///{folder.parent / name}.db" for name in ("theirs", "ours"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", theirs)
+    assert open_tracker(TrackingConfig(), folder, "sweep", {}).uri == theirs
+    assert open_tracker(TrackingConfig(mlflow=ours), folder, "sweep", {}).uri == ours
+
+
+def test_a_call_costs_the_driver_less_than_two_milliseconds(folder: Path) -> None:
+    tracker = open_sweep(folder)
+    tracker.trial("prefix/0", {}, {})
+    took = []
+    for step in range(50):
+        before = time.perf_counter()
+        tracker.log("prefix/0", step, {"dev/loss": 1.0, "train/loss": 1.0})
+        took.append(time.perf_counter() - before)
+    tracker.close("finished")
+    assert sorted(took)[25] < 0.002
+    assert len(local(folder).curve("prefix/0")) == 50
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def test_a_server_that_is_away_holds_nothing_up_and_the_loss_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tracking, "_PATIENCE_AWAY", 0.5)
+    monkeypatch.setattr(tracking, "_MOST_WAITING", 5)
+    uri = f"http://127.0.0.1:{free_port()}"
+    before = time.monotonic()
+    tracker = open_sweep(folder, uri)
+    run_trials(tracker, folder)  # 1 start, 4 trials, 3 ends; and 8 points, of which 3 still find room
+    assert time.monotonic() - before < 0.5
+    tracker.close("finished")
+    messages = [record.getMessage() for record in caplog.records if record.name == tracking.__name__]
+    assert f"MLflow at {uri} is away; the sweep goes on" in messages[0]
+    assert messages[1] == f"MLflow at {uri}: 17 entries could not be logged"
+
+
+def test_a_server_that_comes_back_gets_everything(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from werkzeug.serving import make_server
+
+    port = free_port()
+    monkeypatch.setattr(tracking, "_LONGEST_PAUSE", 0.5)
+    monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{folder / 'mlflow.db'}")
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", str(folder / "server_artifacts"))
+    tracker = open_sweep(folder, f"http://127.0.0.1:{port}")
+    run_trials(tracker, folder)
+    from mlflow.server import app
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = make_server("127.0.0.1", port, app)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        tracker.close("finished")
+    finally:
+        server.shutdown()
+        server.server_close()
+    stored = local(folder)
+    assert stored.statuses() == ["FINISHED", "FINISHED", "FAILED", "KILLED"]
+    assert stored.curve("prefix/2") == [(10, 2.5), (20, 2.0)]
+    assert "could not be logged" not in caplog.text
+
+
+def test_nothing_is_printed_and_nothing_waits_for_the_import(folder: Path) -> None:
+    (folder / "mlflow.db").unlink()
+    script = """
+import sys
+from pathlib import Path
+from prefixray.config import TrackingConfig
+from prefixray.tracking import open_tracker
+
+tracker = open_tracker(TrackingConfig(), Path(sys.argv[1]), "sweep", {})
+tracker.start({}, {}, [])
+assert "mlflow.store.tracking.sqlalchemy_store" not in sys.modules
+tracker.trial("prefix/0", {}, {})
+tracker.end("prefix/0", "done", None)
+tracker.close("finished")
+"""
+    command = [sys.executable, "-c", script, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert local(folder).statuses() == ["FINISHED"]
