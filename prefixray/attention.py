@@ -193,7 +193,7 @@ def _attention(
     attention_mask: Tensor | None,  # (B, 1, S, S'), True where a query may look
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """transformers' attention function under the name "prefixray"."""
+    """Transformers' attention function under the name "prefixray"."""
     binder, layer = module._prefixray  # type: ignore[misc]
     if binder._recorded is not None:
         binder._recorded.append((key, value))
@@ -220,7 +220,7 @@ def _attention(
 
 
 def _mask(**arguments: Any) -> Tensor | None:
-    """transformers' mask function under the name "prefixray": sdpa's, never left out.
+    """Transformers' mask function under the name "prefixray": sdpa's, never left out.
 
     sdpa's own causal flag is aligned to the upper left and would hide the prefix.
     """

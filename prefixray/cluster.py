@@ -1,7 +1,7 @@
 """Where a sweep runs: this machine, or a Ray cluster. Connects, counts what is there, says what was found.
 
-On one machine Ray is started for this sweep alone and ends with it; a cluster is joined only when it is named (an address,
-or RAY_ADDRESS), since a bare connection would attach to any Ray that happens to run here.
+On one machine Ray is started for this sweep alone and ends with it; a cluster is joined only when it is named (an
+address, or RAY_ADDRESS), since a bare connection would attach to any Ray that happens to run here.
 """
 
 import logging
@@ -60,9 +60,11 @@ def connected(address: str | None) -> Iterator[Cluster]:
         else:
             ray.init(address=address, namespace=namespace, logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
-        raise UserError(f"--address: {address}: no Ray cluster answers there (start one with `ray up cluster.yaml`)") from error
+        raise UserError(
+            f"--address: {address}: no Ray cluster answers there (start one with `ray up cluster.yaml`)"
+        ) from error
     try:
-        found = ray.cluster_resources()
+        found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         trial = {"trial": 1.0} if "trial" in found else {"CPU": 0.01}
         yield Cluster(address, namespace, int(found.get("CPU", 0)), int(found.get("GPU", 0)), trial)
     finally:

@@ -14,10 +14,9 @@ from typing import Any
 
 from prefixray.config import UserError
 from prefixray.evaluation import decode_artifact
-from prefixray.hypotheses import best_run, read_hypotheses, write_hypotheses
+from prefixray.hypotheses import best_artifact, read_hypotheses, write_hypotheses
 from prefixray.metrics import label
 from prefixray.sweepfile import find_sweep
-from prefixray.results import is_finished, load_results
 
 _SETTINGS = ("num_beams", "min_new_tokens", "max_new_tokens", "length_penalty", "batch_size")
 
@@ -63,11 +62,7 @@ def _resolve(where: str, arm: str | None) -> tuple[Path, dict[str, Any]]:
     """The artifact's folder, and the decoding settings that a sweep records beside it."""
     if any(Path(where).glob("*_config.json")):
         return Path(where), {}
-    folder = find_sweep(where)
-    results = load_results(folder)
-    if not is_finished(results):
-        raise UserError(f"{folder}: no final stage yet; decode one of its trials: {folder}/trials/ARM/NUMBER/artifact")
-    return folder / best_run(results, arm) / "artifact", dict(results["decoding"])
+    return best_artifact(find_sweep(where), arm)
 
 
 if __name__ == "__main__":

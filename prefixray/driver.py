@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ from prefixray.final import (
 from prefixray.live import LiveView, View
 from prefixray.pool import Pool
 from prefixray.results import Results, SearchTrial
-from prefixray.search import Coordinator, Stage, run_stages
+from prefixray.search import Coordinator, MakeSpec, Stage, run_stages
 from prefixray.space import Scalar
-from prefixray.study import ArmStudy, FixedStudy, Proposal, Record, TrialSource, repair_journal
+from prefixray.study import ArmStudy, FixedStudy, Proposal, Record, repair_journal
 from prefixray.sweepfile import differences, dump, identity, restore
 from prefixray.tables import render_markdown, write_csv
 from prefixray.tasks import load_task
@@ -109,7 +109,9 @@ class _Sweep:
         stages = []
         for arm in (arm for arm in config.arms if arm.dimensions):
             at_once = self._concurrency(arm)
-            study = ArmStudy(self._folder / "study.journal", config.name, arm, seed=config.search.seed, num_startup=at_once)
+            study = ArmStudy(
+                self._folder / "study.journal", config.name, arm, seed=config.search.seed, num_startup=at_once
+            )
             studies[arm.name] = study
             stages.append(Stage(arm.name, arm, study, at_once, self._search_spec(arm)))
         if stages:
@@ -122,15 +124,17 @@ class _Sweep:
         task = load_task(config.task)
         best = {arm.name: self._best(arm, studies) for arm in config.arms}
         candidates = {
-            arm.name: [run for record in best[arm.name] for run in final_runs(arm, record, [CANDIDATE_REPLICATE], self._folder)]
+            arm.name: [
+                run for record in best[arm.name] for run in final_runs(arm, record, [CANDIDATE_REPLICATE], self._folder)
+            ]
             for arm in config.arms
             if len(best[arm.name]) > 1
         }
         if candidates:
-            done = self._train("candidates", candidates)
-            self._decode([(run.artifact, run.folder) for runs in done.values() for run in runs], "dev")
-            for arm_name, runs in done.items():
-                number = best_candidate(runs, task.dev_sources, metric).number
+            compared = self._train("candidates", candidates)
+            self._decode([(run.artifact, run.folder) for own in compared.values() for run in own], "dev")
+            for arm_name, own in compared.items():
+                number = best_candidate(own, task.dev_sources, metric).number
                 best[arm_name] = [record for record in best[arm_name] if record is not None and record.number == number]
         seeds = range(1, config.final.num_seeds + 1)
         wanted = {
@@ -179,18 +183,22 @@ class _Sweep:
 
     def _run(self, name: str, stages: Sequence[Stage]) -> None:
         search = self._config.search
-        coordinator = Coordinator(
-            stages, self._pool, self._tracker, keep=search.keep, max_failures=search.max_failures
-        )
+        coordinator = Coordinator(stages, self._pool, self._tracker, search)
         if search.max_hours is not None and name == "search":
             coordinator.deadline = self._started + 3600 * search.max_hours
-        run_stages(coordinator, self._folder, self._cluster.trial_resources, self._live, title=self._title, stage=name)
+        scratch, resources = self._folder / "tune", self._cluster.trial_resources
+        run_stages(coordinator, scratch, resources, self._live, title=self._title, name=name)
 
     def _decode(self, jobs: Sequence[tuple[Path | None, Path]], split: str) -> None:
         self._live.update(View(title=self._title, stage="decode", message=f"decoding {split} with {len(jobs)} models"))
         self._pool.decode(
             [
-                (None if artifact is None else str(artifact.absolute()), str(folder.absolute()), split, self._decoding())
+                (
+                    None if artifact is None else str(artifact.absolute()),
+                    str(folder.absolute()),
+                    split,
+                    self._decoding(),
+                )
                 for artifact, folder in jobs
             ]
         )
@@ -205,7 +213,7 @@ class _Sweep:
         slots = self._pool.num_workers if arm.exclusive else self._pool.num_slots * self._pool.num_workers
         return min(slots, self._config.search.concurrency or math.ceil(arm.num_trials / 4))
 
-    def _search_spec(self, arm: ArmConfig) -> Any:
+    def _search_spec(self, arm: ArmConfig) -> MakeSpec:
         config, folder = self._config, self._folder.absolute()
 
         def spec(trial: Proposal | Record) -> TrialSpec:
@@ -221,7 +229,7 @@ class _Sweep:
 
         return spec
 
-    def _final_spec(self, stage: str, arm: ArmConfig, runs: Mapping[str, FinalRun]) -> Any:
+    def _final_spec(self, stage: str, arm: ArmConfig, runs: Mapping[str, FinalRun]) -> MakeSpec:
         def spec(trial: Proposal | Record) -> TrialSpec:
             run = runs[str(trial.values["item"])]
             return TrialSpec(

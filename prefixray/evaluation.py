@@ -1,7 +1,7 @@
 """Decode, score, and write hypotheses: what the final stage does with a trial, and `decode` again with its artifact.
 
-Both go through `decode_method` and `decode_artifact`, one artifact at a time, so that the recorded settings give the
-same batches and the same hypotheses.
+Both go through `Tuned.generate`, one artifact at a time, so that the recorded settings give the same batches and the
+same hypotheses.
 """
 
 import json
@@ -13,15 +13,16 @@ from typing import Any
 
 import torch
 
-from prefixray.attention import Binder, Insert
+from prefixray.attention import Binder
 from prefixray.base import Base, choose_dtype, load_base
 from prefixray.batching import Template
 from prefixray.checkpoint import load_artifact, restore_method
 from prefixray.config import TaskConfig
 from prefixray.generation import Decoding, generate
-from prefixray.hypotheses import Split, score_all, split_sources, write_hypotheses
-from prefixray.methods import Method
+from prefixray.hypotheses import Split, best_artifact, score_all, split_sources, write_hypotheses
+from prefixray.methods import Method, Untuned
 from prefixray.metrics import Scored
+from prefixray.sweepfile import find_sweep
 from prefixray.tasks import Sourced, load_task
 from prefixray.trainer import Trainer
 
@@ -35,40 +36,55 @@ class Decoded:
     scores: dict[str, Scored]
 
 
-def decode_method(
-    base: Base, binder: Binder, template: Template, method: Method, sources: Sequence[Sourced], *, decoding: Decoding
-) -> list[str]:
-    """A hypothesis per source from a trained method.
+class Tuned:
+    """A base with an artifact bound to it: text in, text out."""
 
-    `binder` is that of the model that runs. A method's own model runs under autocast where the base is bf16.
-    """
-    texts = [sourced.source for sourced in sources]
-    own = method.own_model
-    running = base if own is None else replace(base, model=own)
-    mixed = own is not None and base.model.dtype == torch.bfloat16
-    with torch.autocast(base.device.type, dtype=torch.bfloat16, enabled=mixed):
-        return generate(running, binder, template, texts, [method.insert(None)] * len(texts), decoding)
+    def __init__(self, base: Base, method: Method, template: Template, decoding: Decoding, binder: Binder) -> None:
+        self.base, self.method, self.template, self.decoding = base, method, template, decoding
+        self._binder = binder
+
+    @classmethod
+    def load(cls, artifact: Path | str, *, device: str = "cpu", decoding: Mapping[str, Any] | None = None) -> "Tuned":
+        """Load an artifact on the base that it names; `decoding` replaces single settings of those it records.
+
+        Raises `UserError` where the artifact is damaged, or its base is not what it was.
+        """
+        tensors, meta = load_artifact(Path(artifact))
+        base = load_base(meta["base"]["name"], dtype=choose_dtype(meta["precision"], device), device=device)
+        binder = Binder(base.model)
+        method = restore_method(base, binder.record, tensors, meta)
+        settings = Decoding(**{**(meta["decoding"] or {}), **(decoding or {})})
+        template = Template.from_record(base.tokenizer, meta["template"])
+        return cls(base, method, template, settings, binder if method.own_model is None else Binder(method.own_model))
+
+    @classmethod
+    def best(cls, sweep: Path | str, arm: str | None = None, *, device: str = "cpu") -> "Tuned":
+        """The best prefix of a finished sweep, or its best run of another arm, with the sweep's decoding settings."""
+        artifact, decoding = best_artifact(find_sweep(sweep), arm)
+        return cls.load(artifact, device=device, decoding=decoding)
+
+    def generate(self, sources: Sequence[str]) -> list[str]:
+        """A hypothesis per source; sources are linearised as the task's are."""
+        texts = list(sources)
+        own = self.method.own_model
+        running = self.base if own is None else replace(self.base, model=own)
+        insert = self.method.insert(None)
+        mixed = own is not None and self.base.model.dtype == torch.bfloat16  # fp32 weights, as in training
+        with torch.autocast(self.base.device.type, dtype=torch.bfloat16, enabled=mixed):
+            return generate(running, self._binder, self.template, texts, [insert] * len(texts), self.decoding)
 
 
 def decode_artifact(
     folder: Path, split: Split, *, device: str = "cpu", decoding: Mapping[str, Any] | None = None
 ) -> Decoded:
-    """Decode and score a split with an artifact, on the base and the task that it names.
+    """Decode and score a split of the task that an artifact names.
 
-    `decoding` replaces single settings of those that the artifact records. Raises `UserError` where the artifact is
-    damaged, or its base or its task are not what they were.
+    Raises `UserError` as `Tuned.load` does, and where the task's data is not there.
     """
-    tensors, meta = load_artifact(folder)
+    _, meta = load_artifact(folder)
     task = load_task(TaskConfig.model_validate(meta["task"]))
-    base = load_base(meta["base"]["name"], dtype=choose_dtype(meta["precision"], device), device=device)
-    binder = Binder(base.model)
-    method = restore_method(base, binder.record, tensors, meta)
-    if method.own_model is not None:
-        binder = Binder(method.own_model)
-    template = Template.from_record(base.tokenizer, meta["template"])
-    settings = Decoding(**{**(meta["decoding"] or {}), **(decoding or {})})
     sources = split_sources(task, split)
-    hypotheses = decode_method(base, binder, template, method, sources, decoding=settings)
+    hypotheses = Tuned.load(folder, device=device, decoding=decoding).generate([one.source for one in sources])
     return Decoded(sources, hypotheses, score_all(hypotheses, sources, task.metrics))
 
 
@@ -86,15 +102,13 @@ def decode_for_sweep(
     if record.is_file() and json.loads(record.read_text(encoding="utf-8"))["made_from"] == made_from:
         return
     base, binder = trainer.base, trainer.pack.binder
+    method: Method = Untuned() if artifact is None else restore_method(base, binder.record, tensors, meta)
     sources = split_sources(trainer.task, split)
     started = time.monotonic()
-    if artifact is None:
-        texts, untuned = [sourced.source for sourced in sources], Insert()
-        hypotheses = generate(base, binder, trainer.template, texts, [untuned] * len(texts), decoding)
-    else:
-        method = restore_method(base, binder.record, tensors, meta)
-        own = binder if method.own_model is None else Binder(method.own_model)
-        hypotheses = decode_method(base, own, trainer.template, method, sources, decoding=decoding)
+    tuned = Tuned(
+        base, method, trainer.template, decoding, binder if method.own_model is None else Binder(method.own_model)
+    )
+    hypotheses = tuned.generate([one.source for one in sources])
     write_hypotheses(folder, split, hypotheses, sources)
     seconds = time.monotonic() - started
     record.write_text(json.dumps({"made_from": made_from, "seconds": seconds}, indent=1) + "\n", encoding="utf-8")

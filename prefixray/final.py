@@ -98,7 +98,9 @@ class Facts:
     sweep_minutes: float
 
 
-def make_results(facts: Facts, runs: Mapping[str, Sequence[FinalRun]], floor: Path, sources: Sequence[Sourced]) -> Results:
+def make_results(
+    facts: Facts, runs: Mapping[str, Sequence[FinalRun]], floor: Path, sources: Sequence[Sourced]
+) -> Results:
     """Score everything and compare it: the whole content of results.json. `runs` are those that ended well, by arm."""
     config, metrics = facts.config, list(facts.found["metrics"])
     primary = config.final.metric.removeprefix("test/")
@@ -173,7 +175,11 @@ def _arm_result(
         for run, result, scores in zip(runs, results, scored, strict=False)
     ]
     if not runs:
-        seeds = [SeedResult(seed=0, scores={m: s.corpus() for m, s in scored[0].items()}, dev_loss=None, folder="final/untuned")]
+        seeds = [
+            SeedResult(
+                seed=0, scores={m: s.corpus() for m, s in scored[0].items()}, dev_loss=None, folder="final/untuned"
+            )
+        ]
     own = [trial for trial in facts.search if trial["arm"] == arm]
     sizes = results[0]["metrics"] if results else {}
     main = estimates[primary]
@@ -221,4 +227,3 @@ def _machine(found: Mapping[str, Any]) -> dict[str, object]:
         "python": sys.version.split()[0],
         "system": platform.platform(),
     }
-

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from prefixray.config import UserError
 from prefixray.metrics import Scored, higher_is_better, score
+from prefixray.results import is_finished, load_results
 from prefixray.tasks import Sourced, Task
 
 Split = Literal["dev", "test"]
@@ -69,6 +70,14 @@ def best_run(results: Mapping[str, Any], arm: str | None) -> str:
     else:
         raise UserError(f"--arm: {arm}: no tuned arm of this sweep; they are {', '.join(tuned)}")
     return str(min(chosen["seeds"], key=lambda run: run["seed"])["folder"])
+
+
+def best_artifact(folder: Path, arm: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """The artifact of `best_run` in a sweep's folder, and the decoding settings of its final stage."""
+    results = load_results(folder)
+    if not is_finished(results):
+        raise UserError(f"{folder}: no final stage yet; decode one of its trials: {folder}/trials/ARM/NUMBER/artifact")
+    return folder / best_run(results, arm) / "artifact", dict(results["decoding"])
 
 
 def _one_line(text: str) -> str:

@@ -1,7 +1,7 @@
 """Who runs where: creates the workers, gives each trial a slot on one, takes it back.
 
-The pool lives in the driver and is the one arbiter. Workers are actors that ask for a device each; Ray starts a dead one
-again under the same name, so a trial finds its worker by name. Nothing outlives the driver.
+The pool lives in the driver and is the one arbiter. Workers are actors that ask for a device each; Ray starts a dead
+one again under the same name, so a trial finds its worker by name. Nothing outlives the driver.
 """
 
 import logging
@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from prefixray.cluster import Cluster
 from prefixray.config import ArmConfig, UserError
@@ -22,6 +22,7 @@ from prefixray.worker import Worker, WorkerSetup
 logger = logging.getLogger(__name__)
 
 MOST_SLOTS = 64  # trials in a pack at most, whatever the memory
+MOST_DEATHS = 3  # of workers during a decoding, before the sweep gives up
 _MEMORY_SHARE = 0.6  # of what is free after loading the base, for trials; the rest is for activations
 
 
@@ -30,7 +31,7 @@ class _Place:
     """A worker and who is on it."""
 
     name: str
-    handle: ActorHandle
+    handle: ActorHandle[Worker]
     keys: set[str] = field(default_factory=set)
     exclusive: bool = False
 
@@ -51,7 +52,7 @@ class Pool:
     def wait(self, arms: Sequence[ArmConfig]) -> None:
         """Wait until the workers have loaded the base, and choose the number of slots from the memory they found."""
         try:
-            answers = ray.get([place.handle.ready.remote() for place in self._places])
+            answers: list[dict[str, Any]] = ray.get([place.handle.ready.remote() for place in self._places])
         except RayError as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, UserError):
@@ -62,7 +63,9 @@ class Pool:
         trial_bytes = max((largest_trial(arm, self.found["shape"]) for arm in sharing), default=1)
         free = min(answer["free_bytes"] for answer in answers)
         self.num_slots = max(1, min(MOST_SLOTS, int(_MEMORY_SHARE * free / trial_bytes)))
-        logger.info("%d slots per worker: %.1f GiB free, %.2f GiB a trial", self.num_slots, free / 2**30, trial_bytes / 2**30)
+        logger.info(
+            "%d slots per worker: %.1f GiB free, %.2f GiB a trial", self.num_slots, free / 2**30, trial_bytes / 2**30
+        )
 
     @property
     def num_workers(self) -> int:
@@ -93,23 +96,32 @@ class Pool:
         """What the workers are doing; of one that does not answer in time, what it said last."""
         for place in self._places:
             try:
-                self._last[place.name] = ray.get(place.handle.status.remote(), timeout=timeout)
+                answer: Any = ray.get(place.handle.status.remote(), timeout=timeout)
             except (GetTimeoutError, RayError):
                 continue
+            self._last[place.name] = answer
         return list(self._last.values())
 
     def decode(self, jobs: Sequence[tuple[Any, ...]]) -> None:
         """Run `Worker.decode` with each of these arguments, a job at a time on each worker."""
         waiting = list(jobs)
-        running: dict[Any, ActorHandle] = {}
+        running: dict[Any, tuple[ActorHandle[Worker], tuple[Any, ...]]] = {}
         free = [place.handle for place in self._places]
+        num_deaths = 0
         while waiting or running:
             while waiting and free:
-                handle = free.pop()
-                running[handle.decode.remote(*waiting.pop(0))] = handle
+                handle, job = free.pop(), waiting.pop(0)
+                running[handle.decode.remote(*job)] = handle, job
             done, _ = ray.wait(list(running), num_returns=1)
-            free.append(running.pop(done[0]))
-            ray.get(done[0])
+            handle, job = running.pop(done[0])
+            free.append(handle)
+            try:
+                ray.get(done[0])
+            except RayActorError:  # Ray starts the worker again; what it had decoded is on disk
+                num_deaths += 1
+                if num_deaths > MOST_DEATHS:
+                    raise
+                waiting.append(job)
 
     def _choose(self, *, exclusive: bool) -> _Place | None:
         if exclusive:
@@ -118,10 +130,11 @@ class Pool:
         return min(open_places, key=lambda place: len(place.keys), default=None)
 
 
-def _start(name: str, cluster: Cluster, setup: WorkerSetup) -> ActorHandle:
+def _start(name: str, cluster: Cluster, setup: WorkerSetup) -> ActorHandle[Worker]:
     """A worker actor: it blocks one thread per waiting call, and dies with the driver."""
     options = {"num_gpus": 1} if cluster.device == "cuda" else {"num_cpus": setup.num_threads}
     actor = ray.remote(Worker).options(
         name=name, namespace=cluster.namespace, max_restarts=-1, max_concurrency=2 * MOST_SLOTS + 8, **options
     )
-    return actor.remote(setup)
+    handle: ActorHandle[Worker] = actor.remote(setup)  # type: ignore[assignment]
+    return handle

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from prefixray.config import UserError
-from prefixray.sweepfile import find_sweep
 from prefixray.results import is_finished, load_results
+from prefixray.sweepfile import find_sweep
 from prefixray.tables import render_text, search_table
 
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ray import tune
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from prefixray.config import ArmConfig
-from prefixray.live import LiveView, Row, View
+from prefixray.config import ArmConfig, SearchConfig
+from prefixray.live import LiveView, Row, State, View
 from prefixray.pool import Pool
 from prefixray.space import Scalar
 from prefixray.study import Proposal, Record, TrialSource
@@ -31,6 +32,7 @@ from prefixray.trial import Report, TrialSpec
 
 LIVE_SECONDS = 0.5  # between two pictures of the live view
 Ended = Literal["done", "stopped", "failed"]
+MakeSpec = Callable[[Proposal | Record], TrialSpec]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Stage:
     arm: ArmConfig
     source: TrialSource
     concurrency: int
-    spec: Callable[[Proposal | Record], TrialSpec]
+    spec: MakeSpec
 
 
 @dataclass
@@ -54,9 +56,9 @@ class _Running:
 class Coordinator:
     """The driver's side of all trials of some stages."""
 
-    def __init__(self, stages: Sequence[Stage], pool: Pool, tracker: Tracker, *, keep: float, max_failures: int) -> None:
+    def __init__(self, stages: Sequence[Stage], pool: Pool, tracker: Tracker, search: SearchConfig) -> None:
         self._stages, self._pool, self._tracker = list(stages), pool, tracker
-        self._keep, self._max_failures = keep, max_failures
+        self._keep, self._max_failures = search.keep, search.max_failures
         self._running: dict[str, _Running] = {}
         self._rows: dict[str, Row] = {}
         self._rungs: dict[tuple[str, int], dict[str, float]] = {}  # (stage, step) -> scores of all that reached it
@@ -148,7 +150,7 @@ class Coordinator:
         spec = stage.spec(proposal)
         worker = self._pool.place(spec.key, exclusive=stage.arm.exclusive)
         self._running[spec.key] = _Running(stage, spec, proposal.number)
-        self._rows[spec.key] = self._row(stage, spec, proposal, state="running")
+        self._rows[spec.key] = _row(stage, spec, proposal, state="running")
         self._tracker.trial(spec.key, _params(spec), _tags(stage, spec))
         return {"spec": spec, "worker": worker, "max_failures": self._max_failures}
 
@@ -157,14 +159,14 @@ class Coordinator:
         running = self._running.pop(report.key)
         self._pool.release(report.key)
         _write_result(running.spec, report, state)
-        folder = Path(running.spec.folder)
-        artifact = folder / "artifact"
-        kept = artifact if running.stage.arm.method != "finetune" and artifact.is_dir() else None
-        self._tracker.end(report.key, state, kept)
+        self._tracker.end(report.key, state, _small_artifact(running.spec))
         running.stage.source.tell(running.number, state, value, report.note if state == "failed" else None)
-        row = replace(self._rows[report.key], state=state, note=report.note, step=max(report.step, self._rows[report.key].step))
-        self._rows[report.key] = replace(row, score=value) if value is not None else row
-        for checkpoint in folder.glob("step-*"):
+        row = self._rows[report.key]
+        score = row.score if value is None else value
+        self._rows[report.key] = replace(
+            row, state=state, note=report.note, step=max(report.step, row.step), score=score
+        )
+        for checkpoint in Path(running.spec.folder).glob("step-*"):
             shutil.rmtree(checkpoint, ignore_errors=True)
 
     def _passes(self, stage: Stage, report: Report) -> bool:
@@ -185,33 +187,34 @@ class Coordinator:
         if record.state == "running":
             return
         last = max(record.reports, default=0)
-        row = self._row(stage, spec, record, state=record.state)
-        note = f"at rung {spec.rungs.index(last) + 1}" if record.state == "stopped" and last in spec.rungs else record.note
+        at_rung = record.state == "stopped" and last in spec.rungs
+        note = f"at rung {spec.rungs.index(last) + 1}" if at_rung else record.note
+        row = _row(stage, spec, record, state=record.state)
         self._rows[spec.key] = replace(row, step=last, score=record.value, note=note)
         self._tracker.trial(spec.key, _params(spec), _tags(stage, spec))
         for step, value in record.reports.items():
             self._tracker.log(spec.key, step, {"dev/loss": value})
-        artifact = Path(spec.folder) / "artifact"
-        self._tracker.end(spec.key, record.state, artifact if artifact.is_dir() and stage.arm.method != "finetune" else None)
-
-    def _row(self, stage: Stage, spec: TrialSpec, trial: Proposal | Record, *, state: Any) -> Row:
-        shown: Mapping[str, Scalar] = trial.values
-        if "item" in shown:
-            shown = {"seed": spec.replicate}
-        return Row(stage.name, trial.number, shown, 0, spec.config.num_steps, None, state)
+        self._tracker.end(spec.key, record.state, _small_artifact(spec))
 
 
 def run_stages(
-    coordinator: Coordinator, folder: Path, trial_resources: Mapping[str, float], live: LiveView, *, title: str, stage: str
+    coordinator: Coordinator,
+    scratch: Path,
+    trial_resources: Mapping[str, float],
+    live: LiveView,
+    *,
+    title: str,
+    name: str,
 ) -> None:
-    """Run all trials of the coordinator's stages through Ray Tune."""
+    """Run all trials of the coordinator's stages through Ray Tune, which keeps files in `scratch` meanwhile."""
     os.environ.update(
-        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_GLOBAL_CHECKPOINT_S="3600", RAY_AIR_NEW_OUTPUT="0",
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+        TUNE_GLOBAL_CHECKPOINT_S="3600",
+        RAY_AIR_NEW_OUTPUT="0",
         TUNE_WARN_THRESHOLD_S="60",
     )
-    scratch = folder / "tune"
     ended = threading.Event()
-    viewer = threading.Thread(target=_show, args=(coordinator, live, title, stage, ended), daemon=True)
+    viewer = threading.Thread(target=_show, args=(coordinator, live, title, name, ended), daemon=True)
     viewer.start()
     try:
         tune.Tuner(
@@ -224,7 +227,7 @@ def run_stages(
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
-                name=stage.replace("/", "-"),
+                name=name,
                 storage_path=str(scratch.absolute()),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
@@ -233,13 +236,13 @@ def run_stages(
     finally:
         ended.set()
         viewer.join()
-        live.update(coordinator.view(title, stage))
+        live.update(coordinator.view(title, name))
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _show(coordinator: Coordinator, live: LiveView, title: str, stage: str, ended: threading.Event) -> None:
+def _show(coordinator: Coordinator, live: LiveView, title: str, name: str, ended: threading.Event) -> None:
     while not ended.wait(LIVE_SECONDS):
-        live.update(coordinator.view(title, stage))
+        live.update(coordinator.view(title, name))
 
 
 class _Unsaved:
@@ -258,7 +261,7 @@ class _Proposals(_Unsaved, Searcher):
         super().__init__()
         self._coordinator = coordinator
 
-    def suggest(self, trial_id: str) -> Any:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         return self._coordinator.next()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -275,17 +278,17 @@ class _Verdicts(_Unsaved, FIFOScheduler):
     """Tune's way to hand over a report and to ask whether its trial goes on."""
 
     def __init__(self, coordinator: Coordinator) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._coordinator = coordinator
 
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         goes_on = self._coordinator.on_report(result["report"])
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+    def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> None:
         self._coordinator.on_report(result["report"])
 
-    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
         self._coordinator.on_crash(trial.config["spec"].key, "its Tune process failed; see the sweep's log")
 
 
@@ -293,10 +296,26 @@ def _write_result(spec: TrialSpec, report: Report, state: Ended) -> None:
     """`result.json`: what came of a trial."""
     folder = Path(spec.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    content = {**asdict(report), "state": state, "replicate": spec.replicate, "config": spec.config.model_dump(mode="json")}
+    content = {
+        **asdict(report),
+        "state": state,
+        "replicate": spec.replicate,
+        "config": spec.config.model_dump(mode="json"),
+    }
     scratch = folder / "result.json.tmp"
     scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     scratch.replace(folder / "result.json")
+
+
+def _small_artifact(spec: TrialSpec) -> Path | None:
+    """What a tracker may take a copy of: everything but a whole model."""
+    folder = Path(spec.folder) / "artifact"
+    return folder if folder.is_dir() and spec.config.method.method != "finetune" else None
+
+
+def _row(stage: Stage, spec: TrialSpec, trial: Proposal | Record, *, state: State) -> Row:
+    shown: Mapping[str, Scalar] = {"seed": spec.replicate} if "item" in trial.values else trial.values
+    return Row(stage.name, trial.number, shown, 0, spec.config.num_steps, None, state)
 
 
 def _params(spec: TrialSpec) -> dict[str, Scalar]:

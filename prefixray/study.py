@@ -293,6 +293,10 @@ class FixedStudy(TrialSource):
             self._hide(trial)  # queued by a driver that died before it started it
         return Proposal(trial.number, {"item": item}, adopted=False)
 
+    def records(self) -> list[Record]:
+        """The runs of the list that were started; those of an earlier list are history."""
+        return [record for record in super().records() if record.values["item"] in self._items]
+
     def withdraw(self) -> None:
         """End what an earlier driver left running and no list of this one holds (another configuration has won)."""
         for frozen in self._running_orphans():

@@ -12,7 +12,7 @@ from prefixray.base import Base
 from prefixray.batching import make_template
 from prefixray.checkpoint import artifact_meta, save_artifact
 from prefixray.config import AdapterTrial, AnyTrial, FinetuneTrial, PrefixTrial, TaskConfig, TrialConfig, UserError
-from prefixray.evaluation import decode_method
+from prefixray.evaluation import Tuned
 from prefixray.generation import Decoding
 from prefixray.hypotheses import best_run, read_hypotheses, score_all, write_hypotheses
 from prefixray.methods import build_method
@@ -118,7 +118,7 @@ def _finish_sweep(folder: Path, arm: str, base: Base) -> list[str]:
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
     running = binder if method.own_model is None else Binder(method.own_model)
     sources = load_task(task).test_sources
-    hypotheses = decode_method(base, running, template, method, sources, decoding=DECODING)
+    hypotheses = Tuned(base, method, template, DECODING, running).generate([one.source for one in sources])
     config = TrialConfig(arm=arm, learning_rate=1e-3, num_steps=3, method=ARMS[arm])
     meta = artifact_meta(base, config, task=task, template=template.record(), decoding=vars(DECODING))
     save_artifact(folder / "final" / f"{arm}-1" / "artifact", method.artifact(), meta)

@@ -22,8 +22,8 @@ PLAIN = [
     "metrics",
     "statistics",
     "tasks",
-    "hypotheses",
     "results",
+    "hypotheses",
     "sizes",
     "logs",
 ]

@@ -10,8 +10,8 @@ import pytest
 
 from prefixray import report
 from prefixray.config import UserError
-from prefixray.space import Scalar
 from prefixray.results import ArmResult, Interval, Results, SearchTrial, is_finished, load_results
+from prefixray.space import Scalar
 from prefixray.tables import count_text, render_markdown, render_text, scientific, search_table, write_csv
 
 

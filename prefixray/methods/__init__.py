@@ -13,12 +13,12 @@ import torch
 from prefixray.base import Base
 from prefixray.config import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial
 from prefixray.methods.adapter import Adapter
-from prefixray.methods.contract import Method, Recorder
+from prefixray.methods.contract import Method, Recorder, Untuned
 from prefixray.methods.finetune import Finetune
 from prefixray.methods.lora import Lora
 from prefixray.methods.prefix import Prefix
 
-__all__ = ["Method", "Recorder", "build_method"]
+__all__ = ["Method", "Recorder", "Untuned", "build_method"]
 
 
 def build_method(config: AnyTrial, base: Base, record: Recorder, *, init_seed: int, dropout_seed: int) -> Method:

@@ -40,9 +40,7 @@ class Adapter(Method):
 
 
 def _bottleneck(width: int, bottleneck: int, draw: torch.Generator) -> nn.Sequential:
-    layer = nn.Sequential(
-        nn.LayerNorm(width), nn.Linear(width, bottleneck), nn.ReLU(), nn.Linear(bottleneck, width)
-    )
+    layer = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, bottleneck), nn.ReLU(), nn.Linear(bottleneck, width))
     down, up = layer[1], layer[3]
     assert isinstance(down, nn.Linear) and isinstance(up, nn.Linear)
     with torch.no_grad():

@@ -47,6 +47,21 @@ class Method(nn.Module, ABC):
         """Take over the tensors of an artifact; the method can decode then, but not go on training."""
 
 
+class Untuned(Method):
+    """The base as it is: the floor of every comparison."""
+
+    def insert(self, step: int | None) -> Insert:
+        """Nothing."""
+        return Insert()
+
+    def artifact(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def load_artifact(self, tensors: dict[str, Tensor]) -> None:
+        """Nothing to take over."""
+
+
 def seeded_dropout(x: Tensor, p: float, *, seed: int, step: int | None) -> Tensor:
     """Dropout whose mask depends on the trial's seed and the step alone, not on what else draws random numbers."""
     if p == 0.0 or step is None:

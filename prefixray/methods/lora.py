@@ -1,7 +1,8 @@
 """LoRA (Hu et al. 2021): a low-rank update beside the query and value projections, W x + (alpha / rank) B A x.
 
 Models with one fused projection (GPT-2's `c_attn`) get the update on the whole of it, as PEFT does. B starts at zero,
-so an untrained LoRA leaves the base as it is.
+so an untrained LoRA leaves the base as it is. Dropout's mask depends on the position and the feature and is shared by a
+step's rows, so that a row's numbers are the same however rows are packed, padded and cut into micro-batches.
 """
 
 import math
@@ -61,7 +62,10 @@ class Lora(Method):
 
     def _update(self, down: Tensor, up: Tensor, step: int | None, index: int) -> Callable[[Tensor, Tensor], Tensor]:
         def apply(inputs: Tensor, output: Tensor) -> Tensor:
-            x = seeded_dropout(inputs.to(down.dtype), self._dropout, seed=self._dropout_seed + (index << 32), step=step)
+            x = inputs.to(down.dtype)  # (rows, S, in)
+            if self._dropout > 0.0 and step is not None:
+                kept = torch.ones(x.shape[1:], dtype=x.dtype, device=x.device)
+                x = x * seeded_dropout(kept, self._dropout, seed=self._dropout_seed + (index << 32), step=step)
             update = functional.linear(functional.linear(x, down), up)
             return output + (self._scale * update).to(output.dtype)
 

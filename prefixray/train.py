@@ -1,0 +1,120 @@
+"""Train one configuration, without Ray: a pack of one. What the file searches is taken from --set, or from the middle.
+
+python -m prefixray.train sweeps/quickstart.yaml --arm prefix --set preseqlen=20 --set learning_rate=1e-2
+"""
+
+import argparse
+import hashlib
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import assert_never
+
+from prefixray.config import ArmConfig, TrialConfig, UserError
+from prefixray.logs import quieten
+from prefixray.space import AnyDimension, Choice, Int, LogUniform, Scalar, Uniform
+from prefixray.sweepfile import load_sweep
+from prefixray.trial import Report, TrialSpec
+
+NUM_REPORTS = 8  # where the file sets no eval_every
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, print a line per report, say where the artifact is; 1 where the trial failed, 2 for the user to mend."""
+    options = _parser().parse_args(argv)
+    try:
+        overrides = [text if "." in text.partition("=")[0] else f"arms.{options.arm}.{text}" for text in options.set]
+        config = load_sweep(options.sweep, overrides)
+        if options.arm not in {arm.name for arm in config.arms}:
+            raise UserError(f"--arm: {options.arm}: no such arm; they are {', '.join(arm.name for arm in config.arms)}")
+        trial = _configuration(config.arm(options.arm))
+        quieten()
+        from prefixray.trainer import load_trainer
+
+        spec = _spec(trial, Path("runs") / config.name / "train", seed=config.search.seed, replicate=options.replicate)
+        print(f"{config.name}  {options.arm}  {_shown(trial)}   {spec.folder}", flush=True)
+        trainer = load_trainer(
+            config.base, config.task, precision=trial.precision, device=options.device, num_threads=options.threads
+        )
+        trainer.admit(spec)
+        while trainer.keys():
+            for report in trainer.run():
+                print(_line(report, trial.num_steps), flush=True)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if report.state != "done":
+        return 1
+    print(f"\npython -m prefixray.decode {spec.folder}/artifact --split test")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    from psutil import cpu_count
+
+    parser = argparse.ArgumentParser(
+        prog="python -m prefixray.train", description="Train one configuration without Ray."
+    )
+    parser.add_argument("sweep", help="the sweep's YAML file")
+    parser.add_argument("--arm", required=True, help="which arm of it")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a value of the arm: preseqlen=20"
+    )
+    parser.add_argument(
+        "--replicate", type=int, default=0, help="whose seeds: 0 as in the search, 1.. as in the final stage"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument("--threads", type=int, default=cpu_count() or 1, help="on a CPU (all)")
+    return parser
+
+
+def _configuration(arm: ArmConfig) -> TrialConfig:
+    """A configuration of the arm: what the file says is to be tried first, else the middle of every dimension."""
+    values: dict[str, Scalar] = {}
+    for key, dimension in arm.dimensions.items():
+        if dimension.is_active({**arm.fixed, **values}):
+            values[key] = arm.first[0][key] if arm.first else _middle(dimension)
+    trial = arm.trial(values)
+    if trial.eval_every is None:
+        trial = trial.model_copy(update={"eval_every": max(1, trial.num_steps // NUM_REPORTS)})
+    return trial
+
+
+def _middle(dimension: AnyDimension) -> Scalar:
+    match dimension:
+        case Choice():
+            return dimension.choice[len(dimension.choice) // 2]
+        case Uniform():
+            return sum(dimension.uniform) / 2
+        case LogUniform():
+            return math.sqrt(math.prod(dimension.log_uniform))
+        case Int():
+            return sum(dimension.int_) // 2
+        case _:
+            assert_never(dimension)
+
+
+def _spec(trial: TrialConfig, folder: Path, *, seed: int, replicate: int) -> TrialSpec:
+    """The folder is the configuration's own, so that the same command goes on where it was interrupted."""
+    digest = hashlib.sha256(f"{trial.model_dump_json()}/{seed}/{replicate}".encode()).hexdigest()[:8]
+    place = folder / f"{trial.arm}-{digest}"
+    return TrialSpec(f"{trial.arm}/0", trial, seed, replicate, rungs=(), folder=str(place))
+
+
+def _shown(trial: TrialConfig) -> str:
+    values = {**trial.method.model_dump(exclude={"method"}), "learning_rate": trial.learning_rate}
+    return "  ".join(
+        f"{key} {value:.2g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
+    )
+
+
+def _line(report: Report, num_steps: int) -> str:
+    if report.state == "failed":
+        return f"step {report.step}/{num_steps}  failed: {report.note}"
+    names = ("train/loss", "dev/loss", "train/clipped_share", "train/learning_rate")
+    return f"step {report.step}/{num_steps}  " + "  ".join(f"{name} {report.metrics[name]:.4g}" for name in names)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

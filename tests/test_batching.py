@@ -1,0 +1,123 @@
+"""Texts become token ids as the original's template has them, and rows become batches that lose and add nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
+
+from prefixray.base import Base
+from prefixray.batching import Row, Template, collate, cut_by_length, encode, make_template
+from prefixray.config import TaskConfig, UserError
+from prefixray.tasks import Example
+
+EAGLE = Example("name : The Eagle | food : Chinese", "The Eagle serves Chinese food.")
+GPT2 = Path(__file__).resolve().parents[2] / "shared" / "tokenizers" / "gpt2"
+
+
+def _template(base: Base, **task: object) -> Template:
+    return make_template(base.tokenizer, TaskConfig.model_validate({"name": "e2e", **task}))
+
+
+def test_where_one_token_begins_and_ends_a_sequence_it_separates(tiny_gpt2: Base) -> None:
+    (row,) = encode([EAGLE], _template(tiny_gpt2))
+    text = tiny_gpt2.tokenizer.decode(row.ids)
+    assert text == f" {EAGLE.source} <|endoftext|> {EAGLE.target} <|endoftext|>"
+
+
+def test_where_they_differ_a_line_break_separates(tiny_llama: Base) -> None:
+    (row,) = encode([EAGLE], _template(tiny_llama))
+    assert tiny_llama.tokenizer.decode(row.ids) == f" {EAGLE.source} \n {EAGLE.target} <|im_end|>"
+
+
+def test_a_tokenizer_without_a_first_token_separates_by_its_last(tiny_llama: Base) -> None:
+    tiny_llama.tokenizer.bos_token = None
+    assert _template(tiny_llama).separator == (tiny_llama.tokenizer.eos_token_id,)
+
+
+def test_a_task_may_name_its_separator(tiny_base: Base) -> None:
+    (row,) = encode([EAGLE], _template(tiny_base, separator="=>"))
+    assert f"{EAGLE.source} => {EAGLE.target} " in tiny_base.tokenizer.decode(row.ids)
+
+
+def test_a_tokenizer_that_cannot_end_or_separate_is_refused(tiny_llama: Base) -> None:
+    deaf = tiny_llama.tokenizer
+    assert isinstance(deaf, PreTrainedTokenizerFast)
+    deaf.backend_tokenizer.normalizer = _deleting("~")
+    with pytest.raises(UserError, match=r"task\.separator: '~': has no tokens in the base's vocabulary"):
+        _template(tiny_llama, separator="~")
+    deaf.eos_token = None
+    with pytest.raises(UserError, match="base: its tokenizer has no end-of-sequence token"):
+        _template(tiny_llama)
+
+
+def test_the_prompt_of_training_is_the_prompt_of_decoding(tiny_base: Base) -> None:
+    template = _template(tiny_base)
+    (row,) = encode([EAGLE], template)
+    assert list(row.ids[: row.num_prompt]) == template.encode_source(EAGLE.source)
+
+
+def test_long_texts_are_cut_at_their_end_and_sources_are_counted(
+    tiny_base: Base, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = _template(tiny_base)
+    short = _template(tiny_base, max_source_tokens=6, max_target_tokens=4)
+    with caplog.at_level("INFO"):
+        cut, other = encode([EAGLE, Example("a", "b")], short)
+    (full,) = encode([EAGLE], whole)
+    num_separator = len(whole.separator)
+    assert cut.ids[:6] == full.ids[:6] and cut.num_prompt == 6 + num_separator
+    assert cut.ids[cut.num_prompt :] == (*full.ids[full.num_prompt :][:4], whole.eos_id)
+    assert other.num_prompt < 6
+    assert "1 of 2 sources fill max_source_tokens (6)" in caplog.text
+
+
+def test_a_source_with_several_references_has_the_same_prompt_in_each_row(tiny_base: Base) -> None:
+    other = Example(EAGLE.source, "Chinese food: The Eagle.")
+    first, second = encode([EAGLE, other], _template(tiny_base))
+    assert first.ids[: first.num_prompt] == second.ids[: second.num_prompt]
+    assert first.ids[first.num_prompt :] != second.ids[second.num_prompt :]
+
+
+def test_nothing_becomes_nothing(tiny_base: Base) -> None:
+    assert encode([], _template(tiny_base)) == []
+
+
+def test_a_template_comes_back_from_its_record(tiny_base: Base) -> None:
+    template = _template(tiny_base, separator="=>", max_source_tokens=9)
+    assert Template.from_record(tiny_base.tokenizer, template.record()) == template
+
+
+@pytest.mark.skipif(not GPT2.is_dir(), reason="GPT-2's tokenizer is not beside this checkout")
+def test_gpt2s_own_tokenizer_gives_the_originals_ids() -> None:
+    template = make_template(GPT2Tokenizer.from_pretrained(GPT2), TaskConfig(name="e2e"))
+    (row,) = encode([Example("name : Aromi", "Aromi is open.")], template)
+    words = [" name", " :", " A", "rom", "i", " ", "<|endoftext|>", " A", "rom", "i", " is", " open", ".", " "]
+    assert [template.tokenizer.decode([token]) for token in row.ids] == [*words, "<|endoftext|>"]
+    assert (row.num_prompt, row.num_inputs, row.num_targets) == (7, 14, 8)
+
+
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 200))
+def test_pieces_hold_every_row_once_within_the_budget(lengths: list[int], token_budget: int) -> None:
+    pieces = cut_by_length(lengths, token_budget)
+    assert sorted(index for piece in pieces for index in piece) == list(range(len(lengths)))
+    assert all(len(piece) * max(lengths[i] for i in piece) <= token_budget or len(piece) == 1 for piece in pieces)
+    in_order = [lengths[index] for piece in pieces for index in piece]
+    assert in_order == sorted(lengths, reverse=True)
+
+
+def test_a_batch_lists_the_targets_and_what_predicts_them() -> None:
+    batch = collate([Row((1, 2, 3, 4, 5), 3), Row((6, 7, 8), 1)], pad_id=0, device=torch.device("cpu"))
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4], [6, 7, 0, 0]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3]] * 2
+    assert batch.target_ids.tolist() == [4, 5, 7, 8]
+    assert batch.target_rows.tolist() == [0, 0, 1, 1]
+    assert batch.target_columns.tolist() == [2, 3, 0, 1]
+
+
+def _deleting(text: str) -> object:
+    from tokenizers.normalizers import Replace
+
+    return Replace(text, "")

@@ -1,0 +1,254 @@
+"""The main job as a user runs it: a whole sweep, killed and started again, a worker killed, bad input.
+
+A tiny real model is trained on a few E2E sentences through the real driver, Ray Tune, Optuna and MLflow.
+"""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+from mlflow import MlflowClient
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+from prefixray.config import TaskConfig
+from prefixray.tasks import load_task
+
+pytestmark = pytest.mark.ray
+
+NUM_TRIALS = 5
+NUM_SEEDS = 2
+SWEEP = """
+name: small
+base: {base}
+task: {{name: e2e, num_train: 200, num_dev: 16, num_test: 6}}
+train: {{batch_size: 4, num_steps: {num_steps}, warmup_steps: 2, precision: fp32}}
+arms:
+  prefix:
+    preseqlen: {{choice: [1, 3, 8]}}
+    mid_dim: {{choice: [null, 16]}}
+    init_token: {{choice: [pub, null]}}
+    learning_rate: {{log_uniform: [1e-3, 3e-2]}}
+  lora: {{rank: {{choice: [1, 2, 4, 8]}}, learning_rate: {{log_uniform: [1e-3, 1e-2]}}, num_trials: 3}}
+  finetune: {{learning_rate: 1e-3}}
+search: {{num_trials: {num_trials}, concurrency: 2, rungs: [{first}, {second}], keep: 0.5, seed: 3}}
+final: {{num_seeds: 2, metric: test/bleu, reference: finetune, num_beams: 2, max_new_tokens: 8}}
+"""
+
+
+class Sweep:
+    """A sweep in a folder of its own, driven by subprocesses as a user would."""
+
+    def __init__(self, folder: Path, base: Path) -> None:
+        self.folder, self.base = folder, base
+        self.results = folder / "runs" / "small"
+
+    def write(self, *, num_steps: int = 40, num_trials: int = NUM_TRIALS) -> None:
+        """Write the sweep file."""
+        text = SWEEP.format(
+            base=self.base, num_steps=num_steps, num_trials=num_trials, first=num_steps // 4, second=num_steps // 2
+        )
+        (self.folder / "small.yaml").write_text(text)
+
+    def start(self, *options: str) -> "subprocess.Popen[str]":
+        """Start the driver."""
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled"}
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        return subprocess.Popen(
+            [sys.executable, "-m", "prefixray.sweep", "small.yaml", *options],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def finish(self, *options: str) -> str:
+        """Run the driver to its end; what it printed."""
+        process = self.start(*options)
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+        return output
+
+    def ended(self) -> int:
+        """How many trials have ended so far."""
+        return len(list(self.results.glob("*/**/result.json")))
+
+    def states(self) -> dict[str, Counter[str]]:
+        """The states of all trials in the journal, by study."""
+        journal = str(self.results / "study.journal")
+        storage = JournalStorage(JournalFileBackend(journal, lock_obj=JournalFileOpenLock(journal)))
+        summary = optuna.get_all_study_names(storage)
+        studies = {name: optuna.load_study(study_name=name, storage=storage) for name in summary}
+        return {
+            name.removeprefix("small/"): Counter(
+                trial.state.name for trial in study.trials if "duplicate" not in trial.user_attrs
+            )
+            for name, study in studies.items()
+        }
+
+    def runs(self) -> list[Any]:
+        """All runs in MLflow."""
+        client = MlflowClient(tracking_uri=f"sqlite:///{self.results / 'mlflow.db'}")
+        return list(client.search_runs([e.experiment_id for e in client.search_experiments()], max_results=1000))
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, base_folders: Mapping[str, Path]) -> Iterator[Sweep]:
+    sweep = Sweep(tmp_path, base_folders["llama"])
+    sweep.write()
+    yield sweep
+    for process in psutil.Process().children(recursive=True):
+        process.kill()
+
+
+def _wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
+
+
+def _kill(process: "subprocess.Popen[str]") -> None:
+    """SIGKILL the driver alone, and wait until what it owned has gone with it."""
+    owned = [child for child in psutil.Process(process.pid).children(recursive=True)]
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    psutil.wait_procs(owned, timeout=30)
+
+
+def _assert_complete(sweep: Sweep, *, num_trials: int = NUM_TRIALS) -> None:
+    """Exactly the trials that were asked for, each ended once, each with one run in MLflow, nothing left running."""
+    states = sweep.states()
+    assert {name: sum(counts.values()) for name, counts in states.items()} == {
+        "prefix": num_trials,
+        "lora": 3,
+        "final/prefix": NUM_SEEDS,
+        "final/lora": NUM_SEEDS,
+        "final/finetune": NUM_SEEDS,
+    }
+    assert not any(counts["RUNNING"] or counts["FAIL"] or counts["WAITING"] for counts in states.values()), states
+    runs = sweep.runs()
+    keys = Counter(run.data.tags.get("prefixray.key", "sweep") for run in runs)
+    assert set(keys.values()) == {1} and len(keys) == num_trials + 3 + 3 * NUM_SEEDS + 1, keys
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_a_sweep_runs_from_its_file_to_its_table(sweep: Sweep) -> None:
+    output = sweep.finish()
+    _assert_complete(sweep)
+    results = json.loads((sweep.results / "results.json").read_text())
+    assert [arm["arm"] for arm in results["arms"]] == ["untuned", "prefix", "lora", "finetune"]
+    assert results["reference"] == "finetune" and results["num_sources"] == 6
+    for arm in results["arms"][1:]:
+        assert len(arm["seeds"]) == NUM_SEEDS and arm["seeds"][0]["dev_loss"] != arm["seeds"][1]["dev_loss"]
+    states = Counter(trial["state"] for trial in results["search"])
+    assert states["stopped"] >= 1 and states["done"] >= 2
+    assert "mlflow ui --backend-store-uri sqlite:///runs/small/mlflow.db" in output
+    assert "6 of 630 sources" in output
+    children = [run for run in sweep.runs() if "prefixray.key" in run.data.tags]
+    parents = {run.info.run_id for run in sweep.runs() if "prefixray.key" not in run.data.tags}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == parents
+    done = next(run for run in children if run.data.tags["prefixray.state"] == "done")
+    assert "dev/loss" in done.data.metrics and "learning_rate" in done.data.params
+    files = {path.name for path in (sweep.results / "final" / "untuned").iterdir()}
+    assert files == {"test.hyp", "test.ref", "test.src", "test.json"}
+    assert (sweep.results / "final" / "untuned" / "test.src").read_text().splitlines() == [
+        sourced.source for sourced in load_task(TaskConfig(name="e2e", num_test=6)).test_sources
+    ]
+
+
+def test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused(sweep: Sweep) -> None:
+    sweep.write(num_steps=8, num_trials=2)
+    sweep.finish()
+    decode = [sys.executable, "-m", "prefixray.decode", "runs/small", "--split", "test"]
+    printed = subprocess.run(decode, cwd=sweep.folder, capture_output=True, text=True, check=True).stdout
+    assert "6 of 6 hypotheses are those of the final stage" in printed
+    report = [sys.executable, "-m", "prefixray.report", "runs/small"]
+    assert "vs finetune" in subprocess.run(report, cwd=sweep.folder, capture_output=True, text=True, check=True).stdout
+    process = sweep.start("--set", "train.batch_size=3")
+    message, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert message.splitlines() == [
+        "small.yaml: runs/small holds a sweep with other settings; give this one another name, or undo:",
+        "  train.batch_size: 4 -> 3",
+    ]
+
+
+def test_a_driver_killed_twice_loses_no_trial_and_repeats_none_and_a_larger_budget_goes_on(sweep: Sweep) -> None:
+    sweep.write(num_steps=120)
+    process = sweep.start()
+    _wait_for(lambda: sweep.ended() >= 1, process)
+    _kill(process)
+    first = {path: path.read_text() for path in sweep.results.glob("trials/*/*/result.json")}
+    process = sweep.start()
+    _wait_for(lambda: sweep.ended() >= len(first) + 2, process)
+    _kill(process)
+    sweep.finish()
+    _assert_complete(sweep)
+    assert {path: path.read_text() for path in first} == first  # what had ended was not run again
+    sweep.write(num_steps=120, num_trials=NUM_TRIALS + 2)
+    sweep.finish()
+    assert sum(sweep.states()["prefix"].values()) == NUM_TRIALS + 2
+    assert {path: path.read_text() for path in first} == first
+
+
+def test_a_driver_killed_in_the_final_stage_goes_on_there(sweep: Sweep) -> None:
+    process = sweep.start()
+    _wait_for(lambda: len(list(sweep.results.glob("final/*/result.json"))) >= 1, process)
+    _kill(process)
+    ended = {path: path.read_text() for path in sweep.results.glob("**/result.json")}
+    sweep.finish()
+    _assert_complete(sweep)
+    assert {path: path.read_text() for path in ended} == ended
+
+
+def test_a_worker_killed_in_the_middle_of_a_pack_costs_no_trial_a_retry(sweep: Sweep) -> None:
+    sweep.write(num_steps=200)
+    process = sweep.start()
+    _wait_for(lambda: any(sweep.results.glob("trials/prefix/*/step-*")), process)
+    workers = [
+        p for p in psutil.Process(process.pid).children(recursive=True) if "ray::Worker" in " ".join(p.cmdline())
+    ]
+    assert len(workers) == 1
+    workers[0].kill()
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    _assert_complete(sweep)
+
+
+def test_a_second_driver_says_who_holds_the_sweep_and_leaves(sweep: Sweep) -> None:
+    process = sweep.start()
+    _wait_for(lambda: (sweep.results / "sweep.json").is_file(), process)
+    second = sweep.start()
+    message, _ = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert message.startswith(f"runs/small: another driver runs this sweep: process {process.pid} on ")
+    _kill(process)
+
+
+def test_a_trial_whose_loss_is_not_finite_ends_alone_and_the_sweep_goes_on(sweep: Sweep) -> None:
+    sweep.write(num_steps=8, num_trials=3)
+    text = (sweep.folder / "small.yaml").read_text()
+    first = "first: [{preseqlen: 3, mid_dim: null, init_token: pub, learning_rate: 1e+38}]"
+    text = text.replace("[1e-3, 3e-2]}", "[1e-3, 1e+38]}\n    " + first)
+    (sweep.folder / "small.yaml").write_text(text)
+    sweep.finish()
+    states = sweep.states()["prefix"]
+    assert states["FAIL"] >= 1 and sum(states.values()) == 3 and states["RUNNING"] == 0
+    failed = [run for run in sweep.runs() if run.data.tags.get("prefixray.state") == "failed"]
+    assert failed and all(run.info.status == "FAILED" for run in failed)
+    scores = [trial["dev_loss"] for trial in json.loads((sweep.results / "results.json").read_text())["search"]]
+    assert any(score is not None and math.isfinite(score) for score in scores)
