@@ -5,6 +5,9 @@ trial's keys and values in front of the row's own, positions are shifted by its 
 blocks and projections apply that trial's adapters. Rows of different trials share one forward. With nothing bound the
 model is the stock model.
 
+What is the same for all layers is made once per forward: the additive mask. What beams share is kept once: in decoding,
+all rows of a trial look at one copy of its prefix.
+
 The way in is transformers' attention interface: a function registered by name for attention and for masks.
 """
 
@@ -18,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -43,16 +46,29 @@ class Insert:
 class _Bound:
     row_trial: Tensor  # (B,)
     lengths: Tensor  # (T,) prefix positions of each trial
-    prefixes: Tensor | None  # (T, 2, L, K, P, D), padded on the right of P
-    functions: list[Mapping[str, RowFunction]]  # per trial
-    segments: list[tuple[int, int, int]]  # (trial, first row, end row): rows of a trial stand together
-    padded: bool  # some trial has fewer than P positions
+    layers: tuple[Tensor, ...]  # per layer (T, 2, K, P, D), padded on the right of P; empty where no trial has a prefix
+    segments: list[tuple[Mapping[str, RowFunction], int, int]]  # (functions, first row, end row)
+    even: bool  # the rows are as many of trial 0, then as many of trial 1, ...
     targets: tuple[Tensor, Tensor] | None  # rows (N,) and columns (N,) that the head is run on
+    masks: tuple[Tensor, Tensor] | None = None  # this forward's, and what `mask` made of it
 
     def row_trials(self, num_rows: int) -> Tensor:
         """The trial of each row; beam search repeats rows in place."""
         repeats = num_rows // self.row_trial.shape[0]
         return self.row_trial if repeats == 1 else self.row_trial.repeat_interleave(repeats)
+
+    def mask(self, own: Tensor, query: Tensor) -> Tensor:
+        """From where a query may look among the tokens: 0 there, else -inf, prefix first: (B, 1, S, P + S')."""
+        if self.masks is None or self.masks[0] is not own or self.masks[1].dtype != query.dtype:
+            num_rows, _, num_queries, _ = query.shape
+            both = own.expand(num_rows, 1, num_queries, -1)
+            if self.layers:
+                columns = torch.arange(self.layers[0].shape[3], device=own.device)
+                seen = columns < self.lengths[self.row_trials(num_rows)][:, None]  # (B, P)
+                both = torch.cat([seen[:, None, None].expand(-1, 1, num_queries, -1), both], dim=3)
+            zeros = torch.zeros(both.shape, dtype=query.dtype, device=own.device)
+            self.masks = (own, zeros.masked_fill_(~both, float("-inf")))
+        return self.masks[1]
 
 
 class Binder:
@@ -61,7 +77,6 @@ class Binder:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._bound: _Bound | None = None
-        self._recorded: list[tuple[Tensor, Tensor]] | None = None
         self._hooked: set[str] = set()
         self._modules = dict(model.named_modules())
         layer = 0
@@ -90,18 +105,12 @@ class Binder:
         for insert in inserts:
             self._hook(insert.functions)
         device = self._model.device
-        segments = _segments(row_trial)
-        longest = max(insert.num_positions for insert in inserts)
-        prefixes = None
-        if longest > 0:
-            prefixes = self._stack(inserts, longest)
         self._bound = _Bound(
             row_trial=torch.tensor(row_trial, device=device),
             lengths=torch.tensor([insert.num_positions for insert in inserts], device=device),
-            prefixes=prefixes,
-            functions=[insert.functions for insert in inserts],
-            segments=segments,
-            padded=any(insert.num_positions < longest for insert in inserts),
+            layers=self._layers(inserts),
+            segments=_segments(inserts, row_trial),
+            even=_is_even(row_trial, len(inserts)),
             targets=targets,
         )
         try:
@@ -110,30 +119,39 @@ class Binder:
             self._bound = None
 
     def record(self, input_ids: Tensor) -> Tensor:
-        """Run the model over tokens (1, S) and return every layer's keys and values: (2, L, K, S, D)."""
-        self._recorded = []
-        try:
-            with torch.no_grad():
-                self._model(input_ids=input_ids, use_cache=False)
-            keys = torch.stack([key[0] for key, _ in self._recorded])
-            values = torch.stack([value[0] for _, value in self._recorded])
-        finally:
-            self._recorded = None
-        return torch.stack([keys, values])
+        """Every layer's keys and values over tokens (B, S), padded on the right: (B, 2, L, K, S, D).
 
-    def _stack(self, inserts: Sequence[Insert], longest: int) -> Tensor:
-        """All trials' prefixes as (T, 2, L, K, P, D), zeros behind a shorter one."""
+        Where something is bound it is seen, but is not part of the result.
+        """
+        num_rows, length = input_ids.shape
+        positions = torch.arange(length, device=input_ids.device).expand(num_rows, length)
+        cache = DynamicCache()
+        with torch.no_grad():
+            self._model.base_model(
+                input_ids=input_ids, position_ids=positions, past_key_values=cache, use_cache=True
+            )
+        return torch.stack([torch.stack([layer.keys, layer.values], dim=1) for layer in cache.layers], dim=2)
+
+    def _layers(self, inserts: Sequence[Insert]) -> tuple[Tensor, ...]:
+        """All trials' prefixes, zeros behind a shorter one, layer by layer: (T, 2, K, P, D).
+
+        One `unbind`, since the gradient of a slice per layer would be as large as the whole, each time.
+        """
+        longest = max(insert.num_positions for insert in inserts)
+        if longest == 0:
+            return ()
         given = next(insert.prefix for insert in inserts if insert.prefix is not None)
         none = given.new_zeros(given.shape).narrow(3, 0, 0)
         parts = [none if insert.prefix is None else insert.prefix for insert in inserts]
         dtype = self._model.dtype
-        return torch.stack([functional.pad(part.to(dtype), (0, 0, 0, longest - part.shape[3])) for part in parts])
+        padded = [functional.pad(part.to(dtype), (0, 0, 0, longest - part.shape[3])) for part in parts]
+        return torch.stack(padded).unbind(2)
 
     def _shift_positions(
         self, module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Positions start behind the prefix (the original's policy for GPT-2)."""
-        if self._bound is None or self._bound.prefixes is None:
+        if self._bound is None or not self._bound.layers:
             return None
         positions = inputs.get("position_ids")
         assert positions is not None, "position_ids are always passed to a decoder-only model"
@@ -159,14 +177,14 @@ class Binder:
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             bound = self._bound
-            if bound is None or not any(name in functions for functions in bound.functions):
+            if bound is None or not any(name in functions for functions, _, _ in bound.segments):
                 return None
             plain = output[0] if isinstance(output, tuple) else output  # (B, S, width)
             repeats = plain.shape[0] // bound.row_trial.shape[0]
             pieces = []
-            for trial, start, end in bound.segments:
+            for functions, start, end in bound.segments:
                 rows = slice(start * repeats, end * repeats)
-                function = bound.functions[trial].get(name)
+                function = functions.get(name)
                 pieces.append(plain[rows] if function is None else function(args[0][rows], plain[rows]))
             changed = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
@@ -174,15 +192,25 @@ class Binder:
         return hook
 
 
-def _segments(row_trial: Sequence[int]) -> list[tuple[int, int, int]]:
-    segments: list[tuple[int, int, int]] = []
+def _segments(
+    inserts: Sequence[Insert], row_trial: Sequence[int]
+) -> list[tuple[Mapping[str, RowFunction], int, int]]:
+    """Runs of rows with the same functions."""
+    trials = list(dict.fromkeys(row_trial))
+    assert sorted(row_trial, key=trials.index) == list(row_trial), "rows of one trial must stand together"
+    segments: list[tuple[Mapping[str, RowFunction], int, int]] = []
     for row, trial in enumerate(row_trial):
-        if segments and segments[-1][0] == trial:
-            segments[-1] = (trial, segments[-1][1], row + 1)
+        functions = inserts[trial].functions
+        if segments and segments[-1][0] is functions:
+            segments[-1] = (functions, segments[-1][1], row + 1)
         else:
-            assert all(trial != other for other, _, _ in segments), "rows of one trial must stand together"
-            segments.append((trial, row, row + 1))
+            segments.append((functions, row, row + 1))
     return segments
+
+
+def _is_even(row_trial: Sequence[int], num_trials: int) -> bool:
+    repeats = len(row_trial) // num_trials
+    return list(row_trial) == [trial for trial in range(num_trials) for _ in range(repeats)]
 
 
 def _attention(
@@ -193,30 +221,51 @@ def _attention(
     attention_mask: Tensor | None,  # (B, 1, S, S'), True where a query may look
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Transformers' attention function under the name "prefixray"."""
+    """transformers' attention function under the name "prefixray"."""
     binder, layer = module._prefixray  # type: ignore[misc]
-    if binder._recorded is not None:
-        binder._recorded.append((key, value))
     bound = binder._bound
-    if bound is None or bound.prefixes is None:
+    if bound is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     assert attention_mask is not None, "the mask function never leaves the mask out"
-    rows = bound.row_trials(query.shape[0])
-    num_trials, _, _, _, longest, _ = bound.prefixes.shape
-    prefix = bound.prefixes[:, :, layer]  # (T, 2, K, P, D)
-    if num_trials == 1:
-        prefix_key, prefix_value = (part.expand(query.shape[0], -1, -1, -1) for part in prefix[0])
-    else:
+    mask = bound.mask(attention_mask, query)
+    if bound.layers:
+        prefix = bound.layers[layer]  # (T, 2, K, P, D)
+        if query.shape[2] == 1 and bound.even:
+            return _attend_from_one_token(query, key, value, prefix, mask, options.get("scaling")), None
+        rows = bound.row_trials(query.shape[0])
         prefix_key, prefix_value = prefix[:, 0][rows], prefix[:, 1][rows]  # (B, K, P, D)
-    seen = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=query.device)
-    if bound.padded:
-        columns = torch.arange(longest, device=query.device)
-        seen = (columns < bound.lengths[rows][:, None])[:, None, None]  # (B, 1, 1, P)
-    seen = seen.expand(query.shape[0], 1, query.shape[2], longest)
-    key = torch.cat([prefix_key, key], dim=2)
-    value = torch.cat([prefix_value, value], dim=2)
-    mask = torch.cat([seen, attention_mask.expand(query.shape[0], -1, -1, -1)], dim=3)
+        key = torch.cat([prefix_key, key], dim=2)
+        value = torch.cat([prefix_value, value], dim=2)
+    if query.device.type == "cpu" and options.get("softcap") is None:  # keys and values are not repeated for each head
+        output = functional.scaled_dot_product_attention(
+            query, key, value, mask, options.get("dropout", 0.0), scale=options.get("scaling"), enable_gqa=True
+        )
+        return output.transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(module, query, key, value, mask, **options)
+
+
+def _attend_from_one_token(
+    query: Tensor, key: Tensor, value: Tensor, prefix: Tensor, mask: Tensor, scaling: float | None
+) -> Tensor:
+    """Attention where S is 1, (B, 1, H, D): all rows of a trial, as beams are, look at one copy of its prefix."""
+    num_rows, num_heads, _, dim = query.shape
+    num_trials, _, num_kv, num_positions, _ = prefix.shape
+    repeats, groups = num_rows // num_trials, num_heads // num_kv
+
+    def by_trial(rows: Tensor) -> Tensor:  # (B, K, G, X) -> (T, K, rows of a trial * G, X)
+        return rows.reshape(num_trials, repeats, num_kv, groups, -1).transpose(1, 2).flatten(2, 3)
+
+    def by_row(trials: Tensor) -> Tensor:
+        return trials.view(num_trials, num_kv, repeats, groups, -1).transpose(1, 2).flatten(0, 1)
+
+    prefix_key, prefix_value = prefix.unbind(1)  # (T, K, P, D)
+    query = query.view(num_rows, num_kv, groups, dim)
+    shared = by_row(by_trial(query) @ prefix_key.transpose(2, 3))  # (B, K, G, P)
+    scores = torch.cat([shared, query @ key.transpose(2, 3)], dim=3) * (scaling or dim**-0.5) + mask
+    weights = torch.softmax(scores, dim=3, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    shared, own = weights.split([num_positions, key.shape[2]], dim=3)
+    output = by_row(by_trial(shared) @ prefix_value) + own @ value  # (B, K, G, D)
+    return output.reshape(num_rows, 1, num_heads, dim)
 
 
 def _mask(**arguments: Any) -> Tensor | None:

@@ -1,0 +1,302 @@
+"""A worker as a plain object: calls from several threads, one loop, no Ray."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from prefixray import worker as worker_module
+from prefixray.checkpoint import load_checkpoint
+from prefixray.config import PrefixTrial, TaskConfig, TrialConfig, UserError
+from prefixray.trial import Report, TrialSpec
+from prefixray.worker import Worker, WorkerSetup
+
+SECONDS = 60.0  # after which a call that should have returned has failed
+MOMENT = 0.2  # in which what must not happen would have happened
+SETTINGS = {"num_beams": 2, "max_new_tokens": 6}
+
+MakeWorker = Callable[[], Worker]
+
+
+@pytest.fixture
+def setup(base_folders: Mapping[str, Path], tmp_path: Path) -> WorkerSetup:
+    lines = [
+        {"source": f"name : {name} | food : tea", "target": f"{name} serves tea."}
+        for name in ("The Eagle", "The Mill", "Aromi", "The Vaults")
+    ]
+    for split, part in (("train", lines), ("dev", lines[:2]), ("test", lines[2:])):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in part))
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "dev", "test")}
+    task = TaskConfig(name="custom", **files)  # type: ignore[arg-type]
+    return WorkerSetup(base=str(base_folders["gpt2"]), task=task, precision="fp32", device="cpu", num_threads=1)
+
+
+@pytest.fixture
+def make_worker(setup: WorkerSetup) -> Iterator[MakeWorker]:
+    made: list[Worker] = []
+
+    def make() -> Worker:
+        made.append(Worker(setup, on_crash=lambda: None))
+        return made[-1]
+
+    yield make
+    for worker in made:
+        worker.suspend()
+
+
+@pytest.fixture
+def worker(make_worker: MakeWorker) -> Worker:
+    return make_worker()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pack waits for verdicts for longer than any test takes."""
+    monkeypatch.setattr(worker_module, "VERDICT_SECONDS", 10 * SECONDS)
+
+
+def _spec(
+    folder: Path, key: str, num_steps: int, *rungs: int, preseqlen: int = 3, eval_every: int | None = None
+) -> TrialSpec:
+    method = PrefixTrial(preseqlen=preseqlen, mid_dim=None, init_token=None)
+    config = TrialConfig(
+        arm="prefix", learning_rate=1e-2, batch_size=2, num_steps=num_steps, eval_every=eval_every, method=method
+    )
+    return TrialSpec(key, config, seed=1, replicate=0, rungs=rungs, folder=str(folder / key))
+
+
+class _Call:
+    """A call in a thread of its own."""
+
+    def __init__(self, worker: Worker, key: str, token: str = "token") -> None:
+        self._result: Future[Report | None] = Future()
+
+        def run() -> None:
+            try:
+                self._result.set_result(worker.next_report(key, token))
+            except BaseException as error:
+                self._result.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def report(self) -> Report | None:
+        """What the call returns."""
+        return self._result.result(SECONDS)
+
+    def state(self) -> str | None:
+        """The state in the report that it returns."""
+        report = self.report()
+        return None if report is None else report.state
+
+    def waits(self) -> bool:
+        """Whether it has not returned yet, after a moment."""
+        time.sleep(MOMENT)
+        return not self._result.done()
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def test_a_trial_joins_and_its_reports_come_one_by_one_until_it_ends(worker: Worker, tmp_path: Path) -> None:
+    assert worker.join(_spec(tmp_path, "one", 6, eval_every=2), "token") is None
+    reports = [_Call(worker, "one").report() for _ in range(3)]
+    assert [(report.step, report.state) for report in reports if report] == [
+        (2, "running"),
+        (4, "running"),
+        (6, "done"),
+    ]
+    assert _Call(worker, "one").report() is None
+
+
+def test_a_trial_at_a_rung_waits_until_its_caller_comes_back(worker: Worker, tmp_path: Path, patient: None) -> None:
+    worker.join(_spec(tmp_path, "one", 4, 2), "token")
+    report = _Call(worker, "one").report()
+    assert report is not None and (report.rung, report.packmates) == (2, {"one": report.metrics["dev/loss"]})
+    time.sleep(MOMENT)
+    assert worker.status().steps == {"one": 2}
+    assert _Call(worker, "one").state() == "done"
+
+
+def test_the_pack_waits_for_all_verdicts_of_a_rung(worker: Worker, tmp_path: Path, patient: None) -> None:
+    _hold_first_step(worker, [_spec(tmp_path, key, 4, 2) for key in ("goes on", "stops")])
+    first = [_Call(worker, key).report() for key in ("goes on", "stops")]
+    assert [len(report.packmates) for report in first if report] == [2, 2]
+    going_on = _Call(worker, "goes on")
+    assert going_on.waits()
+    worker.leave("stops")
+    assert going_on.state() == "done"
+    assert _Call(worker, "stops").report() is None
+
+
+def test_the_others_train_on_when_a_verdict_does_not_come(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "VERDICT_SECONDS", 1.0)
+    _hold_first_step(worker, [_spec(tmp_path, "waits", 4, 2), _spec(tmp_path, "trains on", 40)])
+    report = _Call(worker, "waits").report()
+    started = time.monotonic()
+    assert report is not None and report.rung == 2
+    assert _Call(worker, "trains on").state() == "done"
+    assert time.monotonic() - started < 20, "the pack waits once, not before every step"
+    assert worker.status().steps["waits"] == 2
+    assert _Call(worker, "waits").state() == "done"
+
+
+def test_a_trial_may_join_while_the_pack_waits_for_a_verdict(worker: Worker, tmp_path: Path, patient: None) -> None:
+    worker.join(_spec(tmp_path, "first", 4, 2), "token")
+    _Call(worker, "first").report()
+    assert worker.join(_spec(tmp_path, "second", 3), "token") is None
+    assert _Call(worker, "first").state() == "done"
+    assert _Call(worker, "second").state() == "done"
+
+
+def test_a_caller_with_a_stale_token_is_sent_away(worker: Worker, tmp_path: Path) -> None:
+    spec = _spec(tmp_path, "one", 10_000)
+    worker.join(spec, "old")
+    stale = _Call(worker, "one", "old")
+    assert stale.waits()
+    worker.join(spec, "new")
+    assert stale.report() is None
+    assert _Call(worker, "one", "old").report() is None
+    assert _Call(worker, "unknown").report() is None
+    current = _Call(worker, "one", "new")
+    assert current.waits()
+    worker.leave("one")
+    assert current.report() is None
+
+
+def test_leaving_twice_is_harmless(worker: Worker, tmp_path: Path) -> None:
+    worker.join(_spec(tmp_path, "one", 10_000), "token")
+    worker.leave("one")
+    worker.leave("one")
+    assert _Call(worker, "one").report() is None
+    _wait_for(lambda: worker.status().steps == {})
+
+
+def test_suspended_trials_are_checkpointed_and_go_on_where_they_join_again(
+    make_worker: MakeWorker, tmp_path: Path, patient: None
+) -> None:
+    worker, undisturbed = make_worker(), make_worker()
+    specs = [_spec(tmp_path / "suspended", "rung", 9, 3), _spec(tmp_path / "suspended", "midway", 7)]
+    _hold_first_step(worker, specs)
+    report = _Call(worker, "rung").report()
+    assert report is not None and report.rung == 3
+    midway = _Call(worker, "midway")
+    assert midway.waits()  # since the pack waits for a verdict
+    assert sorted(worker.suspend()) == ["midway", "rung"]
+    assert midway.report() is None and _Call(worker, "rung").report() is None
+    assert [saved[0] for spec in specs if (saved := load_checkpoint(Path(spec.folder)))] == [3, 3]
+    _hold_first_step(worker, specs)
+    again = _Call(worker, "rung").report()
+    assert again is not None and again.rung == 3 and again.metrics["dev/loss"] == report.metrics["dev/loss"]
+    ended = {key: _Call(worker, key).report() for key in ("rung", "midway")}
+    _hold_first_step(
+        undisturbed, [_spec(tmp_path / "undisturbed", "rung", 9), _spec(tmp_path / "undisturbed", "midway", 7)]
+    )
+    for key, ours in ended.items():
+        theirs = _Call(undisturbed, key).report()
+        assert ours is not None and theirs is not None and (ours.state, ours.step) == (theirs.state, theirs.step)
+        assert ours.metrics["dev/loss"] == pytest.approx(theirs.metrics["dev/loss"], abs=1e-5)
+
+
+def test_a_trial_that_cannot_be_built_is_refused_with_the_reason(worker: Worker, tmp_path: Path) -> None:
+    worker.join(_spec(tmp_path, "one", 30), "token")
+    refusal = worker.join(_spec(tmp_path, "two", 4, preseqlen=256), "token")
+    assert refusal is not None and "preseqlen: 256" in refusal
+    assert _Call(worker, "two").report() is None
+    assert _Call(worker, "one").state() == "done"
+
+
+def test_an_error_in_a_call_is_its_callers_and_the_loop_goes_on(worker: Worker, tmp_path: Path) -> None:
+    worker.join(_spec(tmp_path, "one", 30), "token")
+    with pytest.raises(UserError, match="no artifact here"):
+        worker.decode(str(tmp_path / "nothing"), str(tmp_path / "out"), "test", SETTINGS)
+    assert _Call(worker, "one").state() == "done"
+
+
+def test_an_error_in_the_loop_ends_the_process(
+    setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crashed = threading.Event()
+    worker = Worker(setup, on_crash=crashed.set)
+    monkeypatch.setattr("prefixray.trainer.Trainer.run", _explode)
+    worker.join(_spec(tmp_path, "one", 5), "token")
+    assert crashed.wait(SECONDS)
+    assert "the device is gone" in capsys.readouterr().err
+
+
+def test_decoding_writes_three_files_and_does_nothing_twice(worker: Worker, tmp_path: Path) -> None:
+    worker.join(_spec(tmp_path, "one", 3), "token")
+    assert _Call(worker, "one").state() == "done"
+    artifact, out = str(tmp_path / "one" / "artifact"), tmp_path / "out"
+    worker.decode(artifact, str(out), "test", SETTINGS)
+    assert {path.name for path in out.iterdir()} >= {"test.hyp", "test.ref", "test.src"}
+    assert (out / "test.ref").read_text() == "Aromi serves tea.\n\nThe Vaults serves tea.\n"
+    first = (out / "test.hyp").read_text()
+    assert len(first.splitlines()) == 2
+    (out / "test.hyp").write_text("kept\n")
+    worker.decode(artifact, str(out), "test", SETTINGS)
+    assert (out / "test.hyp").read_text() == "kept\n"
+    worker.decode(artifact, str(out), "test", {**SETTINGS, "num_beams": 1})
+    assert (out / "test.hyp").read_text() != "kept\n"
+    worker.decode(None, str(out / "untuned"), "dev", SETTINGS)
+    assert len((out / "untuned" / "dev.hyp").read_text().splitlines()) == 2
+
+
+def test_decoding_between_two_steps_does_not_disturb_a_trial(
+    make_worker: MakeWorker, tmp_path: Path, patient: None
+) -> None:
+    losses = []
+    for decodes in (True, False):
+        worker = make_worker()
+        worker.join(_spec(tmp_path / str(decodes), "one", 6, 3), "token")
+        _Call(worker, "one").report()
+        if decodes:
+            worker.decode(None, str(tmp_path / "out"), "test", SETTINGS)
+        report = _Call(worker, "one").report()
+        assert report is not None
+        losses.append(report.metrics["dev/loss"])
+    assert losses[0] == losses[1]
+
+
+def test_a_worker_says_what_it_is_and_what_it_does(worker: Worker, tmp_path: Path, patient: None) -> None:
+    found = worker.ready()
+    assert (found["precision"], found["device"], found["num_train"], found["num_test"]) == ("fp32", "cpu", 4, 2)
+    assert worker.status().steps == {}
+    worker.join(_spec(tmp_path, "one", 6, 3), "token")
+    _Call(worker, "one").report()
+    _wait_for(lambda: worker.status().steps == {"one": 3})
+    status = worker.status()
+    assert status.losses["one"] > 0 and status.tokens_per_second > 0 and status.memory_bytes > 0
+
+
+def _explode(trainer: object) -> list[Report]:
+    raise RuntimeError("the device is gone")
+
+
+def _hold_first_step(worker: Worker, specs: list[TrialSpec]) -> None:
+    """Let several trials join before the pack's next step."""
+    holding, together = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        holding.set()
+        together.wait(SECONDS)
+
+    held = threading.Thread(target=worker._call, args=(hold,), daemon=True)
+    held.start()
+    assert holding.wait(SECONDS)
+    joins = [threading.Thread(target=worker.join, args=(spec, "token"), daemon=True) for spec in specs]
+    for number, join in enumerate(joins, start=1):
+        join.start()
+        _wait_for(lambda number=number: len(worker._jobs) == number)  # type: ignore[misc]
+    together.set()
+    for thread in (held, *joins):
+        thread.join(SECONDS)
