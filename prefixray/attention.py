@@ -1,9 +1,9 @@
 """Per-row prefixes, adapters and low-rank updates inside the forward of one frozen transformers model.
 
-`Binder` attaches to a model once. While something is bound, every row of a batch belongs to a trial: attention puts that
-trial's keys and values in front of the row's own, positions are shifted by its number of prefix positions, and hooks on
-blocks and projections apply that trial's adapters. Rows of different trials share one forward. With nothing bound the
-model is the stock model.
+`Binder` attaches to a model once. While something is bound, every row of a batch belongs to a trial: attention puts
+that trial's keys and values in front of the row's own, positions are shifted by its number of prefix positions, and
+hooks on blocks and projections apply that trial's adapters. Rows of different trials share one forward. With nothing
+bound the model is the stock model.
 
 What is the same for all layers is made once per forward: the additive mask. What beams share is kept once: in decoding,
 all rows of a trial look at one copy of its prefix.
@@ -82,12 +82,12 @@ class Binder:
         layer = 0
         for module in self._modules.values():
             if type(module).__name__.endswith("Attention") and hasattr(module, "layer_idx"):
-                module._prefixray = (self, layer)  # type: ignore[assignment]
+                module._prefixray = (self, layer)
                 layer += 1
         assert layer == model.config.get_text_config().num_hidden_layers, "one attention per layer"
         decoder = model.base_model
         decoder.register_forward_pre_hook(self._shift_positions, with_kwargs=True)
-        head = model.get_output_embeddings()
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         assert head is not None, "a language model has a head"
         head.register_forward_pre_hook(self._select_targets)
         model.set_attn_implementation("prefixray")
@@ -119,6 +119,10 @@ class Binder:
             self._bound = None
 
     def record(self, input_ids: Tensor) -> Tensor:
+        """Every layer's keys and values over tokens (1, S): (2, L, K, S, D)."""
+        return self.record_rows(input_ids)[0]
+
+    def record_rows(self, input_ids: Tensor) -> Tensor:
         """Every layer's keys and values over tokens (B, S), padded on the right: (B, 2, L, K, S, D).
 
         Where something is bound it is seen, but is not part of the result.
@@ -127,10 +131,8 @@ class Binder:
         positions = torch.arange(length, device=input_ids.device).expand(num_rows, length)
         cache = DynamicCache()
         with torch.no_grad():
-            self._model.base_model(
-                input_ids=input_ids, position_ids=positions, past_key_values=cache, use_cache=True
-            )
-        return torch.stack([torch.stack([layer.keys, layer.values], dim=1) for layer in cache.layers], dim=2)
+            self._model.base_model(input_ids=input_ids, position_ids=positions, past_key_values=cache, use_cache=True)
+        return torch.stack([torch.stack([key, value], dim=1) for key, value, _ in cache], dim=2)
 
     def _layers(self, inserts: Sequence[Insert]) -> tuple[Tensor, ...]:
         """All trials' prefixes, zeros behind a shorter one, layer by layer: (T, 2, K, P, D).
@@ -175,7 +177,7 @@ class Binder:
     def _row_hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
         """A forward hook that gives each trial's rows to that trial's function."""
 
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ANN401
             bound = self._bound
             if bound is None or not any(name in functions for functions, _, _ in bound.segments):
                 return None
@@ -192,9 +194,7 @@ class Binder:
         return hook
 
 
-def _segments(
-    inserts: Sequence[Insert], row_trial: Sequence[int]
-) -> list[tuple[Mapping[str, RowFunction], int, int]]:
+def _segments(inserts: Sequence[Insert], row_trial: Sequence[int]) -> list[tuple[Mapping[str, RowFunction], int, int]]:
     """Runs of rows with the same functions."""
     trials = list(dict.fromkeys(row_trial))
     assert sorted(row_trial, key=trials.index) == list(row_trial), "rows of one trial must stand together"
@@ -219,9 +219,9 @@ def _attention(
     key: Tensor,  # (B, K, S', D)
     value: Tensor,
     attention_mask: Tensor | None,  # (B, 1, S, S'), True where a query may look
-    **options: Any,
+    **options: Any,  # noqa: ANN401
 ) -> tuple[Tensor, Tensor | None]:
-    """transformers' attention function under the name "prefixray"."""
+    """Transformers' attention function under the name "prefixray"."""
     binder, layer = module._prefixray  # type: ignore[misc]
     bound = binder._bound
     if bound is None:
@@ -264,11 +264,11 @@ def _attend_from_one_token(
     scores = torch.cat([shared, query @ key.transpose(2, 3)], dim=3) * (scaling or dim**-0.5) + mask
     weights = torch.softmax(scores, dim=3, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
     shared, own = weights.split([num_positions, key.shape[2]], dim=3)
-    output = by_row(by_trial(shared) @ prefix_value) + own @ value  # (B, K, G, D)
+    output: Tensor = by_row(by_trial(shared) @ prefix_value) + own @ value  # (B, K, G, D)
     return output.reshape(num_rows, 1, num_heads, dim)
 
 
-def _mask(**arguments: Any) -> Tensor | None:
+def _mask(**arguments: Any) -> Tensor | None:  # noqa: ANN401
     """Transformers' mask function under the name "prefixray": sdpa's, never left out.
 
     sdpa's own causal flag is aligned to the upper left and would hide the prefix.

@@ -124,14 +124,22 @@ def encode(examples: Sequence[Example], template: Template) -> list[Row]:
     ]
 
 
-def cut_by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Indices sorted by length and cut so that rows x longest row stays within the budget (at least one row each)."""
+def cut_by_length(lengths: Sequence[int], token_budget: int, piece_cost: int) -> list[list[int]]:
+    """Indices sorted by length and cut into pieces of like length, of at least one row each.
+
+    A piece ends where rows x longest row would exceed the budget, or where its padding would exceed `piece_cost`, the
+    number of tokens that could be computed in the time that one more piece takes by itself.
+    """
     pieces: list[list[int]] = []
+    padding = 0
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if pieces and (len(pieces[-1]) + 1) * max(1, lengths[pieces[-1][0]]) <= token_budget:
+        longest = lengths[pieces[-1][0]] if pieces else 0
+        padding += longest - lengths[index]
+        if pieces and (len(pieces[-1]) + 1) * max(1, longest) <= token_budget and padding <= piece_cost:
             pieces[-1].append(index)
         else:
             pieces.append([index])
+            padding = 0
     return pieces
 
 

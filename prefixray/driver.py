@@ -113,8 +113,10 @@ class _Sweep:
                 self._folder / "study.journal", config.name, arm, seed=config.search.seed, num_startup=at_once
             )
             studies[arm.name] = study
-            stages.append(Stage(arm.name, arm, study, at_once, self._search_spec(arm)))
+            stages.append(Stage(arm.name, arm, study, at_once, self._search_spec(arm), config.search.rungs))
         if stages:
+            counts = [f"{stage.name} {stage.arm.num_trials} trials, {stage.concurrency} at once" for stage in stages]
+            self._title = f"{self._title}   {'; '.join(counts)}"
             self._run("search", stages)
         self._store({"search": self._search_trials(studies)})
         return studies

@@ -1,10 +1,12 @@
 """Decoding: transformers' `generate` with what trials put into the base bound to the rows.
 
-Sources are decoded in batches of like length, padded on the left. Rows of different trials may share a batch. In low
-precision a hypothesis may depend on the rows beside it, so what shall come out the same again is decoded by itself.
+Sources are decoded in batches of like length. To `generate` a prompt is its last token; the tokens before it run once
+per source, not once per beam, and are bound as a longer prefix, which all beams share. Rows of different trials may
+share a batch. In low precision a hypothesis may depend on the rows beside it, so what shall come out the same again is
+decoded by itself.
 """
 
-# B rows, S tokens of the longest prompt, N new tokens
+# B rows, L layers, K key/value heads, S tokens of the longest prompt without its last, D head dim
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -13,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from prefixray.attention import Binder, Insert
@@ -103,7 +104,6 @@ def _together(jobs: Sequence[_Job]) -> list[_Job]:
 
 def _decode(base: Base, binder: Binder, template: Template, jobs: Sequence[_Job], decoding: Decoding) -> list[str]:
     """One batch: the hypotheses of its jobs."""
-    ids, mask = _left_pad([job.prompt for job in jobs], template.pad_id, base.device)
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         num_beams=decoding.num_beams,
         do_sample=False,
@@ -115,22 +115,30 @@ def _decode(base: Base, binder: Binder, template: Template, jobs: Sequence[_Job]
         pad_token_id=template.pad_id,
     )
     model: Any = base.model
+    inserts = _with_prompts(binder, template, jobs, base.device)
+    last = torch.tensor([job.prompt[-1:] for job in jobs], device=base.device)  # (B, 1)
+    with binder.bind(inserts, range(len(jobs))):
+        output = model.generate(last, attention_mask=torch.ones_like(last), generation_config=settings)
+    return [_text(base, template, row) for row in output[:, 1:].tolist()]
+
+
+def _with_prompts(binder: Binder, template: Template, jobs: Sequence[_Job], device: torch.device) -> list[Insert]:
+    """Each job's insert with the keys and values of its prompt, all but the last token, behind its prefix."""
+    lengths = [len(job.prompt) - 1 for job in jobs]
+    if max(lengths) == 0:
+        return [job.insert for job in jobs]
+    ids = torch.full((len(jobs), max(lengths)), template.pad_id)
+    for row, (job, length) in enumerate(zip(jobs, lengths, strict=True)):
+        ids[row, :length] = torch.tensor(job.prompt[:-1])
     distinct = {id(job.insert): job.insert for job in jobs}
     slots = {key: slot for slot, key in enumerate(distinct)}
     with binder.bind(list(distinct.values()), [slots[id(job.insert)] for job in jobs]):
-        output = model.generate(ids, attention_mask=mask, generation_config=settings)
-    return [_text(base, template, row) for row in output[:, ids.shape[1] :].tolist()]
-
-
-def _left_pad(prompts: Sequence[tuple[int, ...]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, both (B, S); the mask is 1 on real tokens."""
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), longest), pad_id)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
+        recorded = binder.record_rows(ids.to(device))  # (B, 2, L, K, S, D)
+    inserts = []
+    for job, own, length in zip(jobs, recorded, lengths, strict=True):
+        parts = [own[..., :length, :]] if job.insert.prefix is None else [job.insert.prefix, own[..., :length, :]]
+        inserts.append(Insert(torch.cat(parts, dim=3), job.insert.functions))
+    return inserts
 
 
 def _text(base: Base, template: Template, new_ids: list[int]) -> str:

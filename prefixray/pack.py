@@ -27,7 +27,8 @@ from prefixray.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 
-TOKEN_BUDGET = {"cpu": 4096, "cuda": 65536}  # padded tokens per micro-batch to start from
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 65536}  # padded tokens per micro-batch to start from
+PIECE_COST = {"cpu": 32, "cuda": 8192}  # tokens that could be computed in the time one more micro-batch takes by itself
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,8 @@ class Pack:
         work = [(slot, row) for slot, own in enumerate(rows) for row in own]
         totals = [0.0] * len(members)
         with _running(members[0], self.base, train=train):
-            for piece in cut_by_length([row.num_inputs for _, row in work], self.token_budget):
+            lengths = [row.num_inputs for _, row in work]
+            for piece in cut_by_length(lengths, self.token_budget, PIECE_COST[self.base.device.type]):
                 picked = sorted((work[i] for i in piece), key=lambda pair: pair[0])
                 nll = self._forward(members[0], inserts, picked, weights if train else None)
                 for (slot, _), value in zip(picked, nll.tolist(), strict=True):

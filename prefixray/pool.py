@@ -102,6 +102,12 @@ class Pool:
             self._last[place.name] = answer
         return list(self._last.values())
 
+    def suspend(self, timeout: float) -> None:
+        """Have the workers checkpoint their trials; what is not done in time is left to older checkpoints."""
+        ray.wait(
+            [place.handle.suspend.remote() for place in self._places], num_returns=len(self._places), timeout=timeout
+        )
+
     def decode(self, jobs: Sequence[tuple[Any, ...]]) -> None:
         """Run `Worker.decode` with each of these arguments, a job at a time on each worker."""
         waiting = list(jobs)

@@ -30,6 +30,7 @@ from prefixray.tracking import Tracker
 from prefixray.trainable import TrialTrainable
 from prefixray.trial import Report, TrialSpec
 
+SUSPEND_SECONDS = 20.0  # for checkpoints after an interrupt
 LIVE_SECONDS = 0.5  # between two pictures of the live view
 Ended = Literal["done", "stopped", "failed"]
 MakeSpec = Callable[[Proposal | Record], TrialSpec]
@@ -44,6 +45,13 @@ class Stage:
     source: TrialSource
     concurrency: int
     spec: MakeSpec
+    rungs: tuple[int, ...] = ()
+
+    def expected_steps(self, keep: float) -> float:
+        """Steps of a trial on average, when the share `keep` goes on at every rung."""
+        ends = [*self.rungs, self.arm.train.num_steps]
+        starts = [0, *self.rungs]
+        return sum(keep**place * (end - start) for place, (start, end) in enumerate(zip(starts, ends, strict=True)))
 
 
 @dataclass
@@ -64,11 +72,13 @@ class Coordinator:
         self._rungs: dict[tuple[str, int], dict[str, float]] = {}  # (stage, step) -> scores of all that reached it
         self._exhausted: set[str] = set()
         self._lock = threading.RLock()
+        self._started, self._steps_before = time.monotonic(), 0
         self.deadline = math.inf
         """`time.monotonic()` after which no new trial is started."""
         for stage in self._stages:
             for record in stage.source.records():
                 self._remember(stage, record)
+        self._steps_before = self._steps_done()
 
     def next(self) -> dict[str, Any] | Literal["FINISHED"] | None:
         """What Tune shall start: a trial's configuration; None: nothing now."""
@@ -117,6 +127,10 @@ class Coordinator:
         slots = self._pool.num_slots * self._pool.num_workers
         return max(1, min(slots, sum(stage.concurrency for stage in self._stages)))
 
+    def suspend(self) -> None:
+        """Checkpoint all trials, for the next driver to go on with."""
+        self._pool.suspend(SUSPEND_SECONDS)
+
     def view(self, title: str, stage: str) -> View:
         """A picture for the live view."""
         statuses = self._pool.status(timeout=1.0)
@@ -134,8 +148,20 @@ class Coordinator:
                 rows=rows,
                 tokens_per_second=speed,
                 memory=f"workers {memory / 2**30:.1f} GiB" if memory else "",
-                seconds_left=None,
+                seconds_left=self._seconds_left(),
             )
+
+    def _steps_done(self) -> int:
+        return sum(row.step for row in self._rows.values())
+
+    def _seconds_left(self) -> float | None:
+        """From the steps that are expected to come, at the pace of this driver so far."""
+        expected = sum(stage.source.num_wanted() * stage.expected_steps(self._keep) for stage in self._stages)
+        done = self._steps_done()
+        if done == self._steps_before:
+            return None
+        pace = (done - self._steps_before) / (time.monotonic() - self._started)
+        return max(0.0, expected - done) / pace
 
     def _may_start(self, stage: Stage) -> bool:
         active = sum(running.stage is stage for running in self._running.values())
@@ -180,6 +206,8 @@ class Coordinator:
 
     def _remember(self, stage: Stage, record: Record) -> None:
         """Take over what an earlier driver has left: rungs, rows, and what the tracker may lack."""
+        if record.state == "running" and not record.reports:
+            return  # its driver may have died before all its values were drawn
         spec = stage.spec(record)
         for step in spec.rungs:
             if step in record.reports:
@@ -212,6 +240,7 @@ def run_stages(
         TUNE_GLOBAL_CHECKPOINT_S="3600",
         RAY_AIR_NEW_OUTPUT="0",
         TUNE_WARN_THRESHOLD_S="60",
+        TUNE_DISABLE_SIGINT_HANDLER="1",  # Tune would end the run as if it were finished
     )
     ended = threading.Event()
     viewer = threading.Thread(target=_show, args=(coordinator, live, title, name, ended), daemon=True)
@@ -233,6 +262,9 @@ def run_stages(
                 verbose=0,
             ),
         ).fit()
+    except KeyboardInterrupt:
+        coordinator.suspend()
+        raise
     finally:
         ended.set()
         viewer.join()

@@ -116,6 +116,10 @@ class TrialSource(ABC):
             case _:
                 assert_never(state)
 
+    @abstractmethod
+    def num_wanted(self) -> int:
+        """How many trials there are to be in the end."""
+
     def records(self) -> list[Record]:
         """All trials that were started, by number."""
         return [self._record(trial) for trial in self._counted()]
@@ -201,6 +205,10 @@ class ArmStudy(TrialSource):
                 return proposal
             num_draws += 1
         return None
+
+    def num_wanted(self) -> int:
+        """The arm's budget."""
+        return self._arm.num_trials
 
     def _propose(self, trial: Trial, *, adopted: bool = False, random_draw: bool = False) -> Proposal | None:
         """Complete a trial's values; if an earlier trial has the same, hide it and return None."""
@@ -292,6 +300,10 @@ class FixedStudy(TrialSource):
         while (trial := self._study.ask()).user_attrs["item"] != item:
             self._hide(trial)  # queued by a driver that died before it started it
         return Proposal(trial.number, {"item": item}, adopted=False)
+
+    def num_wanted(self) -> int:
+        """The length of the list."""
+        return len(self._items)
 
     def records(self) -> list[Record]:
         """The runs of the list that were started; those of an earlier list are history."""

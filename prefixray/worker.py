@@ -59,6 +59,7 @@ class Worker:
 
     def __init__(self, setup: WorkerSetup, *, on_crash: Callable[[], None] = lambda: os._exit(1)) -> None:
         quieten()
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve all others on a busy machine
         from prefixray.trainer import load_trainer
 
         self._trainer = load_trainer(

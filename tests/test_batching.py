@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.normalizers import Replace
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
 from prefixray.base import Base
@@ -21,15 +22,21 @@ def _template(base: Base, **task: object) -> Template:
     return make_template(base.tokenizer, TaskConfig.model_validate({"name": "e2e", **task}))
 
 
+def _text(base: Base, row: Row) -> str:
+    text = base.tokenizer.decode(list(row.ids))
+    assert isinstance(text, str)
+    return text
+
+
 def test_where_one_token_begins_and_ends_a_sequence_it_separates(tiny_gpt2: Base) -> None:
     (row,) = encode([EAGLE], _template(tiny_gpt2))
-    text = tiny_gpt2.tokenizer.decode(row.ids)
+    text = _text(tiny_gpt2, row)
     assert text == f" {EAGLE.source} <|endoftext|> {EAGLE.target} <|endoftext|>"
 
 
 def test_where_they_differ_a_line_break_separates(tiny_llama: Base) -> None:
     (row,) = encode([EAGLE], _template(tiny_llama))
-    assert tiny_llama.tokenizer.decode(row.ids) == f" {EAGLE.source} \n {EAGLE.target} <|im_end|>"
+    assert _text(tiny_llama, row) == f" {EAGLE.source} \n {EAGLE.target} <|im_end|>"
 
 
 def test_a_tokenizer_without_a_first_token_separates_by_its_last(tiny_llama: Base) -> None:
@@ -39,13 +46,13 @@ def test_a_tokenizer_without_a_first_token_separates_by_its_last(tiny_llama: Bas
 
 def test_a_task_may_name_its_separator(tiny_base: Base) -> None:
     (row,) = encode([EAGLE], _template(tiny_base, separator="=>"))
-    assert f"{EAGLE.source} => {EAGLE.target} " in tiny_base.tokenizer.decode(row.ids)
+    assert f"{EAGLE.source} => {EAGLE.target} " in _text(tiny_base, row)
 
 
 def test_a_tokenizer_that_cannot_end_or_separate_is_refused(tiny_llama: Base) -> None:
     deaf = tiny_llama.tokenizer
     assert isinstance(deaf, PreTrainedTokenizerFast)
-    deaf.backend_tokenizer.normalizer = _deleting("~")
+    deaf.backend_tokenizer.normalizer = Replace("~", "")
     with pytest.raises(UserError, match=r"task\.separator: '~': has no tokens in the base's vocabulary"):
         _template(tiny_llama, separator="~")
     deaf.eos_token = None
@@ -99,11 +106,16 @@ def test_gpt2s_own_tokenizer_gives_the_originals_ids() -> None:
     assert (row.num_prompt, row.num_inputs, row.num_targets) == (7, 14, 8)
 
 
-@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 200))
-def test_pieces_hold_every_row_once_within_the_budget(lengths: list[int], token_budget: int) -> None:
-    pieces = cut_by_length(lengths, token_budget)
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 200), st.integers(0, 60))
+def test_pieces_hold_every_row_once_within_the_budget_and_little_padding(
+    lengths: list[int], token_budget: int, piece_cost: int
+) -> None:
+    pieces = cut_by_length(lengths, token_budget, piece_cost)
     assert sorted(index for piece in pieces for index in piece) == list(range(len(lengths)))
-    assert all(len(piece) * max(lengths[i] for i in piece) <= token_budget or len(piece) == 1 for piece in pieces)
+    for piece in pieces:
+        padded = len(piece) * max(lengths[index] for index in piece)
+        assert len(piece) == 1 or padded <= token_budget
+        assert padded - sum(lengths[index] for index in piece) <= piece_cost
     in_order = [lengths[index] for piece in pieces for index in piece]
     assert in_order == sorted(lengths, reverse=True)
 
@@ -115,9 +127,3 @@ def test_a_batch_lists_the_targets_and_what_predicts_them() -> None:
     assert batch.target_ids.tolist() == [4, 5, 7, 8]
     assert batch.target_rows.tolist() == [0, 0, 1, 1]
     assert batch.target_columns.tolist() == [2, 3, 0, 1]
-
-
-def _deleting(text: str) -> object:
-    from tokenizers.normalizers import Replace
-
-    return Replace(text, "")

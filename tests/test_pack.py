@@ -436,8 +436,10 @@ def _fail_once(pack: Pack, nth_forward: int) -> None:
 
 def _stock(base: Base) -> PreTrainedModel:
     """The model as transformers loads it."""
-    model = AutoModelForCausalLM.from_pretrained(base.name, dtype=base.model.dtype).eval().requires_grad_(False)
+    model = AutoModelForCausalLM.from_pretrained(base.name, dtype=base.model.dtype)
     assert isinstance(model, PreTrainedModel)
+    model.requires_grad_(False)
+    model.train(False)
     return model
 
 
@@ -454,15 +456,17 @@ def _naive_prefix(tensors: Mapping[str, Tensor], base: Base, *, num_positions: i
 
 def _cached(prefix: Tensor | None) -> DynamicCache:
     cache = DynamicCache()
-    for layer in range(0 if prefix is None else prefix.shape[1]):
-        cache.update(prefix[0, layer][None], prefix[1, layer][None], layer)
+    if prefix is not None:
+        for layer, (keys, values) in enumerate(prefix.unbind(1)):
+            cache.update(keys[None], values[None], layer)
     return cache
 
 
 def _naive_nll(stock: PreTrainedModel, row: Row, prefix: Tensor | None) -> Tensor:
     """The negative log-likelihood of one row's target tokens."""
     ids = torch.tensor([row.ids])
-    log_p = stock(input_ids=ids, past_key_values=_cached(prefix)).logits[0].log_softmax(-1)
+    logits: Tensor = stock(input_ids=ids, past_key_values=_cached(prefix)).logits
+    log_p = logits[0].log_softmax(-1)
     places = range(row.num_prompt, len(row.ids))
     return -torch.stack([log_p[place - 1, row.ids[place]] for place in places]).sum()
 

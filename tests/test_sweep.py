@@ -33,7 +33,7 @@ SWEEP = """
 name: small
 base: {base}
 task: {{name: e2e, num_train: 200, num_dev: 16, num_test: 6}}
-train: {{batch_size: 4, num_steps: {num_steps}, warmup_steps: 2, precision: fp32}}
+train: {{batch_size: 4, num_steps: {num_steps}, warmup_steps: 1, precision: fp32}}
 arms:
   prefix:
     preseqlen: {{choice: [1, 3, 8]}}
