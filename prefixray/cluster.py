@@ -60,9 +60,7 @@ def connected(address: str | None) -> Iterator[Cluster]:
         else:
             ray.init(address=address, namespace=namespace, logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
-        raise UserError(
-            f"--address: {address}: no Ray cluster answers there (start one with `ray up cluster.yaml`)"
-        ) from error
+        raise UserError(f"--address: {address}: no Ray cluster answers there") from error
     try:
         found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         trial = {"trial": 1.0} if "trial" in found else {"CPU": 0.01}

@@ -23,6 +23,10 @@ class UserError(Exception):
         super().__init__("\n".join(problems))
         self.problems = problems
 
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, ...]]:
+        """Pickled as it was made: it travels from workers to the driver."""
+        return type(self), self.problems
+
 
 class Strict(BaseModel):
     """A frozen record that knows all its keys."""
@@ -250,8 +254,8 @@ class FinalConfig(Strict):
     """Tokens after which a hypothesis is cut."""
     length_penalty: float = 1.0
     """Exponent of the length by which a beam's score is divided."""
-    batch_size: PositiveInt = Field(default=16)
-    """Sources that are decoded at once."""
+    batch_size: PositiveInt = Field(default=32)
+    """Sources that are decoded at once, at most."""
 
 
 class TrackingConfig(Strict):

@@ -6,15 +6,14 @@ python -m prefixray.decode runs/quickstart/trials/prefix/3/artifact --split dev
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from prefixray.config import UserError
-from prefixray.evaluation import decode_artifact
 from prefixray.hypotheses import best_artifact, read_hypotheses, write_hypotheses
+from prefixray.logs import quieten
 from prefixray.metrics import label
 from prefixray.sweepfile import find_sweep
 
@@ -24,11 +23,12 @@ _SETTINGS = ("num_beams", "min_new_tokens", "max_new_tokens", "length_penalty", 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write hypotheses, references and sources, print the scores; 2 where there is nothing to decode."""
     options = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    quieten()
     changed = {key: value for key in _SETTINGS if (value := getattr(options, key)) is not None}
     try:
         artifact, recorded = _resolve(options.where, options.arm)
+        from prefixray.evaluation import decode_artifact  # torch, once there is something to decode
+
         decoded = decode_artifact(artifact, options.split, device=options.device, decoding={**recorded, **changed})
     except UserError as error:
         print(error, file=sys.stderr)

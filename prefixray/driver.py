@@ -30,7 +30,7 @@ from prefixray.final import (
 )
 from prefixray.live import LiveView, View
 from prefixray.pool import Pool
-from prefixray.results import Results, SearchTrial
+from prefixray.results import Results, SearchTrial, is_finished, load_results
 from prefixray.search import Coordinator, MakeSpec, Stage, run_stages
 from prefixray.space import Scalar
 from prefixray.study import ArmStudy, FixedStudy, Proposal, Record, repair_journal
@@ -63,7 +63,8 @@ def run_sweep(config: SweepConfig, file: Path, *, address: str | None = None) ->
     with _held(folder):
         _check_identity(config, file, folder)
         _write(folder / "sweep.json", json.dumps(dump(config), indent=1) + "\n")
-        shutil.copyfile(file, folder / "sweep.yaml")
+        if file.resolve() != (folder / "sweep.yaml").resolve():
+            shutil.copyfile(file, folder / "sweep.yaml")
         repair_journal(folder / "study.journal")
         live = LiveView()
         try:
@@ -82,7 +83,8 @@ class _Sweep:
         self._title = f"{config.name}  {config.base.partition(':')[2] or config.base} on {config.task.name}   {folder}"
         live.update(View(title=self._title, stage="start", message=f"{cluster}; loading the base and the task"))
         num_threads = max(1, cluster.num_cpus // cluster.num_workers)
-        setup = WorkerSetup(config.base, config.task, config.train.precision, cluster.device, num_threads)
+        log = str((folder / "sweep.log").absolute())
+        setup = WorkerSetup(config.base, config.task, config.train.precision, cluster.device, num_threads, log)
         self._pool = Pool(cluster, setup)
         self._tracker: Tracker = open_tracker(config.tracking, folder, config.name, _sweep_params(config))
         self._tracker.start({}, {"prefixray.stage": "sweep"}, [folder / "sweep.yaml"])
@@ -118,7 +120,9 @@ class _Sweep:
             counts = [f"{stage.name} {stage.arm.num_trials} trials, {stage.concurrency} at once" for stage in stages]
             self._title = f"{self._title}   {'; '.join(counts)}"
             self._run("search", stages)
-        self._store({"search": self._search_trials(studies)})
+        path = self._folder / "results.json"
+        if not path.is_file() or not is_finished(load_results(self._folder)):
+            self._store({"search": self._search_trials(studies)})
         return studies
 
     def _final(self, studies: Mapping[str, ArmStudy]) -> Results:
@@ -151,7 +155,7 @@ class _Sweep:
             found=self._pool.found,
             decoding=self._decoding(),
             search=self._search_trials(studies),
-            minutes=self._minutes(),
+            minutes=self._minutes(runs),
             sweep_minutes=(time.monotonic() - self._started) / 60,
         )
         results = make_results(facts, runs, floor, task.test_sources)
@@ -227,6 +231,7 @@ class _Sweep:
                 rungs=config.search.rungs,
                 folder=str(folder / "trials" / arm.name / str(trial.number)),
                 keep_artifact=not arm.exclusive,
+                decoding=self._decoding(),
             )
 
         return spec
@@ -240,7 +245,9 @@ class _Sweep:
                 seed=self._config.search.seed,
                 replicate=run.replicate,
                 rungs=(),
+                eval_at=self._config.search.rungs,
                 folder=str(run.folder.absolute()),
+                decoding=self._decoding(),
             )
 
         return spec
@@ -252,13 +259,15 @@ class _Sweep:
             for record in study.records()
         ]
 
-    def _minutes(self) -> dict[str, float]:
-        """Training time of each arm's search, from what its trials have left; of an unsearched arm its final runs'."""
+    def _minutes(self, runs: Mapping[str, Sequence[FinalRun]]) -> dict[str, float]:
+        """Training time of each arm's search; of an arm with nothing to search, of one final run."""
         minutes = {}
         for arm in self._config.arms:
-            pattern = f"trials/{arm.name}/*/result.json" if arm.dimensions else f"final/{arm.name}-*/result.json"
-            found = [json.loads(path.read_text(encoding="utf-8")) for path in self._folder.glob(pattern)]
-            minutes[arm.name] = sum(result["metrics"].get("train/seconds", 0.0) for result in found) / 60
+            searched = [
+                json.loads(path.read_text("utf-8")) for path in self._folder.glob(f"trials/{arm.name}/*/result.json")
+            ]
+            results = searched or [run.result() or {} for run in runs.get(arm.name, ())[:1]]
+            minutes[arm.name] = sum(result.get("metrics", {}).get("train/seconds", 0.0) for result in results) / 60
         return minutes
 
     def _store(self, results: Mapping[str, Any]) -> None:
@@ -332,8 +341,8 @@ def _held(folder: Path) -> Iterator[None]:
 def _check_identity(config: SweepConfig, file: Path, folder: Path) -> None:
     """A folder holds one sweep: all but budgets, tracking and the final stage must be unchanged."""
     path = folder / "sweep.json"
-    if not path.is_file():
-        return
+    if not path.is_file() or not (folder / "study.journal").is_file():
+        return  # no trial was proposed yet
     held = restore(json.loads(path.read_text(encoding="utf-8")))
     changed = differences(identity(held), identity(config))
     if changed:

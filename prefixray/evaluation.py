@@ -4,6 +4,7 @@ Both go through `Tuned.generate`, one artifact at a time, so that the recorded s
 same hypotheses.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -95,15 +96,20 @@ def decode_for_sweep(
 
     `SPLIT.json` beside the three files says what made them; it is written last.
     """
-    decoding = Decoding(**settings)
+    decoding, sources = Decoding(**settings), split_sources(trainer.task, split)
     tensors, meta = ({}, {}) if artifact is None else load_artifact(artifact)
-    made_from = {"decoding": asdict(decoding), "scores": meta.get("scores"), "config": meta.get("config")}
+    made_from = {
+        "decoding": asdict(decoding),
+        "artifact": meta,
+        "base": trainer.base.digest,
+        "sources": hashlib.sha256(repr(sources).encode()).hexdigest(),
+    }
     record = folder / f"{split}.json"
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8"))["made_from"] == made_from:
+    if _read_record(record).get("made_from") == made_from:
         return
+    record.unlink(missing_ok=True)
     base, binder = trainer.base, trainer.pack.binder
     method: Method = Untuned() if artifact is None else restore_method(base, binder.record, tensors, meta)
-    sources = split_sources(trainer.task, split)
     started = time.monotonic()
     tuned = Tuned(
         base, method, trainer.template, decoding, binder if method.own_model is None else Binder(method.own_model)
@@ -111,4 +117,15 @@ def decode_for_sweep(
     hypotheses = tuned.generate([one.source for one in sources])
     write_hypotheses(folder, split, hypotheses, sources)
     seconds = time.monotonic() - started
-    record.write_text(json.dumps({"made_from": made_from, "seconds": seconds}, indent=1) + "\n", encoding="utf-8")
+    scratch = record.with_suffix(".json.tmp")
+    scratch.write_text(json.dumps({"made_from": made_from, "seconds": seconds}, indent=1) + "\n", encoding="utf-8")
+    scratch.replace(record)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """What a decoding has written about itself; nothing where it cannot be read."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return record

@@ -110,12 +110,13 @@ def make_results(
     scored = {arm: [score_of(folder, "test", sources, metrics) for folder in own] for arm, own in folders.items()}
     reference = _reference(config, runs)
     by_metric = {metric: {arm: [seed[metric] for seed in seeds] for arm, seeds in scored.items()} for metric in metrics}
-    compared = compare(by_metric[primary], reference, seed=config.search.seed)
-    estimates = {primary: {comparison.arm: comparison for comparison in compared}}
-    for metric in metrics:
-        if metric != primary:
-            others = intervals(by_metric[metric], reference, seed=config.search.seed)
-            estimates[metric] = {comparison.arm: comparison for comparison in others}
+    estimates = {
+        metric: {one.arm: one for one in intervals(own, reference, seed=config.search.seed)}
+        for metric, own in by_metric.items()
+    }
+    rivals = {arm: seeds for arm, seeds in by_metric[primary].items() if arm != UNTUNED or arm == reference}
+    compared = compare(rivals, reference, seed=config.search.seed)  # the floor is no rival: it costs no arm its p
+    estimates[primary].update({one.arm: one for one in compared})
     arms = [
         _arm_result(facts, arm, list(runs.get(arm, ())), scored[arm], {m: estimates[m][arm] for m in metrics}, primary)
         for arm in scored
@@ -139,11 +140,23 @@ def make_results(
         machine=_machine(facts.found),
         seed=config.search.seed,
         arms=arms,
-        resolution=resolution([comparison for comparison in compared if comparison.arm != UNTUNED]),
+        resolution=resolution(compared),
+        notes=_notes(config, runs),
         examples=_examples(folders, sources),
         search=list(facts.search),
         budget={"minutes": facts.sweep_minutes},
     )
+
+
+def _notes(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> list[str]:
+    """Final runs that are missing from the table."""
+    counts = {arm.name: len(runs.get(arm.name, ())) for arm in config.arms}
+    wanted = config.final.num_seeds
+    return [
+        f"{arm}: {count or 'none'} of {wanted} final runs ended well; see {arm}'s result.json in final/ and sweep.log"
+        for arm, count in counts.items()
+        if count < wanted
+    ]
 
 
 def _reference(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> str:

@@ -9,9 +9,11 @@ decoded by itself.
 # B rows, L layers, K key/value heads, S tokens of the longest prompt without its last, D head dim
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -33,7 +35,7 @@ class Decoding:
     min_new_tokens: int = 0
     max_new_tokens: int = 100
     length_penalty: float = 1.0
-    batch_size: int = 16  # sources at once
+    batch_size: int = 32  # sources at once, at most
 
     @classmethod
     def of(cls, config: FinalConfig) -> "Decoding":
@@ -68,8 +70,8 @@ def generate(
     jobs.sort(key=lambda job: -len(job.prompt))  # stable: equal lengths stay in their order
     hypotheses = [""] * len(sources)
     with _as_given(base.model):
-        for start in range(0, len(jobs), decoding.batch_size):
-            batch = _together(jobs[start : start + decoding.batch_size])
+        for some in _even_batches(jobs, decoding.batch_size):
+            batch = _together(some)
             for job, text in zip(batch, _decode(base, binder, template, batch, decoding), strict=True):
                 for place in job.places:
                     hypotheses[place] = text
@@ -94,6 +96,13 @@ def _check_room(base: Base, jobs: Sequence[_Job], decoding: Decoding) -> None:
             f"max_new_tokens: {decoding.max_new_tokens}: prefix and longest source take {longest} of the {limit} "
             f"positions of {base.name}; lower max_new_tokens or task.max_source_tokens"
         )
+
+
+def _even_batches(jobs: Sequence[_Job], batch_size: int) -> list[Sequence[_Job]]:
+    """As few batches as it takes, of like size: 40 jobs at 32 are two batches of 20."""
+    num_batches = math.ceil(len(jobs) / batch_size)
+    cuts = [len(jobs) * i // num_batches for i in range(num_batches + 1)] if jobs else []
+    return [jobs[start:end] for start, end in pairwise(cuts)]
 
 
 def _together(jobs: Sequence[_Job]) -> list[_Job]:

@@ -64,6 +64,8 @@ def best_run(results: Mapping[str, Any], arm: str | None) -> str:
     if arm is None:
         sign = 1.0 if higher_is_better(results["metric"]) else -1.0
         candidates = [entry for entry in tuned.values() if entry["method"] == "prefix"] or list(tuned.values())
+        if not candidates:
+            raise UserError("no final run of this sweep has ended well; there is nothing to decode")
         chosen = max(candidates, key=lambda entry: sign * entry["scores"][results["metric"]]["value"])
     elif arm in tuned:
         chosen = tuned[arm]

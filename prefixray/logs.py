@@ -2,8 +2,10 @@
 
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
+from typing import TextIO
 
 _CHATTY = ("transformers", "ray", "ray.tune", "optuna", "alembic", "mlflow", "datasets", "urllib3", "filelock")
 
@@ -20,15 +22,32 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def to_file(path: Path) -> None:
-    """Send what prefixray logs to a file; warnings go to the terminal as well."""
+class _Terminal(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at the time, so that a live table may stand in between."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        pass
+
+
+def to_file(path: Path, *, terminal: bool = True) -> None:
+    """Send what prefixray logs to a file; warnings go to the terminal as well, where there is one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    terminal = logging.StreamHandler()
-    terminal.setLevel(logging.WARNING)
-    terminal.setFormatter(logging.Formatter("%(message)s"))
     root = logging.getLogger("prefixray")
     root.setLevel(logging.INFO)
     root.propagate = False
-    root.handlers = [file, terminal]
+    root.handlers = [file]
+    if terminal:
+        shown = _Terminal()
+        shown.setLevel(logging.WARNING)
+        shown.setFormatter(logging.Formatter("%(message)s"))
+        root.addHandler(shown)

@@ -5,13 +5,14 @@ one again under the same name, so a trial finds its worker by name. Nothing outl
 """
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from prefixray.cluster import Cluster
 from prefixray.config import ArmConfig, UserError
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 MOST_SLOTS = 64  # trials in a pack at most, whatever the memory
 MOST_DEATHS = 3  # of workers during a decoding, before the sweep gives up
+RETURN_SECONDS = 1800.0  # for a dead worker to be started again
 _MEMORY_SHARE = 0.6  # of what is free after loading the base, for trials; the rest is for activations
 
 
@@ -51,13 +53,7 @@ class Pool:
 
     def wait(self, arms: Sequence[ArmConfig]) -> None:
         """Wait until the workers have loaded the base, and choose the number of slots from the memory they found."""
-        try:
-            answers: list[dict[str, Any]] = ray.get([place.handle.ready.remote() for place in self._places])
-        except RayError as error:
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, UserError):
-                raise cause from None
-            raise
+        answers: list[dict[str, Any]] = [_answer(place.handle.ready.remote()) for place in self._places]
         self.found = answers[0]
         sharing = [arm for arm in arms if not arm.exclusive]
         trial_bytes = max((largest_trial(arm, self.found["shape"]) for arm in sharing), default=1)
@@ -122,18 +118,43 @@ class Pool:
             handle, job = running.pop(done[0])
             free.append(handle)
             try:
-                ray.get(done[0])
-            except RayActorError:  # Ray starts the worker again; what it had decoded is on disk
+                _answer(done[0])
+            except RayActorError:  # what it had decoded is on disk
                 num_deaths += 1
                 if num_deaths > MOST_DEATHS:
                     raise
                 waiting.append(job)
+                _await_return(handle)
 
     def _choose(self, *, exclusive: bool) -> _Place | None:
         if exclusive:
             return next((place for place in self._places if not place.keys), None)
         open_places = [p for p in self._places if not p.exclusive and len(p.keys) < self.num_slots]
         return min(open_places, key=lambda place: len(place.keys), default=None)
+
+
+def _answer(reference: Any) -> Any:  # noqa: ANN401
+    """Wait for a worker's answer; what the user can mend comes as their `UserError`, without Ray's traceback."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(*error.cause.problems) from None
+        raise
+
+
+def _await_return(handle: ActorHandle[Worker]) -> None:
+    """Wait until Ray has started a dead worker again."""
+    deadline = time.monotonic() + RETURN_SECONDS
+    while True:
+        try:
+            ray.get(handle.ready.remote())
+        except RayActorError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
+        else:
+            return
 
 
 def _start(name: str, cluster: Cluster, setup: WorkerSetup) -> ActorHandle[Worker]:

@@ -97,6 +97,7 @@ class Results(Stored):
     arms: list[ArmResult]
     resolution: float
     examples: list[ExampleOutputs]
+    notes: NotRequired[list[str]]
     budget: NotRequired[dict[str, object]]
 
 

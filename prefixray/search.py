@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
 from ray import tune
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from prefixray.config import ArmConfig, SearchConfig
+from prefixray.config import ArmConfig, SearchConfig, UserError
 from prefixray.live import LiveView, Row, State, View
 from prefixray.pool import Pool
 from prefixray.space import Scalar
@@ -71,6 +72,8 @@ class Coordinator:
         self._rows: dict[str, Row] = {}
         self._rungs: dict[tuple[str, int], dict[str, float]] = {}  # (stage, step) -> scores of all that reached it
         self._exhausted: set[str] = set()
+        self.lost: list[str] = []
+        """Trials that could not be brought to an end, and why."""
         self._lock = threading.RLock()
         self._started, self._steps_before = time.monotonic(), 0
         self.deadline = math.inf
@@ -100,6 +103,9 @@ class Coordinator:
             if running is None:
                 return False
             stage, number = running.stage, running.number
+            if report.lost:
+                self._lose(report)
+                return False
             if report.state == "failed":
                 self._end(report, "failed", None)
                 return False
@@ -120,7 +126,7 @@ class Coordinator:
         """The process of a trial has failed in a way that is not the trial's."""
         with self._lock:
             if key in self._running:
-                self._end(Report(key, 0, "failed", note=note), "failed", None)
+                self._lose(Report(key, 0, "failed", note=note, lost=True))
 
     def most_at_once(self) -> int:
         """How many trials there can be at a time."""
@@ -180,6 +186,13 @@ class Coordinator:
         self._tracker.trial(spec.key, _params(spec), _tags(stage, spec))
         return {"spec": spec, "worker": worker, "max_failures": self._max_failures}
 
+    def _lose(self, report: Report) -> None:
+        """Start nothing more: what cannot be run now stays running in its study, for the next driver to adopt."""
+        del self._running[report.key]
+        self._pool.release(report.key)
+        self._exhausted = {stage.name for stage in self._stages}
+        self.lost.append(f"{report.key}: {report.note}")
+
     def _end(self, report: Report, state: Ended, value: float | None) -> None:
         """Tell everyone, the study last: a trial that it calls ended has its result on disk."""
         running = self._running.pop(report.key)
@@ -206,9 +219,12 @@ class Coordinator:
 
     def _remember(self, stage: Stage, record: Record) -> None:
         """Take over what an earlier driver has left: rungs, rows, and what the tracker may lack."""
-        if record.state == "running" and not record.reports:
-            return  # its driver may have died before all its values were drawn
-        spec = stage.spec(record)
+        try:
+            spec = stage.spec(record)
+        except ValidationError:
+            return  # its driver died before all its values were drawn
+        if record.state == "running" and (result := _read_result(spec)) is not None:
+            record = _settle(stage, record, result)
         for step in spec.rungs:
             if step in record.reports:
                 self._rungs.setdefault((stage.name, step), {})[spec.key] = record.reports[step]
@@ -270,6 +286,8 @@ def run_stages(
         viewer.join()
         live.update(coordinator.view(title, name))
         shutil.rmtree(scratch, ignore_errors=True)
+    if coordinator.lost:
+        raise UserError(*coordinator.lost, "the sweep goes on from here when it is started again; see its sweep.log")
 
 
 def _show(coordinator: Coordinator, live: LiveView, title: str, name: str, ended: threading.Event) -> None:
@@ -321,7 +339,7 @@ class _Verdicts(_Unsaved, FIFOScheduler):
         self._coordinator.on_report(result["report"])
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        self._coordinator.on_crash(trial.config["spec"].key, "its Tune process failed; see the sweep's log")
+        self._coordinator.on_crash(trial.config["spec"].key, "its Tune process failed")
 
 
 def _write_result(spec: TrialSpec, report: Report, state: Ended) -> None:
@@ -337,6 +355,19 @@ def _write_result(spec: TrialSpec, report: Report, state: Ended) -> None:
     scratch = folder / "result.json.tmp"
     scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     scratch.replace(folder / "result.json")
+
+
+def _read_result(spec: TrialSpec) -> dict[str, Any] | None:
+    path = Path(spec.folder) / "result.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _settle(stage: Stage, record: Record, result: Mapping[str, Any]) -> Record:
+    """Tell the study what its driver had written down, but died before it told."""
+    value = result["metrics"]["dev/best_loss"] if result["state"] == "done" else None
+    note = result["note"] if result["state"] == "failed" else None
+    stage.source.tell(record.number, result["state"], value, note)
+    return next(told for told in stage.source.records() if told.number == record.number)
 
 
 def _small_artifact(spec: TrialSpec) -> Path | None:

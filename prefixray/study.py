@@ -80,6 +80,9 @@ class TrialSource(ABC):
         lock = JournalFileOpenLock(str(journal))
         storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
         self._study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if _HIDDEN in trial.user_attrs:  # its driver died while it hid the trial
+                self._study.tell(trial.number, state=TrialState.FAIL)
         self._orphans = [trial.number for trial in self._counted() if trial.state is TrialState.RUNNING]
 
     @abstractmethod
@@ -296,7 +299,9 @@ class FixedStudy(TrialSource):
         item = next((item for item in self._items if item not in started), None)
         if item is None:
             return None
-        self._study.enqueue_trial({}, user_attrs={"item": item})
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if not any(trial.user_attrs.get("item") == item for trial in waiting):
+            self._study.enqueue_trial({}, user_attrs={"item": item})
         while (trial := self._study.ask()).user_attrs["item"] != item:
             self._hide(trial)  # queued by a driver that died before it started it
         return Proposal(trial.number, {"item": item}, adopted=False)

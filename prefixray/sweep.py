@@ -2,7 +2,7 @@
 
 python -m prefixray.sweep sweeps/quickstart.yaml
 python -m prefixray.sweep sweeps/quickstart.yaml --set search.num_trials=16     # extends it
-python -m prefixray.sweep sweeps/xsum.yaml --address auto                       # on the Ray cluster that runs here
+python -m prefixray.sweep sweeps/e2e_small.yaml --address auto                  # on the Ray cluster that runs here
 """
 
 import argparse

@@ -199,11 +199,13 @@ def _notes(results: Results) -> list[str]:
     """What must be read with the table."""
     arms, name = results["arms"], label(results["metric"])
     most = max(arms, key=lambda arm: arm["num_trials"])
-    notes = []
+    notes = list(results.get("notes", ()))
     if any(arm["method"] is not None and arm["num_trials"] < most["num_trials"] for arm in arms):
         notes.append(f"+ searched less than {most['arm']}: not a fair comparison")
     if any(_is_significant(arm) for arm in arms):
         notes.append(f"* differs from {results['reference']}: p < {SIGNIFICANT} after Holm's correction")
+    if sum(arm["method"] is not None for arm in arms) < 2:
+        return notes
     digits = DECIMALS.get(results["metric"], 1)
     least = f"{results['resolution']:.{digits}f} {name}"
     told = f"{results['num_sources']} sources cannot tell apart differences below {least}"
@@ -214,17 +216,17 @@ def _notes(results: Results) -> list[str]:
 
 
 def _verdict(results: Results) -> str:
-    """Who won, if the distance to the second is one that these sources can tell apart."""
+    """Who won, if the distance to the second was tested, is one that these sources can tell apart, and is fair."""
     metric, reference = results["metric"], results["reference"]
     sign = -1 if higher_is_better(metric) else 1
-    ranked = sorted(results["arms"], key=lambda arm: sign * arm["scores"][metric]["value"])
-    if len(ranked) < 2:
-        return ""
+    tuned = [arm for arm in results["arms"] if arm["method"] is not None]
+    ranked = sorted(tuned, key=lambda arm: sign * arm["scores"][metric]["value"])
     best, second = ranked[:2]
     gap = abs(best["scores"][metric]["value"] - second["scores"][metric]["value"])
-    tested = second if best["arm"] == reference else best
+    tested = second if best["arm"] == reference else best if second["arm"] == reference else None
+    fair = best["num_trials"] == second["num_trials"]
     text = f"{gap:.{DECIMALS.get(metric, 1)}f} {label(metric)}"
-    if gap > results["resolution"] and _is_significant(tested):
+    if fair and tested is not None and gap > results["resolution"] and _is_significant(tested):
         return f"Winner: {best['arm']}, {text} ahead of {second['arm']}."
     return f"No winner: {best['arm']} and {second['arm']} are {text} apart."
 

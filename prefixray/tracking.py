@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-LOGGED = frozenset({"train/loss", "train/learning_rate", "train/clipped", "train/tokens_per_second"})
+LOGGED = frozenset({"train/loss", "train/grad_norm", "train/clipped_share", "train/learning_rate", "train/tokens"})
 """The metrics that are logged, besides all of the rooms dev and test."""
 _ROOMS = ("dev/", "test/")
 

@@ -24,10 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, print a line per report, say where the artifact is; 1 where the trial failed, 2 for the user to mend."""
     options = _parser().parse_args(argv)
     try:
+        names = [arm.name for arm in load_sweep(options.sweep).arms]
+        if options.arm not in names:
+            raise UserError(f"--arm: {options.arm}: no such arm; they are {', '.join(names)}")
         overrides = [text if "." in text.partition("=")[0] else f"arms.{options.arm}.{text}" for text in options.set]
         config = load_sweep(options.sweep, overrides)
-        if options.arm not in {arm.name for arm in config.arms}:
-            raise UserError(f"--arm: {options.arm}: no such arm; they are {', '.join(arm.name for arm in config.arms)}")
         trial = _configuration(config.arm(options.arm))
         quieten()
         from prefixray.trainer import load_trainer

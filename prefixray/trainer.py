@@ -26,8 +26,8 @@ from prefixray.trial import Report, TrialSpec
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_SECONDS = 120.0  # a resumable checkpoint is written at a report when the last one is older
-SMALL_CHECKPOINT_BYTES = 64 << 20  # or when it is no larger than this
+CHECKPOINT_SECONDS = 180.0  # a resumable checkpoint is written when the last one is older
+SMALL_CHECKPOINT_BYTES = 64 << 20  # and at every report where it is no larger than this
 
 
 @dataclass
@@ -137,6 +137,9 @@ class Trainer:
         ended = [report for report in reports if report is not None]
         due = [key for key in running if key in self._progress and self._is_due(key)]
         scores = self.pack.evaluate(due, self._dev) if due else {}
+        for key in running:
+            if key in self._progress and self._is_stale(key):
+                self.checkpoint([key])
         share = (time.monotonic() - started) / len(running)
         for key in running:
             if key in self._progress:
@@ -223,16 +226,18 @@ class Trainer:
             member.config,
             task=self._task_config,
             template=self.template.record(),
+            decoding=progress.spec.decoding,
             scores={"dev/loss": progress.best},
         )
         save_artifact(Path(progress.spec.folder) / "artifact", member.method.artifact(), meta)
 
     def _checkpoint_if_due(self, key: str) -> None:
-        progress, member = self._progress[key], self.pack.members[key]
-        num_bytes = 12 * member.method.trained_parameters()
-        old = time.monotonic() - progress.saved_at > CHECKPOINT_SECONDS
-        if old or num_bytes <= SMALL_CHECKPOINT_BYTES:
+        num_bytes = 12 * self.pack.members[key].method.trained_parameters()
+        if num_bytes <= SMALL_CHECKPOINT_BYTES or self._is_stale(key):
             self.checkpoint([key])
+
+    def _is_stale(self, key: str) -> bool:
+        return time.monotonic() - self._progress[key].saved_at > CHECKPOINT_SECONDS
 
 
 def load_trainer(base: str, task: TaskConfig, *, precision: str, device: str, num_threads: int) -> Trainer:

@@ -5,7 +5,7 @@ Both are plain records in a module without torch, so that the thin processes tha
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from prefixray.config import TrialConfig
 
@@ -21,10 +21,12 @@ class TrialSpec:
     rungs: tuple[int, ...]  # steps at which the trial waits for a verdict
     folder: str  # checkpoints and the artifact go here; on storage that every worker sees
     keep_artifact: bool = True  # whether the best state is kept there for decoding
+    eval_at: tuple[int, ...] = ()  # steps at which it is evaluated without a verdict
+    decoding: Mapping[str, Any] | None = None  # the settings that its artifact shall record
 
     def report_steps(self) -> tuple[int, ...]:
         """The steps after which the trial is evaluated, ascending; the last is the end of its schedule."""
-        steps = {*self.rungs, self.config.num_steps}
+        steps = {*self.rungs, *self.eval_at, self.config.num_steps}
         if self.config.eval_every is not None:
             steps.update(range(self.config.eval_every, self.config.num_steps, self.config.eval_every))
         return tuple(sorted(step for step in steps if step <= self.config.num_steps))
@@ -41,6 +43,7 @@ class Report:
     rung: int | None = None  # the rung it waits at, if it waits
     packmates: Mapping[str, float] = field(default_factory=dict)  # scores of all that reached this rung with it
     note: str | None = None  # why it failed
+    lost: bool = False  # it did not fail, but nobody can run it now
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import logging
 import os
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -21,7 +20,7 @@ import psutil
 
 from prefixray.config import TaskConfig, UserError
 from prefixray.hypotheses import Split
-from prefixray.logs import quieten
+from prefixray.logs import quieten, to_file
 from prefixray.trial import Report, TrialSpec, WorkerStatus
 
 # torch, transformers and all that needs them are imported where a worker is made: the driver only names the class.
@@ -43,6 +42,7 @@ class WorkerSetup:
     precision: str
     device: str  # "cpu" or "cuda"
     num_threads: int
+    log: str | None = None  # the file that it writes to what it has to say
 
 
 @dataclass
@@ -60,11 +60,18 @@ class Worker:
     def __init__(self, setup: WorkerSetup, *, on_crash: Callable[[], None] = lambda: os._exit(1)) -> None:
         quieten()
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve all others on a busy machine
+        if setup.log is not None:
+            to_file(Path(setup.log), terminal=False)
         from prefixray.trainer import load_trainer
 
-        self._trainer = load_trainer(
-            setup.base, setup.task, precision=setup.precision, device=setup.device, num_threads=setup.num_threads
-        )
+        self._refusal: UserError | None = None
+        try:
+            self._trainer = load_trainer(
+                setup.base, setup.task, precision=setup.precision, device=setup.device, num_threads=setup.num_threads
+            )
+        except UserError as error:
+            self._refusal = error  # raised here, it would come to the user as a dead actor
+            return
         self._members: dict[str, _Membership] = {}
         self._released: set[str] = set()  # parked trials that may go on
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -73,12 +80,13 @@ class Worker:
         self._patience_ends = 0.0  # `time.monotonic()` until which the pack waits for verdicts
         self._speed: deque[tuple[float, int]] = deque()
         self._status = WorkerStatus(steps={}, losses={}, tokens_per_second=0.0, memory_bytes=0)
-        self._base_bytes = psutil.Process().memory_info().rss
         threading.Thread(target=self._run, name="loop", daemon=True).start()
 
     def ready(self) -> dict[str, Any]:
-        """What the worker found out about its base and device; answers once the base is loaded."""
-        return {**self._trainer.describe(), "base_bytes": self._base_bytes, "pid": os.getpid()}
+        """What the worker found out about its base and device, or the `UserError` that kept it from loading them."""
+        if self._refusal is not None:
+            raise self._refusal
+        return self._trainer.describe()
 
     def join(self, spec: TrialSpec, token: str) -> str | None:
         """Let a trial join the pack; returns why it cannot, for the user, or None.
@@ -169,7 +177,7 @@ class Worker:
             while True:
                 self._once()
         except BaseException:
-            traceback.print_exc()
+            logger.exception("the loop has ended; Ray starts the worker again")
             self._on_crash()
 
     def _once(self) -> None:
@@ -225,7 +233,7 @@ class Worker:
 
 
 def _answer(job: Callable[[], T], future: "Future[T]") -> None:
-    """Run a call; what goes wrong in it is its caller's, unless memory or the interpreter is at its end."""
+    """Run a call; what goes wrong in it is its caller's."""
     try:
         future.set_result(job())
     except Exception as error:

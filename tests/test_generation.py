@@ -78,6 +78,31 @@ def test_without_an_insert_the_stock_model_decodes(tiny_base: Base) -> None:
     assert generate(tiny_base, Binder(tiny_base.model), template, SOURCES, [Insert()] * len(SOURCES), BEAMS) == stock
 
 
+def test_a_prompt_that_beams_share_decodes_as_one_that_each_beam_has_for_itself(exact_base: Base) -> None:
+    binder, template = Binder(exact_base.model), _template(exact_base)
+    inserts = _prefixes(exact_base, [1, 4, 9]) * 2
+    settings = GenerationConfig(
+        num_beams=5, max_new_tokens=12, eos_token_id=template.eos_id, pad_token_id=template.pad_id
+    )
+    expected = []
+    for source, insert in zip(SOURCES, inserts, strict=True):
+        prompt = torch.tensor([template.encode_source(source)])
+        with binder.bind([insert], [0]):
+            output = exact_base.model.generate(prompt, generation_config=settings)
+        text = exact_base.tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True).strip()
+        expected.append(text.splitlines()[0].strip() if text else "")
+    assert generate(exact_base, binder, template, SOURCES, inserts, BEAMS) == expected
+
+
+def test_batches_are_of_like_size(tiny_gpt2: Base) -> None:
+    rows = []
+    tiny_gpt2.model.register_forward_pre_hook(
+        lambda module, args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    _plain(tiny_gpt2, SOURCES, Decoding(num_beams=1, max_new_tokens=1, batch_size=5))
+    assert rows == [3, 3]
+
+
 def test_functions_on_modules_follow_their_rows_through_the_beams(exact_base: Base) -> None:
     binder = Binder(exact_base.model)
     block = exact_base.blocks()[0][0]

@@ -134,15 +134,20 @@ def test_a_winner_is_outside_the_resolution_and_significant(results: Results) ->
     prefix["scores"]["bleu"]["value"] = 68.3
     assert "No winner" in render_text(results), "p is 0.61"
     prefix["p_holm"] = 0.01
-    assert "Winner: prefix, 11.3 BLEU ahead of adapter." in render_text(results)
+    assert "No winner: prefix and adapter" in render_text(results), "p is against finetune, not adapter"
+    results["arms"][2]["scores"]["bleu"]["value"] = 50.0
+    assert "No winner" in render_text(results), "finetune was searched less"
+    results["arms"][3]["num_trials"] = prefix["num_trials"]
+    assert "Winner: prefix, 12.2 BLEU ahead of finetune." in render_text(results)
 
 
 def test_a_lower_error_rate_wins(results: Results) -> None:
     results["metric"], results["metrics"] = "ter", ["ter"]
-    for one, value in zip(results["arms"], (95.0, 40.0, 55.0, 56.0), strict=True):
+    for one, value in zip(results["arms"], (95.0, 40.0, 56.0, 55.0), strict=True):
         one["scores"]["ter"] = interval(value, value - 1, value + 1)
+        one["num_trials"] = 8
     results["arms"][1]["p_holm"] = 0.01
-    assert "Winner: prefix, 15.0 TER ahead of adapter." in render_text(results)
+    assert "Winner: prefix, 15.0 TER ahead of finetune." in render_text(results)
 
 
 def test_an_arm_that_was_searched_less_carries_its_footnote(results: Results) -> None:

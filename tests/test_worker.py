@@ -223,14 +223,14 @@ def test_an_error_in_a_call_is_its_callers_and_the_loop_goes_on(worker: Worker, 
 
 
 def test_an_error_in_the_loop_ends_the_process(
-    setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     crashed = threading.Event()
     worker = Worker(setup, on_crash=crashed.set)
     monkeypatch.setattr("prefixray.trainer.Trainer.run", _explode)
     worker.join(_spec(tmp_path, "one", 5), "token")
     assert crashed.wait(SECONDS)
-    assert "the device is gone" in capsys.readouterr().err
+    assert "the device is gone" in caplog.text
 
 
 def test_decoding_writes_three_files_and_does_nothing_twice(worker: Worker, tmp_path: Path) -> None:
