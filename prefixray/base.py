@@ -29,7 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 from prefixray.config import UserError
 
 logger = logging.getLogger(__name__)
-disable_progress_bar()
+disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,8 @@ class _Sweep:
         self._started = time.monotonic()
         self._title = f"{config.name}  {config.base.partition(':')[2] or config.base} on {config.task.name}   {folder}"
         live.update(View(title=self._title, stage="start", message=f"{cluster}; loading the base and the task"))
-        num_threads = max(1, cluster.num_cpus // cluster.num_workers)
         log = str((folder / "sweep.log").absolute())
-        setup = WorkerSetup(config.base, config.task, config.train.precision, cluster.device, num_threads, log)
+        setup = WorkerSetup(config.base, config.task, config.train.precision, cluster.device, cluster.num_threads, log)
         self._pool = Pool(cluster, setup)
         self._tracker: Tracker = open_tracker(config.tracking, folder, config.name, _sweep_params(config))
         self._tracker.start({}, {"prefixray.stage": "sweep"}, [folder / "sweep.yaml"])

@@ -234,6 +234,7 @@ def _examples(folders: Mapping[str, Sequence[Path]], sources: Sequence[Sourced])
 def _machine(found: Mapping[str, Any]) -> dict[str, object]:
     return {
         "device": found["device"],
+        "num_threads": found["num_threads"],
         "cpu": platform.processor() or platform.machine(),
         "num_cpus": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),

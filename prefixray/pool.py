@@ -159,7 +159,7 @@ def _await_return(handle: ActorHandle[Worker]) -> None:
 
 def _start(name: str, cluster: Cluster, setup: WorkerSetup) -> ActorHandle[Worker]:
     """A worker actor: it blocks one thread per waiting call, and dies with the driver."""
-    options = {"num_gpus": 1} if cluster.device == "cuda" else {"num_cpus": setup.num_threads}
+    options = {"num_gpus": 1, "num_cpus": 1} if cluster.device == "cuda" else {"num_cpus": setup.num_threads}
     actor = ray.remote(Worker).options(
         name=name, namespace=cluster.namespace, max_restarts=-1, max_concurrency=2 * MOST_SLOTS + 8, **options
     )

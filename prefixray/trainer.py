@@ -72,8 +72,7 @@ class Trainer:
             "precision": "bf16" if self.base.model.dtype == torch.bfloat16 else "fp32",
             "device": torch.cuda.get_device_name(device) if cuda else "cpu",
             "free_bytes": torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available,
-            "num_train": self.pack.num_rows,
-            "num_test": len(self.task.test_sources),
+            "num_threads": torch.get_num_threads(),
             "num_test_total": self.task.num_test_total,
             "metrics": list(self.task.metrics),
         }

@@ -59,7 +59,6 @@ class Worker:
 
     def __init__(self, setup: WorkerSetup, *, on_crash: Callable[[], None] = lambda: os._exit(1)) -> None:
         quieten()
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve all others on a busy machine
         if setup.log is not None:
             to_file(Path(setup.log), terminal=False)
         from prefixray.trainer import load_trainer

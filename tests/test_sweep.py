@@ -215,15 +215,16 @@ def test_a_driver_killed_in_the_final_stage_goes_on_there(sweep: Sweep) -> None:
     assert {path: path.read_text() for path in ended} == ended
 
 
-def test_a_worker_killed_in_the_middle_of_a_pack_costs_no_trial_a_retry(sweep: Sweep) -> None:
+def test_all_workers_killed_in_the_middle_of_a_pack_cost_no_trial_a_retry(sweep: Sweep) -> None:
     sweep.write(num_steps=200)
     process = sweep.start()
     _wait_for(lambda: any(sweep.results.glob("trials/prefix/*/step-*")), process)
     workers = [
         p for p in psutil.Process(process.pid).children(recursive=True) if "ray::Worker" in " ".join(p.cmdline())
     ]
-    assert len(workers) == 1
-    workers[0].kill()
+    assert 1 <= len(workers) <= 2
+    for worker in workers:
+        worker.kill()
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     _assert_complete(sweep)
