@@ -230,7 +230,7 @@ class SearchConfig(Strict):
     seed: int = Field(default=1, ge=0)
     """Every random draw of the sweep derives from it."""
     max_hours: PositiveFloat | None = None
-    """No trial is started after this much wall time; running ones end."""
+    """No trial is started after this much wall time of one run of the command; running ones end."""
     max_failures: PositiveInt = 3
     """How often a trial is placed again after its worker died before it is set aside."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from prefixray.cluster import Cluster, connected
-from prefixray.config import ArmConfig, SweepConfig, UserError
+from prefixray.config import ArmConfig, SweepConfig, TaskConfig, UserError
 from prefixray.final import (
     CANDIDATE_REPLICATE,
     UNTUNED,
@@ -83,7 +83,8 @@ class _Sweep:
         self._title = f"{config.name}  {config.base.partition(':')[2] or config.base} on {config.task.name}   {folder}"
         live.update(View(title=self._title, stage="start", message=f"{cluster}; loading the base and the task"))
         log = str((folder / "sweep.log").absolute())
-        setup = WorkerSetup(config.base, config.task, config.train.precision, cluster.device, cluster.num_threads, log)
+        base, task = _absolute(config.base), _absolute_paths(config.task)
+        setup = WorkerSetup(base, task, config.train.precision, cluster.device, cluster.num_threads, log)
         self._pool = Pool(cluster, setup)
         self._tracker: Tracker = open_tracker(config.tracking, folder, config.name, _sweep_params(config))
         self._tracker.start({}, {"prefixray.stage": "sweep"}, [folder / "sweep.yaml"])
@@ -174,7 +175,8 @@ class _Sweep:
         """Train these runs; those that ended well, by arm."""
         stages = []
         studies = []
-        for arm in (arm for arm in self._config.arms if wanted.get(arm.name)):
+        arms = sorted(self._config.arms, key=lambda arm: not arm.exclusive)  # those that need an empty worker first
+        for arm in (arm for arm in arms if wanted.get(arm.name)):
             name = f"{stage}/{arm.name}"
             runs = {run.item: run for run in wanted[arm.name]}
             study = FixedStudy(self._folder / "study.journal", self._config.name, name, list(runs))
@@ -322,6 +324,16 @@ def _sweep_params(config: SweepConfig) -> dict[str, Scalar]:
     }
 
 
+def _absolute(path: str) -> str:
+    """A path that exists here, for processes that stand elsewhere; anything else, a hub id say, as it is."""
+    return str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else path
+
+
+def _absolute_paths(task: TaskConfig) -> TaskConfig:
+    paths = {key: _absolute(value) for key in ("path", "train", "dev", "test") if (value := getattr(task, key))}
+    return task.model_copy(update=paths)
+
+
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Hold the sweep's lock; `UserError` names who has it."""
@@ -342,7 +354,10 @@ def _check_identity(config: SweepConfig, file: Path, folder: Path) -> None:
     path = folder / "sweep.json"
     if not path.is_file() or not (folder / "study.journal").is_file():
         return  # no trial was proposed yet
-    held = restore(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        held = restore(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:  # pydantic's and JSON's are ValueErrors
+        raise UserError(f"{path}: was written by another version; give this sweep another name ({error})") from None
     changed = differences(identity(held), identity(config))
     if changed:
         raise UserError(

@@ -22,7 +22,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base
 from prefixray.batching import Template
-from prefixray.config import FinalConfig, UserError
+from prefixray.config import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +36,6 @@ class Decoding:
     max_new_tokens: int = 100
     length_penalty: float = 1.0
     batch_size: int = 32  # sources at once, at most
-
-    @classmethod
-    def of(cls, config: FinalConfig) -> "Decoding":
-        """The settings in a sweep file."""
-        return cls(config.num_beams, config.min_new_tokens, config.max_new_tokens, config.length_penalty)
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ class Coordinator:
         active = sum(running.stage is stage for running in self._running.values())
         if stage.name in self._exhausted or active >= stage.concurrency:
             return False
-        if time.monotonic() > self.deadline:
+        if time.monotonic() > self.deadline and not stage.source.num_orphans():
             self._exhausted.add(stage.name)
             return False
         return self._pool.has_room(exclusive=stage.arm.exclusive)

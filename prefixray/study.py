@@ -1,4 +1,4 @@
-"""The Optuna studies of a sweep: the source of truth on what was tried, one study per arm and one for the final runs.
+"""The Optuna studies of a sweep: the source of truth on what was tried; one per arm, and one per arm's final runs.
 
 All lie in one journal file, `SWEEP/study.journal`, which outlives a killed driver: trials that were running when it
 died are adopted by the next one under their own number. One driver at a time opens it, under the sweep's lock.
@@ -127,10 +127,6 @@ class TrialSource(ABC):
         """All trials that were started, by number."""
         return [self._record(trial) for trial in self._counted()]
 
-    def num_finished(self) -> int:
-        """How many trials are done, stopped or failed."""
-        return sum(trial.state.is_finished() for trial in self._counted())
-
     def best(self, k: int) -> list[Record]:
         """The `k` best done trials, lowest value first; stopped ones only where none is done."""
         records = self.records()
@@ -165,6 +161,10 @@ class TrialSource(ABC):
                 yield frozen
             else:
                 self._orphans.remove(number)
+
+    def num_orphans(self) -> int:
+        """How many trials of an earlier driver wait to be adopted."""
+        return len(list(self._running_orphans()))
 
     def _hide(self, trial: Trial) -> None:
         """End a trial that will not run; it counts as never drawn."""
@@ -281,10 +281,6 @@ class FixedStudy(TrialSource):
     def __init__(self, journal: Path, sweep: str, name: str, items: Sequence[str]) -> None:
         super().__init__(journal, f"{sweep}/{name}")
         self._items = list(dict.fromkeys(items))
-
-    def extend(self, items: Sequence[str]) -> None:
-        """Add runs; those that are in the list stay as they are."""
-        self._items = list(dict.fromkeys([*self._items, *items]))
 
     def ask(self) -> Proposal | None:
         """As TrialSource says, in the order of the list; `values` is {"item": key}.

@@ -38,7 +38,6 @@ class _Progress:
     parked: bool = False
     owes_report: bool = False  # it came back to a rung, whose verdict may never have arrived
     best: float = math.inf
-    last_loss: float | None = None
     losses: list[float] = field(default_factory=list)  # since the last report
     norms: list[float] = field(default_factory=list)
     num_clipped: int = 0  # in all
@@ -119,10 +118,6 @@ class Trainer:
         """How many steps each trial has done."""
         return {key: self.pack.members[key].step for key in self._progress}
 
-    def losses(self) -> dict[str, float]:
-        """Each trial's training loss at its last step."""
-        return {key: progress.last_loss for key, progress in self._progress.items() if progress.last_loss is not None}
-
     def run(self) -> list[Report]:
         """One step of every trial that is not parked, and the reports that are due after it. Ended trials are gone."""
         running = [key for key, progress in self._progress.items() if not progress.parked]
@@ -155,7 +150,6 @@ class Trainer:
 
     def _after_step(self, key: str, outcome: Outcome) -> Report | None:
         progress, member = self._progress[key], self.pack.members[key]
-        progress.last_loss = outcome.loss
         progress.losses.append(outcome.loss)
         progress.norms.append(outcome.grad_norm)
         limit = progress.spec.config.max_grad_norm

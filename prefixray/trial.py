@@ -51,6 +51,5 @@ class WorkerStatus:
     """What a worker is doing."""
 
     steps: Mapping[str, int]  # of the trials in its pack
-    losses: Mapping[str, float]  # of their last step
     tokens_per_second: float  # target tokens
     memory_bytes: int

@@ -78,7 +78,7 @@ class Worker:
         self._on_crash = on_crash
         self._patience_ends = 0.0  # `time.monotonic()` until which the pack waits for verdicts
         self._speed: deque[tuple[float, int]] = deque()
-        self._status = WorkerStatus(steps={}, losses={}, tokens_per_second=0.0, memory_bytes=0)
+        self._status = WorkerStatus(steps={}, tokens_per_second=0.0, memory_bytes=0)
         threading.Thread(target=self._run, name="loop", daemon=True).start()
 
     def ready(self) -> dict[str, Any]:
@@ -225,7 +225,6 @@ class Worker:
         span = max(1e-9, now - self._speed[0][0] + seconds)
         self._status = WorkerStatus(
             steps=self._trainer.steps(),
-            losses=self._trainer.losses(),
             tokens_per_second=sum(tokens for _, tokens in self._speed) / span,
             memory_bytes=psutil.Process().memory_info().rss,
         )

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base
 from prefixray.batching import Template, make_template
-from prefixray.config import FinalConfig, TaskConfig, UserError
+from prefixray.config import TaskConfig, UserError
 from prefixray.generation import Decoding, generate
 
 SOURCES = (
@@ -173,11 +173,6 @@ def test_low_precision_decodes_in_low_precision(tiny_base: Base) -> None:
     first = generate(tiny_base, binder, _template(tiny_base), SOURCES, inserts, BEAMS)
     assert first == generate(tiny_base, binder, _template(tiny_base), SOURCES, inserts, BEAMS)
     assert any(first)
-
-
-def test_decoding_settings_come_from_the_sweep_file() -> None:
-    config = FinalConfig(num_beams=6, min_new_tokens=10, max_new_tokens=60, length_penalty=0.8)
-    assert Decoding.of(config) == Decoding(6, 10, 60, 0.8)
 
 
 def _speak(base: Base, tokens: Sequence[int]) -> None:

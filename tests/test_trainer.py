@@ -281,13 +281,6 @@ def test_a_dropped_trial_may_come_again_and_dropping_twice_is_harmless(trainer: 
     assert trainer.admit(spec) == 0
 
 
-def test_losses_are_those_of_the_last_step_even_after_a_report(trainer: Trainer, tmp_path: Path) -> None:
-    trainer.admit(_spec(tmp_path, "one", _config(), rungs=[1]))
-    assert trainer.losses() == {}
-    (report,) = trainer.run()
-    assert trainer.losses() == {"one": pytest.approx(report.metrics["train/loss"])}
-
-
 def test_replicates_differ_and_trials_of_a_replicate_do_not(trainer: Trainer, tmp_path: Path) -> None:
     for key, replicate in (("one", 0), ("same", 0), ("other", 1)):
         trainer.admit(_spec(tmp_path, key, _config(METHODS["network"]), replicate=replicate))

@@ -275,7 +275,7 @@ def test_a_worker_says_what_it_is_and_what_it_does(worker: Worker, tmp_path: Pat
     _Call(worker, "one").report()
     _wait_for(lambda: worker.status().steps == {"one": 3})
     status = worker.status()
-    assert status.losses["one"] > 0 and status.tokens_per_second > 0 and status.memory_bytes > 0
+    assert status.tokens_per_second > 0 and status.memory_bytes > 0
 
 
 def _explode(trainer: object) -> list[Report]:

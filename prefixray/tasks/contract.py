@@ -31,7 +31,7 @@ class Sourced:
 
     source: str
     references: tuple[str, ...]
-    group: str | None = None  # a part of the split that is also scored apart: WebNLG's "seen" and "unseen"
+    group: str | None = None  # the part of the split: WebNLG's "seen" and "unseen" categories
 
 
 @dataclass(frozen=True)
