@@ -28,8 +28,9 @@ from prefixray.final import (
     final_runs,
     make_results,
 )
+from prefixray.hypotheses import Split
 from prefixray.live import LiveView, View
-from prefixray.pool import Pool
+from prefixray.pool import DecodeJob, Pool
 from prefixray.results import Results, SearchTrial, is_finished, load_results
 from prefixray.search import Coordinator, MakeSpec, Stage, run_stages
 from prefixray.space import Scalar
@@ -138,7 +139,7 @@ class _Sweep:
         }
         if candidates:
             compared = self._train("candidates", candidates)
-            self._decode([(run.artifact, run.folder) for own in compared.values() for run in own], "dev")
+            self._decode([self._job(run.artifact, run.folder, "dev") for own in compared.values() for run in own])
             for arm_name, own in compared.items():
                 number = best_candidate(own, task.dev_sources, metric).number
                 best[arm_name] = [record for record in best[arm_name] if record is not None and record.number == number]
@@ -146,9 +147,11 @@ class _Sweep:
         wanted = {
             arm.name: final_runs(arm, best[arm.name][0], seeds, self._folder) for arm in config.arms if best[arm.name]
         }
-        runs = self._train("final", wanted)
         floor = self._folder / "final" / UNTUNED
-        self._decode([(None, floor), *((run.artifact, run.folder) for own in runs.values() for run in own)], "test")
+        self._pool.decode_when_idle(self._job(None, floor, "test"))
+        runs = self._train("final", wanted)
+        finished = [run for own in runs.values() for run in own]
+        self._decode([self._job(None, floor, "test"), *(self._job(r.artifact, r.folder, "test") for r in finished)])
         self._live.update(View(title=self._title, stage="score", message="scoring and comparing"))
         facts = Facts(
             config=config,
@@ -181,7 +184,12 @@ class _Sweep:
             runs = {run.item: run for run in wanted[arm.name]}
             study = FixedStudy(self._folder / "study.journal", self._config.name, name, list(runs))
             studies.append(study)
-            stages.append(Stage(name, arm, study, len(runs), self._final_spec(name, arm, runs)))
+            split: Split = "test" if stage == "final" else "dev"
+
+            def decode(spec: TrialSpec, split: Split = split) -> DecodeJob:
+                return self._job(Path(spec.folder) / "artifact", Path(spec.folder), split)
+
+            stages.append(Stage(name, arm, study, len(runs), self._final_spec(name, arm, runs), decode=decode))
         self._run(stage, stages)
         for study in studies:
             study.withdraw()
@@ -196,19 +204,14 @@ class _Sweep:
         scratch, resources = self._folder / "tune", self._cluster.trial_resources
         run_stages(coordinator, scratch, resources, self._live, title=self._title, name=name)
 
-    def _decode(self, jobs: Sequence[tuple[Path | None, Path]], split: str) -> None:
-        self._live.update(View(title=self._title, stage="decode", message=f"decoding {split} with {len(jobs)} models"))
-        self._pool.decode(
-            [
-                (
-                    None if artifact is None else str(artifact.absolute()),
-                    str(folder.absolute()),
-                    split,
-                    self._decoding(),
-                )
-                for artifact, folder in jobs
-            ]
-        )
+    def _decode(self, jobs: Sequence[DecodeJob]) -> None:
+        message = f"decoding with {len(jobs)} models"
+        self._live.update(View(title=self._title, stage="decode", message=message))
+        self._pool.decode(jobs)
+
+    def _job(self, artifact: Path | None, folder: Path, split: Split) -> DecodeJob:
+        made_by = None if artifact is None else str(artifact.absolute())
+        return made_by, str(folder.absolute()), split, self._decoding()
 
     def _decoding(self) -> dict[str, Any]:
         final = self._config.final

