@@ -219,7 +219,7 @@ def _read_first(document: Document, arm: ArmConfig) -> tuple[Mapping[str, Scalar
 
 def _read_entry(document: Document, arm: ArmConfig, key: Key, entry: Mapping[str, Value]) -> Mapping[str, Scalar]:
     for name in entry:
-        if name not in arm.dimensions:
+        if name not in arm.dimensions and not document.is_overridden(("arms", arm.name, name)):
             document.reject((*key, name), arm.dimensions, "is not searched in this arm")
     given = dict(arm.fixed)
     for name, dimension in arm.dimensions.items():

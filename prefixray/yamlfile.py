@@ -108,6 +108,10 @@ class Document:
         self.refuse(key, "must be a mapping of keys to values")
         return None
 
+    def is_overridden(self, key: Key) -> bool:
+        """Whether the value comes from a `--set`."""
+        return self._place(key).text.startswith("--set ")
+
     def complain(self, key: Key, problem: str) -> None:
         """Add a problem with a key."""
         if any(key[:depth] in self._unread for depth in range(len(key) + 1)):

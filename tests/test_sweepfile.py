@@ -553,3 +553,11 @@ def test_any_value_anywhere_causes_nothing_but_a_user_error(data: st.DataObject)
     keys += ["arms.prefix.prefix_dropout.when", "arms.finetune.method", "final", "final.metric", "tracking.mlflow"]
     overrides = [f"{data.draw(st.sampled_from(keys))}={json.dumps(data.draw(_VALUES))}" for _ in range(2)]
     _only_a_user_error(VALID, overrides)
+
+
+def test_an_override_wins_over_what_is_to_be_tried_first() -> None:
+    path = Path(__file__).resolve().parent.parent / "sweeps" / "quickstart.yaml"
+    assert load_sweep(path).arm("prefix").first[0]["preseqlen"] == 20
+    arm = load_sweep(path, ["arms.prefix.preseqlen=5"]).arm("prefix")
+    assert arm.fixed["preseqlen"] == 5 and "preseqlen" not in arm.first[0]
+    assert arm.trial(arm.first[0]).method.model_dump()["preseqlen"] == 5
