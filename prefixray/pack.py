@@ -141,11 +141,6 @@ class Pack:
         self._train, self._pad_id = train, pad_id
         self._orders: dict[int, Order] = {}
 
-    @property
-    def num_rows(self) -> int:
-        """Training examples."""
-        return len(self._train)
-
     def admit(self, key: str, config: TrialConfig, seeds: Seeds) -> Member:
         """Make a trial's tensors and let it join the next step."""
         assert key not in self.members, f"{key} is a member already"
