@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 from prefixray.space import AnyDimension, Scalar
 
 Count = PositiveInt | Literal["all"]
+TaskName = Literal[
+    "e2e", "webnlg", "custom", "xsum", "xsum_news", "xsum_sport", "cnn_dm", "dialogsum", "scitldr", "summarization"
+]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -46,26 +49,36 @@ class ColumnsConfig(Strict):
 class TaskConfig(Strict):
     """The data set, and how much of it is used."""
 
-    name: Literal["e2e", "webnlg", "custom"]
-    """e2e ships with prefixray; webnlg is read from `path`; custom reads the files under train, dev and test."""
+    name: TaskName
+    """e2e ships with prefixray; webnlg and the summarisation sets are read from `path`; custom (data-to-text) and
+    summarization read a user's own data: the files under train, dev and test, or what `path` names."""
     path: Text | None = None
-    """webnlg: the folder of the 2017 challenge's XML or JSON files, or a hub data set."""
+    """A folder, or a hub data set. webnlg: the 2017 challenge's XML or JSON files. Summarisation: train, dev and test
+    as JSONL, CSV or the original's .source and .target files; null: the set's own place on the hub."""
+    urls: Text | None = None
+    """xsum_news, xsum_sport: the file of the articles' URLs that tells their topics, where the data does not."""
     train: Text | None = None
-    """custom: a JSONL or CSV file of training examples."""
+    """custom, summarization: a JSONL or CSV file of training examples."""
     dev: Text | None = None
-    """custom: the file that trials are compared on."""
+    """custom, summarization: the file that trials are compared on."""
     test: Text | None = None
-    """custom: the file that the final stage scores."""
+    """custom, summarization: the file that the final stage scores."""
     columns: ColumnsConfig = ColumnsConfig()
-    """custom: the names of its columns."""
+    """custom, summarization: the names of the columns."""
     num_train: Count = "all"
     """How many training examples, chosen by a hash of their source."""
     num_dev: Count = "all"
     """How many dev examples (source-reference pairs) the dev loss is computed on; different sources come first."""
     num_test: Count = "all"
     """How many test sources are decoded and scored, each against all its references."""
+    template: Literal["plain", "chat"] = "plain"
+    """How a source becomes a prompt. chat: as a user's message in the base's own chat format (instruction-tuned,
+    decoder-only bases), the target as the answer."""
+    instruction: Text | None = None
+    """Text in front of every source: what a chat model is asked to do, or T5's "summarize:"."""
     separator: Text | None = None
-    """Text between source and target; null: the base's end token where it also begins a sequence, else a line break."""
+    """plain, decoder-only: text between source and target; null: the base's end token where it also begins a sequence,
+    else a line break."""
     max_source_tokens: PositiveInt = 512
     """Longer sources are cut at their end, with a count in the log."""
     max_target_tokens: PositiveInt = 128
@@ -73,7 +86,8 @@ class TaskConfig(Strict):
 
 
 class TrainConfig(Strict):
-    """The recipe that all arms share; an arm may override any of it but num_steps, eval_every and precision."""
+    """The recipe that all arms share; an arm may override any of it but num_steps, eval_every, precision and
+    gradient_checkpointing."""
 
     batch_size: PositiveInt = 8
     """Examples per forward of a trial."""
@@ -94,8 +108,14 @@ class TrainConfig(Strict):
     averaged over examples (the original's default)."""
     eval_every: PositiveInt | None = None
     """Steps between evaluations on dev besides the rungs and the end; null: only there."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """The frozen base's; trained parts are fp32. auto: bf16 where the hardware multiplies bf16 matrices."""
+    label_smoothing: Share = 0.0
+    """The share of a training target's probability that is spread over the vocabulary; dev/loss is never smoothed."""
+    gradient_checkpointing: bool = False
+    """Keep only what goes into each block and compute the rest again in the backward: less memory, a third more time.
+    """
+    precision: Literal["auto", "fp32", "bf16", "4bit"] = "auto"
+    """The frozen base's; trained parts are fp32. auto: bf16 where the hardware multiplies bf16 matrices. 4bit: NF4
+    weights, computed in bf16, on a GPU with the extra prefixray[4bit]."""
 
     @field_validator("warmup_steps")
     @classmethod
@@ -103,6 +123,11 @@ class TrainConfig(Strict):
         if warmup_steps >= info.data.get("num_steps", warmup_steps + 1):
             raise ValueError(f"must be below num_steps ({info.data['num_steps']})")
         return warmup_steps
+
+
+SITES = ("encoder", "decoder", "cross")
+"""Where attention can have a prefix; a decoder-only base has the second alone."""
+SITE_JOIN = "+"  # a list of sites is one searchable value: "encoder+cross"
 
 
 class PrefixTrial(Strict):
@@ -117,6 +142,22 @@ class PrefixTrial(Strict):
     """Words whose keys and values the prefix starts as; null: random (harmful on a real model)."""
     prefix_dropout: Share = 0.0
     """Dropout on the prefix in training."""
+    sites: str | None = None
+    """Where prefixes stand, a list of encoder, decoder and cross (attention from decoder to encoder); null: all that
+    the base has."""
+
+    @field_validator("sites")
+    @classmethod
+    def _sites_exist(cls, sites: str | None) -> str | None:
+        names = [] if sites is None else sites.split(SITE_JOIN)
+        if sites is not None and (set(names) - set(SITES) or len(set(names)) != len(names)):
+            raise ValueError(f"must be a list of {', '.join(map(repr, SITES))}, each at most once, or null")
+        return sites if sites is None else SITE_JOIN.join(site for site in SITES if site in names)
+
+    def active_sites(self, available: Collection[str]) -> tuple[str, ...]:
+        """The sites, of those that a base has, that get a prefix; in the order of `SITES`."""
+        wanted = SITES if self.sites is None else self.sites.split(SITE_JOIN)
+        return tuple(site for site in SITES if site in wanted and site in available)
 
     @field_validator("init_token")
     @classmethod
@@ -159,11 +200,19 @@ METHODS: Mapping[str, type[PrefixTrial | AdapterTrial | LoraTrial | FinetuneTria
     "lora": LoraTrial,
     "finetune": FinetuneTrial,
 }
-TASK_METRICS: Mapping[str, tuple[str, ...]] = dict.fromkeys(
-    ("e2e", "webnlg", "custom"), ("bleu", "nist", "rouge_l", "cider", "chrf", "ter")
-)
+_DATA_TO_TEXT = ("bleu", "nist", "rouge_l_coco", "cider", "chrf", "ter")
+_ROUGE = ("rouge_1", "rouge_2", "rouge_l")
+TASK_METRICS: Mapping[TaskName, tuple[str, ...]] = {
+    "e2e": _DATA_TO_TEXT,
+    "webnlg": _DATA_TO_TEXT,
+    "custom": (*_DATA_TO_TEXT, *_ROUGE),
+    **dict.fromkeys(  # type: ignore[dict-item]
+        ("xsum", "xsum_news", "xsum_sport", "cnn_dm", "dialogsum", "scitldr", "summarization"),
+        (*_ROUGE, "bleu", "chrf"),
+    ),
+}
 """The metrics that `final.metric` may name, by task."""
-RECIPE_OF_ALL = frozenset({"num_steps", "eval_every", "precision"})
+RECIPE_OF_ALL = frozenset({"num_steps", "eval_every", "precision", "gradient_checkpointing"})
 """Keys of `train` that an arm may not override: they make arms comparable."""
 
 
@@ -254,8 +303,24 @@ class FinalConfig(Strict):
     """Tokens after which a hypothesis is cut."""
     length_penalty: float = 1.0
     """Exponent of the length by which a beam's score is divided."""
+    no_repeat_ngram_size: int = Field(default=0, ge=0)
+    """No run of this many tokens comes twice in a hypothesis; 0: no such rule."""
+    early_stopping: bool = False
+    """A source is done when as many hypotheses as beams have ended, not when no better one can come."""
     batch_size: PositiveInt = Field(default=32)
     """Sources that are decoded at once, at most."""
+
+
+DECODING = (
+    "num_beams",
+    "min_new_tokens",
+    "max_new_tokens",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    "early_stopping",
+    "batch_size",
+)
+"""The keys of `final` that say how a hypothesis is found: recorded in artifacts and results."""
 
 
 class TrackingConfig(Strict):

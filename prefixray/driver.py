@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from prefixray.cluster import Cluster, connected
-from prefixray.config import ArmConfig, SweepConfig, TaskConfig, UserError
+from prefixray.config import DECODING, ArmConfig, SweepConfig, TaskConfig, UserError
 from prefixray.final import (
     CANDIDATE_REPLICATE,
     UNTUNED,
@@ -215,8 +215,7 @@ class _Sweep:
 
     def _decoding(self) -> dict[str, Any]:
         final = self._config.final
-        keys = ("num_beams", "min_new_tokens", "max_new_tokens", "length_penalty")
-        return {**{key: getattr(final, key) for key in keys}, "batch_size": final.batch_size}
+        return {key: getattr(final, key) for key in DECODING}
 
     def _concurrency(self, arm: ArmConfig) -> int:
         """Trials of an arm at once: few enough that the sampler learns from generation to generation."""

@@ -35,6 +35,8 @@ class Decoding:
     min_new_tokens: int = 0
     max_new_tokens: int = 100
     length_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    early_stopping: bool = False
     batch_size: int = 32  # sources at once, at most
 
 
@@ -111,7 +113,8 @@ def _decode(base: Base, binder: Binder, template: Template, jobs: Sequence[_Job]
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         num_beams=decoding.num_beams,
         do_sample=False,
-        early_stopping=False,
+        early_stopping=decoding.early_stopping,
+        no_repeat_ngram_size=decoding.no_repeat_ngram_size or None,
         min_new_tokens=decoding.min_new_tokens or None,
         max_new_tokens=decoding.max_new_tokens,
         length_penalty=decoding.length_penalty,
