@@ -11,7 +11,7 @@ from typing import Literal, TypeGuard
 
 from pydantic import BaseModel, ValidationError
 
-from prefixray.config import METHODS, RECIPE_OF_ALL, ArmConfig, TrainConfig, TrialConfig
+from prefixray.config import METHODS, RECIPE_OF_ALL, SITE_JOIN, ArmConfig, TrainConfig, TrialConfig
 from prefixray.space import KINDS, AnyDimension, Kind, Scalar, count_configurations, is_among
 from prefixray.validation import describe, parse, requirement
 from prefixray.yamlfile import Document, Key, Value, is_scalar, shown, suggestion
@@ -55,7 +55,7 @@ def _read_arm(document: Document, name: str, train: TrainConfig, num_trials: int
     dimensions: dict[str, AnyDimension] = {}
     fixed: dict[str, Scalar] = {}
     for value_key in _known_keys(document, key, body, method):
-        value = body[value_key]
+        value = _joined(value_key, body[value_key])
         if isinstance(value, dict):
             dimension = _read_dimension(document, (*key, value_key), value)
             if dimension is not None:
@@ -70,6 +70,17 @@ def _read_arm(document: Document, name: str, train: TrainConfig, num_trials: int
     _check_conditions(document, arm)
     _check_trials(document, arm)
     return arm.model_copy(update={"first": _read_first(document, arm)})
+
+
+def _joined(name: str, value: Value) -> Value:
+    """A list of sites as the one text that it is in a trial, and a choice of such lists as a choice of texts."""
+    if name != "sites":
+        return value
+    if isinstance(value, dict) and isinstance(choice := value.get("choice"), list):
+        return {**value, "choice": [_joined(name, one) for one in choice]}
+    if isinstance(value, list) and value and all(isinstance(site, str) for site in value):
+        return SITE_JOIN.join(map(str, value))
+    return value
 
 
 def _read_method(document: Document, key: Key, body: Mapping[str, Value]) -> MethodName | None:
@@ -223,7 +234,7 @@ def _read_entry(document: Document, arm: ArmConfig, key: Key, entry: Mapping[str
             document.reject((*key, name), arm.dimensions, "is not searched in this arm")
     given = dict(arm.fixed)
     for name, dimension in arm.dimensions.items():
-        value = entry.get(name)
+        value = _joined(name, entry.get(name))
         active = dimension.is_active(given)
         if name not in entry:
             if active:

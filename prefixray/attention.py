@@ -1,17 +1,21 @@
 """Per-row prefixes, adapters and low-rank updates inside the forward of one frozen transformers model.
 
 `Binder` attaches to a model once. While something is bound, every row of a batch belongs to a trial: attention puts
-that trial's keys and values in front of the row's own, positions are shifted by its number of prefix positions, and
-hooks on blocks and projections apply that trial's adapters. Rows of different trials share one forward. With nothing
-bound the model is the stock model.
+that trial's keys and values in front of the row's own, and hooks on blocks and projections apply that trial's adapters.
+Rows of different trials share one forward. With nothing bound the model is the stock model.
 
-What is the same for all layers is made once per forward: the additive mask. What beams share is kept once: in decoding,
-all rows of a trial look at one copy of its prefix.
+Attention stands at one of three sites: a decoder-only model has the decoder's alone, an encoder-decoder model also the
+encoder's own and the cross-attention from decoder to encoder. Positions of a decoder-only model are shifted by the
+number of prefix positions; those of an encoder-decoder model are not (the original's policies for GPT-2 and BART).
+
+What is the same for all layers of a site is made once per forward: the additive mask. What beams share is kept once: in
+decoding, all rows of a trial look at one copy of its prefix.
 
 The way in is transformers' attention interface: a function registered by name for attention and for masks.
 """
 
-# B rows, T trials, L layers, H query heads, K key/value heads, G = H / K, S tokens, P prefix positions, D head dim
+# B rows, T trials, L layers of a site, H query heads, K key/value heads, G = H / K, S tokens, P prefix positions,
+# D head dim
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,9 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 RowFunction = Callable[[Tensor, Tensor], Tensor]  # (input of the module, output of the module) -> new output
@@ -31,44 +36,61 @@ RowFunction = Callable[[Tensor, Tensor], Tensor]  # (input of the module, output
 
 @dataclass(frozen=True)
 class Insert:
-    """What one trial puts into the model: a prefix, or functions on the outputs of named modules, or nothing."""
+    """What one trial puts into the model: prefixes, or functions on the outputs of named modules, or nothing."""
 
-    prefix: Tensor | None = None  # (2, L, K, P, D): keys and values of every layer
+    prefixes: Mapping[str, Tensor] = field(default_factory=dict)  # site -> (2, L, K, P, D): keys, values of each layer
     functions: Mapping[str, RowFunction] = field(default_factory=dict)
 
-    @property
-    def num_positions(self) -> int:
-        """P: how many prefix positions come before the row's first token."""
-        return 0 if self.prefix is None else self.prefix.shape[3]
+    def num_positions(self, site: str = "decoder") -> int:
+        """P: how many prefix positions come before the row's first token at a site."""
+        return self.prefixes[site].shape[3] if site in self.prefixes else 0
+
+
+@dataclass
+class _SitePrefix:
+    """The prefixes of all bound trials at one site."""
+
+    lengths: Tensor  # (T,) prefix positions of each trial
+    layers: tuple[Tensor, ...]  # per layer (T, 2, K, P, D), padded on the right of P
 
 
 @dataclass
 class _Bound:
     row_trial: Tensor  # (B,)
-    lengths: Tensor  # (T,) prefix positions of each trial
-    layers: tuple[Tensor, ...]  # per layer (T, 2, K, P, D), padded on the right of P; empty where no trial has a prefix
+    sites: Mapping[str, _SitePrefix]  # those where a trial has a prefix
     segments: list[tuple[Mapping[str, RowFunction], int, int]]  # (functions, first row, end row)
     even: bool  # the rows are as many of trial 0, then as many of trial 1, ...
     targets: tuple[Tensor, Tensor] | None  # rows (N,) and columns (N,) that the head is run on
-    masks: tuple[Tensor, Tensor] | None = None  # this forward's, and what `mask` made of it
+    masks: dict[str, tuple[Tensor, Tensor | None, Tensor]] = field(default_factory=dict)
+    """By site, this forward's mask and position bias, and what `mask` made of them."""
 
     def row_trials(self, num_rows: int) -> Tensor:
         """The trial of each row; beam search repeats rows in place."""
         repeats = num_rows // self.row_trial.shape[0]
         return self.row_trial if repeats == 1 else self.row_trial.repeat_interleave(repeats)
 
-    def mask(self, own: Tensor, query: Tensor) -> Tensor:
-        """From where a query may look among the tokens: 0 there, else -inf, prefix first: (B, 1, S, P + S')."""
-        if self.masks is None or self.masks[0] is not own or self.masks[1].dtype != query.dtype:
-            num_rows, _, num_queries, _ = query.shape
-            both = own.expand(num_rows, 1, num_queries, -1)
-            if self.layers:
-                columns = torch.arange(self.layers[0].shape[3], device=own.device)
-                seen = columns < self.lengths[self.row_trials(num_rows)][:, None]  # (B, P)
-                both = torch.cat([seen[:, None, None].expand(-1, 1, num_queries, -1), both], dim=3)
-            zeros = torch.zeros(both.shape, dtype=query.dtype, device=own.device)
-            self.masks = (own, zeros.masked_fill_(~both, float("-inf")))
-        return self.masks[1]
+    def mask(self, site: str, own: Tensor, query: Tensor, bias: Tensor | None) -> Tensor:
+        """What is added to scores: (B, 1 or H, S, P + S'), prefix first. -inf where a query may not look.
+
+        `bias` is T5's for the tokens' distance, (1, H, S, S'); to a prefix there is no distance.
+        """
+        known = self.masks.get(site)
+        if known is not None and known[0] is own and known[1] is bias and known[2].dtype == query.dtype:
+            return known[2]
+        num_rows, _, num_queries, _ = query.shape
+        both = own.expand(num_rows, 1, num_queries, -1)
+        if site in self.sites:
+            prefix = self.sites[site]
+            columns = torch.arange(prefix.layers[0].shape[3], device=own.device)
+            seen = columns < prefix.lengths[self.row_trials(num_rows)][:, None]  # (B, P)
+            both = torch.cat([seen[:, None, None].expand(-1, 1, num_queries, -1), both], dim=3)
+        zeros = torch.zeros(both.shape, dtype=query.dtype, device=own.device)
+        mask = zeros.masked_fill_(~both, float("-inf"))
+        if bias is not None:
+            mask = mask + functional.pad(bias, (mask.shape[3] - bias.shape[3], 0))
+        if not mask.requires_grad:  # a trained bias may be seen by one checkpointed block alone
+            self.masks[site] = (own, bias, mask)
+        return mask
 
 
 class Binder:
@@ -77,16 +99,13 @@ class Binder:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._bound: _Bound | None = None
+        self._recorded: dict[tuple[str, int], tuple[Tensor, Tensor]] | None = None
         self._hooked: set[str] = set()
         self._modules = dict(model.named_modules())
-        layer = 0
-        for module in self._modules.values():
-            if type(module).__name__.endswith("Attention") and hasattr(module, "layer_idx"):
-                module._prefixray = (self, layer)
-                layer += 1
-        assert layer == model.config.get_text_config().num_hidden_layers, "one attention per layer"
-        decoder = model.base_model
-        decoder.register_forward_pre_hook(self._shift_positions, with_kwargs=True)
+        for module, site, layer in _attentions(model):
+            module._prefixray = (self, site, layer)  # type: ignore[assignment]
+        if not model.config.is_encoder_decoder:
+            model.base_model.register_forward_pre_hook(self._shift_positions, with_kwargs=True)
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         assert head is not None, "a language model has a head"
         head.register_forward_pre_hook(self._select_targets)
@@ -107,8 +126,7 @@ class Binder:
         device = self._model.device
         self._bound = _Bound(
             row_trial=torch.tensor(row_trial, device=device),
-            lengths=torch.tensor([insert.num_positions for insert in inserts], device=device),
-            layers=self._layers(inserts),
+            sites=self._sites(inserts),
             segments=_segments(inserts, row_trial),
             even=_is_even(row_trial, len(inserts)),
             targets=targets,
@@ -118,48 +136,67 @@ class Binder:
         finally:
             self._bound = None
 
-    def record(self, input_ids: Tensor) -> Tensor:
-        """Every layer's keys and values over tokens (1, S): (2, L, K, S, D)."""
-        return self.record_rows(input_ids)[0]
+    def record(self, input_ids: Tensor) -> dict[str, Tensor]:
+        """Every site's keys and values over tokens (1, S): (2, L, K, S, D) each.
 
-    def record_rows(self, input_ids: Tensor) -> Tensor:
-        """Every layer's keys and values over tokens (B, S), padded on the right: (B, 2, L, K, S, D).
+        Of an encoder-decoder model both sides run over the tokens, in one forward, the decoder looking at the encoder.
+        """
+        return {site: rows[0] for site, rows in self.record_rows(input_ids).items()}
+
+    def record_rows(self, input_ids: Tensor) -> dict[str, Tensor]:
+        """Every site's keys and values over tokens (B, S), padded on the right: (B, 2, L, K, S, D) each.
 
         Where something is bound it is seen, but is not part of the result.
         """
         num_rows, length = input_ids.shape
-        positions = torch.arange(length, device=input_ids.device).expand(num_rows, length)
-        cache = DynamicCache()
-        with torch.no_grad():
-            self._model.base_model(input_ids=input_ids, position_ids=positions, past_key_values=cache, use_cache=True)
-        return torch.stack([torch.stack([key, value], dim=1) for key, value, _ in cache], dim=2)
+        inputs = {"input_ids": input_ids, "use_cache": False}
+        if self._model.config.is_encoder_decoder:
+            inputs |= {"decoder_input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+        else:
+            inputs["position_ids"] = torch.arange(length, device=input_ids.device).expand(num_rows, length)
+        recorded = self._recorded = {}
+        try:
+            with torch.no_grad():
+                self._model.base_model(**inputs)
+        finally:
+            self._recorded = None
+        found: dict[str, list[Tensor]] = {}
+        for (site, _), (key, value) in sorted(recorded.items()):
+            found.setdefault(site, []).append(torch.stack([key, value], dim=1))
+        return {site: torch.stack(layers, dim=2) for site, layers in found.items()}
 
-    def _layers(self, inserts: Sequence[Insert]) -> tuple[Tensor, ...]:
-        """All trials' prefixes, zeros behind a shorter one, layer by layer: (T, 2, K, P, D).
+    def _sites(self, inserts: Sequence[Insert]) -> dict[str, _SitePrefix]:
+        names = dict.fromkeys(site for insert in inserts for site in insert.prefixes)
+        lengths = {site: [insert.num_positions(site) for insert in inserts] for site in names}
+        return {
+            site: _SitePrefix(torch.tensor(lengths[site], device=self._model.device), self._layers(inserts, site))
+            for site in names
+            if max(lengths[site]) > 0
+        }
+
+    def _layers(self, inserts: Sequence[Insert], site: str) -> tuple[Tensor, ...]:
+        """All trials' prefixes of a site, zeros behind a shorter one, layer by layer: (T, 2, K, P, D).
 
         One `unbind`, since the gradient of a slice per layer would be as large as the whole, each time.
         """
-        longest = max(insert.num_positions for insert in inserts)
-        if longest == 0:
-            return ()
-        given = next(insert.prefix for insert in inserts if insert.prefix is not None)
+        longest = max(insert.num_positions(site) for insert in inserts)
+        given = next(insert.prefixes[site] for insert in inserts if site in insert.prefixes)
         none = given.new_zeros(given.shape).narrow(3, 0, 0)
-        parts = [none if insert.prefix is None else insert.prefix for insert in inserts]
-        dtype = self._model.dtype
-        padded = [functional.pad(part.to(dtype), (0, 0, 0, longest - part.shape[3])) for part in parts]
+        parts = [insert.prefixes.get(site, none).to(self._model.dtype) for insert in inserts]
+        padded = [functional.pad(part, (0, 0, 0, longest - part.shape[3])) for part in parts]
         return torch.stack(padded).unbind(2)
 
     def _shift_positions(
         self, module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Positions start behind the prefix (the original's policy for GPT-2)."""
-        if self._bound is None or not self._bound.layers:
+        """Positions start behind the prefix."""
+        if self._bound is None or "decoder" not in self._bound.sites:
             return None
         positions = inputs.get("position_ids")
         assert positions is not None, "position_ids are always passed to a decoder-only model"
         input_ids = args[0] if args else inputs.get("input_ids")
         num_rows = (input_ids if input_ids is not None else inputs["inputs_embeds"]).shape[0]
-        shift = self._bound.lengths[self._bound.row_trials(num_rows)][:, None]  # (B, 1)
+        shift = self._bound.sites["decoder"].lengths[self._bound.row_trials(num_rows)][:, None]  # (B, 1)
         return args, {**inputs, "position_ids": positions + shift}
 
     def _select_targets(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -194,6 +231,25 @@ class Binder:
         return hook
 
 
+def _attentions(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str, int]]:
+    """Every attention module with its site and its layer there."""
+    if not model.config.is_encoder_decoder:
+        found = [module for module in model.modules() if _is_attention(module)]
+        assert len(found) == model.config.get_text_config().num_hidden_layers, "one attention per layer"
+        yield from ((module, "decoder", layer) for layer, module in enumerate(found))
+        return
+    encoder, decoder = model.get_encoder(), model.get_decoder()  # type: ignore[no-untyped-call]
+    for side, sites in ((encoder, ("encoder",)), (decoder, ("decoder", "cross"))):
+        blocks = [module for module in side.modules() if isinstance(module, GradientCheckpointingLayer)]
+        for layer, block in enumerate(blocks):
+            found = [module for module in block.modules() if _is_attention(module)]
+            yield from ((module, site, layer) for module, site in zip(found, sites, strict=True))
+
+
+def _is_attention(module: nn.Module) -> bool:
+    return type(module).__name__.endswith("Attention") and hasattr(module, "layer_idx")
+
+
 def _segments(inserts: Sequence[Insert], row_trial: Sequence[int]) -> list[tuple[Mapping[str, RowFunction], int, int]]:
     """Runs of rows with the same functions."""
     trials = list(dict.fromkeys(row_trial))
@@ -222,15 +278,17 @@ def _attention(
     **options: Any,  # noqa: ANN401
 ) -> tuple[Tensor, Tensor | None]:
     """Transformers' attention function under the name "prefixray"."""
-    binder, layer = module._prefixray  # type: ignore[misc]
+    binder, site, layer = module._prefixray  # type: ignore[misc]
     bound = binder._bound
+    if binder._recorded is not None:
+        binder._recorded[site, layer] = (key, value)
     if bound is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     assert attention_mask is not None, "the mask function never leaves the mask out"
-    mask = bound.mask(attention_mask, query)
+    mask = bound.mask(site, attention_mask, query, options.pop("position_bias", None))
     plain = options.get("softcap") is None  # nothing but a softmax
-    if bound.layers:
-        prefix = bound.layers[layer]  # (T, 2, K, P, D)
+    if site in bound.sites:
+        prefix = bound.sites[site].layers[layer]  # (T, 2, K, P, D)
         if query.shape[2] == 1 and bound.even and plain:
             return _attend_from_one_token(query, key, value, prefix, mask, options.get("scaling")), None
         prefix_key, prefix_value = prefix[bound.row_trials(query.shape[0])].unbind(1)  # (B, K, P, D)
@@ -260,6 +318,9 @@ def _attend_from_one_token(
 
     prefix_key, prefix_value = prefix.unbind(1)  # (T, K, P, D)
     query = query.view(num_rows, num_kv, groups, dim)
+    mask = (
+        mask.view(num_rows, num_kv, groups, -1) if mask.shape[1] == num_heads else mask
+    )  # (B, K or 1, G or 1, P + S')
     shared = by_row(by_trial(query) @ prefix_key.transpose(2, 3))  # (B, K, G, P)
     scores = torch.cat([shared, query @ key.transpose(2, 3)], dim=3) * (scaling or dim**-0.5) + mask
     weights = torch.softmax(scores, dim=3, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)

@@ -1,23 +1,29 @@
-"""The base: a pretrained language model, loaded once, frozen, and described.
+"""The base: a pretrained language model, decoder-only or encoder-decoder, loaded once, frozen, and described.
 
 A base is named by a hub id, a folder, a GGUF file, or `package:file` for a file inside an installed Python package.
 GGUF weights are dequantised once and kept as safetensors in the user's cache, so that later loads take under a second.
 """
 
+import functools
 import hashlib
 import importlib.util
 import logging
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -33,16 +39,23 @@ disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
+class SiteShape:
+    """The sizes of attention at one site of a base."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
 class Shape:
     """The sizes of a base that methods are built from."""
 
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
+    is_encoder_decoder: bool
+    sites: Mapping[str, SiteShape]  # "decoder", of an encoder-decoder model also "encoder" and "cross"
     hidden_size: int
     num_parameters: int
-    max_positions: int | None
+    max_positions: int | None  # of a decoder-only model for all of a row, else for each side; None: no limit
 
 
 @dataclass(frozen=True)
@@ -54,55 +67,123 @@ class Base:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     shape: Shape
+    is_checkpointed: bool = False  # see `checkpointed`
 
     @property
     def device(self) -> torch.device:
         """Where the base's weights live."""
         return self.model.device
 
+    @property
+    def precision(self) -> str:
+        """Of the frozen weights: "fp32", "bf16" or "4bit"."""
+        if getattr(self.model, "is_loaded_in_4bit", False):
+            return "4bit"
+        return "bf16" if self.model.dtype == torch.bfloat16 else "fp32"
+
+    @property
+    def positions(self) -> str:
+        """The original's policies: a row's own positions start behind its prefix ("offset"), or at 0 ("unshifted")."""
+        return "unshifted" if self.shape.is_encoder_decoder else "offset"
+
     def blocks(self) -> list[tuple[str, torch.nn.Module]]:
         """The transformer blocks in order, by their names in the model."""
         return [(n, m) for n, m in self.model.named_modules() if isinstance(m, GradientCheckpointingLayer)]
 
 
-def load_base(name: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Base:
-    """Load, freeze and describe the base called `name`.
+def load_base(name: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu", four_bit: bool = False) -> Base:
+    """Load, freeze and describe the base called `name`; `four_bit`: its matrices as NF4, on a GPU.
 
-    Raises `UserError` when the name leads nowhere, when the model is not a decoder-only language model, or when the
-    hub cannot be reached.
+    Raises `UserError` when the name leads nowhere, when the model is no language model, or when the hub cannot be
+    reached.
     """
+    quantization = _nf4(device) if four_bit else None
     path, digest = _resolve(name)
     try:
         config = AutoConfig.from_pretrained(path)
-        if config.is_encoder_decoder:
-            raise UserError(f"base: {name}: is an encoder-decoder model; this version trains decoder-only models")
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        options = {} if quantization is None else {"quantization_config": quantization, "device_map": device}
+        model = kind.from_pretrained(path, dtype=dtype, attn_implementation="sdpa", **options)
     except OSError as error:
-        raise UserError(f"base: {name}: cannot be loaded: {_first_line(error)}") from error
-    torch.nn.Module.to(model, device)
+        raise UserError(
+            f"base: {name}: cannot be loaded: {_first_line(error)}; give a local copy as base: a folder with "
+            "config.json, the weights as safetensors and the tokenizer's files"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"base: {name}: is no model that prefixray can train: {_first_line(error)}") from error
+    if quantization is None:
+        torch.nn.Module.to(model, device)
     return wrap_model(model, tokenizer, name=name, digest=digest or str(config._commit_hash or "unknown"))
+
+
+def load_in(name: str, precision: str, device: str) -> Base:
+    """Load a base in a precision of the sweep file: "auto", "fp32", "bf16" or "4bit"."""
+    return load_base(name, dtype=choose_dtype(precision, device), device=device, four_bit=precision == "4bit")
 
 
 def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, digest: str) -> Base:
     """Freeze a model that is already in memory and describe it."""
     model.requires_grad_(False)
     model.train(False)
-    return Base(name, digest, model, tokenizer, describe(model.config, sum(p.numel() for p in model.parameters())))
+    return Base(name, digest, model, tokenizer, describe(model.config, model.num_parameters()))
 
 
 def describe(config: PreTrainedConfig, num_parameters: int) -> Shape:
     """Read the sizes of a model off its configuration."""
     text = config.get_text_config()
     num_heads = text.num_attention_heads
+    num_kv_heads = getattr(text, "num_key_value_heads", None) or num_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // num_heads
+    first = SiteShape(text.num_hidden_layers, num_kv_heads, head_dim)
+    sites = {"decoder": first}
+    if config.is_encoder_decoder:
+        layers = getattr(text, "decoder_layers", None) or getattr(text, "num_decoder_layers", None) or first.num_layers
+        heads = getattr(text, "decoder_attention_heads", None) or num_heads
+        second = SiteShape(layers, heads, head_dim if heads == num_heads else text.hidden_size // heads)
+        sites = {"encoder": first, "decoder": second, "cross": second}
     return Shape(
-        num_layers=text.num_hidden_layers,
-        num_heads=num_heads,
-        num_kv_heads=getattr(text, "num_key_value_heads", None) or num_heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // num_heads,
+        is_encoder_decoder=config.is_encoder_decoder,
+        sites=sites,
         hidden_size=text.hidden_size,
         num_parameters=num_parameters,
         max_positions=getattr(text, "max_position_embeddings", None),
+    )
+
+
+def checkpointed(base: Base) -> Base:
+    """The base with gradient checkpointing, which copies of it for fine-tuning shall have too."""
+    checkpoint_blocks(base.model)
+    return replace(base, is_checkpointed=True)
+
+
+def checkpoint_blocks(model: PreTrainedModel) -> None:
+    """Let each block keep only its input for the backward, and run again there.
+
+    transformers' own switch works in training mode alone, where the base's dropout would be on.
+    """
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.forward = _checkpointed(module.forward)
+
+
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def run(*args: Any, **inputs: Any) -> Any:  # noqa: ANN401
+        if not torch.is_grad_enabled():
+            return forward(*args, **inputs)
+        return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False, **inputs)
+
+    return run
+
+
+def _nf4(device: str) -> BitsAndBytesConfig:
+    if not device.startswith("cuda"):
+        raise UserError("train.precision: 4bit: needs a GPU, and this is a CPU; take bf16, fp32 or auto")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("train.precision: 4bit: bitsandbytes is not installed (pip install 'prefixray[4bit]')")
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
     )
 
 
@@ -110,7 +191,7 @@ def choose_dtype(precision: str, device: str) -> torch.dtype:
     """The dtype of the frozen base: bf16 under "auto" where the hardware multiplies bf16 matrices faster than fp32."""
     if precision == "fp32":
         return torch.float32
-    if precision == "bf16" or _has_fast_bf16(device):
+    if precision in ("bf16", "4bit") or _has_fast_bf16(device):
         return torch.bfloat16
     return torch.float32
 

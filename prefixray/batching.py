@@ -1,12 +1,16 @@
 """Examples -> token ids -> padded batches.
 
-The template is the original's: a space, the source, a space, the separator; then a space, the target, a space, the end
-token (so " name : Aromi" starts with a space token as words inside a text do). Rows are sorted by length and cut
-into micro-batches under a token budget; right padding needs no mask under causal attention.
+A template says how texts become tokens. A decoder-only model reads source, separator and target as one row: plain, as
+the original did (a space, the source, a space, the separator; then a space, the target, a space, the end token: so
+" name : Aromi" starts with a space token as words inside a text do), or as a chat. An encoder-decoder model reads the
+source in its encoder and the target in its decoder, each with the special tokens that its tokenizer puts around it.
+Rows are sorted by length and cut into micro-batches under a token budget; right padding of the decoder needs no mask
+under causal attention.
 """
 
-# B rows, S tokens of the longest row
+# B rows, S tokens of the longest row, E tokens of the longest encoder input
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +20,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from prefixray.base import Base
 from prefixray.config import TaskConfig, UserError
 from prefixray.tasks import Example
 
 logger = logging.getLogger(__name__)
+
+_MARK = "PREFIXRAYMARK"  # stands for a text while a chat format is taken apart
 
 
 @dataclass(frozen=True)
@@ -27,19 +34,26 @@ class Template:
     """How a source and a target become token ids; kept in every artifact."""
 
     tokenizer: PreTrainedTokenizerBase
-    separator: tuple[int, ...]
+    is_encoder_decoder: bool
+    form: tuple[str, str]  # text in front of and behind a source's
+    target_form: tuple[str, str]
+    before: tuple[int, ...]  # ids around a source
+    after: tuple[int, ...]
+    target_before: tuple[int, ...]  # what a decoder is given first; empty where the source's ids go before
     eos_id: int
     pad_id: int
-    max_source_tokens: int
+    max_source_tokens: int  # of the source's text
     max_target_tokens: int
 
     def encode_sources(self, texts: Sequence[str]) -> list[list[int]]:
-        """Prompts: source tokens, cut at `max_source_tokens`, and the separator."""
-        return [[*ids[: self.max_source_tokens], *self.separator] for ids in self._tokens(texts)]
+        """Prompts: source tokens, cut at `max_source_tokens`, and what stands around them."""
+        sources = self._tokens([text.join(self.form) for text in texts])
+        return [[*self.before, *ids[: self.max_source_tokens], *self.after] for ids in sources]
 
     def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
         """What follows the prompts in training: target tokens, cut at `max_target_tokens`, and the end token."""
-        return [[*ids[: self.max_target_tokens], self.eos_id] for ids in self._tokens(texts)]
+        targets = self._tokens([text.join(self.target_form) for text in texts])
+        return [[*ids[: self.max_target_tokens], self.eos_id] for ids in targets]
 
     def encode_source(self, text: str) -> list[int]:
         """One prompt."""
@@ -48,7 +62,12 @@ class Template:
     def record(self) -> dict[str, Any]:
         """What an artifact keeps of the template."""
         return {
-            "separator": list(self.separator),
+            "is_encoder_decoder": self.is_encoder_decoder,
+            "form": list(self.form),
+            "target_form": list(self.target_form),
+            "before": list(self.before),
+            "after": list(self.after),
+            "target_before": list(self.target_before),
             "eos_id": self.eos_id,
             "pad_id": self.pad_id,
             "max_source_tokens": self.max_source_tokens,
@@ -58,26 +77,33 @@ class Template:
     @classmethod
     def from_record(cls, tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any]) -> "Template":
         """The template that an artifact was trained with."""
-        return cls(tokenizer=tokenizer, **{**record, "separator": tuple(record["separator"])})
+        tuples = {key: tuple(record[key]) for key in ("form", "target_form", "before", "after", "target_before")}
+        return cls(tokenizer=tokenizer, **{**record, **tuples})
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
-        ids: list[list[int]] = self.tokenizer([f" {text} " for text in texts], add_special_tokens=False).input_ids
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False).input_ids
         return ids
 
 
-def make_template(tokenizer: PreTrainedTokenizerBase, task: TaskConfig) -> Template:
-    """The template of a task for a base's tokenizer.
+def make_template(base: Base, task: TaskConfig) -> Template:
+    """The template of a task for a base. Raises `UserError` where the two do not go together."""
+    if base.shape.is_encoder_decoder:
+        return _encoder_decoder_template(base, task)
+    if base.tokenizer.eos_token_id is None:
+        raise UserError("base: its tokenizer has no end-of-sequence token, so a target could not end")
+    return _chat_template(base, task) if task.template == "chat" else _plain_template(base, task)
+
+
+def _plain_template(base: Base, task: TaskConfig) -> Template:
+    """The original's template.
 
     The separator is the task's own text; else the token that both begins and ends a sequence, as GPT-2's does and the
     original used; else, where they differ, a line break: SmolLM2's beginning-of-sequence token announces a speaker's
     role, and its E2E dev loss without a prefix is 3.04 behind that token, 2.76 behind a line break.
-    Raises `UserError` for a tokenizer without an end token.
     """
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        raise UserError("base: its tokenizer has no end-of-sequence token, so a target could not end")
+    tokenizer, eos = base.tokenizer, base.tokenizer.eos_token_id
     if task.separator is None and tokenizer.bos_token_id in (eos, None):
         separator = (eos,)
     else:
@@ -85,22 +111,116 @@ def make_template(tokenizer: PreTrainedTokenizerBase, task: TaskConfig) -> Templ
         separator = tuple(tokenizer(text, add_special_tokens=False).input_ids)
         if not separator:
             raise UserError(f"task.separator: {text!r}: has no tokens in the base's vocabulary")
-    pad = tokenizer.pad_token_id
-    return Template(
-        tokenizer, separator, eos, eos if pad is None else pad, task.max_source_tokens, task.max_target_tokens
+    head = " " if task.instruction is None else f" {task.instruction} "
+    return _template(base, task, form=(head, " "), target_form=(" ", " "), after=separator)
+
+
+def _chat_template(base: Base, task: TaskConfig) -> Template:
+    """The source as a user's message, the target as the answer, in the format that the tokenizer brings."""
+    tokenizer = base.tokenizer
+    if task.separator is not None:
+        raise UserError("task.separator: must be null where task.template is chat, which has marks of its own")
+    if tokenizer.chat_template is None:
+        raise UserError(f"task.template: chat: the tokenizer of {base.name} has no chat format; take plain")
+    asked = [{"role": "user", "content": _MARK}]
+    answered = [*asked, {"role": "assistant", "content": _MARK}]
+    render = functools.partial(tokenizer.apply_chat_template, tokenize=False)
+    prompt: Any = render(asked, add_generation_prompt=True, enable_thinking=False)  # Qwen3's format knows the last
+    whole: Any = render(answered)
+    before, mark, after = str(prompt).partition(_MARK)
+    if not mark:
+        raise UserError(f"task.template: chat: the chat format of {base.name} drops the user's message; take plain")
+    ends = tokenizer(str(whole).rpartition(_MARK)[2], add_special_tokens=False).input_ids
+    return _template(
+        base,
+        task,
+        form=("" if task.instruction is None else f"{task.instruction}\n", ""),
+        before=tuple(tokenizer(before, add_special_tokens=False).input_ids),
+        after=tuple(tokenizer(after, add_special_tokens=False).input_ids),
+        eos_id=ends[0] if ends else None,
     )
+
+
+def _encoder_decoder_template(base: Base, task: TaskConfig) -> Template:
+    """What the base's tokenizer puts around a source and around a target.
+
+    Special tokens in front of a target (BART's <s>, mBART's language) are given to the decoder, not predicted: decoding
+    would force them. Where the model names no token to start from it is the target's last, as mBART does it.
+    """
+    for key, value, none in (("template", task.template, "plain"), ("separator", task.separator, None)):
+        if value != none:
+            raise UserError(f"task.{key}: {value!r}: is for decoder-only bases; {base.name} is an encoder-decoder")
+    tokenizer, config = base.tokenizer, base.model.config
+    probe = tokenizer("a", add_special_tokens=False).input_ids
+    before, after = _around(tokenizer("a").input_ids, probe)
+    target_before, target_after = _around(tokenizer(text_target="a").input_ids, probe)
+    if not target_after:
+        raise UserError(f"base: the tokenizer of {base.name} ends no target with a special token")
+    start = getattr(config, "decoder_start_token_id", None)
+    return _template(
+        base,
+        task,
+        form=("" if task.instruction is None else f"{task.instruction} ", ""),
+        before=before,
+        after=after,
+        target_before=(target_after[-1] if start is None else start, *target_before),
+        eos_id=target_after[0],
+    )
+
+
+def _template(
+    base: Base,
+    task: TaskConfig,
+    *,
+    form: tuple[str, str],
+    target_form: tuple[str, str] = ("", ""),
+    before: tuple[int, ...] = (),
+    after: tuple[int, ...] = (),
+    target_before: tuple[int, ...] = (),
+    eos_id: int | None = None,
+) -> Template:
+    """The template with the limits: a task's source tokens come on top of its instruction's."""
+    tokenizer = base.tokenizer
+    eos = tokenizer.eos_token_id if eos_id is None else eos_id
+    instruction = tokenizer(form[0].rstrip(), add_special_tokens=False).input_ids
+    max_source, max_target = task.max_source_tokens + len(instruction), task.max_target_tokens
+    limit = base.shape.max_positions
+    if base.shape.is_encoder_decoder and limit is not None:  # a decoder-only row shares its positions with its prefix
+        max_source = min(max_source, limit - len(before) - len(after))
+        max_target = min(max_target, limit - len(target_before))
+    return Template(
+        tokenizer=tokenizer,
+        is_encoder_decoder=base.shape.is_encoder_decoder,
+        form=form,
+        target_form=target_form,
+        before=before,
+        after=after,
+        target_before=target_before,
+        eos_id=eos,
+        pad_id=eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        max_source_tokens=max_source,
+        max_target_tokens=max_target,
+    )
+
+
+def _around(ids: Sequence[int], inner: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What stands in front of and behind `inner` in `ids`."""
+    starts = [i for i in range(len(ids)) if list(ids[i : i + len(inner)]) == list(inner)]
+    assert starts, "special tokens stand around a text"
+    return tuple(ids[: starts[0]]), tuple(ids[starts[0] + len(inner) :])
 
 
 @dataclass(frozen=True)
 class Row:
     """One tokenised example."""
 
-    ids: tuple[int, ...]  # prompt and target
+    ids: tuple[int, ...]  # what the decoder is given, and the target
     num_prompt: int
+    encoder_ids: tuple[int, ...] = ()
 
     @property
     def num_inputs(self) -> int:
-        """Tokens that go into the model: all but the last."""
+        """Tokens that go into the decoder: all but the last."""
         return len(self.ids) - 1
 
     @property
@@ -108,38 +228,47 @@ class Row:
         """Tokens that the loss is taken over."""
         return len(self.ids) - self.num_prompt
 
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Tokens that go into the encoder and into the decoder."""
+        return len(self.encoder_ids), self.num_inputs
+
 
 def encode(examples: Sequence[Example], template: Template) -> list[Row]:
     """Tokenise examples in one go; repeated sources once. Logs how many sources were cut."""
     texts = list(dict.fromkeys(example.source for example in examples))
-    prompts = dict(zip(texts, template.encode_sources(texts), strict=True))
+    prompts = {text: tuple(ids) for text, ids in zip(texts, template.encode_sources(texts), strict=True)}
     targets = template.encode_targets([example.target for example in examples])
-    full = template.max_source_tokens + len(template.separator)
+    full = template.max_source_tokens + len(template.before) + len(template.after)
     num_cut = sum(len(prompt) == full for prompt in prompts.values())
     if num_cut:
-        logger.info("%d of %d sources fill max_source_tokens (%d)", num_cut, len(texts), template.max_source_tokens)
-    return [
-        Row((*prompts[example.source], *target), len(prompts[example.source]))
-        for example, target in zip(examples, targets, strict=True)
-    ]
+        logger.info("%d of %d sources fill the %d source tokens", num_cut, len(texts), template.max_source_tokens)
+    rows = []
+    for example, target in zip(examples, targets, strict=True):
+        prompt = prompts[example.source]
+        given, encoder = (template.target_before, prompt) if template.is_encoder_decoder else (prompt, ())
+        rows.append(Row((*given, *target), len(given), encoder))
+    return rows
 
 
-def cut_by_length(lengths: Sequence[int], token_budget: int, piece_cost: int) -> list[list[int]]:
-    """Indices sorted by length and cut into pieces of like length, of at least one row each.
+def cut_by_length(lengths: Sequence[tuple[int, int]], token_budget: int, piece_cost: int) -> list[list[int]]:
+    """Indices sorted by encoder and decoder length and cut into pieces of like length, of at least one row each.
 
-    A piece ends where rows x longest row would exceed the budget, or where its padding would exceed `piece_cost`, the
+    A piece ends where its padded tokens would exceed the budget, or where its padding would exceed `piece_cost`, the
     number of tokens that could be computed in the time that one more piece takes by itself.
     """
     pieces: list[list[int]] = []
-    padding = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        longest = lengths[pieces[-1][0]] if pieces else 0
-        padding += longest - lengths[index]
-        if pieces and (len(pieces[-1]) + 1) * max(1, longest) <= token_budget and padding <= piece_cost:
+    longest, num_tokens = (0, 0), 0  # of the last piece
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i][0], -lengths[i][1], i)):
+        own = lengths[index]
+        both = max(longest[0], own[0]), max(longest[1], own[1])
+        padded = (len(pieces[-1]) + 1) * max(1, sum(both)) if pieces else 0
+        if pieces and padded <= token_budget and padded - num_tokens - sum(own) <= piece_cost:
             pieces[-1].append(index)
+            longest, num_tokens = both, num_tokens + sum(own)
         else:
             pieces.append([index])
-            padding = 0
+            longest, num_tokens = own, sum(own)
     return pieces
 
 
@@ -147,8 +276,7 @@ def cut_by_length(lengths: Sequence[int], token_budget: int, piece_cost: int) ->
 class Batch:
     """Rows as tensors, padded on the right."""
 
-    input_ids: Tensor  # (B, S)
-    positions: Tensor  # (B, S)
+    inputs: Mapping[str, Tensor]  # what the model is called with: ids and positions (B, S), or ids and mask (B, E), ..
     target_rows: Tensor  # (N,) the row of each target token, rows in order
     target_columns: Tensor  # (N,) the position that predicts it
     target_ids: Tensor  # (N,)
@@ -156,16 +284,28 @@ class Batch:
 
 def collate(rows: Sequence[Row], *, pad_id: int, device: torch.device) -> Batch:
     """Pad rows to the longest; targets are listed, so that the head is run on them alone."""
-    longest = max(row.num_inputs for row in rows)
-    inputs = torch.full((len(rows), longest), pad_id)
     target_rows: list[int] = []
     target_columns: list[int] = []
     target_ids: list[int] = []
     for index, row in enumerate(rows):
-        inputs[index, : row.num_inputs] = torch.tensor(row.ids[:-1])
         target_rows += [index] * row.num_targets
         target_columns += range(row.num_prompt - 1, row.num_inputs)
         target_ids += row.ids[row.num_prompt :]
-    positions = torch.arange(longest).expand(len(rows), longest)
-    tensors = (inputs, positions, *map(torch.tensor, (target_rows, target_columns, target_ids)))
-    return Batch(*(tensor.to(device) for tensor in tensors))
+    ids, _ = pad([row.ids[:-1] for row in rows], pad_id)
+    if rows[0].encoder_ids:
+        encoder_ids, mask = pad([row.encoder_ids for row in rows], pad_id)
+        inputs = {"input_ids": encoder_ids, "attention_mask": mask, "decoder_input_ids": ids}
+    else:
+        inputs = {"input_ids": ids, "position_ids": torch.arange(ids.shape[1]).expand_as(ids)}
+    lists = map(torch.tensor, (target_rows, target_columns, target_ids))
+    return Batch({name: tensor.to(device) for name, tensor in inputs.items()}, *(one.to(device) for one in lists))
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Rows padded on the right (B, S), and a mask that is 1 on their own ids."""
+    ids = torch.full((len(rows), max(map(len, rows))), pad_id)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        mask[index, : len(row)] = 1
+    return ids, mask

@@ -17,7 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -28,12 +27,9 @@ from prefixray.methods import Method, Recorder, build_method
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-POSITIONS = "offset"
-"""The position policy: a row's own positions start behind its prefix."""
+FORMAT = 2
 _NUM_KEPT = 2
 _STEP = re.compile(r"step-(\d+)")
-_PRECISIONS = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 class _Damaged(Exception):
@@ -55,8 +51,8 @@ def artifact_meta(
         "method": config.method.method,
         "config": config.model_dump(mode="json"),
         "base": {"name": base.name, "digest": base.digest, "shape": asdict(base.shape)},
-        "precision": _PRECISIONS.get(base.model.dtype, "fp32"),
-        "positions": POSITIONS,
+        "precision": base.precision,
+        "positions": base.positions,
         "task": task.model_dump(mode="json"),
         "template": dict(template),
         "decoding": None if decoding is None else dict(decoding),
@@ -90,19 +86,28 @@ def load_artifact(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def check_artifact(meta: Mapping[str, Any], base: Base) -> None:
     """Refuse an artifact on another base than it was trained on, naming every difference."""
-    made_for, shape = meta["base"], asdict(base.shape)
+    made_for, shape = meta["base"], _flat(asdict(base.shape))
+    wanted = _flat(made_for["shape"])
     problems = [
-        f"artifact: base {key}: made for {made_for['shape'].get(key)}, {base.name} has {value}"
-        for key, value in shape.items()
-        if made_for["shape"].get(key) != value
+        f"artifact: base {key}: made for {wanted.get(key)}, {base.name} has {shape.get(key)}"
+        for key in {**shape, **wanted}
+        if wanted.get(key) != shape.get(key)
     ]
     if made_for["digest"] != base.digest:
         weights = f"{made_for['name']} with digest {made_for['digest']}"
         problems.append(f"artifact: base weights: made for {weights}, {base.name} has digest {base.digest}")
-    if meta["positions"] != POSITIONS:
-        problems.append(f"artifact: positions: {meta['positions']!r}: this prefixray knows {POSITIONS!r} only")
+    if meta["positions"] != base.positions:
+        problems.append(f"artifact: positions: {meta['positions']!r}: of {base.name} they are {base.positions!r}")
     if problems:
         raise UserError(*problems)
+
+
+def _flat(sizes: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """{"sites": {"decoder": {"head_dim": 8}}} as {"sites.decoder.head_dim": 8}."""
+    flat: dict[str, Any] = {}
+    for key, value in sizes.items():
+        flat |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+    return flat
 
 
 def restore_method(base: Base, record: Recorder, tensors: dict[str, Tensor], meta: Mapping[str, Any]) -> Method:

@@ -86,8 +86,7 @@ class TaskConfig(Strict):
 
 
 class TrainConfig(Strict):
-    """The recipe that all arms share; an arm may override any of it but num_steps, eval_every, precision and
-    gradient_checkpointing."""
+    """The recipe that all arms share; an arm may override any of it but what `RECIPE_OF_ALL` names."""
 
     batch_size: PositiveInt = 8
     """Examples per forward of a trial."""
@@ -206,7 +205,7 @@ TASK_METRICS: Mapping[TaskName, tuple[str, ...]] = {
     "e2e": _DATA_TO_TEXT,
     "webnlg": _DATA_TO_TEXT,
     "custom": (*_DATA_TO_TEXT, *_ROUGE),
-    **dict.fromkeys(  # type: ignore[dict-item]
+    **dict.fromkeys(
         ("xsum", "xsum_news", "xsum_sport", "cnn_dm", "dialogsum", "scitldr", "summarization"),
         (*_ROUGE, "bleu", "chrf"),
     ),

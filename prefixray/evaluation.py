@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from prefixray.attention import Binder
-from prefixray.base import Base, choose_dtype, load_base
+from prefixray.base import Base, load_in
 from prefixray.batching import Template
 from prefixray.checkpoint import load_artifact, restore_method
 from prefixray.config import TaskConfig
@@ -51,7 +51,7 @@ class Tuned:
         Raises `UserError` where the artifact is damaged, or its base is not what it was.
         """
         tensors, meta = load_artifact(Path(artifact))
-        base = load_base(meta["base"]["name"], dtype=choose_dtype(meta["precision"], device), device=device)
+        base = load_in(meta["base"]["name"], meta["precision"], device)
         binder = Binder(base.model)
         method = restore_method(base, binder.record, tensors, meta)
         settings = Decoding(**{**(meta["decoding"] or {}), **(decoding or {})})

@@ -1,9 +1,9 @@
 """Decoding: transformers' `generate` with what trials put into the base bound to the rows.
 
-Sources are decoded in batches of like length. To `generate` a prompt is its last token; the tokens before it run once
-per source, not once per beam, and are bound as a longer prefix, which all beams share. Rows of different trials may
-share a batch. In low precision a hypothesis may depend on the rows beside it, so what shall come out the same again is
-decoded by itself.
+Sources are decoded in batches of like length. To `generate`, the prompt of a decoder-only model is its last token; the
+tokens before it run once per source, not once per beam, and are bound as a longer prefix, which all beams share. Rows
+of different trials may share a batch. In low precision a hypothesis may depend on the rows beside it, so what shall
+come out the same again is decoded by itself.
 """
 
 # B rows, L layers, K key/value heads, S tokens of the longest prompt without its last, D head dim
@@ -17,11 +17,12 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base
-from prefixray.batching import Template
+from prefixray.batching import Template, pad
 from prefixray.config import UserError
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def generate(
     is decoded once. Raises `UserError` where a source leaves no room for its hypothesis.
     """
     jobs = _distinct(template, sources, inserts)
-    _check_room(base, jobs, decoding)
+    _check_room(base, template, jobs, decoding)
     jobs.sort(key=lambda job: -len(job.prompt))  # stable: equal lengths stay in their order
     hypotheses = [""] * len(sources)
     with _as_given(base.model):
@@ -85,13 +86,25 @@ def _distinct(template: Template, sources: Sequence[str], inserts: Sequence[Inse
     return list(jobs.values())
 
 
-def _check_room(base: Base, jobs: Sequence[_Job], decoding: Decoding) -> None:
+def _check_room(base: Base, template: Template, jobs: Sequence[_Job], decoding: Decoding) -> None:
     limit = base.shape.max_positions
-    longest = max((job.insert.num_positions + len(job.prompt) for job in jobs), default=0)
+    if base.shape.is_encoder_decoder:
+        _check_target_room(base, template, decoding)
+        return
+    longest = max((job.insert.num_positions() + len(job.prompt) for job in jobs), default=0)
     if limit is not None and longest + decoding.max_new_tokens > limit:
         raise UserError(
             f"max_new_tokens: {decoding.max_new_tokens}: prefix and longest source take {longest} of the {limit} "
             f"positions of {base.name}; lower max_new_tokens or task.max_source_tokens"
+        )
+
+
+def _check_target_room(base: Base, template: Template, decoding: Decoding) -> None:
+    limit, given = base.shape.max_positions, len(template.target_before)
+    if limit is not None and given + decoding.max_new_tokens > limit:
+        raise UserError(
+            f"max_new_tokens: {decoding.max_new_tokens}: the decoder of {base.name} has {limit} positions, of which "
+            f"{given} are given; lower max_new_tokens"
         )
 
 
@@ -121,12 +134,25 @@ def _decode(base: Base, binder: Binder, template: Template, jobs: Sequence[_Job]
         eos_token_id=template.eos_id,
         pad_token_id=template.pad_id,
     )
+    if template.is_encoder_decoder:
+        inputs, given = _encoder_decoder_inputs(template, jobs)
+        inserts = [job.insert for job in jobs]
+    else:
+        last = torch.tensor([job.prompt[-1:] for job in jobs])  # (B, 1)
+        inputs, given = {"input_ids": last, "attention_mask": torch.ones_like(last)}, 1
+        inserts = _with_prompts(binder, template, jobs, base.device)
     model: Any = base.model
-    inserts = _with_prompts(binder, template, jobs, base.device)
-    last = torch.tensor([job.prompt[-1:] for job in jobs], device=base.device)  # (B, 1)
     with binder.bind(inserts, range(len(jobs))):
-        output = model.generate(last, attention_mask=torch.ones_like(last), generation_config=settings)
-    return [_text(base, template, row) for row in output[:, 1:].tolist()]
+        on_device = {name: tensor.to(base.device) for name, tensor in inputs.items()}
+        output = model.generate(**on_device, generation_config=settings)
+    return [_text(base, template, row) for row in output[:, given:].tolist()]
+
+
+def _encoder_decoder_inputs(template: Template, jobs: Sequence[_Job]) -> tuple[dict[str, Tensor], int]:
+    """What `generate` is called with, and how many tokens of its output are given ones."""
+    ids, mask = pad([job.prompt for job in jobs], template.pad_id)  # (B, S)
+    given = torch.tensor([template.target_before] * len(jobs))
+    return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": given}, given.shape[1]
 
 
 def _with_prompts(binder: Binder, template: Template, jobs: Sequence[_Job], device: torch.device) -> list[Insert]:
@@ -134,17 +160,16 @@ def _with_prompts(binder: Binder, template: Template, jobs: Sequence[_Job], devi
     lengths = [len(job.prompt) - 1 for job in jobs]
     if max(lengths) == 0:
         return [job.insert for job in jobs]
-    ids = torch.full((len(jobs), max(lengths)), template.pad_id)
-    for row, (job, length) in enumerate(zip(jobs, lengths, strict=True)):
-        ids[row, :length] = torch.tensor(job.prompt[:-1])
+    ids, _ = pad([job.prompt[:-1] for job in jobs], template.pad_id)
     distinct = {id(job.insert): job.insert for job in jobs}
     slots = {key: slot for slot, key in enumerate(distinct)}
     with binder.bind(list(distinct.values()), [slots[id(job.insert)] for job in jobs]):
-        recorded = binder.record_rows(ids.to(device))  # (B, 2, L, K, S, D)
+        recorded = binder.record_rows(ids.to(device))["decoder"]  # (B, 2, L, K, S, D)
     inserts = []
-    for job, own, length in zip(jobs, recorded, lengths, strict=True):
-        parts = [own[..., :length, :]] if job.insert.prefix is None else [job.insert.prefix, own[..., :length, :]]
-        inserts.append(Insert(torch.cat(parts, dim=3), job.insert.functions))
+    for job, row, length in zip(jobs, recorded, lengths, strict=True):
+        own, prefix = row[..., :length, :], job.insert.prefixes.get("decoder")
+        longer = own if prefix is None else torch.cat([prefix.to(own.dtype), own], dim=3)
+        inserts.append(Insert({"decoder": longer}, job.insert.functions))
     return inserts
 
 

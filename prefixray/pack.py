@@ -188,7 +188,7 @@ class Pack:
             try:
                 return self._sums(members, rows, train=train)
             except torch.OutOfMemoryError:
-                if self.token_budget <= max(row.num_inputs for own in rows for row in own):
+                if self.token_budget <= max(sum(row.lengths) for own in rows for row in own):
                     raise
             # Out here, since the handled error keeps the step's tensors alive.
             self.token_budget //= 2
@@ -213,31 +213,37 @@ class Pack:
         work = [(slot, row) for slot, own in enumerate(rows) for row in own]
         totals = [0.0] * len(members)
         with _running(members[0], self.base, train=train):
-            lengths = [row.num_inputs for _, row in work]
+            lengths = [row.lengths for _, row in work]
             for piece in cut_by_length(lengths, self.token_budget, PIECE_COST[self.base.device.type]):
                 picked = sorted((work[i] for i in piece), key=lambda pair: pair[0])
-                nll = self._forward(members[0], inserts, picked, weights if train else None)
+                nll = self._forward(members, inserts, picked, weights if train else None)
                 for (slot, _), value in zip(picked, nll.tolist(), strict=True):
                     totals[slot] += value
         return totals
 
     def _forward(
-        self, first: Member, inserts: list[Insert], rows: list[tuple[int, Row]], weights: list[float] | None
+        self,
+        members: list[Member],
+        inserts: list[Insert],
+        rows: list[tuple[int, Row]],
+        weights: list[float] | None,
     ) -> Tensor:
         """The NLL of each row, (B,). With weights, the backward of the weighted sum has run when this returns."""
         slots = sorted({slot for slot, _ in rows})
         batch = collate([row for _, row in rows], pad_id=self._pad_id, device=self.base.device)
-        model = first.method.own_model or self.base.model
-        bound = first.binder.bind(
+        model = members[0].method.own_model or self.base.model
+        bound = members[0].binder.bind(
             [inserts[slot] for slot in slots],
             [slots.index(slot) for slot, _ in rows],
             targets=(batch.target_rows, batch.target_columns),
         )
         with bound:
-            logits = model(input_ids=batch.input_ids, position_ids=batch.positions, use_cache=False).logits  # (N, V)
-            nll = _row_nll(logits, batch, len(rows))
+            logits = model(**batch.inputs, use_cache=False).logits  # (N, V)
+            nll = _row_sums(_nll(logits, batch), batch, len(rows))
             if weights is not None:
-                (nll * nll.new_tensor([weights[slot] for slot, _ in rows])).sum().backward()
+                smoothing = [members[slot].config.label_smoothing for slot, _ in rows]
+                loss = nll if not any(smoothing) else _smoothed(nll, logits, batch, nll.new_tensor(smoothing))
+                (loss * nll.new_tensor([weights[slot] for slot, _ in rows])).sum().backward()
         return nll.detach()
 
 
@@ -250,12 +256,23 @@ def _objective_weight(config: TrialConfig, rows: Sequence[Row]) -> float:
             return 1.0 / len(rows)
 
 
-def _row_nll(logits: Tensor, batch: Batch, num_rows: int) -> Tensor:
-    """Negative log-likelihood of each row's target tokens, (B,), at least in fp32."""
-    if logits.dtype != torch.float64:
-        logits = logits.float()
-    nll = functional.cross_entropy(logits, batch.target_ids, reduction="none")  # (N,)
-    return nll.new_zeros(num_rows).index_add(0, batch.target_rows, nll)
+def _nll(logits: Tensor, batch: Batch) -> Tensor:
+    """Negative log-likelihood of each target token, (N,), at least in fp32."""
+    return functional.cross_entropy(_full(logits), batch.target_ids, reduction="none")
+
+
+def _smoothed(nll: Tensor, logits: Tensor, batch: Batch, smoothing: Tensor) -> Tensor:
+    """Each row's loss (B,) where a share of every target's probability is spread over the vocabulary."""
+    spread = _row_sums(-functional.log_softmax(_full(logits), dim=1).mean(dim=1), batch, len(smoothing))
+    return (1 - smoothing) * nll + smoothing * spread
+
+
+def _row_sums(values: Tensor, batch: Batch, num_rows: int) -> Tensor:
+    return values.new_zeros(num_rows).index_add(0, batch.target_rows, values)
+
+
+def _full(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 @contextmanager

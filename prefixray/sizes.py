@@ -1,7 +1,7 @@
 """How large a trial is, from its configuration and the base's sizes alone: no tensor is made for it."""
 
 from collections.abc import Mapping
-from typing import assert_never
+from typing import Any, assert_never
 
 from prefixray.config import AdapterTrial, AnyTrial, ArmConfig, FinetuneTrial, LoraTrial, PrefixTrial
 
@@ -9,31 +9,51 @@ BYTES_PER_TRAINED = 16  # fp32 value, gradient and Adam's two moments
 _WORDS = 8  # prefix positions assumed where init_token sets them
 
 
-def trained_parameters(method: AnyTrial, shape: Mapping[str, int]) -> int:
+def trained_parameters(method: AnyTrial, shape: Mapping[str, Any]) -> int:
     """How many numbers the optimiser of a trial moves, on a base of this `Shape` (as a dict).
 
-    Exact for prefixes and adapters; for LoRA an upper bound (a fused query-key-value projection in every layer).
+    Exact for prefixes; for adapters too; for LoRA an upper bound (a fused query-key-value projection in every layer).
     """
-    layers, hidden = shape["num_layers"], shape["hidden_size"]
+    hidden, sites = shape["hidden_size"], shape["sites"]
+    num_blocks: int = sum(site["num_layers"] for name, site in sites.items() if name != "cross")
+    num_attentions: int = sum(site["num_layers"] for site in sites.values())
     match method:
         case PrefixTrial():
-            positions = method.preseqlen or _WORDS
-            width = layers * 2 * shape["num_kv_heads"] * shape["head_dim"]
-            if method.mid_dim is None:
-                return positions * width
-            mid = method.mid_dim
-            return positions * hidden + (hidden + 1) * mid + (mid + 1) * width
+            return sum(_of_site(method, sites[name], hidden) for name in method.active_sites(sites))
         case AdapterTrial():
-            return layers * (2 * hidden * method.bottleneck + method.bottleneck + 3 * hidden)
+            return num_blocks * (2 * hidden * method.bottleneck + method.bottleneck + 3 * hidden)
         case LoraTrial():
-            return layers * method.rank * 4 * hidden
+            return num_attentions * method.rank * 4 * hidden
         case FinetuneTrial():
-            return shape["num_parameters"]
+            return int(shape["num_parameters"])
         case _:
             assert_never(method)
 
 
-def largest_trial(arm: ArmConfig, shape: Mapping[str, int]) -> int:
+def stored_prefix(method: PrefixTrial, shape: Mapping[str, Any]) -> int:
+    """How many numbers a folded prefix has, at all its sites."""
+    sites = shape["sites"]
+    return sum(_positions(method) * _width(sites[name]) for name in method.active_sites(sites))
+
+
+def _of_site(method: PrefixTrial, site: Mapping[str, int], hidden: int) -> int:
+    positions, width = _positions(method), _width(site)
+    if method.mid_dim is None:
+        return positions * width
+    mid = method.mid_dim
+    return positions * hidden + (hidden + 1) * mid + (mid + 1) * width
+
+
+def _positions(method: PrefixTrial) -> int:
+    return method.preseqlen or _WORDS
+
+
+def _width(site: Mapping[str, int]) -> int:
+    """Numbers per prefix position: keys and values of all layers."""
+    return site["num_layers"] * 2 * site["num_kv_heads"] * site["head_dim"]
+
+
+def largest_trial(arm: ArmConfig, shape: Mapping[str, Any]) -> int:
     """Bytes of the state of an arm's largest trial."""
     lows = {key: dimension.ends()[0] for key, dimension in arm.dimensions.items()}
     largest = 0
@@ -43,5 +63,5 @@ def largest_trial(arm: ArmConfig, shape: Mapping[str, int]) -> int:
     return BYTES_PER_TRAINED * largest
 
 
-def _size(arm: ArmConfig, values: Mapping[str, object], shape: Mapping[str, int]) -> int:
+def _size(arm: ArmConfig, values: Mapping[str, object], shape: Mapping[str, Any]) -> int:
     return trained_parameters(arm.trial(values).method, shape)

@@ -16,10 +16,10 @@ import psutil
 import torch
 from torch import Tensor
 
-from prefixray.base import Base, choose_dtype, load_base
+from prefixray.base import Base, checkpointed, load_in
 from prefixray.batching import Row, Template, encode, make_template
 from prefixray.checkpoint import artifact_meta, load_checkpoint, save_artifact, save_checkpoint
-from prefixray.config import TaskConfig, UserError
+from prefixray.config import TaskConfig, TrainConfig, UserError
 from prefixray.pack import Member, Outcome, Pack, Seeds, learning_rate
 from prefixray.tasks import Task, load_task
 from prefixray.trial import Report, TrialSpec
@@ -51,7 +51,7 @@ class Trainer:
 
     def __init__(self, base: Base, task: Task, config: TaskConfig, *, token_budget: int | None = None) -> None:
         self.base, self.task, self._task_config = base, task, config
-        self.template: Template = make_template(base.tokenizer, config)
+        self.template: Template = make_template(base, config)
         train = encode(task.train, self.template)
         self._dev: list[Row] = encode(task.dev, self.template)
         self._longest = max(row.num_inputs for row in (*train, *self._dev))
@@ -68,7 +68,7 @@ class Trainer:
             "base_digest": self.base.digest,
             "num_parameters": self.base.shape.num_parameters,
             "shape": asdict(self.base.shape),
-            "precision": "bf16" if self.base.model.dtype == torch.bfloat16 else "fp32",
+            "precision": self.base.precision,
             "device": torch.cuda.get_device_name(device) if cuda else "cpu",
             "free_bytes": torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available,
             "num_threads": torch.get_num_threads(),
@@ -205,8 +205,9 @@ class Trainer:
 
     def _check_room(self, member: Member) -> None:
         """Refuse a trial whose prefix leaves no room for the longest example."""
-        num_positions, limit = member.method.insert(None).num_positions, self.base.shape.max_positions
-        if limit is not None and num_positions + self._longest > limit:
+        num_positions, limit = member.method.insert(None).num_positions(), self.base.shape.max_positions
+        shares = not self.base.shape.is_encoder_decoder  # there, positions are not shifted by a prefix
+        if limit is not None and shares and num_positions + self._longest > limit:
             raise UserError(
                 f"preseqlen: {num_positions}: with the longest example ({self._longest} tokens) beyond the {limit} "
                 f"positions of {self.base.name}; lower preseqlen, task.max_source_tokens or task.max_target_tokens"
@@ -233,11 +234,13 @@ class Trainer:
         return time.monotonic() - self._progress[key].saved_at > CHECKPOINT_SECONDS
 
 
-def load_trainer(base: str, task: TaskConfig, *, precision: str, device: str, num_threads: int) -> Trainer:
+def load_trainer(name: str, task: TaskConfig, train: TrainConfig, *, device: str, num_threads: int) -> Trainer:
     """Load a base and a task by name."""
     if device == "cpu":
         torch.set_num_threads(num_threads)
-    return Trainer(load_base(base, dtype=choose_dtype(precision, device), device=device), load_task(task), task)
+    data = load_task(task)
+    base = load_in(name, train.precision, device)
+    return Trainer(checkpointed(base) if train.gradient_checkpointing else base, data, task)
 
 
 def _metrics(member: Member, progress: _Progress, score: float) -> dict[str, float]:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from prefixray.config import TaskConfig, UserError
+from prefixray.config import TaskConfig, TrainConfig, UserError
 from prefixray.hypotheses import Split
 from prefixray.logs import quieten, to_file
 from prefixray.trial import Report, TrialSpec, WorkerStatus
@@ -39,7 +39,7 @@ class WorkerSetup:
 
     base: str
     task: TaskConfig
-    precision: str
+    train: TrainConfig
     device: str  # "cpu" or "cuda"
     num_threads: int
     log: str | None = None  # the file that it writes to what it has to say
@@ -66,7 +66,7 @@ class Worker:
         self._refusal: UserError | None = None
         try:
             self._trainer = load_trainer(
-                setup.base, setup.task, precision=setup.precision, device=setup.device, num_threads=setup.num_threads
+                setup.base, setup.task, setup.train, device=setup.device, num_threads=setup.num_threads
             )
         except UserError as error:
             self._refusal = error  # raised here, it would come to the user as a dead actor

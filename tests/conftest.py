@@ -10,14 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from prefixray.base import Base, load_base, wrap_model
@@ -35,6 +39,12 @@ SENTENCES = (
     "name : The Mill | Type : restaurant | food : Italian | price : high | customer rating : average",
     "The Vaults is not family friendly and has a low rating ; its prices are less than £ 20.",
 )
+_SPECIAL = {  # beginning and end of a sequence, by architecture
+    "gpt2": ("<|endoftext|>", "<|endoftext|>"),
+    "llama": ("<|im_start|>", "<|im_end|>"),
+    "bart": ("<s>", "</s>"),
+    "t5": (None, "</s>"),
+}
 _VOCABULARY = 320  # 256 bytes, special tokens, and a few words
 
 
@@ -42,7 +52,7 @@ _VOCABULARY = 320  # 256 bytes, special tokens, and a few words
 def base_folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """Folders that `load_base` loads, by architecture: two layers, random weights, outputs far from uniform."""
     folders = {}
-    for name, special in (("gpt2", ("<|endoftext|>",) * 2), ("llama", ("<|im_start|>", "<|im_end|>"))):
+    for name, special in _SPECIAL.items():
         folders[name] = tmp_path_factory.mktemp("bases") / name
         tokenizer = _train_tokenizer(*special)
         _random_model(name, tokenizer).save_pretrained(folders[name])
@@ -52,7 +62,7 @@ def base_folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]
 
 @pytest.fixture
 def make_base(base_folders: Mapping[str, Path]) -> MakeBase:
-    """A function from "gpt2" or "llama" and a dtype to a base of its own."""
+    """A function from "gpt2", "llama", "bart" or "t5" and a dtype to a base of its own."""
 
     def make(name: str, dtype: torch.dtype) -> Base:
         folder = base_folders[name]
@@ -74,39 +84,82 @@ def tiny_llama(make_base: MakeBase) -> Base:
     return make_base("llama", torch.float32)
 
 
+@pytest.fixture
+def tiny_bart(make_base: MakeBase) -> Base:
+    """BART's architecture: learned positions, biases, an encoder of two layers and a decoder of three."""
+    return make_base("bart", torch.float32)
+
+
 @pytest.fixture(params=["gpt2", "llama"])
 def tiny_base(request: pytest.FixtureRequest, make_base: MakeBase) -> Base:
-    """Each architecture in turn, fp32."""
+    """Each decoder-only architecture in turn, fp32."""
     return make_base(request.param, torch.float32)
 
 
 @pytest.fixture(params=["gpt2", "llama"])
 def exact_base(request: pytest.FixtureRequest, make_base: MakeBase) -> Base:
-    """Each architecture in turn, float64."""
+    """Each decoder-only architecture in turn, float64."""
     return make_base(request.param, torch.float64)
 
 
-def _train_tokenizer(bos: str, eos: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on the sentences."""
+@pytest.fixture(params=["bart", "t5"])
+def tiny_pair(request: pytest.FixtureRequest, make_base: MakeBase) -> Base:
+    """Each encoder-decoder architecture in turn, fp32."""
+    return make_base(request.param, torch.float32)
+
+
+@pytest.fixture(params=["bart", "t5"])
+def exact_pair(request: pytest.FixtureRequest, make_base: MakeBase) -> Base:
+    """Each encoder-decoder architecture in turn, float64."""
+    return make_base(request.param, torch.float64)
+
+
+@pytest.fixture(params=["gpt2", "llama", "bart", "t5"])
+def any_base(request: pytest.FixtureRequest, make_base: MakeBase) -> Base:
+    """Each architecture in turn, fp32."""
+    return make_base(request.param, torch.float32)
+
+
+def _train_tokenizer(bos: str | None, eos: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on the sentences; an encoder-decoder's puts special tokens around a text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    special = [token for token in (bos, "<pad>" if eos == "</s>" else None, eos) if token is not None]
     trainer = trainers.BpeTrainer(
         vocab_size=_VOCABULARY,
-        special_tokens=list(dict.fromkeys((bos, eos))),
+        special_tokens=list(dict.fromkeys(special)),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos)
+    if "<pad>" not in special:
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos)
+    around = [token for token in (bos, "$A", eos) if token is not None]
+    ids = [(token, tokenizer.token_to_id(token)) for token in special]
+    tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=ids)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token="<pad>")
 
 
 def _random_model(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     torch.manual_seed(1)
     tokens = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     sizes = {"vocab_size": len(tokenizer), "initializer_range": 0.3, **tokens}
-    if name == "gpt2":
-        return GPT2LMHeadModel(GPT2Config(n_positions=256, n_embd=32, n_layer=2, n_head=4, **sizes))
-    layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "tie_word_embeddings": True}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
-    return LlamaForCausalLM(LlamaConfig(**layers, **heads, **sizes))
+    pad = tokenizer.pad_token_id
+    match name:
+        case "gpt2":
+            return GPT2LMHeadModel(GPT2Config(n_positions=256, n_embd=32, n_layer=2, n_head=4, **sizes))
+        case "llama":
+            layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "tie_word_embeddings": True}
+            heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+            return LlamaForCausalLM(LlamaConfig(**layers, **heads, **sizes))
+        case "bart":
+            layers = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "max_position_embeddings": 256}
+            heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 2}
+            wide = {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "init_std": 0.3}
+            end = {"pad_token_id": pad, "decoder_start_token_id": tokenizer.eos_token_id}
+            return BartForConditionalGeneration(BartConfig(**layers, **heads, **wide, **end, **sizes))
+    shape = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
+    del sizes["bos_token_id"], sizes["initializer_range"]
+    start = {"pad_token_id": pad, "decoder_start_token_id": pad, "initializer_factor": 3.0}
+    return T5ForConditionalGeneration(T5Config(**shape, **start, **sizes))

@@ -24,7 +24,7 @@ __all__ = ["Method", "Recorder", "Untuned", "build_method"]
 def build_method(config: AnyTrial, base: Base, record: Recorder, *, init_seed: int, dropout_seed: int) -> Method:
     """Make a trial's trainable tensors, drawn from `init_seed`.
 
-    `record` runs the base over token ids and returns every layer's keys and values (real-word initialisation).
+    `record` runs the base over token ids and returns every site's keys and values (real-word initialisation).
     """
     draw = torch.Generator().manual_seed(init_seed)
     match config:

@@ -1,7 +1,7 @@
 """What every method of tuning promises to the pack."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from prefixray.attention import Insert
 
-Recorder = Callable[[Tensor], Tensor]  # token ids (1, S) -> keys and values (2, L, K, S, D)
+Recorder = Callable[[Tensor], Mapping[str, Tensor]]  # token ids (1, S) -> each site's keys and values (2, L, K, S, D)
 
 
 class Method(nn.Module, ABC):

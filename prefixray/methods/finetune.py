@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefixray.attention import Insert
-from prefixray.base import Base, load_base
+from prefixray.base import Base, checkpoint_blocks, load_base
 from prefixray.methods.contract import Method
 
 
@@ -21,6 +21,8 @@ class Finetune(Method):
         super().__init__()
         self.dropout_seed = dropout_seed
         self.model = _full_precision_copy(base)
+        if base.is_checkpointed:
+            checkpoint_blocks(self.model)
         self.model.requires_grad_(True)
 
     @property

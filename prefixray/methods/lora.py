@@ -17,7 +17,8 @@ from prefixray.base import Base
 from prefixray.config import LoraTrial, UserError
 from prefixray.methods.contract import Method, seeded_dropout
 
-_TARGETS = ("q_proj", "v_proj", "c_attn", "query_key_value", "qkv_proj")  # PEFT's own choice for these families
+# PEFT's own choice for these families; the fourth and fifth are T5's
+_TARGETS = ("q_proj", "v_proj", "c_attn", "q", "v", "query_key_value", "qkv_proj")
 
 
 class Lora(Method):

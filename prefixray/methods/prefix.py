@@ -1,11 +1,12 @@
 """Prefix-tuning (Li & Liang 2021, section 4): keys and values in front of every attention layer.
 
-Reparametrised, they come from `Embedding -> Linear(mid_dim) -> Tanh -> Linear` (section 4.3); flat, they are the
-trained tensor. With `init_token` the prefix starts as the base's own keys and values over those words (section 7.4): a
-flat prefix copies them, behind the network a least-squares solve of the last linear layer reproduces them.
+A base has one to three sites of attention, and each gets a prefix of its own. Reparametrised, it comes from
+`Embedding -> Linear(mid_dim) -> Tanh -> Linear` (section 4.3); flat, it is the trained tensor. With `init_token` it
+starts as the base's own keys and values over those words (section 7.4), at all sites from one forward: a flat prefix
+copies them, behind the network a least-squares solve of the last linear layer reproduces them.
 """
 
-# L layers, K key/value heads, P prefix positions, D head dim
+# L layers of a site, K key/value heads, P prefix positions, D head dim
 
 import logging
 import math
@@ -14,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from prefixray.attention import Insert
-from prefixray.base import Base
-from prefixray.config import PrefixTrial, UserError
+from prefixray.base import Base, SiteShape
+from prefixray.config import SITE_JOIN, PrefixTrial, UserError
 from prefixray.methods.contract import Method, Recorder, seeded_dropout
 
 logger = logging.getLogger(__name__)
 
 
 class Prefix(Method):
-    """A trial's prefix. Its artifact is the folded prefix: (2, L, K, P, D), the network gone."""
+    """A trial's prefixes. Their artifact is what they fold to, (2, L, K, P, D) at each site, the networks gone."""
 
     def __init__(
         self, config: PrefixTrial, base: Base, record: Recorder, draw: torch.Generator, dropout_seed: int
@@ -33,64 +34,101 @@ class Prefix(Method):
         self.num_positions = len(words) if config.preseqlen is None and words else config.preseqlen or 0
         if shape.max_positions is not None and self.num_positions >= shape.max_positions:
             raise UserError(f"preseqlen: {self.num_positions}: {base.name} has {shape.max_positions} positions")
+        missing = set(() if config.sites is None else config.sites.split(SITE_JOIN)) - set(shape.sites)
+        if missing:
+            raise UserError(f"sites: {', '.join(sorted(missing))}: {base.name} has {', '.join(shape.sites)} only")
         self._dropout, self._dropout_seed = config.prefix_dropout, dropout_seed
-        self._shape = (2, shape.num_layers, shape.num_kv_heads, self.num_positions, shape.head_dim)
-        width = math.prod(self._shape) // self.num_positions
-        target = None if words is None else record(_cycled(words, self.num_positions, base))
-        self.residual: float | None = None  # what real-word initialisation could not reach, as a share of its size
-        self.network: _Network | None = None
-        if config.mid_dim is None:
-            flat = torch.randn(self._shape, generator=draw) if target is None else target.float()
-            self.flat = nn.Parameter(flat.to(base.device).clone())
-        else:
-            network = _Network(self.num_positions, shape.hidden_size, config.mid_dim, width, draw)
-            self.network = network.to(base.device)
-            if target is not None:
-                self.residual = self.network.solve(target)
-                if self.num_positions > config.mid_dim + 1:
-                    logger.info("init_token: the network reaches all but %.2g of the words' K/V", self.residual)
-        self._folded: Tensor | None = None  # this step's prefix, with its graph
-        self._leaf: Tensor | None = None  # what the base sees of it, where gradients arrive
-        self._loaded: Tensor | None = None
+        targets = {} if words is None else record(_cycled(words, self.num_positions, base))
+        self.sites = nn.ModuleDict()
+        for site in config.active_sites(shape.sites):
+            sizes = (self.num_positions, shape.hidden_size, config.mid_dim)
+            self.sites[site] = SitePrefix(shape.sites[site], sizes, targets.get(site), draw)
+        self.to(base.device)
+        residual = self.residual()
+        if residual is not None and config.mid_dim is not None and self.num_positions > config.mid_dim + 1:
+            logger.info("init_token: the networks reach all but %.2g of the words' K/V", residual)
+        self._folded: dict[str, Tensor] = {}  # this step's prefixes, with their graphs
+        self._leaves: dict[str, Tensor] = {}  # what the base sees of them, where gradients arrive
+        self._loaded: dict[str, Tensor] = {}
 
-    def fold(self) -> Tensor:
-        """The prefix as the base sees it, without dropout: (2, L, K, P, D)."""
-        if self._loaded is not None:
-            return self._loaded
-        if self.network is None:
-            return self.flat
-        two, layers, heads, positions, dim = self._shape
-        rows: Tensor = self.network()  # (P, L * 2 * K * D)
-        return rows.view(positions, layers, two, heads, dim).permute(2, 1, 3, 0, 4)
+    def residual(self) -> float | None:
+        """What real-word initialisation could not reach, as a share of its size; of the worst site."""
+        found = [part.residual for part in self._parts().values() if part.residual is not None]
+        return max(found, default=None)
+
+    def fold(self) -> dict[str, Tensor]:
+        """The prefixes as the base sees them, without dropout: (2, L, K, P, D) at each site."""
+        return self._loaded or {site: part() for site, part in self._parts().items()}
 
     def insert(self, step: int | None) -> Insert:
-        """The folded prefix; in training as a leaf, so that the network runs and is differentiated once per step."""
+        """The folded prefixes; in training as leaves, so that a network runs and is differentiated once per step."""
         if step is None:
-            return Insert(prefix=self.fold().detach())
-        self._folded = seeded_dropout(self.fold(), self._dropout, seed=self._dropout_seed, step=step)
-        self._leaf = self._folded.detach().requires_grad_()
-        return Insert(prefix=self._leaf)
+            return Insert({site: prefix.detach() for site, prefix in self.fold().items()})
+        self._folded = {
+            site: seeded_dropout(prefix, self._dropout, seed=self._dropout_seed + (index << 32), step=step)
+            for index, (site, prefix) in enumerate(self.fold().items())
+        }
+        self._leaves = {site: folded.detach().requires_grad_() for site, folded in self._folded.items()}
+        return Insert(self._leaves)
 
     def push_gradients(self) -> None:
-        """One backward through the network with the gradients of all rows."""
-        assert self._folded is not None and self._leaf is not None, "insert(step) comes first"
-        if self._leaf.grad is not None:
-            self._folded.backward(self._leaf.grad)
-        self._folded = self._leaf = None
+        """One backward through the networks with the gradients of all rows."""
+        assert self._leaves, "insert(step) comes first"
+        arrived = [site for site, leaf in self._leaves.items() if leaf.grad is not None]
+        if arrived:
+            torch.autograd.backward(
+                [self._folded[site] for site in arrived], [self._leaves[site].grad for site in arrived]
+            )
+        self._folded, self._leaves = {}, {}
 
     def stored_parameters(self) -> int:
-        """The folded prefix alone is kept."""
-        return math.prod(self._shape)
+        """The folded prefixes alone are kept."""
+        return sum(math.prod(part.shape) for part in self._parts().values())
 
     def artifact(self) -> dict[str, Tensor]:
-        """`decoder.key` and `decoder.value`, each (L, K, P, D), fp32."""
-        key, value = self.fold().detach().cpu().contiguous()
-        return {"decoder.key": key, "decoder.value": value}
+        """`SITE.key` and `SITE.value`, each (L, K, P, D), fp32."""
+        tensors: dict[str, Tensor] = {}
+        for site, prefix in self.fold().items():
+            tensors[f"{site}.key"], tensors[f"{site}.value"] = prefix.detach().cpu().contiguous()
+        return tensors
 
     def load_artifact(self, tensors: dict[str, Tensor]) -> None:
-        """Replace the parametrisation by a stored prefix."""
+        """Replace the parametrisation by stored prefixes."""
         device = next(self.parameters()).device
-        self._loaded = torch.stack([tensors["decoder.key"], tensors["decoder.value"]]).to(device)
+        self._loaded = {
+            site: torch.stack([tensors[f"{site}.key"], tensors[f"{site}.value"]]).to(device) for site in self._parts()
+        }
+
+    def _parts(self) -> dict[str, "SitePrefix"]:
+        return {site: part for site, part in self.sites.items() if isinstance(part, SitePrefix)}
+
+
+class SitePrefix(nn.Module):
+    """The prefix of one site: a tensor, or the network that gives it."""
+
+    def __init__(
+        self, site: SiteShape, sizes: tuple[int, int, int | None], target: Tensor | None, draw: torch.Generator
+    ) -> None:
+        super().__init__()
+        positions, hidden, mid = sizes
+        self.shape = (2, site.num_layers, site.num_kv_heads, positions, site.head_dim)
+        self.residual: float | None = None
+        self.network: _Network | None = None
+        if mid is None:
+            flat = torch.randn(self.shape, generator=draw) if target is None else target.float().cpu().clone()
+            self.flat = nn.Parameter(flat)
+        else:
+            self.network = _Network(positions, hidden, mid, math.prod(self.shape) // positions, draw)
+            if target is not None:
+                self.residual = self.network.solve(target)
+
+    def forward(self) -> Tensor:
+        """The prefix, (2, L, K, P, D)."""
+        if self.network is None:
+            return self.flat
+        two, layers, heads, positions, dim = self.shape
+        rows: Tensor = self.network()  # (P, L * 2 * K * D)
+        return rows.view(positions, layers, two, heads, dim).permute(2, 1, 3, 0, 4)
 
 
 class _Network(nn.Module):

@@ -6,12 +6,13 @@ resampling of the sources costs one row of a matrix product.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prefixray.config import UserError
-from prefixray.metrics import coco, nist, sacre
+from prefixray.metrics import coco, nist, rouge, sacre
 
 Floats = NDArray[np.float64]  # N sources, K statistics, R resamplings
 
@@ -29,12 +30,16 @@ class Metric:
 METRICS: Mapping[str, Metric] = {
     "bleu": Metric("BLEU", sacre.count_bleu, sacre.bleu),
     "nist": Metric("NIST", nist.count_nist, nist.nist),
-    "rouge_l": Metric("ROUGE-L", coco.count_rouge_l, coco.mean),
+    "rouge_l_coco": Metric("COCO R-L", coco.count_rouge_l, coco.mean),
     "cider": Metric("CIDEr", coco.count_cider, coco.mean),
     "chrf": Metric("chrF", sacre.count_chrf, sacre.chrf),
     "ter": Metric("TER", sacre.count_ter, sacre.ter, higher_is_better=False),
+    "rouge_1": Metric("ROUGE-1", partial(rouge.count_rouge, "rouge1"), coco.mean),
+    "rouge_2": Metric("ROUGE-2", partial(rouge.count_rouge, "rouge2"), coco.mean),
+    "rouge_l": Metric("ROUGE-L", partial(rouge.count_rouge, "rougeL"), coco.mean),
 }
-"""Percentages, but for NIST and CIDEr, which have scales of their own."""
+"""Percentages, but for NIST and CIDEr, which have scales of their own. There are two ROUGE-L: rouge_l is that of
+summarisation, rouge_l_coco that of captions and of the E2E challenge; they differ by several points."""
 
 
 @dataclass(frozen=True)
