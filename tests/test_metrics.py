@@ -5,17 +5,19 @@ Where numbers come from, all computed on 2026-11-24:
   stands in the fork lxuechen/e2e-metrics, commit 11099e3.
 - ROUGE-L and CIDEr: pycocoevalcap 1.2 behind its PTBTokenizer (CoreNLP 3.4.1, Java), as the E2E scorer calls them.
 - tokens: the same PTBTokenizer with its list of punctuation removed.
-- BLEU, chrF, TER: sacrebleu itself, called here.
+- BLEU, chrF, TER: sacrebleu itself, called here; ROUGE-1, -2 and -L: rouge-score itself, called here.
 """
 
 import csv
 import gzip
-from importlib import resources
+from importlib import metadata, resources
 from itertools import product
 
 import numpy as np
 import pytest
 import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.scoring import BootstrapAggregator
 
 from prefixray.config import UserError
 from prefixray.metrics import METRICS, Scored, higher_is_better, label, score
@@ -43,6 +45,7 @@ REFERENCES = [
         "The Vaults serves Indian food.",
     ],
 ]
+ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 TOKENS = {
     "It isn't kid friendly (but it's near Café Rouge).": "it is n't kid friendly -lrb- but it 's near café rouge -rrb-",
     "The Eagle's prices are £20-25; they're \"moderate\".": "the eagle 's prices are # 20-25 they 're moderate",
@@ -94,7 +97,7 @@ def by_sacrebleu(metric: str, hypotheses: list[str], references: list[list[str]]
 
 
 @pytest.mark.parametrize(("metric", "expected"), [
-    ("nist", 8.898831365878737), ("rouge_l", 63.81129068662674), ("cider", 1.8572240685162773),
+    ("nist", 8.898831365878737), ("rouge_l_coco", 63.81129068662674), ("cider", 1.8572240685162773),
 ])  # fmt: skip
 def test_a_human_against_the_other_humans_scores_as_with_the_e2e_scorer(
     metric: str, expected: float, e2e: list[list[str]]
@@ -103,7 +106,7 @@ def test_a_human_against_the_other_humans_scores_as_with_the_e2e_scorer(
 
 
 @pytest.mark.parametrize(("metric", "expected"), [
-    ("nist", 5.974827755344477), ("rouge_l", 49.09478855443256), ("cider", 1.1008391341124564),
+    ("nist", 5.974827755344477), ("rouge_l_coco", 49.09478855443256), ("cider", 1.1008391341124564),
 ])  # fmt: skip
 def test_a_description_of_another_restaurant_scores_as_with_the_e2e_scorer(
     metric: str, expected: float, e2e: list[list[str]]
@@ -112,7 +115,7 @@ def test_a_description_of_another_restaurant_scores_as_with_the_e2e_scorer(
 
 
 @pytest.mark.parametrize(("metric", "expected"), [
-    ("nist", 5.039428458279144), ("rouge_l", 70.27487620547707), ("cider", 3.0836725933148177),
+    ("nist", 5.039428458279144), ("rouge_l_coco", 70.27487620547707), ("cider", 3.0836725933148177),
 ])  # fmt: skip
 def test_punctuation_contractions_and_currency_score_as_with_the_e2e_scorer(metric: str, expected: float) -> None:
     assert score(metric, HYPOTHESES, REFERENCES).corpus() == pytest.approx(expected, abs=1e-9)
@@ -121,7 +124,7 @@ def test_punctuation_contractions_and_currency_score_as_with_the_e2e_scorer(metr
 def test_each_source_scores_as_with_the_coco_scorer() -> None:
     rouge_l = [94.9080622347949, 38.461538461538464, 71.24087591240876, 76.48902821316614]
     cider = [5.062678028427828, 1.7050002433134352, 3.2307442301643086, 2.3362678713536984]
-    assert score("rouge_l", HYPOTHESES, REFERENCES).statistics[:, 0] == pytest.approx(rouge_l, abs=1e-9)
+    assert score("rouge_l_coco", HYPOTHESES, REFERENCES).statistics[:, 0] == pytest.approx(rouge_l, abs=1e-9)
     assert score("cider", HYPOTHESES, REFERENCES).statistics[:, 0] == pytest.approx(cider, abs=1e-9)
 
 
@@ -136,6 +139,39 @@ def test_sacrebleus_metrics_equal_sacrebleu(metric: str, num_sources: int, e2e: 
         hypotheses, references = make(e2e[:num_sources])
         expected = by_sacrebleu(metric, hypotheses, references)
         assert score(metric, hypotheses, references).corpus() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", ROUGE)
+def test_each_source_scores_as_with_rouge_score_and_its_best_reference(metric: str) -> None:
+    scorer = RougeScorer([ROUGE[metric]], use_stemmer=True)
+    alone = [
+        [100 * scorer.score(reference, text)[ROUGE[metric]].fmeasure for reference in several]
+        for text, several in zip(HYPOTHESES, REFERENCES, strict=True)
+    ]
+    scored = score(metric, HYPOTHESES, REFERENCES)
+    assert scored.statistics[:, 0] == pytest.approx([max(several) for several in alone], abs=1e-12)
+    assert scored.corpus() == pytest.approx(np.mean([max(several) for several in alone]), abs=1e-12)
+
+
+def test_each_kind_of_rouge_has_its_own_best_reference() -> None:
+    several = ["b a d c", "a b x y z"]  # of the first all words are there, of the second a pair
+    scores = {metric: score(metric, ["a b c d"], [several]).corpus() for metric in ROUGE}
+    assert scores == pytest.approx({"rouge_1": 100.0, "rouge_2": 100 * 2 / 7, "rouge_l": 50.0}, abs=1e-9)
+
+
+def test_rouge_is_what_the_packages_bootstrap_varies_about(e2e: list[list[str]]) -> None:
+    hypotheses, references = first_against_rest(e2e[:200])
+    np.random.seed(1)  # the package draws from numpy's global generator
+    aggregator, scorer = BootstrapAggregator(), RougeScorer(list(ROUGE.values()), use_stemmer=True)
+    for text, several in zip(hypotheses, references, strict=True):
+        aggregator.add_scores(scorer.score_multi(several, text))
+    middle = {metric: 100 * aggregator.aggregate()[kind].mid.fmeasure for metric, kind in ROUGE.items()}
+    ours = {metric: score(metric, hypotheses, references).corpus() for metric in ROUGE}
+    assert ours == pytest.approx(middle, abs=0.1)
+
+
+def test_rouge_stems_words_and_ignores_case_and_punctuation() -> None:
+    assert score("rouge_2", ["SUMMARISING, the talks!"], [["summarised the talk"]]).corpus() == pytest.approx(100)
 
 
 @pytest.mark.parametrize("metric", ["bleu", "chrf", "ter"])
@@ -161,7 +197,7 @@ def test_an_empty_reference_is_no_error(metric: str) -> None:
     assert np.isfinite(score(metric, ["", "Eagle"], [[""], ["", "The Eagle"]]).corpus())
 
 
-@pytest.mark.parametrize("metric", ["bleu", "chrf", "ter", "rouge_l"])
+@pytest.mark.parametrize("metric", ["bleu", "chrf", "ter", "rouge_l_coco", "rouge_1", "rouge_2", "rouge_l"])
 def test_a_resampling_scores_like_its_sources_written_out(metric: str) -> None:
     draws = np.random.default_rng(1).integers(0, 4, size=(5, 4))
     weights = np.stack([np.bincount(draw, minlength=4) for draw in draws])
@@ -195,6 +231,11 @@ def test_the_longest_common_subsequence_equals_the_textbooks_table() -> None:
         assert _longest_common_subsequence(left, right) == table[-1, -1]
 
 
+def test_a_signature_says_how_rouge_was_computed() -> None:
+    expected = f"rouge-score:{metadata.version('rouge-score')}|rougeL|stemmer:porter|F1|refs:best"
+    assert score("rouge_l", HYPOTHESES, REFERENCES).signature == expected
+
+
 def test_a_signature_says_how_bleu_was_computed() -> None:
     assert score("bleu", HYPOTHESES, REFERENCES).signature == (
         f"nrefs:var|case:lc|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
@@ -202,10 +243,12 @@ def test_a_signature_says_how_bleu_was_computed() -> None:
 
 
 def test_only_ter_is_better_when_lower() -> None:
-    assert [label(metric) for metric in METRICS] == ["BLEU", "NIST", "ROUGE-L", "CIDEr", "chrF", "TER"]
+    labels = ["BLEU", "NIST", "COCO R-L", "CIDEr", "chrF", "TER", "ROUGE-1", "ROUGE-2", "ROUGE-L"]
+    assert [label(metric) for metric in METRICS] == labels
     assert [metric for metric in METRICS if not higher_is_better(metric)] == ["ter"]
 
 
 def test_an_unknown_metric_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match="'blue' does not exist; metrics are bleu, nist, rouge_l, cider, chrf, ter"):
+    known = "bleu, nist, rouge_l_coco, cider, chrf, ter, rouge_1, rouge_2, rouge_l"
+    with pytest.raises(UserError, match=f"'blue' does not exist; metrics are {known}"):
         score("blue", HYPOTHESES, REFERENCES)

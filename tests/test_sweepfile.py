@@ -215,7 +215,7 @@ MALFORMED = {
     "a metric of another family": (
         "test/bleu",
         "test/accuracy",
-        "x.yaml:16: final.metric: 'test/accuracy': must be one of test/bleu, test/nist, test/rouge_l, "
+        "x.yaml:16: final.metric: 'test/accuracy': must be one of test/bleu, test/nist, test/rouge_l_coco, "
         "test/cider, test/chrf, test/ter for task e2e",
     ),
     "no room for text": (

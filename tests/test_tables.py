@@ -22,7 +22,7 @@ def interval(value: float, low: float, high: float) -> Interval:
 def arm(
     name: str, bleu: Interval, difference: Interval | None, p: float | None, trained: int, num_trials: int
 ) -> ArmResult:
-    others = {"nist": interval(5.678, 5, 6), "rouge_l": interval(60.0, 55, 65), "cider": interval(1.234, 1, 2)}
+    others = {"nist": interval(5.678, 5, 6), "rouge_l_coco": interval(60.0, 55, 65), "cider": interval(1.234, 1, 2)}
     scores = {"bleu": bleu, **others}
     return {
         "arm": name,
@@ -73,7 +73,7 @@ def results() -> Results:
         "num_sources_total": 630,
         "metric": "bleu",
         "reference": "finetune",
-        "metrics": ["bleu", "nist", "rouge_l", "cider"],
+        "metrics": ["bleu", "nist", "rouge_l_coco", "cider"],
         "signatures": {"bleu": "nrefs:var|case:lc", "nist": "n:5"},
         "decoding": {"num_beams": 5, "max_new_tokens": 60},
         "precision": "bf16",
@@ -111,11 +111,11 @@ def results() -> Results:
 def test_the_final_table_has_the_protocols_form(results: Results) -> None:
     expected = """
 E2E test, 40 of 630 sources, beam 5, 1 seed
-arm             BLEU [95 %]    vs finetune [95 %]  p (Holm)  NIST  ROUGE-L  CIDEr  trained (%)   stored (%)  trials   min
-untuned    2.1 [ 1.4,  3.0]  -54.0 [-57.1, -51.0]  <0.001 *  5.68     60.0   1.23            0            0      -      -
-prefix    58.3 [51.6, 64.4]   +2.2 [ -5.9, +10.1]   0.610    5.68     60.0   1.23  115k (0.09)  115k (0.09)      8   13.2
-adapter   57.0 [50.2, 63.1]   +0.9 [ -6.8,  +8.4]   0.820    5.68     60.0   1.23   1.2M (0.9)   1.2M (0.9)      1+   1.6
-finetune  56.1 [49.0, 62.0]             reference       -    5.68     60.0   1.23   135M (100)   135M (100)      1+   1.6
+arm             BLEU [95 %]    vs finetune [95 %]  p (Holm)  NIST  COCO R-L  CIDEr  trained (%)   stored (%)  trials   min
+untuned    2.1 [ 1.4,  3.0]  -54.0 [-57.1, -51.0]  <0.001 *  5.68      60.0   1.23            0            0      -      -
+prefix    58.3 [51.6, 64.4]   +2.2 [ -5.9, +10.1]   0.610    5.68      60.0   1.23  115k (0.09)  115k (0.09)      8   13.2
+adapter   57.0 [50.2, 63.1]   +0.9 [ -6.8,  +8.4]   0.820    5.68      60.0   1.23   1.2M (0.9)   1.2M (0.9)      1+   1.6
+finetune  56.1 [49.0, 62.0]             reference       -    5.68      60.0   1.23   135M (100)   135M (100)      1+   1.6
 + searched less than prefix: not a fair comparison
 * differs from finetune: p < 0.05 after Holm's correction
 """  # noqa: E501

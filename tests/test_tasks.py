@@ -97,7 +97,7 @@ def test_the_whole_of_e2e_ships_with_the_package(e2e: Task) -> None:
     assert (len(e2e.train), len(e2e.dev), len(e2e.dev_sources), len(e2e.test_sources)) == (42061, 4672, 547, 630)
     assert e2e.num_test_total == 630
     assert sum(len(sourced.references) for sourced in e2e.test_sources) == 4693
-    assert e2e.metrics == ("bleu", "nist", "rouge_l", "cider")
+    assert e2e.metrics == ("bleu", "nist", "rouge_l_coco", "cider")
 
 
 def test_e2e_targets_are_the_official_references_untokenised(e2e: Task) -> None:
@@ -218,7 +218,7 @@ WEBNLG = Task(
         Sourced(" | Kite : fliesOver : Hill", ("A kite flies.", "Kite fly."), "unseen"),
     ),
     num_test_total=2,
-    metrics=("bleu", "nist", "rouge_l", "cider"),
+    metrics=("bleu", "nist", "rouge_l_coco", "cider"),
 )
 
 
@@ -360,7 +360,7 @@ def test_repeated_sources_are_one_source_with_all_references(tmp_path: Path) -> 
     task = custom(tmp_path, jsonl(rows))
     assert task.train == task.dev == (Example("a", "1"), Example("b", "2"), Example("b", "3"), Example("a", "4"))
     assert task.test_sources == task.dev_sources == (Sourced("a", ("1", "4")), Sourced("b", ("2", "3")))
-    assert (task.name, task.num_test_total, task.metrics) == ("custom", 2, ("bleu", "nist", "rouge_l", "cider"))
+    assert (task.name, task.num_test_total, task.metrics) == ("custom", 2, ("bleu", "nist", "rouge_l_coco", "cider"))
 
 
 def test_csv_and_jsonl_plain_and_gzipped_are_the_same(tmp_path: Path) -> None:

@@ -38,8 +38,8 @@ METRICS: Mapping[str, Metric] = {
     "rouge_2": Metric("ROUGE-2", partial(rouge.count_rouge, "rouge2"), coco.mean),
     "rouge_l": Metric("ROUGE-L", partial(rouge.count_rouge, "rougeL"), coco.mean),
 }
-"""Percentages, but for NIST and CIDEr, which have scales of their own. There are two ROUGE-L: rouge_l is that of
-summarisation, rouge_l_coco that of captions and of the E2E challenge; they differ by several points."""
+"""Percentages, but for NIST and CIDEr, which have scales of their own. There are two ROUGE-L, which
+give the same output different numbers: rouge_l is that of summarisation, rouge_l_coco that of captions and of E2E."""
 
 
 @dataclass(frozen=True)

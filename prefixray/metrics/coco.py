@@ -1,9 +1,9 @@
 """ROUGE-L and CIDEr as the COCO caption scorer defines them; the E2E challenge reports these two.
 
-ROUGE-L here is not the summarisation one (`rouge.py`): per source the best precision and the best recall over the references, each
-on its own, joined with beta 1.2; a percentage. CIDEr is the scorer's CIDEr-D: clipped tf-idf cosines of n-grams up to
-4, a Gaussian penalty on the difference in length, times 10; its document frequencies are those of the whole reference
-set, in a resampling too. Both are means over sources, so a source's statistics are its score and a one.
+ROUGE-L here is not the summarisation one (`rouge.py`): per source the best precision and the best recall over the
+references, each on its own, joined with beta 1.2; a percentage. CIDEr is the scorer's CIDEr-D: clipped tf-idf cosines
+of n-grams up to 4, a Gaussian penalty on the difference in length, times 10; its document frequencies are those of the
+whole reference set, in a resampling too. Both are means over sources, so a source's statistics are its score and a one.
 """
 
 import math

@@ -14,7 +14,8 @@ from prefixray.config import Count, TaskConfig, UserError
 
 logger = logging.getLogger(__name__)
 
-DATA_TO_TEXT_METRICS = ("bleu", "nist", "rouge_l", "cider")
+DATA_TO_TEXT_METRICS = ("bleu", "nist", "rouge_l_coco", "cider")
+SUMMARIZATION_METRICS = ("rouge_1", "rouge_2", "rouge_l")
 
 
 @dataclass(frozen=True)
