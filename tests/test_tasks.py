@@ -295,7 +295,7 @@ def test_a_hub_data_set_of_another_form_is_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config: {"train": other, "validation": other})
     assert webnlg_problems("somebody/other") == [
-        "task.path: somebody/other: has no split dev, test; its splits are train, validation"
+        "task.path: somebody/other: has no split test; its splits are train, validation"
     ]
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config: dict.fromkeys(("train", "dev", "test"), other))
     assert webnlg_problems("somebody/other") == [
@@ -311,7 +311,8 @@ def test_an_unreachable_hub_data_set_is_reported(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     assert webnlg_problems("nobody/nothing") == [
         "task.path: nobody/nothing: no such folder, nor can a hub data set be loaded: "
-        "Couldn't reach 'nobody/nothing' on the Hub (OfflineModeIsEnabled)"
+        "Couldn't reach 'nobody/nothing' on the Hub (OfflineModeIsEnabled); "
+        "give the folder of the 2017 challenge's files"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Tasks: data sets as linearised text, split into train, dev and test, with the metrics that they are scored by.
+"""Tasks: data sets as pairs of texts, split into train, dev and test, with the metrics that they are scored by.
 
 A new family is one file here whose loader reads its splits as `Entry`s and gives them to `make_task`, and one case in
 `load_task`.
@@ -8,8 +8,9 @@ from typing import assert_never
 
 from prefixray.config import TaskConfig
 from prefixray.tasks.contract import Example, Sourced, Task
-from prefixray.tasks.custom import load_custom
+from prefixray.tasks.custom import load_custom, load_own_summaries
 from prefixray.tasks.data_to_text import load_e2e, load_webnlg
+from prefixray.tasks.summarization import load_extrapolation, load_summaries
 
 __all__ = ["Example", "Sourced", "Task", "load_task"]
 
@@ -23,5 +24,11 @@ def load_task(config: TaskConfig) -> Task:
             return load_webnlg(config)
         case "custom":
             return load_custom(config)
+        case "xsum" | "cnn_dm" | "dialogsum" | "scitldr":
+            return load_summaries(config)
+        case "xsum_news" | "xsum_sport":
+            return load_extrapolation(config)
+        case "summarization":
+            return load_own_summaries(config)
         case _:
             assert_never(config.name)

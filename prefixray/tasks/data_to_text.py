@@ -20,6 +20,8 @@ from typing import Any
 
 from prefixray.config import TaskConfig, UserError
 from prefixray.tasks.contract import DATA_TO_TEXT_METRICS, Entry, Splits, Task, make_task
+from prefixray.tasks.files import is_folder
+from prefixray.tasks.hub import load_hub
 
 HUB_CONFIG = "webnlg_challenge_2017"
 
@@ -61,12 +63,8 @@ def load_webnlg(config: TaskConfig) -> Task:
     """
     if config.path is None:
         raise UserError("task.path: webnlg needs the folder of the 2017 challenge's files or a hub data set")
-    if Path(config.path).exists():
-        train, dev, test = _read_folder(Path(config.path))
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", config.path):
-        train, dev, test = _read_hub(config.path)
-    else:
-        raise UserError(f"task.path: {config.path}: no such folder")
+    path = config.path
+    train, dev, test = _read_folder(Path(path).expanduser()) if is_folder(path) else _read_hub(path)
     seen = {entry.category for entry in train}
     splits = Splits(_entries(train, seen), _entries(dev, seen), _entries(_without_copies(test), seen))
     return make_task(config, splits, DATA_TO_TEXT_METRICS)
@@ -165,24 +163,8 @@ def _read_json(file: Path) -> list[TripleSet]:
 
 
 def _read_hub(name: str) -> list[list[TripleSet]]:
-    try:
-        import datasets  # type: ignore[import-untyped, import-not-found, unused-ignore]
-    except ImportError as error:
-        raise UserError(f"task.path: {name}: no such folder; a hub data set needs `pip install datasets`") from error
-    try:
-        try:
-            hub = datasets.load_dataset(name, HUB_CONFIG)
-        except RuntimeError:  # the set is a loading script, which `datasets` no longer runs: take the hub's own export
-            export = f"hf://datasets/{name}@refs/convert/parquet/{HUB_CONFIG}"
-            files = {split: f"{export}/{split}/*.parquet" for split in ("train", "dev", "test")}
-            hub = datasets.load_dataset("parquet", data_files=files)
-    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"task.path: {name}: no such folder, nor can a hub data set be loaded: {reason}") from error
-    missing = [split for split in ("train", "dev", "test") if split not in hub]
-    if missing:
-        raise UserError(f"task.path: {name}: has no split {', '.join(missing)}; its splits are {', '.join(hub)}")
-    return [_hub_split(name, split, hub[split]) for split in ("train", "dev", "test")]
+    hub = load_hub(name, HUB_CONFIG, dev="dev", remedy="give the folder of the 2017 challenge's files")
+    return [_hub_split(name, split, found.rows) for split, found in hub.items()]
 
 
 def _hub_split(name: str, split: str, rows: Iterable[Mapping[str, Any]]) -> list[TripleSet]:

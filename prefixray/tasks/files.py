@@ -1,0 +1,180 @@
+"""Local files as rows, one at a time, each with the line that it starts on: JSONL, CSV, and pairs of line files.
+
+JSONL and CSV may be gzipped. A pair of line files is the original's form of summarisation data: `train.source` and
+`train.target`, one example a line. Nothing is held in memory but the row that is read.
+"""
+
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import IO
+
+from prefixray.config import UserError
+
+SPLITS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train",),
+    "dev": ("dev", "validation", "val", "valid"),
+    "test": ("test",),
+}
+"""What a split may be called, in a folder as on the hub."""
+
+_ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz")
+_LINE_SUFFIX = ".source"
+
+Row = Mapping[str, object]
+Lines = Iterator[tuple[int, Row | str]]  # a line's number; the row that starts there, or what is wrong with it
+Check = Callable[[Sequence[str]], list[str]]  # what is wrong with these columns
+
+
+def is_folder(path: str) -> bool:
+    """Whether `task.path` names a folder here, not a hub data set. Raises `UserError` where it can name neither."""
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return True
+    if local.exists():
+        raise UserError(f"task.path: {path}: is a file; it must be a folder, or a hub data set")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        raise UserError(f"task.path: {path}: no such folder")
+    return False
+
+
+def find_splits(path: str) -> dict[str, Path]:
+    """The file of each split in a folder. Raises `UserError` for each split that has none, or several."""
+    folder, found, problems = Path(path).expanduser(), {}, []
+    for split, names in SPLITS.items():
+        wanted = [f"{name}{suffix}" for name in names for suffix in (*_ROW_SUFFIXES, _LINE_SUFFIX)]
+        files = [folder / name for name in wanted if (folder / name).is_file()]
+        if not files:
+            forms = f"{split}.jsonl, {split}.csv (or either with .gz) nor {split}.source"
+            problems.append(f"task.path: {path}: has neither {forms}")
+        elif len(files) > 1:
+            several = ", ".join(file.name for file in files)
+            problems.append(f"task.path: {path}: has several files for {split}: {several}; keep one")
+        else:
+            found[split] = files[0]
+    if problems:
+        raise UserError(*problems)
+    return found
+
+
+def is_line_file(file: Path) -> bool:
+    """Whether it is the first of a pair of line files, which hold texts and nothing else."""
+    return file.suffix == _LINE_SUFFIX
+
+
+def read_rows(place: str, file: Path, check: Check) -> Lines:
+    """The rows of a file; where its form is read off the name.
+
+    `check` sees the columns of each row, or the header of a CSV file, which is not read on when something is wrong with
+    it. Raises `UserError` for a file that cannot be read as a whole; `place` is the key that names it.
+    """
+    if is_line_file(file):
+        target = file.with_suffix(".target")
+        return _read_pairs(read_lines(place, file), read_lines(place, target), target, check)
+    suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() != ".gz"]
+    match suffixes[-1:]:
+        case [".jsonl"]:
+            return _read_jsonl(read_lines(place, file), check)
+        case [".csv"]:
+            return _read_csv(read_lines(place, file), check)
+        case _:
+            raise UserError(f"{place}: {file}: must be a .jsonl, .csv, .jsonl.gz or .csv.gz file")
+
+
+def kind_of(value: object) -> str:
+    """What a value from a file is called in a message."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+        case list():
+            return "a list"
+        case _:
+            return "an object"
+
+
+def read_lines(place: str, file: Path) -> Iterator[str]:
+    """The lines with their ends, without a byte order mark."""
+    try:
+        with _open(file) as stream:
+            for number, line in enumerate(stream, start=1):
+                yield _decode(line, file, number)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{place}: {file}: is not a whole gzip file: {error}") from error
+    except OSError as error:
+        raise UserError(f"{place}: {file}: cannot be read: {error.strerror}") from error
+
+
+def _open(file: Path) -> gzip.GzipFile | IO[bytes]:
+    return gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb")
+
+
+def _decode(line: bytes, file: Path, number: int) -> str:
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        byte = line[error.start]
+        raise UserError(f"{file}:{number}: is not UTF-8 (byte 0x{byte:02x}); save it as UTF-8") from error
+    return text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _read_jsonl(lines: Iterable[str], check: Check) -> Lines:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            yield number, f"is not JSON: {error.msg} at column {error.colno}"
+        except (ValueError, RecursionError) as error:
+            yield number, f"is not JSON that can be read: {error}"
+        else:
+            problems = check(list(row)) if isinstance(row, dict) else [f"is {kind_of(row)}; it must be an object"]
+            yield from ((number, problem) for problem in problems)
+            if not problems:
+                yield number, row
+
+
+def _read_csv(lines: Iterable[str], check: Check) -> Lines:
+    """Rows with the line that each starts on; a quoted field may span lines."""
+    header: list[str] = []
+    start = 1
+    reader = csv.reader(chain.from_iterable(io.StringIO(line, newline="") for line in lines), strict=True)
+    try:
+        for values in reader:
+            if values and not header:
+                header = [value.strip() for value in values]
+                problems = check(header)
+                yield from ((start, problem) for problem in problems)
+                if problems:
+                    return
+            elif values and len(values) != len(header):
+                yield start, f"has {len(values)} values for {len(header)} columns"
+            elif values:
+                yield start, dict(zip(header, values, strict=True))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        yield start, f"is not CSV: {error}"
+
+
+def _read_pairs(sources: Iterable[str], targets: Iterable[str], target_file: Path, check: Check) -> Lines:
+    """A line of each file as a row with the columns source and target."""
+    if problems := check(["source", "target"]):
+        yield from ((1, problem) for problem in problems)
+        return
+    for number, (source, target) in enumerate(zip_longest(sources, targets), start=1):
+        if source is None or target is None:
+            yield number, f"{target_file.name} has {'more' if source is None else 'fewer'} lines than this file"
+            return
+        yield number, {"source": source, "target": target}
