@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, EncoderDecoderCache, GenerationConfig, PreTrainedModel
 
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base
@@ -133,6 +133,7 @@ def _decode(base: Base, binder: Binder, template: Template, jobs: Sequence[_Job]
         length_penalty=decoding.length_penalty,
         eos_token_id=template.eos_id,
         pad_token_id=template.pad_id,
+        decoder_start_token_id=template.target_before[0] if template.is_encoder_decoder else None,
     )
     if template.is_encoder_decoder:
         inputs, given = _encoder_decoder_inputs(template, jobs)
@@ -144,8 +145,13 @@ def _decode(base: Base, binder: Binder, template: Template, jobs: Sequence[_Job]
     model: Any = base.model
     with binder.bind(inserts, range(len(jobs))):
         on_device = {name: tensor.to(base.device) for name, tensor in inputs.items()}
-        output = model.generate(**on_device, generation_config=settings)
+        output = model.generate(**on_device, past_key_values=_cache(template), generation_config=settings)
     return [_text(base, template, row) for row in output[:, given:].tolist()]
+
+
+def _cache(template: Template) -> Cache | None:
+    """One that grows: `generate` gives a T5 with more decoder than encoder layers a cache of too few."""
+    return EncoderDecoderCache(DynamicCache(), DynamicCache()) if template.is_encoder_decoder else None
 
 
 def _encoder_decoder_inputs(template: Template, jobs: Sequence[_Job]) -> tuple[dict[str, Tensor], int]:

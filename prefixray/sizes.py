@@ -15,15 +15,16 @@ def trained_parameters(method: AnyTrial, shape: Mapping[str, Any]) -> int:
     Exact for prefixes; for adapters too; for LoRA an upper bound (a fused query-key-value projection in every layer).
     """
     hidden, sites = shape["hidden_size"], shape["sites"]
-    num_blocks: int = sum(site["num_layers"] for name, site in sites.items() if name != "cross")
-    num_attentions: int = sum(site["num_layers"] for site in sites.values())
+    num_blocks = sum(site["num_layers"] for name, site in sites.items() if name != "cross")
+    num_attentions = sum(site["num_layers"] for site in sites.values())
     match method:
         case PrefixTrial():
             return sum(_of_site(method, sites[name], hidden) for name in method.active_sites(sites))
         case AdapterTrial():
-            return num_blocks * (2 * hidden * method.bottleneck + method.bottleneck + 3 * hidden)
+            return int(num_blocks * (2 * hidden * method.bottleneck + method.bottleneck + 3 * hidden))
         case LoraTrial():
-            return num_attentions * method.rank * 4 * hidden
+            widest = max(hidden, *(site["num_kv_heads"] * site["head_dim"] for site in sites.values()))
+            return int(num_attentions * method.rank * 4 * widest)
         case FinetuneTrial():
             return int(shape["num_parameters"])
         case _:

@@ -17,10 +17,10 @@ LENGTHS = (3, 0, 8)  # prefix positions of three trials
 @pytest.fixture
 def inserts(exact_base: Base) -> list[Insert]:
     """A trial each: two with prefixes, one without."""
-    shape, draw = exact_base.shape, torch.Generator().manual_seed(1)
-    sizes = [(2, shape.num_layers, shape.num_kv_heads, length, shape.head_dim) for length in LENGTHS]
+    site, draw = exact_base.shape.sites["decoder"], torch.Generator().manual_seed(1)
+    sizes = [(2, site.num_layers, site.num_kv_heads, length, site.head_dim) for length in LENGTHS]
     prefixes = [torch.randn(size, generator=draw, dtype=torch.float64) for size in sizes]
-    return [Insert(prefix if prefix.shape[3] else None) for prefix in prefixes]
+    return [Insert({"decoder": prefix} if prefix.shape[3] else {}) for prefix in prefixes]
 
 
 def _tokens(base: Base, num_rows: int) -> Tensor:
@@ -31,8 +31,8 @@ def _stock(base: Base, insert: Insert, ids: Tensor) -> Tensor:
     """Logits (S, V) of one row by the model's own attention, the prefix as its past."""
     base.model.set_attn_implementation("eager")
     past = DynamicCache()
-    if insert.prefix is not None:
-        for layer, (key, value) in enumerate(zip(*insert.prefix, strict=True)):
+    for prefix in insert.prefixes.values():
+        for layer, (key, value) in enumerate(zip(*prefix, strict=True)):
             past.update(key[None], value[None], layer)
     with torch.no_grad():
         logits: Tensor = base.model(input_ids=ids[None], past_key_values=past).logits[0]
@@ -78,21 +78,20 @@ def _gradients(
     base: Base, binder: Binder, inserts: Sequence[Insert], row_trial: Sequence[int], ids: Tensor
 ) -> dict[int, Tensor]:
     """Of a sum over all positions, at the prefix of each trial that has rows."""
-    prefixes = {trial: insert.prefix for trial, insert in enumerate(inserts)}
-    leaves = {trial: None if p is None else p.clone().requires_grad_() for trial, p in prefixes.items()}
-    with binder.bind([Insert(leaf) for leaf in leaves.values()], row_trial):
+    leaves = [{site: p.clone().requires_grad_() for site, p in insert.prefixes.items()} for insert in inserts]
+    with binder.bind([Insert(own) for own in leaves], row_trial):
         logits = base.model(input_ids=ids, position_ids=torch.arange(ids.shape[1])[None]).logits
         logits.logsumexp(-1).sum().backward()
-    return {trial: leaf.grad for trial, leaf in leaves.items() if leaf is not None and leaf.grad is not None}
+    gradients = {trial: leaf.grad for trial, own in enumerate(leaves) for leaf in own.values()}
+    return {trial: gradient for trial, gradient in gradients.items() if gradient is not None}
 
 
 def test_what_is_recorded_under_a_binding_continues_it(exact_base: Base, inserts: list[Insert]) -> None:
     binder, ids = Binder(exact_base.model), _tokens(exact_base, 3)
     with binder.bind(inserts, (0, 1, 2)):
-        recorded = binder.record_rows(ids[:, :4])
+        recorded = binder.record_rows(ids[:, :4])["decoder"]
     for row, insert in enumerate(inserts):
-        parts = [recorded[row]] if insert.prefix is None else [insert.prefix, recorded[row]]
-        longer = Insert(torch.cat(parts, dim=3))
+        longer = Insert({"decoder": torch.cat([*insert.prefixes.values(), recorded[row]], dim=3)})
         rest = ids[row : row + 1, 4:]
         with torch.no_grad(), binder.bind([longer], [0]):
             logits = exact_base.model(input_ids=rest, position_ids=torch.arange(3)[None]).logits[0]

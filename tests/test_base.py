@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prefixray.attention import Binder, Insert
-from prefixray.base import Base, choose_dtype, load_base
+from prefixray.base import Base, SiteShape, choose_dtype, load_base
 from prefixray.batching import encode, make_template
 from prefixray.config import PrefixTrial, TaskConfig, TrialConfig, UserError
 from prefixray.methods import build_method
@@ -37,7 +37,7 @@ def smollm(tmp_path_factory: pytest.TempPathFactory) -> Base:
 @installed
 def test_a_gguf_file_inside_a_wheel_is_a_base(smollm: Base) -> None:
     shape = smollm.shape
-    assert (shape.num_layers, shape.num_heads, shape.num_kv_heads, shape.hidden_size) == (30, 9, 3, 576)
+    assert (shape.sites["decoder"], shape.hidden_size) == (SiteShape(30, 3, 64), 576)
     assert shape.num_parameters == 134_515_008
     assert not any(parameter.requires_grad for parameter in smollm.model.parameters())
 
@@ -46,7 +46,7 @@ def test_a_gguf_file_inside_a_wheel_is_a_base(smollm: Base) -> None:
 def test_the_real_model_knows_english_and_a_few_steps_of_a_prefix_teach_it_the_task(smollm: Base) -> None:
     config = TaskConfig(name="e2e", num_dev=8, num_train=200)
     task = load_task(config)
-    template = make_template(smollm.tokenizer, config)
+    template = make_template(smollm, config)
     train, dev = encode(task.train, template), encode(task.dev, template)
     pack = Pack(smollm, train, pad_id=template.pad_id)
     method = PrefixTrial(preseqlen=10, mid_dim=None, init_token="restaurant")

@@ -1,5 +1,6 @@
 """Texts become token ids as the original's template has them, and rows become batches that lose and add nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ GPT2 = Path(__file__).resolve().parents[2] / "shared" / "tokenizers" / "gpt2"
 
 
 def _template(base: Base, **task: object) -> Template:
-    return make_template(base.tokenizer, TaskConfig.model_validate({"name": "e2e", **task}))
+    return make_template(base, TaskConfig.model_validate({"name": "e2e", **task}))
 
 
 def _text(base: Base, row: Row) -> str:
@@ -41,7 +42,7 @@ def test_where_they_differ_a_line_break_separates(tiny_llama: Base) -> None:
 
 def test_a_tokenizer_without_a_first_token_separates_by_its_last(tiny_llama: Base) -> None:
     tiny_llama.tokenizer.bos_token = None
-    assert _template(tiny_llama).separator == (tiny_llama.tokenizer.eos_token_id,)
+    assert _template(tiny_llama).after == (tiny_llama.tokenizer.eos_token_id,)
 
 
 def test_a_task_may_name_its_separator(tiny_base: Base) -> None:
@@ -74,11 +75,11 @@ def test_long_texts_are_cut_at_their_end_and_sources_are_counted(
     with caplog.at_level("INFO"):
         cut, other = encode([EAGLE, Example("a", "b")], short)
     (full,) = encode([EAGLE], whole)
-    num_separator = len(whole.separator)
+    num_separator = len(whole.after)
     assert cut.ids[:6] == full.ids[:6] and cut.num_prompt == 6 + num_separator
     assert cut.ids[cut.num_prompt :] == (*full.ids[full.num_prompt :][:4], whole.eos_id)
     assert other.num_prompt < 6
-    assert "1 of 2 sources fill max_source_tokens (6)" in caplog.text
+    assert "1 of 2 sources fill the 6 source tokens" in caplog.text
 
 
 def test_a_source_with_several_references_has_the_same_prompt_in_each_row(tiny_base: Base) -> None:
@@ -98,32 +99,36 @@ def test_a_template_comes_back_from_its_record(tiny_base: Base) -> None:
 
 
 @pytest.mark.skipif(not GPT2.is_dir(), reason="GPT-2's tokenizer is not beside this checkout")
-def test_gpt2s_own_tokenizer_gives_the_originals_ids() -> None:
-    template = make_template(GPT2Tokenizer.from_pretrained(GPT2), TaskConfig(name="e2e"))
+def test_gpt2s_own_tokenizer_gives_the_originals_ids(tiny_gpt2: Base) -> None:
+    template = make_template(replace(tiny_gpt2, tokenizer=GPT2Tokenizer.from_pretrained(GPT2)), TaskConfig(name="e2e"))
     (row,) = encode([Example("name : Aromi", "Aromi is open.")], template)
     words = [" name", " :", " A", "rom", "i", " ", "<|endoftext|>", " A", "rom", "i", " is", " open", ".", " "]
     assert [template.tokenizer.decode([token]) for token in row.ids] == [*words, "<|endoftext|>"]
     assert (row.num_prompt, row.num_inputs, row.num_targets) == (7, 14, 8)
 
 
-@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 200), st.integers(0, 60))
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(1, 40)), max_size=30), st.integers(1, 200), st.integers(0, 60)
+)
 def test_pieces_hold_every_row_once_within_the_budget_and_little_padding(
-    lengths: list[int], token_budget: int, piece_cost: int
+    lengths: list[tuple[int, int]], token_budget: int, piece_cost: int
 ) -> None:
     pieces = cut_by_length(lengths, token_budget, piece_cost)
     assert sorted(index for piece in pieces for index in piece) == list(range(len(lengths)))
     for piece in pieces:
-        padded = len(piece) * max(lengths[index] for index in piece)
+        sides = [[lengths[index][side] for index in piece] for side in (0, 1)]
+        padded = len(piece) * sum(map(max, sides))
         assert len(piece) == 1 or padded <= token_budget
-        assert padded - sum(lengths[index] for index in piece) <= piece_cost
+        assert padded - sum(map(sum, sides)) <= piece_cost
     in_order = [lengths[index] for piece in pieces for index in piece]
     assert in_order == sorted(lengths, reverse=True)
 
 
 def test_a_batch_lists_the_targets_and_what_predicts_them() -> None:
     batch = collate([Row((1, 2, 3, 4, 5), 3), Row((6, 7, 8), 1)], pad_id=0, device=torch.device("cpu"))
-    assert batch.input_ids.tolist() == [[1, 2, 3, 4], [6, 7, 0, 0]]
-    assert batch.positions.tolist() == [[0, 1, 2, 3]] * 2
+    assert set(batch.inputs) == {"input_ids", "position_ids"}
+    assert batch.inputs["input_ids"].tolist() == [[1, 2, 3, 4], [6, 7, 0, 0]]
+    assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 3]] * 2
     assert batch.target_ids.tolist() == [4, 5, 7, 8]
     assert batch.target_rows.tolist() == [0, 0, 1, 1]
     assert batch.target_columns.tolist() == [2, 3, 0, 1]

@@ -179,7 +179,7 @@ def test_a_damaged_artifact_is_refused_with_what_is_wrong(tmp_path: Path, tiny_g
     with pytest.raises(UserError, match=r"finetune\.safetensors: no such file"):
         load_artifact(folder)
     save_artifact(folder, _tensors(), {**_meta(tiny_gpt2), "format": 99})
-    with pytest.raises(UserError, match="artifact format 99; this prefixray reads format 1"):
+    with pytest.raises(UserError, match="artifact format 99; this prefixray reads format 2"):
         load_artifact(folder)
 
 
@@ -188,6 +188,6 @@ def test_an_artifact_of_another_base_is_refused_naming_every_difference(tiny_gpt
     with pytest.raises(UserError) as refused:
         check_artifact({**_meta(tiny_gpt2), "positions": "none"}, tiny_llama)
     message = str(refused.value)
-    assert f"artifact: base num_kv_heads: made for 4, {tiny_llama.name} has 2" in message
+    assert f"artifact: base sites.decoder.num_kv_heads: made for 4, {tiny_llama.name} has 2" in message
     assert f"made for {tiny_gpt2.name} with digest {tiny_gpt2.digest}" in message
     assert "artifact: positions: 'none'" in message

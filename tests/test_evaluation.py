@@ -111,7 +111,7 @@ def _finish_sweep(folder: Path, arm: str, base: Base) -> list[str]:
     for split, part in (("train", lines), ("dev", lines[2:]), ("test", lines[:2])):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in part))
     task = TaskConfig(name="custom", **{split: str(folder / f"{split}.jsonl") for split in ("train", "dev", "test")})
-    template, binder = make_template(base.tokenizer, task), Binder(base.model)
+    template, binder = make_template(base, task), Binder(base.model)
     method = build_method(ARMS[arm], base, binder.record, init_seed=1, dropout_seed=1)
     with torch.no_grad():
         for parameter in method.parameters():

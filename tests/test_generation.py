@@ -25,13 +25,13 @@ BEAMS = Decoding(num_beams=5, max_new_tokens=12, batch_size=64)
 
 
 def _template(base: Base) -> Template:
-    return make_template(base.tokenizer, TaskConfig(name="e2e"))
+    return make_template(base, TaskConfig(name="e2e"))
 
 
 def _prefixes(base: Base, lengths: Sequence[int]) -> list[Insert]:
-    shape, draw = base.shape, torch.Generator().manual_seed(3)
-    sizes = [(2, shape.num_layers, shape.num_kv_heads, length, shape.head_dim) for length in lengths]
-    return [Insert(prefix=torch.randn(size, generator=draw, dtype=base.model.dtype)) for size in sizes]
+    site, draw = base.shape.sites["decoder"], torch.Generator().manual_seed(3)
+    sizes = [(2, site.num_layers, site.num_kv_heads, length, site.head_dim) for length in lengths]
+    return [Insert({"decoder": torch.randn(size, generator=draw, dtype=base.model.dtype)}) for size in sizes]
 
 
 def _plain(base: Base, sources: Sequence[str], decoding: Decoding) -> list[str]:
@@ -169,7 +169,7 @@ def test_a_source_that_leaves_no_room_is_refused(tiny_gpt2: Base) -> None:
 def test_low_precision_decodes_in_low_precision(tiny_base: Base) -> None:
     tiny_base.model.to(torch.bfloat16)
     binder = Binder(tiny_base.model)
-    inserts = [Insert(prefix=insert.prefix.float()) for insert in _prefixes(tiny_base, [2, 7]) * 3]
+    inserts = [Insert({"decoder": one.prefixes["decoder"].float()}) for one in _prefixes(tiny_base, [2, 7])] * 3
     first = generate(tiny_base, binder, _template(tiny_base), SOURCES, inserts, BEAMS)
     assert first == generate(tiny_base, binder, _template(tiny_base), SOURCES, inserts, BEAMS)
     assert any(first)

@@ -1,4 +1,4 @@
-"""What every method promises, on both architectures; and what a prefix is, against the base itself and against PEFT."""
+"""What every method promises, on every architecture; and what a prefix is, against the base itself and against PEFT."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,8 +39,8 @@ LEAVE_THE_BASE = [name for name, method in METHODS.items() if not isinstance(met
 
 
 @pytest.fixture
-def binder(tiny_base: Base) -> Binder:
-    return Binder(tiny_base.model)
+def binder(any_base: Base) -> Binder:
+    return Binder(any_base.model)
 
 
 def _build(name: str, base: Base, binder: Binder, *, seed: int = 1) -> Method:
@@ -53,12 +53,18 @@ def _ids(base: Base, text: str) -> Tensor:
 
 def _logits(base: Base, binder: Binder, method: Method, ids: Tensor, step: int | None = None) -> Tensor:
     """The model's output (B, S, vocabulary) with the method in it."""
-    positions = torch.arange(ids.shape[1]).expand_as(ids)
     own = method.own_model
     model, binder = (base.model, binder) if own is None else (own, Binder(own))
     with binder.bind([method.insert(step)], [0] * ids.shape[0]):
-        logits: Tensor = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        logits: Tensor = model(**_inputs(base, ids), use_cache=False).logits
     return logits
+
+
+def _inputs(base: Base, ids: Tensor) -> dict[str, Tensor]:
+    """What a model is called with to read these tokens; an encoder-decoder on both sides."""
+    if base.shape.is_encoder_decoder:
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids}
+    return {"input_ids": ids, "position_ids": torch.arange(ids.shape[1]).expand_as(ids)}
 
 
 def _train(base: Base, binder: Binder, method: Method, num_steps: int = 3) -> None:
@@ -75,63 +81,63 @@ def _train(base: Base, binder: Binder, method: Method, num_steps: int = 3) -> No
 
 
 @pytest.mark.parametrize("name", LEAVE_THE_BASE)
-def test_an_untrained_method_leaves_the_base_exactly_as_it_is(tiny_base: Base, binder: Binder, name: str) -> None:
-    ids = _ids(tiny_base, " name : The Eagle | food : Chinese")
+def test_an_untrained_method_leaves_the_base_exactly_as_it_is(any_base: Base, binder: Binder, name: str) -> None:
+    ids = _ids(any_base, " name : The Eagle | food : Chinese")
     with torch.no_grad():
-        plain = tiny_base.model(input_ids=ids).logits
-        assert torch.equal(_logits(tiny_base, binder, _build(name, tiny_base, binder), ids), plain)
+        plain = any_base.model(**_inputs(any_base, ids)).logits
+        assert torch.equal(_logits(any_base, binder, _build(name, any_base, binder), ids), plain)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_training_moves_the_methods_tensors_and_nothing_of_the_base(tiny_base: Base, binder: Binder, name: str) -> None:
-    method = _build(name, tiny_base, binder)
+def test_training_moves_the_methods_tensors_and_nothing_of_the_base(any_base: Base, binder: Binder, name: str) -> None:
+    method = _build(name, any_base, binder)
     trained = {key: p.detach().clone() for key, p in method.named_parameters() if p.requires_grad}
-    base_before = {key: tensor.clone() for key, tensor in tiny_base.model.state_dict().items()}
+    base_before = {key: tensor.clone() for key, tensor in any_base.model.state_dict().items()}
     assert sum(p.numel() for p in trained.values()) == method.trained_parameters() > 0
-    _train(tiny_base, binder, method)
+    _train(any_base, binder, method)
     unmoved = [key for key, p in method.named_parameters() if key in trained and torch.equal(trained[key], p)]
     assert unmoved == []
-    assert all(torch.equal(base_before[key], tensor) for key, tensor in tiny_base.model.state_dict().items())
-    assert all(p.grad is None and not p.requires_grad for p in tiny_base.model.parameters())
+    assert all(torch.equal(base_before[key], tensor) for key, tensor in any_base.model.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in any_base.model.parameters())
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_an_artifact_gives_the_same_logits(tiny_base: Base, binder: Binder, tmp_path: Path, name: str) -> None:
-    method = _build(name, tiny_base, binder)
-    _train(tiny_base, binder, method)
+def test_an_artifact_gives_the_same_logits(any_base: Base, binder: Binder, tmp_path: Path, name: str) -> None:
+    method = _build(name, any_base, binder)
+    _train(any_base, binder, method)
     config = TrialConfig(arm="tested", learning_rate=1e-3, num_steps=3, method=METHODS[name])
-    meta = artifact_meta(tiny_base, config, task=TaskConfig(name="e2e"), template={})
+    meta = artifact_meta(any_base, config, task=TaskConfig(name="e2e"), template={})
     save_artifact(tmp_path / "artifact", method.artifact(), meta)
-    restored = restore_method(tiny_base, binder.record, *load_artifact(tmp_path / "artifact"))
-    ids = _ids(tiny_base, " The Mill")
+    restored = restore_method(any_base, binder.record, *load_artifact(tmp_path / "artifact"))
+    ids = _ids(any_base, " The Mill")
     with torch.no_grad():
-        assert torch.equal(_logits(tiny_base, binder, restored, ids), _logits(tiny_base, binder, method, ids))
+        assert torch.equal(_logits(any_base, binder, restored, ids), _logits(any_base, binder, method, ids))
     assert sum(tensor.numel() for tensor in method.artifact().values()) == method.stored_parameters()
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_depends_on_its_seed_alone(tiny_base: Base, binder: Binder, name: str) -> None:
-    one = _build(name, tiny_base, binder, seed=1).artifact()
+def test_a_method_depends_on_its_seed_alone(any_base: Base, binder: Binder, name: str) -> None:
+    one = _build(name, any_base, binder, seed=1).artifact()
     torch.manual_seed(99)
-    again = _build(name, tiny_base, binder, seed=1).artifact()
+    again = _build(name, any_base, binder, seed=1).artifact()
     assert all(torch.equal(one[key], again[key]) for key in one)
 
 
 @pytest.mark.parametrize("name", ["network", "lora with dropout"])
-def test_dropout_depends_on_the_seed_and_the_step_alone(tiny_base: Base, binder: Binder, name: str) -> None:
-    ids = _ids(tiny_base, " The Mill")
-    method, other_seed = (_build(name, tiny_base, binder, seed=seed) for seed in (1, 2))
-    _train(tiny_base, binder, method)
+def test_dropout_depends_on_the_seed_and_the_step_alone(any_base: Base, binder: Binder, name: str) -> None:
+    ids = _ids(any_base, " The Mill")
+    method, other_seed = (_build(name, any_base, binder, seed=seed) for seed in (1, 2))
+    _train(any_base, binder, method)
     other_seed.load_state_dict(method.state_dict())
     with torch.no_grad():
-        first = _logits(tiny_base, binder, method, ids, step=4)
+        first = _logits(any_base, binder, method, ids, step=4)
         torch.manual_seed(99)
         torch.rand(7)
-        assert torch.equal(_logits(tiny_base, binder, method, ids, step=4), first)
-        assert not torch.equal(_logits(tiny_base, binder, method, ids, step=5), first)
-        assert not torch.equal(_logits(tiny_base, binder, other_seed, ids, step=4), first)
-        without = _logits(tiny_base, binder, method, ids)
-        assert torch.equal(_logits(tiny_base, binder, other_seed, ids), without)
+        assert torch.equal(_logits(any_base, binder, method, ids, step=4), first)
+        assert not torch.equal(_logits(any_base, binder, method, ids, step=5), first)
+        assert not torch.equal(_logits(any_base, binder, other_seed, ids, step=4), first)
+        without = _logits(any_base, binder, method, ids)
+        assert torch.equal(_logits(any_base, binder, other_seed, ids), without)
         assert not torch.equal(first, without)
 
 
@@ -139,17 +145,15 @@ def test_dropout_keeps_the_prefix_on_average(tiny_gpt2: Base) -> None:
     config = PrefixTrial(preseqlen=5, mid_dim=None, init_token=None, prefix_dropout=0.25)
     binder = Binder(tiny_gpt2.model)
     method = build_method(config, tiny_gpt2, binder.record, init_seed=1, dropout_seed=1)
-    whole = method.insert(None).prefix
-    assert whole is not None
-    dropped = torch.stack([prefix for step in range(400) if (prefix := method.insert(step).prefix) is not None])
+    whole = method.insert(None).prefixes["decoder"]
+    dropped = torch.stack([method.insert(step).prefixes["decoder"] for step in range(400)])
     assert dropped.eq(0).float().mean().item() == pytest.approx(0.25, abs=0.01)
     assert (dropped.mean(0) - whole).abs().mean() < 0.05
 
 
 @pytest.mark.parametrize("name", ["flat of words", "network of words"])
-def test_a_prefix_of_words_equals_the_model_run_on_the_words_and_the_input(
-    tiny_base: Base, binder: Binder, name: str
-) -> None:
+def test_a_prefix_of_words_equals_the_model_run_on_the_words_and_the_input(tiny_base: Base, name: str) -> None:
+    binder = Binder(tiny_base.model)
     method = _build(name, tiny_base, binder)
     assert isinstance(method, Prefix)
     ids = _ids(tiny_base, " name : The Eagle | food : Chinese")
@@ -160,48 +164,48 @@ def test_a_prefix_of_words_equals_the_model_run_on_the_words_and_the_input(
         assert (_logits(tiny_base, binder, method, ids) - whole).abs().max() < 1e-5
 
 
-def test_words_are_repeated_to_preseqlen(tiny_base: Base, binder: Binder) -> None:
-    words = _ids(tiny_base, f" {WORDS}")
+def test_words_are_repeated_to_preseqlen(any_base: Base, binder: Binder) -> None:
+    words = _ids(any_base, f" {WORDS}")
     length = 2 * words.shape[1] + 1
     config = PrefixTrial(preseqlen=length, mid_dim=None, init_token=WORDS)
-    method = build_method(config, tiny_base, binder.record, init_seed=1, dropout_seed=1)
-    prefix = method.insert(None).prefix
-    assert prefix is not None
+    method = build_method(config, any_base, binder.record, init_seed=1, dropout_seed=1)
     recorded = binder.record(torch.cat([words, words, words[:, :1]], dim=1))
-    assert torch.equal(prefix, recorded)
+    prefixes = method.insert(None).prefixes
+    assert set(prefixes) == set(recorded) and all(torch.equal(prefixes[site], recorded[site]) for site in recorded)
 
 
 @pytest.mark.parametrize("preseqlen", [1, 6, 17])
 def test_the_solved_network_reproduces_the_words_keys_and_values(
-    tiny_base: Base, binder: Binder, preseqlen: int
+    any_base: Base, binder: Binder, preseqlen: int
 ) -> None:
     config = PrefixTrial(preseqlen=preseqlen, mid_dim=16, init_token=WORDS)
-    method = build_method(config, tiny_base, binder.record, init_seed=1, dropout_seed=1)
-    assert isinstance(method, Prefix) and method.residual is not None
-    assert method.residual < 1e-10  # of the solve itself, in float64
-    words = _ids(tiny_base, f" {WORDS}")
+    method = build_method(config, any_base, binder.record, init_seed=1, dropout_seed=1)
+    assert isinstance(method, Prefix) and (residual := method.residual()) is not None
+    assert residual < 1e-10  # of the solve itself, in float64
+    words = _ids(any_base, f" {WORDS}")
     wanted = binder.record(words.repeat(1, preseqlen)[:, :preseqlen])
-    assert (method.fold() - wanted).norm() / wanted.norm() < 1e-5  # of the network, in float32
+    for site, prefix in method.fold().items():
+        assert (prefix - wanted[site]).norm() / wanted[site].norm() < 1e-5  # of the network, in float32
 
 
 def test_what_the_network_cannot_reach_is_said(tiny_gpt2: Base, caplog: pytest.LogCaptureFixture) -> None:
     config = PrefixTrial(preseqlen=12, mid_dim=2, init_token="The Golden Palace serves French food")
     with caplog.at_level("INFO"):
         method = build_method(config, tiny_gpt2, Binder(tiny_gpt2.model).record, init_seed=1, dropout_seed=1)
-    assert isinstance(method, Prefix) and method.residual is not None and 0.01 < method.residual < 1
-    assert "init_token: the network reaches all but" in caplog.text
+    assert isinstance(method, Prefix) and 0.01 < (method.residual() or 0) < 1
+    assert "init_token: the networks reach all but" in caplog.text
 
 
-def test_a_network_stores_only_what_it_folds_to(tiny_base: Base, binder: Binder) -> None:
-    method = _build("network", tiny_base, binder)
-    shape = tiny_base.shape
-    assert method.stored_parameters() == 2 * shape.num_layers * shape.num_kv_heads * 6 * shape.head_dim
-    width = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
-    assert method.trained_parameters() == 6 * 32 + (32 + 1) * 16 + (16 + 1) * width
+def test_a_network_stores_only_what_it_folds_to(any_base: Base, binder: Binder) -> None:
+    method = _build("network", any_base, binder)
+    widths = [2 * site.num_layers * site.num_kv_heads * site.head_dim for site in any_base.shape.sites.values()]
+    assert method.stored_parameters() == 6 * sum(widths)
+    assert method.trained_parameters() == sum(6 * 32 + (32 + 1) * 16 + (16 + 1) * width for width in widths)
 
 
 @pytest.mark.parametrize("name", ["network", "flat of words"])
-def test_a_folded_prefix_gives_the_same_logits_in_peft(tiny_base: Base, binder: Binder, name: str) -> None:
+def test_a_folded_prefix_gives_the_same_logits_in_peft(tiny_base: Base, name: str) -> None:
+    binder = Binder(tiny_base.model)
     method = _build(name, tiny_base, binder)
     _train(tiny_base, binder, method)
     tensors = method.artifact()

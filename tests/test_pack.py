@@ -379,7 +379,7 @@ def test_the_seeds_of_a_replicate_are_shared_and_each_has_its_purpose() -> None:
 
 
 def _rows(base: Base) -> list[Row]:
-    return encode(EXAMPLES, make_template(base.tokenizer, TaskConfig(name="e2e")))
+    return encode(EXAMPLES, make_template(base, TaskConfig(name="e2e")))
 
 
 def _pack(base: Base, trials: Mapping[str, TrialConfig], *, token_budget: int | None = None) -> Pack:
@@ -445,12 +445,12 @@ def _stock(base: Base) -> PreTrainedModel:
 
 def _naive_prefix(tensors: Mapping[str, Tensor], base: Base, *, num_positions: int) -> Tensor:
     """Keys and values (2, L, K, P, D) from the trained tensors, as section 4.3 of the paper has them."""
-    if "flat" in tensors:
-        return tensors["flat"]
+    if "sites.decoder.flat" in tensors:
+        return tensors["sites.decoder.flat"]
     embedding, w1, b1, w2, b2 = tensors.values()
     rows = torch.tanh(embedding @ w1.T + b1) @ w2.T + b2
-    shape = base.shape
-    by_layer = rows.view(num_positions, shape.num_layers, 2, shape.num_kv_heads, shape.head_dim)
+    site = base.shape.sites["decoder"]
+    by_layer = rows.view(num_positions, site.num_layers, 2, site.num_kv_heads, site.head_dim)
     return by_layer.permute(2, 1, 3, 0, 4)
 
 

@@ -14,6 +14,7 @@ from prefixray.space import Choice, LogUniform
 METHODS: list[AnyTrial] = [
     PrefixTrial(preseqlen=5, mid_dim=None, init_token=None),
     PrefixTrial(preseqlen=7, mid_dim=16, init_token=None),
+    PrefixTrial(preseqlen=7, mid_dim=16, init_token=None, sites="decoder"),
     AdapterTrial(bottleneck=6),
     FinetuneTrial(),
 ]
@@ -24,13 +25,13 @@ def _made(method: AnyTrial, base: Base) -> int:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method.method))
-def test_trained_parameters_are_those_that_are_made(method: AnyTrial, tiny_base: Base) -> None:
-    assert trained_parameters(method, asdict(tiny_base.shape)) == _made(method, tiny_base)
+def test_trained_parameters_are_those_that_are_made(method: AnyTrial, any_base: Base) -> None:
+    assert trained_parameters(method, asdict(any_base.shape)) == _made(method, any_base)
 
 
-def test_lora_is_no_larger_than_said(tiny_base: Base) -> None:
+def test_lora_is_no_larger_than_said(any_base: Base) -> None:
     method = LoraTrial(rank=3)
-    assert 0 < _made(method, tiny_base) <= trained_parameters(method, asdict(tiny_base.shape))
+    assert 0 < _made(method, any_base) <= trained_parameters(method, asdict(any_base.shape))
 
 
 def test_the_largest_trial_of_an_arm_has_the_largest_value_of_every_dimension(tiny_llama: Base) -> None:

@@ -32,7 +32,13 @@ def setup(base_folders: Mapping[str, Path], tmp_path: Path) -> WorkerSetup:
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in part))
     files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "dev", "test")}
     task = TaskConfig(name="custom", **files)  # type: ignore[arg-type]
-    return WorkerSetup(base=str(base_folders["gpt2"]), task=task, train=TrainConfig(num_steps=1, precision="fp32"), device="cpu", num_threads=1)
+    return WorkerSetup(
+        base=str(base_folders["gpt2"]),
+        task=task,
+        train=TrainConfig(num_steps=1, precision="fp32"),
+        device="cpu",
+        num_threads=1,
+    )
 
 
 @pytest.fixture
