@@ -54,6 +54,8 @@ class Shape:
     is_encoder_decoder: bool
     sites: Mapping[str, SiteShape]  # "decoder", of an encoder-decoder model also "encoder" and "cross"
     hidden_size: int
+    ffn_size: int
+    vocab_size: int
     num_parameters: int
     max_positions: int | None  # of a decoder-only model for all of a row, else for each side; None: no limit
 
@@ -133,22 +135,29 @@ def describe(config: PreTrainedConfig, num_parameters: int) -> Shape:
     """Read the sizes of a model off its configuration."""
     text = config.get_text_config()
     num_heads = text.num_attention_heads
-    num_kv_heads = getattr(text, "num_key_value_heads", None) or num_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // num_heads
+    num_kv_heads = _first(text, "num_key_value_heads") or num_heads
+    head_dim = _first(text, "head_dim") or text.hidden_size // num_heads
     first = SiteShape(text.num_hidden_layers, num_kv_heads, head_dim)
     sites = {"decoder": first}
     if config.is_encoder_decoder:
-        layers = getattr(text, "decoder_layers", None) or getattr(text, "num_decoder_layers", None) or first.num_layers
-        heads = getattr(text, "decoder_attention_heads", None) or num_heads
+        layers = _first(text, "decoder_layers", "num_decoder_layers") or first.num_layers
+        heads = _first(text, "decoder_attention_heads") or num_heads
         second = SiteShape(layers, heads, head_dim if heads == num_heads else text.hidden_size // heads)
         sites = {"encoder": first, "decoder": second, "cross": second}
     return Shape(
         is_encoder_decoder=config.is_encoder_decoder,
         sites=sites,
         hidden_size=text.hidden_size,
+        ffn_size=_first(text, "intermediate_size", "encoder_ffn_dim", "d_ff", "n_inner") or 4 * text.hidden_size,
+        vocab_size=text.vocab_size,
         num_parameters=num_parameters,
         max_positions=getattr(text, "max_position_embeddings", None),
     )
+
+
+def _first(config: PreTrainedConfig, *names: str) -> int | None:
+    """The first of these that a configuration has."""
+    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
 
 
 def checkpointed(base: Base) -> Base:

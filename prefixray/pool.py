@@ -17,7 +17,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from prefixray.cluster import Cluster
 from prefixray.config import ArmConfig, UserError
 from prefixray.hypotheses import Split
-from prefixray.sizes import largest_trial
+from prefixray.sizes import BYTES_PER_TRAINED, largest_trial
 from prefixray.trial import WorkerStatus
 from prefixray.worker import Worker, WorkerSetup
 
@@ -47,7 +47,7 @@ class Pool:
     """The workers of a sweep."""
 
     def __init__(self, cluster: Cluster, setup: WorkerSetup) -> None:
-        self._namespace = cluster.namespace
+        self._cluster = cluster
         self._places = []
         for index in range(cluster.num_workers):
             name = f"worker-{index}"
@@ -64,6 +64,9 @@ class Pool:
         sharing = [arm for arm in arms if not arm.exclusive]
         trial_bytes = max((largest_trial(arm, self.found["shape"]) for arm in sharing), default=1)
         free = min(answer["free_bytes"] for answer in answers)
+        if self.found["device"] == "cpu" and self._cluster.address == "local":
+            free //= len(answers)  # they see the same memory
+        _check_exclusive(arms, self.found, free)
         self.num_slots = max(1, min(MOST_SLOTS, int(_MEMORY_SHARE * free / trial_bytes)))
         logger.info(
             "%d slots per worker: %.1f GiB free, %.2f GiB a trial", self.num_slots, free / 2**30, trial_bytes / 2**30
@@ -84,7 +87,7 @@ class Pool:
         assert place is not None, "has_room comes first"
         place.keys.add(key)
         place.exclusive = exclusive
-        return place.name, self._namespace
+        return place.name, self._cluster.namespace
 
     def release(self, key: str) -> None:
         """Free a trial's slot, and let the worker know in case that the trial is still in its pack."""
@@ -153,6 +156,22 @@ class Pool:
             return next((place for place in self._places if not place.keys), None)
         open_places = [p for p in self._places if not p.exclusive and len(p.keys) < self.num_slots]
         return min(open_places, key=lambda place: len(place.keys), default=None)
+
+
+def _check_exclusive(arms: Sequence[ArmConfig], found: Mapping[str, Any], free: int) -> None:
+    """Refuse full fine-tuning that cannot fit: master weights, gradients and Adam's moments, all in fp32."""
+    need = BYTES_PER_TRAINED * found["num_parameters"]
+    if need <= free:
+        return
+    size = f"{need / 2**30:.1f} GiB ({found['num_parameters']:,} parameters x {BYTES_PER_TRAINED} bytes)"
+    problems = [
+        f"arms.{arm.name}: full fine-tuning needs {size} beside the base, and a worker on {found['device']} has "
+        f"{free / 2**30:.1f} GiB free; remove the arm, or take a smaller base or a larger device"
+        for arm in arms
+        if arm.exclusive
+    ]
+    if problems:
+        raise UserError(*problems)
 
 
 def _answer(reference: Any) -> Any:  # noqa: ANN401

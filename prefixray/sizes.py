@@ -1,6 +1,7 @@
-"""How large a trial is, from its configuration and the base's sizes alone: no tensor is made for it."""
+"""How large trials and packs are, from configurations and the base's sizes alone: no tensor is made for it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, assert_never
 
 from prefixray.config import AdapterTrial, AnyTrial, ArmConfig, FinetuneTrial, LoraTrial, PrefixTrial
@@ -29,6 +30,48 @@ def trained_parameters(method: AnyTrial, shape: Mapping[str, Any]) -> int:
             return int(shape["num_parameters"])
         case _:
             assert_never(method)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a pack's largest micro-batch holds."""
+
+    rows: int
+    tokens: int  # padded, of encoder and decoder
+    targets: int  # that the head is run on
+    is_checkpointed: bool = False
+
+
+def pack_bytes(methods: Sequence[AnyTrial], shape: Mapping[str, Any], load: Load, *, weight_bytes: int = 4) -> int:
+    """Peak memory of training these trials in one pack, the base included; an estimate, a few per cent high.
+
+    Counted are the base; of each trial its fp32 values and Adam's moments, and five copies of what its prefix folds to
+    (the network's output, its gradient, the pack's stack of all prefixes, that one's gradient, one in passing); the
+    gradients of the one trial that is being updated; and what a micro-batch keeps for its backward.
+    """
+    trained = [trained_parameters(method, shape) for method in methods]
+    folded = sum(stored_prefix(method, shape) for method in methods if isinstance(method, PrefixTrial))
+    state = (BYTES_PER_TRAINED - 4) * sum(trained) + 4 * max(trained)
+    return weight_bytes * int(shape["num_parameters"]) + state + 20 * folded + _kept_bytes(methods, shape, load)
+
+
+def _kept_bytes(methods: Sequence[AnyTrial], shape: Mapping[str, Any], load: Load) -> int:
+    """What the forward of one micro-batch keeps, in fp32; frozen matrices keep nothing of their inputs.
+
+    Per token and block the inputs of norms and of the activation; per attention queries, keys, values and its output;
+    per row the keys and values of its prefix, copied in front of its own; per target token three rows of logits.
+    """
+    hidden, ffn, sites = shape["hidden_size"], shape["ffn_size"], shape["sites"]
+    num_blocks = sum(site["num_layers"] for name, site in sites.items() if name != "cross")
+    num_attentions = sum(site["num_layers"] for site in sites.values())
+    prefixes = [stored_prefix(method, shape) for method in methods if isinstance(method, PrefixTrial)]
+    row = max(prefixes, default=0)
+    if load.is_checkpointed:
+        per_token = num_blocks * hidden + (2 * ffn + 8 * hidden)
+        row //= max(1, num_blocks)
+    else:
+        per_token = num_blocks * (2 * ffn + 2 * hidden) + num_attentions * 5 * hidden
+    return int(4 * (load.tokens * per_token + load.rows * row + 3 * load.targets * shape["vocab_size"]))
 
 
 def stored_prefix(method: PrefixTrial, shape: Mapping[str, Any]) -> int:

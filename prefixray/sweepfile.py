@@ -19,6 +19,7 @@ from prefixray.config import (
     SearchConfig,
     SweepConfig,
     TaskConfig,
+    TaskName,
     TrainConfig,
     UserError,
 )
@@ -28,6 +29,16 @@ from prefixray.yamlfile import Document, read_document, shown, suggestion
 _Section = TypeVar("_Section", bound=BaseModel)
 _RUNS = Path("runs")
 _BUDGETS = frozenset({"num_trials", "max_hours", "concurrency", "max_failures"})
+_FILES = ("train", "dev", "test")
+_OWN_DATA = ("path", *_FILES, "columns")
+_DATA_OF: Mapping[TaskName, tuple[str, ...]] = {
+    "e2e": (),
+    "custom": _OWN_DATA,
+    "summarization": _OWN_DATA,
+    "xsum_news": ("path", "urls"),
+    "xsum_sport": ("path", "urls"),
+}
+"""The keys that say where a task's data is; of tasks that are not listed, `path` alone."""
 
 
 def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
@@ -144,16 +155,22 @@ def _check_task(document: Document) -> None:
     task = _section(document, "task", TaskConfig)
     if task is None:
         return
-    needed = {"e2e": (), "webnlg": ("path",), "custom": ("train", "dev", "test")}[task.name]
-    for key in ("path", "train", "dev", "test", "columns"):
-        if key in needed and getattr(task, key) is None:
-            document.complain(("task", key), f"required for task {task.name}, but missing")
-        elif key not in needed and key in task.model_fields_set and not (task.name == "custom" and key == "columns"):
+    used = _DATA_OF.get(task.name, ("path",))
+    for key in ("path", "urls", *_FILES, "columns"):
+        if key in task.model_fields_set and key not in used:
             document.complain(("task", key), f"is not used by task {task.name}: remove it")
-        elif task.name == "custom" and key in needed and not Path(getattr(task, key)).expanduser().is_file():
-            document.refuse(("task", key), "no such file; paths are relative to the working directory")
-    if task.name == "webnlg" and task.path is not None and _leads_nowhere(task.path):
+    if task.name == "webnlg" and task.path is None:
+        document.complain(("task", "path"), "required for task webnlg, but missing")
+    if "path" in used and task.path is not None and _leads_nowhere(task.path):
         document.refuse(("task", "path"), "no such folder; paths are relative to the working directory")
+    for key in (key for key in ("urls", *_FILES) if key in used):
+        file = getattr(task, key)
+        if file is not None and not Path(file).expanduser().is_file():
+            document.refuse(("task", key), "no such file; paths are relative to the working directory")
+        elif file is not None and key in _FILES and task.path is not None:
+            document.complain(("task", key), "is not used beside task.path: remove one of them")
+        elif file is None and key in _FILES and task.path is None:
+            document.complain(("task", key), f"required for task {task.name}, but missing (or set task.path)")
 
 
 def _check_base(document: Document) -> None:

@@ -114,9 +114,9 @@ def test_configurations_to_be_tried_first_are_kept() -> None:
 
 @pytest.mark.parametrize("file", sorted(SWEEPS.glob("*.yaml")), ids=lambda file: file.name)
 def test_every_sweep_that_ships_is_valid_and_says_what_it_is(file: Path) -> None:
-    for split in ("train", "dev", "test"):
-        Path("data").mkdir(exist_ok=True)
-        Path("data", f"{split}.jsonl").touch()
+    Path("data").mkdir()
+    for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "XSum-WebArxiveUrls.txt"):
+        Path("data", name).touch()
     config = load_sweep(file)
     assert config.name == file.stem
     opening = file.read_text(encoding="utf-8").split("name:")[0]
@@ -134,7 +134,8 @@ def test_a_misspelt_key_is_named_with_its_nearest() -> None:
 def test_a_key_like_no_other_is_answered_with_all_keys() -> None:
     assert complaint(changed("{learning_rate: 5e-5}", "{learning_rate: 5e-5, zzz: 1}")) == (
         "x.yaml:14: arms.finetune.zzz: no such key for full fine-tuning (the keys are: learning_rate, batch_size, "
-        "grad_accumulation, warmup_steps, schedule, weight_decay, max_grad_norm, objective, method, num_trials, first)"
+        "grad_accumulation, warmup_steps, schedule, weight_decay, max_grad_norm, objective, label_smoothing, method, "
+        "num_trials, first)"
     )
 
 
@@ -172,7 +173,8 @@ MALFORMED = {
     "an unknown task": (
         "name: e2e",
         "name: e2",
-        "x.yaml:3: task.name: 'e2': must be one of 'e2e', 'webnlg', 'custom' (did you mean 'e2e'?)",
+        "x.yaml:3: task.name: 'e2': must be one of 'e2e', 'webnlg', 'custom', 'xsum', 'xsum_news', "
+        "'xsum_sport', 'cnn_dm', 'dialogsum', 'scitldr', 'summarization' (did you mean 'e2e'?)",
     ),
     "a task without its path": (
         "name: e2e",
@@ -183,6 +185,11 @@ MALFORMED = {
         "num_dev: 64",
         "path: data",
         "x.yaml:3: task.path: is not used by task e2e: remove it",
+    ),
+    "a list of URLs for a task that needs none": (
+        "name: e2e",
+        "name: xsum, urls: urls.txt",
+        "x.yaml:3: task.urls: is not used by task xsum: remove it",
     ),
     "a base that does not exist": (
         "a-hub-id",
@@ -374,7 +381,26 @@ def test_a_users_own_files_must_exist() -> None:
     Path("train.jsonl").touch()
     assert complaint(changed("name: e2e", "name: custom, train: train.jsonl, dev: data/dev.jsonl")) == (
         "x.yaml:3: task.dev: 'data/dev.jsonl': no such file; paths are relative to the working directory\n"
-        "x.yaml:3: task.test: required for task custom, but missing"
+        "x.yaml:3: task.test: required for task custom, but missing (or set task.path)"
+    )
+
+
+def test_own_data_is_a_path_or_three_files_not_both() -> None:
+    Path("a").mkdir()
+    Path("a/test.jsonl").touch()
+    assert load(changed("name: e2e", "name: summarization, path: a")).task.path == "a"
+    assert load(changed("name: e2e", "name: summarization, path: owner/name")).task.path == "owner/name"
+    assert complaint(changed("name: e2e", "name: summarization, path: a, test: a/test.jsonl")) == (
+        "x.yaml:3: task.test: is not used beside task.path: remove one of them"
+    )
+    assert complaint(changed("name: e2e", "name: summarization, path: ./b")) == (
+        "x.yaml:3: task.path: './b': no such folder; paths are relative to the working directory"
+    )
+
+
+def test_the_urls_of_articles_must_be_a_file() -> None:
+    assert complaint(changed("name: e2e", "name: xsum_news, urls: urls.txt")) == (
+        "x.yaml:3: task.urls: 'urls.txt': no such file; paths are relative to the working directory"
     )
 
 
