@@ -7,10 +7,10 @@ the artifact when the dev loss is the best so far, a resumable checkpoint when t
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -25,6 +25,8 @@ from prefixray.tasks import Task, load_task
 from prefixray.trial import Report, TrialSpec
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CHECKPOINT_SECONDS = 180.0  # a resumable checkpoint is written when the last one is older
 SMALL_CHECKPOINT_BYTES = 64 << 20  # and at every report where it is no larger than this
@@ -235,12 +237,23 @@ class Trainer:
 
 
 def load_trainer(name: str, task: TaskConfig, train: TrainConfig, *, device: str, num_threads: int) -> Trainer:
-    """Load a base and a task by name."""
+    """Load a base and a task by name. Raises `UserError` with what is wrong with either."""
     if device == "cpu":
         torch.set_num_threads(num_threads)
-    data = load_task(task)
-    base = load_in(name, train.precision, device)
+    problems: list[str] = []
+    base = _or_problems(lambda: load_in(name, train.precision, device), problems)
+    data = _or_problems(lambda: load_task(task), problems)
+    if base is None or data is None:
+        raise UserError(*problems)
     return Trainer(checkpointed(base) if train.gradient_checkpointing else base, data, task)
+
+
+def _or_problems(load: Callable[[], T], problems: list[str]) -> T | None:
+    try:
+        return load()
+    except UserError as error:
+        problems += error.problems
+        return None
 
 
 def _metrics(member: Member, progress: _Progress, score: float) -> dict[str, float]:

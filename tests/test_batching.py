@@ -50,6 +50,38 @@ def test_a_task_may_name_its_separator(tiny_base: Base) -> None:
     assert f"{EAGLE.source} => {EAGLE.target} " in _text(tiny_base, row)
 
 
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_chat_has_the_source_as_a_question_and_the_target_as_the_answer(tiny_llama: Base) -> None:
+    tokenizer = tiny_llama.tokenizer
+    tokenizer.chat_template = CHAT
+    (row,) = encode([EAGLE], _template(tiny_llama, template="chat", instruction="Say it:"))
+    messages = [
+        {"role": "user", "content": f"Say it:\n{EAGLE.source}"},
+        {"role": "assistant", "content": EAGLE.target},
+    ]
+    prompt = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, tokenize=False)
+    assert tokenizer.decode(row.ids[: row.num_prompt]) == prompt
+    assert _text(tiny_llama, row) + "\n" == tokenizer.apply_chat_template(messages, tokenize=False)
+    short = _template(tiny_llama, template="chat", instruction="Say it:", max_source_tokens=2)
+    (cut,) = encode([EAGLE], short)
+    assert tokenizer.decode(cut.ids[: cut.num_prompt]).startswith("<|im_start|>user\nSay it:\nname")
+    assert cut.ids[: cut.num_prompt][-len(short.after) :] == short.after
+    assert Template.from_record(tokenizer, short.record()) == short
+
+
+def test_a_chat_that_cannot_be_is_refused(tiny_gpt2: Base, tiny_llama: Base) -> None:
+    with pytest.raises(UserError, match=r"task\.template: chat: the tokenizer of .* has no chat format; take plain"):
+        _template(tiny_gpt2, template="chat")
+    tiny_llama.tokenizer.chat_template = CHAT
+    with pytest.raises(UserError, match=r"task\.separator: must be null where task\.template is chat"):
+        _template(tiny_llama, template="chat", separator="=>")
+
+
 def test_a_tokenizer_that_cannot_end_or_separate_is_refused(tiny_llama: Base) -> None:
     deaf = tiny_llama.tokenizer
     assert isinstance(deaf, PreTrainedTokenizerFast)

@@ -31,9 +31,7 @@ def main() -> None:
         print(_measured(options.alone, is_checkpointed=options.checkpointing))
         return
     flags = ["--checkpointing"] if options.checkpointing else []
-    print(
-        f"BART-large, fp32, preseqlen {PREFIX.preseqlen}, mid_dim {PREFIX.mid_dim}, three sites, {SOURCE} + {TARGET} tokens"
-    )
+    print(f"BART-large, fp32, preseqlen {PREFIX.preseqlen}, mid_dim {PREFIX.mid_dim}, {SOURCE} + {TARGET} tokens a row")
     print("trials  computed GiB  measured GiB")
     for count in sorted({*NUM_TRIALS, *options.measure}):
         measured = "-"
