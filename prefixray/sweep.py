@@ -15,6 +15,9 @@ from prefixray.logs import quieten, to_file
 from prefixray.sweepfile import load_sweep
 
 
+_EXAMPLE = 100  # letters of the source that the snippet for Python shows
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the sweep and print its table; 2 where the user has something to mend, 130 where they interrupted."""
     options = _parser().parse_args(argv)
@@ -34,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\ninterrupted; to go on: python -m prefixray.sweep {options.sweep}", file=sys.stderr)
         return 130
     print(render_text(outcome.results))
-    print(_what_next(outcome.folder, outcome.tracking_uri, config.arms[0].name))
+    print(_what_next(outcome.folder, outcome.tracking_uri, outcome.results["examples"][0]["source"]))
     return 0
 
 
@@ -48,12 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _what_next(folder: Path, tracking_uri: str | None, arm: str) -> str:
+def _what_next(folder: Path, tracking_uri: str | None, source: str) -> str:
     """Where everything is, and what to type next."""
+    shown = source if len(source) <= _EXAMPLE else f"{source[:_EXAMPLE]}..."
     tracking = ""
     if tracking_uri is not None:
-        shown = tracking_uri.startswith("http")
-        tracking = f"{tracking_uri}\n" if shown else f"mlflow ui --backend-store-uri {tracking_uri}\n"
+        is_server = tracking_uri.startswith("http")
+        tracking = f"{tracking_uri}\n" if is_server else f"mlflow ui --backend-store-uri {tracking_uri}\n"
     return f"""
 {folder}: results.json .md .csv, final/ (artifacts, hypotheses), trials/, study.journal, sweep.log
 {tracking}python -m prefixray.decode {folder} --split test
@@ -61,7 +65,7 @@ python -m prefixray.report {folder}
 
 from prefixray.evaluation import Tuned
 tuned = Tuned.best("{folder}")
-print(tuned.generate(["name : The Eagle | Type : coffee shop | food : Chinese"]))"""
+print(tuned.generate([{shown!r}]))"""
 
 
 if __name__ == "__main__":

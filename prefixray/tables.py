@@ -19,7 +19,16 @@ WIDTH = 130  # columns of the longest printed line of prose
 NUM_EXAMPLES = 3  # sources that are printed with their outputs
 SIGNIFICANT = 0.05  # p after Holm's correction below which a difference is marked
 DECIMALS: Mapping[str, int] = {"nist": 2, "cider": 2}  # one for all other metrics
-TASKS: Mapping[str, str] = {"e2e": "E2E", "webnlg": "WebNLG"}
+TASKS: Mapping[str, str] = {
+    "e2e": "E2E",
+    "webnlg": "WebNLG",
+    "xsum": "XSum",
+    "xsum_news": "XSum news",
+    "xsum_sport": "XSum news to sport",
+    "cnn_dm": "CNN/DailyMail",
+    "dialogsum": "DialogSum",
+    "scitldr": "SciTLDR",
+}
 SHORT: Mapping[str, str] = {"learning_rate": "lr", "init_token": "init"}  # column headers
 
 
