@@ -332,7 +332,7 @@ def _absolute(path: str) -> str:
 
 
 def _absolute_paths(task: TaskConfig) -> TaskConfig:
-    paths = {key: _absolute(value) for key in ("path", "train", "dev", "test") if (value := getattr(task, key))}
+    paths = {key: _absolute(value) for key in ("path", "urls", "train", "dev", "test") if (value := getattr(task, key))}
     return task.model_copy(update=paths)
 
 

@@ -14,7 +14,6 @@ from prefixray.config import UserError
 from prefixray.logs import quieten, to_file
 from prefixray.sweepfile import load_sweep
 
-
 _EXAMPLE = 100  # letters of the source that the snippet for Python shows
 
 
