@@ -66,7 +66,7 @@ class Pool:
         free = min(answer["free_bytes"] for answer in answers)
         if self.found["device"] == "cpu" and self._cluster.address == "local":
             free //= len(answers)  # they see the same memory
-        _check_exclusive(arms, self.found, free)
+        check_exclusive(arms, self.found, free)
         self.num_slots = max(1, min(MOST_SLOTS, int(_MEMORY_SHARE * free / trial_bytes)))
         logger.info(
             "%d slots per worker: %.1f GiB free, %.2f GiB a trial", self.num_slots, free / 2**30, trial_bytes / 2**30
@@ -158,7 +158,7 @@ class Pool:
         return min(open_places, key=lambda place: len(place.keys), default=None)
 
 
-def _check_exclusive(arms: Sequence[ArmConfig], found: Mapping[str, Any], free: int) -> None:
+def check_exclusive(arms: Sequence[ArmConfig], found: Mapping[str, Any], free: int) -> None:
     """Refuse full fine-tuning that cannot fit: master weights, gradients and Adam's moments, all in fp32."""
     need = BYTES_PER_TRAINED * found["num_parameters"]
     if need <= free:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prefixray.attention import Binder, Insert
-from prefixray.base import Base, SiteShape, choose_dtype, load_base
+from prefixray.base import Base, SiteShape, choose_dtype, load_base, load_in
 from prefixray.batching import encode, make_template
 from prefixray.config import PrefixTrial, TaskConfig, TrialConfig, UserError
 from prefixray.methods import build_method
@@ -90,6 +90,13 @@ def test_a_base_that_is_not_there_is_said_plainly(tmp_path: Path) -> None:
         with pytest.raises(UserError) as raised:
             load_base(name)
         assert str(raised.value).startswith(message)
+
+
+def test_four_bits_on_a_cpu_are_refused(base_folders: Mapping[str, Path]) -> None:
+    with pytest.raises(
+        UserError, match="train.precision: 4bit: needs a GPU, and this is a CPU; take bf16, fp32 or auto"
+    ):
+        load_in(str(base_folders["gpt2"]), "4bit", "cpu")
 
 
 def test_precision_is_what_was_asked_for(base_folders: Mapping[str, Path]) -> None:

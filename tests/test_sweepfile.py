@@ -100,6 +100,20 @@ def test_words_that_only_older_yaml_takes_for_values_are_words(word: str) -> Non
     assert load(VALID, f"arms.prefix.init_token={word}").arm("prefix").fixed["init_token"] == word
 
 
+def test_sites_are_a_list_that_may_be_searched() -> None:
+    fixed = load(VALID, "arms.prefix.sites=[cross, encoder]").arm("prefix")
+    assert fixed.trial(
+        {"preseqlen": 5, "mid_dim": 512, "init_token": "a", "learning_rate": 1e-3}
+    ).method == PrefixTrial(preseqlen=5, mid_dim=512, init_token="a", sites="encoder+cross")
+    searched = load(VALID, "arms.prefix.sites={choice: [[cross], [encoder, decoder]]}")
+    assert searched.arm("prefix").dimensions["sites"] == Choice(choice=("cross", "encoder+decoder"))
+    assert restore(json.loads(json.dumps(dump(searched)))) == searched
+    assert complaint(VALID, "arms.prefix.sites={choice: [[cross], [middle]]}").endswith(
+        "arms.prefix.sites.choice[1]: [\"middle\"]: must be a list of 'encoder', 'decoder', 'cross', each at most once, "
+        "or null"
+    )
+
+
 def test_configurations_to_be_tried_first_are_kept() -> None:
     entry = "{preseqlen: 5, mid_dim: 512, init_token: null, learning_rate: 1e-3, prefix_dropout: 0.1}"
     (first,) = load(VALID, f"arms.prefix.first=[{entry}]").arm("prefix").first
