@@ -94,7 +94,7 @@ def test_a_base_that_is_not_there_is_said_plainly(tmp_path: Path) -> None:
 
 def test_four_bits_on_a_cpu_are_refused(base_folders: Mapping[str, Path]) -> None:
     with pytest.raises(
-        UserError, match="train.precision: 4bit: needs a GPU, and this is a CPU; take bf16, fp32 or auto"
+        UserError, match=r"train\.precision: 4bit: needs a GPU, and this is a CPU; take bf16, fp32 or auto"
     ):
         load_in(str(base_folders["gpt2"]), "4bit", "cpu")
 

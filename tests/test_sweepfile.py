@@ -109,8 +109,8 @@ def test_sites_are_a_list_that_may_be_searched() -> None:
     assert searched.arm("prefix").dimensions["sites"] == Choice(choice=("cross", "encoder+decoder"))
     assert restore(json.loads(json.dumps(dump(searched)))) == searched
     assert complaint(VALID, "arms.prefix.sites={choice: [[cross], [middle]]}").endswith(
-        "arms.prefix.sites.choice[1]: [\"middle\"]: must be a list of 'encoder', 'decoder', 'cross', each at most once, "
-        "or null"
+        "arms.prefix.sites.choice[1]: [\"middle\"]: must be a list of 'encoder', 'decoder', 'cross', each at "
+        "most once, or null"
     )
 
 
