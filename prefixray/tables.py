@@ -147,7 +147,7 @@ def final_grid(results: Results) -> Grid:
         for arm, difference in zip(arms, differences, strict=True)
     ]
     if any(arm["p_holm"] is not None for arm in arms):
-        columns["p (Holm)"] = [_p_text(arm["p_holm"]) for arm in arms]
+        columns["p (Holm)"] = [_p_text(arm) for arm in arms]
     for name in others:
         columns[label(name)] = [f"{arm['scores'][name]['value']:.{DECIMALS.get(name, 1)}f}" for arm in arms]
     total, most = results["num_parameters"], max(arm["num_trials"] for arm in arms)
@@ -212,7 +212,8 @@ def _notes(results: Results) -> list[str]:
     if any(arm["method"] is not None and arm["num_trials"] < most["num_trials"] for arm in arms):
         notes.append(f"+ searched less than {most['arm']}: not a fair comparison")
     if any(_is_significant(arm) for arm in arms):
-        notes.append(f"* differs from {results['reference']}: p < {SIGNIFICANT} after Holm's correction")
+        both = f"p < {SIGNIFICANT} after Holm's correction, and an interval clear of 0"
+        notes.append(f"* differs from {results['reference']}: {both}")
     if sum(arm["method"] is not None for arm in arms) < 2:
         return notes
     digits = DECIMALS.get(results["metric"], 1)
@@ -241,7 +242,11 @@ def _verdict(results: Results) -> str:
 
 
 def _is_significant(arm: ArmResult) -> bool:
-    return arm["p_holm"] is not None and arm["p_holm"] < SIGNIFICANT
+    """p takes the trained models as given, the interval resamples their seeds too: a mark needs both."""
+    difference = arm["difference"]
+    if arm["p_holm"] is None or difference is None:
+        return False
+    return arm["p_holm"] < SIGNIFICANT and (difference["low"] > 0) == (difference["high"] > 0)
 
 
 def _num_seeds(results: Results) -> int:
@@ -307,10 +312,11 @@ def _optional(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _p_text(p: float | None) -> str:
+def _p_text(arm: ArmResult) -> str:
+    p = arm["p_holm"]
     if p is None:
         return "-  "
-    return ("<0.001" if p < 0.001 else f"{p:.3f}") + (" *" if p < SIGNIFICANT else "  ")
+    return ("<0.001" if p < 0.001 else f"{p:.3f}") + (" *" if _is_significant(arm) else "  ")
 
 
 def _count_and_share(count: int, total: int) -> str:

@@ -117,7 +117,7 @@ prefix    58.3 [51.6, 64.4]   +2.2 [ -5.9, +10.1]   0.610    5.68      60.0   1.
 adapter   57.0 [50.2, 63.1]   +0.9 [ -6.8,  +8.4]   0.820    5.68      60.0   1.23   1.2M (0.9)   1.2M (0.9)      1+   1.6
 finetune  56.1 [49.0, 62.0]             reference       -    5.68      60.0   1.23   135M (100)   135M (100)      1+   1.6
 + searched less than prefix: not a fair comparison
-* differs from finetune: p < 0.05 after Holm's correction
+* differs from finetune: p < 0.05 after Holm's correction, and an interval clear of 0
 """  # noqa: E501
     assert render_text(results).startswith(expected.strip())
 
@@ -134,6 +134,8 @@ def test_a_winner_is_outside_the_resolution_and_significant(results: Results) ->
     prefix["scores"]["bleu"]["value"] = 68.3
     assert "No winner" in render_text(results), "p is 0.61"
     prefix["p_holm"] = 0.01
+    assert "0.010  " in render_text(results) and "0.010 *" not in render_text(results), "its interval spans 0"
+    prefix["difference"] = interval(12.2, 8, 16)
     assert "No winner: prefix and adapter" in render_text(results), "p is against finetune, not adapter"
     results["arms"][2]["scores"]["bleu"]["value"] = 50.0
     assert "No winner" in render_text(results), "finetune was searched less"
@@ -146,7 +148,7 @@ def test_a_lower_error_rate_wins(results: Results) -> None:
     for one, value in zip(results["arms"], (95.0, 40.0, 56.0, 55.0), strict=True):
         one["scores"]["ter"] = interval(value, value - 1, value + 1)
         one["num_trials"] = 8
-    results["arms"][1]["p_holm"] = 0.01
+    results["arms"][1]["p_holm"], results["arms"][1]["difference"] = 0.01, interval(-15, -18, -12)
     assert "Winner: prefix, 15.0 TER ahead of finetune." in render_text(results)
 
 
