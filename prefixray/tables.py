@@ -242,7 +242,7 @@ def _verdict(results: Results) -> str:
 
 
 def _is_significant(arm: ArmResult) -> bool:
-    """p takes the trained models as given, the interval resamples their seeds too: a mark needs both."""
+    """A mark needs both: p takes the trained models as given, the interval resamples their seeds too."""
     difference = arm["difference"]
     if arm["p_holm"] is None or difference is None:
         return False
