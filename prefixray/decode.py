@@ -46,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m prefixray.decode", description="Decode a split and score it.")
+    parser = argparse.ArgumentParser(
+        prog="python -m prefixray.decode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("where", help="a sweep's results folder, its name or YAML; or an artifact's folder")
     parser.add_argument("--split", choices=("dev", "test"), default="test", help="what is decoded (test)")
     parser.add_argument("--arm", help="of a sweep: the arm (its best prefix)")

@@ -15,7 +15,9 @@ from prefixray.tables import render_text, search_table
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the search and, once it was reached, the final stage; 2 where there is nothing to print."""
-    parser = argparse.ArgumentParser(prog="python -m prefixray.report", description="Print a sweep's tables again.")
+    parser = argparse.ArgumentParser(
+        prog="python -m prefixray.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sweep", help="a results folder, its name under runs/, or the YAML")
     where = parser.parse_args(argv).sweep
     try:

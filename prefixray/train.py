@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     from psutil import cpu_count
 
     parser = argparse.ArgumentParser(
-        prog="python -m prefixray.train", description="Train one configuration without Ray."
+        prog="python -m prefixray.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sweep", help="the sweep's YAML file")
     parser.add_argument("--arm", required=True, help="which arm of it")

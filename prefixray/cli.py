@@ -1,0 +1,54 @@
+"""The `prefixray` command: one name for all commands, each of which is a module as well.
+
+prefixray sweep sweeps/quickstart.yaml          # the same as python -m prefixray.sweep sweeps/quickstart.yaml
+prefixray report quickstart
+"""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+
+COMMANDS: Mapping[str, str] = {
+    "sweep": "run a sweep, or go on with it",
+    "report": "print a sweep's tables again",
+    "decode": "decode a split again with what a sweep has trained",
+    "train": "train one configuration, without Ray",
+}
+"""What each module prefixray.NAME does; its `main` takes the arguments behind the name and returns the exit code."""
+_EXIT_CODES = """exit codes:
+  0    done
+  1    a trial, an arm or the sweep has failed
+  2    there is something for you to mend: the message says what and how
+  130  interrupted; the same command goes on"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Hand over to the command that is named; 2 where there is none of that name."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print(_help())
+        return 0
+    if name not in COMMANDS:
+        print(_unknown(name), file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"prefixray.{name}")  # the named one alone: some bring Ray or torch along
+    code: int = module.main(rest)
+    return code
+
+
+def _help() -> str:
+    examples = (__doc__ or "").partition("\n\n")[2].rstrip()
+    commands = "\n".join(f"  {name:<8} {what}" for name, what in COMMANDS.items())
+    usage = "usage: prefixray COMMAND ...   (prefixray COMMAND --help says more)"
+    return f"{usage}\n\ncommands:\n{commands}\n\n{_EXIT_CODES}\n\nexamples:\n{examples}"
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, COMMANDS, n=2)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"the commands are {', '.join(COMMANDS)}"
+    return f"prefixray: {name}: no such command ({hint})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The `prefixray` command: what it hands over, what it refuses, and that asking for help loads nothing heavy."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prefixray.cli import COMMANDS, main
+
+HEAVY = ("torch", "ray", "optuna", "mlflow", "transformers")
+
+
+def imported(code: str) -> set[str]:
+    """Which heavy libraries a fresh interpreter has after this code, which may exit."""
+    after = f"import sys\ntry:\n    {code}\nexcept SystemExit: pass\nprint('loaded', *{HEAVY} & sys.modules.keys())"
+    after = after.replace(f"{HEAVY}", f"set({HEAVY})")
+    output = subprocess.run([sys.executable, "-c", after], capture_output=True, text=True, check=True).stdout
+    return set(output.splitlines()[-1].split()[1:])
+
+
+def test_help_names_every_command_an_example_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name} " in shown for name in COMMANDS)
+    assert "prefixray sweep sweeps/quickstart.yaml" in shown and "130  interrupted" in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"\npython -m prefixray.{name} " in shown and "usage:" in shown
+
+
+def test_help_loads_nothing_heavy() -> None:
+    calls = "; ".join(f"_try(['{name}', '--help'])" for name in COMMANDS)
+    define = "exec('def _try(argv):\\n try: main(argv)\\n except SystemExit: pass')"
+    assert imported(f"from prefixray.cli import main; {define}; main([]); {calls}") == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("sweeep", "did you mean 'sweep'?"), ("dashboard", f"the commands are {', '.join(COMMANDS)}")],
+)
+def test_an_unknown_command_is_answered_with_the_nearest(
+    name: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([name]) == 2
+    assert capsys.readouterr().err == f"prefixray: {name}: no such command ({hint})\n"
+
+
+def test_arguments_go_to_the_command_and_its_exit_code_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "nothing"]) == 2
+    assert "nothing: is no results folder" in capsys.readouterr().err
+    (tmp_path / "sweep.yaml").write_text("name: x\nbas: y\n")
+    assert main(["sweep", "sweep.yaml"]) == 2
+    assert "no such key (did you mean 'base'?)" in capsys.readouterr().err
+
+
+def test_the_package_is_a_command_too() -> None:
+    ran = subprocess.run([sys.executable, "-m", "prefixray", "trian"], capture_output=True, text=True)
+    assert ran.returncode == 2 and "did you mean 'train'?" in ran.stderr
