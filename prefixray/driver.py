@@ -19,6 +19,7 @@ from typing import Any
 
 from prefixray.cluster import Cluster, connected
 from prefixray.config import DECODING, ArmConfig, SweepConfig, TaskConfig, UserError
+from prefixray.engine import run_stages
 from prefixray.final import (
     CANDIDATE_REPLICATE,
     UNTUNED,
@@ -32,7 +33,7 @@ from prefixray.hypotheses import Split
 from prefixray.live import LiveView, View
 from prefixray.pool import DecodeJob, Pool
 from prefixray.results import Results, SearchTrial, is_finished, load_results
-from prefixray.search import Coordinator, MakeSpec, Stage, run_stages
+from prefixray.search import Coordinator, MakeSpec, Stage
 from prefixray.space import Scalar
 from prefixray.study import ArmStudy, FixedStudy, Proposal, Record, repair_journal
 from prefixray.sweepfile import differences, dump, identity, restore

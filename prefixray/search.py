@@ -1,12 +1,11 @@
-"""Trials on the move: from a study's proposal through Tune and a worker's pack to the study's verdict.
+"""Trials on the move: from a study's proposal through a worker's pack to the study's verdict.
 
-`Coordinator` holds the driver's side: it asks the studies, places trials, takes their reports, judges rungs, and tells
-studies and tracker. Tune is the engine that starts a thin process per trial and carries reports; `run_stages` wires it.
+`Coordinator` is the driver's side: it asks the studies, places trials, takes their reports, judges rungs, and tells
+studies and tracker. `engine.py` lets Ray Tune carry the trials there and their reports back.
 """
 
 import json
 import math
-import os
 import shutil
 import threading
 import time
@@ -16,23 +15,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
-from ray import tune
-from ray.tune.execution.tune_controller import TuneController
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
 
-from prefixray.config import ArmConfig, SearchConfig, UserError
-from prefixray.live import LiveView, Row, State, View
+from prefixray.config import ArmConfig, SearchConfig
+from prefixray.live import Row, State, View
 from prefixray.pool import DecodeJob, Pool
 from prefixray.space import Scalar
 from prefixray.study import Proposal, Record, TrialSource
 from prefixray.tracking import Tracker
-from prefixray.trainable import TrialTrainable
 from prefixray.trial import Report, TrialSpec
 
 SUSPEND_SECONDS = 20.0  # for checkpoints after an interrupt
-LIVE_SECONDS = 0.5  # between two pictures of the live view
 Ended = Literal["done", "stopped", "failed"]
 MakeSpec = Callable[[Proposal | Record], TrialSpec]
 
@@ -243,107 +235,6 @@ class Coordinator:
         for step, value in record.reports.items():
             self._tracker.log(spec.key, step, {"dev/loss": value})
         self._tracker.end(spec.key, record.state, _small_artifact(spec))
-
-
-def run_stages(
-    coordinator: Coordinator,
-    scratch: Path,
-    trial_resources: Mapping[str, float],
-    live: LiveView,
-    *,
-    title: str,
-    name: str,
-) -> None:
-    """Run all trials of the coordinator's stages through Ray Tune, which keeps files in `scratch` meanwhile."""
-    os.environ.update(
-        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
-        TUNE_GLOBAL_CHECKPOINT_S="3600",
-        RAY_AIR_NEW_OUTPUT="0",
-        TUNE_WARN_THRESHOLD_S="60",
-        TUNE_DISABLE_SIGINT_HANDLER="1",  # Tune would end the run as if it were finished
-    )
-    ended = threading.Event()
-    viewer = threading.Thread(target=_show, args=(coordinator, live, title, name, ended), daemon=True)
-    viewer.start()
-    try:
-        tune.Tuner(
-            tune.with_resources(TrialTrainable, tune.PlacementGroupFactory([dict(trial_resources)])),
-            tune_config=tune.TuneConfig(
-                search_alg=_Proposals(coordinator),
-                scheduler=_Verdicts(coordinator),
-                num_samples=-1,
-                max_concurrent_trials=coordinator.most_at_once(),
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name=name,
-                storage_path=str(scratch.absolute()),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                verbose=0,
-            ),
-        ).fit()
-    except KeyboardInterrupt:
-        coordinator.suspend()
-        raise
-    finally:
-        ended.set()
-        viewer.join()
-        live.update(coordinator.view(title, name))
-        shutil.rmtree(scratch, ignore_errors=True)
-    if coordinator.lost:
-        raise UserError(*coordinator.lost, "the sweep goes on from here when it is started again; see its sweep.log")
-
-
-def _show(coordinator: Coordinator, live: LiveView, title: str, name: str, ended: threading.Event) -> None:
-    while not ended.wait(LIVE_SECONDS):
-        live.update(coordinator.view(title, name))
-
-
-class _Unsaved:
-    """Tune pickles its parts for a restore that we never do: what stands here is left out."""
-
-    _coordinator: Coordinator
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_coordinator"}
-
-
-class _Proposals(_Unsaved, Searcher):
-    """Tune's way to ask for a trial."""
-
-    def __init__(self, coordinator: Coordinator) -> None:
-        super().__init__()
-        self._coordinator = coordinator
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        return self._coordinator.next()
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: `_Verdicts` has seen the same report."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the studies hold the state."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing: a relaunch starts a new Tune run."""
-
-
-class _Verdicts(_Unsaved, FIFOScheduler):
-    """Tune's way to hand over a report and to ask whether its trial goes on."""
-
-    def __init__(self, coordinator: Coordinator) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._coordinator = coordinator
-
-    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        goes_on = self._coordinator.on_report(result["report"])
-        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
-
-    def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> None:
-        self._coordinator.on_report(result["report"])
-
-    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        self._coordinator.on_crash(trial.config["spec"].key, "its Tune process failed")
 
 
 def _write_result(spec: TrialSpec, report: Report, state: Ended) -> None:
