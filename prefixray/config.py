@@ -31,6 +31,10 @@ class UserError(Exception):
         return type(self), self.problems
 
 
+class SweepFailed(UserError):
+    """What kept a sweep from its end although nothing that the user wrote is wrong."""
+
+
 class Strict(BaseModel):
     """A frozen record that knows all its keys."""
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from prefixray.cluster import Cluster, connected
 from prefixray.config import DECODING, ArmConfig, SweepConfig, TaskConfig, UserError
@@ -55,8 +55,8 @@ class Outcome:
     tracking_uri: str | None
 
 
-def run_sweep(config: SweepConfig, file: Path, *, address: str | None = None) -> Outcome:
-    """Run a sweep, or what is left of it, and return its results.
+def run_sweep(config: SweepConfig, file: Path, *, address: str | None = None, shown: TextIO | None = None) -> Outcome:
+    """Run a sweep, or what is left of it, and return its results; `shown` gets the live view instead of stdout.
 
     Raises `UserError` where another driver holds the sweep, or where its folder holds a sweep with other settings.
     """
@@ -68,7 +68,7 @@ def run_sweep(config: SweepConfig, file: Path, *, address: str | None = None) ->
         if file.resolve() != (folder / "sweep.yaml").resolve():
             shutil.copyfile(file, folder / "sweep.yaml")
         repair_journal(folder / "study.journal")
-        live = LiveView()
+        live = LiveView(shown)
         try:
             with connected(address) as cluster:
                 return _Sweep(config, folder, cluster, live).run()

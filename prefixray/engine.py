@@ -16,7 +16,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from prefixray.config import UserError
+from prefixray.config import SweepFailed
 from prefixray.live import LiveView
 from prefixray.search import Coordinator
 from prefixray.trainable import TrialTrainable
@@ -70,7 +70,7 @@ def run_stages(
         live.update(coordinator.view(title, name))
         shutil.rmtree(scratch, ignore_errors=True)
     if coordinator.lost:
-        raise UserError(*coordinator.lost, "the sweep goes on from here when it is started again; see its sweep.log")
+        raise SweepFailed(*coordinator.lost, "the sweep goes on from here when it is started again; see its sweep.log")
 
 
 def _show(coordinator: Coordinator, live: LiveView, title: str, name: str, ended: threading.Event) -> None:

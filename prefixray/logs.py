@@ -1,12 +1,16 @@
-"""Quiet: what the libraries under us say goes nowhere unless it is a problem."""
+"""Who says what where: libraries keep quiet unless there is a problem, prefixray writes a log file per sweep."""
 
 import logging
 import os
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+FOLLOW_SECONDS = 0.5  # between two looks at a file that grows
 _CHATTY = ("transformers", "ray", "ray.tune", "optuna", "alembic", "mlflow", "datasets", "urllib3", "filelock")
 
 
@@ -37,8 +41,8 @@ class _Terminal(logging.StreamHandler[TextIO]):
         pass
 
 
-def to_file(path: Path, *, terminal: bool = True) -> None:
-    """Send what prefixray logs to a file; warnings go to the terminal as well, where there is one."""
+def to_file(path: Path, *, terminal: int | None = logging.WARNING) -> None:
+    """Send what prefixray logs to a file; what is of the level `terminal` or worse goes to stderr as well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -46,8 +50,31 @@ def to_file(path: Path, *, terminal: bool = True) -> None:
     root.setLevel(logging.INFO)
     root.propagate = False
     root.handlers = [file]
-    if terminal:
+    if terminal is not None:
         shown = _Terminal()
-        shown.setLevel(logging.WARNING)
+        shown.setLevel(terminal)
         shown.setFormatter(logging.Formatter("%(message)s"))
         root.addHandler(shown)
+
+
+@contextmanager
+def followed(path: Path) -> Iterator[None]:
+    """Show on stderr what anyone, a worker on another machine too, writes to this file meanwhile."""
+    ended = threading.Event()
+    with path.open(encoding="utf-8", errors="replace") as file:
+        file.seek(0, os.SEEK_END)
+
+        def follow() -> None:
+            is_last = False
+            while not is_last:
+                is_last = ended.wait(FOLLOW_SECONDS)
+                for line in file:
+                    print(line, end="", file=sys.stderr)
+
+        follower = threading.Thread(target=follow, daemon=True)
+        follower.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            follower.join()

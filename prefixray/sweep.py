@@ -6,38 +6,61 @@ python -m prefixray.sweep sweeps/e2e_small.yaml --address auto                  
 """
 
 import argparse
+import logging
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from prefixray.config import UserError
-from prefixray.logs import quieten, to_file
+from prefixray.config import SweepConfig, SweepFailed, UserError
+from prefixray.logs import followed, quieten, to_file
 from prefixray.sweepfile import load_sweep
+
+if TYPE_CHECKING:
+    from prefixray.driver import Outcome
 
 _EXAMPLE = 100  # letters of the source that the snippet for Python shows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the sweep and print its table; 2 where the user has something to mend, 130 where they interrupted."""
+    """Run the sweep and print its table; returns the exit code that `prefixray --help` explains."""
     options = _parser().parse_args(argv)
     file = Path(options.sweep)
     try:
         config = load_sweep(file, options.set)  # before anything heavy is imported: a typo is reported at once
-        quieten()
-        to_file(Path("runs") / config.name / "sweep.log")
-        from prefixray.driver import run_sweep
-        from prefixray.tables import render_text
-
-        outcome = run_sweep(config, file, address=options.address)
+        outcome = _run(config, file, options)
     except UserError as error:
         print(error, file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, SweepFailed) else 2
     except KeyboardInterrupt:
         print(f"\ninterrupted; to go on: python -m prefixray.sweep {options.sweep}", file=sys.stderr)
         return 130
+    from prefixray.tables import render_text
+
     print(render_text(outcome.results))
-    print(_what_next(outcome.folder, outcome.tracking_uri, outcome.results["examples"][0]["source"]))
-    return 0
+    if not options.quiet:
+        print(_what_next(outcome.folder, outcome.tracking_uri, outcome.results["examples"][0]["source"]))
+    in_table = {arm["arm"] for arm in outcome.results["arms"]}
+    left_out = [arm.name for arm in config.arms if arm.name not in in_table]
+    for name in left_out:
+        print(f"arms.{name}: no run of it came to an end; {outcome.folder}/sweep.log says why", file=sys.stderr)
+    return 1 if left_out else 0
+
+
+def _run(config: SweepConfig, file: Path, options: argparse.Namespace) -> "Outcome":
+    """Run the sweep, and show of it what was asked for."""
+    log = Path("runs") / config.name / "sweep.log"
+    quieten()
+    to_file(log, terminal=None if options.verbose else logging.ERROR if options.quiet else logging.WARNING)
+    from prefixray.driver import run_sweep
+
+    with ExitStack() as stack:
+        shown = stack.enter_context(open(os.devnull, "w")) if options.quiet else sys.stdout
+        if options.verbose:
+            stack.enter_context(followed(log))
+        return run_sweep(config, file, address=options.address, shown=shown)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override: arms.prefix.preseqlen=20"
     )
+    how_much = parser.add_mutually_exclusive_group()
+    how_much.add_argument("--quiet", action="store_true", help="print only the final table, and errors")
+    how_much.add_argument("--verbose", action="store_true", help="show the sweep's log as well, on stderr")
     parser.add_argument("--address", help="a Ray cluster to join; auto: the one that runs on this machine")
     return parser
 
@@ -61,7 +87,8 @@ def _what_next(folder: Path, tracking_uri: str | None, source: str) -> str:
         tracking = f"{tracking_uri}\n" if is_server else f"mlflow ui --backend-store-uri {tracking_uri}\n"
     return f"""
 {folder}: results.json .md .csv, final/ (artifacts, hypotheses), trials/, study.journal, sweep.log
-{tracking}python -m prefixray.decode {folder} --split test
+{tracking}optuna-dashboard {folder}/study.journal
+python -m prefixray.decode {folder} --split test
 python -m prefixray.report {folder}
 
 from prefixray.evaluation import Tuned

@@ -60,7 +60,7 @@ class Worker:
     def __init__(self, setup: WorkerSetup, *, on_crash: Callable[[], None] = lambda: os._exit(1)) -> None:
         quieten()
         if setup.log is not None:
-            to_file(Path(setup.log), terminal=False)
+            to_file(Path(setup.log), terminal=None)
         from prefixray.trainer import load_trainer
 
         self._refusal: UserError | None = None

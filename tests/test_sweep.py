@@ -158,6 +158,7 @@ def test_a_sweep_runs_from_its_file_to_its_table(sweep: Sweep) -> None:
     states = Counter(trial["state"] for trial in results["search"])
     assert states["stopped"] >= 1 and states["done"] >= 2
     assert "mlflow ui --backend-store-uri sqlite:///runs/small/mlflow.db" in output
+    assert "optuna-dashboard runs/small/study.journal" in output
     assert "6 of 630 sources" in output
     children = [run for run in sweep.runs() if "prefixray.key" in run.data.tags]
     parents = {run.info.run_id for run in sweep.runs() if "prefixray.key" not in run.data.tags}
@@ -173,7 +174,7 @@ def test_a_sweep_runs_from_its_file_to_its_table(sweep: Sweep) -> None:
 
 def test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused(sweep: Sweep) -> None:
     sweep.write(num_steps=8, num_trials=2)
-    sweep.finish()
+    assert sweep.finish("--quiet").startswith("E2E test, 6 of 630 sources")
     decode = [sys.executable, "-m", "prefixray.decode", "runs/small", "--split", "test"]
     printed = subprocess.run(decode, cwd=sweep.folder, capture_output=True, text=True, check=True).stdout
     assert "6 of 6 hypotheses are those of the final stage" in printed
@@ -284,7 +285,7 @@ def test_what_the_user_can_mend_is_said_plainly_and_can_be_mended_in_the_same_sw
 def test_candidates_are_compared_on_dev_and_more_seeds_keep_the_older_results(sweep: Sweep) -> None:
     sweep.write(num_steps=8, num_trials=3)
     candidates = "--set", "final.candidates=2"
-    sweep.finish(*candidates)
+    assert "slots per worker" in sweep.finish(*candidates, "--verbose")
     first = _results(sweep)
     assert sweep.states()["candidates/prefix"]["COMPLETE"] >= 1
     dev = [path.parent.name for path in sweep.results.glob("final/prefix-*-1000/dev.hyp")]
