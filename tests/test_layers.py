@@ -23,17 +23,32 @@ PLAIN = [
     "statistics",
     "tasks",
     "results",
+    "inbox",
     "hypotheses",
     "sizes",
     "logs",
 ]
 # The trainer: torch, but nothing that knows of a search.
-TRAINING = ["base", "attention", "batching", "methods", "checkpoint", "pack", "trainer", "generation", "evaluation"]
+TRAINING = [
+    "base",
+    "attention",
+    "batching",
+    "methods",
+    "checkpoint",
+    "pack",
+    "trainer",
+    "generation",
+    "evaluation",
+    "peft_format",
+]
 # The search around it.
 SEARCH = [
     "tracking",
     "study",
     "tables",
+    "plots",
+    "findings",
+    "page",
     "live",
     "cluster",
     "worker",
@@ -46,7 +61,7 @@ SEARCH = [
 ]
 ORDER = [*PLAIN, *TRAINING, *SEARCH]
 # Parse and wire; nobody imports them, not even one another.
-ENTRIES = ["sweep", "train", "decode", "report"]
+ENTRIES = ["sweep", "train", "decode", "report", "export"]
 # The one command over them all, which imports the entry that is named.
 FRONT = ["cli", "__main__"]
 
