@@ -13,7 +13,17 @@ from prefixray.space import AnyDimension, Scalar
 
 Count = PositiveInt | Literal["all"]
 TaskName = Literal[
-    "e2e", "webnlg", "custom", "xsum", "xsum_news", "xsum_sport", "cnn_dm", "dialogsum", "scitldr", "summarization"
+    "e2e",
+    "webnlg",
+    "dart",
+    "custom",
+    "xsum",
+    "xsum_news",
+    "xsum_sport",
+    "cnn_dm",
+    "dialogsum",
+    "scitldr",
+    "summarization",
 ]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Text = Annotated[str, Field(min_length=1)]
@@ -54,11 +64,12 @@ class TaskConfig(Strict):
     """The data set, and how much of it is used."""
 
     name: TaskName
-    """e2e ships with prefixray; webnlg and the summarisation sets are read from `path`; custom (data-to-text) and
+    """e2e ships with prefixray; webnlg, dart and the summarisation sets are read from `path`; custom (data-to-text) and
     summarization read a user's own data: the files under train, dev and test, or what `path` names."""
     path: Text | None = None
-    """A folder, or a hub data set. webnlg: the 2017 challenge's XML or JSON files. Summarisation: train, dev and test
-    as JSONL, CSV or the original's .source and .target files; null: the set's own place on the hub."""
+    """A folder, or a hub data set. webnlg: the 2017 challenge's XML or JSON files. dart: its JSON files. Summarisation:
+    train, dev and test as JSONL, CSV or the original's .source and .target files; null: the set's own place on the hub.
+    """
     urls: Text | None = None
     """xsum_news, xsum_sport: the file of the articles' URLs that tells their topics, where the data does not."""
     train: Text | None = None
@@ -208,6 +219,7 @@ _ROUGE = ("rouge_1", "rouge_2", "rouge_l")
 TASK_METRICS: Mapping[TaskName, tuple[str, ...]] = {
     "e2e": _DATA_TO_TEXT,
     "webnlg": _DATA_TO_TEXT,
+    "dart": _DATA_TO_TEXT,
     "custom": (*_DATA_TO_TEXT, *_ROUGE),
     **dict.fromkeys(
         ("xsum", "xsum_news", "xsum_sport", "cnn_dm", "dialogsum", "scitldr", "summarization"),

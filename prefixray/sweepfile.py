@@ -72,6 +72,15 @@ def restore(dumped: Mapping[str, Any]) -> SweepConfig:
     return SweepConfig.model_validate_json(json.dumps(dumped), strict=True)
 
 
+def stored_config(folder: Path) -> SweepConfig:
+    """The configuration that a sweep in this folder was last run with, overrides included."""
+    path = folder / "sweep.json"
+    try:
+        return restore(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:  # pydantic's and JSON's are ValueErrors
+        raise UserError(f"{path}: was written by another version of prefixray ({error})") from None
+
+
 def identity(config: SweepConfig) -> dict[str, Any]:
     """What may not change when a sweep goes on: everything but budgets, tracking and `final`."""
     whole = dump(config)
@@ -159,8 +168,8 @@ def _check_task(document: Document) -> None:
     for key in ("path", "urls", *_FILES, "columns"):
         if key in task.model_fields_set and key not in used:
             document.complain(("task", key), f"is not used by task {task.name}: remove it")
-    if task.name == "webnlg" and task.path is None:
-        document.complain(("task", "path"), "required for task webnlg, but missing")
+    if task.name in ("webnlg", "dart") and task.path is None:
+        document.complain(("task", "path"), f"required for task {task.name}, but missing")
     if "path" in used and task.path is not None and _leads_nowhere(task.path):
         document.refuse(("task", "path"), "no such folder; paths are relative to the working directory")
     for key in (key for key in ("urls", *_FILES) if key in used):

@@ -22,6 +22,7 @@ DECIMALS: Mapping[str, int] = {"nist": 2, "cider": 2}  # one for all other metri
 TASKS: Mapping[str, str] = {
     "e2e": "E2E",
     "webnlg": "WebNLG",
+    "dart": "DART",
     "xsum": "XSum",
     "xsum_news": "XSum news",
     "xsum_sport": "XSum news to sport",
@@ -59,7 +60,7 @@ class Grid:
 
 def render_text(results: Results) -> str:
     """The final table with its footnotes and a few outputs side by side, for a terminal."""
-    parts = [_title(results) + "\n" + final_grid(results).text() + "\n" + "\n".join(_notes(results))]
+    parts = [title(results) + "\n" + final_grid(results).text() + "\n" + "\n".join(notes(results))]
     parts += [_example_text(example, results) for example in results["examples"][:NUM_EXAMPLES]]
     return "\n\n".join(parts)
 
@@ -71,10 +72,10 @@ def render_markdown(results: Results) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     parts = [
         f"# {results['sweep']}",
-        _title(results),
+        title(results),
         base,
         final_grid(results).markdown(),
-        "\n".join(f"- {_escaped(note)}" for note in _notes(results)),
+        "\n".join(f"- {escaped(note)}" for note in notes(results)),
         *(["## Outputs", *map(_example_markdown, results["examples"][:NUM_EXAMPLES])] if results["examples"] else []),
         "## Search",
         search_grid(results["search"]).markdown(),
@@ -195,7 +196,8 @@ def count_text(count: int) -> str:
     return str(count)
 
 
-def _title(results: Results) -> str:
+def title(results: Results) -> str:
+    """What was decoded, how, and how often."""
     beams = results["decoding"].get("num_beams")
     task = TASKS.get(results["task"], results["task"])
     sources = f"{results['num_sources']} of {results['num_sources_total']} sources"
@@ -204,25 +206,25 @@ def _title(results: Results) -> str:
     return f"{task} {results['split']}, {sources}, {search}, {seeds} seed{'s' if seeds > 1 else ''}"
 
 
-def _notes(results: Results) -> list[str]:
+def notes(results: Results) -> list[str]:
     """What must be read with the table."""
     arms, name = results["arms"], label(results["metric"])
     most = max(arms, key=lambda arm: arm["num_trials"])
-    notes = list(results.get("notes", ()))
+    found = list(results.get("notes", ()))
     if any(arm["method"] is not None and arm["num_trials"] < most["num_trials"] for arm in arms):
-        notes.append(f"+ searched less than {most['arm']}: not a fair comparison")
+        found.append(f"+ searched less than {most['arm']}: not a fair comparison")
     if any(_is_significant(arm) for arm in arms):
         both = f"p < {SIGNIFICANT} after Holm's correction, and an interval clear of 0"
-        notes.append(f"* differs from {results['reference']}: {both}")
+        found.append(f"* differs from {results['reference']}: {both}")
     if sum(arm["method"] is not None for arm in arms) < 2:
-        return notes
+        return found
     digits = DECIMALS.get(results["metric"], 1)
     least = f"{results['resolution']:.{digits}f} {name}"
     told = f"{results['num_sources']} sources cannot tell apart differences below {least}"
     if results["num_sources"] < results["num_sources_total"] and _num_seeds(results) == 1:
         reachable = results["resolution"] * math.sqrt(results["num_sources"] / results["num_sources_total"])
         told += f"; all {results['num_sources_total']} could tell about {reachable:.{digits}f}"
-    return [*notes, f"{told}. {_verdict(results)}".rstrip()]
+    return [*found, f"{told}. {_verdict(results)}".rstrip()]
 
 
 def _verdict(results: Results) -> str:
@@ -265,10 +267,10 @@ def _example_text(example: ExampleOutputs, results: Results) -> str:
 def _example_markdown(example: ExampleOutputs) -> str:
     outputs = [("reference", example["references"][0]), *example["outputs"].items()]
     lines = [f"`{example['source']}`", ""]
-    return "\n".join([*lines, *(f"- {name}: {_escaped(' '.join(output.split()))}" for name, output in outputs)])
+    return "\n".join([*lines, *(f"- {name}: {escaped(' '.join(output.split()))}" for name, output in outputs)])
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that Markdown leaves as it is."""
     return "".join("\\" + char if char in "\\`*_[]<>|#+" else char for char in text)
 

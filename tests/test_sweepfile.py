@@ -187,7 +187,7 @@ MALFORMED = {
     "an unknown task": (
         "name: e2e",
         "name: e2",
-        "x.yaml:3: task.name: 'e2': must be one of 'e2e', 'webnlg', 'custom', 'xsum', 'xsum_news', "
+        "x.yaml:3: task.name: 'e2': must be one of 'e2e', 'webnlg', 'dart', 'custom', 'xsum', 'xsum_news', "
         "'xsum_sport', 'cnn_dm', 'dialogsum', 'scitldr', 'summarization' (did you mean 'e2e'?)",
     ),
     "a task without its path": (

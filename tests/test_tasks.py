@@ -492,3 +492,37 @@ def test_all_three_files_are_reported_at_once(tmp_path: Path) -> None:
 def test_of_many_problems_the_first_twenty_are_shown(tmp_path: Path) -> None:
     problems = problems_with(tmp_path, "train.jsonl", pairs(*[("", "b")] * 137).encode())
     assert problems == [f'train.jsonl:{line}: "source" is empty' for line in range(1, 21)] + ["and 117 more"]
+
+
+DART_ROWS = [
+    {
+        "tripleset": [["Mars Hill", "JOINED", "1973"], ["Mars Hill", "LOCATION", "Carolina"]],
+        "annotations": [{"source": "made up", "text": "Mars Hill, Carolina, joined in 1973. "}, {"text": "It joined."}],
+    },
+    {
+        "tripleset": [["2003", "OPEN_CUP", "Did not qualify"]],
+        "annotations": [{"text": "They did not qualify in 2003."}],
+    },
+]
+
+
+def test_dart_is_linearised_as_in_the_original_and_keeps_all_references(tmp_path: Path) -> None:
+    for split in ("train", "dev"):
+        (tmp_path / f"dart-v1.1.1-full-{split}.json").write_text(json.dumps(DART_ROWS))
+    (tmp_path / "dart-v1.1.1-full-test.json.gz").write_bytes(gzip.compress(json.dumps(DART_ROWS).encode()))
+    task = load_task(TaskConfig(name="dart", path=str(tmp_path)))
+    source = "Mars Hill : joined : 1973 | Mars Hill : location : Carolina"
+    assert [example.source for example in task.train] == [source, source, "2003 : open_cup : Did not qualify"]
+    assert task.test_sources[0].references == ("Mars Hill, Carolina, joined in 1973.", "It joined.")
+    assert task.num_test_total == 2
+
+
+def test_what_is_wrong_with_dart_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "dart-dev.json").write_text("[{}]")
+    with pytest.raises(UserError) as caught:
+        load_task(TaskConfig(name="dart", path=str(tmp_path)))
+    assert caught.value.problems == (
+        f"task.path: {tmp_path}: must have one file *train*.json or *train*.json.gz; found none",
+        f"{tmp_path}/dart-dev.json: is not in the form of DART's JSON (KeyError('tripleset'))",
+        f"task.path: {tmp_path}: must have one file *test*.json or *test*.json.gz; found none",
+    )

@@ -9,7 +9,7 @@ from typing import assert_never
 from prefixray.config import TaskConfig
 from prefixray.tasks.contract import Example, Sourced, Task
 from prefixray.tasks.custom import load_custom, load_own_summaries
-from prefixray.tasks.data_to_text import load_e2e, load_webnlg
+from prefixray.tasks.data_to_text import load_dart, load_e2e, load_webnlg
 from prefixray.tasks.summarization import load_extrapolation, load_summaries
 
 __all__ = ["Example", "Sourced", "Task", "load_task"]
@@ -22,6 +22,8 @@ def load_task(config: TaskConfig) -> Task:
             return load_e2e(config)
         case "webnlg":
             return load_webnlg(config)
+        case "dart":
+            return load_dart(config)
         case "custom":
             return load_custom(config)
         case "xsum" | "cnn_dm" | "dialogsum" | "scitldr":

@@ -1,7 +1,6 @@
-"""Data-to-text: E2E (restaurants, inside the package) and WebNLG 2017 (triples; a folder or a hub data set).
+"""Data-to-text: E2E (restaurants; in the package), WebNLG 2017 (triples; a folder, a hub set), DART (triples; a folder).
 
-Both are linearised as in Li & Liang 2021, so that prefixes and published numbers can be compared. DART, the third of
-the paper's corpora, is a third loader of this file.
+All are linearised as in Li & Liang 2021, so that prefixes and published numbers can be compared.
 E2E's targets are the official references, stripped but not tokenised as the original's files are: the challenge scores
 against the official ones, and a model of cased, untokenised text need not learn another spelling first.
 """
@@ -70,6 +69,31 @@ def load_webnlg(config: TaskConfig) -> Task:
     return make_task(config, splits, DATA_TO_TEXT_METRICS)
 
 
+def load_dart(config: TaskConfig) -> Task:
+    """DART (Nan et al. 2021), version 1.1.1, from a folder with its JSON files: a train, a dev and a test file.
+
+    Raises `UserError` with all problems when a file is missing or broken.
+    """
+    if config.path is None:
+        raise UserError("task.path: dart needs the folder of its JSON files (github.com/Yale-LILY/dart, data/v1.1.1)")
+    folder, splits, problems = Path(config.path).expanduser(), [], []
+    for split in ("train", "dev", "test"):
+        files = sorted(folder.glob(f"*{split}*.json")) + sorted(folder.glob(f"*{split}*.json.gz"))
+        if len(files) != 1:
+            found = ", ".join(file.name for file in files) or "none"
+            problems.append(
+                f"task.path: {folder}: must have one file *{split}*.json or *{split}*.json.gz; found {found}"
+            )
+            continue
+        try:
+            splits.append(_read_dart(files[0]))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*problems)
+    return make_task(config, Splits(*splits), DATA_TO_TEXT_METRICS)
+
+
 def linearise_meaning(meaning: str) -> str:
     """`name[The Eagle], priceRange[£20-25]` -> `name : The Eagle | price : £ 20 - 25`, the fields in fixed order."""
     values = dict(re.findall(r"(\w[\w ]*)\[([^\]]*)\]", meaning))
@@ -81,6 +105,29 @@ def linearise_meaning(meaning: str) -> str:
 def linearise_triples(triples: Iterable[Triple]) -> str:
     """` | subject : property : object` for each triple: a bar stands before the first one too."""
     return "".join(f" | {subject} : {property_} : {object_}" for subject, property_, object_ in triples)
+
+
+def linearise_dart(triples: Iterable[Triple]) -> str:
+    """`subject : relation : object` for each triple, the relation in lower case, a bar between them."""
+    return " | ".join(f"{subject} : {relation.lower()} : {object_}" for subject, relation, object_ in triples)
+
+
+def _read_dart(file: Path) -> list[Entry]:
+    """`[{"tripleset": [[subject, relation, object], ...], "annotations": [{"text": ...}, ...]}, ...]`."""
+    try:
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        rows = [
+            (
+                linearise_dart((subject, relation, object_) for subject, relation, object_ in row["tripleset"]),
+                tuple(annotation["text"].strip() for annotation in row["annotations"]),
+            )
+            for row in json.loads(content)
+        ]
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: is not in the form of DART's JSON ({error!r})") from error
+    return [Entry(source, targets=texts, references=texts) for source, texts in rows]
 
 
 def _read_e2e(split: str) -> list[Entry]:
