@@ -1,4 +1,4 @@
-"""Data-to-text: E2E (restaurants; in the package), WebNLG 2017 (triples; a folder, a hub set), DART (triples; a folder).
+"""Data-to-text: E2E (restaurants; in the package), WebNLG 2017 (triples; folder or hub set), DART (triples; folder).
 
 All are linearised as in Li & Liang 2021, so that prefixes and published numbers can be compared.
 E2E's targets are the official references, stripped but not tokenised as the original's files are: the challenge scores
