@@ -10,11 +10,13 @@ import importlib.util
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 import torch.utils.checkpoint
@@ -33,6 +35,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
 from prefixray.config import UserError
+from prefixray.speed import cache_folder
 
 logger = logging.getLogger(__name__)
 disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -117,6 +120,55 @@ def load_base(name: str, *, dtype: torch.dtype = torch.float32, device: str = "c
     if quantization is None:
         torch.nn.Module.to(model, device)
     return wrap_model(model, tokenizer, name=name, digest=digest or str(config._commit_hash or "unknown"))
+
+
+def outline_base(name: str) -> Base:
+    """The base called `name` without its weights: its sizes, its configuration and tokenizer, on the meta device.
+
+    Nothing is converted, and from the hub come a few small files at most. Raises `UserError` as `load_base` does.
+    """
+    gguf, options = _gguf_file(name), {}
+    if gguf is None:
+        folder = Path(name).expanduser()
+        where = str(folder) if folder.is_dir() else _hub_id(name)
+    elif (converted := _converted(gguf, _digest(gguf))).is_dir():
+        where = str(converted)
+    else:
+        where, options = str(gguf.parent), {"gguf_file": gguf.name}
+    try:
+        config, tokenizer = _small_files(where, options)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        with torch.device("meta"):
+            model = kind.from_config(config, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise UserError(f"base: {name}: cannot be reached: {_first_line(error)}") from error
+    except ValueError as error:
+        raise UserError(f"base: {name}: is no model that prefixray can train: {_first_line(error)}") from error
+    return wrap_model(model, tokenizer, name=name, digest="unknown")
+
+
+def _small_files(where: str, options: Mapping[str, str]) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Configuration and tokenizer: from this machine, else from the hub if it answers."""
+    for is_local in (True, False):
+        try:
+            config = AutoConfig.from_pretrained(where, local_files_only=is_local, **options)
+            return config, AutoTokenizer.from_pretrained(where, local_files_only=is_local, **options)
+        except OSError:
+            if not is_local or Path(where).is_dir() or not _hub_answers():
+                raise
+    raise AssertionError("the second try returns or raises")
+
+
+def _hub_answers() -> bool:
+    """Whether it is worth trying: transformers itself would try for half a minute."""
+    if any(name in os.environ for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), 3.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def load_in(name: str, precision: str, device: str) -> Base:
@@ -222,19 +274,32 @@ def _cpu_vendor() -> str:
 
 def _resolve(name: str) -> tuple[str, str | None]:
     """The folder or hub id that transformers can load, and a digest of local weights."""
-    package, colon, file = name.partition(":")
-    if colon and not Path(name).exists():
-        return _convert_gguf(_package_file(name, package, file))
+    gguf = _gguf_file(name)
+    if gguf is not None:
+        return _convert_gguf(gguf)
     path = Path(name).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise UserError(f"base: {name}: no such file")
-        return _convert_gguf(path)
     if path.is_dir():
         return str(path), _digest(*sorted(path.glob("*.safetensors")), path / "config.json")
+    return _hub_id(name), None
+
+
+def _gguf_file(name: str) -> Path | None:
+    """The GGUF file that is meant; None where the name is a folder's or a hub id."""
+    package, colon, file = name.partition(":")
+    if colon and not Path(name).exists():
+        return _package_file(name, package, file)
+    path = Path(name).expanduser()
+    if path.suffix != ".gguf":
+        return None
+    if not path.is_file():
+        raise UserError(f"base: {name}: no such file")
+    return path
+
+
+def _hub_id(name: str) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"base: {name}: no such folder")
-    return name, None
+    return name
 
 
 def _package_file(name: str, package: str, file: str) -> Path:
@@ -249,15 +314,15 @@ def _package_file(name: str, package: str, file: str) -> Path:
     return path
 
 
-def cache_folder() -> Path:
-    """Where converted bases live: $PREFIXRAY_CACHE, else ~/.cache/prefixray."""
-    return Path(os.environ.get("PREFIXRAY_CACHE") or Path.home() / ".cache" / "prefixray")
+def _converted(path: Path, digest: str) -> Path:
+    """The folder in the cache that a GGUF file is converted to."""
+    return cache_folder() / f"{path.stem}-{digest}"
 
 
 def _convert_gguf(path: Path) -> tuple[str, str]:
     """Dequantise a GGUF file to a safetensors folder in the cache, once."""
     digest = _digest(path)
-    folder = cache_folder() / f"{path.stem}-{digest}"
+    folder = _converted(path, digest)
     if not folder.is_dir():
         logger.info("converting %s to safetensors, once (%s)", path.name, folder)
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefixray.base import Base
 from prefixray.config import TaskConfig, UserError
+from prefixray.speed import Lengths, mean_lengths
 from prefixray.tasks import Example
 
 logger = logging.getLogger(__name__)
@@ -249,6 +250,11 @@ def encode(examples: Sequence[Example], template: Template) -> list[Row]:
         given, encoder = (template.target_before, prompt) if template.is_encoder_decoder else (prompt, ())
         rows.append(Row((*given, *target), len(given), encoder))
     return rows
+
+
+def row_lengths(rows: Sequence[Row]) -> Lengths:
+    """How long they are on average."""
+    return mean_lengths([row.lengths for row in rows], [row.num_targets for row in rows])
 
 
 def cut_by_length(lengths: Sequence[tuple[int, int]], token_budget: int, piece_cost: int) -> list[list[int]]:

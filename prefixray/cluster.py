@@ -14,6 +14,7 @@ import psutil
 import ray
 
 from prefixray.config import UserError
+from prefixray.sizes import cpu_workers
 
 NUM_TRIALS_AT_ONCE = 512  # processes of trials that one machine may hold
 _OBJECT_STORE = 256 << 20  # nothing large goes through it
@@ -65,11 +66,7 @@ def connected(address: str | None) -> Iterator[Cluster]:
 
 
 def _look_around(address: str, namespace: str) -> Cluster:
-    """Count what there is.
-
-    Two CPU workers with half the threads each beat one with all: 15 % on two idle cores, and more on busy ones, where
-    every operation waits for the slowest thread.
-    """
+    """Count what there is."""
     found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     num_cpus, num_gpus = int(found.get("CPU", 0)), int(found.get("GPU", 0))
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -77,8 +74,7 @@ def _look_around(address: str, namespace: str) -> Cluster:
     if num_gpus:
         num_workers, num_threads = num_gpus, max(1, num_cpus // num_gpus)
     elif address == "local":
-        num_workers = min(2, num_cpus)
-        num_threads = num_cpus // num_workers
+        num_workers, num_threads = cpu_workers(num_cpus)
     elif with_cpus:
         num_workers, num_threads = len(with_cpus), max(1, min(with_cpus) - 1)  # a core stays for the trials' processes
     else:

@@ -6,7 +6,6 @@ One driver at a time: the sweep's folder is locked by the kernel, so the lock of
 import fcntl
 import json
 import logging
-import math
 import os
 import shutil
 import socket
@@ -34,7 +33,9 @@ from prefixray.live import LiveView, View
 from prefixray.pool import DecodeJob, Pool
 from prefixray.results import Results, SearchTrial, is_finished, load_results
 from prefixray.search import Coordinator, MakeSpec, Stage
+from prefixray.sizes import num_at_once
 from prefixray.space import Scalar
+from prefixray.speed import keep_speeds
 from prefixray.study import ArmStudy, FixedStudy, Proposal, Record, repair_journal
 from prefixray.sweepfile import differences, dump, identity, restore
 from prefixray.tables import render_markdown, write_csv
@@ -81,7 +82,7 @@ class _Sweep:
 
     def __init__(self, config: SweepConfig, folder: Path, cluster: Cluster, live: LiveView) -> None:
         self._config, self._folder, self._cluster, self._live = config, folder, cluster, live
-        self._started = time.monotonic()
+        self._started, self._began = time.monotonic(), time.time()
         self._title = f"{config.name}  {config.base.partition(':')[2] or config.base} on {config.task.name}   {folder}"
         live.update(View(title=self._title, stage="start", message=f"{cluster}; loading the base and the task"))
         log = str((folder / "sweep.log").absolute())
@@ -98,6 +99,7 @@ class _Sweep:
             self._pool.wait(self._config.arms)
             studies = self._search()
             results = self._final(studies)
+            keep_speeds(self._config, self._folder, self._pool.found, self._began)
             state = "finished"
         except KeyboardInterrupt:
             state = "interrupted"
@@ -219,9 +221,8 @@ class _Sweep:
         return {key: getattr(final, key) for key in DECODING}
 
     def _concurrency(self, arm: ArmConfig) -> int:
-        """Trials of an arm at once: few enough that the sampler learns from generation to generation."""
-        slots = self._pool.num_workers if arm.exclusive else self._pool.num_slots * self._pool.num_workers
-        return min(slots, self._config.search.concurrency or math.ceil(arm.num_trials / 4))
+        slots, workers = self._pool.num_slots, self._pool.num_workers
+        return num_at_once(arm, self._config.search.concurrency, num_slots=slots, num_workers=workers)
 
     def _search_spec(self, arm: ArmConfig) -> MakeSpec:
         config, folder = self._config, self._folder.absolute()

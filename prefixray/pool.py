@@ -17,16 +17,14 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from prefixray.cluster import Cluster
 from prefixray.config import ArmConfig, UserError
 from prefixray.hypotheses import Split
-from prefixray.sizes import BYTES_PER_TRAINED, largest_trial
+from prefixray.sizes import BYTES_PER_TRAINED, MOST_SLOTS, largest_trial, num_slots
 from prefixray.trial import WorkerStatus
 from prefixray.worker import Worker, WorkerSetup
 
 logger = logging.getLogger(__name__)
 
-MOST_SLOTS = 64  # trials in a pack at most, whatever the memory
 MOST_DEATHS = 3  # of workers during a decoding, before the sweep gives up
 RETURN_SECONDS = 1800.0  # for a dead worker to be started again
-_MEMORY_SHARE = 0.6  # of what is free after loading the base, for trials; the rest is for activations
 
 
 DecodeJob = tuple[str | None, str, Split, Mapping[str, Any]]  # the arguments of `Worker.decode`
@@ -67,7 +65,7 @@ class Pool:
         if self.found["device"] == "cpu" and self._cluster.address == "local":
             free //= len(answers)  # they see the same memory
         check_exclusive(arms, self.found, free)
-        self.num_slots = max(1, min(MOST_SLOTS, int(_MEMORY_SHARE * free / trial_bytes)))
+        self.num_slots = num_slots(free, trial_bytes)
         logger.info(
             "%d slots per worker: %.1f GiB free, %.2f GiB a trial", self.num_slots, free / 2**30, trial_bytes / 2**30
         )

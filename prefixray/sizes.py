@@ -1,5 +1,6 @@
-"""How large trials and packs are, from configurations and the base's sizes alone: no tensor is made for it."""
+"""How large trials and packs are, and how many there is room for, from configurations and the base's sizes alone."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
@@ -7,6 +8,8 @@ from typing import Any, assert_never
 from prefixray.config import AdapterTrial, AnyTrial, ArmConfig, FinetuneTrial, LoraTrial, PrefixTrial
 
 BYTES_PER_TRAINED = 16  # fp32 value, gradient and Adam's two moments
+MOST_SLOTS = 64  # trials in a pack at most, whatever the memory
+_MEMORY_SHARE = 0.6  # of what is free after loading the base, for trials; the rest is for activations
 _WORDS = 8  # prefix positions assumed where init_token sets them
 
 
@@ -99,12 +102,36 @@ def _width(site: Mapping[str, int]) -> int:
 
 def largest_trial(arm: ArmConfig, shape: Mapping[str, Any]) -> int:
     """Bytes of the state of an arm's largest trial."""
-    lows = {key: dimension.ends()[0] for key, dimension in arm.dimensions.items()}
-    largest = 0
+    return BYTES_PER_TRAINED * trained_parameters(largest_method(arm, shape), shape)
+
+
+def largest_method(arm: ArmConfig, shape: Mapping[str, Any]) -> AnyTrial:
+    """The method of an arm's largest trial."""
+    values = {key: dimension.ends()[0] for key, dimension in arm.dimensions.items()}
     for key, dimension in arm.dimensions.items():
-        lows[key] = max(dimension.ends(), key=lambda end, key=key: _size(arm, {**lows, key: end}, shape))  # type: ignore[misc]
-    largest = _size(arm, lows, shape)
-    return BYTES_PER_TRAINED * largest
+        values[key] = max(dimension.ends(), key=lambda end, key=key: _size(arm, {**values, key: end}, shape))  # type: ignore[misc]
+    return arm.trial(values).method
+
+
+def num_slots(free_bytes: float, trial_bytes: float) -> int:
+    """Trials that a worker takes at once, given what is free beside the base and the largest trial's state."""
+    return max(1, min(MOST_SLOTS, int(_MEMORY_SHARE * free_bytes / trial_bytes)))
+
+
+def num_at_once(arm: ArmConfig, concurrency: int | None, *, num_slots: int, num_workers: int) -> int:
+    """Trials of an arm at once: few enough that the sampler learns from generation to generation."""
+    slots = num_workers if arm.exclusive else num_slots * num_workers
+    return min(slots, concurrency or math.ceil(arm.num_trials / 4))
+
+
+def cpu_workers(num_cpus: int) -> tuple[int, int]:
+    """How many workers a machine without GPUs has, and the threads of each.
+
+    Two with half the threads each beat one with all: 15 % on two idle cores, and more on busy ones, where every
+    operation waits for the slowest thread.
+    """
+    num_workers = min(2, num_cpus)
+    return num_workers, num_cpus // num_workers
 
 
 def _size(arm: ArmConfig, values: Mapping[str, object], shape: Mapping[str, Any]) -> int:

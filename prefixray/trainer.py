@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prefixray.base import Base, checkpointed, load_in
-from prefixray.batching import Row, Template, encode, make_template
+from prefixray.batching import Row, Template, encode, make_template, row_lengths
 from prefixray.checkpoint import artifact_meta, load_checkpoint, save_artifact, save_checkpoint
 from prefixray.config import TaskConfig, TrainConfig, UserError
 from prefixray.pack import Member, Outcome, Pack, Seeds, learning_rate
@@ -54,10 +54,10 @@ class Trainer:
     def __init__(self, base: Base, task: Task, config: TaskConfig, *, token_budget: int | None = None) -> None:
         self.base, self.task, self._task_config = base, task, config
         self.template: Template = make_template(base, config)
-        train = encode(task.train, self.template)
+        self._train: list[Row] = encode(task.train, self.template)
         self._dev: list[Row] = encode(task.dev, self.template)
-        self._longest = max(row.num_inputs for row in (*train, *self._dev))
-        self.pack = Pack(base, train, pad_id=self.template.pad_id, token_budget=token_budget)
+        self._longest = max(row.num_inputs for row in (*self._train, *self._dev))
+        self.pack = Pack(base, self._train, pad_id=self.template.pad_id, token_budget=token_budget)
         self._progress: dict[str, _Progress] = {}
         self.last_tokens = 0
         """Target tokens that the last step trained on."""
@@ -75,6 +75,9 @@ class Trainer:
             "free_bytes": torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available,
             "num_threads": torch.get_num_threads(),
             "num_test_total": self.task.num_test_total,
+            "num_test": len(self.task.test_sources),
+            "num_dev": len(self._dev),
+            "lengths": {"train": asdict(row_lengths(self._train)), "dev": asdict(row_lengths(self._dev))},
             "metrics": list(self.task.metrics),
         }
 

@@ -26,6 +26,7 @@ PLAIN = [
     "inbox",
     "hypotheses",
     "sizes",
+    "speed",
     "logs",
 ]
 # The trainer: torch, but nothing that knows of a search.

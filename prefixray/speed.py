@@ -1,0 +1,226 @@
+"""How much is computed in training and decoding, and how fast it was: what `--plan` estimates hours from.
+
+Work is counted in floating-point operations of the matrix products, from the base's sizes and the lengths of texts
+alone. At its end a sweep writes what its devices did per second to `throughput.json` in the user's cache folder.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from prefixray.config import SweepConfig
+
+logger = logging.getLogger(__name__)
+
+MOST_SPEEDS = 200  # that are remembered
+Kind = Literal["shared", "alone", "decode"]
+"""Trials that share the frozen base, full fine-tuning, decoding."""
+_TOLERANCE = 1.02  # a base's parameters may be this much fewer than its matrices suggest
+
+
+def cache_folder() -> Path:
+    """Where converted bases and measured speeds live: $PREFIXRAY_CACHE, else ~/.cache/prefixray."""
+    return Path(os.environ.get("PREFIXRAY_CACHE") or Path.home() / ".cache" / "prefixray")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of an example, on average."""
+
+    encoder: float  # that go into the encoder; 0 for a decoder-only base
+    decoder: float  # that go into the decoder: source and target, or the target alone
+    targets: float  # that the loss is taken over
+
+    @property
+    def source(self) -> float:
+        """Tokens of the source, with the special ones around it."""
+        return self.encoder or self.decoder - self.targets + 1
+
+
+def mean_lengths(lengths: Sequence[tuple[int, int]], targets: Sequence[int]) -> Lengths:
+    """The average of rows whose encoder and decoder inputs are `lengths`."""
+    count = max(1, len(targets))
+    encoder, decoder = (sum(row[side] for row in lengths) / count for side in (0, 1))
+    return Lengths(encoder, decoder, sum(targets) / count)
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """Parameters by how often they are used: per token of the encoder, of the decoder, per predicted token."""
+
+    encoder: float
+    decoder: float
+    head: float
+
+
+def matrices(shape: Mapping[str, Any]) -> Matrices:
+    """The sizes of a base's matrices, from its `Shape` (as a dict).
+
+    Whether the feed-forward layers have two or three matrices is told from the number of all parameters. Keys and
+    values of cross-attention are computed once per encoder token.
+    """
+    hidden, ffn, sites = shape["hidden_size"], shape["ffn_size"], shape["sites"]
+    head = hidden * shape["vocab_size"]
+    attention = {name: site["num_layers"] * 2 * hidden * hidden for name, site in sites.items()}  # queries and output
+    from_inputs = {name: site["num_layers"] * 2 * hidden * _kv_width(site) for name, site in sites.items()}
+    num_blocks = {name: site["num_layers"] for name, site in sites.items() if name != "cross"}
+    total = sum(attention.values()) + sum(from_inputs.values()) + head
+    is_gated = total + 3 * sum(num_blocks.values()) * hidden * ffn <= _TOLERANCE * shape["num_parameters"]
+    wide = {name: count * (3 if is_gated else 2) * hidden * ffn for name, count in num_blocks.items()}
+    encoder = sum(part.get("encoder", 0) for part in (attention, from_inputs, wide)) + from_inputs.get("cross", 0)
+    decoder = sum(part["decoder"] for part in (attention, from_inputs, wide)) + attention.get("cross", 0)
+    return Matrices(encoder, decoder, head)
+
+
+def forward_flops(shape: Mapping[str, Any], lengths: Lengths) -> float:
+    """Of one example: two per parameter and token, the head on target tokens alone. Attention scores are left out."""
+    sizes = matrices(shape)
+    used = sizes.encoder * lengths.encoder + sizes.decoder * lengths.decoder + sizes.head * lengths.targets
+    return 2 * used
+
+
+def training_flops(shape: Mapping[str, Any], lengths: Lengths, *, kind: Kind, is_checkpointed: bool = False) -> float:
+    """Of one example, forward and backward: a frozen base has no gradients of weights; see `forward_flops`."""
+    passes = (3 if kind == "alone" else 2) + is_checkpointed
+    return passes * forward_flops(shape, lengths)
+
+
+def decoding_flops(shape: Mapping[str, Any], source: float, *, num_beams: int, max_new_tokens: int) -> float:
+    """Of one source, if every beam runs to `max_new_tokens`."""
+    sizes = matrices(shape)
+    prompt = 2 * (sizes.encoder or sizes.decoder) * source
+    return prompt + 2 * num_beams * max_new_tokens * (sizes.decoder + sizes.head)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a device did per second, in one sweep."""
+
+    base: str
+    device: str
+    precision: str
+    num_threads: int
+    kind: Kind
+    flops: float
+    seconds: float
+    target_tokens: int  # trained on; 0 for decoding
+    sweep: str
+    date: str
+
+    @property
+    def flops_per_second(self) -> float:
+        """Of the work as it is counted here; evaluation on dev and the updates are part of the time."""
+        return self.flops / self.seconds
+
+
+def load_speeds() -> list[Speed]:
+    """All measured speeds; none where the cache has none, or another version's."""
+    try:
+        stored = json.loads(_file().read_text(encoding="utf-8"))
+        return [Speed(**one) for one in stored]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def store_speeds(speeds: Sequence[Speed]) -> None:
+    """Add to the measured speeds; the newest of a kind, base and device replaces the older."""
+    if not speeds:
+        return
+    new = {_key(speed): speed for speed in speeds}
+    kept = [speed for speed in load_speeds() if _key(speed) not in new][-MOST_SPEEDS:]
+    path = _file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(json.dumps([asdict(one) for one in (*kept, *speeds)], indent=1) + "\n", encoding="utf-8")
+    scratch.replace(path)
+
+
+def keep_speeds(config: SweepConfig, folder: Path, found: Mapping[str, Any], since: float) -> None:
+    """Store what a sweep has measured; a cache that cannot be written to is no reason to fail."""
+    try:
+        store_speeds(measured_speeds(config, folder, found, since))
+    except OSError as error:
+        logger.info("the measured speed is not kept: %s", error)
+
+
+def measured_speeds(config: SweepConfig, folder: Path, found: Mapping[str, Any], since: float) -> list[Speed]:
+    """The speeds of a sweep's runs, from the files that it has written after `since` (`time.time()`).
+
+    `found` is what a worker found out about its base and device.
+    """
+    work: dict[Kind, list[float]] = {"shared": [0, 0, 0], "alone": [0, 0, 0], "decode": [0, 0, 0]}
+    for path in _newer(folder, ("trials/*/*/result.json", "final/*/result.json"), since):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if "train/seconds" not in result["metrics"]:
+            continue
+        kind: Kind = "alone" if result["config"]["method"]["method"] == "finetune" else "shared"
+        _add(work[kind], _trained(config, found, result, kind), result["metrics"])
+    for path in _newer(folder, ("final/*/test.json",), since):
+        _add(work["decode"], _decoded(config, found), {"train/seconds": json.loads(path.read_text())["seconds"]})
+    return [
+        Speed(
+            base=config.base,
+            device=found["device"],
+            precision=found["precision"],
+            num_threads=found["num_threads"],
+            kind=kind,
+            flops=flops,
+            seconds=seconds,
+            target_tokens=int(tokens),
+            sweep=config.name,
+            date=time.strftime("%Y-%m-%d"),
+        )
+        for kind, (flops, seconds, tokens) in work.items()
+        if seconds
+    ]
+
+
+def _trained(config: SweepConfig, found: Mapping[str, Any], result: Mapping[str, Any], kind: Kind) -> float:
+    """The work of a trial as far as it came: its steps, and its evaluations on dev."""
+    trial, step = result["config"], result["step"]
+    train, dev = Lengths(**found["lengths"]["train"]), Lengths(**found["lengths"]["dev"])
+    steps = report_steps(config, trial["num_steps"])
+    num_evaluations = sum(one <= step for one in steps)
+    each = training_flops(found["shape"], train, kind=kind, is_checkpointed=config.train.gradient_checkpointing)
+    num_examples = step * trial["batch_size"] * trial["grad_accumulation"]
+    return float(num_examples * each + num_evaluations * found["num_dev"] * forward_flops(found["shape"], dev))
+
+
+def _decoded(config: SweepConfig, found: Mapping[str, Any]) -> float:
+    final, source = config.final, Lengths(**found["lengths"]["train"]).source
+    each = decoding_flops(found["shape"], source, num_beams=final.num_beams, max_new_tokens=final.max_new_tokens)
+    return float(found["num_test"] * each)
+
+
+def report_steps(config: SweepConfig, num_steps: int) -> list[int]:
+    """The steps after which a trial is evaluated on dev, ascending."""
+    every = config.train.eval_every
+    between = range(every, num_steps, every) if every is not None else ()
+    return sorted({*config.search.rungs, *between, num_steps})
+
+
+def _add(work: list[float], flops: float, metrics: Mapping[str, float]) -> None:
+    work[0] += flops
+    work[1] += metrics["train/seconds"]
+    work[2] += metrics.get("train/tokens", 0)
+
+
+def _newer(folder: Path, patterns: Sequence[str], since: float) -> list[Path]:
+    return [path for pattern in patterns for path in folder.glob(pattern) if path.stat().st_mtime >= since]
+
+
+def _key(speed: Speed) -> tuple[object, ...]:
+    return speed.base, speed.device, speed.precision, speed.num_threads, speed.kind
+
+
+def _file() -> Path:
+    return cache_folder() / "throughput.json"
+
+
+def _kv_width(site: Mapping[str, int]) -> int:
+    return site["num_kv_heads"] * site["head_dim"]
