@@ -30,13 +30,14 @@ from prefixray.final import (
 )
 from prefixray.hypotheses import Split
 from prefixray.live import LiveView, View
+from prefixray.page import write_page
 from prefixray.pool import DecodeJob, Pool
-from prefixray.results import Results, SearchTrial, is_finished, load_results
+from prefixray.results import Importance, Results, SearchTrial, is_finished, load_results
 from prefixray.search import Coordinator, MakeSpec, Stage
 from prefixray.sizes import num_at_once
 from prefixray.space import Scalar
 from prefixray.speed import keep_speeds
-from prefixray.study import ArmStudy, FixedStudy, Proposal, Record, repair_journal
+from prefixray.study import ArmStudy, FixedStudy, Proposal, Record, parameter_importance, repair_journal
 from prefixray.sweepfile import differences, dump, identity, restore
 from prefixray.tables import render_markdown, write_csv
 from prefixray.tasks import load_task
@@ -126,7 +127,8 @@ class _Sweep:
             self._run("search", stages)
         path = self._folder / "results.json"
         if not path.is_file() or not is_finished(load_results(self._folder)):
-            self._store({"search": self._search_trials(studies)})
+            rungs, importance = list(config.search.rungs), self._importance()
+            self._store({"search": self._search_trials(studies), "rungs": rungs, "importance": importance})
         return studies
 
     def _final(self, studies: Mapping[str, ArmStudy]) -> Results:
@@ -281,15 +283,23 @@ class _Sweep:
     def _publish(self, results: Results) -> None:
         """Write the results in every form, and log them."""
         self._keep_older(results)
+        results["rungs"], results["importance"] = list(self._config.search.rungs), self._importance()
         self._store(results)
         _write(self._folder / "results.md", render_markdown(results))
         write_csv(results, self._folder / "results.csv")
+        page = write_page(results, self._folder)
         scores = {
             f"test/{metric}/{arm['arm']}": interval["value"]
             for arm in results["arms"]
             for metric, interval in arm["scores"].items()
         }
-        self._tracker.summary(scores, [self._folder / f"results.{ending}" for ending in ("json", "md", "csv")])
+        files = [self._folder / f"results.{ending}" for ending in ("json", "md", "csv")]
+        self._tracker.summary(scores, [*files, *page])
+
+    def _importance(self) -> list[Importance]:
+        journal, config = self._folder / "study.journal", self._config
+        found = [parameter_importance(journal, config.name, arm, config.search.rungs) for arm in config.arms]
+        return [one for one in found if one is not None]
 
     def _keep_older(self, results: Results) -> None:
         """Where an extension has changed a winner, the older results stay beside the new ones."""
@@ -313,6 +323,7 @@ def _search_trial(config: SweepConfig, arm: ArmConfig, record: Record) -> Search
         dev_loss=value,
         state=record.state,
         rung=rung,
+        curve=sorted(record.reports.items()),
     )
 
 

@@ -15,14 +15,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from prefixray.config import ArmConfig, SweepConfig, TrialConfig
 from prefixray.hypotheses import read_hypotheses, score_all
-from prefixray.metrics import Scored, higher_is_better
+from prefixray.metrics import Floats, Scored, higher_is_better
 from prefixray.results import ArmResult, ExampleOutputs, Interval, Results, SearchTrial, SeedResult
 from prefixray.statistics import Comparison, Estimate, compare, intervals, resolution, sd
 from prefixray.study import Record
+from prefixray.tables import NUM_EXAMPLES
 from prefixray.tasks import Sourced
 
 logger = logging.getLogger(__name__)
@@ -30,7 +32,8 @@ logger = logging.getLogger(__name__)
 UNTUNED = "untuned"
 CANDIDATE_REPLICATE = 1000
 """The replicate of candidates: fresh seeds, unlike the search's (0) and the final runs' (1 to num_seeds)."""
-NUM_EXAMPLES = 20
+NUM_EXTREMES = 20
+"""The sources on which an arm and the reference differ most; their outputs are kept, like those of the first ones."""
 _PACKAGES = ("prefixray", "torch", "transformers", "ray", "optuna", "mlflow", "sacrebleu", "numpy")
 
 
@@ -142,7 +145,7 @@ def make_results(
         arms=arms,
         resolution=resolution(compared),
         notes=_notes(config, runs),
-        examples=_examples(folders, sources),
+        examples=_examples(folders, scored, sources, primary, reference),
         search=list(facts.search),
         budget={"minutes": facts.sweep_minutes},
     )
@@ -218,17 +221,47 @@ def _interval(estimate: Estimate) -> Interval:
     return Interval(value=estimate.value, low=estimate.low, high=estimate.high)
 
 
-def _examples(folders: Mapping[str, Sequence[Path]], sources: Sequence[Sourced]) -> list[ExampleOutputs]:
-    """Outputs of each arm's first seed, side by side."""
+def _examples(
+    folders: Mapping[str, Sequence[Path]],
+    scored: Mapping[str, Sequence[Mapping[str, Scored]]],
+    sources: Sequence[Sourced],
+    primary: str,
+    reference: str,
+) -> list[ExampleOutputs]:
+    """Outputs of each arm's first seed, side by side: the first sources, then those where the arms differ most."""
     outputs = {arm: read_hypotheses(own[0], "test") for arm, own in folders.items()}
-    return [
-        ExampleOutputs(
-            source=sourced.source,
-            references=list(sourced.references),
+    scores = {arm: own[0][primary].of_sums(own[0][primary].statistics) for arm, own in scored.items()}  # (N,) each
+    chosen = _extremes(scores, reference, 1.0 if higher_is_better(primary) else -1.0)
+    examples = []
+    num_first = NUM_EXAMPLES if chosen else NUM_EXTREMES
+    for index in dict.fromkeys([*range(min(num_first, len(sources))), *chosen]):
+        example = ExampleOutputs(
+            source=sources[index].source,
+            references=list(sources[index].references),
             outputs={arm: texts[index] for arm, texts in outputs.items()},
+            scores={arm: float(values[index]) for arm, values in scores.items()},
         )
-        for index, sourced in enumerate(sources[:NUM_EXAMPLES])
-    ]
+        if index in chosen:
+            example["arm"] = chosen[index]
+        examples.append(example)
+    return examples
+
+
+def _extremes(scores: Mapping[str, Floats], reference: str, sign: float) -> dict[int, str]:
+    """The sources on which an arm is farthest behind the reference or ahead of it, the arms in turn; and that arm."""
+    queues: list[tuple[str, list[int]]] = []
+    for arm in (arm for arm in scores if arm not in (reference, UNTUNED)):
+        difference = sign * (scores[arm] - scores[reference])
+        for end in (difference, -difference):
+            queues.append((arm, [int(i) for i in np.argsort(end, kind="stable") if end[i] < 0]))
+    chosen: dict[int, str] = {}
+    while len(chosen) < NUM_EXTREMES and any(queue for _, queue in queues):
+        for arm, queue in queues:
+            while queue and queue[0] in chosen:
+                del queue[0]
+            if queue and len(chosen) < NUM_EXTREMES:
+                chosen[queue.pop(0)] = arm
+    return chosen
 
 
 def _machine(found: Mapping[str, Any]) -> dict[str, object]:

@@ -1,6 +1,7 @@
-"""Print a sweep's tables again.
+"""Print a sweep's tables again, and write its report: one HTML file that needs nothing else, and the same as Markdown.
 
 python -m prefixray.report SWEEP        # a results folder, its name under runs/, or the YAML
+python -m prefixray.report SWEEP --no-page
 """
 
 import argparse
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from prefixray.config import UserError
+from prefixray.page import write_page
 from prefixray.results import is_finished, load_results
 from prefixray.sweepfile import find_sweep
 from prefixray.tables import render_text, search_table
@@ -19,18 +21,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m prefixray.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sweep", help="a results folder, its name under runs/, or the YAML")
-    where = parser.parse_args(argv).sweep
+    parser.add_argument("--no-page", action="store_true", help="print only, write no report.html and report.md")
+    options = parser.parse_args(argv)
     try:
-        folder = find_sweep(where)
+        folder = find_sweep(options.sweep)
         stored = load_results(folder)
+        written = [] if options.no_page else write_page(stored, folder)
     except UserError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{error.filename or folder}: {error.strerror}; --no-page only prints", file=sys.stderr)
         return 2
     print(f"{folder}\n\n{search_table(stored['search'])}\n")
     if is_finished(stored):
         print(render_text(stored))
     else:
         print("The final stage has not been reached; the same python -m prefixray.sweep command goes on.")
+    if written:
+        print(f"\nThe report: {' '.join(map(str, written))}")
     return 0
 
 

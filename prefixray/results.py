@@ -58,6 +58,16 @@ class SearchTrial(TypedDict):
     dev_loss: float | None
     state: str
     rung: int | None
+    curve: NotRequired[list[tuple[int, float]]]  # (step, dev loss) of every report
+
+
+class Importance(TypedDict):
+    """How much each searched value of an arm decides about the dev loss."""
+
+    arm: str
+    step: int  # at which the dev losses were measured
+    num_trials: int
+    shares: dict[str, float]  # add up to 1
 
 
 class ExampleOutputs(TypedDict):
@@ -66,12 +76,16 @@ class ExampleOutputs(TypedDict):
     source: str
     references: list[str]
     outputs: dict[str, str]
+    scores: NotRequired[dict[str, float]]  # of these outputs, by the primary metric on this source alone
+    arm: NotRequired[str]  # the arm that is so far from the reference here that the source was chosen for it
 
 
 class Stored(TypedDict):
-    """`results.json` while the final stage is still to come."""
+    """`results.json` while the final stage is still to come. What is not required, older records do not have."""
 
     search: list[SearchTrial]
+    rungs: NotRequired[list[int]]
+    importance: NotRequired[list[Importance]]
 
 
 class Results(Stored):

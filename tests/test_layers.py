@@ -48,6 +48,7 @@ SEARCH = [
     "study",
     "tables",
     "plots",
+    "figures",
     "findings",
     "page",
     "live",

@@ -265,7 +265,10 @@ def test_the_report_prints_both_tables_again(
     assert report.main([str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert search_table(results["search"]) in printed
-    assert printed.endswith(render_text(results) + "\n")
+    assert render_text(results) + "\n" in printed
+    assert printed.endswith(f"The report: {tmp_path / 'report.html'} {tmp_path / 'report.md'}\n")
+    assert report.main([str(tmp_path), "--no-page"]) == 0
+    assert capsys.readouterr().out.endswith(render_text(results) + "\n")
 
 
 def test_the_report_of_an_unfinished_sweep_prints_the_search(
