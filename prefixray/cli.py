@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 COMMANDS: Mapping[str, str] = {
     "sweep": "run a sweep, or go on with it",
+    "plan": "print what a sweep would do, take and cost; starts nothing",
     "report": "print a sweep's tables again",
     "decode": "decode a split again with what a sweep has trained",
     "train": "train one configuration, without Ray",

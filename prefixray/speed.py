@@ -1,4 +1,4 @@
-"""How much is computed in training and decoding, and how fast it was: what `--plan` estimates hours from.
+"""How much is computed in training and decoding, and how fast it was: what a plan estimates hours from.
 
 Work is counted in floating-point operations of the matrix products, from the base's sizes and the lengths of texts
 alone. At its end a sweep writes what its devices did per second to `throughput.json` in the user's cache folder.

@@ -1,6 +1,7 @@
 """Run a sweep: search, final stage, table. Run it again to continue it.
 
 python -m prefixray.sweep sweeps/quickstart.yaml
+python -m prefixray.sweep sweeps/quickstart.yaml --plan                         # what it would do and take; starts nothing
 python -m prefixray.sweep sweeps/quickstart.yaml --set search.num_trials=16     # extends it
 python -m prefixray.sweep sweeps/e2e_small.yaml --address auto                  # on the Ray cluster that runs here
 """
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     file = Path(options.sweep)
     try:
         config = load_sweep(file, options.set)  # before anything heavy is imported: a typo is reported at once
+        if options.plan:
+            return _print_plan(config, file, options.prices)
         outcome = _run(config, file, options)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -63,6 +66,14 @@ def _run(config: SweepConfig, file: Path, options: argparse.Namespace) -> "Outco
         return run_sweep(config, file, address=options.address, shown=shown)
 
 
+def _print_plan(config: SweepConfig, file: Path, prices: Path | None) -> int:
+    quieten()
+    from prefixray.plan_text import plan_text, read_prices
+
+    print(plan_text(config, file, {} if prices is None else read_prices(prices)))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m prefixray.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -74,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     how_much = parser.add_mutually_exclusive_group()
     how_much.add_argument("--quiet", action="store_true", help="print only the final table, and errors")
     how_much.add_argument("--verbose", action="store_true", help="show the sweep's log as well, on stderr")
+    parser.add_argument("--plan", action="store_true", help="start nothing: print what it would do, take and cost")
+    parser.add_argument("--prices", type=Path, help="with --plan: YAML of dollars per hour by device, as in A10G: 1.5")
     parser.add_argument("--address", help="a Ray cluster to join; auto: the one that runs on this machine")
     return parser
 

@@ -47,6 +47,9 @@ SEARCH = [
     "tracking",
     "study",
     "tables",
+    "devices",
+    "planning",
+    "plan_text",
     "plots",
     "figures",
     "findings",
@@ -63,7 +66,7 @@ SEARCH = [
 ]
 ORDER = [*PLAIN, *TRAINING, *SEARCH]
 # Parse and wire; nobody imports them, not even one another.
-ENTRIES = ["sweep", "train", "decode", "report", "export"]
+ENTRIES = ["sweep", "plan", "train", "decode", "report", "export"]
 # The one command over them all, which imports the entry that is named.
 FRONT = ["cli", "__main__"]
 
