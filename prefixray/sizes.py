@@ -40,41 +40,45 @@ class Load:
     """What a pack's largest micro-batch holds."""
 
     rows: int
-    tokens: int  # padded, of encoder and decoder
+    tokens: int  # of the decoder, padding included
     targets: int  # that the head is run on
     is_checkpointed: bool = False
+    encoder_tokens: int = 0
 
 
 def pack_bytes(methods: Sequence[AnyTrial], shape: Mapping[str, Any], load: Load, *, weight_bytes: int = 4) -> int:
-    """Peak memory of training these trials in one pack, the base included; an estimate, a few per cent high.
+    """Peak memory of training these trials in one pack, the base included; an estimate.
 
-    Counted are the base; of each trial its fp32 values and Adam's moments, and five copies of what its prefix folds to
-    (the network's output, its gradient, the pack's stack of all prefixes, that one's gradient, one in passing); the
-    gradients of the one trial that is being updated; and what a micro-batch keeps for its backward.
+    Counted are the base; of each trial its fp32 values and Adam's moments, what its prefix folds to and the gradient of
+    that; the gradients of the one trial that is being updated; and what a micro-batch keeps for its backward, with the
+    stack of its trials' prefixes and the gradient of that.
     """
     trained = [trained_parameters(method, shape) for method in methods]
-    folded = sum(stored_prefix(method, shape) for method in methods if isinstance(method, PrefixTrial))
-    state = (BYTES_PER_TRAINED - 4) * sum(trained) + 4 * max(trained)
-    return weight_bytes * int(shape["num_parameters"]) + state + 20 * folded + _kept_bytes(methods, shape, load)
+    folded = sorted((stored_prefix(m, shape) for m in methods if isinstance(m, PrefixTrial)), reverse=True)
+    state = (BYTES_PER_TRAINED - 4) * sum(trained) + 4 * max(trained) + 8 * sum(folded)
+    stacked = 8 * sum(folded[: load.rows])
+    longest = folded[0] if folded else 0
+    return weight_bytes * int(shape["num_parameters"]) + state + stacked + _kept_bytes(longest, shape, load)
 
 
-def _kept_bytes(methods: Sequence[AnyTrial], shape: Mapping[str, Any], load: Load) -> int:
+def _kept_bytes(folded: int, shape: Mapping[str, Any], load: Load) -> int:
     """What the forward of one micro-batch keeps, in fp32; frozen matrices keep nothing of their inputs.
 
-    Per token and block the inputs of norms and of the activation; per attention queries, keys, values and its output;
-    per row the keys and values of its prefix, copied in front of its own; per target token three rows of logits.
+    Per token and block the inputs of norms and of the activation, per attention queries, keys, values and its output;
+    per row the keys and values of its prefix, copied in front of its own; per target token three rows of logits. With
+    checkpointing, each block's input and all of one block.
     """
     hidden, ffn, sites = shape["hidden_size"], shape["ffn_size"], shape["sites"]
-    num_blocks = sum(site["num_layers"] for name, site in sites.items() if name != "cross")
-    num_attentions = sum(site["num_layers"] for site in sites.values())
-    prefixes = [stored_prefix(method, shape) for method in methods if isinstance(method, PrefixTrial)]
-    row = max(prefixes, default=0)
+    depth = sites["decoder"]["num_layers"]
+    decoder = (ffn + 9 * hidden) if shape["is_encoder_decoder"] else 3 * ffn + 6 * hidden  # gated, or GELU in its parts
+    encoder = ffn + 8 * hidden  # its output's keys and values in a decoder block with it
+    encoder_depth = sites["encoder"]["num_layers"] if "encoder" in sites else 0
+    tokens = load.tokens * depth * decoder + load.encoder_tokens * encoder_depth * encoder
     if load.is_checkpointed:
-        per_token = num_blocks * hidden + (2 * ffn + 8 * hidden)
-        row //= max(1, num_blocks)
-    else:
-        per_token = num_blocks * (2 * ffn + 2 * hidden) + num_attentions * 5 * hidden
-    return int(4 * (load.tokens * per_token + load.rows * row + 3 * load.targets * shape["vocab_size"]))
+        inputs = (load.tokens * depth + load.encoder_tokens * encoder_depth) * hidden
+        tokens = inputs + max(load.tokens * decoder, load.encoder_tokens * encoder)
+        folded //= max(1, depth + encoder_depth)
+    return int(4 * (tokens + load.rows * folded + 3 * load.targets * shape["vocab_size"]))
 
 
 def stored_prefix(method: PrefixTrial, shape: Mapping[str, Any]) -> int:

@@ -49,7 +49,7 @@ def _computed(num_trials: int, is_checkpointed: bool) -> int:
 
     shape = asdict(describe(BartConfig(), 406_291_456))
     rows = max(1, BUDGET // (SOURCE + TARGET))
-    load = Load(rows, rows * (SOURCE + TARGET), rows * TARGET, is_checkpointed)
+    load = Load(rows, rows * TARGET, rows * TARGET, is_checkpointed, rows * SOURCE)
     return pack_bytes([PREFIX] * num_trials, shape, load)
 
 
