@@ -26,7 +26,9 @@ from recipes.pretrain_bart import (
     split_pieces,
     train_tokenizer,
 )
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
+
+from prefixray.base import load_base
 
 DIALOGUES = (
     "#Person1#: Good morning, is the library open today?\n#Person2#: Yes, it is. It closes at 6.\n#Person1#: Thanks!",
@@ -133,8 +135,9 @@ def test_a_few_steps_lower_the_loss_and_the_folder_loads(tokenizer: PreTrainedTo
     assert outcome.dev_loss < before - 1.0
 
     save(tmp_path / "base", model, tokenizer, {"texts": len(TEXTS)})
-    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base").eval()
-    again = AutoTokenizer.from_pretrained(tmp_path / "base")
+    base = load_base(str(tmp_path / "base"))
+    loaded, again = base.model, base.tokenizer
+    assert base.shape.is_encoder_decoder and base.shape.num_parameters == model.num_parameters()
     assert mean_loss(loaded, dev) == pytest.approx(outcome.dev_loss, abs=1e-5)
     assert loaded.config.dropout == 0.1
     assert again(list(TEXTS)).input_ids == tokenizer(list(TEXTS)).input_ids
