@@ -3,6 +3,8 @@
 import copy
 import html
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -365,3 +367,28 @@ def test_a_trial_that_went_wrong_does_not_take_the_axis() -> None:
     assert upper_limit([1.5, 1.6], [1.5, 1.6, 1.8, 2.0, 15.0]) == pytest.approx(2.1)
     assert upper_limit([5.0], [1.5, 1.6, 5.0]) == 5.0, "what is settled always fits"
     assert loss_limits([], [2.0]) == (2.0, 2.1)
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+LOOK = """<script>
+const table = document.querySelector("table.sortable"), buttons = [...table.tHead.querySelectorAll("button")];
+const at = buttons.findIndex(button => button.textContent === "dev/loss");
+const first = () => table.tBodies[0].rows[0].cells[at].textContent;
+buttons[at].click(); const lowest = first(); buttons[at].click();
+const wide = document.documentElement.scrollWidth <= innerWidth ? "fits" : "too wide";
+const drawn = [...document.querySelectorAll("svg")].every(chart => chart.getBoundingClientRect().height > 50);
+document.title = [lowest, first(), wide, drawn].join("; ");
+</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [500, 1280])
+def test_a_browser_shows_it_without_complaint_and_sorts_trials(results: Results, tmp_path: Path, width: int) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(render_html(results, FOLDER).replace("</body>", LOOK), encoding="utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += f" --disable-component-update --disable-sync --enable-logging=stderr --window-size={width},900 --dump-dom"
+    command = [str(CHROMIUM), *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in shown.stderr
+    assert "<title>1.600; 15.000; fits; true</title>" in shown.stdout
