@@ -42,6 +42,16 @@ def read_arms(document: Document, train: TrainConfig, num_trials: int) -> tuple[
     return tuple(arm for arm in arms if arm is not None)
 
 
+def read_configuration(document: Document, arm: ArmConfig) -> Mapping[str, Scalar]:
+    """One configuration of an arm, from a document that holds nothing else: a value for every searched key.
+
+    Raises `UserError` with every problem of the document.
+    """
+    values = _read_entry(document, arm, (), document.values)
+    document.raise_problems()
+    return values
+
+
 def _read_arm(document: Document, name: str, train: TrainConfig, num_trials: int) -> ArmConfig | None:
     key = ("arms", name)
     if name in _RESERVED:

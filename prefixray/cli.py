@@ -2,6 +2,7 @@
 
 prefixray sweep sweeps/quickstart.yaml          # the same as python -m prefixray.sweep sweeps/quickstart.yaml
 prefixray report quickstart
+prefixray control quickstart extend --trials 8
 """
 
 import difflib
@@ -13,7 +14,9 @@ COMMANDS: Mapping[str, str] = {
     "sweep": "run a sweep, or go on with it",
     "plan": "print what a sweep would do, take and cost; starts nothing",
     "report": "print a sweep's tables again",
+    "control": "stop or add trials, extend or finish a sweep that runs elsewhere",
     "decode": "decode a split again with what a sweep has trained",
+    "export": "write an artifact as others load it",
     "train": "train one configuration, without Ray",
 }
 """What each module prefixray.NAME does; its `main` takes the arguments behind the name and returns the exit code."""

@@ -29,6 +29,7 @@ from prefixray.final import (
     make_results,
 )
 from prefixray.hypotheses import Split
+from prefixray.inbox import Inbox
 from prefixray.live import LiveView, View
 from prefixray.page import write_page
 from prefixray.pool import DecodeJob, Pool
@@ -84,7 +85,10 @@ class _Sweep:
     def __init__(self, config: SweepConfig, folder: Path, cluster: Cluster, live: LiveView) -> None:
         self._config, self._folder, self._cluster, self._live = config, folder, cluster, live
         self._started, self._began = time.monotonic(), time.time()
-        self._title = f"{config.name}  {config.base.partition(':')[2] or config.base} on {config.task.name}   {folder}"
+        self._inbox = Inbox(folder)
+        base_name = config.base.partition(":")[2] or config.base
+        self._heading = f"{config.name}  {base_name} on {config.task.name}   {folder}"
+        self._title = self._heading
         live.update(View(title=self._title, stage="start", message=f"{cluster}; loading the base and the task"))
         log = str((folder / "sweep.log").absolute())
         base, task = _absolute(config.base), _absolute_paths(config.task)
@@ -94,12 +98,15 @@ class _Sweep:
         self._tracker.start({}, {"prefixray.stage": "sweep"}, [folder / "sweep.yaml"])
 
     def run(self) -> Outcome:
-        """Search, final stage, table."""
+        """Search, final stage, table; again where requests came too late for the search."""
         state = "failed"
         try:
             self._pool.wait(self._config.arms)
             studies = self._search()
             results = self._final(studies)
+            while studies and not self._inbox.is_empty():
+                studies = self._search()
+                results = self._final(studies)
             keep_speeds(self._config, self._folder, self._pool.found, self._began)
             state = "finished"
         except KeyboardInterrupt:
@@ -122,8 +129,8 @@ class _Sweep:
             studies[arm.name] = study
             stages.append(Stage(arm.name, arm, study, at_once, self._search_spec(arm), config.search.rungs))
         if stages:
-            counts = [f"{stage.name} {stage.arm.num_trials} trials, {stage.concurrency} at once" for stage in stages]
-            self._title = f"{self._title}   {'; '.join(counts)}"
+            counts = [f"{s.name} {s.source.num_wanted()} trials, {s.concurrency} at once" for s in stages]
+            self._title = f"{self._heading}   {'; '.join(counts)}"
             self._run("search", stages)
         path = self._folder / "results.json"
         if not path.is_file() or not is_finished(load_results(self._folder)):
@@ -203,7 +210,7 @@ class _Sweep:
 
     def _run(self, name: str, stages: Sequence[Stage]) -> None:
         search = self._config.search
-        coordinator = Coordinator(stages, self._pool, self._tracker, search)
+        coordinator = Coordinator(stages, self._pool, self._tracker, search, self._inbox)
         if search.max_hours is not None and name == "search":
             coordinator.deadline = self._started + 3600 * search.max_hours
         scratch, resources = self._folder / "tune", self._cluster.trial_resources
@@ -312,7 +319,8 @@ class _Sweep:
 
 def _search_trial(config: SweepConfig, arm: ArmConfig, record: Record) -> SearchTrial:
     last = max(record.reports, default=0)
-    rung = config.search.rungs.index(last) + 1 if record.state == "stopped" and last in config.search.rungs else None
+    at_rung = record.state == "stopped" and record.stopped_by is None and last in config.search.rungs
+    rung = config.search.rungs.index(last) + 1 if at_rung else None
     value = record.value
     return SearchTrial(
         arm=arm.name,

@@ -41,6 +41,7 @@ def run_stages(
         TUNE_WARN_THRESHOLD_S="60",
         TUNE_DISABLE_SIGINT_HANDLER="1",  # Tune would end the run as if it were finished
     )
+    _serve(coordinator, live)  # what waits from before may mean that there is something to run
     ended = threading.Event()
     viewer = threading.Thread(target=_show, args=(coordinator, live, title, name, ended), daemon=True)
     viewer.start()
@@ -75,7 +76,13 @@ def run_stages(
 
 def _show(coordinator: Coordinator, live: LiveView, title: str, name: str, ended: threading.Event) -> None:
     while not ended.wait(LIVE_SECONDS):
+        _serve(coordinator, live)
         live.update(coordinator.view(title, name))
+
+
+def _serve(coordinator: Coordinator, live: LiveView) -> None:
+    for line in coordinator.serve():
+        live.event(line)
 
 
 class _Unsaved:

@@ -95,6 +95,12 @@ class Pool:
                 place.exclusive = False
                 place.handle.leave.remote(key)
 
+    def stop(self, key: str) -> None:
+        """Ask a trial's worker to end it; its last report comes like any other, if it is in the pack by now."""
+        for place in self._places:
+            if key in place.keys:
+                place.handle.stop.remote(key)
+
     def status(self, timeout: float) -> list[WorkerStatus]:
         """What the workers are doing; of one that does not answer in time, what it said last."""
         for place in self._places:

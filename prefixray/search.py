@@ -12,19 +12,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from pydantic import ValidationError
 
-from prefixray.config import ArmConfig, SearchConfig
+from prefixray.arms import read_configuration
+from prefixray.config import ArmConfig, SearchConfig, UserError
+from prefixray.inbox import Add, Extend, Finish, Inbox, Request, Stop
 from prefixray.live import Row, State, View
 from prefixray.pool import DecodeJob, Pool
 from prefixray.space import Scalar
-from prefixray.study import Proposal, Record, TrialSource
+from prefixray.study import ArmStudy, Proposal, Record, TrialSource
 from prefixray.tracking import Tracker
 from prefixray.trial import Report, TrialSpec
+from prefixray.yamlfile import Document, suggestion
 
 SUSPEND_SECONDS = 20.0  # for checkpoints after an interrupt
+BY_REQUEST = "by request"  # why a trial was stopped, where no rung did it
 Ended = Literal["done", "stopped", "failed"]
 MakeSpec = Callable[[Proposal | Record], TrialSpec]
 
@@ -48,6 +52,9 @@ class Stage:
         return sum(keep**place * (end - start) for place, (start, end) in enumerate(zip(starts, ends, strict=True)))
 
 
+Searches = Mapping[str, tuple[Stage, ArmStudy]]  # by arm
+
+
 @dataclass
 class _Running:
     stage: Stage
@@ -58,13 +65,17 @@ class _Running:
 class Coordinator:
     """The driver's side of all trials of some stages."""
 
-    def __init__(self, stages: Sequence[Stage], pool: Pool, tracker: Tracker, search: SearchConfig) -> None:
-        self._stages, self._pool, self._tracker = list(stages), pool, tracker
+    def __init__(
+        self, stages: Sequence[Stage], pool: Pool, tracker: Tracker, search: SearchConfig, inbox: Inbox
+    ) -> None:
+        self._stages, self._pool, self._tracker, self._inbox = list(stages), pool, tracker, inbox
         self._keep, self._max_failures = search.keep, search.max_failures
         self._running: dict[str, _Running] = {}
         self._rows: dict[str, Row] = {}
         self._rungs: dict[tuple[str, int], dict[str, float]] = {}  # (stage, step) -> scores of all that reached it
         self._exhausted: set[str] = set()
+        self._over = False  # Tune was told that nothing comes; until then a search may be extended
+        self._stopping: set[str] = set()  # trials that a request stops, while their workers do not know it yet
         self.lost: list[str] = []
         """Trials that could not be brought to an end, and why."""
         self._lock = threading.RLock()
@@ -87,7 +98,8 @@ class Coordinator:
                     self._exhausted.add(stage.name)
                     continue
                 return self._start(stage, proposal)
-            return "FINISHED" if len(self._exhausted) == len(self._stages) else None
+            self._over = len(self._exhausted) == len(self._stages) and not self._running
+            return "FINISHED" if self._over else None
 
     def on_report(self, report: Report) -> bool:
         """Take a report; whether the trial goes on."""
@@ -102,12 +114,16 @@ class Coordinator:
             if report.state == "failed":
                 self._end(report, "failed", None)
                 return False
-            score = report.metrics["dev/loss"]
-            stage.source.report(number, report.step, score)
-            self._tracker.log(report.key, report.step, report.metrics)
-            self._rows[report.key] = replace(self._rows[report.key], step=report.step, score=score)
+            if report.metrics:
+                score = report.metrics["dev/loss"]
+                stage.source.report(number, report.step, score)
+                self._tracker.log(report.key, report.step, report.metrics)
+                self._rows[report.key] = replace(self._rows[report.key], step=report.step, score=score)
             if report.state == "done":
                 self._end(report, "done", report.metrics["dev/best_loss"])
+                return False
+            if report.state == "stopped" or report.key in self._stopping:
+                self._end(replace(report, note=BY_REQUEST), "stopped", None)
                 return False
             if report.rung is not None and not self._passes(stage, report):
                 place = running.spec.rungs.index(report.rung) + 1
@@ -120,6 +136,10 @@ class Coordinator:
         with self._lock:
             if key in self._running:
                 self._lose(Report(key, 0, "failed", note=note, lost=True))
+
+    def serve(self) -> list[str]:
+        """Execute the requests that wait in the sweep's folder; what came of each, for the live view."""
+        return self._inbox.serve(self._act)
 
     def most_at_once(self) -> int:
         """How many trials there can be at a time."""
@@ -135,6 +155,8 @@ class Coordinator:
         statuses = self._pool.status(timeout=1.0)
         with self._lock:
             self._pool.use_idle()
+            for key in self._stopping:  # again: it may have been on its way to its worker
+                self._pool.stop(key)
             for status in statuses:
                 for key, step in status.steps.items():
                     if key in self._running:
@@ -150,6 +172,83 @@ class Coordinator:
                 memory=f"workers {memory / 2**30:.1f} GiB" if memory else "",
                 seconds_left=self._seconds_left(),
             )
+
+    def _act(self, request_id: str, request: Request) -> str | None:
+        """Execute a request, again if its driver died before it could answer; None where it is for a search to come.
+
+        Raises `UserError` where it cannot be.
+        """
+        with self._lock:
+            searches = {s.arm.name: (s, s.source) for s in self._stages if isinstance(s.source, ArmStudy)}
+            match request:
+                case Stop():
+                    return self._stop_trial(request.trial, request_id, searches)
+                case Add() | Extend() if self._over or not searches:
+                    return None
+                case Add():
+                    stage, study = _search_of(request.arm, searches)
+                    given = Document(f"control/{request_id}.json", json.dumps(dict(request.values), ensure_ascii=False))
+                    number = study.add(read_configuration(given, stage.arm), request_id)
+                    return f"{stage.name}/{number} is queued{self._when(stage)}: {_budget_text(study)}"
+                case Extend():
+                    names = list(searches) if request.arm is None else [request.arm]
+                    return "; ".join(self._extend(*_search_of(name, searches), request, request_id) for name in names)
+                case Finish():
+                    return self._finish(request_id, searches)
+                case _:
+                    assert_never(request)
+
+    def _stop_trial(self, key: str, request_id: str, searches: Searches) -> str:
+        for stage, study in searches.values():
+            for record in study.records():
+                if key != f"{stage.name}/{record.number}":
+                    continue
+                if record.state != "running" and record.stopped_by != request_id:
+                    why = record.state + (f": {record.note}" if record.note else "")
+                    raise UserError(f"stop {key}: has ended already ({why})")
+                return self._halt(stage, record, request_id)
+        running = ", ".join(sorted(self._running)) or "none"
+        hint = f"running are {running}" if searches else "the search is over, and the final stage needs all its runs"
+        raise UserError(f"stop {key}: no such trial of a search ({hint})")
+
+    def _halt(self, stage: Stage, record: Record, request_id: str) -> str:
+        """Stop a trial, now where it runs, or in the study alone where nobody runs it."""
+        key = f"{stage.name}/{record.number}"
+        if record.state == "running":
+            stage.source.mark_stopped(record.number, request_id)
+            if key in self._running:
+                self._stopping.add(key)
+                self._pool.stop(key)
+            else:
+                self._remember(stage, next(r for r in stage.source.records() if r.number == record.number))
+        last = max(record.reports, default=None)
+        return f"{key} is stopped" + (f" with dev/loss {record.reports[last]:.3f} of step {last}" if last else "")
+
+    def _extend(self, stage: Stage, study: ArmStudy, request: Extend, request_id: str) -> str:
+        study.extend(request.num_trials, request_id)
+        return f"{stage.name} is extended{self._when(stage)}: {_budget_text(study)}"
+
+    def _finish(self, request_id: str, searches: Searches) -> str:
+        """Close every search, unless an arm would be left without a score."""
+        if not searches:
+            raise UserError("finish: the search is over already; the final stage is running")
+        if blank := [name for name, (_, study) in searches.items() if _may_lack_a_score(study)]:
+            raise UserError(f"finish: {', '.join(blank)}: has no dev/loss yet that the final stage needs; wait for one")
+        num_stopped = 0
+        for stage, study in searches.values():
+            study.close(request_id)
+            for record in study.records():
+                if record.state == "running":
+                    self._halt(stage, record, request_id)
+                    num_stopped += 1
+        return f"the search ends with what it has; {num_stopped} running trials are stopped; then comes the final stage"
+
+    def _when(self, stage: Stage) -> str:
+        """Let a search that had nothing more to start go on; said where it cannot in this run of the driver."""
+        if self.lost or time.monotonic() > self.deadline:
+            return " for the next run of the sweep, since this one starts no more trials"
+        self._exhausted.discard(stage.name)
+        return ""
 
     def _steps_done(self) -> int:
         return sum(row.step for row in self._rows.values())
@@ -183,6 +282,7 @@ class Coordinator:
     def _lose(self, report: Report) -> None:
         """Start nothing more: what cannot be run now stays running in its study, for the next driver to adopt."""
         del self._running[report.key]
+        self._stopping.discard(report.key)
         self._pool.release(report.key)
         self._exhausted = {stage.name for stage in self._stages}
         self.lost.append(f"{report.key}: {report.note}")
@@ -195,14 +295,14 @@ class Coordinator:
         self._tracker.end(report.key, state, _small_artifact(running.spec))
         if state == "done" and running.stage.decode is not None:
             self._pool.decode_when_idle(running.stage.decode(running.spec))
-        running.stage.source.tell(running.number, state, value, report.note if state == "failed" else None)
+        running.stage.source.tell(running.number, state, value, report.note)
         row = self._rows[report.key]
         score = row.score if value is None else value
         self._rows[report.key] = replace(
             row, state=state, note=report.note, step=max(report.step, row.step), score=score
         )
-        for checkpoint in Path(running.spec.folder).glob("step-*"):
-            shutil.rmtree(checkpoint, ignore_errors=True)
+        self._stopping.discard(report.key)
+        _drop_checkpoints(running.spec)
 
     def _passes(self, stage: Stage, report: Report) -> bool:
         """Whether a trial is among the share that goes on from this rung; all that reached it with it count first."""
@@ -219,6 +319,10 @@ class Coordinator:
             spec = stage.spec(record)
         except ValidationError:
             return  # its driver died before all its values were drawn
+        last = max(record.reports, default=0)
+        if record.state == "running" and record.stopped_by is not None and _read_result(spec) is None:
+            _write_result(spec, Report(spec.key, last, "stopped", note=BY_REQUEST), "stopped")
+            _drop_checkpoints(spec)
         if record.state == "running" and (result := _read_result(spec)) is not None:
             record = _settle(stage, record, result)
         for step in spec.rungs:
@@ -226,15 +330,31 @@ class Coordinator:
                 self._rungs.setdefault((stage.name, step), {})[spec.key] = record.reports[step]
         if record.state == "running":
             return
-        last = max(record.reports, default=0)
-        at_rung = record.state == "stopped" and last in spec.rungs
-        note = f"at rung {spec.rungs.index(last) + 1}" if at_rung else record.note
         row = _row(stage, spec, record, state=record.state)
-        self._rows[spec.key] = replace(row, step=last, score=record.value, note=note)
+        self._rows[spec.key] = replace(row, step=last, score=record.value, note=record.note)
         self._tracker.trial(spec.key, _params(spec), _tags(stage, spec))
         for step, value in record.reports.items():
             self._tracker.log(spec.key, step, {"dev/loss": value})
         self._tracker.end(spec.key, record.state, _small_artifact(spec))
+
+
+def _search_of(arm: str, searches: Searches) -> tuple[Stage, ArmStudy]:
+    if arm not in searches:
+        raise UserError(f"--arm {arm}: nothing is searched there{suggestion(arm, searches, what='the searches are')}")
+    return searches[arm]
+
+
+def _may_lack_a_score(study: ArmStudy) -> bool:
+    """Whether no trial has a score yet, and one may still come."""
+    records = study.records()
+    to_come = len(records) < study.num_wanted() or any(record.state == "running" for record in records)
+    return to_come and not any(record.reports and record.state != "failed" for record in records)
+
+
+def _budget_text(study: ArmStudy) -> str:
+    num_started, num_wanted = len(study.records()), study.num_wanted()
+    all_there_are = ", all that its space has" if num_wanted == study.size() else ""
+    return f"{num_started} of {num_wanted} trials started{all_there_are}"
 
 
 def _write_result(spec: TrialSpec, report: Report, state: Ended) -> None:
@@ -252,6 +372,11 @@ def _write_result(spec: TrialSpec, report: Report, state: Ended) -> None:
     scratch.replace(folder / "result.json")
 
 
+def _drop_checkpoints(spec: TrialSpec) -> None:
+    for checkpoint in Path(spec.folder).glob("step-*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
 def _read_result(spec: TrialSpec) -> dict[str, Any] | None:
     path = Path(spec.folder) / "result.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
@@ -260,8 +385,7 @@ def _read_result(spec: TrialSpec) -> dict[str, Any] | None:
 def _settle(stage: Stage, record: Record, result: Mapping[str, Any]) -> Record:
     """Tell the study what its driver had written down, but died before it told."""
     value = result["metrics"]["dev/best_loss"] if result["state"] == "done" else None
-    note = result["note"] if result["state"] == "failed" else None
-    stage.source.tell(record.number, result["state"], value, note)
+    stage.source.tell(record.number, result["state"], value, result["note"])
     return next(told for told in stage.source.records() if told.number == record.number)
 
 

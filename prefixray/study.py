@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, assert_never
+from typing import Any, Literal, assert_never
 
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
@@ -21,7 +21,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from prefixray.config import ArmConfig
+from prefixray.config import ArmConfig, UserError
 from prefixray.results import Importance
 from prefixray.seeds import derive_seed
 from prefixray.space import AnyDimension, Choice, Int, LogUniform, Scalar, Uniform
@@ -34,6 +34,9 @@ _STATES: Mapping[TrialState, State] = {
     TrialState.FAIL: "failed",
 }
 _HIDDEN = "duplicate"  # user attribute of trials that were drawn but never run
+_ADDED = "added_by"  # user attribute: the request that a trial was added by
+_STOP = "stopped_by"  # user attribute: the request that stops a trial
+_BUDGET = "budget"  # user attribute of a study: what requests have made of num_trials
 _NUM_DRAWS = 4  # the sampler's duplicates before a new point is chosen at random
 _MOST_DRAWS = 100  # duplicates in a row after which a space too large to list has nothing new
 _LARGEST_GRID = 10_000  # points of a space that is listed
@@ -59,7 +62,8 @@ class Record:
     state: State
     value: float | None  # what trials are compared by; of a stopped trial the last report
     reports: Mapping[int, float]  # step -> value
-    note: str | None  # why it failed
+    note: str | None  # why it failed or was stopped
+    stopped_by: str | None = None  # the request that has stopped it, or still has to
 
 
 def repair_journal(path: Path) -> None:
@@ -146,6 +150,10 @@ class TrialSource(ABC):
             case _:
                 assert_never(state)
 
+    def mark_stopped(self, number: int, request: str) -> None:
+        """Note that a running trial is to be stopped by a request, for this driver or the next to do."""
+        Trial(self._study, self._frozen(number)._trial_id).set_user_attr(_STOP, request)
+
     @abstractmethod
     def num_wanted(self) -> int:
         """How many trials there are to be in the end."""
@@ -170,7 +178,8 @@ class TrialSource(ABC):
         state = _STATES[trial.state]
         value = None if state == "failed" else trial.value
         note = trial.user_attrs.get("note")
-        return Record(trial.number, self._values(trial), state, value, dict(trial.intermediate_values), note)
+        reports, stopped_by = dict(trial.intermediate_values), trial.user_attrs.get(_STOP)
+        return Record(trial.number, self._values(trial), state, value, reports, note, stopped_by)
 
     def _counted(self) -> list[FrozenTrial]:
         """The trials that were started, without those that are queued or were drawn in vain."""
@@ -213,17 +222,18 @@ class ArmStudy(TrialSource):
         sampler = {"name": "TPESampler", "optuna": optuna.__version__, "num_startup": num_startup}
         if self._study.user_attrs.get("sampler") != sampler:
             self._study.set_user_attr("sampler", sampler)
+        self._budget: dict[str, Any] = self._study.user_attrs.get(_BUDGET, {})
         self._enqueue_first()
 
     def ask(self) -> Proposal | None:
-        """As TrialSource says; None when there are `num_trials` trials, or every point of the space was tried."""
+        """As TrialSource says; None when there are `num_wanted()` trials, or every point of the space was tried."""
         for frozen in self._running_orphans():
             self._orphans.remove(frozen.number)
             proposal = self._propose(Trial(self._study, frozen._trial_id), adopted=True)
             if proposal is not None:
                 return proposal
         num_draws = 0
-        while len(self._counted()) < self._arm.num_trials and num_draws < _MOST_DRAWS:
+        while len(self._counted()) < self.num_wanted() and num_draws < _MOST_DRAWS:
             untried = self._untried()
             if untried is not None and not untried:
                 return None
@@ -237,8 +247,59 @@ class ArmStudy(TrialSource):
         return None
 
     def num_wanted(self) -> int:
-        """The arm's budget."""
-        return self._arm.num_trials
+        """The file's `num_trials`, or what requests have made of it; a file that is raised later counts again."""
+        wanted = int(self._budget.get("num_trials", self._arm.num_trials))
+        if self._arm.num_trials > self._budget.get("file", 0):
+            wanted = max(wanted, self._arm.num_trials)
+        return int(min(wanted, self.size()))
+
+    def size(self) -> float:
+        """How many configurations there are; infinite where they are not listed."""
+        return math.inf if self._grid is None else len(self._grid)
+
+    def extend(self, num_trials: int, request: str) -> None:
+        """Ask for so many trials more; the same request again changes nothing."""
+        if self._budget.get("request") != request:
+            self._set_budget(self.num_wanted() + num_trials, request)
+
+    def close(self, request: str) -> None:
+        """Ask for no trial that was not started yet; the same request again changes nothing."""
+        if self._budget.get("request") != request:
+            self._set_budget(len(self._counted()), request)
+
+    def add(self, values: Mapping[str, Scalar], request: str) -> int:
+        """Queue a configuration as one trial more and return its number; the same request again changes nothing.
+
+        Raises `UserError` where a trial has these values already.
+        """
+        dimensions = self._arm.dimensions
+        floats = {key for key in values if isinstance(dimensions[key], Uniform | LogUniform)}
+        exact = {key: float(value) if key in floats else value for key, value in values.items()}  # type: ignore[arg-type]
+        number = self._number_added_by(request)
+        if number is None:
+            self._refuse_known(exact)
+            self._study.enqueue_trial(exact, user_attrs={_ADDED: request})
+            number = self._number_added_by(request)
+        assert number is not None, "it was just queued"
+        self.extend(1, request)
+        return number
+
+    def _set_budget(self, num_trials: int, request: str) -> None:
+        self._budget = {"num_trials": num_trials, "file": self._arm.num_trials, "request": request}
+        self._study.set_user_attr(_BUDGET, self._budget)
+
+    def _number_added_by(self, request: str) -> int | None:
+        trials = self._study.get_trials(deepcopy=False)
+        return next((trial.number for trial in trials if trial.user_attrs.get(_ADDED) == request), None)
+
+    def _refuse_known(self, values: Mapping[str, Scalar]) -> None:
+        for trial in self._study.get_trials(deepcopy=False):
+            waits = trial.state is TrialState.WAITING
+            known = trial.system_attrs.get("fixed_params", {}) if waits else self._values(trial)
+            if _HIDDEN not in trial.user_attrs and _identity(known) == _identity(values):
+                state = "queued" if waits else _STATES[trial.state]
+                name = f"{self._arm.name}/{trial.number}"
+                raise UserError(f"add: {name} has these values already ({state}); change one of them")
 
     def _propose(self, trial: Trial, *, adopted: bool = False, random_draw: bool = False) -> Proposal | None:
         """Complete a trial's values; if an earlier trial has the same, hide it and return None."""

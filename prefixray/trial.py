@@ -38,7 +38,7 @@ class Report:
 
     key: str
     step: int
-    state: Literal["running", "done", "failed"]
+    state: Literal["running", "done", "stopped", "failed"]  # stopped: because the driver asked for it
     metrics: Mapping[str, float] = field(default_factory=dict)
     rung: int | None = None  # the rung it waits at, if it waits
     packmates: Mapping[str, float] = field(default_factory=dict)  # scores of all that reached this rung with it

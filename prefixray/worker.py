@@ -130,6 +130,19 @@ class Worker:
         """Let a trial go; one that is not there is gone already."""
         self._call(lambda: self._forget(key))
 
+    def stop(self, key: str) -> None:
+        """End a trial: its caller gets a last report. One that is not in the pack (yet) is passed over."""
+
+        def end() -> None:
+            if key in (steps := self._trainer.steps()):
+                last = Report(key, steps[key], "stopped")
+                self._trainer.drop(key)
+                with self._changed:
+                    self._members[key].reports.append(last)
+                    self._changed.notify_all()
+
+        self._call(end)
+
     def suspend(self) -> list[str]:
         """Checkpoint all trials and let them go; those who wait for a report get None."""
 

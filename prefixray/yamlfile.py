@@ -85,6 +85,10 @@ class Document:
         self._places[key] = place
         parent[str(key[-1])] = None if node is None else self._read(node, key, place)
 
+    def stand_at(self, place: str) -> None:
+        """Say of the whole document that it stands at this place, which is no line of a file."""
+        self._places[()] = _Place(place, 0)
+
     def at(self, key: Key) -> Value:
         """The value that stands at the key."""
         value: Value = self.values
@@ -193,6 +197,15 @@ class Document:
 def read_document(path: Path | str, overrides: Sequence[str] = ()) -> Document:
     """Read a YAML file whose top level is a mapping; raises `UserError` with the place where it is none."""
     document = Document(str(path), _text(Path(path)))
+    for override in overrides:
+        document.override(override)
+    return document
+
+
+def inline_document(place: str, overrides: Sequence[str]) -> Document:
+    """A document of overrides alone; what no override has said is missing at `place`."""
+    document = Document(place, "{}")
+    document.stand_at(place)
     for override in overrides:
         document.override(override)
     return document

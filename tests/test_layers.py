@@ -66,7 +66,7 @@ SEARCH = [
 ]
 ORDER = [*PLAIN, *TRAINING, *SEARCH]
 # Parse and wire; nobody imports them, not even one another.
-ENTRIES = ["sweep", "plan", "train", "decode", "report", "export"]
+ENTRIES = ["sweep", "plan", "train", "decode", "report", "control", "export"]
 # The one command over them all, which imports the entry that is named.
 FRONT = ["cli", "__main__"]
 

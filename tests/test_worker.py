@@ -179,6 +179,21 @@ def test_a_caller_with_a_stale_token_is_sent_away(worker: Worker, tmp_path: Path
     assert current.report() is None
 
 
+def test_a_stopped_trial_ends_with_a_last_report_and_the_others_train_on(
+    worker: Worker, tmp_path: Path, patient: None
+) -> None:
+    worker.stop("waits")  # not there yet
+    _hold_first_step(worker, [_spec(tmp_path, "waits", 4, 2), _spec(tmp_path, "runs", 10**6), _spec(tmp_path, "on", 4)])
+    assert _Call(worker, "waits").report() is not None
+    blocked = _Call(worker, "runs")
+    for key in ("waits", "waits", "runs"):
+        worker.stop(key)
+    assert _Call(worker, "waits").report() == Report("waits", 2, "stopped")
+    assert blocked.state() == "stopped"
+    assert _Call(worker, "waits").report() is _Call(worker, "runs").report() is None
+    assert _Call(worker, "on").state() == "done"
+
+
 def test_leaving_twice_is_harmless(worker: Worker, tmp_path: Path) -> None:
     worker.join(_spec(tmp_path, "one", 10_000), "token")
     worker.leave("one")
