@@ -157,6 +157,15 @@ def test_a_sweep_runs_from_its_file_to_its_table(sweep: Sweep) -> None:
         assert len(arm["seeds"]) == NUM_SEEDS and arm["seeds"][0]["dev_loss"] != arm["seeds"][1]["dev_loss"]
     states = Counter(trial["state"] for trial in results["search"])
     assert states["stopped"] >= 1 and states["done"] >= 2
+    assert results["rungs"] == [10, 20] and results["importance"] == []  # five trials say nothing of that
+    for trial in results["search"]:
+        steps = [step for step, _ in trial["curve"]]
+        assert steps == [step for step in (10, 20, 40) if step <= trial["step"]]
+    assert all(set(one["scores"]) == set(one["outputs"]) for one in results["examples"])
+    parent = next(run for run in sweep.runs() if "prefixray.key" not in run.data.tags)
+    logged = {path.name for path in Path(parent.info.artifact_uri.removeprefix("file://")).iterdir()}
+    assert {"report.html", "report.md", "results.json", "sweep.yaml"} <= logged
+    assert "<table" in (sweep.results / "report.html").read_text()
     assert "mlflow ui --backend-store-uri sqlite:///runs/small/mlflow.db" in output
     assert "optuna-dashboard runs/small/study.journal" in output
     assert "6 of 630 sources" in output
