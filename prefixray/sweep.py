@@ -99,7 +99,7 @@ def _what_next(folder: Path, tracking_uri: str | None, source: str) -> str:
         is_server = tracking_uri.startswith("http")
         tracking = f"{tracking_uri}\n" if is_server else f"mlflow ui --backend-store-uri {tracking_uri}\n"
     return f"""
-{folder}: results.json .md .csv, final/ (artifacts, hypotheses), trials/, study.journal, sweep.log
+{folder}: report.html .md, results.json .md .csv, final/ (artifacts, hypotheses), trials/, study.journal, sweep.log
 {tracking}optuna-dashboard {folder}/study.journal
 python -m prefixray.decode {folder} --split test
 python -m prefixray.report {folder}
