@@ -21,6 +21,7 @@ import pytest
 from mlflow import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, TrialState
 
 from prefixray.config import TaskConfig
 from prefixray.tasks import load_task
@@ -86,18 +87,25 @@ class Sweep:
         """How many trials have ended so far."""
         return len(list(self.results.glob("*/**/result.json")))
 
-    def states(self) -> dict[str, Counter[str]]:
-        """The states of all trials in the journal, by study."""
+    def control(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Ask something of the driver, from another process."""
+        command = [sys.executable, "-m", "prefixray.control", "small", "--wait", "60", *arguments]
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
+
+    def trials(self) -> dict[str, list[FrozenTrial]]:
+        """All trials in the journal, by study."""
         journal = str(self.results / "study.journal")
         storage = JournalStorage(JournalFileBackend(journal, lock_obj=JournalFileOpenLock(journal)))
         summary = optuna.get_all_study_names(storage)
         studies = {name: optuna.load_study(study_name=name, storage=storage) for name in summary}
         return {
-            name.removeprefix("small/"): Counter(
-                trial.state.name for trial in study.trials if "duplicate" not in trial.user_attrs
-            )
+            name.removeprefix("small/"): [trial for trial in study.trials if "duplicate" not in trial.user_attrs]
             for name, study in studies.items()
         }
+
+    def states(self) -> dict[str, Counter[str]]:
+        """The states of all trials in the journal, by study."""
+        return {name: Counter(trial.state.name for trial in trials) for name, trials in self.trials().items()}
 
     def runs(self) -> list[Any]:
         """All runs in MLflow."""
@@ -253,6 +261,39 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_goes_on_from_its_checkpoints
     assert {run.info.status for run in sweep.runs()} <= {"FINISHED", "KILLED"}
     sweep.finish()
     _assert_complete(sweep)
+
+
+def test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_outside(sweep: Sweep) -> None:
+    sweep.write(num_steps=400)
+    process = sweep.start("--set", "final.num_seeds=1", "--set", "search.keep=1.0")
+    _wait_for(lambda: any(sweep.results.glob("trials/prefix/*/step-*")), process)
+    extended = sweep.control("extend", "--trials", "40", "--arm", "prefix")
+    assert (extended.returncode, "of 45 trials started" in extended.stdout) == (0, True), extended
+    mine = ["preseqlen=8", "mid_dim=null", "init_token=pub", "learning_rate=2e-3"]
+    added = sweep.control("add", "--arm", "prefix", "--set", *mine)
+    assert (added.returncode, "is queued" in added.stdout, "of 46 trials" in added.stdout) == (0, True, True), added
+
+    def running() -> list[int]:
+        return [trial.number for trial in sweep.trials()["prefix"] if trial.state is TrialState.RUNNING]
+
+    _wait_for(lambda: sweep.control("stop", f"prefix/{running()[-1]}").returncode == 0, process)
+    _wait_for(
+        lambda: any("added_by" in trial.user_attrs and trial.params for trial in sweep.trials()["prefix"]), process
+    )
+    _wait_for(lambda: sweep.control("finish").returncode == 0, process)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0 and "is extended" in output and "stopped by request" in output, output
+    trials = sweep.trials()
+    assert {trial.state.name for own in trials.values() for trial in own} <= {"COMPLETE", "PRUNED"}
+    assert len(trials["prefix"]) < 46 and len(_results(sweep)["search"]) == sum(
+        len(trials[a]) for a in ("prefix", "lora")
+    )
+    stopped = [t for t in trials["prefix"] if "stopped_by" in t.user_attrs and t.state is TrialState.PRUNED]
+    assert len({trial.user_attrs["stopped_by"] for trial in stopped}) == 2  # by stop, and by finish
+    values = {"preseqlen": 8, "mid_dim": None, "init_token": "pub", "learning_rate": 2e-3}
+    assert [trial.params for trial in trials["prefix"] if "added_by" in trial.user_attrs] == [values]
+    assert [arm["arm"] for arm in _results(sweep)["arms"]] == ["untuned", "prefix", "lora", "finetune"]
+    assert not list(sweep.results.glob("control/*.json"))
 
 
 def test_a_second_driver_says_who_holds_the_sweep_and_leaves(sweep: Sweep) -> None:
