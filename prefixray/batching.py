@@ -138,7 +138,7 @@ def _chat_template(base: Base, task: TaskConfig) -> Template:
         form=("" if task.instruction is None else f"{task.instruction}\n", ""),
         before=tuple(tokenizer(before, add_special_tokens=False).input_ids),
         after=tuple(tokenizer(after, add_special_tokens=False).input_ids),
-        eos_id=ends[0] if ends else None,
+        eos_id=next((token for token in ends if token in tokenizer.added_tokens_decoder), ends[0] if ends else None),
     )
 
 
@@ -157,7 +157,8 @@ def _encoder_decoder_template(base: Base, task: TaskConfig) -> Template:
     target_before, target_after = _around(tokenizer(text_target="a").input_ids, probe)
     if not target_after:
         raise UserError(f"base: the tokenizer of {base.name} ends no target with a special token")
-    start = getattr(config, "decoder_start_token_id", None)
+    named = (getattr(one, "decoder_start_token_id", None) for one in (config, base.model.generation_config))
+    start = next((token for token in named if token is not None), None)
     return _template(
         base,
         task,

@@ -74,6 +74,12 @@ def test_a_chat_has_the_source_as_a_question_and_the_target_as_the_answer(tiny_l
     assert Template.from_record(tokenizer, short.record()) == short
 
 
+def test_a_chats_end_is_its_special_token_not_the_space_before_it(tiny_llama: Base) -> None:
+    tiny_llama.tokenizer.chat_template = CHAT.replace("<|im_end|>", " <|im_end|>")  # as Llama 2 writes it
+    template = _template(tiny_llama, template="chat")
+    assert template.eos_id == tiny_llama.tokenizer.eos_token_id
+
+
 def test_a_chat_that_cannot_be_is_refused(tiny_gpt2: Base, tiny_llama: Base) -> None:
     with pytest.raises(UserError, match=r"task\.template: chat: the tokenizer of .* has no chat format; take plain"):
         _template(tiny_gpt2, template="chat")

@@ -336,3 +336,9 @@ def test_a_source_longer_than_the_positions_is_cut(tiny_bart: Base, caplog: pyte
         row, _ = encode([Example("food " * 400, "a"), Example("b", "c")], template)
     assert len(row.encoder_ids) == 256
     assert "1 of 2 sources fill the 254 source tokens" in caplog.text
+
+
+def test_the_start_token_may_stand_in_the_generation_config_alone(make_base: MakeBase) -> None:
+    t5 = make_base("t5", torch.float32)
+    t5.model.config.decoder_start_token_id, t5.model.generation_config.decoder_start_token_id = None, 7
+    assert make_template(t5, TaskConfig(name="custom")).target_before == (7,)
