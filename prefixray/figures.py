@@ -44,6 +44,7 @@ class Figure:
     chart: str  # SVG
     caption: str
     numbers: Grid
+    reading: str = ""  # how the chart is read
 
 
 def difference_figure(results: Results) -> Figure:
@@ -67,9 +68,9 @@ def difference_figure(results: Results) -> Figure:
     return Figure(
         question,
         forest(dots, axis, title=question, zero=reference),
-        f"To the {better} of the line is better than {reference}. An interval that holds 0 is compatible with no "
-        "difference; the sources are the same for all arms.",
+        "An interval that holds 0 is compatible with no difference; the sources are the same for all arms.",
         Grid(["arm", "difference", "low", "high"], rows, frozenset({"arm"})),
+        reading=f"To the {better} of the line is better than {reference}.",
     )
 
 
@@ -87,8 +88,8 @@ def size_figure(results: Results, tuned: Sequence[ArmResult]) -> Figure:
             ends = (score["low"], score["high"])
             dots.append(Dot(stored, score["value"], tip, arm["arm"], ends, kinds[arm["arm"]]))
         rows.append([arm["arm"], f"{stored:,}", *numbers])
-    floor = "".join(
-        f" The {arm['arm']} base stores nothing and scores {arm['scores'][metric]['value']:.{digits}f}."
+    floor = " ".join(
+        f"The {arm['arm']} base stores nothing and scores {arm['scores'][metric]['value']:.{digits}f}."
         for arm in results["arms"]
         if arm["method"] is None
     )
@@ -99,8 +100,9 @@ def size_figure(results: Results, tuned: Sequence[ArmResult]) -> Figure:
     return Figure(
         question,
         chart,
-        f"Up is {'better' if higher_is_better(metric) else 'worse'}, left is smaller.{floor}",
+        floor,
         Grid(["arm", "stored", label(metric), "low", "high"], rows, frozenset({"arm"})),
+        reading=f"Up is {'better' if higher_is_better(metric) else 'worse'}, left is smaller.",
     )
 
 

@@ -70,6 +70,7 @@ class Section:
     title: str
     grid: Grid | None = None
     text: Sequence[str] = ()
+    reading: str = ""  # how its charts are read
     figures: Sequence[Figure] = ()
     examples: Sequence[Example] = ()
     code: Sequence[str] = ()
@@ -133,14 +134,13 @@ def _curves(stored: Stored) -> Section:
         return Section("search", heading, text=[_summary(search), _MISSING.format("learning curves")])
     values = [value for trial in search for _, value in trial.get("curve", ()) if math.isfinite(value)]
     limits = loss_limits(search, values)
-    text = [
-        _summary(search),
+    beyond = "; an arrow is a loss beyond it." if max(values) > limits[1] else "."
+    reading = (
         "A cross marks where a trial was stopped, a dot where one finished, the heavy line the arm's best. Dotted "
-        "lines are the rungs, at which trials are compared. All arms share the scale"
-        + ("; an arrow is a loss beyond it." if max(values) > limits[1] else "."),
-    ]
-    arms = _arms(search)
-    return Section("search", heading, text=text, figures=[curve_figure(arm, own, limits, rungs) for arm, own in arms])
+        f"lines are the rungs, at which trials are compared. All arms share the scale{beyond}"
+    )
+    figures = [curve_figure(arm, own, limits, rungs) for arm, own in _arms(search)]
+    return Section("search", heading, text=[_summary(search)], reading=reading, figures=figures)
 
 
 def _values(search: Sequence[SearchTrial], rungs: Sequence[int], importance: Sequence[Importance] | None) -> Section:
@@ -152,21 +152,23 @@ def _values(search: Sequence[SearchTrial], rungs: Sequence[int], importance: Seq
             if len({trial["config"].get(key) for trial in trials}) > 1:
                 figures += value_figure(arm, key, trials, rungs)
         figures += [importance_figure(one) for one in importance or () if one["arm"] == arm]
-    first = f" at the first rung (step {rungs[0]}), the only place where all of them can be compared" if rungs else ""
-    text = []
-    if rungs:
-        text.append(
-            f"Filled marks are finished trials with their best dev loss. Hollow marks are all trials{first}; a "
-            "trial that finished has both. Lines join the lowest at each value, arrows are losses beyond the axis. A "
-            "value that was tried once may owe its place to the others it was drawn with."
+    text = ["A value that was tried once may owe its place to the others that it was drawn with."]
+    reading = "Filled marks are finished trials with their best dev loss. "
+    if rungs and any(trial.get("curve") for trial in search):
+        reading += (
+            f"Hollow marks are all trials at the first rung (step {rungs[0]}), the only place where all of them can be "
+            "compared; a trial that finished has both. "
         )
+    elif rungs:
+        reading += f"Hollow marks are trials that were stopped at the first rung (step {rungs[0]}). "
+    reading += "Lines join the lowest at each value; an arrow is a loss beyond the axis."
     if importance is None:
         text.append(_MISSING.format("parameter importance"))
     elif missing := [arm for arm, _ in _arms(search) if arm not in {one["arm"] for one in importance}]:
         text.append(
             f"No importance for {', '.join(missing)}: fewer than 10 trials to compare, or a single searched value."
         )
-    return Section("values", "Which values matter?", text=text, figures=figures)
+    return Section("values", "Which values matter?", text=text, reading=reading, figures=figures)
 
 
 def _early(stored: Stored) -> Section:

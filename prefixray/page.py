@@ -179,7 +179,7 @@ def _section_html(section: Section) -> str:
     parts = [f'<section id="{section.key}">', f"<h2>{escape(section.title)}</h2>"]
     if section.grid is not None:
         parts.append(_grid_html(section.grid))
-    parts += [f"<p>{escape(text)}</p>" for text in section.text]
+    parts += [f"<p>{escape(text)}</p>" for text in (*section.text, section.reading) if text]
     if section.figures:
         parts += ['<div class="figures">', *map(_figure_html, section.figures), "</div>"]
     parts += map(_example_html, section.examples)
@@ -193,7 +193,8 @@ def _section_html(section: Section) -> str:
 def _figure_html(figure: Figure) -> str:
     numbers = f"<details><summary>The numbers</summary>{_grid_html(figure.numbers)}</details>" if figure.chart else ""
     shown = figure.chart or _grid_html(figure.numbers)
-    caption = f"<figcaption>{escape(figure.caption)}</figcaption>"
+    told = f"{figure.reading} {figure.caption}".strip() if figure.chart else figure.caption
+    caption = f"<figcaption>{escape(told)}</figcaption>"
     return f"<figure>\n<h3>{escape(figure.title)}</h3>\n{shown}\n{caption}\n{numbers}</figure>"
 
 
@@ -250,7 +251,8 @@ def _section_markdown(section: Section) -> list[str]:
         parts.append(_grid_markdown(section.grid))
     parts += map(escaped, section.text)
     for figure in section.figures:
-        parts += [f"### {escaped(figure.title)}", escaped(figure.caption), _grid_markdown(figure.numbers)]
+        caption = [escaped(figure.caption)] if figure.caption else []
+        parts += [f"### {escaped(figure.title)}", *caption, _grid_markdown(figure.numbers)]
     parts += map(_example_markdown, section.examples)
     parts += [f"```\n{code.replace('```', '` ` `')}\n```" for code in section.code]
     if section.folded is not None:

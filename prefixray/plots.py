@@ -200,9 +200,7 @@ def curves(
     for curve in sorted(lines, key=lambda one: (one.strong, not one.cut)):
         style = "strong" if curve.strong else "cut" if curve.cut else "plain"
         canvas.add(f'<g class="curve {style}"><title>{escape(curve.tip)}</title>')
-        path = _clipped([(x(at), y(value)) for at, value in curve.points], _TOP)
-        if len(path) > 1:
-            canvas.add(f'<polyline points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in path)}"/>')
+        canvas.add(_path([(x(at), y(value)) for at, value in curve.points], _TOP))
         for at, value in curve.points:
             canvas.add(_curve_mark(x(at), y(value), last=at == curve.points[-1][0], cut=curve.cut))
         canvas.add("</g>")
@@ -226,8 +224,7 @@ def strips(
         canvas.add(f'<g class="{style}">')
         if isinstance(x_axis, Groups):
             best = {dot.x: min(d.y for d in one.points if d.x == dot.x) for dot in one.points}
-            path = _clipped([(x(at) + shift, y(best[at])) for at in sorted(best)], _TOP)
-            canvas.add(f'<polyline class="join" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in path)}"/>')
+            canvas.add(_path([(x(at) + shift, y(best[at])) for at in sorted(best)], _TOP, "join"))
         for dot in one.points:
             above = y(dot.y) < _TOP
             mark = _arrow(x(dot.x) + shift) if above else _mark(one.kind, x(dot.x) + shift, y(dot.y), 4.2)
@@ -371,16 +368,20 @@ def _whisker(canvas: _Canvas, x: float, low: float, high: float) -> None:
         canvas.line(x - 4, end, x + 4, end, "whisker")
 
 
-def _clipped(points: Sequence[tuple[float, float]], top: float) -> list[tuple[float, float]]:
-    """The part of a path that lies below the upper edge; it comes back in where it crosses it."""
-    path: list[tuple[float, float]] = []
+def _path(points: Sequence[tuple[float, float]], top: float, style: str = "") -> str:
+    """Lines along the points, in as many pieces as lie below the upper edge."""
+    pieces: list[list[tuple[float, float]]] = [[]]
     for i, (x, y) in enumerate(points):
         if i and (y < top) != (points[i - 1][1] < top):
             before_x, before_y = points[i - 1]
-            path.append((before_x + (x - before_x) * (top - before_y) / (y - before_y), top))
+            pieces[-1].append((before_x + (x - before_x) * (top - before_y) / (y - before_y), top))
+            if y < top:
+                pieces.append([])
         if y >= top:
-            path.append((x, y))
-    return path
+            pieces[-1].append((x, y))
+    drawn = [" ".join(f"{x:.1f},{y:.1f}" for x, y in piece) for piece in pieces if len(piece) > 1]
+    kind = f' class="{style}"' if style else ""
+    return "".join(f'<polyline{kind} points="{piece}"/>' for piece in drawn)
 
 
 _Box = tuple[float, float, float, float]  # left, top, right, bottom

@@ -363,6 +363,14 @@ def test_charts_hold_single_and_equal_values() -> None:
     assert 'class="beyond"' in drawn[4], "what lies above the limit has an arrow"
 
 
+def test_a_line_that_leaves_the_axis_comes_back_in_a_piece_of_its_own() -> None:
+    line = Line([(0, 1.0), (1, 9.0), (2, 9.5), (3, 1.0), (4, 1.5)], "tip")
+    chart = curves([line], Axis("x (unit)"), Axis("y (unit)"), title="t", limits=(1.0, 2.0), rungs=[])
+    pieces = [piece.split() for piece in re.findall(r'<polyline points="([^"]+)"', chart)]
+    assert [len(piece) for piece in pieces] == [2, 3]
+    assert chart.count('class="beyond"') == 2
+
+
 def test_a_trial_that_went_wrong_does_not_take_the_axis() -> None:
     assert upper_limit([1.5, 1.6], [1.5, 1.6, 1.8, 2.0, 15.0]) == pytest.approx(2.1)
     assert upper_limit([5.0], [1.5, 1.6, 5.0]) == 5.0, "what is settled always fits"
