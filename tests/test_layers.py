@@ -24,6 +24,7 @@ PLAIN = [
     "tasks",
     "results",
     "inbox",
+    "notebook",
     "hypotheses",
     "sizes",
     "speed",

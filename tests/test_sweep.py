@@ -273,25 +273,24 @@ def test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_
     added = sweep.control("add", "--arm", "prefix", "--set", *mine)
     assert (added.returncode, "is queued" in added.stdout, "of 46 trials" in added.stdout) == (0, True, True), added
 
+    def own(arm: str) -> list[FrozenTrial]:
+        return sweep.trials()[arm]
+
     def running() -> list[int]:
-        return [trial.number for trial in sweep.trials()["prefix"] if trial.state is TrialState.RUNNING]
+        return [trial.number for trial in own("prefix") if trial.state is TrialState.RUNNING]
 
     _wait_for(lambda: sweep.control("stop", f"prefix/{running()[-1]}").returncode == 0, process)
-    _wait_for(
-        lambda: any("added_by" in trial.user_attrs and trial.params for trial in sweep.trials()["prefix"]), process
-    )
+    _wait_for(lambda: any("added_by" in trial.user_attrs and trial.params for trial in own("prefix")), process)
     _wait_for(lambda: sweep.control("finish").returncode == 0, process)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0 and "is extended" in output and "stopped by request" in output, output
-    trials = sweep.trials()
-    assert {trial.state.name for own in trials.values() for trial in own} <= {"COMPLETE", "PRUNED"}
-    assert len(trials["prefix"]) < 46 and len(_results(sweep)["search"]) == sum(
-        len(trials[a]) for a in ("prefix", "lora")
-    )
-    stopped = [t for t in trials["prefix"] if "stopped_by" in t.user_attrs and t.state is TrialState.PRUNED]
+    trials = [*own("prefix"), *own("lora")]
+    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
+    assert len(own("prefix")) < 46 and len(_results(sweep)["search"]) == len(trials)
+    stopped = [t for t in trials if "stopped_by" in t.user_attrs and t.state is TrialState.PRUNED]
     assert len({trial.user_attrs["stopped_by"] for trial in stopped}) == 2  # by stop, and by finish
     values = {"preseqlen": 8, "mid_dim": None, "init_token": "pub", "learning_rate": 2e-3}
-    assert [trial.params for trial in trials["prefix"] if "added_by" in trial.user_attrs] == [values]
+    assert [trial.params for trial in trials if "added_by" in trial.user_attrs] == [values]
     assert [arm["arm"] for arm in _results(sweep)["arms"]] == ["untuned", "prefix", "lora", "finetune"]
     assert not list(sweep.results.glob("control/*.json"))
 
