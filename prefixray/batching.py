@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -126,8 +127,11 @@ def _chat_template(base: Base, task: TaskConfig) -> Template:
     asked = [{"role": "user", "content": _MARK}]
     answered = [*asked, {"role": "assistant", "content": _MARK}]
     render = functools.partial(tokenizer.apply_chat_template, tokenize=False)
-    prompt: Any = render(asked, add_generation_prompt=True, enable_thinking=False)  # Qwen3's format knows the last
-    whole: Any = render(answered)
+    try:
+        prompt: Any = render(asked, add_generation_prompt=True, enable_thinking=False)  # Qwen3's format knows the last
+        whole: Any = render(answered)
+    except TemplateError as error:
+        raise UserError(f"task.template: chat: the chat format of {base.name} refuses: {error}; take plain") from error
     before, mark, after = str(prompt).partition(_MARK)
     if not mark:
         raise UserError(f"task.template: chat: the chat format of {base.name} drops the user's message; take plain")

@@ -111,9 +111,8 @@ def decode_for_sweep(
     base, binder = trainer.base, trainer.pack.binder
     method: Method = Untuned() if artifact is None else restore_method(base, binder.record, tensors, meta)
     started = time.monotonic()
-    tuned = Tuned(
-        base, method, trainer.template, decoding, binder if method.own_model is None else Binder(method.own_model)
-    )
+    template = Template.from_record(base.tokenizer, meta["template"]) if meta else trainer.template
+    tuned = Tuned(base, method, template, decoding, binder if method.own_model is None else Binder(method.own_model))
     hypotheses = tuned.generate([one.source for one in sources])
     write_hypotheses(folder, split, hypotheses, sources)
     seconds = time.monotonic() - started

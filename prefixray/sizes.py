@@ -16,7 +16,8 @@ _WORDS = 8  # prefix positions assumed where init_token sets them
 def trained_parameters(method: AnyTrial, shape: Mapping[str, Any]) -> int:
     """How many numbers the optimiser of a trial moves, on a base of this `Shape` (as a dict).
 
-    Exact for prefixes; for adapters too; for LoRA an upper bound (a fused query-key-value projection in every layer).
+    Exact for prefixes; for adapters too; for LoRA an upper bound (a fused query-key-value projection in every
+    layer), where no projection is wider than the model.
     """
     hidden, sites = shape["hidden_size"], shape["sites"]
     num_blocks = sum(site["num_layers"] for name, site in sites.items() if name != "cross")

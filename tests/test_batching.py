@@ -83,6 +83,9 @@ def test_a_chats_end_is_its_special_token_not_the_space_before_it(tiny_llama: Ba
 def test_a_chat_that_cannot_be_is_refused(tiny_gpt2: Base, tiny_llama: Base) -> None:
     with pytest.raises(UserError, match=r"task\.template: chat: the tokenizer of .* has no chat format; take plain"):
         _template(tiny_gpt2, template="chat")
+    tiny_llama.tokenizer.chat_template = "{{ raise_exception('a system message comes first') }}"
+    with pytest.raises(UserError, match=r"the chat format of .* refuses: a system message comes first; take plain"):
+        _template(tiny_llama, template="chat")
     tiny_llama.tokenizer.chat_template = CHAT
     with pytest.raises(UserError, match=r"task\.separator: must be null where task\.template is chat"):
         _template(tiny_llama, template="chat", separator="=>")

@@ -7,9 +7,10 @@ import pytest
 import torch
 from peft import PrefixTuningConfig, get_peft_model
 from torch import Tensor
+from transformers import PegasusConfig, PegasusForConditionalGeneration
 
 from prefixray.attention import Binder
-from prefixray.base import Base
+from prefixray.base import Base, wrap_model
 from prefixray.checkpoint import artifact_meta, load_artifact, restore_method, save_artifact
 from prefixray.config import (
     AdapterTrial,
@@ -232,3 +233,16 @@ def _in_peft(base: Base, tensors: Mapping[str, Tensor], ids: Tensor) -> Tensor:
     model.eval()
     logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     return logits
+
+
+def test_fine_tuning_leaves_computed_position_tables_alone() -> None:
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": 40, "pad_token_id": 0}
+    config = PegasusConfig(max_position_embeddings=32, **sizes, **heads)
+    model = PegasusForConditionalGeneration(config)
+    natural = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    base = wrap_model(model, None, name="pegasus", digest="")  # type: ignore[arg-type]
+    method = build_method(FinetuneTrial(), base, Binder(model).record, init_seed=1, dropout_seed=1)
+    trained = {name.removeprefix("model.") for name, p in method.named_parameters() if p.requires_grad}
+    assert trained == natural
+    assert not any("embed_positions" in name for name in trained)

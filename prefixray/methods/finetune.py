@@ -23,7 +23,9 @@ class Finetune(Method):
         self.model = _full_precision_copy(base)
         if base.is_checkpointed:
             checkpoint_blocks(self.model)
-        self.model.requires_grad_(True)
+        fixed = _fixed_parameters(self.model)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name not in fixed)
 
     @property
     def own_model(self) -> PreTrainedModel:
@@ -43,6 +45,13 @@ class Finetune(Method):
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(tensors[name])
+
+
+def _fixed_parameters(model: PreTrainedModel) -> set[str]:
+    """What the architecture does not train: the position tables of Pegasus and Marian are computed."""
+    with torch.device("meta"):
+        fresh = type(model)(model.config)
+    return {name for name, parameter in fresh.named_parameters() if not parameter.requires_grad}
 
 
 def _full_precision_copy(base: Base) -> PreTrainedModel:

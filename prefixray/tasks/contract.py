@@ -95,7 +95,7 @@ def make_task(config: TaskConfig, splits: Splits, metrics: tuple[str, ...]) -> T
 
 
 def _examples(entries: Sequence[Entry]) -> list[Example]:
-    return [Example(entry.source, target) for entry in entries for target in entry.targets]
+    return [Example(entry.source, _one_line(target)) for entry in entries for target in entry.targets]
 
 
 def _grouped(entries: Sequence[Entry]) -> list[Sourced]:
@@ -103,9 +103,14 @@ def _grouped(entries: Sequence[Entry]) -> list[Sourced]:
     references: dict[str, list[str]] = {}
     groups: dict[str, str | None] = {}
     for entry in entries:
-        references.setdefault(entry.source, []).extend(entry.references)
+        references.setdefault(entry.source, []).extend(map(_one_line, entry.references))
         groups.setdefault(entry.source, entry.group)
     return [Sourced(source, tuple(texts), groups[source]) for source, texts in references.items() if texts]
+
+
+def _one_line(text: str) -> str:
+    """Line breaks as spaces: a hypothesis ends at its first line break, in every arm."""
+    return " ".join(text.splitlines()) if "\n" in text else text
 
 
 def _ranks(examples: Sequence[Example]) -> list[int]:
