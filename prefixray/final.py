@@ -268,9 +268,17 @@ def _machine(found: Mapping[str, Any]) -> dict[str, object]:
     return {
         "device": found["device"],
         "num_threads": found["num_threads"],
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": _cpu_name(),
         "num_cpus": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": sys.version.split()[0],
         "system": platform.platform(),
     }
+
+
+def _cpu_name() -> str:
+    """What the processor calls itself, as Linux knows it; elsewhere its architecture."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
