@@ -21,6 +21,7 @@ SHARE_OF_MATMUL: Mapping[Kind, float] = {
     "decode": 0.4,
 }
 """Of the speed of a matrix product: what sweeps/e2e_small.yaml reached on 2 cores."""
+MOST_UNLIKE = 4.0  # times as many parameters, or as few, has a base whose speed counts for another
 SHARE_OF_PEAK: Mapping[Kind, float] = {"shared": 0.35, "alone": 0.35, "decode": 0.1}  # nobody has measured these
 
 
@@ -57,7 +58,7 @@ class Device:
     is_gpu: bool
 
 
-def this_machine(config: SweepConfig) -> Device:
+def this_machine(config: SweepConfig, num_parameters: int) -> Device:
     """The devices here, with what was measured on them, else with what a short matrix product says."""
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
@@ -75,30 +76,31 @@ def this_machine(config: SweepConfig) -> Device:
         kind: f"estimated: {share:.0%} of the {matmul / 1e9:,.0f} GFLOP/s of a {precision} matrix product, measured now"
         for kind, share in SHARE_OF_MATMUL.items()
     }
-    for speed in load_speeds():
+    for speed in _speeds(config, num_parameters):
         same = (speed.device, speed.precision) == (name, precision)
-        if same and (device == "cuda" or speed.num_threads == num_threads) and _prefers(speed, config, rates_from):
+        if same and (device == "cuda" or speed.num_threads == num_threads):
             rates[speed.kind], rates_from[speed.kind] = speed.flops_per_second, _said(speed, config)
     is_gpu = device == "cuda"
     return Device(name, memory, num_workers, precision, rates, rates_from, is_gpu)
 
 
-def named_gpu(gpu: Gpu, config: SweepConfig) -> Device:
+def named_gpu(gpu: Gpu, config: SweepConfig, num_parameters: int) -> Device:
     """One of these GPUs, with what was measured on its like, else with a share of the data sheet's peak."""
     precision = config.train.precision if config.train.precision != "auto" else "bf16"
     peak = 1e12 * (gpu.fp32_tflops if precision == "fp32" else gpu.bf16_tflops)
     rates = {kind: share * peak for kind, share in SHARE_OF_PEAK.items()}
     rates_from = dict.fromkeys(rates, "estimated")
-    for speed in load_speeds():
+    for speed in _speeds(config, num_parameters):
         named = all(part in speed.device.replace("-", " ").split() for part in gpu.name.split())
-        if named and speed.precision == precision and _prefers(speed, config, rates_from):
+        if named and speed.precision == precision:
             rates[speed.kind], rates_from[speed.kind] = speed.flops_per_second, _said(speed, config)
     return Device(gpu.name, gpu.memory_gb * 1e9, 1, precision, rates, rates_from, is_gpu=True)
 
 
-def _prefers(speed: Speed, config: SweepConfig, rates_from: Mapping[Kind, str]) -> bool:
-    """Whether a measured speed is better than what there is: any where there is none, else one of the same base."""
-    return speed.base == config.base or not rates_from[speed.kind].startswith("measured")
+def _speeds(config: SweepConfig, num_parameters: int) -> list[Speed]:
+    """What was measured with this base, behind what was measured with others of like size."""
+    alike = [one for one in load_speeds() if 1 / MOST_UNLIKE <= one.num_parameters / num_parameters <= MOST_UNLIKE]
+    return sorted(alike, key=lambda speed: speed.base == config.base)
 
 
 def _said(speed: Speed, config: SweepConfig) -> str:

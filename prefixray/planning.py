@@ -140,8 +140,9 @@ def make_plan(config: SweepConfig) -> Plan:
     known = _look(config)
     if known.base is None:
         return Plan(config, known, arm_works(config, num_slots=MOST_SLOTS, num_workers=1))
-    here = this_machine(config)
-    devices = [here, *(named_gpu(gpu, config) for gpu in GPUS if gpu.name not in here.name)]
+    size = known.base.shape.num_parameters
+    here = this_machine(config, size)
+    devices = [here, *(named_gpu(gpu, config, size) for gpu in GPUS if gpu.name not in here.name)]
     costs = tuple(_cost(known, device) for device in devices)
     return Plan(config, known, costs[0].arms, costs)
 
@@ -243,7 +244,8 @@ def _load(known: Known, pack: Sequence[ArmWork], device: Device) -> Load:
     length = max(1.0, known.train.encoder + known.train.decoder)
     rows = max(1, min(rows, int(TOKEN_BUDGET["cuda" if device.is_gpu else "cpu"] / length)))
     targets = math.ceil(rows * known.train.targets)
-    return Load(rows, math.ceil(rows * length), targets, known.config.train.gradient_checkpointing)
+    decoder, encoder = math.ceil(rows * known.train.decoder), math.ceil(rows * known.train.encoder)
+    return Load(rows, max(1, decoder), targets, known.config.train.gradient_checkpointing, encoder)
 
 
 def _train_seconds(known: Known, device: Device, works: Sequence[ArmWork], *, is_final: bool) -> float:

@@ -102,6 +102,7 @@ class Speed:
     """What a device did per second, in one sweep."""
 
     base: str
+    num_parameters: int  # of the base
     device: str
     precision: str
     num_threads: int
@@ -165,6 +166,7 @@ def measured_speeds(config: SweepConfig, folder: Path, found: Mapping[str, Any],
     return [
         Speed(
             base=config.base,
+            num_parameters=found["num_parameters"],
             device=found["device"],
             precision=found["precision"],
             num_threads=found["num_threads"],

@@ -1,9 +1,11 @@
 """Tiny real models and a tiny real tokenizer for all tests; no network."""
 
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("PREFIXRAY_CACHE", os.path.join(tempfile.gettempdir(), "prefixray-tests"))
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

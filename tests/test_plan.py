@@ -218,7 +218,14 @@ def test_what_is_wrong_with_the_prices_is_said_with_its_line(tmp_path: Path) -> 
 
 
 def speed(base: str, kind: str, rate: float, **other: object) -> Speed:
-    same = {"device": "cpu", "precision": "fp32", "num_threads": _threads(), "sweep": "earlier", "date": "2026-01-01"}
+    same = {
+        "num_parameters": 30_000,
+        "device": "cpu",
+        "precision": "fp32",
+        "num_threads": _threads(),
+        "sweep": "earlier",
+        "date": "2026-01-01",
+    }
     return Speed(base=base, kind=kind, flops=10 * rate, seconds=10.0, target_tokens=5, **{**same, **other})  # type: ignore[arg-type]
 
 
@@ -232,6 +239,7 @@ def _threads() -> int:
 def test_a_measured_speed_replaces_the_assumed_one_and_says_so(config: SweepConfig, file: Path) -> None:
     store_speeds([speed("other", "shared", 7e9), speed("other", "alone", 2e9)])
     store_speeds([speed(config.base, "shared", 3e9), speed(config.base, "decode", 1e9, precision="bf16")])
+    store_speeds([speed("far larger", "alone", 9e9, num_parameters=30_000_000), speed("third", "shared", 8e9)])
     here = make_plan(config).costs[0].device
     assert (here.rates["shared"], here.rates["alone"]) == (3e9, 2e9)
     assert here.rates_from["shared"] == "measured: 3 GFLOP/s in sweep earlier (2026-01-01)"
@@ -258,7 +266,15 @@ def test_the_speed_of_a_sweep_is_its_work_over_its_seconds(
     config: SweepConfig, tiny_llama: Base, tmp_path: Path
 ) -> None:
     lengths, shape = Lengths(0, 20, 8), asdict(tiny_llama.shape)
-    found = {"shape": shape, "num_dev": 2, "num_test": 2, "device": "cpu", "precision": "fp32", "num_threads": 1}
+    found = {
+        "shape": shape,
+        "num_parameters": 30_000,
+        "num_dev": 2,
+        "num_test": 2,
+        "device": "cpu",
+        "precision": "fp32",
+        "num_threads": 1,
+    }
     found["lengths"] = {"train": asdict(lengths), "dev": asdict(lengths)}
     trial = {"num_steps": 8, "batch_size": 2, "grad_accumulation": 3, "method": {"method": "prefix"}}
     metrics = {"train/seconds": 5.0, "train/tokens": 192}
