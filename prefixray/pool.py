@@ -54,6 +54,7 @@ class Pool:
         self.found: Mapping[str, Any] = {}
         self._last: dict[str, WorkerStatus] = {}
         self._early: list[DecodeJob] = []
+        self._stops: dict[str, Any] = {}  # by trial: the last time that its worker was asked to end it
 
     def wait(self, arms: Sequence[ArmConfig]) -> None:
         """Wait until the workers have loaded the base, and choose the number of slots from the memory they found."""
@@ -89,6 +90,7 @@ class Pool:
 
     def release(self, key: str) -> None:
         """Free a trial's slot, and let the worker know in case that the trial is still in its pack."""
+        self._stops.pop(key, None)
         for place in self._places:
             if key in place.keys:
                 place.keys.remove(key)
@@ -96,10 +98,15 @@ class Pool:
                 place.handle.leave.remote(key)
 
     def stop(self, key: str) -> None:
-        """Ask a trial's worker to end it; its last report comes like any other, if it is in the pack by now."""
+        """Ask a trial's worker to end it; its last report comes like any other, if it is in the pack by now.
+
+        While the worker has not answered, in the middle of a step say, asking again does nothing.
+        """
+        if key in self._stops and not ray.wait([self._stops[key]], timeout=0)[0]:
+            return
         for place in self._places:
             if key in place.keys:
-                place.handle.stop.remote(key)
+                self._stops[key] = place.handle.stop.remote(key)
 
     def status(self, timeout: float) -> list[WorkerStatus]:
         """What the workers are doing; of one that does not answer in time, what it said last."""
