@@ -1,7 +1,7 @@
 """Run a sweep: search, final stage, table. Run it again to continue it.
 
 python -m prefixray.sweep sweeps/quickstart.yaml
-python -m prefixray.sweep sweeps/quickstart.yaml --plan                         # what it would do and take; starts nothing
+python -m prefixray.sweep sweeps/quickstart.yaml --plan                         # what it would do and take
 python -m prefixray.sweep sweeps/quickstart.yaml --set search.num_trials=16     # extends it
 python -m prefixray.sweep sweeps/e2e_small.yaml --address auto                  # on the Ray cluster that runs here
 """
