@@ -35,7 +35,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
 from prefixray.config import UserError
-from prefixray.speed import cache_folder
+from prefixray.speed import cache_folder, cpu_fact
 
 logger = logging.getLogger(__name__)
 disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -263,13 +263,7 @@ def _has_fast_bf16(device: str) -> bool:
         return bool(torch.cuda.is_bf16_supported())
     if torch.cpu._is_amx_tile_supported():
         return True
-    return bool(torch.cpu._is_avx512_bf16_supported()) and "AuthenticAMD" in _cpu_vendor()
-
-
-def _cpu_vendor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return next((line for line in lines if line.startswith("vendor_id")), "")
+    return bool(torch.cpu._is_avx512_bf16_supported()) and cpu_fact("vendor_id") == "AuthenticAMD"
 
 
 def _resolve(name: str) -> tuple[str, str | None]:

@@ -200,6 +200,11 @@ class LoraTrial(Strict):
     dropout: Share = 0.0
     """Dropout on the updates' inputs in training."""
 
+    @property
+    def numerator(self) -> float:
+        """What stands over the rank in the scale of the update."""
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
 
 class FinetuneTrial(Strict):
     """Full fine-tuning: all weights of an own copy of the base, fp32 master weights, the model's own dropout."""

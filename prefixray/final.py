@@ -22,6 +22,7 @@ from prefixray.config import ArmConfig, SweepConfig, TrialConfig
 from prefixray.hypotheses import read_hypotheses, score_all
 from prefixray.metrics import Floats, Scored, higher_is_better
 from prefixray.results import ArmResult, ExampleOutputs, Interval, Results, SearchTrial, SeedResult
+from prefixray.speed import cpu_fact
 from prefixray.statistics import Comparison, Estimate, compare, intervals, resolution, sd
 from prefixray.study import Record
 from prefixray.tables import NUM_EXAMPLES
@@ -268,17 +269,9 @@ def _machine(found: Mapping[str, Any]) -> dict[str, object]:
     return {
         "device": found["device"],
         "num_threads": found["num_threads"],
-        "cpu": _cpu_name(),
+        "cpu": cpu_fact("model name") or platform.processor() or platform.machine(),
         "num_cpus": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": sys.version.split()[0],
         "system": platform.platform(),
     }
-
-
-def _cpu_name() -> str:
-    """What the processor calls itself, as Linux knows it; elsewhere its architecture."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

@@ -239,10 +239,11 @@ class Pack:
         )
         with bound:
             logits = model(**batch.inputs, use_cache=False).logits  # (N, V)
-            nll = _row_sums(_nll(logits, batch), batch, len(rows))
+            log_p = functional.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=1)
+            nll = _row_sums(functional.nll_loss(log_p, batch.target_ids, reduction="none"), batch, len(rows))
             if weights is not None:
                 smoothing = [members[slot].config.label_smoothing for slot, _ in rows]
-                loss = nll if not any(smoothing) else _smoothed(nll, logits, batch, nll.new_tensor(smoothing))
+                loss = nll if not any(smoothing) else _smoothed(nll, log_p, batch, nll.new_tensor(smoothing))
                 (loss * nll.new_tensor([weights[slot] for slot, _ in rows])).sum().backward()
         return nll.detach()
 
@@ -256,23 +257,14 @@ def _objective_weight(config: TrialConfig, rows: Sequence[Row]) -> float:
             return 1.0 / len(rows)
 
 
-def _nll(logits: Tensor, batch: Batch) -> Tensor:
-    """Negative log-likelihood of each target token, (N,), at least in fp32."""
-    return functional.cross_entropy(_full(logits), batch.target_ids, reduction="none")
-
-
-def _smoothed(nll: Tensor, logits: Tensor, batch: Batch, smoothing: Tensor) -> Tensor:
+def _smoothed(nll: Tensor, log_p: Tensor, batch: Batch, smoothing: Tensor) -> Tensor:
     """Each row's loss (B,) where a share of every target's probability is spread over the vocabulary."""
-    spread = _row_sums(-functional.log_softmax(_full(logits), dim=1).mean(dim=1), batch, len(smoothing))
+    spread = _row_sums(-log_p.mean(dim=1), batch, len(smoothing))
     return (1 - smoothing) * nll + smoothing * spread
 
 
 def _row_sums(values: Tensor, batch: Batch, num_rows: int) -> Tensor:
     return values.new_zeros(num_rows).index_add(0, batch.target_rows, values)
-
-
-def _full(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def _lora(
         "peft_type": "LORA",
         "task_type": "SEQ_2_SEQ_LM" if is_pair else "CAUSAL_LM",
         "r": method.rank,
-        "lora_alpha": 2.0 * method.rank if method.alpha is None else method.alpha,
+        "lora_alpha": method.numerator,
         "lora_dropout": method.dropout,
         "target_modules": sorted({name.rpartition(".")[2] for name in names}),
         "fan_in_fan_out": any(name.endswith("c_attn") for name in names),  # GPT-2's Conv1D

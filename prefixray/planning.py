@@ -32,10 +32,10 @@ from prefixray.speed import (
     Lengths,
     decoding_flops,
     forward_flops,
-    report_steps,
     training_flops,
 )
 from prefixray.tasks import Example, Task, load_task
+from prefixray.trial import report_steps
 
 NUM_TOKENISED = 2000  # training examples whose tokens are counted
 MOST_DATA_BYTES = 64 << 20  # of a task's files, to be read for a plan
@@ -170,7 +170,7 @@ def _arm_work(config: SweepConfig, arm: ArmConfig, slots: int, num_workers: int)
     steps = sum(count * (end - start) for count, start, end in zip(expected, starts, ends, strict=True))
     evaluations = sum(
         next(count for count, end in zip(expected, ends, strict=True) if step <= end)
-        for step in report_steps(config, arm.train.num_steps)
+        for step in report_steps(config.train, search.rungs, arm.train.num_steps)
     )
     candidates = min(final.candidates, together[-1])
     return ArmWork(
@@ -267,7 +267,11 @@ def _train_flops(known: Known, work: ArmWork, *, is_final: bool) -> float:
     """Of the steps of an arm and its evaluations on dev."""
     runs, train = work.candidates + work.finals, known.config.train
     steps = work.final_steps if is_final else work.search_steps
-    evaluations = runs * len(report_steps(known.config, train.num_steps)) if is_final else work.search_evaluations
+    evaluations = (
+        runs * len(report_steps(train, known.config.search.rungs, train.num_steps))
+        if is_final
+        else work.search_evaluations
+    )
     each = training_flops(known.shape, known.train, kind=work.kind, is_checkpointed=train.gradient_checkpointing)
     return steps * work.rows_per_step * each + evaluations * known.num_dev * forward_flops(known.shape, known.dev)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefixray.config import SweepConfig
+from prefixray.trial import report_steps
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,13 @@ _TOLERANCE = 1.02  # a base's parameters may be this much fewer than its matrice
 def cache_folder() -> Path:
     """Where converted bases and measured speeds live: $PREFIXRAY_CACHE, else ~/.cache/prefixray."""
     return Path(os.environ.get("PREFIXRAY_CACHE") or Path.home() / ".cache" / "prefixray")
+
+
+def cpu_fact(name: str) -> str:
+    """What Linux says of the processor under a name, "model name" say; empty elsewhere."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
 @dataclass(frozen=True)
@@ -186,7 +194,7 @@ def _trained(config: SweepConfig, found: Mapping[str, Any], result: Mapping[str,
     """The work of a trial as far as it came: its steps, and its evaluations on dev."""
     trial, step = result["config"], result["step"]
     train, dev = Lengths(**found["lengths"]["train"]), Lengths(**found["lengths"]["dev"])
-    steps = report_steps(config, trial["num_steps"])
+    steps = report_steps(config.train, config.search.rungs, trial["num_steps"])
     num_evaluations = sum(one <= step for one in steps)
     each = training_flops(found["shape"], train, kind=kind, is_checkpointed=config.train.gradient_checkpointing)
     num_examples = step * trial["batch_size"] * trial["grad_accumulation"]
@@ -197,13 +205,6 @@ def _decoded(config: SweepConfig, found: Mapping[str, Any]) -> float:
     final, source = config.final, Lengths(**found["lengths"]["train"]).source
     each = decoding_flops(found["shape"], source, num_beams=final.num_beams, max_new_tokens=final.max_new_tokens)
     return float(found["num_test"] * each)
-
-
-def report_steps(config: SweepConfig, num_steps: int) -> list[int]:
-    """The steps after which a trial is evaluated on dev, ascending."""
-    every = config.train.eval_every
-    between = range(every, num_steps, every) if every is not None else ()
-    return sorted({*config.search.rungs, *between, num_steps})
 
 
 def _add(work: list[float], flops: float, metrics: Mapping[str, float]) -> None:

@@ -3,11 +3,19 @@
 Both are plain records in a module without torch, so that the thin processes that Ray Tune starts can read them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from prefixray.config import TrialConfig
+from prefixray.config import TrainConfig, TrialConfig
+
+
+def report_steps(recipe: TrainConfig, also: Iterable[int], num_steps: int) -> tuple[int, ...]:
+    """The steps after which a trial of `num_steps` is evaluated, ascending: the recipe's, `also`, and the last."""
+    steps = {*also, num_steps}
+    if recipe.eval_every is not None:
+        steps.update(range(recipe.eval_every, num_steps, recipe.eval_every))
+    return tuple(sorted(step for step in steps if step <= num_steps))
 
 
 @dataclass(frozen=True)
@@ -26,10 +34,7 @@ class TrialSpec:
 
     def report_steps(self) -> tuple[int, ...]:
         """The steps after which the trial is evaluated, ascending; the last is the end of its schedule."""
-        steps = {*self.rungs, *self.eval_at, self.config.num_steps}
-        if self.config.eval_every is not None:
-            steps.update(range(self.config.eval_every, self.config.num_steps, self.config.eval_every))
-        return tuple(sorted(step for step in steps if step <= self.config.num_steps))
+        return report_steps(self.config, (*self.rungs, *self.eval_at), self.config.num_steps)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Lora(Method):
         if not targets:
             raise UserError(f"method lora: {base.name} has no projection named {', '.join(_TARGETS)}")
         self._names = [name for name, _ in targets]
-        self._scale = (config.alpha if config.alpha is not None else 2.0 * config.rank) / config.rank
+        self._scale = config.numerator / config.rank
         self._dropout, self._dropout_seed = config.dropout, dropout_seed
         self.down = nn.ParameterList()
         self.up = nn.ParameterList()
