@@ -3,8 +3,6 @@
 python -m prefixray --help
 """
 
-import sys
+from prefixray.cli import command
 
-from prefixray.cli import main
-
-sys.exit(main())
+command()

@@ -9,6 +9,9 @@ import difflib
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from prefixray.exits import leave
 
 COMMANDS: Mapping[str, str] = {
     "sweep": "run a sweep, or go on with it",
@@ -24,7 +27,8 @@ _EXIT_CODES = """exit codes:
   0    done
   1    a trial, an arm or the sweep has failed
   2    there is something for you to mend: the message says what and how
-  130  interrupted; the same command goes on"""
+  130  interrupted; the same command goes on
+  141  nobody read the output to its end, as in prefixray plan ... | head"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def command() -> NoReturn:
+    """What the installed `prefixray` runs."""
+    leave(main)
+
+
 def _help() -> str:
     examples = (__doc__ or "").partition("\n\n")[2].rstrip()
     commands = "\n".join(f"  {name:<8} {what}" for name, what in COMMANDS.items())
@@ -55,4 +64,4 @@ def _unknown(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -16,6 +16,7 @@ from typing import assert_never
 
 from prefixray.arms import read_configuration
 from prefixray.config import ArmConfig, SweepConfig, UserError
+from prefixray.exits import leave
 from prefixray.inbox import Add, Extend, Finish, Inbox, Request, Stop
 from prefixray.sweepfile import find_sweep, stored_config
 from prefixray.yamlfile import inline_document, suggestion
@@ -106,4 +107,4 @@ def _arm(name: str | None, searched: dict[str, ArmConfig]) -> ArmConfig:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

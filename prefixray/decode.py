@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefixray.config import UserError
+from prefixray.exits import leave
 from prefixray.hypotheses import best_artifact, read_hypotheses, write_hypotheses
 from prefixray.logs import quieten
 from prefixray.metrics import label
@@ -68,4 +69,4 @@ def _resolve(where: str, arm: str | None) -> tuple[Path, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefixray.config import UserError
+from prefixray.exits import leave
 from prefixray.logs import quieten
 from prefixray.sweepfile import load_sweep
 
@@ -38,4 +39,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from prefixray.config import UserError
+from prefixray.exits import leave
 from prefixray.page import write_page
 from prefixray.results import is_finished, load_results
 from prefixray.sweepfile import find_sweep
@@ -44,4 +45,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

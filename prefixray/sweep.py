@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefixray.config import SweepConfig, SweepFailed, UserError
+from prefixray.exits import leave
 from prefixray.logs import followed, quieten, to_file
 from prefixray.sweepfile import load_sweep
 
@@ -110,4 +111,4 @@ print(tuned.generate([{shown!r}]))"""
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

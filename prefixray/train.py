@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import assert_never
 
 from prefixray.config import ArmConfig, TrialConfig, UserError
+from prefixray.exits import leave
 from prefixray.logs import quieten
 from prefixray.space import AnyDimension, Choice, Int, LogUniform, Scalar, Uniform
 from prefixray.sweepfile import load_sweep
@@ -118,4 +119,4 @@ def _line(report: Report, num_steps: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

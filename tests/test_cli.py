@@ -1,5 +1,6 @@
 """The `prefixray` command: what it hands over, what it refuses, and that asking for help loads nothing heavy."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefixray.cli import COMMANDS, main
+from prefixray.exits import INTERRUPTED, UNREAD
 
 HEAVY = ("torch", "ray", "optuna", "mlflow", "transformers")
 
@@ -66,3 +68,31 @@ def test_arguments_go_to_the_command_and_its_exit_code_comes_back(
 def test_the_package_is_a_command_too() -> None:
     ran = subprocess.run([sys.executable, "-m", "prefixray", "trian"], capture_output=True, text=True)
     assert ran.returncode == 2 and "did you mean 'train'?" in ran.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "QUICKSTART"]])
+def test_output_that_nobody_reads_on_ends_a_command_without_a_traceback(arguments: list[str]) -> None:
+    sweep = str(Path(__file__).parents[1] / "sweeps" / "quickstart.yaml")
+    command = [sys.executable, "-m", "prefixray", *(argument.replace("QUICKSTART", sweep) for argument in arguments)]
+    ours, theirs = os.pipe()
+    os.close(ours)  # the reader has gone before the first line
+    ran = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True)
+    os.close(theirs)
+    assert (ran.returncode, ran.stderr) == (UNREAD, "")
+
+
+ENDS = {
+    "return 0": (0, ""),
+    "return 1": (1, ""),
+    "raise KeyboardInterrupt": (INTERRUPTED, "\ninterrupted\n"),
+    "raise BrokenPipeError": (1, "BrokenPipeError"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_command_leaves_with_its_code_and_hides_no_defect(end: str) -> None:
+    script = f"from prefixray.exits import leave\ndef main():\n    {end}\nleave(main)"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    code, said = ENDS[end]
+    assert ran.returncode == code
+    assert ran.stderr == said or (said.isidentifier() and said in ran.stderr), "another pipe's end is not hidden"

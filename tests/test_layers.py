@@ -29,6 +29,7 @@ PLAIN = [
     "sizes",
     "speed",
     "logs",
+    "exits",
 ]
 # The trainer: torch, but nothing that knows of a search.
 TRAINING = [
