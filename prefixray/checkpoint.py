@@ -21,14 +21,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from prefixray.artifact import FORMAT, check_record, trial_method
 from prefixray.base import Base
 from prefixray.config import METHODS, TaskConfig, TrialConfig, UserError
 from prefixray.methods import Method, Recorder, build_method
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
 _NUM_KEPT = 2
+_NUM_SHOWN = 10
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -70,7 +71,7 @@ def save_artifact(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str
 
 
 def load_artifact(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the meta of an artifact, whole; `UserError` says what is wrong with it."""
+    """The tensors and the record of an artifact, whole and of the right types; `UserError` says what is wrong."""
     found = [method for method in METHODS if (folder / f"{_artifact_stems(method)[0]}.json").is_file()]
     if not found:
         names = ", ".join(f"{_artifact_stems(method)[0]}.json" for method in METHODS)
@@ -79,8 +80,7 @@ def load_artifact(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, meta = _read(folder, stems=_artifact_stems(found[0]))
     except _Damaged as error:
         raise UserError(f"{error}; copy or train the artifact again") from error
-    if meta["format"] != FORMAT:
-        raise UserError(f"{folder}: artifact format {meta['format']}; this prefixray reads format {FORMAT}")
+    check_record(str(folder / f"{_artifact_stems(found[0])[0]}.json"), meta, found[0])
     return tensors, meta
 
 
@@ -113,10 +113,30 @@ def _flat(sizes: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 def restore_method(base: Base, record: Recorder, tensors: dict[str, Tensor], meta: Mapping[str, Any]) -> Method:
     """The method of a loaded artifact on its base, ready to decode; `UserError` where they do not belong together."""
     check_artifact(meta, base)
-    config = TrialConfig.model_validate(meta["config"]).method
-    method = build_method(config, base, record, init_seed=0, dropout_seed=0)
+    method = build_method(trial_method(meta), base, record, init_seed=0, dropout_seed=0)
+    _check_tensors(method.artifact(), tensors)
     method.load_artifact(tensors)
     return method
+
+
+def _check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not those of the method that the artifact's record describes."""
+    differ = [
+        f"artifact: {name}: {_described(found.get(name))}, where its configuration makes {_described(wanted.get(name))}"
+        for name in sorted({*wanted, *found})
+        if _described(found.get(name)) != _described(wanted.get(name))
+    ]
+    if len(differ) > _NUM_SHOWN:
+        differ[_NUM_SHOWN:] = [f"artifact: and {len(differ) - _NUM_SHOWN} more"]
+    if differ:
+        raise UserError(*differ)
+
+
+def _described(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "no tensor"
+    kind = "numbers" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
+    return f"{kind} of shape {tuple(tensor.shape)}"
 
 
 def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
@@ -217,11 +237,17 @@ def _read(folder: Path, *, stems: tuple[str, str]) -> tuple[dict[str, Tensor], d
     try:
         body = json.loads(json_file.read_text(encoding="utf-8"))
         expected = body.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        is_whole = _digest(body, tensor_file) == expected
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise _Damaged(f"{json_file}: not the JSON that was written") from error
-    if _digest(body, tensor_file) != expected:
+    except OSError as error:
+        raise _Damaged(f"{folder}: cannot be read: {error.strerror}") from error
+    if not is_whole:
         raise _Damaged(f"{folder}: damaged: the checksum over {json_file.name} and {tensor_file.name} differs")
-    return load_file(tensor_file), body
+    try:
+        return load_file(tensor_file), body
+    except SafetensorError as error:
+        raise _Damaged(f"{tensor_file}: is no safetensors file: {error}") from error
 
 
 def _digest(body: Mapping[str, Any], tensor_file: Path) -> str:

@@ -359,6 +359,8 @@ class SweepConfig(Strict):
     """Results go to runs/NAME."""
     base: Text
     """A hub id, a folder, a GGUF file, or package:file for a file inside an installed package."""
+    trust_remote_code: bool = False
+    """Run Python files that the base brings beside its weights; read them first."""
     task: TaskConfig
     train: TrainConfig
     arms: tuple[ArmConfig, ...]

@@ -30,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         artifact, recorded = _resolve(options.where, options.arm)
         from prefixray.evaluation import decode_artifact  # torch, once there is something to decode
 
-        decoded = decode_artifact(artifact, options.split, device=options.device, decoding={**recorded, **changed})
+        settings, code = {**recorded, **changed}, options.trust_remote_code
+        decoded = decode_artifact(
+            artifact, options.split, device=options.device, decoding=settings, trust_remote_code=code
+        )
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -55,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--arm", help="of a sweep: the arm (its best prefix)")
     parser.add_argument("--out", help="where the three files go (beside the artifact)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run Python files that the base brings")
     for key in _SETTINGS:
         kind = float if key == "length_penalty" else int
         parser.add_argument(f"--{key.replace('_', '-')}", type=kind, help="in place of what was recorded")

@@ -7,25 +7,22 @@ same hypotheses.
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from prefixray.attention import Binder
-from prefixray.base import Base, load_in
 from prefixray.batching import Template
 from prefixray.checkpoint import load_artifact, restore_method
 from prefixray.config import TaskConfig
-from prefixray.generation import Decoding, generate
-from prefixray.hypotheses import Split, best_artifact, score_all, split_sources, write_hypotheses
+from prefixray.generation import Decoding
+from prefixray.hypotheses import Split, score_all, split_sources, write_hypotheses
 from prefixray.methods import Method, Untuned
 from prefixray.metrics import Scored
-from prefixray.sweepfile import find_sweep
 from prefixray.tasks import Sourced, load_task
 from prefixray.trainer import Trainer
+from prefixray.tuned import Tuned
 
 
 @dataclass(frozen=True)
@@ -37,46 +34,13 @@ class Decoded:
     scores: dict[str, Scored]
 
 
-class Tuned:
-    """A base with an artifact bound to it: text in, text out."""
-
-    def __init__(self, base: Base, method: Method, template: Template, decoding: Decoding, binder: Binder) -> None:
-        self.base, self.method, self.template, self.decoding = base, method, template, decoding
-        self._binder = binder
-
-    @classmethod
-    def load(cls, artifact: Path | str, *, device: str = "cpu", decoding: Mapping[str, Any] | None = None) -> "Tuned":
-        """Load an artifact on the base that it names; `decoding` replaces single settings of those it records.
-
-        Raises `UserError` where the artifact is damaged, or its base is not what it was.
-        """
-        tensors, meta = load_artifact(Path(artifact))
-        base = load_in(meta["base"]["name"], meta["precision"], device)
-        binder = Binder(base.model)
-        method = restore_method(base, binder.record, tensors, meta)
-        settings = Decoding(**{**(meta["decoding"] or {}), **(decoding or {})})
-        template = Template.from_record(base.tokenizer, meta["template"])
-        return cls(base, method, template, settings, binder if method.own_model is None else Binder(method.own_model))
-
-    @classmethod
-    def best(cls, sweep: Path | str, arm: str | None = None, *, device: str = "cpu") -> "Tuned":
-        """The best prefix of a finished sweep, or its best run of another arm, with the sweep's decoding settings."""
-        artifact, decoding = best_artifact(find_sweep(sweep), arm)
-        return cls.load(artifact, device=device, decoding=decoding)
-
-    def generate(self, sources: Sequence[str]) -> list[str]:
-        """A hypothesis per source; sources are linearised as the task's are."""
-        texts = list(sources)
-        own = self.method.own_model
-        running = self.base if own is None else replace(self.base, model=own)
-        insert = self.method.insert(None)
-        mixed = own is not None and self.base.model.dtype == torch.bfloat16  # fp32 weights, as in training
-        with torch.autocast(self.base.device.type, dtype=torch.bfloat16, enabled=mixed):
-            return generate(running, self._binder, self.template, texts, [insert] * len(texts), self.decoding)
-
-
 def decode_artifact(
-    folder: Path, split: Split, *, device: str = "cpu", decoding: Mapping[str, Any] | None = None
+    folder: Path,
+    split: Split,
+    *,
+    device: str = "cpu",
+    decoding: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
 ) -> Decoded:
     """Decode and score a split of the task that an artifact names.
 
@@ -85,7 +49,8 @@ def decode_artifact(
     _, meta = load_artifact(folder)
     task = load_task(TaskConfig.model_validate(meta["task"]))
     sources = split_sources(task, split)
-    hypotheses = Tuned.load(folder, device=device, decoding=decoding).generate([one.source for one in sources])
+    tuned = Tuned.load(folder, device=device, decoding=decoding, trust_remote_code=trust_remote_code)
+    hypotheses = tuned.generate([one.source for one in sources])
     return Decoded(sources, hypotheses, score_all(hypotheses, sources, task.metrics))
 
 

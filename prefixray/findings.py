@@ -279,9 +279,7 @@ def _use(results: Results, folder: Path) -> Section:
     ]
     decode = f"python -m prefixray.decode {folder} --split test\npython -m prefixray.decode {folder} --arm NAME"
     export = f"python -m prefixray.export {folder} --format peft --out my-prefix"
-    python = (
-        f'from prefixray.evaluation import Tuned\n\ntuned = Tuned.best("{folder}")\nprint(tuned.generate([{source!r}]))'
-    )
+    python = f'from prefixray.tuned import Tuned\n\ntuned = Tuned.best("{folder}")\nprint(tuned.generate([{source!r}]))'
     return Section("use", heading, text=text, code=[decode, export, python, BIBTEX])
 
 

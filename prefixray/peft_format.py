@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from prefixray.artifact import trial_method
 from prefixray.checkpoint import load_artifact
-from prefixray.config import AdapterTrial, FinetuneTrial, LoraTrial, PrefixTrial, TrialConfig, UserError
+from prefixray.config import AdapterTrial, FinetuneTrial, LoraTrial, PrefixTrial, UserError
 
 
 def export_peft(artifact: Path, out: Path) -> None:
@@ -28,7 +29,7 @@ def export_peft(artifact: Path, out: Path) -> None:
     tensors, meta = load_artifact(artifact)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out}: is not empty; name a new folder")
-    method = TrialConfig.model_validate(meta["config"]).method
+    method = trial_method(meta)
     match method:
         case PrefixTrial():
             config, state = _prefix(meta, tensors)

@@ -305,7 +305,7 @@ def _least_seconds(known: Known, device: Device, kind: Kind, num_steps: float) -
 
 def _look(config: SweepConfig) -> Known:
     missing: list[str] = []
-    base, task = _base_here(config.base, missing), _task_here(config.task, missing)
+    base, task = _base_here(config, missing), _task_here(config.task, missing)
     if task is None:
         most = _bound(base, config.task)
         how = "an upper bound: max_source_tokens, max_target_tokens"
@@ -320,9 +320,9 @@ def _look(config: SweepConfig) -> Known:
     return Known(config, base, task, train, dev, counted, tuple(missing))
 
 
-def _base_here(name: str, missing: list[str]) -> Base | None:
+def _base_here(config: SweepConfig, missing: list[str]) -> Base | None:
     try:
-        return outline_base(name)
+        return outline_base(config.base, trust_remote_code=config.trust_remote_code)
     except UserError as error:
         if "cannot be reached" not in str(error):
             raise

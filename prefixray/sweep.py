@@ -105,7 +105,7 @@ def _what_next(folder: Path, tracking_uri: str | None, source: str) -> str:
 python -m prefixray.decode {folder} --split test
 python -m prefixray.report {folder}
 
-from prefixray.evaluation import Tuned
+from prefixray.tuned import Tuned
 tuned = Tuned.best("{folder}")
 print(tuned.generate([{shown!r}]))"""
 

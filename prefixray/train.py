@@ -37,7 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         spec = _spec(trial, Path("runs") / config.name / "train", seed=config.search.seed, replicate=options.replicate)
         print(f"{config.name}  {options.arm}  {_shown(trial)}   {spec.folder}", flush=True)
         trainer = load_trainer(
-            config.base, config.task, config.train, device=options.device, num_threads=options.threads
+            config.base,
+            config.task,
+            config.train,
+            device=options.device,
+            num_threads=options.threads,
+            trust_remote_code=config.trust_remote_code,
         )
         trainer.admit(spec)
         while trainer.keys():

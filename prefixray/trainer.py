@@ -239,12 +239,21 @@ class Trainer:
         return time.monotonic() - self._progress[key].saved_at > CHECKPOINT_SECONDS
 
 
-def load_trainer(name: str, task: TaskConfig, train: TrainConfig, *, device: str, num_threads: int) -> Trainer:
+def load_trainer(
+    name: str,
+    task: TaskConfig,
+    train: TrainConfig,
+    *,
+    device: str,
+    num_threads: int,
+    trust_remote_code: bool = False,
+) -> Trainer:
     """Load a base and a task by name. Raises `UserError` with what is wrong with either."""
     if device == "cpu":
         torch.set_num_threads(num_threads)
     problems: list[str] = []
-    base = _or_problems(lambda: load_in(name, train.precision, device), problems)
+    code = trust_remote_code
+    base = _or_problems(lambda: load_in(name, train.precision, device, trust_remote_code=code), problems)
     data = _or_problems(lambda: load_task(task), problems)
     if base is None or data is None:
         raise UserError(*problems)

@@ -43,6 +43,7 @@ class WorkerSetup:
     device: str  # "cpu" or "cuda"
     num_threads: int
     log: str | None = None  # the file that it writes to what it has to say
+    trust_remote_code: bool = False  # see `SweepConfig`
 
 
 @dataclass
@@ -66,7 +67,12 @@ class Worker:
         self._refusal: UserError | None = None
         try:
             self._trainer = load_trainer(
-                setup.base, setup.task, setup.train, device=setup.device, num_threads=setup.num_threads
+                setup.base,
+                setup.task,
+                setup.train,
+                device=setup.device,
+                num_threads=setup.num_threads,
+                trust_remote_code=setup.trust_remote_code,
             )
         except UserError as error:
             self._refusal = error  # raised here, it would come to the user as a dead actor

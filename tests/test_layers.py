@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent / "prefixray"
 PLAIN = [
     "space",
     "config",
+    "artifact",
     "yamlfile",
     "validation",
     "arms",
@@ -41,6 +42,7 @@ TRAINING = [
     "pack",
     "trainer",
     "generation",
+    "tuned",
     "evaluation",
     "peft_format",
 ]
