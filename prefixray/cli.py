@@ -21,8 +21,10 @@ COMMANDS: Mapping[str, str] = {
     "decode": "decode a split again with what a sweep has trained",
     "export": "write an artifact as others load it",
     "train": "train one configuration, without Ray",
+    "cluster check": "check a cluster's file, as for `ray up`, before anything is started",
 }
-"""What each module prefixray.NAME does; its `main` takes the arguments behind the name and returns the exit code."""
+"""What each command does. Its module has its name (`cluster check`: cluster_check); `main` there takes the arguments
+behind the name and returns the exit code."""
 _EXIT_CODES = """exit codes:
   0    done
   1    a trial, an arm or the sweep has failed
@@ -33,15 +35,16 @@ _EXIT_CODES = """exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Hand over to the command that is named; 2 where there is none of that name."""
-    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    if name in ("-h", "--help"):
+    given = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if given[0] in ("-h", "--help"):
         print(_help())
         return 0
-    if name not in COMMANDS:
-        print(_unknown(name), file=sys.stderr)
+    name = next((name for name in COMMANDS if given[: len(name.split())] == name.split()), None)
+    if name is None:
+        print(_unknown(given[0]), file=sys.stderr)
         return 2
-    module = importlib.import_module(f"prefixray.{name}")  # the named one alone: some bring Ray or torch along
-    code: int = module.main(rest)
+    module = importlib.import_module(f"prefixray.{name.replace(' ', '_')}")  # no other: some bring Ray or torch along
+    code: int = module.main(given[len(name.split()) :])
     return code
 
 
@@ -52,7 +55,7 @@ def command() -> NoReturn:
 
 def _help() -> str:
     examples = (__doc__ or "").partition("\n\n")[2].rstrip()
-    commands = "\n".join(f"  {name:<8} {what}" for name, what in COMMANDS.items())
+    commands = "\n".join(f"  {name:<13} {what}" for name, what in COMMANDS.items())
     usage = "usage: prefixray COMMAND ...   (prefixray COMMAND --help says more)"
     return f"{usage}\n\ncommands:\n{commands}\n\n{_EXIT_CODES}\n\nexamples:\n{examples}"
 

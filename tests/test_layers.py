@@ -59,6 +59,8 @@ SEARCH = [
     "findings",
     "page",
     "live",
+    "nodeconfig",
+    "clusterfile",
     "cluster",
     "worker",
     "pool",
@@ -70,14 +72,14 @@ SEARCH = [
 ]
 ORDER = [*PLAIN, *TRAINING, *SEARCH]
 # Parse and wire; nobody imports them, not even one another.
-ENTRIES = ["sweep", "plan", "train", "decode", "report", "control", "export"]
+ENTRIES = ["sweep", "plan", "train", "decode", "report", "control", "export", "cluster_check"]
 # The one command over them all, which imports the entry that is named.
 FRONT = ["cli", "__main__"]
 
 # Libraries whose upstream drift shall cost a few files.
 ALLOWED = {
     "torch": {*TRAINING, *SEARCH, *ENTRIES},
-    "ray": {"cluster", "pool", "trainable", "engine"},
+    "ray": {"clusterfile", "cluster", "pool", "trainable", "engine"},
     "transformers": {"base", "attention", "batching", "generation", "methods"},
     "optuna": {"study"},
     "mlflow": {"tracking"},
