@@ -68,6 +68,8 @@ class ConvertedConfig(Strict):
 
     arm: str
     method: PrefixTrial
+    checkpoint: str
+    """SHA-256 of the file that it was made from."""
 
 
 def _kind(config: object) -> str:

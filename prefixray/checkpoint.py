@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prefixray.artifact import FORMAT, check_record, trial_method
+from prefixray.artifact import FORMAT, ConvertedConfig, check_record, trial_method
 from prefixray.base import Base
 from prefixray.config import METHODS, TaskConfig, TrialConfig, UserError
 from prefixray.methods import Method, Recorder, build_method
@@ -39,7 +39,7 @@ class _Damaged(Exception):
 
 def artifact_meta(
     base: Base,
-    config: TrialConfig,
+    config: TrialConfig | ConvertedConfig,
     *,
     task: TaskConfig,
     template: Mapping[str, Any],

@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, str] = {
     "control": "stop or add trials, extend or finish a sweep that runs elsewhere",
     "decode": "decode a split again with what a sweep has trained",
     "export": "write an artifact as others load it",
+    "convert": "make an artifact of a checkpoint of the original",
     "train": "train one configuration, without Ray",
     "cluster check": "check a cluster's file, as for `ray up`, before anything is started",
 }

@@ -45,6 +45,7 @@ TRAINING = [
     "tuned",
     "evaluation",
     "peft_format",
+    "original",
 ]
 # The search around it.
 SEARCH = [
@@ -72,7 +73,7 @@ SEARCH = [
 ]
 ORDER = [*PLAIN, *TRAINING, *SEARCH]
 # Parse and wire; nobody imports them, not even one another.
-ENTRIES = ["sweep", "plan", "train", "decode", "report", "control", "export", "cluster_check"]
+ENTRIES = ["sweep", "plan", "train", "decode", "report", "control", "export", "convert", "cluster_check"]
 # The one command over them all, which imports the entry that is named.
 FRONT = ["cli", "__main__"]
 
