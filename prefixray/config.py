@@ -60,6 +60,25 @@ class ColumnsConfig(Strict):
     """The output text; in a JSONL file it may be a list of references."""
 
 
+class LowDataConfig(Strict):
+    """Small training sets drawn from a large one, several of them, as in Li & Liang 2021, section 6.3."""
+
+    size: PositiveInt
+    """Training examples of a subset."""
+    num_subsets: PositiveInt = 5
+    """How many subsets there are. Final run k trains on number (k - 1) modulo num_subsets, so that `final.num_seeds` of
+    twice as many gives two seeds on each; the search has the first."""
+    dev_share: float = Field(default=0.3, gt=0.0)
+    """Dev examples of a subset, as a share of `size`."""
+    seed: int = Field(default=1, ge=0)
+    """Which subsets; the sweep's own seed has no part in it."""
+
+    @property
+    def num_dev(self) -> int:
+        """Dev examples of a subset."""
+        return max(1, round(self.dev_share * self.size))
+
+
 class TaskConfig(Strict):
     """The data set, and how much of it is used."""
 
@@ -82,6 +101,10 @@ class TaskConfig(Strict):
     """custom, summarization: the names of the columns."""
     num_train: Count = "all"
     """How many training examples, chosen by a hash of their source."""
+    fraction: float | None = Field(default=None, gt=0.0, le=1.0)
+    """In place of num_train: the share of the training examples, chosen in the same way."""
+    low_data: LowDataConfig | None = None
+    """In place of num_train and num_dev: several small subsets of train and dev, one for each final run in turn."""
     num_dev: Count = "all"
     """How many dev examples (source-reference pairs) the dev loss is computed on; different sources come first."""
     num_test: Count = "all"

@@ -19,15 +19,7 @@ from typing import Any, TextIO
 from prefixray.cluster import Cluster, connected
 from prefixray.config import DECODING, ArmConfig, SweepConfig, TaskConfig, UserError
 from prefixray.engine import run_stages
-from prefixray.final import (
-    CANDIDATE_REPLICATE,
-    UNTUNED,
-    Facts,
-    FinalRun,
-    best_candidate,
-    final_runs,
-    make_results,
-)
+from prefixray.final import UNTUNED, Facts, FinalRun, best_candidate, final_runs, make_results
 from prefixray.hypotheses import Split
 from prefixray.inbox import Inbox
 from prefixray.live import LiveView, View
@@ -35,6 +27,7 @@ from prefixray.page import write_page
 from prefixray.pool import DecodeJob, Pool
 from prefixray.results import Importance, Results, SearchTrial, is_finished, load_results
 from prefixray.search import Coordinator, MakeSpec, Stage
+from prefixray.seeds import CANDIDATE_REPLICATE
 from prefixray.sizes import num_at_once
 from prefixray.space import Scalar
 from prefixray.speed import keep_speeds

@@ -31,8 +31,6 @@ from prefixray.tasks import Sourced
 logger = logging.getLogger(__name__)
 
 UNTUNED = "untuned"
-CANDIDATE_REPLICATE = 1000
-"""The replicate of candidates: fresh seeds, unlike the search's (0) and the final runs' (1 to num_seeds)."""
 NUM_EXTREMES = 20
 """The sources on which an arm and the reference differ most; their outputs are kept, like those of the first ones."""
 _PACKAGES = ("prefixray", "torch", "transformers", "ray", "optuna", "mlflow", "sacrebleu", "numpy")

@@ -139,17 +139,19 @@ class Pack:
         self.members: dict[str, Member] = {}
         self.token_budget = token_budget or TOKEN_BUDGET[base.device.type]
         self._train, self._pad_id = train, pad_id
+        self._rows: dict[str, Sequence[Row]] = {}  # what each member trains on
         self._orders: dict[int, Order] = {}
 
-    def admit(self, key: str, config: TrialConfig, seeds: Seeds) -> Member:
-        """Make a trial's tensors and let it join the next step."""
+    def admit(self, key: str, config: TrialConfig, seeds: Seeds, *, train: Sequence[Row] | None = None) -> Member:
+        """Make a trial's tensors and let it join the next step; `train`: rows of its own in place of the pack's."""
         assert key not in self.members, f"{key} is a member already"
         member = self.members[key] = Member(key, config, self.base, self.binder, seeds)
+        self._rows[key] = self._train if train is None else train
         return member
 
     def drop(self, key: str) -> None:
         """Let a trial go; the others do not notice."""
-        del self.members[key]
+        del self.members[key], self._rows[key]
 
     def step(self, keys: Iterable[str]) -> dict[str, Outcome]:
         """One update of each of these members. A member whose numbers are not finite is not updated."""
@@ -177,8 +179,9 @@ class Pack:
         return {member.key: total / count for member, total in zip(members, sums, strict=True)}
 
     def _next_rows(self, member: Member) -> list[Row]:
-        order = self._orders.setdefault(member.order_seed, Order(len(self._train), member.order_seed))
-        return [self._train[i] for i in order.at(member.step * member.rows_per_step, member.rows_per_step)]
+        rows = self._rows[member.key]
+        order = self._orders.setdefault(member.order_seed, Order(len(rows), member.order_seed))
+        return [rows[i] for i in order.at(member.step * member.rows_per_step, member.rows_per_step)]
 
     def _within_memory(self, members: list[Member], rows: Sequence[Sequence[Row]], *, train: bool) -> list[float]:
         """Summed NLL of each member's rows, and in training its gradients; less at once when memory runs out."""

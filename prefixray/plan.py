@@ -21,13 +21,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m prefixray.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sweep", type=Path, help="the sweep's YAML file")
+    parser.add_argument("--scale", action="append", default=[], metavar="NAME", help="a scale of the file: laptop")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override: train.num_steps=20")
     parser.add_argument(
         "--prices", type=Path, help="a YAML file of dollars per hour by device; without it no cost is told"
     )
     options = parser.parse_args(argv)
     try:
-        config = load_sweep(options.sweep, options.set)  # before anything heavy is imported: a typo is reported at once
+        config = load_sweep(options.sweep, options.set, options.scale)  # before anything heavy
         quieten()
         from prefixray.plan_text import plan_text, read_prices
 

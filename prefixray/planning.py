@@ -69,7 +69,8 @@ class Known:
         """Dev examples that the loss is computed on; 0 where that is not known."""
         if self.task is not None:
             return len(self.task.dev)
-        return _counted(self.config.task.num_dev) or 0
+        low = self.config.task.low_data
+        return low.num_dev if low is not None else _counted(self.config.task.num_dev) or 0
 
     @property
     def num_test(self) -> int | None:

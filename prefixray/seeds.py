@@ -6,6 +6,15 @@ their data order (common random numbers); the runs of the final stage are replic
 
 import hashlib
 
+CANDIDATE_REPLICATE = 1000
+"""The replicate of candidates: fresh seeds, unlike the search's (0) and the final runs' (1 to num_seeds)."""
+
+
+def subset_of(replicate: int, num_subsets: int) -> int:
+    """The subset of low data that a replicate has: final runs take turns, the search and candidates have the first."""
+    is_final = 0 < replicate < CANDIDATE_REPLICATE
+    return (replicate - 1) % num_subsets if is_final else 0
+
 
 def derive_seed(seed: int, replicate: int, purpose: str) -> int:
     """A 63-bit seed for one purpose ("data", "init", "dropout", ...) of one replicate."""

@@ -3,6 +3,7 @@
 python -m prefixray.sweep sweeps/quickstart.yaml
 python -m prefixray.sweep sweeps/quickstart.yaml --plan                         # what it would do and take
 python -m prefixray.sweep sweeps/quickstart.yaml --set search.num_trials=16     # extends it
+python -m prefixray.sweep sweeps/paper/e2e.yaml --scale laptop                  # the file's smaller version
 python -m prefixray.sweep sweeps/e2e_small.yaml --address auto                  # on the Ray cluster that runs here
 """
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     file = Path(options.sweep)
     try:
-        config = load_sweep(file, options.set)  # before anything heavy is imported: a typo is reported at once
+        config = load_sweep(file, options.set, options.scale)  # before anything heavy
         if options.plan:
             return _print_plan(config, file, options.prices)
         outcome = _run(config, file, options)
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1 if isinstance(error, SweepFailed) else 2
     except KeyboardInterrupt:
-        print(f"\ninterrupted; to go on: python -m prefixray.sweep {options.sweep}", file=sys.stderr)
+        scales = "".join(f" --scale {name}" for name in options.scale)
+        print(f"\ninterrupted; to go on: python -m prefixray.sweep {options.sweep}{scales}", file=sys.stderr)
         return 130
     from prefixray.tables import render_text
 
@@ -80,6 +82,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m prefixray.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sweep", help="the sweep's YAML file")
+    parser.add_argument(
+        "--scale",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a scale of the file: laptop; results in runs/...-laptop",
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override: arms.prefix.preseqlen=20"
     )

@@ -23,6 +23,7 @@ from prefixray.config import (
     TrainConfig,
     UserError,
 )
+from prefixray.scales import apply_scales
 from prefixray.validation import explain, parse
 from prefixray.yamlfile import Document, read_document, shown, suggestion
 
@@ -41,12 +42,15 @@ _DATA_OF: Mapping[TaskName, tuple[str, ...]] = {
 """The keys that say where a task's data is; of tasks that are not listed, `path` alone."""
 
 
-def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
-    """Read a sweep file; each override is `dotted.key=value`, its value YAML.
+def load_sweep(path: Path | str, overrides: Sequence[str] = (), scales: Sequence[str] = ()) -> SweepConfig:
+    """Read a sweep file at the scales that are named; each override is `dotted.key=value`, its value YAML.
 
-    Raises `UserError` with every problem of the file and the overrides.
+    Raises `UserError` with every problem of the file, the scales and the overrides.
     """
-    document = read_document(path, overrides)
+    document = read_document(path)
+    apply_scales(document, scales)
+    for override in overrides:
+        document.override(override)
     config = _validated(document)
     train = _section(document, "train", TrainConfig)
     search = _section(document, "search", SearchConfig)
@@ -170,6 +174,7 @@ def _check_task(document: Document) -> None:
             document.complain(("task", key), f"is not used by task {task.name}: remove it")
     if task.name in ("webnlg", "dart") and task.path is None:
         document.complain(("task", "path"), f"required for task {task.name}, but missing")
+    _check_subsets(document, task)
     if "path" in used and task.path is not None and _leads_nowhere(task.path):
         document.refuse(("task", "path"), "no such folder; paths are relative to the working directory")
     for key in (key for key in ("urls", *_FILES) if key in used):
@@ -180,6 +185,14 @@ def _check_task(document: Document) -> None:
             document.complain(("task", key), "is not used beside task.path: remove one of them")
         elif file is None and key in _FILES and task.path is None:
             document.complain(("task", key), f"required for task {task.name}, but missing (or set task.path)")
+
+
+def _check_subsets(document: Document, task: TaskConfig) -> None:
+    """How much is trained on is said in one way."""
+    for key, others in {"fraction": ("num_train", "low_data"), "low_data": ("num_train", "num_dev")}.items():
+        for other in others if getattr(task, key) is not None else ():
+            if getattr(task, other) not in (None, "all"):
+                document.complain(("task", other), f"is not used beside task.{key}: remove one of them")
 
 
 def _check_base(document: Document) -> None:

@@ -25,11 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, print a line per report, say where the artifact is; 1 where the trial failed, 2 for the user to mend."""
     options = _parser().parse_args(argv)
     try:
-        names = [arm.name for arm in load_sweep(options.sweep).arms]
+        names = [arm.name for arm in load_sweep(options.sweep, (), options.scale).arms]
         if options.arm not in names:
             raise UserError(f"--arm: {options.arm}: no such arm; they are {', '.join(names)}")
         overrides = [text if "." in text.partition("=")[0] else f"arms.{options.arm}.{text}" for text in options.set]
-        config = load_sweep(options.sweep, overrides)
+        config = load_sweep(options.sweep, overrides, options.scale)
         trial = _configuration(config.arm(options.arm))
         quieten()
         from prefixray.trainer import load_trainer
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m prefixray.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sweep", help="the sweep's YAML file")
+    parser.add_argument("--scale", action="append", default=[], metavar="NAME", help="a scale of the file: laptop")
     parser.add_argument("--arm", required=True, help="which arm of it")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a value of the arm: preseqlen=20"

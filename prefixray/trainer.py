@@ -7,7 +7,7 @@ the artifact when the dev loss is the best so far, a resumable checkpoint when t
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from prefixray.base import Base, checkpointed, load_in
-from prefixray.batching import Row, Template, encode, make_template, row_lengths
+from prefixray.batching import Template, encode, make_template, row_lengths
 from prefixray.checkpoint import artifact_meta, load_checkpoint, save_artifact, save_checkpoint
 from prefixray.config import TaskConfig, TrainConfig, UserError
 from prefixray.pack import Member, Outcome, Pack, Seeds, learning_rate
+from prefixray.seeds import subset_of
 from prefixray.tasks import Task, load_task
 from prefixray.trial import Report, TrialSpec
 
@@ -54,9 +55,11 @@ class Trainer:
     def __init__(self, base: Base, task: Task, config: TaskConfig, *, token_budget: int | None = None) -> None:
         self.base, self.task, self._task_config = base, task, config
         self.template: Template = make_template(base, config)
-        self._train: list[Row] = encode(task.train, self.template)
-        self._dev: list[Row] = encode(task.dev, self.template)
-        self._longest = max(row.num_inputs for row in (*self._train, *self._dev))
+        self._subsets = [
+            (encode(subset.train, self.template), encode(subset.dev, self.template)) for subset in task.subsets
+        ]
+        self._train, self._dev = self._subsets[0]
+        self._longest = max(row.num_inputs for subset in self._subsets for part in subset for row in part)
         self.pack = Pack(base, self._train, pad_id=self.template.pad_id, token_budget=token_budget)
         self._progress: dict[str, _Progress] = {}
         self.last_tokens = 0
@@ -87,7 +90,8 @@ class Trainer:
         One that comes back to a rung reports there again. Raises `UserError` when the configuration cannot be built on
         this base, and leaves the pack as it was.
         """
-        member = self.pack.admit(spec.key, spec.config, Seeds.derive(spec.seed, spec.replicate))
+        train, _ = self._subsets[self._subset(spec)]
+        member = self.pack.admit(spec.key, spec.config, Seeds.derive(spec.seed, spec.replicate), train=train)
         progress = _Progress(spec)
         try:
             self._check_room(member)
@@ -135,7 +139,7 @@ class Trainer:
         reports = [self._after_step(key, outcome) for key, outcome in outcomes.items()]
         ended = [report for report in reports if report is not None]
         due = [key for key in running if key in self._progress and self._is_due(key)]
-        scores = self.pack.evaluate(due, self._dev) if due else {}
+        scores = self._evaluate(due)
         for key in running:
             if key in self._progress and self._is_stale(key):
                 self.checkpoint([key])
@@ -164,6 +168,19 @@ class Trainer:
             return None
         self.drop(key)
         return Report(key=key, step=member.step, state="failed", note=outcome.failed)
+
+    def _evaluate(self, keys: Sequence[str]) -> dict[str, float]:
+        """The dev loss of each of these trials, those of one subset together."""
+        by_subset: dict[int, list[str]] = {}
+        for key in keys:
+            by_subset.setdefault(self._subset(self._progress[key].spec), []).append(key)
+        scores: dict[str, float] = {}
+        for subset, own in by_subset.items():
+            scores |= self.pack.evaluate(own, self._subsets[subset][1])
+        return {key: scores[key] for key in keys}
+
+    def _subset(self, spec: TrialSpec) -> int:
+        return subset_of(spec.replicate, len(self._subsets))
 
     def _is_due(self, key: str) -> bool:
         return self.pack.members[key].step in self._progress[key].spec.report_steps()

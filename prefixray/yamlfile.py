@@ -72,18 +72,23 @@ class Document:
         except UserError as error:
             self._note(place, str(error))
             return
-        parent: dict[str, Value] = self.values
-        for depth, part in enumerate(key[:-1], start=1):
-            child = parent.setdefault(str(part), {})
-            if not isinstance(child, dict):
-                problem = f"{dotted_name(key[:depth])} is {shown(child)}, not a mapping: set it as a whole"
-                self._note(place, f"{place.text}: {problem}")
-                return
-            self._places.setdefault(key[:depth], place)
-            parent = child
-        self._places = {at: where for at, where in self._places.items() if at[: len(key)] != key}
-        self._places[key] = place
-        parent[str(key[-1])] = None if node is None else self._read(node, key, place)
+        parent = self._parent(key, place)
+        if parent is not None:
+            self._places = {at: where for at, where in self._places.items() if at[: len(key)] != key}
+            self._places[key] = place
+            parent[str(key[-1])] = None if node is None else self._read(node, key, place)
+
+    def put(self, source: Key, target: Key) -> None:
+        """Let what stands at `source` stand at `target`, in place of what does; its lines stay those of `source`."""
+        parent = self._parent(target, self._place(source))
+        if parent is None:
+            return
+        moved = {
+            (*target, *at[len(source) :]): where for at, where in self._places.items() if at[: len(source)] == source
+        }
+        self._places = {at: where for at, where in self._places.items() if at[: len(target)] != target} | moved
+        self._unread |= {(*target, *at[len(source) :]) for at in self._unread if at[: len(source)] == source}
+        parent[str(target[-1])] = self.at(source)
 
     def stand_at(self, place: str) -> None:
         """Say of the whole document that it stands at this place, which is no line of a file."""
@@ -151,6 +156,19 @@ class Document:
     def _place(self, key: Key) -> _Place:
         return next(self._places[key[:n]] for n in range(len(key), -1, -1) if key[:n] in self._places)
 
+    def _parent(self, key: Key, place: _Place) -> dict[str, Value] | None:
+        """The mapping that holds the key, made where there is none; a problem and None where it cannot be."""
+        parent: dict[str, Value] = self.values
+        for depth, part in enumerate(key[:-1], start=1):
+            child = parent.setdefault(str(part), {})
+            if not isinstance(child, dict):
+                problem = f"{dotted_name(key[:depth])} is {shown(child)}, not a mapping: set it as a whole"
+                self._note(place, f"{place.text}: {problem}")
+                return None
+            self._places.setdefault(key[:depth], place)
+            parent = child
+        return parent
+
     def _note(self, place: _Place, problem: str) -> None:
         self._problems.setdefault(problem, place.order)
 
@@ -194,12 +212,9 @@ class Document:
         return _Place(f"{self._file}:{_line(node)}", _line(node))
 
 
-def read_document(path: Path | str, overrides: Sequence[str] = ()) -> Document:
+def read_document(path: Path | str) -> Document:
     """Read a YAML file whose top level is a mapping; raises `UserError` with the place where it is none."""
-    document = Document(str(path), _text(Path(path)))
-    for override in overrides:
-        document.override(override)
-    return document
+    return Document(str(path), _text(Path(path)))
 
 
 def inline_document(place: str, overrides: Sequence[str]) -> Document:

@@ -15,6 +15,7 @@ PLAIN = [
     "config",
     "artifact",
     "yamlfile",
+    "scales",
     "validation",
     "arms",
     "sweepfile",

@@ -7,12 +7,12 @@ A new family is one file here whose loader reads its splits as `Entry`s and give
 from typing import assert_never
 
 from prefixray.config import TaskConfig
-from prefixray.tasks.contract import Example, Sourced, Task
+from prefixray.tasks.contract import Example, Sourced, Subset, Task
 from prefixray.tasks.custom import load_custom, load_own_summaries
 from prefixray.tasks.data_to_text import load_dart, load_e2e, load_webnlg
 from prefixray.tasks.summarization import load_extrapolation, load_summaries
 
-__all__ = ["Example", "Sourced", "Task", "load_task"]
+__all__ = ["Example", "Sourced", "Subset", "Task", "load_task"]
 
 
 def load_task(config: TaskConfig) -> Task:

@@ -36,16 +36,30 @@ class Sourced:
 
 
 @dataclass(frozen=True)
+class Subset:
+    """What one run trains on, and what its dev loss is computed on."""
+
+    train: tuple[Example, ...]
+    dev: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
 class Task:
     """A data set, cut to the subsets that the sweep file asks for."""
 
     name: str
-    train: tuple[Example, ...]
+    train: tuple[Example, ...]  # in low data of the first subset, like `dev`
     dev: tuple[Example, ...]
     dev_sources: tuple[Sourced, ...]  # the sources of `dev`, each with all its references
     test_sources: tuple[Sourced, ...]
     num_test_total: int  # sources in the whole test split
     metrics: tuple[str, ...]
+    others: tuple[Subset, ...] = ()  # in low data the further subsets
+
+    @property
+    def subsets(self) -> tuple[Subset, ...]:
+        """All subsets, of which there is one but in low data."""
+        return (Subset(self.train, self.dev), *self.others)
 
 
 @dataclass(frozen=True)
@@ -70,28 +84,48 @@ class Splits:
 def make_task(config: TaskConfig, splits: Splits, metrics: tuple[str, ...]) -> Task:
     """Group references by source and choose the subsets; what is kept stands in the order of the files.
 
-    Dev pairs are taken by the rank of the reference within its source, then by the source's hash, so that a small
-    `num_dev` has as many different sources as it can. Raises `UserError` when a split has nothing in it.
+    Raises `UserError` when a split has nothing in it.
     """
     train, dev, test = _examples(splits.train), _examples(splits.dev), _grouped(splits.test)
     sizes = {"train": len(train), "dev": len(dev), "test": len(test)}
     empty = [f"task: {config.name}: the {split} split has no examples" for split, size in sizes.items() if not size]
     if empty:
         raise UserError(*empty)
-    train_hashes = [_hash(example.source + example.target) for example in train]
-    dev_hashes = [(rank, _hash(pair.source)) for rank, pair in zip(_ranks(dev), dev, strict=True)]
     test_hashes = [_hash(sourced.source) for sourced in test]
-    chosen_dev = tuple(dev[i] for i in _smallest(dev_hashes, config.num_dev, "num_dev"))
-    dev_texts = {example.source for example in chosen_dev}
+    chosen, *others = _subsets(config, train, dev)
+    dev_texts = {example.source for example in chosen.dev}
     return Task(
         name=config.name,
-        train=tuple(train[i] for i in _smallest(train_hashes, config.num_train, "num_train")),
-        dev=chosen_dev,
+        train=chosen.train,
+        dev=chosen.dev,
         dev_sources=tuple(sourced for sourced in _grouped(splits.dev) if sourced.source in dev_texts),
         test_sources=tuple(test[i] for i in _smallest(test_hashes, config.num_test, "num_test")),
         num_test_total=len(test),
         metrics=metrics,
+        others=tuple(others),
     )
+
+
+def _subsets(config: TaskConfig, train: Sequence[Example], dev: Sequence[Example]) -> list[Subset]:
+    """The one subset that the counts ask for, or those of low data, in which a larger `size` contains the smaller."""
+    low = config.low_data
+    if low is not None:
+        salts = [f"{low.seed}/{index}/" for index in range(low.num_subsets)]
+        counts = (low.size, "low_data.size"), (low.num_dev, "low_data.dev_share")
+        return [Subset(_train_part(train, *counts[0], salt), _dev_part(dev, *counts[1], salt)) for salt in salts]
+    count = config.num_train if config.fraction is None else max(1, round(config.fraction * len(train)))
+    return [Subset(_train_part(train, count, "num_train"), _dev_part(dev, config.num_dev, "num_dev"))]
+
+
+def _train_part(train: Sequence[Example], count: Count, name: str, salt: str = "") -> tuple[Example, ...]:
+    hashes = [_hash(salt + example.source + example.target) for example in train]
+    return tuple(train[i] for i in _smallest(hashes, count, name))
+
+
+def _dev_part(dev: Sequence[Example], count: Count, name: str, salt: str = "") -> tuple[Example, ...]:
+    """Pairs by the rank of the reference within its source, then by hash: as many different sources as there can be."""
+    hashes = [(rank, _hash(salt + pair.source)) for rank, pair in zip(_ranks(dev), dev, strict=True)]
+    return tuple(dev[i] for i in _smallest(hashes, count, name))
 
 
 def _examples(entries: Sequence[Entry]) -> list[Example]:
