@@ -12,10 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prefixray.config import PrefixTrial, SweepConfig, UserError
+from prefixray.scales import scale_names
 from prefixray.space import Choice, LogUniform
 from prefixray.sweepfile import differences, dump, find_sweep, identity, load_sweep, restore
+from prefixray.yamlfile import read_document
 
 SWEEPS = Path(__file__).parent.parent / "sweeps"
+SHIPPED = sorted(SWEEPS.rglob("*.yaml"))
 VALID = """\
 name: small
 base: a-hub-id
@@ -126,15 +129,18 @@ def test_configurations_to_be_tried_first_are_kept() -> None:
     }
 
 
-@pytest.mark.parametrize("file", sorted(SWEEPS.glob("*.yaml")), ids=lambda file: file.name)
-def test_every_sweep_that_ships_is_valid_and_says_what_it_is(file: Path) -> None:
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: str(file.relative_to(SWEEPS)))
+def test_every_sweep_that_ships_is_valid_at_every_scale_and_says_what_it_is(file: Path) -> None:
     Path("data").mkdir()
     for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "XSum-WebArxiveUrls.txt"):
         Path("data", name).touch()
     config = load_sweep(file)
     assert config.name == file.stem
     opening = file.read_text(encoding="utf-8").split("name:")[0]
-    assert opening.startswith("# ") and f"python -m prefixray.sweep sweeps/{file.name}" in opening
+    assert opening.startswith("# ") and f"python -m prefixray.sweep sweeps/{file.relative_to(SWEEPS)}" in opening
+    for scale in scale_names(read_document(file)):
+        assert load_sweep(file, scales=[scale]).name == f"{file.stem}-{scale}"
+    assert file.parent == SWEEPS or "laptop" in scale_names(read_document(file))
 
 
 # Messages
@@ -483,6 +489,86 @@ def test_an_override_may_add_keys_sections_and_arms() -> None:
 )
 def test_a_wrong_override_is_named_as_it_was_written(override: str, message: str) -> None:
     assert complaint(VALID, override) == f"--set {override}{message}"
+
+
+# Scales
+
+SCALED = (
+    VALID
+    + """\
+scale:
+  laptop:
+    base: a/small-one
+    task.num_dev: 8
+    train: {num_steps: 20}
+    search.rungs: [10]
+    arms.finetune.learning_rate: {choice: [1e-5, 1e-4]}
+  short: {train.num_steps: 30, search.rungs: []}
+"""
+)
+
+
+def at_scale(text: str, *scales: str, overrides: Sequence[str] = ()) -> SweepConfig:
+    Path("x.yaml").write_text(text, encoding="utf-8")
+    return load_sweep("x.yaml", overrides, scales)
+
+
+def scale_problem(text: str, *scales: str, overrides: Sequence[str] = ()) -> str:
+    with pytest.raises(UserError) as caught:
+        at_scale(text, *scales, overrides=overrides)
+    return str(caught.value)
+
+
+def test_without_a_scale_a_file_is_what_it_is_without_the_block() -> None:
+    assert at_scale(SCALED) == load(VALID)
+
+
+def test_a_scale_takes_the_place_of_values_and_of_whole_sections_and_names_the_sweep() -> None:
+    config = at_scale(SCALED, "laptop")
+    assert (config.name, config.base, config.task.num_dev) == ("small-laptop", "a/small-one", 8)
+    assert (config.train.num_steps, config.train.warmup_steps) == (20, 0)
+    assert config.arm("finetune").dimensions["learning_rate"] == Choice(choice=(1e-5, 1e-4))
+    assert config.arm("prefix").dimensions == load(VALID).arm("prefix").dimensions
+
+
+def test_later_scales_and_then_overrides_have_the_last_word() -> None:
+    both = at_scale(SCALED, "laptop", "short", overrides=["task.num_dev=9"])
+    assert (both.name, both.train.num_steps, both.task.num_dev) == ("small-laptop-short", 30, 9)
+
+
+def test_a_problem_of_a_scaled_value_is_told_with_the_line_of_the_scale() -> None:
+    wrong = SCALED.replace("task.num_dev: 8", "task.num_dev: few").replace("a/small-one", "./nowhere")
+    assert scale_problem(wrong, "laptop").splitlines() == [
+        "x.yaml:19: base: './nowhere': no such file or folder; paths are relative to the working directory",
+        "x.yaml:20: task.num_dev: 'few': must be a whole number above 0, or 'all'",
+    ]
+    assert at_scale(wrong) == load(VALID)  # a path that only a scale needs may be missing
+
+
+def test_the_block_itself_is_checked_whatever_is_chosen() -> None:
+    wrong = SCALED.replace("task.num_dev", "tsk.num_dev").replace("  short:", "  so-short:")
+    problems = scale_problem(wrong).splitlines()
+    assert problems[0].startswith("x.yaml:20: scale.laptop.'tsk.num_dev': must be a dotted key like train.num_steps")
+    assert problems[0].endswith("(did you mean 'task'?)")
+    assert problems[1] == "x.yaml:24: scale.so-short: a scale's name must be letters, digits and '_'"
+    assert scale_problem(VALID + "scale: 3\n") == "x.yaml:17: scale: 3: must be a mapping of keys to values"
+
+
+def test_a_scale_that_is_not_there_is_answered_with_those_that_are() -> None:
+    assert scale_problem(SCALED, "tiny") == "x.yaml:1: --scale tiny: no such scale (the scales are: laptop, short)"
+    assert scale_problem(SCALED, "latop") == "x.yaml:1: --scale latop: no such scale (did you mean 'laptop'?)"
+    assert scale_problem(VALID, "laptop") == "x.yaml:1: --scale laptop: no such scale (the file has no scales)"
+
+
+def test_a_training_set_is_measured_in_one_way() -> None:
+    low = changed("task: {name: e2e, num_dev: 64}", "task: {name: e2e, num_train: 9, low_data: {size: 50}}")
+    assert complaint(low) == "x.yaml:3: task.num_train: is not used beside task.low_data: remove one of them"
+    share = changed("num_dev: 64", "num_dev: 64, fraction: 0.2, low_data: {size: 50}")
+    assert complaint(share).splitlines() == [
+        "x.yaml:3: task.low_data: is not used beside task.fraction: remove one of them",
+        "x.yaml:3: task.num_dev: is not used beside task.low_data: remove one of them",
+    ]
+    assert load(changed("num_dev: 64", "num_dev: 64, fraction: 0.2")).task.fraction == 0.2
 
 
 # The same sweep again

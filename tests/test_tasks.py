@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from prefixray.config import ColumnsConfig, Count, TaskConfig, UserError
+from prefixray.seeds import CANDIDATE_REPLICATE, subset_of
 from prefixray.tasks import Example, Sourced, Task, load_task
 from prefixray.tasks.data_to_text import linearise_meaning, linearise_triples
 
@@ -163,6 +164,48 @@ def test_asking_for_more_than_there_is_takes_all_and_says_so(tmp_path: Path, cap
     assert task.num_test_total == len(task.test_sources) == len(task.train) == len(task.dev) == 2
     said = "5 asked for, but the split has only 2: all are used"
     assert sorted(caplog.messages) == [f"task.{name}: {said}" for name in ("num_dev", "num_test", "num_train")]
+
+
+# Low data
+
+
+def low_data(size: int = 20, num_subsets: int = 3, seed: int = 1) -> Task:
+    low = {"size": size, "num_subsets": num_subsets, "seed": seed}
+    return load_task(TaskConfig.model_validate({"name": "e2e", "num_test": 10, "low_data": low}))
+
+
+def test_low_data_draws_different_subsets_of_train_with_a_dev_set_of_a_third_of_the_size(e2e: Task) -> None:
+    task = low_data()
+    assert [(len(subset.train), len(subset.dev)) for subset in task.subsets] == [(20, 6)] * 3
+    assert len({subset.train for subset in task.subsets}) == len({subset.dev for subset in task.subsets}) == 3
+    for subset in task.subsets:
+        assert set(subset.train) <= set(e2e.train) and set(subset.dev) <= set(e2e.dev)
+    assert {sourced.source for sourced in task.dev_sources} == {example.source for example in task.dev}
+    assert (task.train, task.dev) == (task.subsets[0].train, task.subsets[0].dev)
+
+
+def test_low_data_is_the_same_each_time_and_another_with_another_seed() -> None:
+    assert low_data() == low_data()
+    assert low_data(seed=2).subsets[0].train != low_data().subsets[0].train
+
+
+def test_a_larger_size_and_more_subsets_contain_what_fewer_have() -> None:
+    small, large = low_data(20, 2), low_data(40, 3)
+    for few, many in zip(small.subsets, large.subsets, strict=False):
+        assert set(few.train) <= set(many.train) and set(few.dev) <= set(many.dev)
+
+
+def test_final_runs_take_turns_on_the_subsets_and_the_search_has_the_first() -> None:
+    assert [subset_of(replicate, 5) for replicate in range(1, 11)] == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]
+    assert subset_of(0, 5) == subset_of(CANDIDATE_REPLICATE, 5) == 0
+    assert {subset_of(replicate, 1) for replicate in (0, 1, 2, 7, CANDIDATE_REPLICATE)} == {0}
+
+
+def test_a_fraction_takes_that_share_of_train_and_all_of_dev(e2e: Task) -> None:
+    fifth, half = (load_task(TaskConfig(name="e2e", fraction=share)) for share in (0.2, 0.5))
+    assert (len(fifth.train), len(half.train)) == (8412, 21030)
+    assert not Counter(fifth.train) - Counter(half.train)
+    assert (fifth.dev, fifth.subsets[1:]) == (e2e.dev, ())
 
 
 # WebNLG

@@ -1,6 +1,7 @@
 """The loop: who is stepped, who waits at a rung, what is reported and kept, and coming back from a checkpoint."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from prefixray.config import (
     TrialConfig,
     UserError,
 )
-from prefixray.tasks import Example, Sourced, Task
+from prefixray.tasks import Example, Sourced, Subset, Task
 from prefixray.trainer import Trainer
 from prefixray.trial import Report, TrialSpec
 
@@ -288,3 +289,22 @@ def test_replicates_differ_and_trials_of_a_replicate_do_not(trainer: Trainer, tm
     one, same, other = (_tensors(trainer, key) for key in ("one", "same", "other"))
     assert all((one[name] - same[name]).abs().max() < 1e-12 for name in one)
     assert any((one[name] - other[name]).abs().max() > 1e-6 for name in one)
+
+
+def test_in_low_data_each_run_is_what_it_is_on_its_subset_alone(make_base: MakeBase, tmp_path: Path) -> None:
+    base = make_base("gpt2", torch.float64)
+    subsets = [Subset(EXAMPLES[:4], EXAMPLES[4:6]), Subset(EXAMPLES[3:], EXAMPLES[:2])]
+    parts = [replace(TASK, train=subset.train, dev=subset.dev) for subset in subsets]
+    together = Trainer(base, replace(parts[0], others=(subsets[1],)), TaskConfig(name="custom"))
+    config = _config(num_steps=4, eval_every=2)
+    for replicate in (1, 2, 3):
+        together.admit(_spec(tmp_path, f"prefix/{replicate}", config, replicate=replicate))
+    losses: dict[str, list[float]] = {}
+    for report in _run(together):
+        losses.setdefault(report.key, []).append(report.metrics["dev/loss"])
+    for replicate, part in {1: 0, 2: 1, 3: 0}.items():
+        alone = Trainer(base, parts[part], TaskConfig(name="custom"))
+        alone.admit(_spec(tmp_path / "alone", f"prefix/{replicate}", config, replicate=replicate))
+        expected = [report.metrics["dev/loss"] for report in _run(alone)]
+        assert losses[f"prefix/{replicate}"] == pytest.approx(expected, abs=1e-9)
+    assert losses["prefix/1"] != losses["prefix/3"]
