@@ -110,7 +110,9 @@ class TrialSource(ABC):
 
     def __init__(self, journal: Path, name: str) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._study = optuna.create_study(storage=_storage(journal), study_name=name, load_if_exists=True)
+        self._storage = _storage(journal)
+        self._study = optuna.create_study(storage=self._storage, study_name=name, load_if_exists=True)
+        self._ids: dict[int, int] = {}  # of trials by number: listing all trials would take longer the more there are
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if _HIDDEN in trial.user_attrs:  # its driver died while it hid the trial
                 self._study.tell(trial.number, state=TrialState.FAIL)
@@ -187,7 +189,9 @@ class TrialSource(ABC):
         return [trial for trial in trials if _HIDDEN not in trial.user_attrs]
 
     def _frozen(self, number: int) -> FrozenTrial:
-        return self._study.get_trials(deepcopy=False)[number]
+        if number not in self._ids:
+            self._ids.update({trial.number: trial._trial_id for trial in self._study.get_trials(deepcopy=False)})
+        return self._storage.get_trial(self._ids[number])
 
     def _running_orphans(self) -> Iterator[FrozenTrial]:
         """The trials of an earlier driver that nobody has adopted or ended yet, by number."""
@@ -223,6 +227,7 @@ class ArmStudy(TrialSource):
         if self._study.user_attrs.get("sampler") != sampler:
             self._study.set_user_attr("sampler", sampler)
         self._budget: dict[str, Any] = self._study.user_attrs.get(_BUDGET, {})
+        self._identities = {trial.number: _identity(self._values(trial)) for trial in self._counted()}
         self._enqueue_first()
 
     def ask(self) -> Proposal | None:
@@ -313,7 +318,9 @@ class ArmStudy(TrialSource):
                 values[key] = _suggest(trial, key, self._arm.dimensions[key])
         if _identity(values) in self._tried(before=trial.number):
             self._hide(trial)
+            self._identities.pop(trial.number, None)
             return None
+        self._identities[trial.number] = _identity(values)
         return Proposal(trial.number, values, adopted)
 
     def _active(self, key: str, values: Mapping[str, Scalar]) -> bool:
@@ -322,7 +329,7 @@ class ArmStudy(TrialSource):
         return all(other in given and given[other] in allowed for other, allowed in conditions)
 
     def _tried(self, before: float = math.inf) -> set[str]:
-        return {_identity(self._values(trial)) for trial in self._counted() if trial.number < before}
+        return {identity for number, identity in self._identities.items() if number < before}
 
     def _untried(self) -> list[dict[str, Scalar]] | None:
         """The points of a listed space that no trial has; None for a space that is not listed."""

@@ -1,8 +1,9 @@
 """MLflow, spoken to by the driver alone: a run per sweep, and a nested one per trial with its curve and its artifact.
 
 The driver only queues what is to be logged. One thread imports MLflow (2.5 s) and sends the entries in order, again and
-again while the server is away, so that no call holds up the sweep. An entry finds its run by tags and may be sent
-twice, so a relaunch continues the same runs, and may say again what an earlier driver did not get to say.
+again while the server is away, so that no call holds up the sweep. Points of a curve wait a moment for the next ones of
+their trial and go in one request. An entry finds its run by tags and may be sent twice, so a relaunch continues the
+same runs, and may say again what an earlier driver did not get to say.
 """
 
 import logging
@@ -12,7 +13,8 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -39,6 +41,8 @@ _MOST_WAITING = 50_000  # entries that are kept while the server is away; points
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0  # seconds between attempts
 _PATIENCE, _PATIENCE_AWAY = 60.0, 10.0  # seconds without progress after which closing gives up
 _AT_ONCE = 100  # parameters in one request: the server's limit
+_METRICS_AT_ONCE = 1000  # and metrics
+_GATHERING = 5.0  # seconds for which points wait for others of their trial; MLflow's page looks every 30 s
 
 
 class Tracker(ABC):
@@ -123,16 +127,16 @@ class MlflowTracker(Tracker):
         self._sender.put(lambda store, when: store.start(params, tags, files, when))
 
     def trial(self, key: str, params: Mapping[str, Scalar], tags: Mapping[str, str]) -> None:  # noqa: D102
-        self._sender.put(lambda store, when: store.trial(key, params, tags, when))
+        self._sender.put(lambda store, when: store.trial(key, params, tags, when), key=key)
 
     def log(self, key: str, step: int, metrics: Mapping[str, float]) -> None:  # noqa: D102
         kept = _finite({name: value for name, value in metrics.items() if name in LOGGED or name.startswith(_ROOMS)})
         if kept:
-            self._sender.put(lambda store, when: store.log(key, step, kept, when), droppable=True)
+            self._sender.put_point(key, step, kept)
 
     def end(self, key: str, state: Ended, artifact: Path | None) -> None:  # noqa: D102
         kept = artifact if self._artifacts and state == "done" else None
-        self._sender.put(lambda store, when: store.end(key, state, kept, when))
+        self._sender.put(lambda store, when: store.end(key, state, kept, when), key=key)
 
     def summary(self, metrics: Mapping[str, float], files: Sequence[Path]) -> None:  # noqa: D102
         kept = _finite(metrics)
@@ -169,14 +173,14 @@ class _Store:
             self._client.update_run(run_id, status="RUNNING")
             self._describe(run_id, {**self._params, **params}, tags)
 
-    def log(self, key: str, step: int, metrics: Mapping[str, float], when: int) -> None:
-        """Add a point to a trial's curves, unless it is there."""
-        run_id = self._child(key, when)
+    def log(self, key: str, points: "Sequence[_Point]") -> None:
+        """Add points to a trial's curves, unless they are there."""
+        run_id = self._child(key, points[0].when)
         logged = self._logged.setdefault(key, set())
-        new = {name: value for name, value in metrics.items() if (name, step) not in logged}
-        if new and key not in self._ended:
-            self._log_metrics(run_id, new, step, when)
-            logged.update((name, step) for name in new)
+        new = [replace(point, metrics=_missing(point, logged)) for point in points]
+        if key not in self._ended:
+            self._log_metrics(run_id, new)
+            logged.update((name, point.step) for point in new for name in point.metrics)
 
     def end(self, key: str, state: Ended, artifact: Path | None, when: int) -> None:
         """End a trial's run."""
@@ -192,7 +196,7 @@ class _Store:
 
     def summary(self, metrics: Mapping[str, float], files: Sequence[Path], when: int) -> None:
         """Add results to the sweep's run."""
-        self._log_metrics(self._parent, metrics, 0, when)
+        self._log_metrics(self._parent, [_Point(0, metrics, when)])
         self._attach(self._parent, files)
 
     def close(self, state: Closed, when: int) -> None:
@@ -270,14 +274,36 @@ class _Store:
         changed = {f"changed.{name}": text for name, text in texts.items() if known.get(name, text) != text}
         self._client.log_batch(run_id, tags=[RunTag(name, text) for name, text in {**changed, **tags}.items()])
 
-    def _log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int, when: int) -> None:
+    def _log_metrics(self, run_id: str, points: "Sequence[_Point]") -> None:
         from mlflow.entities import Metric
 
-        self._client.log_batch(run_id, [Metric(name, value, when, step) for name, value in metrics.items()])
+        every = [Metric(name, value, p.when, p.step) for p in points for name, value in p.metrics.items()]
+        for at in range(0, len(every), _METRICS_AT_ONCE):
+            self._client.log_batch(run_id, every[at : at + _METRICS_AT_ONCE])
 
     def _attach(self, run_id: str, files: Sequence[Path]) -> None:
         for file in files:
             self._client.log_artifact(run_id, str(file))
+
+
+@dataclass(frozen=True)
+class _Point:
+    """What a trial reported at a step, and the time in ms at which it did."""
+
+    step: int
+    metrics: Mapping[str, float]
+    when: int
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """An entry that more points of its trial may join until it is sent."""
+
+    key: str
+    points: list[_Point]
+
+    def __call__(self, store: _Store, when: int) -> None:
+        store.log(self.key, self.points)
 
 
 _Entry = Callable[[_Store, int], None]  # what to do, and the time in ms at which it was asked for
@@ -290,6 +316,8 @@ class _Sender:
         self._store = store
         self._uri = uri
         self._entries: deque[tuple[_Entry, int]] = deque()
+        self._open: dict[str, _Curve] = {}  # by trial: the entry that its next point joins
+        self._num_waiting = 0  # each point counts
         self._changed = threading.Condition()
         self._closing = False
         self._away = False
@@ -299,14 +327,24 @@ class _Sender:
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self._thread.start()
 
-    def put(self, entry: _Entry, *, droppable: bool = False) -> None:
-        """Add an entry; returns at once."""
+    def put(self, entry: _Entry, *, key: str | None = None) -> None:
+        """Add an entry, which points of the trial `key` do not overtake; returns at once."""
         with self._changed:
-            if droppable and len(self._entries) >= _MOST_WAITING:
+            self._open.pop(key or "", None)
+            self._add(entry, _now())
+
+    def put_point(self, key: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Add a point to the entry of its trial that waits, or else a new entry; returns at once."""
+        with self._changed:
+            point = _Point(step, metrics, _now())
+            if self._num_waiting >= _MOST_WAITING:
                 self._num_lost += 1
-                return
-            self._entries.append((entry, time.time_ns() // 1_000_000))
-            self._changed.notify()
+            elif key in self._open:
+                self._open[key].points.append(point)
+                self._num_waiting += 1
+            else:
+                self._open[key] = _Curve(key, [point])
+                self._add(self._open[key], point.when)
 
     def drain(self) -> None:
         """Wait until all is sent, or until nothing was for a while; say what is lost."""
@@ -319,9 +357,14 @@ class _Sender:
             if self._num_sent != num_sent:
                 num_sent, since = self._num_sent, time.monotonic()
         self._given_up.set()
-        num_lost = self._num_lost + len(self._entries)
+        num_lost = self._num_lost + self._num_waiting
         if num_lost:
             _logger.warning("MLflow at %s: %d entries could not be logged", self._uri, num_lost)
+
+    def _add(self, entry: _Entry, when: int) -> None:
+        self._entries.append((entry, when))
+        self._num_waiting += 1
+        self._changed.notify()
 
     def _run(self) -> None:
         while True:
@@ -330,10 +373,15 @@ class _Sender:
                 if not self._entries:
                     return
                 entry, when = self._entries[0]
+                if isinstance(entry, _Curve):
+                    self._changed.wait_for(lambda: self._closing, timeout=_GATHERING - (_now() - when) / 1000)
+                    if self._open.get(entry.key) is entry:
+                        del self._open[entry.key]
             if not self._send(entry, when):
                 return
             with self._changed:
                 self._entries.popleft()
+                self._num_waiting -= _size(entry)
                 self._num_sent += 1
 
     def _send(self, entry: _Entry, when: int) -> bool:
@@ -344,7 +392,7 @@ class _Sender:
                 entry(self._store, when)
             except Exception as error:  # whatever goes wrong in logging, the sweep goes on
                 if not _is_away(error):
-                    self._refused(error)
+                    self._refused(error, _size(entry))
                     return True
                 if not self._away:
                     _logger.warning("MLflow at %s is away; the sweep goes on: %s", self._uri, error)
@@ -356,10 +404,10 @@ class _Sender:
                 return False
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _refused(self, error: Exception) -> None:
+    def _refused(self, error: Exception, num_entries: int) -> None:
         if not self._num_lost:
             _logger.warning("MLflow at %s refuses what is logged: %s", self._uri, error)
-        self._num_lost += 1
+        self._num_lost += num_entries
 
 
 def _is_away(error: Exception) -> bool:
@@ -373,6 +421,18 @@ def _is_away(error: Exception) -> bool:
     return isinstance(error, OperationalError) or (
         isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
     )
+
+
+def _size(entry: _Entry) -> int:
+    return len(entry.points) if isinstance(entry, _Curve) else 1
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _missing(point: _Point, logged: Set[tuple[str, int]]) -> dict[str, float]:
+    return {name: value for name, value in point.metrics.items() if (name, point.step) not in logged}
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
