@@ -8,9 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -230,16 +230,8 @@ def test_a_call_costs_the_driver_less_than_two_milliseconds(folder: Path) -> Non
 def test_points_that_wait_go_in_one_request(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
-    sizes: list[int] = []
-    log_batch = MlflowClient.log_batch
-
-    def counted(
-        client: MlflowClient, run_id: str, metrics: Sequence[Any] = (), *, params: Any = (), tags: Any = ()
-    ) -> None:
-        sizes.append(len(metrics))
-        log_batch(client, run_id, metrics, params, tags)
-
-    monkeypatch.setattr(MlflowClient, "log_batch", counted)
+    requests = mock.Mock(side_effect=MlflowClient.log_batch)
+    monkeypatch.setattr(MlflowClient, "log_batch", lambda *arguments, **named: requests(*arguments, **named))
     tracker = open_sweep(folder)
     for key in ("prefix/0", "prefix/1"):
         tracker.trial(key, {}, {})
@@ -248,7 +240,8 @@ def test_points_that_wait_go_in_one_request(folder: Path, monkeypatch: pytest.Mo
             tracker.log(key, step, {"dev/loss": 1.0 / step, "train/loss": 1.0})
     tracker.end("prefix/0", "done", None)
     tracker.close("finished")
-    assert sorted(size for size in sizes if size) == [200, 200, 1000, 1000]  # as many at once as the server takes
+    sizes = [len(call.args[2]) for call in requests.call_args_list if len(call.args) > 2]
+    assert sorted(sizes) == [200, 200, 1000, 1000]  # as many at once as the server takes
     for key in ("prefix/0", "prefix/1"):
         assert local(folder).curve(key) == [(step, 1.0 / step) for step in range(1, 601)]
 
@@ -307,7 +300,7 @@ def test_nothing_is_printed_and_nothing_waits_for_the_import(folder: Path) -> No
     script = """
 import sys
 from pathlib import Path
-from typing import Any
+from unittest import mock
 from prefixray.config import TrackingConfig
 from prefixray.tracking import open_tracker
 

@@ -25,7 +25,6 @@ from typing import Any, Literal
 import psutil
 
 from prefixray import driver, pool, trainer
-from prefixray.config import TaskConfig
 from prefixray.hypotheses import Split, split_sources, write_hypotheses
 from prefixray.search import Coordinator
 from prefixray.sweepfile import load_sweep
@@ -174,9 +173,12 @@ class MeteredCoordinator(Coordinator):
 
     costs = Costs()
     file: Path
+    begun: float | None = None  # CPU seconds before the first proposal
 
     def next(self) -> dict[str, Any] | Literal["FINISHED"] | None:
         """As Coordinator says."""
+        if self.begun is None:
+            MeteredCoordinator.begun = time.process_time()
         started = time.thread_time()
         proposed = super().next()
         if isinstance(proposed, dict):
@@ -203,9 +205,9 @@ class MeteredCoordinator(Coordinator):
         return view
 
     def _note(self) -> None:
-        self.costs.cpu = time.process_time()
+        self.costs.cpu = time.process_time() - (self.begun or 0.0)
         self.costs.megabytes = psutil.Process().memory_info().rss / 2**20
-        self.costs.waiting = len(self._tracker._sender._entries)  # type: ignore[attr-defined]
+        self.costs.waiting = self._tracker._sender._num_waiting  # type: ignore[attr-defined]
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(self.costs)) + "\n")
 
@@ -279,9 +281,9 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
 def _table(name: str, costs: list[Costs]) -> None:
     """The costs over the trials since the last line."""
     print(
-        f"{name} driver: ms per report, per proposal and per picture of the live view; CPU ms per report, all threads"
+        f"{name} driver, CPU ms: of a report, of a proposal, of a picture of the live view; of all threads per report"
     )
-    print("ended  report    ask  picture    CPU  driver MiB  MLflow waits for")
+    print("ended  report    ask  picture    all  driver MiB  MLflow waits for")
     before = Costs()
     marks = [n for n in (10, 50, *range(100, len(costs) + 1, 100)) if n < len(costs)] + [len(costs)]
     for mark in marks:
