@@ -17,6 +17,7 @@ The way in is transformers' attention interface: a function registered by name f
 # B rows, T trials, L layers of a site, H query heads, K key/value heads, G = H / K, S tokens, P prefix positions,
 # D head dim
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -95,6 +96,9 @@ class _Bound:
 
 class Binder:
     """Binds trials to the rows of a model's forwards."""
+
+    last_forward = 0.0
+    """The `time.monotonic()` at which a forward of any model last came to its head: a sign of life."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -201,6 +205,7 @@ class Binder:
 
     def _select_targets(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """The head's input at the bound target positions: (B, S, width) -> (N, width)."""
+        Binder.last_forward = time.monotonic()
         if self._bound is None or self._bound.targets is None:
             return None
         return (args[0][self._bound.targets], *args[1:])

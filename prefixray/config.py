@@ -41,6 +41,12 @@ class UserError(Exception):
         return type(self), self.problems
 
 
+def disk_problem(error: OSError) -> str:
+    """What the file system has against it, and what to do."""
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or error}; make room or give access there, then run the same command again"
+
+
 class SweepFailed(UserError):
     """What kept a sweep from its end although nothing that the user wrote is wrong."""
 
@@ -324,7 +330,7 @@ class SearchConfig(Strict):
     max_hours: PositiveFloat | None = None
     """No trial is started after this much wall time of one run of the command; running ones end."""
     max_failures: PositiveInt = 3
-    """How often a trial is placed again after its worker died before it is set aside."""
+    """How often a worker may die in a row with this trial alone in its pack before the trial has failed."""
 
 
 class FinalConfig(Strict):

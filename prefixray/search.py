@@ -69,7 +69,7 @@ class Coordinator:
         self, stages: Sequence[Stage], pool: Pool, tracker: Tracker, search: SearchConfig, inbox: Inbox
     ) -> None:
         self._stages, self._pool, self._tracker, self._inbox = list(stages), pool, tracker, inbox
-        self._keep, self._max_failures = search.keep, search.max_failures
+        self._keep = search.keep
         self._running: dict[str, _Running] = {}
         self._rows: dict[str, Row] = {}
         self._rungs: dict[tuple[str, int], dict[str, float]] = {}  # (stage, step) -> scores of all that reached it
@@ -277,7 +277,7 @@ class Coordinator:
         self._running[spec.key] = _Running(stage, spec, proposal.number)
         self._rows[spec.key] = _row(stage, spec, proposal, state="running")
         self._tracker.trial(spec.key, _params(spec), _tags(stage, spec))
-        return {"spec": spec, "worker": worker, "max_failures": self._max_failures}
+        return {"spec": spec, "worker": worker}
 
     def _lose(self, report: Report) -> None:
         """Start nothing more: what cannot be run now stays running in its study, for the next driver to adopt."""

@@ -2,11 +2,10 @@
 
 Thin on purpose: the process holds no torch and no model. `setup` only stores the configuration, since with reused
 actors Tune sets up processes whose trial already runs elsewhere. A dead worker is waited for (Ray starts it again) and
-joined anew from the newest checkpoint, so that no retry of Tune's is spent. Only a death while the trial was in the
-worker's pack counts against it.
+joined anew from the newest checkpoint, so that no retry of Tune's is spent. Whose fault a death was is the worker's to
+find out.
 """
 
-import logging
 import math
 import time
 import uuid
@@ -14,13 +13,12 @@ from typing import Any, cast
 
 import ray
 from ray import tune
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
-from prefixray.trial import Report, TrialSpec
+from prefixray.config import UserError
+from prefixray.trial import Admission, Report, TrialSpec
 
-logger = logging.getLogger(__name__)
-
-PAUSE_SECONDS = 1.0  # between two tries to reach a worker that is not there
+PAUSE_SECONDS = 1.0  # between two tries to join
 PATIENCE_SECONDS = 1800.0  # for a worker to come back: a new node may have to start and load the base
 
 
@@ -31,10 +29,8 @@ class TrialTrainable(tune.Trainable):
         """Store what to train and where."""
         self._spec: TrialSpec = config["spec"]
         self._worker_name, self._namespace = config["worker"]
-        self._max_failures: int = config["max_failures"]
         self._token = uuid.uuid4().hex
         self._joined = False
-        self._num_deaths = 0
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Become another trial."""
@@ -55,30 +51,39 @@ class TrialTrainable(tune.Trainable):
             try:
                 report = self._try()
             except RayActorError as error:
-                self._num_deaths += self._joined  # a try while the worker starts again is no death
                 self._joined = False
                 gives_up = min(gives_up, time.monotonic() + PATIENCE_SECONDS)
-                if self._num_deaths > self._max_failures:
-                    return self._lost(f"its worker died {self._num_deaths} times: {str(error).splitlines()[0]}")
                 if time.monotonic() > gives_up:
                     return self._lost(f"its worker did not come back: {str(error).splitlines()[0]}")
-                time.sleep(PAUSE_SECONDS)
-                continue
-            if report is not None:
-                self._num_deaths = 0
-                return report
+            else:
+                if report is not None:
+                    return report
+                gives_up = math.inf  # the worker is there; it is not the trial's turn
+            time.sleep(PAUSE_SECONDS)
 
     def _try(self) -> Report | None:
-        """Join if need be, and wait for a report; None when the worker does not know the trial."""
+        """Join if need be, and wait for a report; None when the trial is not in the worker's pack (any more)."""
         worker = ray.get_actor(self._worker_name, namespace=self._namespace)
         if not self._joined:
-            refusal = cast("str | None", ray.get(worker.join.remote(self._spec, self._token)))
-            if refusal is not None:
-                return Report(self._spec.key, 0, "failed", note=refusal)
+            try:
+                admission = cast(Admission, ray.get(worker.join.remote(self._spec, self._token)))
+            except RayTaskError as error:
+                return self._unable(error)
+            if admission.state == "refused":
+                return Report(self._spec.key, 0, "failed", note=admission.note)
+            if admission.state == "later":
+                return None
             self._joined = True
         report = cast("Report | None", ray.get(worker.next_report.remote(self._spec.key, self._token)))
         self._joined = report is not None
         return report
+
+    def _unable(self, error: RayTaskError) -> Report:
+        """What the user can mend stops the sweep; anything else that goes wrong in a trial's making is the trial's."""
+        cause = error.cause
+        if isinstance(cause, UserError):
+            return self._lost(str(cause))
+        return Report(self._spec.key, 0, "failed", note=f"{type(cause).__name__}: {cause}".splitlines()[0])
 
     def _lost(self, note: str) -> Report:
         return Report(self._spec.key, 0, "failed", note=note, lost=True)

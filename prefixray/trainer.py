@@ -16,6 +16,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from prefixray.attention import Binder
 from prefixray.base import Base, checkpointed, load_in
 from prefixray.batching import Template, encode, make_template, row_lengths
 from prefixray.checkpoint import artifact_meta, load_checkpoint, save_artifact, save_checkpoint
@@ -39,7 +40,7 @@ class _Progress:
 
     spec: TrialSpec
     parked: bool = False
-    owes_report: bool = False  # it came back to a rung, whose verdict may never have arrived
+    owes_report: bool = False  # it came back to a step whose report may never have arrived
     best: float = math.inf
     losses: list[float] = field(default_factory=list)  # since the last report
     norms: list[float] = field(default_factory=list)
@@ -87,7 +88,7 @@ class Trainer:
     def admit(self, spec: TrialSpec) -> int:
         """Let a trial join, from its newest valid checkpoint where there is one; return the step it stands at.
 
-        One that comes back to a rung reports there again. Raises `UserError` when the configuration cannot be built on
+        One that comes back to a step that is reported reports there again. Raises `UserError` when the configuration cannot be built on
         this base, and leaves the pack as it was.
         """
         train, _ = self._subsets[self._subset(spec)]
@@ -102,7 +103,7 @@ class Trainer:
             self.pack.drop(spec.key)
             raise
         self._progress[spec.key] = progress
-        progress.owes_report = self._rung(spec.key) is not None
+        progress.owes_report = self._is_due(spec.key)
         return member.step
 
     def drop(self, key: str) -> None:
@@ -122,6 +123,10 @@ class Trainer:
     def parked(self) -> list[str]:
         """The trials that wait at a rung."""
         return [key for key, progress in self._progress.items() if progress.parked]
+
+    def last_forward(self) -> float:
+        """The `time.monotonic()` of the last forward of a model in this process, in training or decoding."""
+        return Binder.last_forward
 
     def steps(self) -> dict[str, int]:
         """How many steps each trial has done."""

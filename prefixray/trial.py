@@ -52,9 +52,20 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Admission:
+    """A worker's answer to a trial that wants to join."""
+
+    state: Literal["joined", "later", "refused"]  # later: after a death, it is the turn of others
+    note: str | None = None  # why it is refused
+
+
+@dataclass(frozen=True)
 class WorkerStatus:
     """What a worker is doing."""
 
     steps: Mapping[str, int]  # of the trials in its pack
     tokens_per_second: float  # target tokens
     memory_bytes: int
+    seconds_silent: float = 0.0  # since the last sign of life of a loop that has something to do
+    num_deaths: int = 0  # of workers in this place before
+    last_death: str | None = None  # what is known of the last of them

@@ -2,7 +2,8 @@
 
 Trials call in from other processes: `join`, then `next_report` until the trial ends, and each call may block.
 Everything that touches the trainer runs in the loop's thread, between two steps. Membership is a trial's key and a
-token, so that the call of a stale process is recognised and ignored.
+token, so that the call of a stale process is recognised and ignored. A worker that is started in place of a dead one
+reads from its record who may join (`triage.py`).
 """
 
 import logging
@@ -12,16 +13,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 
-from prefixray.config import TaskConfig, TrainConfig, UserError
+from prefixray.config import TaskConfig, TrainConfig, UserError, disk_problem
 from prefixray.hypotheses import Split
 from prefixray.logs import quieten, to_file
-from prefixray.trial import Report, TrialSpec, WorkerStatus
+from prefixray.triage import JOINING, Triage
+from prefixray.trial import Admission, Report, TrialSpec, WorkerStatus
 
 # torch, transformers and all that needs them are imported where a worker is made: the driver only names the class.
 
@@ -44,6 +46,8 @@ class WorkerSetup:
     num_threads: int
     log: str | None = None  # the file that it writes to what it has to say
     trust_remote_code: bool = False  # see `SweepConfig`
+    record: str | None = None  # the file by which the next worker in its place learns what it died of
+    max_failures: int = 3  # the sweep's
 
 
 @dataclass
@@ -84,7 +88,15 @@ class Worker:
         self._on_crash = on_crash
         self._patience_ends = 0.0  # `time.monotonic()` until which the pack waits for verdicts
         self._speed: deque[tuple[float, int]] = deque()
-        self._status = WorkerStatus(steps={}, tokens_per_second=0.0, memory_bytes=0)
+        self._triage = Triage(None if setup.record is None else Path(setup.record), setup.max_failures)
+        self._busy_since: float | None = None  # `time.monotonic()`; None while the loop waits for something to do
+        self._status = WorkerStatus(
+            steps={},
+            tokens_per_second=0.0,
+            memory_bytes=0,
+            num_deaths=self._triage.num_deaths,
+            last_death=self._triage.last_death,
+        )
         threading.Thread(target=self._run, name="loop", daemon=True).start()
 
     def ready(self) -> dict[str, Any]:
@@ -93,22 +105,15 @@ class Worker:
             raise self._refusal
         return self._trainer.describe()
 
-    def join(self, spec: TrialSpec, token: str) -> str | None:
-        """Let a trial join the pack; returns why it cannot, for the user, or None.
+    def join(self, spec: TrialSpec, token: str) -> Admission:
+        """Let a trial join the pack.
 
-        A trial that is a member under another token joins anew, from its checkpoint.
+        A trial that is a member under another token joins anew, from its checkpoint. Raises `UserError` where it could
+        join if something outside were mended.
         """
-
-        def admit() -> str | None:
-            self._forget(spec.key)
-            try:
-                self._trainer.admit(spec)
-            except UserError as error:
-                return str(error)
-            self._members[spec.key] = _Membership(token)
-            return None
-
-        return self._call(admit)
+        if self._refusal is not None:
+            raise self._refusal
+        return self._call(lambda: self._admit(spec, token))
 
     def next_report(self, key: str, token: str) -> Report | None:
         """The trial's next report, when there is one; coming back after the report of a rung means to go on.
@@ -134,7 +139,12 @@ class Worker:
 
     def leave(self, key: str) -> None:
         """Let a trial go; one that is not there is gone already."""
-        self._call(lambda: self._forget(key))
+
+        def go() -> None:
+            self._forget(key)
+            self._triage.ends(key)
+
+        self._call(go)
 
     def stop(self, key: str) -> None:
         """End a trial: its caller gets a last report. One that is not in the pack (yet) is passed over."""
@@ -152,14 +162,7 @@ class Worker:
     def suspend(self) -> list[str]:
         """Checkpoint all trials and let them go; those who wait for a report get None."""
 
-        def stop() -> list[str]:
-            keys = self._trainer.keys()
-            self._trainer.checkpoint(keys)
-            for key in keys:
-                self._forget(key)
-            return keys
-
-        return self._call(stop)
+        return self._call(self._let_go)
 
     def decode(self, artifact: str | None, folder: str, split: Split, settings: Mapping[str, Any]) -> None:
         """Decode a split with an artifact, or with the untuned base, into `folder`.
@@ -173,7 +176,10 @@ class Worker:
 
     def status(self) -> WorkerStatus:
         """Where the trials stand, without waiting for the loop."""
-        return self._status
+        busy_since = self._busy_since
+        last_sign = None if busy_since is None else max(busy_since, self._trainer.last_forward())
+        silent = 0.0 if last_sign is None else time.monotonic() - last_sign
+        return replace(self._status, seconds_silent=silent)
 
     def _call(self, job: Callable[[], T]) -> T:
         """Run something in the loop's thread and wait for what it returns."""
@@ -182,6 +188,31 @@ class Worker:
             self._jobs.append((job, future))
             self._changed.notify_all()
         return future.result()
+
+    def _admit(self, spec: TrialSpec, token: str) -> Admission:
+        self._forget(spec.key)
+        if (refusal := self._triage.refusal(spec.key)) is not None:
+            return Admission("refused", refusal)
+        if not self._triage.may_join(spec.key, self._trainer.keys()):
+            return Admission("later")
+        self._triage.begins({spec.key: JOINING})
+        try:
+            self._trainer.admit(spec)
+        except UserError as error:
+            return Admission("refused", str(error))
+        except OSError as error:
+            raise UserError(disk_problem(error)) from error
+        finally:
+            self._triage.begins({})
+        self._members[spec.key] = _Membership(token)
+        return Admission("joined")
+
+    def _let_go(self) -> list[str]:
+        keys = self._trainer.keys()
+        self._trainer.checkpoint(keys)
+        for key in keys:
+            self._forget(key)
+        return keys
 
     def _forget(self, key: str) -> None:
         with self._changed:
@@ -194,14 +225,17 @@ class Worker:
         try:
             while True:
                 self._once()
-        except BaseException:
+        except BaseException as error:
             logger.exception("the loop has ended; Ray starts the worker again")
+            self._triage.dies_of(f"{type(error).__name__}: {error}".splitlines()[0])
             self._on_crash()
 
     def _once(self) -> None:
         """Wait for something to do; calls first, then verdicts, then one step of the pack."""
         with self._changed:
+            self._busy_since = None
             self._changed.wait_for(lambda: self._jobs or self._released or self._unparked())
+            self._busy_since = time.monotonic()
             jobs = list(self._jobs)
             self._jobs.clear()
         for job, future in jobs:
@@ -210,7 +244,7 @@ class Worker:
         if self._jobs:
             return
         started = time.monotonic()
-        reports = self._trainer.run()
+        reports = self._step()
         if any(report.rung is not None for report in reports):
             self._patience_ends = time.monotonic() + VERDICT_SECONDS
         with self._changed:
@@ -219,6 +253,21 @@ class Worker:
                     self._members[report.key].reports.append(report)
             self._changed.notify_all()
         self._publish(time.monotonic() - started)
+
+    def _step(self) -> list[Report]:
+        """One step of the pack, which the process may not survive. Where the disk fails, no trial can go on here."""
+        steps = self._trainer.steps()
+        self._triage.begins({key: step for key, step in steps.items() if key not in self._trainer.parked()})
+        try:
+            reports = self._trainer.run()
+            if self._triage.survives(self._trainer.steps()):
+                self._let_go()
+        except OSError as error:
+            logger.exception("what a trial leaves cannot be written")
+            reports = [Report(key, step, "failed", note=disk_problem(error), lost=True) for key, step in steps.items()]
+            for key in steps:
+                self._trainer.drop(key)
+        return reports
 
     def _unparked(self) -> bool:
         return len(self._trainer.parked()) < len(self._trainer.keys())
@@ -242,7 +291,8 @@ class Worker:
         while self._speed and self._speed[0][0] < now - SPEED_SECONDS:
             self._speed.popleft()
         span = max(1e-9, now - self._speed[0][0] + seconds)
-        self._status = WorkerStatus(
+        self._status = replace(
+            self._status,
             steps=self._trainer.steps(),
             tokens_per_second=sum(tokens for _, tokens in self._speed) / span,
             memory_bytes=psutil.Process().memory_info().rss,

@@ -21,6 +21,7 @@ PLAIN = [
     "sweepfile",
     "seeds",
     "trial",
+    "triage",
     "metrics",
     "statistics",
     "tasks",

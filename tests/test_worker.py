@@ -12,7 +12,7 @@ import pytest
 from prefixray import worker as worker_module
 from prefixray.checkpoint import load_checkpoint
 from prefixray.config import PrefixTrial, TaskConfig, TrainConfig, TrialConfig, UserError
-from prefixray.trial import Report, TrialSpec
+from prefixray.trial import Admission, Report, TrialSpec
 from prefixray.worker import Worker, WorkerSetup
 
 SECONDS = 60.0  # after which a call that should have returned has failed
@@ -112,7 +112,7 @@ def _wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_a_trial_joins_and_its_reports_come_one_by_one_until_it_ends(worker: Worker, tmp_path: Path) -> None:
-    assert worker.join(_spec(tmp_path, "one", 6, eval_every=2), "token") is None
+    assert worker.join(_spec(tmp_path, "one", 6, eval_every=2), "token") == Admission("joined")
     reports = [_Call(worker, "one").report() for _ in range(3)]
     assert [(report.step, report.state) for report in reports if report] == [
         (2, "running"),
@@ -159,7 +159,7 @@ def test_the_others_train_on_when_a_verdict_does_not_come(
 def test_a_trial_may_join_while_the_pack_waits_for_a_verdict(worker: Worker, tmp_path: Path, patient: None) -> None:
     worker.join(_spec(tmp_path, "first", 4, 2), "token")
     _Call(worker, "first").report()
-    assert worker.join(_spec(tmp_path, "second", 3), "token") is None
+    assert worker.join(_spec(tmp_path, "second", 3), "token") == Admission("joined")
     assert _Call(worker, "first").state() == "done"
     assert _Call(worker, "second").state() == "done"
 
@@ -230,8 +230,8 @@ def test_suspended_trials_are_checkpointed_and_go_on_where_they_join_again(
 
 def test_a_trial_that_cannot_be_built_is_refused_with_the_reason(worker: Worker, tmp_path: Path) -> None:
     worker.join(_spec(tmp_path, "one", 30), "token")
-    refusal = worker.join(_spec(tmp_path, "two", 4, preseqlen=256), "token")
-    assert refusal is not None and "preseqlen: 256" in refusal
+    answer = worker.join(_spec(tmp_path, "two", 4, preseqlen=256), "token")
+    assert answer.state == "refused" and "preseqlen: 256" in (answer.note or "")
     assert _Call(worker, "two").report() is None
     assert _Call(worker, "one").state() == "done"
 
