@@ -85,9 +85,17 @@ class _Sweep:
         live.update(View(title=self._title, stage="start", message=f"{cluster}; loading the base and the task"))
         log = str((folder / "sweep.log").absolute())
         base, task = _absolute(config.base), _absolute_paths(config.task)
-        code = config.trust_remote_code
-        setup = WorkerSetup(base, task, config.train, cluster.device, cluster.num_threads, log, code)
-        self._pool = Pool(cluster, setup)
+        setup = WorkerSetup(
+            base,
+            task,
+            config.train,
+            cluster.device,
+            cluster.num_threads,
+            log=log,
+            trust_remote_code=config.trust_remote_code,
+            max_failures=config.search.max_failures,
+        )
+        self._pool = Pool(cluster, setup, folder / "workers")
         self._tracker: Tracker = open_tracker(config.tracking, folder, config.name, _sweep_params(config))
         self._tracker.start({}, {"prefixray.stage": "sweep"}, [folder / "sweep.yaml"])
 

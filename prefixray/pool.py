@@ -1,13 +1,16 @@
 """Who runs where: creates the workers, gives each trial a slot on one, takes it back.
 
 The pool lives in the driver and is the one arbiter. Workers are actors that ask for a device each; Ray starts a dead
-one again under the same name, so a trial finds its worker by name. Nothing outlives the driver.
+one again under the same name, so a trial finds its worker by name. One that gives no sign of life is killed, so that
+Ray does. Nothing outlives the driver.
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 MOST_DEATHS = 3  # of workers during a decoding, before the sweep gives up
 RETURN_SECONDS = 1800.0  # for a dead worker to be started again
+HANG_SECONDS = 900.0  # without a forward, or without an answer, after which a worker hangs
+WATCH_SECONDS = 5.0  # between two looks at the workers while they decode
 
 
 DecodeJob = tuple[str | None, str, Split, Mapping[str, Any]]  # the arguments of `Worker.decode`
@@ -39,20 +44,26 @@ class _Place:
     keys: set[str] = field(default_factory=set)
     exclusive: bool = False
     decoding: Any = None  # what it has been given to decode, while it has no trials
+    status: WorkerStatus | None = None  # what it said last
+    heard_at: float | None = None  # the `time.monotonic()` of that; None before the first time and after a death
 
 
 class Pool:
     """The workers of a sweep."""
 
-    def __init__(self, cluster: Cluster, setup: WorkerSetup) -> None:
+    def __init__(self, cluster: Cluster, setup: WorkerSetup, records: Path) -> None:
+        """Start the workers; what they die of is recorded in the folder `records`, which each driver begins anew."""
         self._cluster = cluster
+        shutil.rmtree(records, ignore_errors=True)
+        records.mkdir(parents=True)
         self._places = []
         for index in range(cluster.num_workers):
             name = f"worker-{index}"
-            self._places.append(_Place(name, _start(name, cluster, setup)))
+            own = replace(setup, record=str(records.absolute() / f"{name}.json"))
+            self._places.append(_Place(name, _start(name, cluster, own)))
         self.num_slots = 1
         self.found: Mapping[str, Any] = {}
-        self._last: dict[str, WorkerStatus] = {}
+        self._news: list[str] = []
         self._early: list[DecodeJob] = []
         self._stops: dict[str, Any] = {}  # by trial: the last time that its worker was asked to end it
 
@@ -109,14 +120,30 @@ class Pool:
                 self._stops[key] = place.handle.stop.remote(key)
 
     def status(self, timeout: float) -> list[WorkerStatus]:
-        """What the workers are doing; of one that does not answer in time, what it said last."""
+        """What the workers are doing; of one that does not answer in time, what it said last.
+
+        One that hangs is killed, and started again by Ray.
+        """
         for place in self._places:
             try:
                 answer: Any = ray.get(place.handle.status.remote(), timeout=timeout)
-            except (GetTimeoutError, RayError):
-                continue
-            self._last[place.name] = answer
-        return list(self._last.values())
+            except GetTimeoutError:
+                silent = 0.0 if place.heard_at is None else time.monotonic() - place.heard_at
+            except RayError:
+                silent, place.heard_at = 0.0, None
+            else:
+                self._note_death(place, answer)
+                silent, place.heard_at, place.status = answer.seconds_silent, time.monotonic(), answer
+            if silent > HANG_SECONDS:
+                self._say(f"{place.name} has given no sign of life for {silent:.0f} s: it is killed and started again")
+                ray.kill(place.handle, no_restart=False)
+                place.heard_at = None
+        return [place.status for place in self._places if place.status is not None]
+
+    def news(self) -> list[str]:
+        """What has happened to workers since this was asked last."""
+        news, self._news = self._news, []
+        return news
 
     def suspend(self, timeout: float) -> None:
         """Have the workers checkpoint their trials; what is not done in time is left to older checkpoints."""
@@ -150,7 +177,8 @@ class Pool:
             while waiting and free:
                 handle, job = free.pop(), waiting.pop(0)
                 running[handle.decode.remote(*job)] = handle, job
-            done, _ = ray.wait(list(running), num_returns=1)
+            while not (done := ray.wait(list(running), num_returns=1, timeout=WATCH_SECONDS)[0]):
+                self.status(timeout=1.0)
             handle, job = running.pop(done[0])
             free.append(handle)
             try:
@@ -161,6 +189,15 @@ class Pool:
                     raise
                 waiting.append(job)
                 _await_return(handle)
+
+    def _note_death(self, place: _Place, answer: WorkerStatus) -> None:
+        known = 0 if place.status is None else place.status.num_deaths
+        if answer.num_deaths > known:
+            self._say(f"{place.name} died ({answer.last_death}) and was started again; its trials rejoin")
+
+    def _say(self, line: str) -> None:
+        logger.info(line)
+        self._news.append(line)
 
     def _choose(self, *, exclusive: bool) -> _Place | None:
         if exclusive:

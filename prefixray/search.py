@@ -138,8 +138,8 @@ class Coordinator:
                 self._lose(Report(key, 0, "failed", note=note, lost=True))
 
     def serve(self) -> list[str]:
-        """Execute the requests that wait in the sweep's folder; what came of each, for the live view."""
-        return self._inbox.serve(self._act)
+        """Execute the requests that wait in the sweep's folder; what came of each, and news of workers."""
+        return [*self._pool.news(), *self._inbox.serve(self._act)]
 
     def most_at_once(self) -> int:
         """How many trials there can be at a time."""

@@ -88,8 +88,8 @@ class Trainer:
     def admit(self, spec: TrialSpec) -> int:
         """Let a trial join, from its newest valid checkpoint where there is one; return the step it stands at.
 
-        One that comes back to a step that is reported reports there again. Raises `UserError` when the configuration cannot be built on
-        this base, and leaves the pack as it was.
+        One that comes back to a step with a report reports there again. Raises `UserError` when the configuration
+        cannot be built on this base, and leaves the pack as it was.
         """
         train, _ = self._subsets[self._subset(spec)]
         member = self.pack.admit(spec.key, spec.config, Seeds.derive(spec.seed, spec.replicate), train=train)

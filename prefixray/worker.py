@@ -161,7 +161,6 @@ class Worker:
 
     def suspend(self) -> list[str]:
         """Checkpoint all trials and let them go; those who wait for a report get None."""
-
         return self._call(self._let_go)
 
     def decode(self, artifact: str | None, folder: str, split: Split, settings: Mapping[str, Any]) -> None:

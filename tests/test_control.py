@@ -66,6 +66,9 @@ class PlayedPool:
     def status(self, timeout: float) -> list[Any]:
         return []
 
+    def news(self) -> list[str]:
+        return []
+
     def use_idle(self) -> None:
         """Nothing is decoded here."""
 

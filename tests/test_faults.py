@@ -1,0 +1,214 @@
+"""Whatever dies, a sweep ends with the trials it was asked for, each once, with the numbers it would have had.
+
+Run with `pytest -m faults`. A fixed list of configurations in fp32 without early stopping goes through the real driver,
+Ray Tune, Optuna and MLflow; real faults hit it, and its numbers are compared with those of an undisturbed run.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+import pytest
+from mlflow import MlflowClient
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+pytestmark = [pytest.mark.faults, pytest.mark.ray]
+
+TOLERANCE = 1e-4  # of a dev loss in fp32, whose sums depend on who shares a batch
+NUM_STEPS = 240
+NUM_TRIALS = 4
+SWEEP = """
+name: small
+base: {base}
+task: {{name: e2e, num_train: 200, num_dev: 16, num_test: 6}}
+train: {{batch_size: 4, num_steps: {num_steps}, eval_every: 40, precision: fp32}}
+arms:
+  prefix:
+    preseqlen: {{choice: [1, 3, 5, 8]}}
+    mid_dim: null
+    init_token: pub
+    learning_rate: 2e-3
+    first: [{{preseqlen: 1}}, {{preseqlen: 3}}, {{preseqlen: 5}}, {{preseqlen: 8}}]
+  lora: {{rank: 2, learning_rate: 1e-3}}
+search: {{num_trials: {num_trials}, concurrency: 4, seed: 3, max_failures: 1}}
+final: {{num_seeds: 1, metric: test/bleu, reference: lora, num_beams: 2, max_new_tokens: 8}}
+"""
+DRIVER = [sys.executable, "-m", "prefixray.sweep", "small.yaml"]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep in a folder of its own, driven by subprocesses as a user would."""
+
+    folder: Path
+    base: Path
+
+    @property
+    def results(self) -> Path:
+        """Where it leaves what it finds."""
+        return self.folder / "runs" / "small"
+
+    def write(self, *, num_steps: int = NUM_STEPS) -> None:
+        """Write the sweep file."""
+        text = SWEEP.format(base=self.base, num_steps=num_steps, num_trials=NUM_TRIALS)
+        (self.folder / "small.yaml").write_text(text)
+
+    def start(self, *options: str, command: list[str] = DRIVER, **environment: str) -> "subprocess.Popen[str]":
+        """Start the driver."""
+        inherited = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+        offline = {"HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled"}
+        return subprocess.Popen(
+            [*command, *options],
+            cwd=self.folder,
+            env={**inherited, **offline, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+        )
+
+    def finish(self, *options: str) -> str:
+        """Run the driver to its end; what it printed."""
+        return output_of(self.start(*options))
+
+    def ended(self) -> int:
+        """How many trials have ended so far."""
+        return len(list(self.results.glob("*/**/result.json")))
+
+    def has_checkpoints(self) -> bool:
+        """Whether trials of the search are on their way."""
+        return any(self.results.glob("trials/prefix/*/step-*"))
+
+    def states(self) -> dict[str, Counter[str]]:
+        """The states of all trials in the journal, by study."""
+        journal = str(self.results / "study.journal")
+        storage = JournalStorage(JournalFileBackend(journal, lock_obj=JournalFileOpenLock(journal)))
+        studies = {
+            name: optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)
+        }
+        return {
+            name.removeprefix("small/"): Counter(t.state.name for t in study.trials if "duplicate" not in t.user_attrs)
+            for name, study in studies.items()
+        }
+
+    def runs(self, uri: str | None = None) -> list[Any]:
+        """All runs in MLflow."""
+        client = MlflowClient(tracking_uri=uri or f"sqlite:///{self.results / 'mlflow.db'}")
+        return list(client.search_runs([e.experiment_id for e in client.search_experiments()], max_results=1000))
+
+    def losses(self) -> dict[str, float]:
+        """The dev loss that each trial of the search and the final stage has ended with."""
+        paths = {str(path.parent.relative_to(self.results)): path for path in self.results.glob("**/result.json")}
+        ended = {key: json.loads(path.read_text()) for key, path in paths.items()}
+        return {key: result["metrics"]["dev/loss"] for key, result in ended.items() if result["state"] == "done"}
+
+    def curves(self) -> list[list[Any]]:
+        """The curves of the search, in the order of its trials."""
+        search = json.loads((self.results / "results.json").read_text())["search"]
+        return [trial["curve"] for trial in sorted(search, key=lambda trial: int(trial["number"]))]
+
+
+def output_of(process: "subprocess.Popen[str]", code: int = 0, seconds: float = 300) -> str:
+    """Wait for the driver to end; what it printed."""
+    output, _ = process.communicate(timeout=seconds)
+    assert process.returncode == code, output
+    assert "Traceback" not in output, output
+    return output
+
+
+def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]", seconds: float = 180) -> None:
+    """Wait until something holds of a driver that runs."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.02)
+
+
+def kill(process: "subprocess.Popen[str]") -> None:
+    """SIGKILL the driver alone, and wait until what it owned has gone with it."""
+    owned = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    psutil.wait_procs(owned, timeout=30)
+
+
+def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The processes of the driver's workers that have been set up."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if child.is_running() and "ray::Worker" in _title(child)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, base_folders: Mapping[str, Path]) -> Iterator[Sweep]:
+    sweep = Sweep(tmp_path, base_folders["llama"])
+    sweep.write()
+    yield sweep
+    for process in psutil.Process().children(recursive=True):
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, base_folders: Mapping[str, Path]) -> Sweep:
+    """The same sweep without any fault."""
+    sweep = Sweep(tmp_path_factory.mktemp("undisturbed"), base_folders["llama"])
+    sweep.write()
+    sweep.finish()
+    assert_complete(sweep)
+    return sweep
+
+
+def assert_complete(sweep: Sweep, uri: str | None = None) -> None:
+    """Exactly the trials that were asked for, each ended once, each with one run in MLflow that has its curve."""
+    assert sweep.states() == {
+        "prefix": Counter(COMPLETE=NUM_TRIALS),
+        "final/prefix": Counter(COMPLETE=1),
+        "final/lora": Counter(COMPLETE=1),
+    }
+    runs = sweep.runs(uri)
+    keys = Counter(run.data.tags.get("prefixray.key", "sweep") for run in runs)
+    assert set(keys.values()) == {1} and len(keys) == NUM_TRIALS + 2 + 1, keys
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert all("dev/loss" in run.data.metrics for run in runs if "prefixray.key" in run.data.tags)
+
+
+def assert_same(sweep: Sweep, undisturbed: Sweep) -> None:
+    """The numbers of every trial, and what was decoded with the winners, are those of the undisturbed run."""
+    assert sweep.losses() == pytest.approx(undisturbed.losses(), abs=TOLERANCE)
+    for ours, theirs in zip(sweep.curves(), undisturbed.curves(), strict=True):
+        assert [step for step, _ in ours] == [step for step, _ in theirs]
+        assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], abs=TOLERANCE)
+    for file in undisturbed.results.glob("final/*/test.hyp"):
+        assert (sweep.results / file.relative_to(undisturbed.results)).read_text() == file.read_text()
+
+
+def test_workers_killed_together_and_while_they_rejoin_cost_no_number(sweep: Sweep, undisturbed: Sweep) -> None:
+    process = sweep.start()
+    wait_for(sweep.has_checkpoints, process)
+    killed = workers_of(process)
+    assert 1 <= len(killed) <= 2
+    for worker in killed:
+        worker.kill()
+    wait_for(lambda: set(workers_of(process)) - set(killed), process)
+    workers_of(process)[0].kill()
+    assert "its trials rejoin" in output_of(process)
+    assert_complete(sweep)
+    assert_same(sweep, undisturbed)
