@@ -1,7 +1,9 @@
-"""Write an artifact as others load it.
+"""Write an artifact as others load it, or put it on the hub.
 
 python -m prefixray.export runs/quickstart --format peft --out my-prefix          # a sweep's best prefix
 python -m prefixray.export runs/quickstart/final/lora-0-1/artifact --format peft --out my-lora
+python -m prefixray.export runs/quickstart --format hub --out my-prefix           # what --push would upload
+python -m prefixray.export runs/quickstart --push USER/NAME                       # after `hf auth login`
 """
 
 import argparse
@@ -11,35 +13,71 @@ from pathlib import Path
 
 from prefixray.config import UserError
 from prefixray.exits import leave
+from prefixray.logs import quieten
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write it and say how it is loaded; 2 where the user has something to mend."""
+    options = _parser().parse_args(argv)
+    quieten()
+    try:
+        if options.out is None and options.push is None:
+            raise UserError("--out: name a folder to write, or --push USER/NAME")
+        if options.out is not None and options.push is not None:
+            raise UserError("--push: writes no folder; leave --out out, or take --format hub --out to look at it first")
+        print(_export(options, _artifact(options.source, options.arm)))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m prefixray.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", help="an artifact's folder, or a sweep: its results folder, its name or its YAML")
     parser.add_argument("--arm", help="of a sweep: which arm's best run (the best prefix)")
-    parser.add_argument("--format", choices=["peft"], default="peft", help="peft: for PeftModel.from_pretrained")
-    parser.add_argument("--out", required=True, type=Path, help="the folder to write")
-    options = parser.parse_args(argv)
-    try:
-        from prefixray.hypotheses import best_artifact
-        from prefixray.peft_format import export_peft
-        from prefixray.sweepfile import find_sweep
-
-        source = Path(options.source)
-        is_artifact = source.is_dir() and any(source.glob("*_config.json"))
-        artifact = source if is_artifact else best_artifact(find_sweep(options.source), options.arm)[0]
-        export_peft(artifact, options.out)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{artifact} -> {options.out}\n\nfrom peft import PeftModel")
-    print(
-        f"model = PeftModel.from_pretrained(base, {str(options.out)!r})  # base: the transformers model it was tuned on"
+    parser.add_argument(
+        "--format",
+        choices=["peft", "hub"],
+        default="peft",
+        help="peft: for PeftModel.from_pretrained; hub: the artifact, its model card and peft's files (peft)",
     )
-    return 0
+    parser.add_argument("--out", type=Path, help="the folder to write, a new one")
+    parser.add_argument("--push", metavar="USER/NAME", help="upload the hub's form of it to this model on the hub")
+    parser.add_argument("--private", action="store_true", help="where --push makes the model, for you alone")
+    parser.add_argument("--license", help="of your artifact, as the hub names licences: apache-2.0, cc-by-sa-4.0 ..")
+    return parser
+
+
+def _artifact(source: str, arm: str | None) -> Path:
+    from prefixray.hypotheses import best_artifact
+    from prefixray.sweepfile import find_sweep
+
+    folder = Path(source)
+    is_artifact = folder.is_dir() and any(folder.glob("*_config.json"))
+    return folder if is_artifact else best_artifact(find_sweep(source), arm)[0]
+
+
+def _export(options: argparse.Namespace, artifact: Path) -> str:
+    """Do it; what is said of it."""
+    if options.push is not None:
+        from prefixray.hub_format import push
+
+        url = push(artifact, options.push, private=options.private, licence=options.license)
+        return f"{artifact} -> {url}"
+    if options.format == "hub":
+        from prefixray.hub_format import export_hub
+
+        export_hub(artifact, options.out, licence=options.license)
+        return f"{artifact} -> {options.out}\n\nits card is {options.out / 'README.md'}; --push USER/NAME uploads it"
+    from prefixray.peft_format import export_peft
+
+    export_peft(artifact, options.out)
+    base = "base: the transformers model it was tuned on"
+    load = f"model = PeftModel.from_pretrained(base, {str(options.out)!r})  # {base}"
+    return f"{artifact} -> {options.out}\n\nfrom peft import PeftModel\n{load}"
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ SEARCH = [
     "plots",
     "figures",
     "findings",
+    "card",
+    "hub_format",
     "page",
     "live",
     "nodeconfig",
@@ -87,6 +89,7 @@ ALLOWED = {
     "optuna": {"study"},
     "mlflow": {"tracking"},
     "rich": {"live"},
+    "huggingface_hub": {"card", "hub_format"},
 }
 NEVER_WITH_TORCH = ["trainable"]  # Tune starts a process for each: it must stay thin
 
