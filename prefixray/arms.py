@@ -23,7 +23,7 @@ _A_METHOD: Mapping[MethodName, str] = {
     "prefix": "a prefix",
     "adapter": "an adapter",
     "lora": "LoRA",
-    "finetune": "full fine-tuning",
+    "finetune": "fine-tuning",
 }
 _RANGES: Mapping[Kind, str] = {
     "choice": "must be a list of single values, at least one",

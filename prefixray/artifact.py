@@ -32,7 +32,7 @@ from prefixray.config import (
     UserError,
 )
 
-FORMAT = 2
+FORMAT = 3
 _NUM_SHOWN = 10
 _LARGEST = 100_000  # of any size of a method: what a stranger's file says is built before it is compared
 

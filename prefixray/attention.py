@@ -8,6 +8,9 @@ Attention stands at one of three sites: a decoder-only model has the decoder's a
 encoder's own and the cross-attention from decoder to encoder. Positions of a decoder-only model are shifted by the
 number of prefix positions; those of an encoder-decoder model are not (the original's policies for GPT-2 and BART).
 
+An infix stands inside a row, behind its source: its columns run as virtual embeddings, and what comes after them looks
+at copies of their keys and values that the trial has added to. Those copies take the place of a prefix.
+
 What is the same for all layers of a site is made once per forward: the additive mask. What beams share is kept once: in
 decoding, all rows of a trial look at one copy of its prefix.
 
@@ -21,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +36,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from prefixray.infixes import Infixes, place_infixes
+
 RowFunction = Callable[[Tensor, Tensor], Tensor]  # (input of the module, output of the module) -> new output
 
 
@@ -41,10 +47,16 @@ class Insert:
 
     prefixes: Mapping[str, Tensor] = field(default_factory=dict)  # site -> (2, L, K, P, D): keys, values of each layer
     functions: Mapping[str, RowFunction] = field(default_factory=dict)
+    infix: Tensor | None = None  # (P, width): virtual embeddings inside the row, to whose K/V the prefix is added
 
     def num_positions(self, site: str = "decoder") -> int:
-        """P: how many prefix positions come before the row's first token at a site."""
-        return self.prefixes[site].shape[3] if site in self.prefixes else 0
+        """How many prefix positions come before the row's first token at a site."""
+        return self.prefixes[site].shape[3] if site in self.prefixes and self.infix is None else 0
+
+    @property
+    def infix_length(self) -> int:
+        """How many columns of a row the infix takes."""
+        return 0 if self.infix is None else self.infix.shape[0]
 
 
 @dataclass
@@ -52,6 +64,7 @@ class _SitePrefix:
     """The prefixes of all bound trials at one site."""
 
     lengths: Tensor  # (T,) prefix positions of each trial
+    shifts: Tensor  # (T,) those of them that come before the row's first token
     layers: tuple[Tensor, ...]  # per layer (T, 2, K, P, D), padded on the right of P
 
 
@@ -62,6 +75,7 @@ class _Bound:
     segments: list[tuple[Mapping[str, RowFunction], int, int]]  # (functions, first row, end row)
     even: bool  # the rows are as many of trial 0, then as many of trial 1, ...
     targets: tuple[Tensor, Tensor] | None  # rows (N,) and columns (N,) that the head is run on
+    infixes: Infixes | None  # None where no row has one
     masks: dict[str, tuple[Tensor, Tensor | None, Tensor]] = field(default_factory=dict)
     """By site, this forward's mask and position bias, and what `mask` made of them."""
 
@@ -84,7 +98,12 @@ class _Bound:
             prefix = self.sites[site]
             columns = torch.arange(prefix.layers[0].shape[3], device=own.device)
             seen = columns < prefix.lengths[self.row_trials(num_rows)][:, None]  # (B, P)
-            both = torch.cat([seen[:, None, None].expand(-1, 1, num_queries, -1), both], dim=3)
+            seen = seen[:, None, None].expand(-1, 1, num_queries, -1)
+            if self.infixes is not None:  # what is behind an infix looks at the copies, its own columns at themselves
+                behind = self.infixes.behind(num_queries)[:, None, :, None]
+                seen = seen & behind
+                both = both & ~(behind & self.infixes.inside(both.shape[3])[:, None, None])
+            both = torch.cat([seen, both], dim=3)
         zeros = torch.zeros(both.shape, dtype=query.dtype, device=own.device)
         mask = zeros.masked_fill_(~both, float("-inf"))
         if bias is not None:
@@ -106,10 +125,11 @@ class Binder:
         self._recorded: dict[tuple[str, int], tuple[Tensor, Tensor]] | None = None
         self._hooked: set[str] = set()
         self._modules = dict(model.named_modules())
-        for module, site, layer in _attentions(model):
+        for module, site, layer in attentions(model):
             module._prefixray = (self, site, layer)  # type: ignore[assignment]
         if not model.config.is_encoder_decoder:
             model.base_model.register_forward_pre_hook(self._shift_positions, with_kwargs=True)
+            model.get_input_embeddings().register_forward_hook(self._embed_infixes)
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         assert head is not None, "a language model has a head"
         head.register_forward_pre_hook(self._select_targets)
@@ -117,10 +137,17 @@ class Binder:
 
     @contextmanager
     def bind(
-        self, inserts: Sequence[Insert], row_trial: Sequence[int], *, targets: tuple[Tensor, Tensor] | None = None
+        self,
+        inserts: Sequence[Insert],
+        row_trial: Sequence[int],
+        *,
+        targets: tuple[Tensor, Tensor] | None = None,
+        infix_starts: Sequence[int] = (),
     ) -> Iterator[None]:
         """Bind trial `row_trial[b]`'s insert to row b. Rows of one trial must stand together.
 
+        Where an insert has an infix, `infix_starts` says in which column it starts in each row of the forward; as many
+        columns from there on hold any token at all.
         With `targets`, rows (N,) and columns (N,), the head runs on those positions alone: logits are (N, vocabulary).
         Keep the binding until backward has run: gradient checkpointing repeats the forward there.
         """
@@ -134,33 +161,37 @@ class Binder:
             segments=_segments(inserts, row_trial),
             even=_is_even(row_trial, len(inserts)),
             targets=targets,
+            infixes=place_infixes([insert.infix for insert in inserts], row_trial, infix_starts),
         )
         try:
             yield
         finally:
             self._bound = None
 
-    def record(self, input_ids: Tensor) -> dict[str, Tensor]:
-        """Every site's keys and values over tokens (1, S): (2, L, K, S, D) each.
+    def record(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Every site's keys and values over token ids (1, S), or embeddings (1, S, width): (2, L, K, S, D) each.
 
         Of an encoder-decoder model both sides run over the tokens, in one forward, the decoder looking at the encoder.
         """
-        return {site: rows[0] for site, rows in self.record_rows(input_ids).items()}
+        return {site: rows[0] for site, rows in self.record_rows(tokens).items()}
 
-    def record_rows(self, input_ids: Tensor) -> dict[str, Tensor]:
-        """Every site's keys and values over tokens (B, S), padded on the right: (B, 2, L, K, S, D) each.
+    def record_rows(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Every site's keys and values over token ids (B, S), padded on the right: (B, 2, L, K, S, D) each.
 
-        Where something is bound it is seen, but is not part of the result.
+        Embeddings (B, S, width) may stand in place of ids; gradients flow back to them. Where something is bound it is
+        seen, but is not part of the result.
         """
-        num_rows, length = input_ids.shape
-        inputs = {"input_ids": input_ids, "use_cache": False}
+        num_rows, length = tokens.shape[:2]
+        kind = "inputs_embeds" if tokens.is_floating_point() else "input_ids"
+        inputs: dict[str, Any] = {kind: tokens, "use_cache": False}
+        places = torch.arange(length, device=tokens.device).expand(num_rows, length)
         if self._model.config.is_encoder_decoder:
-            inputs |= {"decoder_input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+            inputs |= {f"decoder_{kind}": tokens, "attention_mask": torch.ones_like(places)}
         else:
-            inputs["position_ids"] = torch.arange(length, device=input_ids.device).expand(num_rows, length)
+            inputs["position_ids"] = places
         recorded = self._recorded = {}
         try:
-            with torch.no_grad():
+            with torch.set_grad_enabled(torch.is_grad_enabled() and tokens.requires_grad):
                 self._model.base_model(**inputs)
         finally:
             self._recorded = None
@@ -170,20 +201,21 @@ class Binder:
         return {site: torch.stack(layers, dim=2) for site, layers in found.items()}
 
     def _sites(self, inserts: Sequence[Insert]) -> dict[str, _SitePrefix]:
-        names = dict.fromkeys(site for insert in inserts for site in insert.prefixes)
-        lengths = {site: [insert.num_positions(site) for insert in inserts] for site in names}
-        return {
-            site: _SitePrefix(torch.tensor(lengths[site], device=self._model.device), self._layers(inserts, site))
-            for site in names
-            if max(lengths[site]) > 0
-        }
+        found = {}
+        for site in dict.fromkeys(site for insert in inserts for site in insert.prefixes):
+            lengths = [_length(insert, site) for insert in inserts]
+            shifts = [insert.num_positions(site) for insert in inserts]
+            if max(lengths) > 0:
+                on_device = partial(torch.tensor, device=self._model.device)
+                found[site] = _SitePrefix(on_device(lengths), on_device(shifts), self._layers(inserts, site))
+        return found
 
     def _layers(self, inserts: Sequence[Insert], site: str) -> tuple[Tensor, ...]:
         """All trials' prefixes of a site, zeros behind a shorter one, layer by layer: (T, 2, K, P, D).
 
         One `unbind`, since the gradient of a slice per layer would be as large as the whole, each time.
         """
-        longest = max(insert.num_positions(site) for insert in inserts)
+        longest = max(_length(insert, site) for insert in inserts)
         given = next(insert.prefixes[site] for insert in inserts if site in insert.prefixes)
         none = given.new_zeros(given.shape).narrow(3, 0, 0)
         parts = [insert.prefixes.get(site, none).to(self._model.dtype) for insert in inserts]
@@ -200,8 +232,13 @@ class Binder:
         assert positions is not None, "position_ids are always passed to a decoder-only model"
         input_ids = args[0] if args else inputs.get("input_ids")
         num_rows = (input_ids if input_ids is not None else inputs["inputs_embeds"]).shape[0]
-        shift = self._bound.sites["decoder"].lengths[self._bound.row_trials(num_rows)][:, None]  # (B, 1)
+        shift = self._bound.sites["decoder"].shifts[self._bound.row_trials(num_rows)][:, None]  # (B, 1)
         return args, {**inputs, "position_ids": positions + shift}
+
+    def _embed_infixes(self, module: nn.Module, args: tuple[Any, ...], embedded: Tensor) -> Tensor | None:
+        """The bound infixes' embeddings in place of what their columns hold."""
+        infixes = None if self._bound is None else self._bound.infixes
+        return None if infixes is None else infixes.embed(embedded)
 
     def _select_targets(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """The head's input at the bound target positions: (B, S, width) -> (N, width)."""
@@ -214,29 +251,30 @@ class Binder:
         for name in names:
             if name not in self._hooked:
                 self._hooked.add(name)
-                self._modules[name].register_forward_hook(self._row_hook(name))
+                self._modules[name].register_forward_hook(self._row_hook(name), with_kwargs=True)
 
-    def _row_hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+    def _row_hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]:
         """A forward hook that gives each trial's rows to that trial's function."""
 
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ANN401
+        def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:  # noqa: ANN401
             bound = self._bound
             if bound is None or not any(name in functions for functions, _, _ in bound.segments):
                 return None
+            given: Tensor = args[0] if args else named["hidden_states"]
             plain = output[0] if isinstance(output, tuple) else output  # (B, S, width)
             repeats = plain.shape[0] // bound.row_trial.shape[0]
             pieces = []
             for functions, start, end in bound.segments:
                 rows = slice(start * repeats, end * repeats)
                 function = functions.get(name)
-                pieces.append(plain[rows] if function is None else function(args[0][rows], plain[rows]))
+                pieces.append(plain[rows] if function is None else function(given[rows], plain[rows]))
             changed = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         return hook
 
 
-def _attentions(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str, int]]:
+def attentions(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str, int]]:
     """Every attention module with its site and its layer there."""
     if not model.config.is_encoder_decoder:
         found = [module for module in model.modules() if _is_attention(module)]
@@ -253,6 +291,11 @@ def _attentions(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str, int]]:
 
 def _is_attention(module: nn.Module) -> bool:
     return type(module).__name__.endswith("Attention") and hasattr(module, "layer_idx")
+
+
+def _length(insert: Insert, site: str) -> int:
+    """P: how many positions of its prefix a trial's rows see at a site, wherever they stand."""
+    return insert.prefixes[site].shape[3] if site in insert.prefixes else 0
 
 
 def _segments(inserts: Sequence[Insert], row_trial: Sequence[int]) -> list[tuple[Mapping[str, RowFunction], int, int]]:
@@ -297,6 +340,8 @@ def _attention(
         if query.shape[2] == 1 and bound.even and plain:
             return _attend_from_one_token(query, key, value, prefix, mask, options.get("scaling")), None
         prefix_key, prefix_value = prefix[bound.row_trials(query.shape[0])].unbind(1)  # (B, K, P, D)
+        if bound.infixes is not None:
+            prefix_key, prefix_value = bound.infixes.added(prefix_key, key), bound.infixes.added(prefix_value, value)
         key = torch.cat([prefix_key, key], dim=2)
         value = torch.cat([prefix_value, value], dim=2)
     if _is_slow_for_sdpa(query) and plain and not options.get("dropout"):

@@ -13,7 +13,7 @@ under causal attention.
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,6 +60,11 @@ class Template:
     def encode_source(self, text: str) -> list[int]:
         """One prompt."""
         return self.encode_sources([text])[0]
+
+    @property
+    def num_after(self) -> int:
+        """Tokens of a prompt that stand behind an infix: the separator, or the last one."""
+        return max(1, len(self.after))
 
     def record(self) -> dict[str, Any]:
         """What an artifact keeps of the template."""
@@ -223,6 +228,7 @@ class Row:
     ids: tuple[int, ...]  # what the decoder is given, and the target
     num_prompt: int
     encoder_ids: tuple[int, ...] = ()
+    num_after: int = 1  # tokens of the prompt behind its source: the separator
 
     @property
     def num_inputs(self) -> int:
@@ -239,6 +245,23 @@ class Row:
         """Tokens that go into the encoder and into the decoder."""
         return len(self.encoder_ids), self.num_inputs
 
+    @property
+    def infix_start(self) -> int:
+        """The column behind the source, where an infix starts."""
+        return self.num_prompt - self.num_after
+
+    def with_room(self, num_positions: int, fill: int) -> "Row":
+        """The row with so many columns more behind its source, for an infix."""
+        if num_positions == 0:
+            return self
+        ids = make_room(self.ids, self.infix_start, num_positions, fill)
+        return replace(self, ids=ids, num_prompt=self.num_prompt + num_positions)
+
+
+def make_room(ids: Sequence[int], start: int, num_positions: int, fill: int) -> tuple[int, ...]:
+    """Token ids with columns for an infix, which hold the id `fill`."""
+    return (*ids[:start], *[fill] * num_positions, *ids[start:])
+
 
 def encode(examples: Sequence[Example], template: Template) -> list[Row]:
     """Tokenise examples in one go; repeated sources once. Logs how many sources were cut."""
@@ -253,7 +276,7 @@ def encode(examples: Sequence[Example], template: Template) -> list[Row]:
     for example, target in zip(examples, targets, strict=True):
         prompt = prompts[example.source]
         given, encoder = (template.target_before, prompt) if template.is_encoder_decoder else (prompt, ())
-        rows.append(Row((*given, *target), len(given), encoder))
+        rows.append(Row((*given, *target), len(given), encoder, template.num_after))
     return rows
 
 

@@ -188,6 +188,18 @@ class PrefixTrial(Strict):
     sites: str | None = None
     """Where prefixes stand, a list of encoder, decoder and cross (attention from decoder to encoder); null: all that
     the base has."""
+    prefix_mode: Literal["activation", "embedding"] = "activation"
+    """What is trained: keys and values, or only virtual embeddings, which the base makes them from."""
+    format_mode: Literal["cat", "infix"] = "cat"
+    """cat: before the row. infix: between source and target, added to the keys and values of virtual embeddings there;
+    decoder-only bases."""
+
+    @field_validator("format_mode")
+    @classmethod
+    def _infix_is_of_activations(cls, format_mode: str, info: ValidationInfo) -> str:
+        if format_mode == "infix" and info.data.get("prefix_mode") == "embedding":
+            raise ValueError("must be cat where prefix_mode is embedding (an infix has embeddings of its own)")
+        return format_mode
 
     @field_validator("sites")
     @classmethod
@@ -211,11 +223,23 @@ class PrefixTrial(Strict):
 
 
 class AdapterTrial(Strict):
-    """Bottleneck adapters after every block."""
+    """Bottleneck adapters inside every block."""
 
     method: Literal["adapter"] = "adapter"
-    bottleneck: PositiveInt
-    """Width of the adapters' inner layer."""
+    bottleneck: PositiveInt | None = None
+    """Width of the adapters' inner layer; null: percent says how large they are."""
+    percent: Annotated[float, Field(gt=0.0, le=100.0)] | None = Field(default=None, validate_default=True)
+    """All adapters' parameters in percent of the base's: the bottleneck that comes nearest."""
+    design: Literal[1, 2] = 1
+    """1: one after each block, behind a LayerNorm (Lin et al. 2020). 2: one after each attention and each feed-forward
+    layer, before its result is added to its input (Houlsby et al. 2019)."""
+
+    @field_validator("percent")
+    @classmethod
+    def _size_is_given_once(cls, percent: float | None, info: ValidationInfo) -> float | None:
+        if "bottleneck" in info.data and (percent is None) == (info.data["bottleneck"] is None):
+            raise ValueError("must be given where bottleneck is not, and only there")
+        return percent
 
 
 class LoraTrial(Strict):
@@ -236,9 +260,13 @@ class LoraTrial(Strict):
 
 
 class FinetuneTrial(Strict):
-    """Full fine-tuning: all weights of an own copy of the base, fp32 master weights, the model's own dropout."""
+    """Fine-tuning: weights of an own copy of the base, fp32 master weights, the model's own dropout."""
 
     method: Literal["finetune"] = "finetune"
+    top_layers: Annotated[int, Field(ge=0)] | None = None
+    """Train only so many of the last blocks and the norm behind them; null: all weights."""
+    tune_embeddings: bool = True
+    """Whether the word embeddings and the output layer, which most bases tie to them, are trained as well."""
 
 
 AnyTrial = Annotated[PrefixTrial | AdapterTrial | LoraTrial | FinetuneTrial, Field(discriminator="method")]

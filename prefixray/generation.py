@@ -22,7 +22,7 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, GenerationCon
 
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base
-from prefixray.batching import Template, pad
+from prefixray.batching import Template, make_room, pad
 from prefixray.config import UserError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,8 @@ class _Job:
     """One distinct pair of an insert and a source."""
 
     insert: Insert
-    prompt: tuple[int, ...]
+    prompt: tuple[int, ...]  # with room for an infix
+    infix_start: int
     places: list[int]  # where its hypothesis goes
 
 
@@ -81,7 +82,10 @@ def _distinct(template: Template, sources: Sequence[str], inserts: Sequence[Inse
     for place, (source, insert) in enumerate(zip(sources, inserts, strict=True)):
         job = jobs.get((id(insert), source))
         if job is None:
-            job = jobs[id(insert), source] = _Job(insert, tuple(template.encode_source(source)), [])
+            ids = template.encode_source(source)
+            start = len(ids) - template.num_after
+            prompt = make_room(ids, start, insert.infix_length, template.pad_id)
+            job = jobs[id(insert), source] = _Job(insert, prompt, start, [])
         job.places.append(place)
     return list(jobs.values())
 
@@ -169,14 +173,24 @@ def _with_prompts(binder: Binder, template: Template, jobs: Sequence[_Job], devi
     ids, _ = pad([job.prompt[:-1] for job in jobs], template.pad_id)
     distinct = {id(job.insert): job.insert for job in jobs}
     slots = {key: slot for slot, key in enumerate(distinct)}
-    with binder.bind(list(distinct.values()), [slots[id(job.insert)] for job in jobs]):
+    starts = [job.infix_start for job in jobs]
+    with binder.bind(list(distinct.values()), [slots[id(job.insert)] for job in jobs], infix_starts=starts):
         recorded = binder.record_rows(ids.to(device))["decoder"]  # (B, 2, L, K, S, D)
-    inserts = []
-    for job, row, length in zip(jobs, recorded, lengths, strict=True):
-        own, prefix = row[..., :length, :], job.insert.prefixes.get("decoder")
-        longer = own if prefix is None else torch.cat([prefix.to(own.dtype), own], dim=3)
-        inserts.append(Insert({"decoder": longer}, job.insert.functions))
-    return inserts
+    return [
+        Insert({"decoder": _continued(job, row[..., :length, :])}, job.insert.functions)
+        for job, row, length in zip(jobs, recorded, lengths, strict=True)
+    ]
+
+
+def _continued(job: _Job, own: Tensor) -> Tensor:
+    """What the tokens after a prompt look at, (2, L, K, P + S, D), given the prompt's own keys and values."""
+    prefix = job.insert.prefixes.get("decoder")
+    if prefix is None:
+        return own
+    if job.insert.infix is None:
+        return torch.cat([prefix.to(own.dtype), own], dim=3)
+    before, infix, after = own.tensor_split((job.infix_start, job.infix_start + job.insert.infix_length), dim=3)
+    return torch.cat([before, infix + prefix.to(own.dtype), after], dim=3)
 
 
 def _text(base: Base, template: Template, new_ids: list[int]) -> str:

@@ -213,11 +213,12 @@ class Pack:
         """Members of one model: one forward, and in training one backward, per micro-batch."""
         inserts = [member.method.insert(member.step if train else None) for member in members]
         weights = [_objective_weight(member.config, own) for member, own in zip(members, rows, strict=True)]
-        work = [(slot, row) for slot, own in enumerate(rows) for row in own]
+        lengths = [insert.infix_length for insert in inserts]
+        work = [(slot, row.with_room(lengths[slot], self._pad_id)) for slot, own in enumerate(rows) for row in own]
         totals = [0.0] * len(members)
         with _running(members[0], self.base, train=train):
-            lengths = [row.lengths for _, row in work]
-            for piece in cut_by_length(lengths, self.token_budget, PIECE_COST[self.base.device.type]):
+            sizes = [row.lengths for _, row in work]
+            for piece in cut_by_length(sizes, self.token_budget, PIECE_COST[self.base.device.type]):
                 picked = sorted((work[i] for i in piece), key=lambda pair: pair[0])
                 nll = self._forward(members, inserts, picked, weights if train else None)
                 for (slot, _), value in zip(picked, nll.tolist(), strict=True):
@@ -239,6 +240,7 @@ class Pack:
             [inserts[slot] for slot in slots],
             [slots.index(slot) for slot, _ in rows],
             targets=(batch.target_rows, batch.target_columns),
+            infix_starts=[row.infix_start for _, row in rows],
         )
         with bound:
             logits = model(**batch.inputs, use_cache=False).logits  # (N, V)

@@ -1,8 +1,8 @@
 """Artifacts in PEFT's format: what stock `PeftModel.from_pretrained` loads, with the same logits.
 
 PEFT's prefix tuning reaches the decoder's own attention only, and in encoder-decoder models it ties layers; so prefixes
-of decoder-only bases go over exactly, and LoRA of any base. What PEFT cannot express is refused with the reason. PEFT
-is not needed to write it.
+of decoder-only bases go over exactly, embedding-only ones as the keys and values they fold to, and LoRA of any base.
+What PEFT cannot express is refused with the reason. PEFT is not needed to write it.
 """
 
 # L layers, K key/value heads, P prefix positions, D head dim
@@ -31,14 +31,19 @@ def export_peft(artifact: Path, out: Path) -> None:
         raise UserError(f"--out: {out}: is not empty; name a new folder")
     method = trial_method(meta)
     match method:
+        case PrefixTrial(format_mode="infix"):
+            raise UserError(f"{artifact}: PEFT has no infix, only what stands before a row; decode it with prefixray")
         case PrefixTrial():
             config, state = _prefix(meta, tensors)
         case LoraTrial():
             config, state = _lora(method, meta, tensors)
         case AdapterTrial():
-            raise UserError(f"{artifact}: PEFT has no bottleneck adapters after blocks; decode it with prefixray")
+            raise UserError(f"{artifact}: PEFT has no bottleneck adapters in blocks; decode it with prefixray")
         case FinetuneTrial():
-            raise UserError(f"{artifact}: full fine-tuning is a whole model, no PEFT adapter; decode it with prefixray")
+            raise UserError(
+                f"{artifact}: fine-tuning gives new values to the base's own weights ({len(tensors)} tensors in the "
+                "artifact), which is no PEFT adapter; decode it with prefixray"
+            )
         case _:
             assert_never(method)
     out.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ here is missing from the plan, which says so, and the rest stands.
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from prefixray.pack import TOKEN_BUDGET
 from prefixray.sizes import (
     MOST_SLOTS,
     Load,
+    infix_positions,
     largest_method,
     largest_trial,
     num_at_once,
@@ -236,7 +237,10 @@ def _memory(known: Known, device: Device, pack: Sequence[ArmWork]) -> int:
     """Of a worker with this pack, each trial its arm's largest."""
     methods = [largest_method(work.arm, known.shape) for work in pack]
     weight_bytes = BYTES_OF_WEIGHT[device.precision]
-    return pack_bytes(methods, known.shape, _load(known, pack, device), weight_bytes=weight_bytes)
+    longest = max(infix_positions(method) for method in methods)
+    load = _load(known, pack, device)
+    load = replace(load, tokens=load.tokens + load.rows * longest)
+    return pack_bytes(methods, known.shape, load, weight_bytes=weight_bytes)
 
 
 def _load(known: Known, pack: Sequence[ArmWork], device: Device) -> Load:
@@ -273,7 +277,8 @@ def _train_flops(known: Known, work: ArmWork, *, is_final: bool) -> float:
         if is_final
         else work.search_evaluations
     )
-    each = training_flops(known.shape, known.train, kind=work.kind, is_checkpointed=train.gradient_checkpointing)
+    method = largest_method(work.arm, known.shape)
+    each = training_flops(known.shape, known.train, method, is_checkpointed=train.gradient_checkpointing)
     return steps * work.rows_per_step * each + evaluations * known.num_dev * forward_flops(known.shape, known.dev)
 
 

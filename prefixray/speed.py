@@ -9,11 +9,12 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from prefixray.config import SweepConfig
+from prefixray.config import AnyTrial, FinetuneTrial, SweepConfig, TrialConfig
+from prefixray.sizes import infix_positions, matrices, top_share
 from prefixray.trial import report_steps
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,6 @@ logger = logging.getLogger(__name__)
 MOST_SPEEDS = 200  # that are remembered
 Kind = Literal["shared", "alone", "decode"]
 """Trials that share the frozen base, full fine-tuning, decoding."""
-_TOLERANCE = 1.02  # a base's parameters may be this much fewer than its matrices suggest
 
 
 def cache_folder() -> Path:
@@ -57,34 +57,6 @@ def mean_lengths(lengths: Sequence[tuple[int, int]], targets: Sequence[int]) -> 
     return Lengths(encoder, decoder, sum(targets) / count)
 
 
-@dataclass(frozen=True)
-class Matrices:
-    """Parameters by how often they are used: per token of the encoder, of the decoder, per predicted token."""
-
-    encoder: float
-    decoder: float
-    head: float
-
-
-def matrices(shape: Mapping[str, Any]) -> Matrices:
-    """The sizes of a base's matrices, from its `Shape` (as a dict).
-
-    Whether the feed-forward layers have two or three matrices is told from the number of all parameters. Keys and
-    values of cross-attention are computed once per encoder token.
-    """
-    hidden, ffn, sites = shape["hidden_size"], shape["ffn_size"], shape["sites"]
-    head = hidden * shape["vocab_size"]
-    attention = {name: site["num_layers"] * 2 * hidden * hidden for name, site in sites.items()}  # queries and output
-    from_inputs = {name: site["num_layers"] * 2 * hidden * _kv_width(site) for name, site in sites.items()}
-    num_blocks = {name: site["num_layers"] for name, site in sites.items() if name != "cross"}
-    total = sum(attention.values()) + sum(from_inputs.values()) + head
-    is_gated = total + 3 * sum(num_blocks.values()) * hidden * ffn <= _TOLERANCE * shape["num_parameters"]
-    wide = {name: count * (3 if is_gated else 2) * hidden * ffn for name, count in num_blocks.items()}
-    encoder = sum(part.get("encoder", 0) for part in (attention, from_inputs, wide)) + from_inputs.get("cross", 0)
-    decoder = sum(part["decoder"] for part in (attention, from_inputs, wide)) + attention.get("cross", 0)
-    return Matrices(encoder, decoder, head)
-
-
 def forward_flops(shape: Mapping[str, Any], lengths: Lengths) -> float:
     """Of one example: two per parameter and token, the head on target tokens alone. Attention scores are left out."""
     sizes = matrices(shape)
@@ -92,10 +64,21 @@ def forward_flops(shape: Mapping[str, Any], lengths: Lengths) -> float:
     return 2 * used
 
 
-def training_flops(shape: Mapping[str, Any], lengths: Lengths, *, kind: Kind, is_checkpointed: bool = False) -> float:
-    """Of one example, forward and backward: a frozen base has no gradients of weights; see `forward_flops`."""
-    passes = (3 if kind == "alone" else 2) + is_checkpointed
-    return passes * forward_flops(shape, lengths)
+def training_flops(
+    shape: Mapping[str, Any], lengths: Lengths, method: AnyTrial, *, is_checkpointed: bool = False
+) -> float:
+    """Of one example, forward and backward: a frozen base has no gradients of weights; see `forward_flops`.
+
+    Below the blocks that a fine-tuning trains there is no backward, unless the word embeddings are trained. Left out is
+    what trials do once per step, as an embedding-only prefix runs its own positions.
+    """
+    own = infix_positions(method)
+    longer = replace(lengths, decoder=lengths.decoder + own) if own else lengths
+    weights, inputs = 0.0, 1.0  # shares of the base whose weights, and inputs, have gradients
+    if isinstance(method, FinetuneTrial):
+        weights = top_share(method, shape)
+        inputs = 1.0 if method.tune_embeddings else weights
+    return (1 + weights + inputs + is_checkpointed) * forward_flops(shape, longer)
 
 
 def decoding_flops(shape: Mapping[str, Any], source: float, *, num_beams: int, max_new_tokens: int) -> float:
@@ -168,7 +151,7 @@ def measured_speeds(config: SweepConfig, folder: Path, found: Mapping[str, Any],
         if "train/seconds" not in result["metrics"]:
             continue
         kind: Kind = "alone" if result["config"]["method"]["method"] == "finetune" else "shared"
-        _add(work[kind], _trained(config, found, result, kind), result["metrics"])
+        _add(work[kind], _trained(config, found, result), result["metrics"])
     for path in _newer(folder, ("final/*/test.json",), since):
         _add(work["decode"], _decoded(config, found), {"train/seconds": json.loads(path.read_text())["seconds"]})
     return [
@@ -190,14 +173,14 @@ def measured_speeds(config: SweepConfig, folder: Path, found: Mapping[str, Any],
     ]
 
 
-def _trained(config: SweepConfig, found: Mapping[str, Any], result: Mapping[str, Any], kind: Kind) -> float:
+def _trained(config: SweepConfig, found: Mapping[str, Any], result: Mapping[str, Any]) -> float:
     """The work of a trial as far as it came: its steps, and its evaluations on dev."""
-    trial, step = result["config"], result["step"]
+    trial, step = TrialConfig.model_validate(result["config"]), result["step"]
     train, dev = Lengths(**found["lengths"]["train"]), Lengths(**found["lengths"]["dev"])
-    steps = report_steps(config.train, config.search.rungs, trial["num_steps"])
+    steps = report_steps(config.train, config.search.rungs, trial.num_steps)
     num_evaluations = sum(one <= step for one in steps)
-    each = training_flops(found["shape"], train, kind=kind, is_checkpointed=config.train.gradient_checkpointing)
-    num_examples = step * trial["batch_size"] * trial["grad_accumulation"]
+    each = training_flops(found["shape"], train, trial.method, is_checkpointed=trial.gradient_checkpointing)
+    num_examples = step * trial.batch_size * trial.grad_accumulation
     return float(num_examples * each + num_evaluations * found["num_dev"] * forward_flops(found["shape"], dev))
 
 
@@ -223,7 +206,3 @@ def _key(speed: Speed) -> tuple[object, ...]:
 
 def _file() -> Path:
     return cache_folder() / "throughput.json"
-
-
-def _kv_width(site: Mapping[str, int]) -> int:
-    return site["num_kv_heads"] * site["head_dim"]

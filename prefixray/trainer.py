@@ -232,7 +232,8 @@ class Trainer:
 
     def _check_room(self, member: Member) -> None:
         """Refuse a trial whose prefix leaves no room for the longest example."""
-        num_positions, limit = member.method.insert(None).num_positions(), self.base.shape.max_positions
+        insert, limit = member.method.insert(None), self.base.shape.max_positions
+        num_positions = insert.num_positions() + insert.infix_length
         shares = not self.base.shape.is_encoder_decoder  # there, positions are not shifted by a prefix
         if limit is not None and shares and num_positions + self._longest > limit:
             raise UserError(
@@ -311,7 +312,7 @@ def _metrics(member: Member, progress: _Progress, score: float) -> dict[str, flo
 def _snapshot(member: Member, progress: _Progress) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A trial's trainable tensors and optimiser state by name, and the numbers beside them."""
     tensors: dict[str, Tensor] = {}
-    for name, parameter in member.method.named_parameters():
+    for name, parameter in _trained(member):
         tensors[f"method/{name}"] = parameter.detach().cpu().contiguous()
         for kind, value in member.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{name}/{kind}"] = value.detach().cpu().contiguous()
@@ -319,10 +320,15 @@ def _snapshot(member: Member, progress: _Progress) -> tuple[dict[str, Tensor], d
     return tensors, {**counts, "seconds": progress.seconds}
 
 
+def _trained(member: Member) -> list[tuple[str, Tensor]]:
+    """What a trial trains, by name; the weights of an own model that stay are the base's."""
+    return [(name, parameter) for name, parameter in member.method.named_parameters() if parameter.requires_grad]
+
+
 def _restore(member: Member, progress: _Progress, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     member.step = step
     with torch.no_grad():
-        for name, parameter in member.method.named_parameters():
+        for name, parameter in _trained(member):
             parameter.copy_(tensors[f"method/{name}"])
             kinds = ("step", "exp_avg", "exp_avg_sq")
             found = {kind: tensors.get(f"optimizer/{name}/{kind}") for kind in kinds}

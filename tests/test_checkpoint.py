@@ -179,7 +179,7 @@ def test_a_damaged_artifact_is_refused_with_what_is_wrong(tmp_path: Path, tiny_g
     with pytest.raises(UserError, match=r"finetune\.safetensors: no such file"):
         load_artifact(folder)
     save_artifact(folder, _tensors(), {**_meta(tiny_gpt2), "format": 99})
-    with pytest.raises(UserError, match="artifact format 99; this prefixray reads format 2"):
+    with pytest.raises(UserError, match="artifact format 99; this prefixray reads format 3"):
         load_artifact(folder)
 
 

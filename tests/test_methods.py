@@ -1,16 +1,24 @@
 """What every method promises, on every architecture; and what a prefix is, against the base itself and against PEFT."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PrefixTuningConfig, get_peft_model
+from peft import PeftModel, PrefixTuningConfig, get_peft_model
 from torch import Tensor
-from transformers import PegasusConfig, PegasusForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PegasusConfig,
+    PegasusForConditionalGeneration,
+)
 
 from prefixray.attention import Binder
 from prefixray.base import Base, wrap_model
+from prefixray.batching import encode, make_template
 from prefixray.checkpoint import artifact_meta, load_artifact, restore_method, save_artifact
 from prefixray.config import (
     AdapterTrial,
@@ -24,6 +32,12 @@ from prefixray.config import (
 )
 from prefixray.methods import Method, build_method
 from prefixray.methods.prefix import Prefix
+from prefixray.methods.virtual import EmbeddingPrefix
+from prefixray.pack import Pack, Seeds
+from prefixray.peft_format import export_peft
+from prefixray.tasks import Example
+
+MakeBase = Callable[[str, torch.dtype], Base]
 
 WORDS = "table-to-text: restaurant"
 METHODS: Mapping[str, AnyTrial] = {
@@ -31,17 +45,33 @@ METHODS: Mapping[str, AnyTrial] = {
     "flat of words": PrefixTrial(preseqlen=None, mid_dim=None, init_token=WORDS),
     "network": PrefixTrial(preseqlen=6, mid_dim=16, init_token=None, prefix_dropout=0.1),
     "network of words": PrefixTrial(preseqlen=6, mid_dim=16, init_token=WORDS),
+    "embedding": PrefixTrial(preseqlen=5, mid_dim=None, init_token=None, prefix_mode="embedding"),
+    "embedding network of words": PrefixTrial(preseqlen=6, mid_dim=16, init_token=WORDS, prefix_mode="embedding"),
+    "infix": PrefixTrial(preseqlen=4, mid_dim=16, init_token=None, prefix_dropout=0.1, format_mode="infix"),
+    "infix of words": PrefixTrial(preseqlen=4, mid_dim=None, init_token=WORDS, format_mode="infix"),
     "adapter": AdapterTrial(bottleneck=7),
+    "adapter of a size": AdapterTrial(percent=2.5),
+    "adapters in sub-layers": AdapterTrial(bottleneck=7, design=2),
     "lora": LoraTrial(rank=3),
     "lora with dropout": LoraTrial(rank=3, alpha=5.0, dropout=0.2),
     "finetune": FinetuneTrial(),
+    "finetune without words": FinetuneTrial(tune_embeddings=False),
+    "finetune top": FinetuneTrial(top_layers=1, tune_embeddings=False),
+    "finetune top and words": FinetuneTrial(top_layers=1),
 }
-LEAVE_THE_BASE = [name for name, method in METHODS.items() if not isinstance(method, PrefixTrial)]
-
-
-@pytest.fixture
-def binder(any_base: Base) -> Binder:
-    return Binder(any_base.model)
+ARCHITECTURES = ("gpt2", "llama", "bart", "t5")
+DECODER_ONLY = ("gpt2", "llama")
+INFIXES = ("infix", "infix of words")  # not for encoder-decoders
+CASES = [(one, name) for one in ARCHITECTURES for name in METHODS if one in DECODER_ONLY or name not in INFIXES]
+LEAVE_THE_BASE = [case for case in CASES if not isinstance(METHODS[case[1]], PrefixTrial)]
+EXPORTED = ("flat", "network", "embedding", "lora")  # how the names of what PEFT can load begin
+TASK = TaskConfig(name="e2e")
+EXAMPLES = [
+    Example("name : The Eagle | food : Chinese", "The Eagle serves Chinese food."),
+    Example("name : The Mill", "The Mill is a restaurant."),
+    Example("name : Aromi | food : French | area : riverside", "Aromi is by the river."),
+]
+every_case = pytest.mark.parametrize(("architecture", "name"), CASES, ids=[f"{name}-{one}" for one, name in CASES])
 
 
 def _build(name: str, base: Base, binder: Binder, *, seed: int = 1) -> Method:
@@ -53,12 +83,14 @@ def _ids(base: Base, text: str) -> Tensor:
 
 
 def _logits(base: Base, binder: Binder, method: Method, ids: Tensor, step: int | None = None) -> Tensor:
-    """The model's output (B, S, vocabulary) with the method in it."""
-    own = method.own_model
+    """The model's output (B, S, vocabulary) with the method in it; an infix stands behind the second token."""
+    own, insert = method.own_model, method.insert(step)
     model, binder = (base.model, binder) if own is None else (own, Binder(own))
-    with binder.bind([method.insert(step)], [0] * ids.shape[0]):
+    room = ids.new_zeros(ids.shape[0], insert.infix_length)
+    ids = torch.cat([ids[:, :2], room, ids[:, 2:]], dim=1)
+    with binder.bind([insert], [0] * ids.shape[0], infix_starts=[2] * ids.shape[0]):
         logits: Tensor = model(**_inputs(base, ids), use_cache=False).logits
-    return logits
+    return torch.cat([logits[:, :2], logits[:, 2 + insert.infix_length :]], dim=1)
 
 
 def _inputs(base: Base, ids: Tensor) -> dict[str, Tensor]:
@@ -81,47 +113,131 @@ def _train(base: Base, binder: Binder, method: Method, num_steps: int = 3) -> No
         optimiser.zero_grad()
 
 
-@pytest.mark.parametrize("name", LEAVE_THE_BASE)
-def test_an_untrained_method_leaves_the_base_exactly_as_it_is(any_base: Base, binder: Binder, name: str) -> None:
-    ids = _ids(any_base, " name : The Eagle | food : Chinese")
-    with torch.no_grad():
-        plain = any_base.model(**_inputs(any_base, ids)).logits
-        assert torch.equal(_logits(any_base, binder, _build(name, any_base, binder), ids), plain)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_training_moves_the_methods_tensors_and_nothing_of_the_base(any_base: Base, binder: Binder, name: str) -> None:
-    method = _build(name, any_base, binder)
-    trained = {key: p.detach().clone() for key, p in method.named_parameters() if p.requires_grad}
-    base_before = {key: tensor.clone() for key, tensor in any_base.model.state_dict().items()}
-    assert sum(p.numel() for p in trained.values()) == method.trained_parameters() > 0
-    _train(any_base, binder, method)
-    unmoved = [key for key, p in method.named_parameters() if key in trained and torch.equal(trained[key], p)]
-    assert unmoved == []
-    assert all(torch.equal(base_before[key], tensor) for key, tensor in any_base.model.state_dict().items())
-    assert all(p.grad is None and not p.requires_grad for p in any_base.model.parameters())
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_an_artifact_gives_the_same_logits(any_base: Base, binder: Binder, tmp_path: Path, name: str) -> None:
-    method = _build(name, any_base, binder)
-    _train(any_base, binder, method)
+def _save(folder: Path, base: Base, name: str, method: Method) -> None:
     config = TrialConfig(arm="tested", learning_rate=1e-3, num_steps=3, method=METHODS[name])
-    meta = artifact_meta(any_base, config, task=TaskConfig(name="e2e"), template={})
-    save_artifact(tmp_path / "artifact", method.artifact(), meta)
-    restored = restore_method(any_base, binder.record, *load_artifact(tmp_path / "artifact"))
-    ids = _ids(any_base, " The Mill")
+    save_artifact(folder, method.artifact(), artifact_meta(base, config, task=TASK, template={}))
+
+
+def _pack(base: Base, names: Sequence[str], learning_rate: float) -> Pack:
+    """A pack of these methods, on a copy of the base."""
+    own = replace(base, model=copy.deepcopy(base.model))
+    pack = Pack(own, encode(EXAMPLES, make_template(base, TASK)), pad_id=0)
+    for name in names:
+        config = TrialConfig(
+            arm="tested",
+            learning_rate=learning_rate,
+            num_steps=9,
+            schedule="constant",
+            batch_size=len(EXAMPLES),
+            method=METHODS[name],
+        )
+        pack.admit(name, config, Seeds.derive(1, 0))
+    return pack
+
+
+@pytest.mark.parametrize(("architecture", "name"), LEAVE_THE_BASE)
+def test_an_untrained_method_leaves_the_base_exactly_as_it_is(
+    make_base: MakeBase, architecture: str, name: str
+) -> None:
+    base = make_base(architecture, torch.float32)
+    binder, ids = Binder(base.model), _ids(base, " name : The Eagle | food : Chinese")
     with torch.no_grad():
-        assert torch.equal(_logits(any_base, binder, restored, ids), _logits(any_base, binder, method, ids))
-    assert sum(tensor.numel() for tensor in method.artifact().values()) == method.stored_parameters()
+        plain = base.model(**_inputs(base, ids)).logits
+        assert torch.equal(_logits(base, binder, _build(name, base, binder), ids), plain)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_depends_on_its_seed_alone(any_base: Base, binder: Binder, name: str) -> None:
-    one = _build(name, any_base, binder, seed=1).artifact()
+@every_case
+def test_training_moves_the_methods_tensors_and_nothing_of_the_base(
+    make_base: MakeBase, architecture: str, name: str
+) -> None:
+    base = make_base(architecture, torch.float32)
+    binder = Binder(base.model)
+    method = _build(name, base, binder)
+    initial = {key: p.detach().clone() for key, p in method.named_parameters()}
+    trained = {key for key, p in method.named_parameters() if p.requires_grad}
+    base_before = {key: tensor.clone() for key, tensor in base.model.state_dict().items()}
+    assert sum(initial[key].numel() for key in trained) == method.trained_parameters() > 0
+    _train(base, binder, method)
+    moved = {key for key, p in method.named_parameters() if not torch.equal(initial[key], p)}
+    assert moved == trained
+    assert all(torch.equal(base_before[key], tensor) for key, tensor in base.model.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in base.model.parameters())
+
+
+@every_case
+def test_an_artifact_gives_the_same_logits_and_peft_loads_it_or_the_reason_is_said(
+    make_base: MakeBase, tmp_path: Path, architecture: str, name: str
+) -> None:
+    base = make_base(architecture, torch.float32)
+    binder = Binder(base.model)
+    method = _build(name, base, binder)
+    _train(base, binder, method)
+    _save(tmp_path / "artifact", base, name, method)
+    restored = restore_method(base, binder.record, *load_artifact(tmp_path / "artifact"))
+    ids = _ids(base, " The Mill is cheap")
+    with torch.no_grad():
+        ours = _logits(base, binder, method, ids)
+        assert torch.equal(_logits(base, binder, restored, ids), ours)
+    if not name.startswith(EXPORTED) or (architecture not in DECODER_ONLY and not name.startswith("lora")):
+        with pytest.raises(UserError, match=r"(PEFT has no|no PEFT adapter|PEFT's prefix tuning knows no)"):
+            export_peft(tmp_path / "artifact", tmp_path / "peft")
+        return
+    export_peft(tmp_path / "artifact", tmp_path / "peft")
+    kind = AutoModelForCausalLM if architecture in DECODER_ONLY else AutoModelForSeq2SeqLM
+    model = PeftModel.from_pretrained(kind.from_pretrained(base.name), tmp_path / "peft").eval()
+    inputs = {key: value for key, value in _inputs(base, ids).items() if key != "position_ids"}
+    with torch.no_grad():
+        theirs = model(**{"attention_mask": torch.ones_like(ids), **inputs}).logits
+    assert (theirs - ours).abs().max() < 1e-5
+
+
+@every_case
+def test_what_is_stored_is_what_is_counted(make_base: MakeBase, architecture: str, name: str) -> None:
+    base = make_base(architecture, torch.float32)
+    method = _build(name, base, Binder(base.model))
+    held = sum(tensor.numel() for tensor in method.artifact().values())
+    if isinstance(method, EmbeddingPrefix):  # its artifact also has what the base makes of the embeddings
+        assert method.stored_parameters() == method.num_positions * base.shape.hidden_size < held
+    else:
+        assert method.stored_parameters() == held
+
+
+@every_case
+def test_a_packed_method_trains_as_alone_and_a_step_lowers_its_loss(
+    make_base: MakeBase, architecture: str, name: str
+) -> None:
+    base = make_base(architecture, torch.float64)
+    beside = ["network of words", "adapter", "infix" if architecture in DECODER_ONLY else "lora"]
+    packed, alone = (_pack(base, names, 1e-4) for names in (dict.fromkeys([*beside, name]), [name]))
+    rows, losses = encode(EXAMPLES, make_template(base, TASK)), []
+    for _ in range(3):
+        losses.append(alone.evaluate([name], rows)[name])
+        alone.step([name])
+        packed.step(packed.members)
+    assert losses[1] < losses[0]
+    ours, theirs = (dict(pack.members[name].method.named_parameters()) for pack in (packed, alone))
+    assert max(float((ours[key] - theirs[key]).detach().abs().max()) for key in ours) < 1e-10
+
+
+@every_case
+def test_a_method_depends_on_its_seed_alone(make_base: MakeBase, architecture: str, name: str) -> None:
+    base = make_base(architecture, torch.float32)
+    binder = Binder(base.model)
+    one = _build(name, base, binder, seed=1).artifact()
     torch.manual_seed(99)
-    again = _build(name, any_base, binder, seed=1).artifact()
+    again = _build(name, base, binder, seed=1).artifact()
     assert all(torch.equal(one[key], again[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", INFIXES)
+def test_an_infix_in_an_encoder_decoder_is_refused(tiny_pair: Base, name: str) -> None:
+    with pytest.raises(UserError, match=r"format_mode: infix: .* is an encoder-decoder.*; take cat"):
+        _build(name, tiny_pair, Binder(tiny_pair.model))
+
+
+@pytest.fixture
+def binder(any_base: Base) -> Binder:
+    return Binder(any_base.model)
 
 
 @pytest.mark.parametrize("name", ["network", "lora with dropout"])
@@ -152,7 +268,7 @@ def test_dropout_keeps_the_prefix_on_average(tiny_gpt2: Base) -> None:
     assert (dropped.mean(0) - whole).abs().mean() < 0.05
 
 
-@pytest.mark.parametrize("name", ["flat of words", "network of words"])
+@pytest.mark.parametrize("name", ["flat of words", "network of words", "embedding network of words"])
 def test_a_prefix_of_words_equals_the_model_run_on_the_words_and_the_input(tiny_base: Base, name: str) -> None:
     binder = Binder(tiny_base.model)
     method = _build(name, tiny_base, binder)

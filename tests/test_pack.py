@@ -31,6 +31,7 @@ EXAMPLES = tuple(
     )
 )
 NETWORK = PrefixTrial(preseqlen=7, mid_dim=12, init_token=None, prefix_dropout=0.1)
+INFIX = PrefixTrial(preseqlen=4, mid_dim=6, init_token=None, prefix_dropout=0.1, format_mode="infix")
 
 
 def _trial(method: AnyTrial, learning_rate: float, *, batch_size: int = 2, **recipe: object) -> TrialConfig:
@@ -60,6 +61,10 @@ MIXED = {
     "adapter": _trial(AdapterTrial(bottleneck=5), 3e-3, batch_size=4),
     "lora": _trial(LoraTrial(rank=3), 1e-3, batch_size=3, schedule="constant", max_grad_norm=None),
     "lora with dropout": _trial(LoraTrial(rank=2, alpha=3.0, dropout=0.3), 3e-3, batch_size=5),
+    "infix": _trial(INFIX, 3e-3, batch_size=2),
+    "infix of words": _trial(INFIX.model_copy(update={"mid_dim": None, "init_token": "food"}), 1e-2, batch_size=3),
+    "embedding": _trial(NETWORK.model_copy(update={"prefix_mode": "embedding"}), 1e-3, batch_size=3),
+    "adapters in sub-layers": _trial(AdapterTrial(bottleneck=4, design=2), 3e-3, batch_size=2),
 }
 
 
@@ -445,10 +450,11 @@ def _stock(base: Base) -> PreTrainedModel:
 
 def _naive_prefix(tensors: Mapping[str, Tensor], base: Base, *, num_positions: int) -> Tensor:
     """Keys and values (2, L, K, P, D) from the trained tensors, as section 4.3 of the paper has them."""
-    if "sites.decoder.flat" in tensors:
-        return tensors["sites.decoder.flat"]
-    embedding, w1, b1, w2, b2 = tensors.values()
-    rows = torch.tanh(embedding @ w1.T + b1) @ w2.T + b2
+    if "sites.decoder.rows.flat" in tensors:
+        rows = tensors["sites.decoder.rows.flat"]
+    else:
+        embedding, w1, b1, w2, b2 = tensors.values()
+        rows = torch.tanh(embedding @ w1.T + b1) @ w2.T + b2
     site = base.shape.sites["decoder"]
     by_layer = rows.view(num_positions, site.num_layers, 2, site.num_kv_heads, site.head_dim)
     return by_layer.permute(2, 1, 3, 0, 4)

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from prefixray.base import Base, describe, load_base, outline_base
-from prefixray.config import FinetuneTrial, PrefixTrial, SweepConfig, UserError
+from prefixray.config import FinetuneTrial, LoraTrial, PrefixTrial, SweepConfig, UserError
 from prefixray.plan import main
 from prefixray.plan_text import plan_text, read_prices
 from prefixray.planning import START_SECONDS, arm_works, expected_passes, make_plan
@@ -130,9 +130,22 @@ def test_a_forward_has_the_products_that_are_counted(name: str) -> None:
 def test_a_frozen_base_costs_two_forwards_and_its_own_weights_a_third(tiny_llama: Base) -> None:
     shape, lengths = asdict(tiny_llama.shape), Lengths(0, 10, 4)
     once = forward_flops(shape, lengths)
-    assert training_flops(shape, lengths, kind="shared") == 2 * once
-    assert training_flops(shape, lengths, kind="alone") == 3 * once
-    assert training_flops(shape, lengths, kind="shared", is_checkpointed=True) == 3 * once
+    assert training_flops(shape, lengths, LoraTrial(rank=2)) == 2 * once
+    assert training_flops(shape, lengths, FinetuneTrial()) == 3 * once
+    assert training_flops(shape, lengths, LoraTrial(rank=2), is_checkpointed=True) == 3 * once
+
+
+def test_a_fine_tuning_of_the_last_block_of_two_goes_back_through_half_of_it(tiny_llama: Base) -> None:
+    shape, lengths = asdict(tiny_llama.shape), Lengths(0, 10, 4)
+    once = forward_flops(shape, lengths)
+    assert training_flops(shape, lengths, FinetuneTrial(top_layers=1, tune_embeddings=False)) == 2 * once
+    assert training_flops(shape, lengths, FinetuneTrial(top_layers=1)) == 2.5 * once
+
+
+def test_an_infix_makes_rows_longer(tiny_llama: Base) -> None:
+    shape = asdict(tiny_llama.shape)
+    infix = PrefixTrial(preseqlen=5, mid_dim=None, init_token=None, format_mode="infix")
+    assert training_flops(shape, Lengths(0, 10, 4), infix) == 2 * forward_flops(shape, Lengths(0, 15, 4))
 
 
 def test_a_base_is_known_without_its_weights(base_folders: Mapping[str, Path], tmp_path: Path) -> None:
@@ -276,7 +289,12 @@ def test_the_speed_of_a_sweep_is_its_work_over_its_seconds(
         "num_threads": 1,
     }
     found["lengths"] = {"train": asdict(lengths), "dev": asdict(lengths)}
-    trial = {"num_steps": 8, "batch_size": 2, "grad_accumulation": 3, "method": {"method": "prefix"}}
+    recipe = {"learning_rate": 1e-3, "num_steps": 8, "batch_size": 2, "grad_accumulation": 3}
+    trial = {
+        **recipe,
+        "arm": "prefix",
+        "method": {"method": "prefix", "preseqlen": 1, "mid_dim": 2, "init_token": None},
+    }
     metrics = {"train/seconds": 5.0, "train/tokens": 192}
     folder = tmp_path / "trials" / "prefix" / "0"
     folder.mkdir(parents=True)

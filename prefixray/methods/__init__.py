@@ -16,7 +16,8 @@ from prefixray.methods.adapter import Adapter
 from prefixray.methods.contract import Method, Recorder, Untuned
 from prefixray.methods.finetune import Finetune
 from prefixray.methods.lora import Lora
-from prefixray.methods.prefix import Prefix
+from prefixray.methods.prefix import ActivationPrefix
+from prefixray.methods.virtual import EmbeddingPrefix, Infix
 
 __all__ = ["Method", "Recorder", "Untuned", "build_method"]
 
@@ -24,17 +25,21 @@ __all__ = ["Method", "Recorder", "Untuned", "build_method"]
 def build_method(config: AnyTrial, base: Base, record: Recorder, *, init_seed: int, dropout_seed: int) -> Method:
     """Make a trial's trainable tensors, drawn from `init_seed`.
 
-    `record` runs the base over token ids and returns every site's keys and values (real-word initialisation).
+    `record` runs the base over token ids or embeddings and returns every site's keys and values.
     """
     draw = torch.Generator().manual_seed(init_seed)
     match config:
+        case PrefixTrial(format_mode="infix"):
+            return Infix(config, base, record, draw, dropout_seed)
+        case PrefixTrial(prefix_mode="embedding"):
+            return EmbeddingPrefix(config, base, record, draw, dropout_seed)
         case PrefixTrial():
-            return Prefix(config, base, record, draw, dropout_seed)
+            return ActivationPrefix(config, base, record, draw, dropout_seed)
         case AdapterTrial():
             return Adapter(config, base, draw)
         case LoraTrial():
             return Lora(config, base, draw, dropout_seed)
         case FinetuneTrial():
-            return Finetune(base, dropout_seed)
+            return Finetune(config, base, dropout_seed)
         case _:
             assert_never(config)

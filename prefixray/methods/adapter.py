@@ -1,33 +1,47 @@
-"""Bottleneck adapters after every block (Lin et al. 2020; Li & Liang's baseline): x + W_up relu(W_down LN(x)).
+"""Bottleneck adapters: x + W_up relu(W_down x), of which the base has one or several in each block.
 
-The up projection starts at zero, so an untrained adapter leaves the base as it is. Each trial's adapters see only that
-trial's rows of a packed batch.
+Design 1 (Lin et al. 2020; Li & Liang's baseline) has one after the block, which normalises what it reads. Design 2
+(Houlsby et al. 2019) has one after every attention and every feed-forward layer, without a norm, before the layer's
+result is added to its input; a decoder block that looks at an encoder has three. The up projection starts at zero, so
+an untrained adapter leaves the base as it is. Each trial's adapters see only that trial's rows of a packed batch.
 """
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 
-from prefixray.attention import Insert
+from prefixray.attention import Insert, attentions
 from prefixray.base import Base
-from prefixray.config import AdapterTrial
+from prefixray.config import AdapterTrial, UserError
 from prefixray.methods.contract import Method
+from prefixray.sizes import adapter_bottleneck
+
+logger = logging.getLogger(__name__)
+
+_FEED_FORWARD = ("mlp", "fc2", "DenseReluDense", "feed_forward")
+"""What the families call the last module of a feed-forward layer before its residual addition."""
 
 
 class Adapter(Method):
-    """A trial's adapters, one per block, in fp32."""
+    """A trial's adapters, in fp32."""
 
     def __init__(self, config: AdapterTrial, base: Base, draw: torch.Generator) -> None:
         super().__init__()
         width = base.shape.hidden_size
-        self._names = [name for name, _ in base.blocks()]
-        self.layers = nn.ModuleList([_bottleneck(width, config.bottleneck, draw) for _ in self._names])
+        self.bottleneck = adapter_bottleneck(config, asdict(base.shape))
+        if config.percent is not None:
+            logger.info("adapter: %g percent of %s: bottleneck %d", config.percent, base.name, self.bottleneck)
+        is_normed = config.design == 1
+        self._names = [name for name, _ in base.blocks()] if is_normed else list(_sublayers(base))
+        self.layers = nn.ModuleList([_adapter(width, self.bottleneck, is_normed, draw) for _ in self._names])
         self.to(base.device)
 
     def insert(self, step: int | None) -> Insert:
-        """One function per block. Adapters have no dropout of their own."""
+        """One function per adapter. Adapters have no dropout of their own."""
         return Insert(functions={name: _apply(layer) for name, layer in zip(self._names, self.layers, strict=True)})
 
     def artifact(self) -> dict[str, Tensor]:
@@ -39,17 +53,32 @@ class Adapter(Method):
         self.load_state_dict(tensors)
 
 
-def _bottleneck(width: int, bottleneck: int, draw: torch.Generator) -> nn.Sequential:
-    layer = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, bottleneck), nn.ReLU(), nn.Linear(bottleneck, width))
-    down, up = layer[1], layer[3]
-    assert isinstance(down, nn.Linear) and isinstance(up, nn.Linear)
+def _sublayers(base: Base) -> Iterator[str]:
+    """The modules whose results are added to their inputs: in each block its attentions, then its feed-forward layer.
+
+    Raises `UserError` where a block has no feed-forward layer of a known name.
+    """
+    attending = {id(module) for module, _, _ in attentions(base.model)}
+    for block_name, block in base.blocks():
+        inner = [(f"{block_name}.{name}", module) for name, module in block.named_modules()]
+        yield from (name for name, module in inner if id(module) in attending)
+        wide = [name for name, _ in inner if name.rpartition(".")[2] in _FEED_FORWARD]
+        if not wide:
+            names = ", ".join(_FEED_FORWARD)
+            raise UserError(f"design: 2: {base.name} has no feed-forward layer named {names}; take 1")
+        yield wide[0]
+
+
+def _adapter(width: int, bottleneck: int, is_normed: bool, draw: torch.Generator) -> nn.Sequential:
+    down, up = nn.Linear(width, bottleneck), nn.Linear(bottleneck, width)
     with torch.no_grad():
         bound = 1 / math.sqrt(width)
         down.weight.uniform_(-bound, bound, generator=draw)
         down.bias.uniform_(-bound, bound, generator=draw)
         up.weight.zero_()
         up.bias.zero_()
-    return layer
+    inner = (down, nn.ReLU(), up)
+    return nn.Sequential(nn.LayerNorm(width), *inner) if is_normed else nn.Sequential(*inner)
 
 
 def _apply(layer: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:

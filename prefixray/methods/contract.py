@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from prefixray.attention import Insert
 
-Recorder = Callable[[Tensor], Mapping[str, Tensor]]  # token ids (1, S) -> each site's keys and values (2, L, K, S, D)
+Recorder = Callable[[Tensor], Mapping[str, Tensor]]
+"""Token ids (1, S), or embeddings (1, S, width), -> each site's keys and values (2, L, K, S, D)."""
 
 
 class Method(nn.Module, ABC):

@@ -1,31 +1,35 @@
-"""Full fine-tuning: all weights of an own copy of the base, with the model's own dropout. A pack of one.
+"""Fine-tuning: weights of an own copy of the base, with the model's own dropout. A pack of one.
 
-The copy holds fp32 master weights; the pack runs it under autocast where the sweep's precision is bf16.
+All weights are trained, or those of the last blocks alone: nothing below the lowest of them is differentiated then,
+unless the word embeddings are trained as well. The copy holds fp32 master weights; the pack runs it under autocast
+where the sweep's precision is bf16. The artifact is what was trained; the rest is the base's.
 """
 
 import copy
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefixray.attention import Insert
 from prefixray.base import Base, checkpoint_blocks, load_base
+from prefixray.config import FinetuneTrial, UserError
 from prefixray.methods.contract import Method
 
 
 class Finetune(Method):
     """A trial's own model."""
 
-    def __init__(self, base: Base, dropout_seed: int) -> None:
+    def __init__(self, config: FinetuneTrial, base: Base, dropout_seed: int) -> None:
         super().__init__()
         self.dropout_seed = dropout_seed
+        trained = trained_names(config, base)
         self.model = _full_precision_copy(base)
         if base.is_checkpointed:
             checkpoint_blocks(self.model)
-        fixed = _fixed_parameters(self.model)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name not in fixed)
+            parameter.requires_grad_(name in trained)
 
     @property
     def own_model(self) -> PreTrainedModel:
@@ -37,14 +41,58 @@ class Finetune(Method):
         return Insert()
 
     def artifact(self) -> dict[str, Tensor]:
-        """All weights, tied ones once."""
-        return {name: p.detach().cpu().contiguous() for name, p in self.model.named_parameters()}
+        """The trained weights, tied ones once."""
+        return {name: p.detach().cpu().contiguous() for name, p in self._trained()}
 
     def load_artifact(self, tensors: dict[str, Tensor]) -> None:
-        """Take over all weights."""
+        """Take over the trained weights."""
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
+            for name, parameter in self._trained():
                 parameter.copy_(tensors[name])
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+
+
+def trained_names(config: FinetuneTrial, base: Base) -> set[str]:
+    """Which of the base's parameters are trained, by name, tied ones once. No weights are looked at.
+
+    Raises `UserError` where the base has fewer blocks.
+    """
+    parameters = dict(base.model.named_parameters())
+    words = _word_parameters(base.model)
+    if config.top_layers is None:
+        chosen = set(parameters) - _fixed_parameters(base.model)
+    else:
+        chosen = _top(base, config.top_layers)
+    if config.tune_embeddings:
+        return chosen | words
+    return chosen - words
+
+
+def _top(base: Base, num_blocks: int) -> set[str]:
+    """The parameters of the last blocks, an encoder's before its decoder's, and of the norm behind them."""
+    blocks = [name for name, _ in base.blocks()]
+    if num_blocks > len(blocks):
+        raise UserError(f"top_layers: {num_blocks}: {base.name} has {len(blocks)} blocks")
+    stack = blocks[-1].rsplit(".", 2)[0]  # "transformer" of "transformer.h.23"
+    norms = [
+        f"{stack}.{name}" if stack else name
+        for name, module in base.model.get_submodule(stack).named_children()
+        if type(module).__name__.endswith("Norm") and "emb" not in name
+    ]
+    inside = [*blocks[len(blocks) - num_blocks :], *norms]
+    return {name for name, _ in base.model.named_parameters() if any(name.startswith(f"{one}.") for one in inside)}
+
+
+def _word_parameters(model: PreTrainedModel) -> set[str]:
+    """The tables over the vocabulary: word embeddings and the output layer, tied or not."""
+    size = model.config.get_text_config().vocab_size
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    tables = [module for module in embeddings if module.num_embeddings == size]
+    wanted = {id(parameter) for module in (*tables, head) for parameter in module.parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in wanted}
 
 
 def _fixed_parameters(model: PreTrainedModel) -> set[str]:
