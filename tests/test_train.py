@@ -1,0 +1,53 @@
+"""One configuration from its file, without Ray: `python -m prefixray.train`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from prefixray import decode
+from prefixray.checkpoint import load_artifact
+from prefixray.train import main
+
+FILE = """\
+name: small
+base: {base}
+task: {{name: custom, train: {data}, dev: {data}, test: {data}}}
+train: {{batch_size: 2, num_steps: 3, eval_every: 1, precision: fp32}}
+arms:
+  prefix: {{preseqlen: {{choice: [2, 4]}}, mid_dim: null, init_token: eagle, learning_rate: 1e-2}}
+search: {{num_trials: 2}}
+final: {{num_beams: 2, max_new_tokens: 4}}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, base_folders: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    data, path = tmp_path / "data.jsonl", tmp_path / "small.yaml"
+    rows = [{"source": f"name : The Mill | food : {food}", "target": f"{food} food."} for food in ("Thai", "French")]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text(FILE.format(base=base_folders["gpt2"], data=data))
+    monkeypatch.chdir(tmp_path)
+    return path
+
+
+def test_a_configuration_is_trained_and_decoded_as_the_command_says(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(file), "--arm", "prefix", "--set", "preseqlen=3", "--threads", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("small  prefix  preseqlen 3")
+    assert [line.split()[1] for line in lines if line.startswith("step ")] == ["1/3", "2/3", "3/3"]
+    command = lines[-1].split()
+    assert command[:3] == ["python", "-m", "prefixray.decode"]
+    assert load_artifact(Path(command[3]))[1]["config"]["method"]["preseqlen"] == 3
+    assert decode.main([*command[3:], "--max-new-tokens", "4"]) == 0
+    assert "test, 2 sources" in capsys.readouterr().out
+
+
+def test_what_is_wrong_with_the_command_is_said(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(file), "--arm", "prefix", "--set", "preseqlenn=3"]) == 2
+    assert "did you mean 'preseqlen'?" in capsys.readouterr().err
+    assert main([str(file), "--arm", "prefx"]) == 2
+    assert "prefx" in capsys.readouterr().err
