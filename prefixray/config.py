@@ -276,7 +276,7 @@ METHODS: Mapping[str, type[PrefixTrial | AdapterTrial | LoraTrial | FinetuneTria
     "lora": LoraTrial,
     "finetune": FinetuneTrial,
 }
-_DATA_TO_TEXT = ("bleu", "nist", "rouge_l_coco", "cider", "chrf", "ter")
+_DATA_TO_TEXT = ("bleu", "nist", "rouge_l_coco", "cider", "chrf", "ter", "meteor_1_5")
 _ROUGE = ("rouge_1", "rouge_2", "rouge_l")
 TASK_METRICS: Mapping[TaskName, tuple[str, ...]] = {
     "e2e": _DATA_TO_TEXT,
@@ -285,10 +285,10 @@ TASK_METRICS: Mapping[TaskName, tuple[str, ...]] = {
     "custom": (*_DATA_TO_TEXT, *_ROUGE),
     **dict.fromkeys(
         ("xsum", "xsum_news", "xsum_sport", "cnn_dm", "dialogsum", "scitldr", "summarization"),
-        (*_ROUGE, "bleu", "chrf"),
+        (*_ROUGE, "bleu", "chrf", "meteor_1_5"),
     ),
 }
-"""The metrics that `final.metric` may name, by task."""
+"""The metrics that `final.metric` and `final.more_metrics` may name, by task."""
 RECIPE_OF_ALL = frozenset({"num_steps", "eval_every", "precision", "gradient_checkpointing"})
 """Keys of `train` that an arm may not override: they make arms comparable."""
 
@@ -370,6 +370,8 @@ class FinalConfig(Strict):
     """Fresh seeds of each arm's winner; only these see test."""
     metric: str = "test/bleu"
     """The primary metric."""
+    more_metrics: tuple[str, ...] = ()
+    """Metrics that are scored and printed besides it and the task's own: test/ter, test/meteor_1_5 (needs Java)."""
     reference: str | None = None
     """The arm that the others are compared with; null: the first."""
     num_beams: PositiveInt = 5

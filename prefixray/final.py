@@ -108,6 +108,8 @@ def make_results(
     primary = config.final.metric.removeprefix("test/")
     if primary not in metrics:
         metrics.insert(0, primary)
+    more = [metric.removeprefix("test/") for metric in config.final.more_metrics]
+    metrics += [metric for metric in dict.fromkeys(more) if metric not in metrics]
     folders = {UNTUNED: [floor], **{arm: [run.folder for run in own] for arm, own in runs.items()}}
     scored = {arm: [score_of(folder, "test", sources, metrics) for folder in own] for arm, own in folders.items()}
     reference = _reference(config, runs)

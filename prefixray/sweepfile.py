@@ -25,7 +25,7 @@ from prefixray.config import (
 )
 from prefixray.scales import apply_scales
 from prefixray.validation import explain, parse
-from prefixray.yamlfile import Document, read_document, shown, suggestion
+from prefixray.yamlfile import Document, Key, read_document, shown, suggestion
 
 _Section = TypeVar("_Section", bound=BaseModel)
 _RUNS = Path("runs")
@@ -244,9 +244,23 @@ def _check_final(document: Document) -> None:
         hint = suggestion(final.reference, arms, what="the arms are")
         document.refuse(("final", "reference"), f"no such arm{hint}")
     if task is not None:
-        metrics = [f"test/{metric}" for metric in TASK_METRICS[task.name]]
-        if final.metric not in metrics:
-            document.refuse(("final", "metric"), f"must be one of {', '.join(metrics)} for task {task.name}")
+        _check_metrics(document, task.name, final)
     if final.min_new_tokens > final.max_new_tokens:
         key = "min_new_tokens" if "min_new_tokens" in final.model_fields_set else "max_new_tokens"
         document.refuse(("final", key), f"min_new_tokens must be at most max_new_tokens ({final.max_new_tokens})")
+
+
+def _check_metrics(document: Document, task: TaskName, final: FinalConfig) -> None:
+    """Every metric is one of the task's, and what is not in Python is on this machine."""
+    metrics = [f"test/{metric}" for metric in TASK_METRICS[task]]
+    more: list[tuple[Key, str]] = [
+        (("final", "more_metrics", index), name) for index, name in enumerate(final.more_metrics)
+    ]
+    for key, name in [(("final", "metric"), final.metric), *more]:
+        if name not in metrics:
+            document.refuse(key, f"must be one of {', '.join(metrics)} for task {task}")
+        elif name == "test/meteor_1_5":
+            from prefixray.metrics.meteor import meteor_problem  # sacrebleu and numpy, for this alone
+
+            if problem := meteor_problem():
+                document.refuse(key, problem)

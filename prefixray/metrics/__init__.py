@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefixray.config import UserError
-from prefixray.metrics import coco, nist, rouge, sacre
+from prefixray.metrics import coco, meteor, nist, rouge, sacre
 
 Floats = NDArray[np.float64]  # N sources, K statistics, R resamplings
 
@@ -34,6 +34,7 @@ METRICS: Mapping[str, Metric] = {
     "cider": Metric("CIDEr", coco.count_cider, coco.mean),
     "chrf": Metric("chrF", sacre.count_chrf, sacre.chrf),
     "ter": Metric("TER", sacre.count_ter, sacre.ter, higher_is_better=False),
+    "meteor_1_5": Metric("METEOR", meteor.count_meteor, meteor.meteor),
     "rouge_1": Metric("ROUGE-1", partial(rouge.count_rouge, "rouge1"), coco.mean),
     "rouge_2": Metric("ROUGE-2", partial(rouge.count_rouge, "rouge2"), coco.mean),
     "rouge_l": Metric("ROUGE-L", partial(rouge.count_rouge, "rougeL"), coco.mean),
