@@ -64,6 +64,8 @@ class ColumnsConfig(Strict):
     """The input text."""
     target: str = "target"
     """The output text; in a JSONL file it may be a list of references."""
+    group: str | None = None
+    """A column that says to which group of the test sources a row belongs; each is scored alone too. null: none."""
 
 
 class LowDataConfig(Strict):

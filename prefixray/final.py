@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import psutil
 from prefixray.config import ArmConfig, SweepConfig, TrialConfig
 from prefixray.hypotheses import read_hypotheses, score_all
 from prefixray.metrics import Floats, Scored, higher_is_better
-from prefixray.results import ArmResult, ExampleOutputs, Interval, Results, SearchTrial, SeedResult
+from prefixray.results import ArmResult, ExampleOutputs, GroupResult, Interval, Results, SearchTrial, SeedResult
 from prefixray.speed import cpu_fact
 from prefixray.statistics import Comparison, Estimate, compare, intervals, resolution, sd
 from prefixray.study import Record
@@ -31,6 +31,8 @@ from prefixray.tasks import Sourced
 logger = logging.getLogger(__name__)
 
 UNTUNED = "untuned"
+MOST_GROUPS = 4
+"""More groups of test sources than this are not scored apart: XSum's articles have dozens of topics."""
 NUM_EXTREMES = 20
 """The sources on which an arm and the reference differ most; their outputs are kept, like those of the first ones."""
 _PACKAGES = ("prefixray", "torch", "transformers", "ray", "optuna", "mlflow", "sacrebleu", "numpy")
@@ -125,6 +127,8 @@ def make_results(
         _arm_result(facts, arm, list(runs.get(arm, ())), scored[arm], {m: estimates[m][arm] for m in metrics}, primary)
         for arm in scored
     ]
+    for name, rows in _groups(sources).items():
+        _add_group(name, rows, arms, scored, reference, primary, seed=config.search.seed)
     return Results(
         sweep=config.name,
         base=config.base,
@@ -150,6 +154,41 @@ def make_results(
         search=list(facts.search),
         budget={"minutes": facts.sweep_minutes},
     )
+
+
+def _groups(sources: Sequence[Sourced]) -> dict[str, list[int]]:
+    """The places of each group's sources; none where the task names no groups, or more than a table can show."""
+    places: dict[str, list[int]] = {}
+    for place, sourced in enumerate(sources):
+        if sourced.group is not None:
+            places.setdefault(sourced.group, []).append(place)
+    return dict(sorted(places.items())) if 1 < len(places) <= MOST_GROUPS else {}
+
+
+def _add_group(
+    name: str,
+    rows: Sequence[int],
+    arms: Sequence[ArmResult],
+    scored: Mapping[str, Sequence[Mapping[str, Scored]]],
+    reference: str,
+    primary: str,
+    *,
+    seed: int,
+) -> None:
+    """Score a group alone and write that into the arms; NIST's and CIDEr's weights stay those of all references."""
+    for metric in next(iter(scored.values()))[0]:
+        part = {
+            arm: [replace(one[metric], statistics=one[metric].statistics[rows]) for one in seeds]
+            for arm, seeds in scored.items()
+        }
+        compared = {one.arm: one for one in intervals(part, reference, seed=seed)}
+        for arm in arms:
+            found = compared[arm["arm"]]
+            empty = GroupResult(num_sources=len(rows), scores={}, difference=None)
+            group = arm.setdefault("groups", {}).setdefault(name, empty)
+            group["scores"][metric] = _interval(found.score)
+            if metric == primary and found.difference is not None:
+                group["difference"] = _interval(found.difference)
 
 
 def _notes(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> list[str]:

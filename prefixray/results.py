@@ -28,6 +28,14 @@ class SeedResult(TypedDict):
     folder: str
 
 
+class GroupResult(TypedDict):
+    """An arm's scores on a group of the test sources: WebNLG's categories that are seen in training, or not."""
+
+    num_sources: int
+    scores: dict[str, Interval]
+    difference: Interval | None  # to the reference's on these sources, by the primary metric
+
+
 class ArmResult(TypedDict):
     """An arm of the final stage; the untuned base is one without method."""
 
@@ -45,6 +53,7 @@ class ArmResult(TypedDict):
     num_trials: int
     minutes: float
     searched: bool
+    groups: NotRequired[dict[str, GroupResult]]
 
 
 class SearchTrial(TypedDict):

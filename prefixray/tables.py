@@ -61,6 +61,7 @@ class Grid:
 def render_text(results: Results) -> str:
     """The final table with its footnotes and a few outputs side by side, for a terminal."""
     parts = [title(results) + "\n" + final_grid(results).text() + "\n" + "\n".join(notes(results))]
+    parts += [grid.text() for grid in [group_grid(results)] if grid is not None]
     parts += [_example_text(example, results) for example in results["examples"][:NUM_EXAMPLES]]
     return "\n\n".join(parts)
 
@@ -75,6 +76,7 @@ def render_markdown(results: Results) -> str:
         title(results),
         base,
         final_grid(results).markdown(),
+        *(grid.markdown() for grid in [group_grid(results)] if grid is not None),
         "\n".join(f"- {escaped(note)}" for note in notes(results)),
         *(["## Outputs", *map(_example_markdown, results["examples"][:NUM_EXAMPLES])] if results["examples"] else []),
         "## Search",
@@ -92,6 +94,8 @@ def write_csv(results: Results, path: Path) -> None:
         header += [name, f"{name}_low", f"{name}_high", f"{name}_sd"]
     header += ["difference", "difference_low", "difference_high", "p", "p_holm"]
     header += ["trained_parameters", "stored_parameters", "num_trials", "minutes"]
+    groups = list(results["arms"][0].get("groups", {}))
+    header += [f"{name}_{group}" for group in groups for name in results["metrics"]]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(header)
@@ -101,6 +105,8 @@ def write_csv(results: Results, path: Path) -> None:
                 row += [*_numbers(arm["scores"][name]), arm["sd"].get(name)]
             row += [*_numbers(arm["difference"]), arm["p"], arm["p_holm"]]
             row += [arm["trained_parameters"], arm["stored_parameters"], arm["num_trials"], arm["minutes"]]
+            own = [arm.get("groups", {})[group]["scores"] for group in groups]
+            row += [scores[name]["value"] for scores in own for name in results["metrics"]]
             writer.writerow(row)
 
 
@@ -157,6 +163,29 @@ def final_grid(results: Results) -> Grid:
     columns["trials"] = ["- " if arm["method"] is None else _trials_text(arm["num_trials"], most) for arm in arms]
     columns["min"] = ["-" if arm["method"] is None else _minutes_text(arm["minutes"]) for arm in arms]
     return Grid(list(columns), list(zip(*columns.values(), strict=True)), frozenset({"arm"}))
+
+
+def group_grid(results: Results) -> Grid | None:
+    """The scores on each group of the test sources, a row per arm and group; None where the task names no groups."""
+    parts = [(arm["arm"], name, group) for arm in results["arms"] for name, group in arm.get("groups", {}).items()]
+    if not parts:
+        return None
+    primary = results["metric"]
+    digits = DECIMALS.get(primary, 1)
+    differences = _intervals([group["difference"] for _, _, group in parts], digits, sign="+")
+    columns: dict[str, list[str]] = {"arm": [arm for arm, _, _ in parts], "group": [name for _, name, _ in parts]}
+    columns["sources"] = [f"{group['num_sources']:,}" for _, _, group in parts]
+    columns[f"{label(primary)} [95 %]"] = _intervals([group["scores"][primary] for _, _, group in parts], digits)
+    columns[f"vs {results['reference']} [95 %]"] = [
+        "reference" if arm == results["reference"] else difference
+        for (arm, _, _), difference in zip(parts, differences, strict=True)
+    ]
+    for name in results["metrics"]:
+        if name != primary:
+            columns[label(name)] = [
+                f"{group['scores'][name]['value']:.{DECIMALS.get(name, 1)}f}" for _, _, group in parts
+            ]
+    return Grid(list(columns), list(zip(*columns.values(), strict=True)), frozenset({"arm", "group"}))
 
 
 def differing_keys(trials: Sequence[tuple[str, Mapping[str, Scalar]]]) -> list[str]:

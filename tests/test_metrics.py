@@ -4,14 +4,17 @@ Where numbers come from, all computed on 2026-11-24:
 - NIST: `NISTScore` of the E2E challenge's scorer with its own tokenizer, transcribed from `metrics/pymteval.py` as it
   stands in the fork lxuechen/e2e-metrics, commit 11099e3.
 - ROUGE-L and CIDEr: pycocoevalcap 1.2 behind its PTBTokenizer (CoreNLP 3.4.1, Java), as the E2E scorer calls them.
+- METEOR: pycocoevalcap 1.2 behind the same tokenizer; METEOR 1.5 itself, in Java.
+- the BLEU of a real output: `BLEUScore` of the E2E challenge's scorer, transcribed likewise. Elsewhere BLEU, chrF and
+  TER are held against sacrebleu itself, called here; ROUGE-1, -2 and -L against rouge-score itself, called here.
 - tokens: the same PTBTokenizer with its list of punctuation removed.
-- BLEU, chrF, TER: sacrebleu itself, called here; ROUGE-1, -2 and -L: rouge-score itself, called here.
 """
 
 import csv
 import gzip
 from importlib import metadata, resources
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +22,12 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.scoring import BootstrapAggregator
 
-from prefixray.config import UserError
+from prefixray.config import TaskConfig, UserError
 from prefixray.metrics import METRICS, Scored, higher_is_better, label, score
 from prefixray.metrics.coco import _longest_common_subsequence
+from prefixray.metrics.meteor import meteor_problem
 from prefixray.metrics.tokenization import coco_words
+from prefixray.tasks import load_task
 
 HYPOTHESES = [
     "The Eagle is a cheap coffee shop in the riverside area.",
@@ -45,6 +50,8 @@ REFERENCES = [
         "The Vaults serves Indian food.",
     ],
 ]
+IN_PYTHON = [metric for metric in METRICS if metric != "meteor_1_5"]
+needs_meteor = pytest.mark.skipif(meteor_problem() is not None, reason=str(meteor_problem()))
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 TOKENS = {
     "It isn't kid friendly (but it's near Café Rouge).": "it is n't kid friendly -lrb- but it 's near café rouge -rrb-",
@@ -76,6 +83,14 @@ def e2e() -> list[list[str]]:
     return [several for several in grouped.values() if len(several) > 1]
 
 
+@pytest.fixture(scope="module")
+def output() -> tuple[list[str], list[list[str]]]:
+    """What a prefix made of 40 sources (`tests/data/README.md` says how), and their references."""
+    lines = (Path(__file__).parent / "data" / "e2e_prefix.hyp").read_text(encoding="utf-8").splitlines()
+    sources = load_task(TaskConfig(name="e2e", num_test=40)).test_sources
+    return lines, [list(sourced.references) for sourced in sources]
+
+
 def first_against_rest(e2e: list[list[str]]) -> tuple[list[str], list[list[str]]]:
     return [several[0] for several in e2e], [several[1:] for several in e2e]
 
@@ -94,6 +109,29 @@ def by_sacrebleu(metric: str, hypotheses: list[str], references: list[list[str]]
             return float(sacrebleu.corpus_chrf(hypotheses, streams).score)  # type: ignore[arg-type]
         case _:
             return float(sacrebleu.corpus_ter(hypotheses, streams).score)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("metric", "expected"), [
+    ("bleu", 48.56242407213742), ("nist", 6.403833760373312),  # the E2E challenge's scorer
+    ("rouge_l_coco", 59.61138052973827), ("cider", 1.4107786872733872),  # pycocoevalcap
+    pytest.param("meteor_1_5", 35.08387409042817, marks=needs_meteor),  # pycocoevalcap, METEOR 1.5
+])  # fmt: skip
+def test_a_real_output_scores_as_with_the_scorer_that_defines_the_metric(
+    metric: str, expected: float, output: tuple[list[str], list[list[str]]]
+) -> None:
+    assert score(metric, *output).corpus() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", ["bleu", "chrf", "ter"])
+def test_a_real_output_scores_as_with_sacrebleu(metric: str, output: tuple[list[str], list[list[str]]]) -> None:
+    assert score(metric, *output).corpus() == pytest.approx(by_sacrebleu(metric, *output), abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", ROUGE)
+def test_a_real_output_scores_as_with_rouge_score(metric: str, output: tuple[list[str], list[list[str]]]) -> None:
+    scorer, kind = RougeScorer([ROUGE[metric]], use_stemmer=True), ROUGE[metric]
+    scores = [100 * scorer.score_multi(several, text)[kind].fmeasure for text, several in zip(*output, strict=True)]
+    assert score(metric, *output).corpus() == pytest.approx(np.mean(scores), abs=1e-9)
 
 
 @pytest.mark.parametrize(("metric", "expected"), [
@@ -184,7 +222,7 @@ def test_hardly_matching_outputs_equal_sacrebleu(metric: str, hypothesis: str) -
     assert score(metric, [hypothesis], references).corpus() == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize(("metric", "hypothesis"), list(product(METRICS, ["", " ", ".", "xy xy xy"])))
+@pytest.mark.parametrize(("metric", "hypothesis"), list(product(IN_PYTHON, ["", " ", ".", "xy xy xy"])))
 def test_an_empty_output_is_worth_nothing_and_does_no_harm(metric: str, hypothesis: str) -> None:
     alone = score(metric, [hypothesis], [["Eagle"]]).corpus()
     assert alone == (0.0 if higher_is_better(metric) else pytest.approx(100.0 * max(1, len(hypothesis.split()))))
@@ -192,7 +230,7 @@ def test_an_empty_output_is_worth_nothing_and_does_no_harm(metric: str, hypothes
     assert np.isfinite(among.corpus()) and np.isfinite(among.statistics).all()
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", IN_PYTHON)
 def test_an_empty_reference_is_no_error(metric: str) -> None:
     assert np.isfinite(score(metric, ["", "Eagle"], [[""], ["", "The Eagle"]]).corpus())
 
@@ -213,7 +251,7 @@ def test_a_resampling_keeps_the_weights_of_the_full_reference_set(metric: str) -
     assert scored.resampled(np.array([[2, 0, 1, 1]])) == pytest.approx([drawn.corpus()], abs=1e-9)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", IN_PYTHON)
 def test_the_order_of_references_is_irrelevant(metric: str) -> None:
     turned = [several[::-1] for several in REFERENCES]
     assert score(metric, HYPOTHESES, turned).corpus() == pytest.approx(
@@ -243,12 +281,54 @@ def test_a_signature_says_how_bleu_was_computed() -> None:
 
 
 def test_only_ter_is_better_when_lower() -> None:
-    labels = ["BLEU", "NIST", "COCO R-L", "CIDEr", "chrF", "TER", "ROUGE-1", "ROUGE-2", "ROUGE-L"]
+    labels = ["BLEU", "NIST", "COCO R-L", "CIDEr", "chrF", "TER", "METEOR", "ROUGE-1", "ROUGE-2", "ROUGE-L"]
     assert [label(metric) for metric in METRICS] == labels
     assert [metric for metric in METRICS if not higher_is_better(metric)] == ["ter"]
 
 
 def test_an_unknown_metric_is_answered_with_the_known_ones() -> None:
-    known = "bleu, nist, rouge_l_coco, cider, chrf, ter, rouge_1, rouge_2, rouge_l"
+    known = "bleu, nist, rouge_l_coco, cider, chrf, ter, meteor_1_5, rouge_1, rouge_2, rouge_l"
     with pytest.raises(UserError, match=f"'blue' does not exist; metrics are {known}"):
         score("blue", HYPOTHESES, REFERENCES)
+
+
+# METEOR: each test starts Java, which takes seconds
+
+
+@needs_meteor
+def test_meteor_sums_up_resamples_and_takes_empty_texts() -> None:
+    """An output that is its reference counts as whole, in a sum too; as in METEOR's own sums."""
+    several = [*REFERENCES, ["The Mill is a pub."], ["Eagle"], [""]]
+    scored = score("meteor_1_5", [*HYPOTHESES, "The mill is a pub", "", "Eagle"], several)
+    each = scored.of_sums(scored.statistics)
+    assert each[4:] == pytest.approx([100.0, 0.0, 0.0], abs=1e-9)
+    drawn = Scored("meteor_1_5", scored.statistics[[0, 0, 2, 4]], scored.signature)
+    assert scored.resampled(np.array([[2, 0, 1, 0, 1, 0, 0]])) == pytest.approx([drawn.corpus()], abs=1e-9)
+    assert scored.signature == "case:lc|tok:coco|meteor:1.5|en|norm|java"
+
+
+@pytest.mark.slow
+@needs_meteor
+def test_each_source_and_their_sum_score_as_with_pycocoevalcaps_meteor(e2e: list[list[str]]) -> None:
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    hypotheses, references = first_against_rest(e2e)
+    tokenizer = PTBTokenizer()
+    truth = tokenizer.tokenize({i: [{"caption": text} for text in several] for i, several in enumerate(references)})
+    output = tokenizer.tokenize({i: [{"caption": text}] for i, text in enumerate(hypotheses)})
+    corpus, each = Meteor().compute_score(truth, output)
+    scored = score("meteor_1_5", hypotheses, references)
+    assert scored.corpus() == pytest.approx(100 * corpus, abs=1e-9)
+    assert scored.of_sums(scored.statistics) == pytest.approx([100 * one for one in each], abs=1e-9)
+
+
+def test_without_java_or_without_the_jar_meteor_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefixray.metrics.meteor.find_spec", lambda name: None)
+    monkeypatch.setattr("prefixray.metrics.meteor.shutil.which", lambda name: "/usr/bin/java")
+    assert meteor_problem() == (
+        "METEOR 1.5 comes with pycocoevalcap, which is not installed (pip install 'prefixray[meteor]')"
+    )
+    monkeypatch.setattr("prefixray.metrics.meteor.shutil.which", lambda name: None)
+    with pytest.raises(UserError, match=r"is a Java program, and there is no java on the PATH \(apt-get install"):
+        score("meteor_1_5", HYPOTHESES, REFERENCES)

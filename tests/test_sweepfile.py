@@ -243,7 +243,7 @@ MALFORMED = {
         "test/bleu",
         "test/accuracy",
         "x.yaml:16: final.metric: 'test/accuracy': must be one of test/bleu, test/nist, test/rouge_l_coco, "
-        "test/cider, test/chrf, test/ter for task e2e",
+        "test/cider, test/chrf, test/ter, test/meteor_1_5 for task e2e",
     ),
     "no room for text": (
         "max_new_tokens: 60",
@@ -558,6 +558,17 @@ def test_a_scale_that_is_not_there_is_answered_with_those_that_are() -> None:
     assert scale_problem(SCALED, "tiny") == "x.yaml:1: --scale tiny: no such scale (the scales are: laptop, short)"
     assert scale_problem(SCALED, "latop") == "x.yaml:1: --scale latop: no such scale (did you mean 'laptop'?)"
     assert scale_problem(VALID, "laptop") == "x.yaml:1: --scale laptop: no such scale (the file has no scales)"
+
+
+def test_a_metric_that_cannot_run_here_is_told_when_the_file_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    more = changed("{metric: test/bleu,", "{metric: test/bleu, more_metrics: [test/ter, test/meteor_1_5],")
+    monkeypatch.setattr("prefixray.metrics.meteor.shutil.which", lambda name: None)
+    assert complaint(more) == (
+        "x.yaml:16: final.more_metrics[1]: 'test/meteor_1_5': METEOR 1.5 is a Java program, and there is no java on "
+        "the PATH (apt-get install default-jre-headless)"
+    )
+    assert load(VALID, "final.more_metrics=[test/ter]").final.more_metrics == ("test/ter",)
+    assert "final.more_metrics=[test/rouge_l]" in complaint(VALID, "final.more_metrics=[test/rouge_l]")
 
 
 def test_a_training_set_is_measured_in_one_way() -> None:

@@ -12,7 +12,16 @@ from prefixray import report
 from prefixray.config import UserError
 from prefixray.results import ArmResult, Interval, Results, SearchTrial, is_finished, load_results
 from prefixray.space import Scalar
-from prefixray.tables import count_text, render_markdown, render_text, scientific, search_table, write_csv
+from prefixray.tables import (
+    WIDTH,
+    count_text,
+    group_grid,
+    render_markdown,
+    render_text,
+    scientific,
+    search_table,
+    write_csv,
+)
 
 
 def interval(value: float, low: float, high: float) -> Interval:
@@ -288,3 +297,29 @@ def test_the_report_of_nothing_is_one_line_and_exit_code_2(tmp_path: Path, capsy
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "nothing" in captured.err and "Traceback" not in captured.err
+
+
+def test_groups_of_sources_have_a_table_of_their_own(results: Results, tmp_path: Path) -> None:
+    for each in results["arms"]:
+        value = each["scores"]["bleu"]["value"]
+        each["groups"] = {
+            name: {
+                "num_sources": count,
+                "scores": {**each["scores"], "bleu": interval(value + shift, value - 9, value + 9)},
+                "difference": each["difference"],
+            }
+            for name, count, shift in (("seen", 28, 4), ("unseen", 12, -4))
+        }
+    text = render_text(results)
+    grid = group_grid(results)
+    assert grid is not None and grid.text() in text and grid.markdown() in render_markdown(results)
+    assert [line.split()[:3] for line in grid.text().splitlines()[1:3]] == [
+        ["untuned", "seen", "28"],
+        ["untuned", "unseen", "12"],
+    ]
+    assert "finetune  unseen       12" in grid.text() and grid.text().count("reference") == 2
+    assert max(map(len, grid.text().splitlines())) <= WIDTH
+    write_csv(results, tmp_path / "results.csv")
+    header, first, *_ = csv.reader((tmp_path / "results.csv").read_text(encoding="utf-8").splitlines())
+    row = dict(zip(header, first, strict=True))
+    assert (float(row["bleu_seen"]), float(row["bleu_unseen"])) == pytest.approx((6.13, -1.87))

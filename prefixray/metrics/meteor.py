@@ -49,7 +49,7 @@ def count_meteor(hypotheses: Sequence[str], references: Sequence[Sequence[str]])
     if len(rows) != len(lines) or any(len(row) != _NUM_COUNTS for row in rows):
         raise UserError(f"metric: METEOR's program failed: {done.stderr.strip()[-_MOST_OF_LOG:] or done.returncode}")
     counts = np.array(rows)
-    counts[_identical(counts), _CHUNKS] = 0  # one that is its reference is not fragmented: so it is in the program's sums
+    counts[_identical(counts), _CHUNKS] = 0  # a hypothesis that is its reference is whole: so in the program's sums
     return counts, "case:lc|tok:coco|meteor:1.5|en|norm|java"
 
 
@@ -86,5 +86,6 @@ def _words(text: str) -> str:
 
 def _jar() -> Path | None:
     found = find_spec("pycocoevalcap")
-    jars = [Path(place, "meteor", "meteor-1.5.jar") for place in (found.submodule_search_locations or ())] if found else []
+    places = [] if found is None else found.submodule_search_locations or []
+    jars = [Path(place, "meteor", "meteor-1.5.jar") for place in places]
     return next((jar for jar in jars if jar.is_file()), None)

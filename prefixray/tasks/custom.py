@@ -1,9 +1,11 @@
 """A user's own data: JSONL or CSV files, plain or gzipped, or a hub data set, whose columns the sweep file names."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from prefixray.config import TaskConfig, UserError
 from prefixray.tasks.contract import DATA_TO_TEXT_METRICS, SUMMARIZATION_METRICS, Entry, Splits, Task, make_task
+from prefixray.tasks.files import Row
 from prefixray.tasks.rows import Form, gather, read_file, read_path
 
 
@@ -23,7 +25,7 @@ def load_own_summaries(config: TaskConfig) -> Task:
 
 def _read(config: TaskConfig) -> Splits:
     columns = config.columns
-    form = Form((columns.source,), (columns.target,), hint=" (set task.columns.{})")
+    form = Form((columns.source,), (columns.target,), hint=" (set task.columns.{})", group=_group_of(columns.group))
     if config.path is not None:
         return read_path(config.path, form)
     files = {"train": config.train, "dev": config.dev, "test": config.test}
@@ -35,3 +37,8 @@ def _read(config: TaskConfig) -> Splits:
         return read_file(f"task.{split}", Path(name).expanduser(), form)
 
     return gather(read)
+
+
+def _group_of(column: str | None) -> Callable[[Row], str | None] | None:
+    """How a row says its group: by the text in a column, which not every row needs to have."""
+    return None if column is None else lambda row: None if row.get(column) is None else str(row[column])
