@@ -194,7 +194,10 @@ def _check_trials(document: Document, arm: ArmConfig) -> None:
                         document.miss(("arms", arm.name, name))
                     continue
                 place = _value_place(arm, name, values)
-                document.refuse(place, requirement(owner, name, detail, document.at(place)))
+                if name in body:
+                    document.refuse(place, requirement(owner, name, detail, document.at(place)))
+                else:  # its default does not go with the others
+                    document.complain(place, requirement(owner, name, detail, None))
 
 
 def _samples(arm: ArmConfig) -> Iterator[dict[str, Scalar]]:

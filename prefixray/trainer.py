@@ -304,8 +304,7 @@ def _metrics(member: Member, progress: _Progress, score: float) -> dict[str, flo
         "train/learning_rate": learning_rate(member.config, max(0, member.step - 1)),
         "train/tokens": progress.num_tokens,
         "train/seconds": progress.seconds,
-        "size/trained": member.method.trained_parameters(),
-        "size/stored": member.method.stored_parameters(),
+        **{f"size/{name}": size for name, size in member.method.sizes().items()},
     }
 
 

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from prefixray.attention import Binder
-from prefixray.base import Base, wrap_model
+from prefixray.base import Base, checkpointed, wrap_model
 from prefixray.batching import encode, make_template
 from prefixray.checkpoint import artifact_meta, load_artifact, restore_method, save_artifact
 from prefixray.config import (
@@ -229,6 +229,21 @@ def test_a_method_depends_on_its_seed_alone(make_base: MakeBase, architecture: s
     assert all(torch.equal(one[key], again[key]) for key in one)
 
 
+def test_a_bottleneck_that_was_worked_out_is_said_in_the_log_and_in_reports(
+    tiny_llama: Base, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        method = _build("adapter of a size", tiny_llama, Binder(tiny_llama.model))
+    share = method.trained_parameters() / tiny_llama.shape.num_parameters
+    assert method.sizes()["bottleneck"] == 4 and share == pytest.approx(0.025, abs=0.003)
+    assert "adapter: 2.5 percent of" in caplog.text and "bottleneck 4" in caplog.text
+
+
+def test_layers_that_a_base_does_not_have_are_refused(any_base: Base, binder: Binder) -> None:
+    with pytest.raises(UserError, match=r"top_layers: 9: .* has [25] blocks"):
+        build_method(FinetuneTrial(top_layers=9), any_base, binder.record, init_seed=1, dropout_seed=1)
+
+
 @pytest.mark.parametrize("name", INFIXES)
 def test_an_infix_in_an_encoder_decoder_is_refused(tiny_pair: Base, name: str) -> None:
     with pytest.raises(UserError, match=r"format_mode: infix: .* is an encoder-decoder.*; take cat"):
@@ -279,6 +294,25 @@ def test_a_prefix_of_words_equals_the_model_run_on_the_words_and_the_input(tiny_
     with torch.no_grad():
         whole = tiny_base.model(input_ids=torch.cat([repeated, ids], dim=1)).logits[:, repeated.shape[1] :]
         assert (_logits(tiny_base, binder, method, ids) - whole).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("wrap", [lambda base: base, checkpointed], ids=["kept", "checkpointed"])
+def test_embeddings_have_the_gradients_of_the_plain_model_that_reads_them_before_the_row(
+    exact_base: Base, wrap: Callable[[Base], Base]
+) -> None:
+    base, ids = wrap(exact_base), _ids(exact_base, " name : The Eagle")
+    stock = AutoModelForCausalLM.from_pretrained(base.name, dtype=torch.float64).eval()
+    binder = Binder(base.model)
+    method = _build("embedding", base, binder).double()
+    assert isinstance(method, EmbeddingPrefix)
+    with binder.bind([method.insert(0)], [0]):
+        base.model(**_inputs(base, ids), use_cache=False).logits.logsumexp(-1).sum().backward()
+    method.push_gradients()
+    embeddings = method.embedding.flat.detach().clone().requires_grad_()
+    whole = torch.cat([embeddings, stock.get_input_embeddings()(ids[0])])
+    stock(inputs_embeds=whole[None]).logits[:, len(embeddings) :].logsumexp(-1).sum().backward()
+    ours, plain = method.embedding.flat.grad, embeddings.grad
+    assert ours is not None and plain is not None and (ours - plain).abs().max() < 1e-5 * plain.abs().max()
 
 
 def test_words_are_repeated_to_preseqlen(any_base: Base, binder: Binder) -> None:

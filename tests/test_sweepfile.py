@@ -173,6 +173,32 @@ def test_all_problems_come_at_once_in_the_order_of_the_file() -> None:
 
 
 MALFORMED = {
+    "an adapter without a size": (
+        "  finetune: {",
+        "  adapter: {learning_rate: 1e-3}\n  finetune: {",
+        "x.yaml:14: arms.adapter.percent: must be given where bottleneck is not, and only there",
+    ),
+    "an adapter of two sizes": (
+        "  finetune: {",
+        "  adapter: {bottleneck: 8, percent: 3, learning_rate: 1e-3}\n  finetune: {",
+        "x.yaml:14: arms.adapter.percent: 3: must be given where bottleneck is not, and only there",
+    ),
+    "an infix of embeddings alone": (
+        "preseqlen: {choice: [1, 5]}",
+        "preseqlen: 5\n    prefix_mode: {choice: [activation, embedding]}\n    format_mode: infix",
+        "x.yaml:11: arms.prefix.format_mode: 'infix': must be cat where prefix_mode is embedding (an infix has "
+        "embeddings of its own)",
+    ),
+    "no such format": (
+        "preseqlen: {choice: [1, 5]}",
+        "preseqlen: 5\n    format_mode: nopeek",
+        "x.yaml:10: arms.prefix.format_mode: 'nopeek': must be one of 'cat', 'infix'",
+    ),
+    "too few layers": (
+        "{learning_rate: 5e-5}",
+        "{learning_rate: 5e-5, top_layers: -1}",
+        "x.yaml:14: arms.finetune.top_layers: -1: must be a whole number of at least 0, or null",
+    ),
     "a missing key": ("  num_steps: 40\n", "", "x.yaml:4: train.num_steps: required, but missing"),
     "a missing section": ("search: {num_trials: 8, rungs: [10, 20]}\n", "", "x.yaml:1: search: required, but missing"),
     "a value out of range": (

@@ -44,6 +44,10 @@ class Adapter(Method):
         """One function per adapter. Adapters have no dropout of their own."""
         return Insert(functions={name: _apply(layer) for name, layer in zip(self._names, self.layers, strict=True)})
 
+    def sizes(self) -> dict[str, int]:
+        """With the bottleneck, which `percent` leaves to us."""
+        return {**super().sizes(), "bottleneck": self.bottleneck}
+
     def artifact(self) -> dict[str, Tensor]:
         """All tensors by name."""
         return {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}

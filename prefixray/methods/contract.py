@@ -39,6 +39,10 @@ class Method(nn.Module, ABC):
         """How many numbers the artifact holds."""
         return self.trained_parameters()
 
+    def sizes(self) -> dict[str, int]:
+        """What every report says of the trial."""
+        return {"trained": self.trained_parameters(), "stored": self.stored_parameters()}
+
     @abstractmethod
     def artifact(self) -> dict[str, Tensor]:
         """The tensors that decoding needs, on the CPU."""
