@@ -1,12 +1,13 @@
 """Where a sweep runs: this machine, or a Ray cluster. Connects, counts what is there, says what was found.
 
 On one machine Ray is started for this sweep alone and ends with it; a cluster is joined only when it is named (an
-address, or RAY_ADDRESS), since a bare connection would attach to any Ray that happens to run here.
+address, or RAY_ADDRESS) or `ray up` made this machine its head, since a bare connection would attach to any Ray that
+happens to run here.
 """
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import psutil
 import ray
 
 from prefixray.config import UserError
+from prefixray.nodes import AUTOSCALER_FILE, Devices, num_gpus, present, to_come
 from prefixray.sizes import cpu_workers
 
 NUM_TRIALS_AT_ONCE = 512  # processes of trials that one machine may hold
@@ -26,29 +28,43 @@ class Cluster:
 
     address: str  # "local" or the cluster's
     namespace: str  # workers are found by name in it
+    device: str  # "cuda" or "cpu": what workers compute on
     num_cpus: int
     num_gpus: int
     num_workers: int  # one per GPU; without any, two on one machine, one per node of a cluster
+    most_workers: int  # with the machines that an autoscaler may start
     num_threads: int  # of each worker
     trial_resources: dict[str, float]  # what the thin process of a trial takes
 
     @property
-    def device(self) -> str:
-        """What workers compute on."""
-        return "cuda" if self.num_gpus else "cpu"
+    def is_elastic(self) -> bool:
+        """Whether machines may come and go."""
+        return self.address != "local"
+
+    @property
+    def worker_resources(self) -> dict[str, int]:
+        """What a worker asks of Ray: its device; while there is none for it, the autoscaler sees that one is wanted."""
+        return {"num_gpus": 1, "num_cpus": 1} if self.device == "cuda" else {"num_cpus": self.num_threads}
+
+    def count_devices(self) -> int:
+        """For how many workers there are devices now."""
+        return _num_workers(present().values(), self.device) if self.is_elastic else self.num_workers
 
     def __str__(self) -> str:
-        where = "this machine" if self.address == "local" else f"the Ray cluster at {self.address}"
-        return f"{where}: {self.num_gpus} GPUs, {self.num_cpus} CPUs"
+        where = f"the Ray cluster at {self.address}" if self.is_elastic else "this machine"
+        more = f", up to {self.most_workers} workers" if self.most_workers > self.num_workers else ""
+        return f"{where}: {self.num_gpus} GPUs, {self.num_cpus} CPUs{more}"
 
 
 @contextmanager
 def connected(address: str | None) -> Iterator[Cluster]:
     """Start Ray here, or join the cluster at `address` ("auto": the one that runs here); leave it in the end.
 
+    Without an address it is RAY_ADDRESS's cluster, or that whose head this machine is, where `ray up` made it one.
     Raises `UserError` when the cluster cannot be reached.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    is_head = AUTOSCALER_FILE.expanduser().is_file()
+    address = address or os.environ.get("RAY_ADDRESS") or ("auto" if is_head else "local")
     os.environ.setdefault("RAY_AUTH_MODE", "disabled" if address == "local" else "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     namespace = f"prefixray-{os.getpid()}"
@@ -66,21 +82,35 @@ def connected(address: str | None) -> Iterator[Cluster]:
 
 
 def _look_around(address: str, namespace: str) -> Cluster:
-    """Count what there is."""
+    """Count what there is, and what may come."""
     found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    num_cpus, num_gpus = int(found.get("CPU", 0)), int(found.get("GPU", 0))
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    with_cpus = [count for count in nodes if count]
-    if num_gpus:
-        num_workers, num_threads = num_gpus, max(1, num_cpus // num_gpus)
-    elif address == "local":
-        num_workers, num_threads = cpu_workers(num_cpus)
-    elif with_cpus:
-        num_workers, num_threads = len(with_cpus), max(1, min(with_cpus) - 1)  # a core stays for the trials' processes
+    trial = {"trial": 1.0} if "trial" in found else {"CPU": 0.01}
+    here = list(present().values())
+    coming = [] if address == "local" else to_come()
+    device = "cuda" if num_gpus(here) + num_gpus(coming) else "cpu"
+    now, most = _num_workers(here, device), _num_workers(coming, device)
+    if address == "local" and device == "cpu":
+        now, num_threads = cpu_workers(here[0].num_cpus)
+    elif now + most:
+        num_threads = _threads([*here, *coming], device, num_spare=0 if "trial" in found else 1)
     else:
         raise UserError(f"--address: {address}: this Ray cluster has neither GPUs nor CPUs")
-    trial = {"trial": 1.0} if "trial" in found else {"CPU": 0.01}
-    return Cluster(address, namespace, num_cpus, num_gpus, num_workers, num_threads, trial)
+    num_cpus = sum(node.num_cpus for node in here)
+    return Cluster(
+        address, namespace, device, num_cpus, num_gpus(here), now, max(now, most), num_threads, trial_resources=trial
+    )
+
+
+def _num_workers(machines: Iterable[Devices], device: str) -> int:
+    """One per GPU, or one per machine that has CPUs to give."""
+    return num_gpus(machines) if device == "cuda" else sum(node.num_cpus > 0 for node in machines)
+
+
+def _threads(machines: Sequence[Devices], device: str, *, num_spare: int) -> int:
+    """Threads of each worker: as many as the smallest machine has; on CPUs, `num_spare` stay for trials' processes."""
+    if device == "cuda":
+        return max(1, min(node.num_cpus // node.num_gpus for node in machines if node.num_gpus))
+    return max(1, min(node.num_cpus for node in machines if node.num_cpus) - num_spare)
 
 
 def _start_here(namespace: str) -> None:

@@ -359,6 +359,8 @@ class SearchConfig(Strict):
     """Every random draw of the sweep derives from it."""
     max_hours: PositiveFloat | None = None
     """No trial is started after this much wall time of one run of the command; running ones end."""
+    max_gpu_hours: PositiveFloat | None = None
+    """The same after this many hours of all workers' devices together, GPUs or not."""
     max_failures: PositiveInt = 3
     """How often a worker may die in a row with this trial alone in its pack before the trial has failed."""
 

@@ -215,6 +215,8 @@ class _Sweep:
         coordinator = Coordinator(stages, self._pool, self._tracker, search, self._inbox)
         if search.max_hours is not None and name == "search":
             coordinator.deadline = self._started + 3600 * search.max_hours
+        if search.max_gpu_hours is not None and name == "search":
+            coordinator.device_seconds = 3600 * search.max_gpu_hours
         scratch, resources = self._folder / "tune", self._cluster.trial_resources
         run_stages(coordinator, scratch, resources, self._live, title=self._title, name=name)
 
@@ -232,7 +234,7 @@ class _Sweep:
         return {key: getattr(final, key) for key in DECODING}
 
     def _concurrency(self, arm: ArmConfig) -> int:
-        slots, workers = self._pool.num_slots, self._pool.num_workers
+        slots, workers = self._pool.num_slots, self._pool.most_workers
         return num_at_once(arm, self._config.search.concurrency, num_slots=slots, num_workers=workers)
 
     def _search_spec(self, arm: ArmConfig) -> MakeSpec:

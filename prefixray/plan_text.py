@@ -110,6 +110,8 @@ def _cautions(plan: Plan) -> list[str]:
         lines.append("The arms have unequal budgets: the table of the results will say so.")
     if plan.config.search.max_hours is not None:
         lines.append(f"No trial starts after {plan.config.search.max_hours:g} hours (search.max_hours).")
+    if plan.config.search.max_gpu_hours is not None:
+        lines.append(f"No trial starts after {plan.config.search.max_gpu_hours:g} device hours (search.max_gpu_hours).")
     return [_wrapped(line) for line in lines]
 
 

@@ -2,10 +2,13 @@
 
 The pool lives in the driver and is the one arbiter. Workers are actors that ask for a device each; Ray starts a dead
 one again under the same name, so a trial finds its worker by name. One that gives no sign of life is killed, so that
-Ray does. Nothing outlives the driver.
+Ray does. On a cluster there are as many workers as the trials
+need: one that waits for a device is what the autoscaler sees, and one without work gives its device back. Nothing
+outlives the driver.
 """
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -15,19 +18,22 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from prefixray.cluster import Cluster
 from prefixray.config import ArmConfig, UserError
 from prefixray.hypotheses import Split
+from prefixray.nodes import draining, node_of
 from prefixray.sizes import BYTES_PER_TRAINED, MOST_SLOTS, largest_trial, num_slots
-from prefixray.trial import WorkerStatus
+from prefixray.trial import TrialSpec, WorkerStatus
 from prefixray.worker import Worker, WorkerSetup
 
 logger = logging.getLogger(__name__)
 
 MOST_DEATHS = 3  # of workers during a decoding, before the sweep gives up
-RETURN_SECONDS = 1800.0  # for a dead worker to be started again
+TEND_SECONDS = 2.0  # between two looks at how many workers are needed
+MOVE_SECONDS = 15.0  # without a device after which a worker's trials go on with others
+IDLE_SECONDS = 60.0  # without work after which a worker that is not needed gives its device back
 HANG_SECONDS = 900.0  # without a forward, or without an answer, after which a worker hangs
 WATCH_SECONDS = 5.0  # between two looks at the workers while they decode
 
@@ -41,11 +47,22 @@ class _Place:
 
     name: str
     handle: ActorHandle[Worker]
-    keys: set[str] = field(default_factory=set)
+    loading: Any  # its answer to `ready`; None once that has come
+    free_bytes: int = 0  # of its own device, beside the base
+    num_slots: int = 0  # by that
+    lost_at: float = math.inf  # since when it has had no process
+    keys: dict[str, TrialSpec] = field(default_factory=dict)
     exclusive: bool = False
     decoding: Any = None  # what it has been given to decode, while it has no trials
+    suspending: Any = None  # while its node is about to go
     status: WorkerStatus | None = None  # what it said last
     heard_at: float | None = None  # the `time.monotonic()` of that; None before the first time and after a death
+    busy_at: float = field(default_factory=time.monotonic)  # when it had something to do last
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has nothing to do."""
+        return not self.keys and self.decoding is None
 
 
 class Pool:
@@ -53,58 +70,89 @@ class Pool:
 
     def __init__(self, cluster: Cluster, setup: WorkerSetup, records: Path) -> None:
         """Start the workers; what they die of is recorded in the folder `records`, which each driver begins anew."""
-        self._cluster = cluster
+        self._cluster, self._setup, self._records = cluster, setup, records.absolute()
         shutil.rmtree(records, ignore_errors=True)
         records.mkdir(parents=True)
-        self._places = []
-        for index in range(cluster.num_workers):
-            name = f"worker-{index}"
-            own = replace(setup, record=str(records.absolute() / f"{name}.json"))
-            self._places.append(_Place(name, _start(name, cluster, own)))
+        self._places: list[_Place] = []
+        self._num_started = 0
+        self._num_refused = 0  # of those that came later: the devices that cannot be used
         self.num_slots = 1
         self.found: Mapping[str, Any] = {}
+        self.device_seconds = 0.0
+        """How long workers have held devices, all together."""
+        self._arms: list[ArmConfig] = []
+        self._tended_at = time.monotonic()
         self._news: list[str] = []
         self._early: list[DecodeJob] = []
         self._stops: dict[str, Any] = {}  # by trial: the last time that its worker was asked to end it
+        for _ in range(max(1, cluster.num_workers)):
+            self._start_worker()
 
     def wait(self, arms: Sequence[ArmConfig]) -> None:
-        """Wait until the workers have loaded the base, and choose the number of slots from the memory they found."""
-        answers: list[dict[str, Any]] = [_answer(place.handle.ready.remote()) for place in self._places]
-        self.found = answers[0]
-        sharing = [arm for arm in arms if not arm.exclusive]
-        trial_bytes = max((largest_trial(arm, self.found["shape"]) for arm in sharing), default=1)
-        free = min(answer["free_bytes"] for answer in answers)
-        if self.found["device"] == "cpu" and self._cluster.address == "local":
-            free //= len(answers)  # they see the same memory
-        check_exclusive(arms, self.found, free)
-        self.num_slots = num_slots(free, trial_bytes)
-        logger.info(
-            "%d slots per worker: %.1f GiB free, %.2f GiB a trial", self.num_slots, free / 2**30, trial_bytes / 2**30
-        )
+        """Wait until a worker has loaded the base, on one machine all; choose the slots from the memory they found.
+
+        On a cluster this may take as long as a machine takes to come; the others are used when they are there.
+        """
+        self._arms = list(arms)
+        num_awaited = 1 if self._cluster.is_elastic else len(self._places)
+        while all(place.loading is not None for place in self._places):
+            ray.wait([place.loading for place in self._places], num_returns=num_awaited)
+            self._hear(is_first=True)
+            time.sleep(0.1)
+        ready = [place for place in self._places if place.loading is None]
+        check_exclusive(arms, self.found, max(place.free_bytes for place in ready))
+        self.num_slots = min(place.num_slots for place in ready)
 
     @property
-    def num_workers(self) -> int:
-        """How many workers there are."""
-        return len(self._places)
+    def most_workers(self) -> int:
+        """How many workers there may be."""
+        return max(len(self._places), self._cluster.most_workers - self._num_refused)
+
+    def tend(self, num_sharing: int, num_exclusive: int) -> None:
+        """Have as many workers as so many trials at once need.
+
+        One for each exclusive trial, one for each full pack of the others, more where devices are free anyway.
+        """
+        now = time.monotonic()
+        if now < self._tended_at + TEND_SECONDS:
+            return
+        self._hear()
+        ready = [place for place in self._places if place.loading is None]
+        self.device_seconds += (now - self._tended_at) * len(ready)
+        self._tended_at = now
+        for place in self._places:
+            if not place.is_idle:
+                place.busy_at = now
+        if not self._cluster.is_elastic:
+            return
+        self._leave_draining()
+        self._move_stranded()
+        devices = self._cluster.count_devices()
+        packs = num_exclusive + math.ceil(num_sharing / self.num_slots)
+        most = max(devices, self._cluster.most_workers) - self._num_refused
+        wanted = max(1, min(most, num_sharing + num_exclusive, max(devices, packs)))
+        for _ in range(wanted - len(self._places)):
+            self._start_worker()
+        self._retire(len(self._places) - wanted)
 
     def has_room(self, *, exclusive: bool) -> bool:
         """Whether a trial could be placed now; an exclusive one needs an empty worker."""
         return self._choose(exclusive=exclusive) is not None
 
-    def place(self, key: str, *, exclusive: bool) -> tuple[str, str]:
-        """Take a slot for a trial: the worker's name and namespace."""
+    def place(self, spec: TrialSpec, *, exclusive: bool) -> str:
+        """Take a slot for a trial, and write down on which worker; returns the workers' namespace."""
         place = self._choose(exclusive=exclusive)
         assert place is not None, "has_room comes first"
-        place.keys.add(key)
+        self._assign(spec, place)
         place.exclusive = exclusive
-        return place.name, self._cluster.namespace
+        return self._cluster.namespace
 
     def release(self, key: str) -> None:
         """Free a trial's slot, and let the worker know in case that the trial is still in its pack."""
         self._stops.pop(key, None)
         for place in self._places:
             if key in place.keys:
-                place.keys.remove(key)
+                del place.keys[key]
                 place.exclusive = False
                 place.handle.leave.remote(key)
 
@@ -124,13 +172,14 @@ class Pool:
 
         One that hangs is killed, and started again by Ray.
         """
-        for place in self._places:
+        for place in (place for place in self._places if place.loading is None):
             try:
                 answer: Any = ray.get(place.handle.status.remote(), timeout=timeout)
             except GetTimeoutError:
                 silent = 0.0 if place.heard_at is None else time.monotonic() - place.heard_at
-            except RayError:
+            except RayError:  # it is dead, or started again
                 silent, place.heard_at = 0.0, None
+                place.loading, place.lost_at = place.handle.ready.remote(), time.monotonic()
             else:
                 self._note_death(place, answer)
                 silent, place.heard_at, place.status = answer.seconds_silent, time.monotonic(), answer
@@ -160,7 +209,7 @@ class Pool:
         for place in self._places:
             if place.decoding is not None and ray.wait([place.decoding], timeout=0)[0]:
                 place.decoding = None
-            if self._early and not place.keys and place.decoding is None:
+            if self._early and place.is_idle and place.loading is None:
                 place.decoding = place.handle.decode.remote(*self._early.pop(0))
 
     def decode(self, jobs: Sequence[DecodeJob]) -> None:
@@ -169,26 +218,38 @@ class Pool:
         begun = [place.decoding for place in self._places if place.decoding is not None]
         if begun:
             ray.wait(begun, num_returns=len(begun))
+        for place in self._places:
+            place.decoding = None
         waiting = list(jobs)
-        running: dict[Any, tuple[ActorHandle[Worker], DecodeJob]] = {}
-        free = [place.handle for place in self._places]
+        running: dict[str, DecodeJob] = {}  # by worker
         num_deaths = 0
         while waiting or running:
-            while waiting and free:
-                handle, job = free.pop(), waiting.pop(0)
-                running[handle.decode.remote(*job)] = handle, job
-            while not (done := ray.wait(list(running), num_returns=1, timeout=WATCH_SECONDS)[0]):
-                self.status(timeout=1.0)
-            handle, job = running.pop(done[0])
-            free.append(handle)
-            try:
-                _answer(done[0])
-            except RayActorError:  # what it had decoded is on disk
-                num_deaths += 1
-                if num_deaths > MOST_DEATHS:
-                    raise
-                waiting.append(job)
-                _await_return(handle)
+            self.tend(len(waiting) + len(running), 0)
+            for place in (place for place in self._places if place.is_idle and place.loading is None):
+                if waiting:
+                    running[place.name] = waiting.pop(0)
+                    place.decoding = place.handle.decode.remote(*running[place.name])
+            for place in self._decoded():
+                answer, place.decoding, job = place.decoding, None, running.pop(place.name)
+                try:
+                    _answer(answer)
+                except RayActorError:  # what it had decoded is on disk
+                    num_deaths += 1
+                    if num_deaths > MOST_DEATHS:
+                        raise
+                    waiting.append(job)
+                    place.loading = place.handle.ready.remote()
+
+    def _decoded(self) -> list[_Place]:
+        """The workers that have ended their decoding; waits a while for one, and watches that none hangs."""
+        busy = [place for place in self._places if place.decoding is not None]
+        if not busy:  # all are awaited
+            time.sleep(TEND_SECONDS)
+            return []
+        done, _ = ray.wait([place.decoding for place in busy], timeout=WATCH_SECONDS)
+        if not done:
+            self.status(timeout=1.0)
+        return [place for place in busy if place.decoding in done]
 
     def _note_death(self, place: _Place, answer: WorkerStatus) -> None:
         known = 0 if place.status is None else place.status.num_deaths
@@ -200,15 +261,105 @@ class Pool:
         self._news.append(line)
 
     def _choose(self, *, exclusive: bool) -> _Place | None:
+        places = [place for place in self._places if place.loading is None and place.suspending is None]
         if exclusive:
-            return next((place for place in self._places if not place.keys), None)
-        open_places = [p for p in self._places if not p.exclusive and len(p.keys) < self.num_slots]
-        return min(open_places, key=lambda place: len(place.keys), default=None)
+            need = _exclusive_bytes(self.found)
+            return next((place for place in places if not place.keys and need <= place.free_bytes), None)
+        open_places = [p for p in places if not p.exclusive and len(p.keys) < p.num_slots]
+        return min(open_places, key=lambda place: len(place.keys) / place.num_slots, default=None)
+
+    def _assign(self, spec: TrialSpec, place: _Place) -> None:
+        place.keys[spec.key] = spec
+        spec.place_on(place.name)
+        logger.info("%s is placed on %s", spec.key, place.name)
+
+    def _start_worker(self) -> None:
+        name = f"worker-{self._num_started}"
+        handle = _start(name, self._cluster, replace(self._setup, record=str(self._records / f"{name}.json")))
+        self._places.append(_Place(name, handle, loading=handle.ready.remote()))
+        self._num_started += 1
+
+    def _hear(self, *, is_first: bool = False) -> None:
+        """Take the answers of workers that have loaded the base meanwhile; raises what kept the first ones from it."""
+        for place in list(self._places):
+            if place.loading is None or not ray.wait([place.loading], timeout=0)[0]:
+                continue
+            try:
+                found = _answer(place.loading)
+            except ActorUnavailableError:  # it died, and Ray starts it again as soon as there is a device
+                if is_first and not self._cluster.is_elastic:
+                    raise
+                place.loading = place.handle.ready.remote()
+            except (RayActorError, UserError) as error:
+                if is_first:
+                    raise
+                self._give_up(place, error)
+            else:
+                self._welcome(place, found)
+
+    def _give_up(self, place: _Place, error: Exception) -> None:
+        """A device that cannot be used is left alone; trials that had been there go elsewhere first."""
+        if place.keys:
+            place.loading = place.handle.ready.remote()
+            return
+        self._say(f"{place.name} cannot be used, and its device is left alone: {error}")
+        self._num_refused += 1
+        self._kill(place)
+
+    def _welcome(self, place: _Place, found: Mapping[str, Any]) -> None:
+        """A worker is ready: it gets the slots that its memory has room for."""
+        self.found = self.found or found
+        shared = found["device"] == "cpu" and not self._cluster.is_elastic  # workers of one machine see the same memory
+        sharing = [arm for arm in self._arms if not arm.exclusive]
+        trial_bytes = max((largest_trial(arm, found["shape"]) for arm in sharing), default=1)
+        place.free_bytes = int(found["free_bytes"]) // (len(self._places) if shared else 1)
+        place.num_slots = num_slots(place.free_bytes, trial_bytes)
+        place.loading = None
+        told = place.name, place.num_slots, found["device"], place.free_bytes / 2**30, trial_bytes / 2**30
+        logger.info("%s: %d slots on %s: %.1f GiB free, %.2f GiB a trial", *told)
+
+    def _retire(self, num_too_many: int) -> None:
+        """Give devices back: first those that are still awaited, then those without work for a while."""
+        awaited = [place for place in self._places if place.loading is not None and not place.keys]
+        patience = time.monotonic() - IDLE_SECONDS
+        idle = [place for place in self._places if place.loading is None and place.is_idle and place.busy_at < patience]
+        for place in [*awaited, *idle][: max(0, num_too_many)]:
+            logger.info("%s is not needed (any more)", place.name)
+            self._kill(place)
+
+    def _kill(self, place: _Place) -> None:
+        ray.kill(place.handle)
+        self._places.remove(place)
+
+    def _move_stranded(self) -> None:
+        """Let trials whose worker has had no device for a while go on where there is room."""
+        for place in self._places:
+            if place.loading is None or time.monotonic() < place.lost_at + MOVE_SECONDS:
+                continue
+            for key, spec in list(place.keys.items()):
+                other = self._choose(exclusive=place.exclusive)
+                if other is not None:
+                    del place.keys[key]
+                    other.exclusive, place.exclusive = place.exclusive, False
+                    self._assign(spec, other)
+
+    def _leave_draining(self) -> None:
+        """Have trials checkpointed on machines that are about to go; then Ray starts their worker on another one."""
+        leaving = draining()
+        for place in self._places if leaving else ():
+            if place.suspending is not None and ray.wait([place.suspending], timeout=0)[0]:
+                ray.kill(place.handle, no_restart=False)
+                place.suspending, place.loading, place.lost_at = None, place.handle.ready.remote(), -math.inf
+            elif place.suspending is None and place.loading is None and node_of(place.handle) in leaving:
+                logger.info(
+                    "%s: its machine is about to go; its trials are checkpointed and go on elsewhere", place.name
+                )
+                place.suspending = place.handle.suspend.remote()
 
 
 def check_exclusive(arms: Sequence[ArmConfig], found: Mapping[str, Any], free: int) -> None:
     """Refuse full fine-tuning that cannot fit: master weights, gradients and Adam's moments, all in fp32."""
-    need = BYTES_PER_TRAINED * found["num_parameters"]
+    need = _exclusive_bytes(found)
     if need <= free:
         return
     size = f"{need / 2**30:.1f} GiB ({found['num_parameters']:,} parameters x {BYTES_PER_TRAINED} bytes)"
@@ -222,6 +373,10 @@ def check_exclusive(arms: Sequence[ArmConfig], found: Mapping[str, Any], free: i
         raise UserError(*problems)
 
 
+def _exclusive_bytes(found: Mapping[str, Any]) -> int:
+    return int(BYTES_PER_TRAINED * found["num_parameters"])
+
+
 def _answer(reference: Any) -> Any:  # noqa: ANN401
     """Wait for a worker's answer; what the user can mend comes as their `UserError`, without Ray's traceback."""
     try:
@@ -232,25 +387,14 @@ def _answer(reference: Any) -> Any:  # noqa: ANN401
         raise
 
 
-def _await_return(handle: ActorHandle[Worker]) -> None:
-    """Wait until Ray has started a dead worker again."""
-    deadline = time.monotonic() + RETURN_SECONDS
-    while True:
-        try:
-            ray.get(handle.ready.remote())
-        except RayActorError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(1.0)
-        else:
-            return
-
-
 def _start(name: str, cluster: Cluster, setup: WorkerSetup) -> ActorHandle[Worker]:
     """A worker actor: it blocks one thread per waiting call, and dies with the driver."""
-    options = {"num_gpus": 1, "num_cpus": 1} if cluster.device == "cuda" else {"num_cpus": setup.num_threads}
     actor = ray.remote(Worker).options(
-        name=name, namespace=cluster.namespace, max_restarts=-1, max_concurrency=2 * MOST_SLOTS + 8, **options
+        name=name,
+        namespace=cluster.namespace,
+        max_restarts=-1,
+        max_concurrency=2 * MOST_SLOTS + 8,
+        **cluster.worker_resources,
     )
     handle: ActorHandle[Worker] = actor.remote(setup)  # type: ignore[assignment]
     return handle

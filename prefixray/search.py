@@ -82,6 +82,8 @@ class Coordinator:
         self._started, self._steps_before = time.monotonic(), 0
         self.deadline = math.inf
         """`time.monotonic()` after which no new trial is started."""
+        self.device_seconds = math.inf
+        """No new trial is started after the workers have held devices for so long, all together."""
         for stage in self._stages:
             for record in stage.source.records():
                 self._remember(stage, record)
@@ -143,7 +145,7 @@ class Coordinator:
 
     def most_at_once(self) -> int:
         """How many trials there can be at a time."""
-        slots = self._pool.num_slots * self._pool.num_workers
+        slots = self._pool.num_slots * self._pool.most_workers
         return max(1, min(slots, sum(stage.concurrency for stage in self._stages)))
 
     def suspend(self) -> None:
@@ -154,6 +156,7 @@ class Coordinator:
         """A picture for the live view."""
         statuses = self._pool.status(timeout=1.0)
         with self._lock:
+            self._pool.tend(*self._demand())
             self._pool.use_idle()
             for key in self._stopping:  # again: it may have been on its way to its worker
                 self._pool.stop(key)
@@ -245,7 +248,7 @@ class Coordinator:
 
     def _when(self, stage: Stage) -> str:
         """Let a search that had nothing more to start go on; said where it cannot in this run of the driver."""
-        if self.lost or time.monotonic() > self.deadline:
+        if self.lost or self._is_spent():
             return " for the next run of the sweep, since this one starts no more trials"
         self._exhausted.discard(stage.name)
         return ""
@@ -266,18 +269,35 @@ class Coordinator:
         active = sum(running.stage is stage for running in self._running.values())
         if stage.name in self._exhausted or active >= stage.concurrency:
             return False
-        if time.monotonic() > self.deadline and not stage.source.num_orphans():
+        if self._is_spent() and not stage.source.num_orphans():
             self._exhausted.add(stage.name)
             return False
         return self._pool.has_room(exclusive=stage.arm.exclusive)
 
+    def _is_spent(self) -> bool:
+        return time.monotonic() > self.deadline or self._pool.device_seconds > self.device_seconds
+
+    def _demand(self) -> tuple[int, int]:
+        """Trials that run or could be started now: those that share a worker, and those that need one each."""
+        sharing = exclusive = 0
+        for stage in self._stages:
+            active = sum(running.stage is stage for running in self._running.values())
+            begun = sum(row.arm == stage.name for row in self._rows.values())
+            left = 0 if stage.name in self._exhausted else max(0, stage.source.num_wanted() - begun)
+            at_once = active + min(stage.concurrency - active, left)
+            sharing, exclusive = (
+                sharing + at_once * (not stage.arm.exclusive),
+                exclusive + at_once * stage.arm.exclusive,
+            )
+        return sharing, exclusive
+
     def _start(self, stage: Stage, proposal: Proposal) -> dict[str, Any]:
         spec = stage.spec(proposal)
-        worker = self._pool.place(spec.key, exclusive=stage.arm.exclusive)
+        namespace = self._pool.place(spec, exclusive=stage.arm.exclusive)
         self._running[spec.key] = _Running(stage, spec, proposal.number)
         self._rows[spec.key] = _row(stage, spec, proposal, state="running")
         self._tracker.trial(spec.key, _params(spec), _tags(stage, spec))
-        return {"spec": spec, "worker": worker}
+        return {"spec": spec, "namespace": namespace}
 
     def _lose(self, report: Report) -> None:
         """Start nothing more: what cannot be run now stays running in its study, for the next driver to adopt."""

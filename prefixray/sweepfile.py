@@ -29,7 +29,7 @@ from prefixray.yamlfile import Document, Key, read_document, shown, suggestion
 
 _Section = TypeVar("_Section", bound=BaseModel)
 _RUNS = Path("runs")
-_BUDGETS = frozenset({"num_trials", "max_hours", "concurrency", "max_failures"})
+_BUDGETS = frozenset({"num_trials", "max_hours", "max_gpu_hours", "concurrency", "max_failures"})
 _FILES = ("train", "dev", "test")
 _OWN_DATA = ("path", *_FILES, "columns")
 _DATA_OF: Mapping[TaskName, tuple[str, ...]] = {

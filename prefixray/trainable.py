@@ -28,7 +28,7 @@ class TrialTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Store what to train and where."""
         self._spec: TrialSpec = config["spec"]
-        self._worker_name, self._namespace = config["worker"]
+        self._namespace: str = config["namespace"]
         self._token = uuid.uuid4().hex
         self._joined = False
 
@@ -63,7 +63,7 @@ class TrialTrainable(tune.Trainable):
 
     def _try(self) -> Report | None:
         """Join if need be, and wait for a report; None when the trial is not in the worker's pack (any more)."""
-        worker = ray.get_actor(self._worker_name, namespace=self._namespace)
+        worker = ray.get_actor(self._spec.placed_on(), namespace=self._namespace)
         if not self._joined:
             try:
                 admission = cast(Admission, ray.get(worker.join.remote(self._spec, self._token)))

@@ -5,9 +5,12 @@ Both are plain records in a module without torch, so that the thin processes tha
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from prefixray.config import TrainConfig, TrialConfig
+
+_PLACE = "worker"  # the file in a trial's folder that names its worker
 
 
 def report_steps(recipe: TrainConfig, also: Iterable[int], num_steps: int) -> tuple[int, ...]:
@@ -35,6 +38,18 @@ class TrialSpec:
     def report_steps(self) -> tuple[int, ...]:
         """The steps after which the trial is evaluated, ascending; the last is the end of its schedule."""
         return report_steps(self.config, (*self.rungs, *self.eval_at), self.config.num_steps)
+
+    def place_on(self, worker: str) -> None:
+        """Write down which worker trains it, for its process to read; it changes when that worker's machine is gone."""
+        folder = Path(self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = folder / f"{_PLACE}.tmp"
+        scratch.write_text(worker, encoding="utf-8")
+        scratch.replace(folder / _PLACE)
+
+    def placed_on(self) -> str:
+        """The worker that trains it."""
+        return (Path(self.folder) / _PLACE).read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ SEARCH = [
     "live",
     "nodeconfig",
     "clusterfile",
+    "nodes",
     "cluster",
     "worker",
     "pool",
@@ -85,7 +86,7 @@ FRONT = ["cli", "__main__"]
 # Libraries whose upstream drift shall cost a few files.
 ALLOWED = {
     "torch": {*TRAINING, *SEARCH, *ENTRIES},
-    "ray": {"clusterfile", "cluster", "pool", "trainable", "engine"},
+    "ray": {"clusterfile", "nodes", "cluster", "pool", "trainable", "engine"},
     "transformers": {"base", "attention", "batching", "generation", "methods"},
     "optuna": {"study"},
     "mlflow": {"tracking"},

@@ -622,6 +622,7 @@ def test_a_configuration_survives_json() -> None:
         "search.num_trials=9",
         "search.concurrency=2",
         "search.max_hours=1.5",
+        "search.max_gpu_hours=8",
         "search.max_failures=1",
         "arms.prefix.num_trials=5",
         "final.num_seeds=3",
