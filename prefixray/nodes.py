@@ -69,17 +69,26 @@ def node_of(actor: ActorHandle[Any]) -> str | None:
     return found["Address"]["NodeID"] or None if found.get("State") == "ALIVE" else None
 
 
-def drain(address: str, ip: str, reason: str, seconds: float) -> bool:
-    """Tell Ray that the node at `ip` is taken back in so many seconds; whether Ray has taken note.
+def node_at(address: str, ip: str) -> str | None:
+    """The id of the living node with this address, asked of the cluster's control service at `address`."""
+    nodes = _control(address).get_all_node_info(timeout=30)
+    alive = [i.hex() for i, node in nodes.items() if node.node_manager_address == ip and node.state == node.ALIVE]
+    return alive[-1] if alive else None
+
+
+def drain(address: str, node_id: str, reason: str, seconds: float) -> bool:
+    """Tell Ray that a node is taken back in so many seconds; whether Ray has taken note.
 
     A death after that costs nobody a retry, and what Ray starts from now on it starts elsewhere.
     """
-    client = ray._raylet.GcsClient(address=address)  # type: ignore[attr-defined]
-    nodes = client.get_all_node_info(timeout=30)
-    mine = [i.hex() for i, node in nodes.items() if node.node_manager_address == ip and node.state == node.ALIVE]
     deadline = time.time_ns() // 1_000_000 + int(1000 * seconds)
     preemption = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
-    return bool(mine) and all([client.drain_node(node_id, preemption, reason, deadline)[0] for node_id in mine])
+    is_accepted: bool = _control(address).drain_node(node_id, preemption, reason, deadline)[0]
+    return is_accepted
+
+
+def _control(address: str) -> Any:  # noqa: ANN401
+    return ray._raylet.GcsClient(address=address)  # type: ignore[attr-defined]
 
 
 def num_gpus(machines: Iterable[Devices]) -> int:

@@ -79,7 +79,7 @@ SEARCH = [
 ]
 ORDER = [*PLAIN, *TRAINING, *SEARCH]
 # Parse and wire; nobody imports them, not even one another.
-ENTRIES = ["sweep", "plan", "train", "decode", "report", "control", "export", "convert", "cluster_check"]
+ENTRIES = ["sweep", "plan", "train", "decode", "report", "control", "export", "convert", "cluster_check", "spot"]
 # The one command over them all, which imports the entry that is named.
 FRONT = ["cli", "__main__"]
 

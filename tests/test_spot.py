@@ -1,0 +1,120 @@
+"""The watcher of a spot machine: it speaks to a real HTTP server that stands for the cloud's metadata service."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import psutil
+import pytest
+import ray
+from ray.cluster_utils import Cluster as Machines
+
+from prefixray.nodes import present
+from prefixray.spot import Notice, read_notice
+
+TOKEN = "AQAEAK"
+
+
+class Metadata(ThreadingHTTPServer):
+    """IMDSv2 and GCP's service, as far as spot notices go; `notice` is what the cloud has to say."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
+        self.notice: str | None = None
+        self.num_asked = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Answer(BaseHTTPRequestHandler):
+    server: Metadata
+
+    def do_PUT(self) -> None:
+        is_token = self.path == "/latest/api/token" and int(self.headers["X-aws-ec2-metadata-token-ttl-seconds"]) > 0
+        self._say(200 if is_token else 404, TOKEN)
+
+    def do_GET(self) -> None:
+        self.server.num_asked += 1
+        match self.path:
+            case "/latest/meta-data/spot/instance-action":
+                if self.headers["X-aws-ec2-metadata-token"] != TOKEN:
+                    self._say(401, "")
+                else:
+                    self._say(404 if self.server.notice is None else 200, self.server.notice or "")
+            case "/computeMetadata/v1/instance/preempted":
+                is_google = self.headers["Metadata-Flavor"] == "Google"
+                self._say(200 if is_google else 403, "FALSE" if self.server.notice is None else "TRUE")
+            case _:
+                self._say(404, "")
+
+    def _say(self, code: int, text: str) -> None:
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def metadata() -> Iterator[Metadata]:
+    with Metadata() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def _in(seconds: float) -> str:
+    at = datetime.now(UTC) + timedelta(seconds=seconds)
+    return f'{{"action": "terminate", "time": "{at:%Y-%m-%dT%H:%M:%SZ}"}}'
+
+
+def test_awss_notice_says_when(metadata: Metadata) -> None:
+    assert read_notice("aws", metadata.url) is None and metadata.num_asked == 1
+    metadata.notice = _in(120)
+    notice = read_notice("aws", metadata.url)
+    assert notice is not None and notice.text == "terminate" and 100 < notice.seconds <= 120
+    metadata.notice = _in(-5)
+    assert read_notice("aws", metadata.url) == Notice("terminate", 0.0)
+
+
+def test_gcps_notice_leaves_half_a_minute(metadata: Metadata) -> None:
+    assert read_notice("gcp", metadata.url) is None
+    metadata.notice = "yes"
+    assert read_notice("gcp", metadata.url) == Notice("preempted", 30.0)
+
+
+def test_a_metadata_service_that_does_not_answer_is_asked_again_later(metadata: Metadata) -> None:
+    metadata.shutdown()
+    metadata.server_close()
+    assert read_notice("aws", metadata.url) is None
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_notice_drains_the_node_in_a_real_cluster(metadata: Metadata) -> None:
+    machines = Machines(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        spot = machines.add_node(num_cpus=1)
+        ray.init(address=machines.address)
+        command = [sys.executable, "-m", "prefixray.spot", "--address", machines.address, "--node", spot.node_id]
+        watcher = subprocess.Popen(
+            [*command, "--metadata", metadata.url, "--every", "0.1"], stdout=subprocess.PIPE, text=True
+        )
+        while metadata.num_asked < 2:
+            assert watcher.poll() is None
+        assert spot.node_id in present()
+        metadata.notice = _in(600)
+        said, _ = watcher.communicate(timeout=60)
+        assert watcher.returncode == 0 and "terminate" in said
+        assert spot.node_id not in present()  # it is being drained, or, as it was idle, gone already
+    finally:
+        ray.shutdown()
+        machines.shutdown()
+        for process in psutil.Process().children(recursive=True):
+            process.kill()
