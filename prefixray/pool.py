@@ -64,6 +64,15 @@ class _Place:
         """Whether it has nothing to do."""
         return not self.keys and self.decoding is None
 
+    @property
+    def is_stranded(self) -> bool:
+        """Whether it has trials and no device."""
+        return bool(self.keys) and self.loading is not None
+
+    def lose(self) -> None:
+        """It has no process any more; Ray starts it again as soon as there is a device."""
+        self.loading, self.lost_at, self.suspending = self.handle.ready.remote(), time.monotonic(), None
+
 
 class Pool:
     """The workers of a sweep."""
@@ -125,15 +134,16 @@ class Pool:
                 place.busy_at = now
         if not self._cluster.is_elastic:
             return
-        self._leave_draining()
+        self._leave_gone()
         self._move_stranded()
         devices = self._cluster.count_devices()
         packs = num_exclusive + math.ceil(num_sharing / self.num_slots)
         most = max(devices, self._cluster.most_workers) - self._num_refused
         wanted = max(1, min(most, num_sharing + num_exclusive, max(devices, packs)))
-        for _ in range(wanted - len(self._places)):
+        num_useful = sum(not place.is_stranded for place in self._places)
+        for _ in range(wanted - num_useful):
             self._start_worker()
-        self._retire(len(self._places) - wanted)
+        self._retire(num_useful - wanted)
 
     def has_room(self, *, exclusive: bool) -> bool:
         """Whether a trial could be placed now; an exclusive one needs an empty worker."""
@@ -179,7 +189,7 @@ class Pool:
                 silent = 0.0 if place.heard_at is None else time.monotonic() - place.heard_at
             except RayError:  # it is dead, or started again
                 silent, place.heard_at = 0.0, None
-                place.loading, place.lost_at = place.handle.ready.remote(), time.monotonic()
+                place.lose()
             else:
                 self._note_death(place, answer)
                 silent, place.heard_at, place.status = answer.seconds_silent, time.monotonic(), answer
@@ -238,7 +248,7 @@ class Pool:
                     if num_deaths > MOST_DEATHS:
                         raise
                     waiting.append(job)
-                    place.loading = place.handle.ready.remote()
+                    place.lose()
 
     def _decoded(self) -> list[_Place]:
         """The workers that have ended their decoding; waits a while for one, and watches that none hangs."""
@@ -334,7 +344,7 @@ class Pool:
     def _move_stranded(self) -> None:
         """Let trials whose worker has had no device for a while go on where there is room."""
         for place in self._places:
-            if place.loading is None or time.monotonic() < place.lost_at + MOVE_SECONDS:
+            if not place.is_stranded or time.monotonic() < place.lost_at + MOVE_SECONDS:
                 continue
             for key, spec in list(place.keys.items()):
                 other = self._choose(exclusive=place.exclusive)
@@ -343,17 +353,18 @@ class Pool:
                     other.exclusive, place.exclusive = place.exclusive, False
                     self._assign(spec, other)
 
-    def _leave_draining(self) -> None:
-        """Have trials checkpointed on machines that are about to go; then Ray starts their worker on another one."""
+    def _leave_gone(self) -> None:
+        """Note whose machine has gone; on those that are about to go, have trials checkpointed, then started elsewhere."""
         leaving = draining()
-        for place in self._places if leaving else ():
-            if place.suspending is not None and ray.wait([place.suspending], timeout=0)[0]:
+        for place in (place for place in self._places if place.loading is None):
+            node = node_of(place.handle)
+            if node is None:
+                place.lose()
+            elif place.suspending is not None and ray.wait([place.suspending], timeout=0)[0]:
                 ray.kill(place.handle, no_restart=False)
-                place.suspending, place.loading, place.lost_at = None, place.handle.ready.remote(), -math.inf
-            elif place.suspending is None and place.loading is None and node_of(place.handle) in leaving:
-                logger.info(
-                    "%s: its machine is about to go; its trials are checkpointed and go on elsewhere", place.name
-                )
+                place.lose()
+            elif place.suspending is None and node in leaving:
+                self._say(f"{place.name}: its machine is about to go; its trials are checkpointed and go on elsewhere")
                 place.suspending = place.handle.suspend.remote()
 
 

@@ -20,7 +20,6 @@ from ray.cluster_utils import Cluster as Machines
 
 from prefixray.nodes import drain
 
-os.environ["RAY_raylet_start_wait_time_s"] = "120"  # the machine may be busy
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SWEEP = """
