@@ -354,7 +354,7 @@ class Pool:
                     self._assign(spec, other)
 
     def _leave_gone(self) -> None:
-        """Note whose machine has gone; on those that are about to go, have trials checkpointed, then started elsewhere."""
+        """Note whose machine has gone; where one is about to go, have its trials checkpointed, then go on elsewhere."""
         leaving = draining()
         for place in (place for place in self._places if place.loading is None):
             node = node_of(place.handle)

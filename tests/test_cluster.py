@@ -112,7 +112,7 @@ def test_a_node_that_joins_is_used_and_the_trials_of_one_that_dies_go_on_there(
     sweep.finish()
     placed = re.findall(r"prefix/(\d+) is placed on (worker-\d)", sweep.log())
     moved = [number for number, worker in placed if worker == "worker-1" and (number, "worker-0") in placed]
-    assert moved and {number for number, _ in placed} == {str(number) for number in range(10)}
+    assert moved and len({number for number, _ in placed}) == 10
 
 
 def test_a_drained_nodes_trials_go_on_elsewhere_and_a_node_without_work_is_given_back(
