@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
+from prefixray.masking import masked
 from prefixray.space import AnyDimension, Scalar
 
 Count = PositiveInt | Literal["all"]
@@ -33,8 +34,8 @@ class UserError(Exception):
     """What the user can mend: one line per problem, each with its place, value, requirement and remedy."""
 
     def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems = tuple(masked(problem) for problem in problems)
+        super().__init__("\n".join(self.problems))
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, ...]]:
         """Pickled as it was made: it travels from workers to the driver."""

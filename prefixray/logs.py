@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from prefixray.masking import masked
+
 FOLLOW_SECONDS = 0.5  # between two looks at a file that grows
 _CHATTY = ("transformers", "ray", "ray.tune", "optuna", "alembic", "mlflow", "datasets", "urllib3", "filelock")
 
@@ -41,11 +43,18 @@ class _Terminal(logging.StreamHandler[TextIO]):
         pass
 
 
+class _Masking(logging.Formatter):
+    """Hides credentials, in tracebacks too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
+
+
 def to_file(path: Path, *, terminal: int | None = logging.WARNING) -> None:
     """Send what prefixray logs to a file; what is of the level `terminal` or worse goes to stderr as well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(_Masking("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger("prefixray")
     root.setLevel(logging.INFO)
     root.propagate = False
@@ -53,7 +62,7 @@ def to_file(path: Path, *, terminal: int | None = logging.WARNING) -> None:
     if terminal is not None:
         shown = _Terminal()
         shown.setLevel(terminal)
-        shown.setFormatter(logging.Formatter("%(message)s"))
+        shown.setFormatter(_Masking("%(message)s"))
         root.addHandler(shown)
 
 

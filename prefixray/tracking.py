@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from prefixray.config import TrackingConfig
+from prefixray.masking import masked
 from prefixray.space import Scalar
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class MlflowTracker(Tracker):
     ) -> None:
         folder = folder.absolute()
         shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-        self.uri = uri or f"sqlite:///{shown / 'mlflow.db'}"
+        self.uri = masked(uri or f"sqlite:///{shown / 'mlflow.db'}")
         self._artifacts = artifacts
         self._sender = _Sender(_Store(folder, sweep, params, uri), self.uri)
 
@@ -283,7 +284,11 @@ class _Store:
 
     def _attach(self, run_id: str, files: Sequence[Path]) -> None:
         for file in files:
-            self._client.log_artifact(run_id, str(file))
+            text = file.read_text(encoding="utf-8", errors="replace") if file.suffix == ".yaml" else ""
+            if masked(text) == text:
+                self._client.log_artifact(run_id, str(file))
+            else:
+                self._client.log_text(run_id, masked(text), file.name)
 
 
 @dataclass(frozen=True)
@@ -447,4 +452,4 @@ def _text(value: Scalar) -> str:
         case bool():
             return str(value).lower()
         case _:
-            return str(value)
+            return masked(str(value))

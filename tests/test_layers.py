@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent / "prefixray"
 
 # Text and numbers: no torch down to here.
 PLAIN = [
+    "masking",
     "space",
     "config",
     "artifact",

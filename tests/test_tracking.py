@@ -315,3 +315,19 @@ tracker.close("finished")
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert local(folder).statuses() == ["FINISHED"]
+
+
+def test_credentials_reach_neither_parameters_nor_the_attached_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "an-environments-own")
+    login = "https://me:s3cr3t-w0rd@example.org"
+    (folder / "sweep.yaml").write_text(f"name: sweep\ntracking: {{mlflow: {login}}}\n")
+    tracker = open_sweep(folder, params={"base": f"{login}/base", "token": "an-environments-own"})
+    tracker.close("finished")
+    stored = local(folder)
+    parameters = stored.parent.data.params
+    assert (parameters["base"], parameters["token"]) == ("https://***@example.org/base", "***")
+    attached = stored.client.download_artifacts(stored.parent.info.run_id, "sweep.yaml")
+    assert Path(attached).read_text() == "name: sweep\ntracking: {mlflow: https://***@example.org}\n"
+    assert login in (folder / "sweep.yaml").read_text()
