@@ -35,7 +35,7 @@ from prefixray.study import ArmStudy, FixedStudy, Proposal, Record, parameter_im
 from prefixray.sweepfile import differences, dump, identity, restore
 from prefixray.tables import render_markdown, write_csv
 from prefixray.tasks import load_task
-from prefixray.tracking import Tracker, open_tracker
+from prefixray.tracking import Tracker, check_server, open_tracker
 from prefixray.trial import TrialSpec
 from prefixray.worker import WorkerSetup
 
@@ -64,6 +64,7 @@ def run_sweep(config: SweepConfig, file: Path, *, address: str | None = None, sh
         if file.resolve() != (folder / "sweep.yaml").resolve():
             shutil.copyfile(file, folder / "sweep.yaml")
         repair_journal(folder / "study.journal")
+        check_server(config.tracking)
         live = LiveView(shown)
         try:
             with connected(address) as cluster:
@@ -133,12 +134,20 @@ class _Sweep:
         if stages:
             counts = [f"{s.name} {s.source.num_wanted()} trials, {s.concurrency} at once" for s in stages]
             self._title = f"{self._heading}   {'; '.join(counts)}"
-            self._run("search", stages)
+            try:
+                self._run("search", stages)
+            except KeyboardInterrupt:
+                self._store_search(studies)
+                raise
+        self._store_search(studies)
+        return studies
+
+    def _store_search(self, studies: Mapping[str, ArmStudy]) -> None:
+        """Write what the search has found, where there are no results of a final stage."""
         path = self._folder / "results.json"
         if not path.is_file() or not is_finished(load_results(self._folder)):
-            rungs, importance = list(config.search.rungs), self._importance()
+            rungs, importance = list(self._config.search.rungs), self._importance()
             self._store({"search": self._search_trials(studies), "rungs": rungs, "importance": importance})
-        return studies
 
     def _final(self, studies: Mapping[str, ArmStudy]) -> Results:
         config, metric = self._config, self._config.final.metric.removeprefix("test/")
@@ -325,7 +334,7 @@ def _search_trial(config: SweepConfig, arm: ArmConfig, record: Record) -> Search
     last = max(record.reports, default=0)
     at_rung = record.state == "stopped" and record.stopped_by is None and last in config.search.rungs
     rung = config.search.rungs.index(last) + 1 if at_rung else None
-    value = record.value
+    value = record.reports.get(last) if record.state == "running" else record.value
     return SearchTrial(
         arm=arm.name,
         number=record.number,

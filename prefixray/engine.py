@@ -3,6 +3,7 @@
 What is to be run and what comes of it is the coordinator's; nothing of Tune's state is kept or restored.
 """
 
+import _thread
 import os
 import shutil
 import threading
@@ -62,8 +63,10 @@ def run_stages(
                 verbose=0,
             ),
         ).fit()
-    except KeyboardInterrupt:
+    except BaseException as error:
         coordinator.suspend()
+        if coordinator.broken is not None:
+            raise SweepFailed(coordinator.broken) from error
         raise
     finally:
         ended.set()
@@ -71,12 +74,17 @@ def run_stages(
         live.update(coordinator.view(title, name))
         shutil.rmtree(scratch, ignore_errors=True)
     if coordinator.lost:
-        raise SweepFailed(*coordinator.lost, "the sweep goes on from here when it is started again; see its sweep.log")
+        problems = [f"{', '.join(keys)}: {note}" for note, keys in coordinator.lost.items()]
+        raise SweepFailed(*problems, "the sweep goes on from here when it is started again; see its sweep.log")
 
 
 def _show(coordinator: Coordinator, live: LiveView, title: str, name: str, ended: threading.Event) -> None:
     while not ended.wait(LIVE_SECONDS):
-        _serve(coordinator, live)
+        try:
+            _serve(coordinator, live)
+        except OSError:  # the coordinator has noted it
+            _thread.interrupt_main()
+            return
         live.update(coordinator.view(title, name))
 
 

@@ -1,18 +1,37 @@
 """How a command ends: with an exit code that scripts can use, and no traceback where nothing of ours went wrong.
 
 Each entry's last line is `leave(main)`. What a command refuses or finds failed is its own code to return; that it was
-interrupted, or that nobody reads on (`prefixray plan ... | head`), can happen to all of them and is dealt with here.
+interrupted, that nobody reads on (`prefixray plan ... | head`), or that the file system refuses, can happen to all of
+them and is dealt with here.
 """
 
+import errno
 import os
 import select
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
+
+from prefixray.config import disk_problem
 
 INTERRUPTED = 130
 """As a shell counts it: 128 and the signal's number."""
 UNREAD = 141
+FAILED = 1
+_OF_THE_DISK = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
 
 
 def leave(main: Callable[[], int]) -> NoReturn:
@@ -29,7 +48,32 @@ def leave(main: Callable[[], int]) -> NoReturn:
         if not _is_unread():
             raise
         code = UNREAD
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        print(disk_problem(error), file=sys.stderr)
+        code = FAILED
     sys.exit(code)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let a first interrupt be a `KeyboardInterrupt`, after which all is put away, and a second end the process."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # a shell has its background jobs ignore it
+        yield
+        return
+
+    def first(signum: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGINT, lambda signum, frame: os._exit(INTERRUPTED))
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is first:
+            signal.signal(signal.SIGINT, before)
 
 
 def _is_unread() -> bool:

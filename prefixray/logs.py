@@ -58,6 +58,7 @@ def to_file(path: Path, *, terminal: int | None = logging.WARNING) -> None:
     root = logging.getLogger("prefixray")
     root.setLevel(logging.INFO)
     root.propagate = False
+    logging.raiseExceptions = False  # where the disk is full, that is said once and not with every line of the log
     root.handlers = [file]
     if terminal is not None:
         shown = _Terminal()

@@ -394,7 +394,7 @@ def _answer(reference: Any) -> Any:  # noqa: ANN401
         return ray.get(reference)
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
-            raise UserError(*error.cause.problems) from None
+            raise type(error.cause)(*error.cause.problems) from None
         raise
 
 

@@ -9,7 +9,8 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, assert_never
@@ -17,7 +18,7 @@ from typing import Any, Literal, assert_never
 from pydantic import ValidationError
 
 from prefixray.arms import read_configuration
-from prefixray.config import ArmConfig, SearchConfig, UserError
+from prefixray.config import ArmConfig, SearchConfig, UserError, disk_problem
 from prefixray.inbox import Add, Extend, Finish, Inbox, Request, Stop
 from prefixray.live import Row, State, View
 from prefixray.pool import DecodeJob, Pool
@@ -76,8 +77,10 @@ class Coordinator:
         self._exhausted: set[str] = set()
         self._over = False  # Tune was told that nothing comes; until then a search may be extended
         self._stopping: set[str] = set()  # trials that a request stops, while their workers do not know it yet
-        self.lost: list[str] = []
-        """Trials that could not be brought to an end, and why."""
+        self.lost: dict[str, list[str]] = {}
+        """Why trials could not be brought to an end, and which."""
+        self.broken: str | None = None
+        """What keeps this driver from going on: its disk."""
         self._lock = threading.RLock()
         self._started, self._steps_before = time.monotonic(), 0
         self.deadline = math.inf
@@ -91,7 +94,7 @@ class Coordinator:
 
     def next(self) -> dict[str, Any] | Literal["FINISHED"] | None:
         """What Tune shall start: a trial's configuration; None: nothing now."""
-        with self._lock:
+        with self._lock, self._noting_disk():
             for stage in self._stages:
                 if not self._may_start(stage):
                     continue
@@ -105,7 +108,7 @@ class Coordinator:
 
     def on_report(self, report: Report) -> bool:
         """Take a report; whether the trial goes on."""
-        with self._lock:
+        with self._lock, self._noting_disk():
             running = self._running.get(report.key)
             if running is None:
                 return False
@@ -141,7 +144,8 @@ class Coordinator:
 
     def serve(self) -> list[str]:
         """Execute the requests that wait in the sweep's folder; what came of each, and news of workers."""
-        return [*self._pool.news(), *self._inbox.serve(self._act)]
+        with self._noting_disk():
+            return [*self._pool.news(), *self._inbox.serve(self._act)]
 
     def most_at_once(self) -> int:
         """How many trials there can be at a time."""
@@ -253,6 +257,15 @@ class Coordinator:
         self._exhausted.discard(stage.name)
         return ""
 
+    @contextmanager
+    def _noting_disk(self) -> Iterator[None]:
+        """What is written here is the sweep's memory: without it nothing may go on. Tune hides who raised what."""
+        try:
+            yield
+        except OSError as error:
+            self.broken = disk_problem(error)
+            raise
+
     def _steps_done(self) -> int:
         return sum(row.step for row in self._rows.values())
 
@@ -305,7 +318,7 @@ class Coordinator:
         self._stopping.discard(report.key)
         self._pool.release(report.key)
         self._exhausted = {stage.name for stage in self._stages}
-        self.lost.append(f"{report.key}: {report.note}")
+        self.lost.setdefault(report.note or "", []).append(report.key)
 
     def _end(self, report: Report, state: Ended, value: float | None) -> None:
         """Tell everyone, the study last: a trial that it calls ended has its result on disk."""

@@ -10,6 +10,7 @@ python -m prefixray.sweep sweeps/e2e_small.yaml --address auto                  
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefixray.config import SweepConfig, SweepFailed, UserError
-from prefixray.exits import leave
+from prefixray.exits import INTERRUPTED, interruptible, leave
 from prefixray.logs import followed, quieten, to_file
 from prefixray.sweepfile import load_sweep
 
@@ -40,9 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1 if isinstance(error, SweepFailed) else 2
     except KeyboardInterrupt:
-        scales = "".join(f" --scale {name}" for name in options.scale)
-        print(f"\ninterrupted; to go on: python -m prefixray.sweep {options.sweep}{scales}", file=sys.stderr)
-        return 130
+        print(f"\ninterrupted; to go on: {_command(options)}", file=sys.stderr)
+        return INTERRUPTED
     from prefixray.tables import render_text
 
     print(render_text(outcome.results))
@@ -63,10 +63,33 @@ def _run(config: SweepConfig, file: Path, options: argparse.Namespace) -> "Outco
     from prefixray.driver import run_sweep
 
     with ExitStack() as stack:
+        stack.enter_context(interruptible())
         shown = stack.enter_context(open(os.devnull, "w")) if options.quiet else sys.stdout
         if options.verbose:
             stack.enter_context(followed(log))
-        return run_sweep(config, file, address=options.address, shown=shown)
+        try:
+            return run_sweep(config, file, address=options.address, shown=shown)
+        except KeyboardInterrupt:
+            print(_so_far(Path("runs") / config.name))
+            raise
+
+
+def _command(options: argparse.Namespace) -> str:
+    """What goes on with the sweep, for a shell."""
+    scales = [word for name in options.scale for word in ("--scale", name)]
+    overrides = [word for override in options.set for word in ("--set", override)]
+    return shlex.join(["python", "-m", "prefixray.sweep", options.sweep, *scales, *overrides])
+
+
+def _so_far(folder: Path) -> str:
+    """The table of the search as it stands."""
+    from prefixray.results import load_results
+    from prefixray.tables import search_table
+
+    try:
+        return search_table(load_results(folder)["search"])
+    except UserError:
+        return "no trial has been started yet"
 
 
 def _print_plan(config: SweepConfig, file: Path, prices: Path | None) -> int:

@@ -9,6 +9,7 @@ same runs, and may say again what an earlier driver did not get to say.
 import logging
 import math
 import os
+import ssl
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -18,8 +19,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
-from prefixray.config import TrackingConfig
+from prefixray.config import TrackingConfig, UserError
 from prefixray.masking import masked
 from prefixray.space import Scalar
 
@@ -39,7 +43,8 @@ Closed = Literal["finished", "failed", "interrupted"]
 _STATUS_OF_TRIAL: Mapping[Ended, str] = {"done": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 _STATUS_OF_SWEEP: Mapping[Closed, str] = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _MOST_WAITING = 50_000  # entries that are kept while the server is away; points of curves beyond that are lost
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0  # seconds between attempts
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0  # seconds between attempts
+_ANSWER_SECONDS = 10.0  # for a server to answer at all
 _PATIENCE, _PATIENCE_AWAY = 60.0, 10.0  # seconds without progress after which closing gives up
 _AT_ONCE = 100  # parameters in one request: the server's limit
 _METRICS_AT_ONCE = 1000  # and metrics
@@ -78,14 +83,36 @@ class Tracker(ABC):
 
 def open_tracker(config: TrackingConfig, folder: Path, sweep: str, params: Mapping[str, Scalar]) -> Tracker:
     """A tracker as configured; `params` are the sweep's, and stand on every trial's run too, where the UI filters."""
-    match config.mlflow:
-        case None:
-            return NoTracker()
-        case "auto":
-            uri = os.environ.get("MLFLOW_TRACKING_URI")
-        case _:
-            uri = config.mlflow
-    return MlflowTracker(folder, sweep, params, uri=uri, artifacts=config.artifacts == "finished")
+    if config.mlflow is None:
+        return NoTracker()
+    return MlflowTracker(folder, sweep, params, uri=_given_uri(config), artifacts=config.artifacts == "finished")
+
+
+def check_server(config: TrackingConfig) -> None:
+    """Refuse a tracking server that does not answer: it may be away later, but now its address is more likely wrong."""
+    uri = _given_uri(config)
+    if uri is None or not uri.startswith(("http://", "https://")):
+        return
+    parts = urlsplit(uri)
+    shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # without a password
+    try:
+        urlopen(shown, timeout=_ANSWER_SECONDS).close()
+    except HTTPError:
+        return  # whatever it says, it is there
+    except OSError as error:
+        reason = error.reason if isinstance(error, URLError) else error
+        if isinstance(reason, ssl.SSLError):
+            return  # MLflow has settings of its own for certificates
+        place = "MLFLOW_TRACKING_URI" if config.mlflow == "auto" else "tracking.mlflow"
+        raise UserError(
+            f"{place}: {shown}: no MLflow server answers there ({reason}); start it (mlflow server), or log nothing "
+            "(--set tracking.mlflow=null), or into the sweep's folder (auto, and no MLFLOW_TRACKING_URI)"
+        ) from error
+
+
+def _given_uri(config: TrackingConfig) -> str | None:
+    """The tracking URI that the file or the environment names; None where there is none."""
+    return os.environ.get("MLFLOW_TRACKING_URI") if config.mlflow == "auto" else config.mlflow
 
 
 class NoTracker(Tracker):

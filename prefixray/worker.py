@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from prefixray.config import TaskConfig, TrainConfig, UserError, disk_problem
+from prefixray.config import SweepFailed, TaskConfig, TrainConfig, UserError, disk_problem
 from prefixray.hypotheses import Split
 from prefixray.logs import quieten, to_file
 from prefixray.triage import JOINING, Triage
@@ -171,7 +171,10 @@ class Worker:
         from prefixray.evaluation import decode_for_sweep
 
         made_by = None if artifact is None else Path(artifact)
-        self._call(lambda: decode_for_sweep(self._trainer, made_by, Path(folder), split, settings))
+        try:
+            self._call(lambda: decode_for_sweep(self._trainer, made_by, Path(folder), split, settings))
+        except OSError as error:
+            raise SweepFailed(disk_problem(error)) from error
 
     def status(self) -> WorkerStatus:
         """Where the trials stand, without waiting for the loop."""
@@ -200,7 +203,7 @@ class Worker:
         except UserError as error:
             return Admission("refused", str(error))
         except OSError as error:
-            raise UserError(disk_problem(error)) from error
+            raise SweepFailed(disk_problem(error)) from error
         finally:
             self._triage.begins({})
         self._members[spec.key] = _Membership(token)

@@ -4,6 +4,7 @@ Run with `pytest -m faults`. A fixed list of configurations in fp32 without earl
 Ray Tune, Optuna and MLflow; real faults hit it, and its numbers are compared with those of an undisturbed run.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -212,3 +213,60 @@ def test_workers_killed_together_and_while_they_rejoin_cost_no_number(sweep: Swe
     assert "its trials rejoin" in output_of(process)
     assert_complete(sweep)
     assert_same(sweep, undisturbed)
+
+
+def test_an_interrupt_puts_all_away_and_a_second_one_ends_at_once(sweep: Sweep, undisturbed: Sweep) -> None:
+    process = sweep.start("--set", "search.max_hours=9")
+    wait_for(sweep.has_checkpoints, process)
+    process.send_signal(signal.SIGINT)
+    output = output_of(process, code=130, seconds=60)
+    assert "prefix/0" in output.split("state")[-1], "the table so far"
+    assert output.splitlines()[-1].endswith("python -m prefixray.sweep small.yaml --set search.max_hours=9")
+    process = sweep.start()
+    wait_for(lambda: len(workers_of(process)) > 0, process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=5) == 130
+    process.communicate(timeout=60)  # Ray's own processes notice
+    sweep.finish()
+    assert_complete(sweep)
+    assert_same(sweep, undisturbed)
+
+
+@pytest.fixture
+def small_disk(sweep: Sweep) -> Iterator[Path]:
+    """A disk of 24 MB on which the sweep's results lie."""
+    place = sweep.folder / "runs"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", place], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small disk takes a right that this user does not have")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def test_a_full_disk_and_a_file_in_the_way_stop_the_sweep_until_they_are_mended(
+    sweep: Sweep, undisturbed: Sweep, small_disk: Path
+) -> None:
+    in_the_way, ballast = sweep.results / "trials" / "prefix" / "2", small_disk / "ballast"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("")
+    output = output_of(sweep.start(), code=1)
+    assert f"prefix/2: {in_the_way}" in output and "then run the same command again" in output, output
+    in_the_way.unlink()
+    process = sweep.start()
+    wait_for(sweep.has_checkpoints, process)
+    _fill(ballast)
+    output = output_of(process, code=1)
+    assert "No space left on device" in output and "then run the same command again" in output, output
+    ballast.unlink()
+    sweep.finish()
+    assert_complete(sweep)
+    assert_same(sweep, undisturbed)
+
+
+def _fill(ballast: Path) -> None:
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 12))
