@@ -181,7 +181,7 @@ def _possible(arm: ArmConfig, key: str, value: Scalar) -> bool:
 def _check_trials(document: Document, arm: ArmConfig) -> None:
     """Try each end of each dimension beside each end of each other."""
     body = document.mapping(("arms", arm.name)) or {}
-    for values in _samples(arm):
+    for values in samples(arm):
         try:
             arm.trial(values)
         except ValidationError as error:
@@ -200,7 +200,7 @@ def _check_trials(document: Document, arm: ArmConfig) -> None:
                     document.complain(place, requirement(owner, name, detail, None))
 
 
-def _samples(arm: ArmConfig) -> Iterator[dict[str, Scalar]]:
+def samples(arm: ArmConfig) -> Iterator[dict[str, Scalar]]:
     """Values of the searched keys in which every two ends of every two dimensions meet."""
     dimensions = arm.dimensions
     first = {name: dimension.ends()[0] for name, dimension in dimensions.items()}

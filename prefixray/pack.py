@@ -137,7 +137,7 @@ class Pack:
     def __init__(self, base: Base, train: Sequence[Row], *, pad_id: int, token_budget: int | None = None) -> None:
         self.base, self.binder = base, Binder(base.model)
         self.members: dict[str, Member] = {}
-        self.token_budget = token_budget or TOKEN_BUDGET[base.device.type]
+        self.token_budget = self._first_budget = token_budget or TOKEN_BUDGET[base.device.type]
         self._train, self._pad_id = train, pad_id
         self._rows: dict[str, Sequence[Row]] = {}  # what each member trains on
         self._orders: dict[int, Order] = {}
@@ -154,10 +154,18 @@ class Pack:
         del self.members[key], self._rows[key]
 
     def step(self, keys: Iterable[str]) -> dict[str, Outcome]:
-        """One update of each of these members. A member whose numbers are not finite is not updated."""
+        """One update of each of these members. A member whose numbers are not finite is not updated.
+
+        Members that do not fit together take turns; one that does not fit alone is not updated either.
+        """
         members = [self.members[key] for key in keys]
         rows = [self._next_rows(member) for member in members]
         sums = self._within_memory(members, rows, train=True)
+        if sums is None and len(members) > 1:
+            return {key: outcome for half in _halves(members) for key, outcome in self.step(half).items()}
+        if sums is None:
+            self.token_budget = self._first_budget  # it goes, and the others may not need such small pieces
+            return {members[0].key: Outcome(math.nan, math.nan, 0, failed=_too_large(members[0].config))}
         outcomes = {}
         for member, own, total in zip(members, rows, sums, strict=True):
             count = sum(row.num_targets for row in own)
@@ -171,10 +179,19 @@ class Pack:
         return outcomes
 
     def evaluate(self, keys: Iterable[str], rows: Sequence[Row]) -> dict[str, float]:
-        """Each member's negative log-likelihood per target token over all `rows`, in nats; no dropout, no smoothing."""
+        """Each member's negative log-likelihood per target token over all `rows`, in nats; no dropout, no smoothing.
+
+        NaN where a member does not fit into memory.
+        """
         members = [self.members[key] for key in keys]
         with torch.no_grad():
             sums = self._within_memory(members, [rows] * len(members), train=False)
+        if sums is None and len(members) > 1:
+            return {key: score for half in _halves(members) for key, score in self.evaluate(half, rows).items()}
+        if sums is None:
+            self.token_budget = self._first_budget
+            logger.warning("%s: %s", members[0].key, _too_large(members[0].config))
+            return {members[0].key: math.nan}
         count = sum(row.num_targets for row in rows)
         return {member.key: total / count for member, total in zip(members, sums, strict=True)}
 
@@ -183,19 +200,26 @@ class Pack:
         order = self._orders.setdefault(member.order_seed, Order(len(rows), member.order_seed))
         return [rows[i] for i in order.at(member.step * member.rows_per_step, member.rows_per_step)]
 
-    def _within_memory(self, members: list[Member], rows: Sequence[Sequence[Row]], *, train: bool) -> list[float]:
-        """Summed NLL of each member's rows, and in training its gradients; less at once when memory runs out."""
+    def _within_memory(
+        self, members: list[Member], rows: Sequence[Sequence[Row]], *, train: bool
+    ) -> list[float] | None:
+        """Summed NLL of each member's rows, and in training its gradients; less at once when memory runs out.
+
+        None where a row at a time is too much.
+        """
         while True:
             for member in members if train else ():
                 member.optimizer.zero_grad(set_to_none=True)
             try:
                 return self._sums(members, rows, train=train)
-            except torch.OutOfMemoryError:
-                if self.token_budget <= max(sum(row.lengths) for own in rows for row in own):
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
                     raise
             # Out here, since the handled error keeps the step's tensors alive.
-            self.token_budget //= 2
             torch.cuda.empty_cache()
+            if self.token_budget <= max(sum(row.lengths) for own in rows for row in own):
+                return None
+            self.token_budget //= 2
             logger.warning("out of memory: micro-batches of %d tokens from here on", self.token_budget)
 
     def _sums(self, members: list[Member], rows: Sequence[Sequence[Row]], *, train: bool) -> list[float]:
@@ -251,6 +275,22 @@ class Pack:
                 loss = nll if not any(smoothing) else _smoothed(nll, log_p, batch, nll.new_tensor(smoothing))
                 (loss * nll.new_tensor([weights[slot] for slot, _ in rows])).sum().backward()
         return nll.detach()
+
+
+def _halves(members: Sequence[Member]) -> tuple[list[str], list[str]]:
+    keys = [member.key for member in members]
+    return keys[: len(keys) // 2], keys[len(keys) // 2 :]
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device has no more memory; of a CPU's, torch has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _too_large(config: TrialConfig) -> str:
+    values = {**config.method.model_dump(exclude_none=True), "batch_size": config.batch_size}
+    told = ", ".join(f"{key} {value}" for key, value in values.items())
+    return f"out of memory alone and with one example at a time: {told}"
 
 
 def _objective_weight(config: TrialConfig, rows: Sequence[Row]) -> float:

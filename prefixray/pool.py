@@ -2,9 +2,8 @@
 
 The pool lives in the driver and is the one arbiter. Workers are actors that ask for a device each; Ray starts a dead
 one again under the same name, so a trial finds its worker by name. One that gives no sign of life is killed, so that
-Ray does. On a cluster there are as many workers as the trials
-need: one that waits for a device is what the autoscaler sees, and one without work gives its device back. Nothing
-outlives the driver.
+Ray does. On a cluster there are as many workers as the trials need: one that waits for a device is what the autoscaler
+sees, and one without work gives its device back. Nothing outlives the driver.
 """
 
 import logging
@@ -109,6 +108,7 @@ class Pool:
             self._hear(is_first=True)
             time.sleep(0.1)
         ready = [place for place in self._places if place.loading is None]
+        _answer(ready[0].handle.check.remote(self._arms))
         check_exclusive(arms, self.found, max(place.free_bytes for place in ready))
         self.num_slots = min(place.num_slots for place in ready)
 

@@ -61,6 +61,7 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = (), scales: Sequence
     _check_base(document)
     _check_search(document, search, train, arms)
     _check_final(document)
+    _check_precision(document, arms)
     document.raise_problems()
     assert config is not None, "a file that cannot be read has problems"
     return config.model_copy(update={"arms": arms})
@@ -225,6 +226,14 @@ def _check_search(
             whose = "train" if arm is None else f"arms.{arm.name}"
             problem = f"the first must be at least twice {whose}.warmup_steps ({warmup}): {2 * warmup} or more"
             document.refuse(key, problem)
+
+
+def _check_precision(document: Document, arms: Sequence[ArmConfig]) -> None:
+    """What is trained in full is not stored in 4 bits."""
+    for arm in arms:
+        if arm.exclusive and arm.train.precision == "4bit":
+            problem = "full fine-tuning trains the base's own weights, and train.precision 4bit stores them in 4 bits"
+            document.complain(("arms", arm.name), f"{problem}: remove the arm, or take another precision")
 
 
 def _longest_warmup(arm: ArmConfig) -> int:

@@ -16,11 +16,13 @@ import psutil
 import torch
 from torch import Tensor
 
+from prefixray.arms import samples
 from prefixray.attention import Binder
 from prefixray.base import Base, checkpointed, load_in
 from prefixray.batching import Template, encode, make_template, row_lengths
 from prefixray.checkpoint import artifact_meta, load_checkpoint, save_artifact, save_checkpoint
-from prefixray.config import TaskConfig, TrainConfig, UserError
+from prefixray.config import AnyTrial, ArmConfig, PrefixTrial, TaskConfig, TrainConfig, UserError
+from prefixray.methods import Method, build_method
 from prefixray.pack import Member, Outcome, Pack, Seeds, learning_rate
 from prefixray.seeds import subset_of
 from prefixray.tasks import Task, load_task
@@ -95,7 +97,7 @@ class Trainer:
         member = self.pack.admit(spec.key, spec.config, Seeds.derive(spec.seed, spec.replicate), train=train)
         progress = _Progress(spec)
         try:
-            self._check_room(member)
+            self._check_room(member.method)
             saved = load_checkpoint(Path(spec.folder))
             if saved is not None:
                 _restore(member, progress, *saved)
@@ -230,9 +232,22 @@ class Trainer:
         at_rung = member.step in self._progress[key].spec.rungs and member.step < member.config.num_steps
         return (member.config.arm, member.step) if at_rung else None
 
-    def _check_room(self, member: Member) -> None:
+    def check(self, arms: Sequence[ArmConfig]) -> None:
+        """Refuse arms of which an end of a range cannot be built on this base: `UserError` with all that is wrong."""
+        problems: dict[str, None] = {}
+        for arm in arms:
+            methods = {arm.trial(values).method: None for values in samples(arm)} if not arm.exclusive else {}
+            for method in methods:
+                try:
+                    self._check_room(build_method(_flat(method), self.base, _no_words, init_seed=0, dropout_seed=0))
+                except UserError as error:
+                    problems |= {f"arms.{arm.name}.{problem}": None for problem in error.problems}
+        if problems:
+            raise UserError(*problems)
+
+    def _check_room(self, method: Method) -> None:
         """Refuse a trial whose prefix leaves no room for the longest example."""
-        insert, limit = member.method.insert(None), self.base.shape.max_positions
+        insert, limit = method.insert(None), self.base.shape.max_positions
         num_positions = insert.num_positions() + insert.infix_length
         shares = not self.base.shape.is_encoder_decoder  # there, positions are not shifted by a prefix
         if limit is not None and shares and num_positions + self._longest > limit:
@@ -281,6 +296,15 @@ def load_trainer(
     if base is None or data is None:
         raise UserError(*problems)
     return Trainer(checkpointed(base) if train.gradient_checkpointing else base, data, task)
+
+
+def _flat(method: AnyTrial) -> AnyTrial:
+    """The same without the network that makes a prefix, which is large and fits any base."""
+    return method.model_copy(update={"mid_dim": None}) if isinstance(method, PrefixTrial) else method
+
+
+def _no_words(input_ids: Tensor) -> dict[str, Tensor]:
+    return {}
 
 
 def _or_problems(load: Callable[[], T], problems: list[str]) -> T | None:

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from prefixray.config import SweepFailed, TaskConfig, TrainConfig, UserError, disk_problem
+from prefixray.config import ArmConfig, SweepFailed, TaskConfig, TrainConfig, UserError, disk_problem
 from prefixray.hypotheses import Split
 from prefixray.logs import quieten, to_file
 from prefixray.triage import JOINING, Triage
@@ -104,6 +104,10 @@ class Worker:
         if self._refusal is not None:
             raise self._refusal
         return self._trainer.describe()
+
+    def check(self, arms: Sequence[ArmConfig]) -> None:
+        """Refuse arms of which some trial cannot be built on this base: `UserError` with all that is wrong."""
+        self._call(lambda: self._trainer.check(arms))
 
     def join(self, spec: TrialSpec, token: str) -> Admission:
         """Let a trial join the pack.

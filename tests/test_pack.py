@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 import pytest
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
+from prefixray.attention import Insert
 from prefixray.base import Base
 from prefixray.batching import Row, encode, make_template
 from prefixray.config import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial, TaskConfig, TrialConfig
 from prefixray.methods.prefix import Prefix
-from prefixray.pack import Member, Order, Outcome, Pack, Seeds, learning_rate
+from prefixray.pack import Member, Order, Outcome, Pack, Seeds, _is_out_of_memory, learning_rate
 from prefixray.tasks import Example
 
 MakeBase = Callable[[str, torch.dtype], Base]
@@ -332,11 +334,29 @@ def test_out_of_memory_in_an_evaluation_is_evaluated_again(make_base: MakeBase) 
     assert pack.token_budget == 100
 
 
-def test_memory_that_does_not_hold_one_row_is_an_error(make_base: MakeBase) -> None:
-    pack = _pack(make_base("gpt2", torch.float64), {"flat": FLAT}, token_budget=10)
-    _fail_once(pack, 1)
-    with pytest.raises(torch.OutOfMemoryError):
-        pack.step(["flat"])
+def test_a_trial_that_does_not_fit_alone_ends_with_its_configuration_named_and_the_others_take_turns(
+    make_base: MakeBase,
+) -> None:
+    base = make_base("gpt2", torch.float64)
+    large = THREE | {"large": _trial(PrefixTrial(preseqlen=40, mid_dim=None, init_token=None), 1e-3)}
+    undisturbed, pack = _pack(base, THREE), _pack(base, large, token_budget=200)
+    _steps(undisturbed, THREE, 1)
+    with _memory_for(pack, num_members=2, num_positions=30):
+        outcomes = pack.step(large)
+        assert math.isnan(pack.evaluate(["large"], _rows(base))["large"])
+    assert [key for key, outcome in outcomes.items() if outcome.failed is not None] == ["large"]
+    assert str(outcomes["large"].failed).startswith("out of memory alone and with one example at a time: method prefix")
+    assert "preseqlen 40" in str(outcomes["large"].failed)
+    assert pack.token_budget == 200, "the others go back to larger pieces"
+    for key in THREE:
+        _assert_same(pack.members[key], undisturbed.members[key], TOLERANCE[torch.float64])
+
+
+def test_a_cpu_without_memory_is_one_that_has_run_out_of_it() -> None:
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 60)
+    assert _is_out_of_memory(refused.value)
+    assert not _is_out_of_memory(RuntimeError("the shapes differ"))
 
 
 def test_an_evaluation_leaves_no_trace(make_base: MakeBase) -> None:
@@ -426,6 +446,23 @@ def _count_forwards(pack: Pack) -> list[None]:
     calls: list[None] = []
     pack.base.blocks()[-1][1].register_forward_pre_hook(lambda module, args: calls.append(None))
     return calls
+
+
+@contextmanager
+def _memory_for(pack: Pack, *, num_members: int, num_positions: int) -> Iterator[None]:
+    """Let every forward run out of memory with more members, or a longer prefix, than this."""
+    whole = pack.binder.bind
+
+    def bind(
+        inserts: Sequence[Insert], row_trial: Sequence[int], *, targets: tuple[Tensor, Tensor] | None = None
+    ) -> AbstractContextManager[None]:
+        if len(inserts) > num_members or any(insert.num_positions() > num_positions for insert in inserts):
+            raise torch.OutOfMemoryError("no more")
+        return whole(inserts, row_trial, targets=targets)
+
+    pack.binder.bind = bind  # type: ignore[method-assign]
+    yield
+    pack.binder.bind = whole  # type: ignore[method-assign]
 
 
 def _fail_once(pack: Pack, nth_forward: int) -> None:

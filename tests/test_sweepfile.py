@@ -399,6 +399,12 @@ MALFORMED = {
         "x.yaml:15: arms.prefix.first[0].learning_rate: required, but missing: an entry gives every searched key\n"
         'x.yaml:15: arms.prefix.first[0].prefix_dropout: its condition is not met here ({"mid_dim": [512]})',
     ),
+    "a full fine-tuning in 4 bits": (
+        "num_steps: 40",
+        "num_steps: 40\n  precision: 4bit",
+        "x.yaml:15: arms.finetune: full fine-tuning trains the base's own weights, and train.precision 4bit stores "
+        "them in 4 bits: remove the arm, or take another precision",
+    ),
     "an anchor": (
         "5e-5}",
         "&x 5e-5}\n  other: {method: finetune, learning_rate: *x}",

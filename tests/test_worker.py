@@ -5,13 +5,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from prefixray import worker as worker_module
 from prefixray.checkpoint import load_checkpoint
-from prefixray.config import PrefixTrial, TaskConfig, TrainConfig, TrialConfig, UserError
+from prefixray.config import ArmConfig, PrefixTrial, TaskConfig, TrainConfig, TrialConfig, UserError
+from prefixray.space import Choice
 from prefixray.trial import Admission, Report, TrialSpec
 from prefixray.worker import Worker, WorkerSetup
 
@@ -236,6 +238,24 @@ def test_a_trial_that_cannot_be_built_is_refused_with_the_reason(worker: Worker,
     assert _Call(worker, "one").state() == "done"
 
 
+def test_ranges_that_make_no_sense_on_the_base_are_refused_all_at_once(worker: Worker) -> None:
+    prefix = ArmConfig(
+        name="long",
+        method="prefix",
+        fixed={"learning_rate": 1e-3, "mid_dim": 512, "init_token": "pub"},
+        dimensions={"preseqlen": Choice(choice=[5, 250, 999]), "sites": Choice(choice=["decoder", "encoder"])},
+        num_trials=4,
+        train=TrainConfig(num_steps=1, precision="fp32"),
+    )
+    with pytest.raises(UserError) as refused:
+        worker.check([prefix])
+    told = "\n".join(refused.value.problems)
+    assert "arms.long.preseqlen: 250: with the longest example" in told
+    assert "arms.long.preseqlen: 999: " in told and "has 256 positions" in told
+    assert "arms.long.sites: encoder: " in told and len(refused.value.problems) == 3
+    worker.check([prefix.model_copy(update={"dimensions": {"preseqlen": Choice(choice=[5, 9])}})])
+
+
 def test_an_error_in_a_call_is_its_callers_and_the_loop_goes_on(worker: Worker, tmp_path: Path) -> None:
     worker.join(_spec(tmp_path, "one", 30), "token")
     with pytest.raises(UserError, match="no artifact here"):
@@ -252,6 +272,55 @@ def test_an_error_in_the_loop_ends_the_process(
     worker.join(_spec(tmp_path, "one", 5), "token")
     assert crashed.wait(SECONDS)
     assert "the device is gone" in caplog.text
+
+
+def test_after_a_death_those_who_were_in_the_step_come_back_in_halves(
+    setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = replace(setup, record=str(tmp_path / "worker-0.json"))
+    specs = {key: _spec(tmp_path, key, 10_000, eval_every=2) for key in ("a", "b", "c")}
+    with monkeypatch.context() as dying:
+        dying.setattr("prefixray.trainer.Trainer.run", _explode)
+        crashed = threading.Event()
+        _hold_first_step(Worker(recorded, on_crash=crashed.set), list(specs.values()))
+        assert crashed.wait(SECONDS)
+    worker = Worker(recorded, on_crash=lambda: None)
+    status = worker.status()
+    assert (status.num_deaths, status.last_death) == (1, "RuntimeError: the device is gone, in its step: a, b, c")
+    assert worker.join(specs["c"], "token").state == "later"
+    assert [worker.join(specs[key], "token").state for key in ("a", "b")] == ["joined", "joined"]
+    assert _Call(worker, "a").report() is None, "past the step it makes room for the others"
+    _wait_for(lambda: worker.join(specs["c"], "token").state == "joined")
+    _wait_for(lambda: worker.join(specs["a"], "token").state == "joined")
+    report = _Call(worker, "a").report()
+    assert report is not None and report.step == 2
+    worker.suspend()
+
+
+def test_where_nothing_can_be_written_trials_are_lost_and_not_failed(worker: Worker, tmp_path: Path) -> None:
+    (tmp_path / "two").write_text("a file in the way")
+    _hold_first_step(worker, [_spec(tmp_path, "one", 10_000), _spec(tmp_path, "two", 10_000, eval_every=2)])
+    reports = [_Call(worker, key).report() for key in ("one", "two")]
+    for report in reports:
+        assert report is not None and report.lost
+        assert str(tmp_path / "two") in (report.note or "") and "run the same command again" in (report.note or "")
+    (tmp_path / "two").unlink()
+    worker.join(_spec(tmp_path, "two", 4), "token")
+    assert _Call(worker, "two").state() == "done"
+
+
+def test_a_loop_without_work_is_not_silent_and_one_that_hangs_is(
+    setup: WorkerSetup, worker: Worker, tmp_path: Path
+) -> None:
+    time.sleep(MOMENT)
+    assert worker.status().seconds_silent == 0.0
+    holding, released = threading.Event(), threading.Event()
+    threading.Thread(target=worker._call, args=(lambda: (holding.set(), released.wait(SECONDS)),), daemon=True).start()
+    assert holding.wait(SECONDS)
+    time.sleep(MOMENT)
+    assert worker.status().seconds_silent >= MOMENT
+    released.set()
+    _wait_for(lambda: worker.status().seconds_silent == 0.0)
 
 
 def test_decoding_writes_three_files_and_does_nothing_twice(worker: Worker, tmp_path: Path) -> None:
