@@ -239,7 +239,9 @@ class Trainer:
             methods = {arm.trial(values).method: None for values in samples(arm)} if not arm.exclusive else {}
             for method in methods:
                 try:
-                    self._check_room(build_method(_flat(method), self.base, _no_words, init_seed=0, dropout_seed=0))
+                    with torch.no_grad():
+                        record = self.pack.binder.record
+                        self._check_room(build_method(_flat(method), self.base, record, init_seed=0, dropout_seed=0))
                 except UserError as error:
                     problems |= {f"arms.{arm.name}.{problem}": None for problem in error.problems}
         if problems:
@@ -301,10 +303,6 @@ def load_trainer(
 def _flat(method: AnyTrial) -> AnyTrial:
     """The same without the network that makes a prefix, which is large and fits any base."""
     return method.model_copy(update={"mid_dim": None}) if isinstance(method, PrefixTrial) else method
-
-
-def _no_words(input_ids: Tensor) -> dict[str, Tensor]:
-    return {}
 
 
 def _or_problems(load: Callable[[], T], problems: list[str]) -> T | None:

@@ -454,11 +454,15 @@ def _memory_for(pack: Pack, *, num_members: int, num_positions: int) -> Iterator
     whole = pack.binder.bind
 
     def bind(
-        inserts: Sequence[Insert], row_trial: Sequence[int], *, targets: tuple[Tensor, Tensor] | None = None
+        inserts: Sequence[Insert],
+        row_trial: Sequence[int],
+        *,
+        targets: tuple[Tensor, Tensor] | None = None,
+        infix_starts: Sequence[int] = (),
     ) -> AbstractContextManager[None]:
         if len(inserts) > num_members or any(insert.num_positions() > num_positions for insert in inserts):
             raise torch.OutOfMemoryError("no more")
-        return whole(inserts, row_trial, targets=targets)
+        return whole(inserts, row_trial, targets=targets, infix_starts=infix_starts)
 
     pack.binder.bind = bind  # type: ignore[method-assign]
     yield
