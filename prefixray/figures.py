@@ -30,10 +30,20 @@ _QUESTIONS = {
     "mid_dim": "Flat, or behind a network?",
     "init_token": "Which words should a prefix start from?",
     "learning_rate": "Is the range of learning rates right?",
+    "prefix_mode": "Keys and values, or only embeddings?",
+    "format_mode": "Before the source, or behind it?",
     "bottleneck": "How wide should the adapter be?",
+    "percent": "How large should the adapters be?",
+    "top_layers": "How many blocks should be trained?",
     "rank": "How high should the rank be?",
 }
-_UNITS = {"preseqlen": "positions", "mid_dim": "units; flat: no network", "bottleneck": "units", "rank": "dimensions"}
+_UNITS = {
+    "preseqlen": "positions",
+    "mid_dim": "units; flat: no network",
+    "bottleneck": "units",
+    "top_layers": "blocks; none: all",
+    "rank": "dimensions",
+}
 
 
 @dataclass(frozen=True)

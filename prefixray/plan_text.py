@@ -27,7 +27,7 @@ _MOST_COUNTED = 10_000  # configurations
 _GIB = 2**30
 _KINDS: Mapping[Kind, str] = {
     "shared": "trials that share the base",
-    "alone": "full fine-tuning",
+    "alone": "fine-tuning",
     "decode": "decoding",
 }
 

@@ -273,7 +273,7 @@ class Pool:
     def _choose(self, *, exclusive: bool) -> _Place | None:
         places = [place for place in self._places if place.loading is None and place.suspending is None]
         if exclusive:
-            need = _exclusive_bytes(self.found)
+            need = max(_exclusive_bytes(self._arms, self.found).values(), default=0)
             return next((place for place in places if not place.keys and need <= place.free_bytes), None)
         open_places = [p for p in places if not p.exclusive and len(p.keys) < p.num_slots]
         return min(open_places, key=lambda place: len(place.keys) / place.num_slots, default=None)
@@ -369,23 +369,22 @@ class Pool:
 
 
 def check_exclusive(arms: Sequence[ArmConfig], found: Mapping[str, Any], free: int) -> None:
-    """Refuse full fine-tuning that cannot fit: master weights, gradients and Adam's moments, all in fp32."""
-    need = _exclusive_bytes(found)
-    if need <= free:
-        return
-    size = f"{need / 2**30:.1f} GiB ({found['num_parameters']:,} parameters x {BYTES_PER_TRAINED} bytes)"
+    """Refuse fine-tuning that cannot fit: master weights, and gradients and Adam's moments of what trains, in fp32."""
+    needs = _exclusive_bytes(arms, found)
     problems = [
-        f"arms.{arm.name}: full fine-tuning needs {size} beside the base, and a worker on {found['device']} has "
-        f"{free / 2**30:.1f} GiB free; remove the arm, or take a smaller base or a larger device"
-        for arm in arms
-        if arm.exclusive
+        f"arms.{name}: fine-tuning needs {need / 2**30:.1f} GiB beside the base ({BYTES_PER_TRAINED} bytes for each "
+        f"parameter that is trained, 4 for each other), and a worker on {found['device']} has {free / 2**30:.1f} GiB "
+        "free; remove the arm, train fewer top_layers, or take a smaller base or a larger device"
+        for name, need in needs.items()
+        if need > free
     ]
     if problems:
         raise UserError(*problems)
 
 
-def _exclusive_bytes(found: Mapping[str, Any]) -> int:
-    return int(BYTES_PER_TRAINED * found["num_parameters"])
+def _exclusive_bytes(arms: Sequence[ArmConfig], found: Mapping[str, Any]) -> dict[str, int]:
+    """What the largest trial of each arm that needs a worker to itself takes there."""
+    return {arm.name: largest_trial(arm, found["shape"]) for arm in arms if arm.exclusive}
 
 
 def _answer(reference: Any) -> Any:  # noqa: ANN401

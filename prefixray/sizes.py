@@ -107,6 +107,13 @@ def _num_blocks(shape: Mapping[str, Any]) -> int:
     return sum(int(site["num_layers"]) for name, site in shape["sites"].items() if name != "cross")
 
 
+def copied_parameters(method: AnyTrial, shape: Mapping[str, Any]) -> int:
+    """Weights of the base that a trial has a copy of without training them, in fp32."""
+    if not isinstance(method, FinetuneTrial):
+        return 0
+    return int(shape["num_parameters"]) - trained_parameters(method, shape)
+
+
 @dataclass(frozen=True)
 class Load:
     """What a pack's largest micro-batch holds."""
@@ -130,7 +137,7 @@ def pack_bytes(methods: Sequence[AnyTrial], shape: Mapping[str, Any], load: Load
     trained = [trained_parameters(method, shape) for method in methods]
     folded = sorted((stored_prefix(m, shape) for m in methods if isinstance(m, PrefixTrial)), reverse=True)
     state = (BYTES_PER_TRAINED - 4) * sum(trained) + 4 * max(trained) + 8 * sum(folded)
-    state += sum(4 * (total - own) for m, own in zip(methods, trained, strict=True) if isinstance(m, FinetuneTrial))
+    state += 4 * sum(copied_parameters(method, shape) for method in methods)
     stacked = 8 * sum(folded[: load.rows])
     longest = folded[0] if folded else 0
     return weight_bytes * total + state + stacked + _kept_bytes(longest, shape, load)
@@ -189,7 +196,8 @@ def _width(site: Mapping[str, int]) -> int:
 
 def largest_trial(arm: ArmConfig, shape: Mapping[str, Any]) -> int:
     """Bytes of the state of an arm's largest trial."""
-    return BYTES_PER_TRAINED * trained_parameters(largest_method(arm, shape), shape)
+    method = largest_method(arm, shape)
+    return BYTES_PER_TRAINED * trained_parameters(method, shape) + 4 * copied_parameters(method, shape)
 
 
 def largest_method(arm: ArmConfig, shape: Mapping[str, Any]) -> AnyTrial:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 MOST_SPEEDS = 200  # that are remembered
 Kind = Literal["shared", "alone", "decode"]
-"""Trials that share the frozen base, full fine-tuning, decoding."""
+"""Trials that share the frozen base, fine-tuning, decoding."""
 
 
 def cache_folder() -> Path:

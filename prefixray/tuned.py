@@ -104,7 +104,7 @@ class Tuned:
 def generate_together(sources: Sequence[str], tuned: Sequence[Tuned]) -> list[str]:
     """A hypothesis per source, under the artifact at the same place in `tuned`.
 
-    Those that run on one base with one template and one decoding share batches; full fine-tuning runs on a model of its
+    Those that run on one base with one template and one decoding share batches; fine-tuning runs on a model of its
     own, and so by itself.
     """
     if len(sources) != len(tuned):

@@ -7,21 +7,39 @@ import pytest
 from prefixray.config import ArmConfig, TrainConfig, UserError
 from prefixray.pool import check_exclusive
 
-FOUND: dict[str, Any] = {"num_parameters": 406_291_456, "device": "NVIDIA A10G"}
+SITE = {"num_layers": 12, "num_kv_heads": 16, "head_dim": 64}
+SHAPE = {
+    "is_encoder_decoder": True,
+    "sites": {"encoder": SITE, "decoder": SITE, "cross": SITE},
+    "hidden_size": 1024,
+    "ffn_size": 4096,
+    "vocab_size": 50_265,
+    "num_parameters": 406_291_456,
+}
+FOUND: dict[str, Any] = {"num_parameters": 406_291_456, "device": "NVIDIA A10G", "shape": SHAPE}
 
 
-def _arm(method: str) -> ArmConfig:
+def _arm(method: str, **fixed: Any) -> ArmConfig:  # noqa: ANN401
+    given = {"learning_rate": 1e-4, **fixed}
     train = TrainConfig(num_steps=1)
-    return ArmConfig(name=f"my-{method}", method=method, fixed={}, dimensions={}, num_trials=1, train=train)  # type: ignore[arg-type]
+    return ArmConfig(name=f"my-{method}", method=method, fixed=given, dimensions={}, num_trials=1, train=train)  # type: ignore[arg-type]
 
 
-def test_full_fine_tuning_that_cannot_fit_is_refused_with_what_it_needs() -> None:
-    arms = [_arm("lora"), _arm("finetune")]
+def test_fine_tuning_that_cannot_fit_is_refused_with_what_it_needs() -> None:
+    arms = [_arm("lora", rank=2), _arm("finetune")]
     with pytest.raises(UserError) as refused:
         check_exclusive(arms, FOUND, free=6 << 30)
     assert str(refused.value) == (
-        "arms.my-finetune: full fine-tuning needs 6.1 GiB (406,291,456 parameters x 16 bytes) beside the base, and a "
-        "worker on NVIDIA A10G has 6.0 GiB free; remove the arm, or take a smaller base or a larger device"
+        "arms.my-finetune: fine-tuning needs 6.1 GiB beside the base (16 bytes for each parameter that is trained, 4 "
+        "for each other), and a worker on NVIDIA A10G has 6.0 GiB free; remove the arm, train fewer top_layers, or "
+        "take a smaller base or a larger device"
     )
     check_exclusive(arms, FOUND, free=7 << 30)
     check_exclusive(arms[:1], FOUND, free=1 << 30)
+
+
+def test_fine_tuning_of_the_last_blocks_needs_less() -> None:
+    arm = _arm("finetune", top_layers=2, tune_embeddings=False)
+    check_exclusive([arm], FOUND, free=2 << 30)
+    with pytest.raises(UserError, match=r"needs 1\.\d GiB"):
+        check_exclusive([arm], FOUND, free=1 << 30)
