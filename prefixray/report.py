@@ -2,15 +2,18 @@
 
 python -m prefixray.report SWEEP        # a results folder, its name under runs/, or the YAML
 python -m prefixray.report SWEEP --no-page
+python -m prefixray.report SWEEP --paper table1    # beside the paper's numbers; --paper list: what there is
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from prefixray.config import UserError
 from prefixray.exits import leave
 from prefixray.page import write_page
+from prefixray.paper import LIST, paper_list, paper_text
 from prefixray.results import is_finished, load_results
 from prefixray.sweepfile import find_sweep
 from prefixray.tables import render_text, search_table
@@ -21,11 +24,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m prefixray.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sweep", help="a results folder, its name under runs/, or the YAML")
+    parser.add_argument("sweep", nargs="?", help="a results folder, its name under runs/, or the YAML")
+    parser.add_argument("--scale", action="append", default=[], metavar="NAME", help="of a YAML: the scale it ran at")
+    parser.add_argument("--paper", metavar="TABLE", help="a table of Li & Liang 2021 beside ours; list: them all")
     parser.add_argument("--no-page", action="store_true", help="print only, write no report.html and report.md")
     options = parser.parse_args(argv)
+    if options.paper == LIST:
+        print(paper_list())
+        return 0
+    if options.sweep is None:
+        parser.error("which sweep? a results folder, its name under runs/, or the YAML")
     try:
-        folder = find_sweep(options.sweep)
+        folder = find_sweep(options.sweep, options.scale)
+        if options.paper is not None:
+            return _print_beside_paper(folder, options.paper)
         stored = load_results(folder)
         written = [] if options.no_page else write_page(stored, folder)
     except UserError as error:
@@ -41,6 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("The final stage has not been reached; the same python -m prefixray.sweep command goes on.")
     if written:
         print(f"\nThe report: {' '.join(map(str, written))}")
+    return 0
+
+
+def _print_beside_paper(folder: Path, name: str) -> int:
+    stored = load_results(folder)
+    if not is_finished(stored):
+        raise UserError(f"{folder}: the final stage has not been reached; there is nothing to compare yet")
+    print(paper_text(stored, name))
     return 0
 
 

@@ -111,14 +111,17 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def find_sweep(where: Path | str) -> Path:
-    """The results folder that is meant: by the folder itself, its name under runs/, or the sweep file.
+def find_sweep(where: Path | str, scales: Sequence[str] = ()) -> Path:
+    """The results folder that is meant: by the folder itself, its name under runs/, or the sweep file and its scales.
 
     Raises `UserError` where there are no results.
     """
     path = Path(where)
     if path.suffix in (".yaml", ".yml"):
-        name = read_document(path).values.get("name")
+        document = read_document(path)
+        apply_scales(document, scales)
+        document.raise_problems()
+        name = document.values.get("name")
         if not isinstance(name, str):
             raise UserError(f"{path}: name: required, but missing")
         folder = _RUNS / name

@@ -56,6 +56,8 @@ SEARCH = [
     "tracking",
     "study",
     "tables",
+    "published",
+    "paper",
     "devices",
     "planning",
     "plan_text",
