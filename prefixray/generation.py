@@ -6,7 +6,7 @@ of different trials may share a batch. In low precision a hypothesis may depend 
 come out the same again is decoded by itself.
 """
 
-# B rows, L layers, K key/value heads, S tokens of the longest prompt without its last, D head dim
+# B rows, S tokens of the longest prompt
 
 import logging
 import math
@@ -24,6 +24,7 @@ from prefixray.attention import Binder, Insert
 from prefixray.base import Base
 from prefixray.batching import Template, make_room, pad
 from prefixray.config import UserError
+from prefixray.prompts import Prompt, extended
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +146,10 @@ def _decode(base: Base, binder: Binder, template: Template, jobs: Sequence[_Job]
     else:
         last = torch.tensor([job.prompt[-1:] for job in jobs])  # (B, 1)
         inputs, given = {"input_ids": last, "attention_mask": torch.ones_like(last)}, 1
-        inserts = _with_prompts(binder, template, jobs, base.device)
+        distinct = {id(job.insert): job.insert for job in jobs}
+        slots = {key: slot for slot, key in enumerate(distinct)}
+        prompts = [Prompt(slots[id(job.insert)], job.prompt[:-1], job.infix_start) for job in jobs]
+        inserts = extended(binder, list(distinct.values()), prompts, pad_id=template.pad_id, device=base.device)
     model: Any = base.model
     with binder.bind(inserts, range(len(jobs))):
         on_device = {name: tensor.to(base.device) for name, tensor in inputs.items()}
@@ -163,34 +167,6 @@ def _encoder_decoder_inputs(template: Template, jobs: Sequence[_Job]) -> tuple[d
     ids, mask = pad([job.prompt for job in jobs], template.pad_id)  # (B, S)
     given = torch.tensor([template.target_before] * len(jobs))
     return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": given}, given.shape[1]
-
-
-def _with_prompts(binder: Binder, template: Template, jobs: Sequence[_Job], device: torch.device) -> list[Insert]:
-    """Each job's insert with the keys and values of its prompt, all but the last token, behind its prefix."""
-    lengths = [len(job.prompt) - 1 for job in jobs]
-    if max(lengths) == 0:
-        return [job.insert for job in jobs]
-    ids, _ = pad([job.prompt[:-1] for job in jobs], template.pad_id)
-    distinct = {id(job.insert): job.insert for job in jobs}
-    slots = {key: slot for slot, key in enumerate(distinct)}
-    starts = [job.infix_start for job in jobs]
-    with binder.bind(list(distinct.values()), [slots[id(job.insert)] for job in jobs], infix_starts=starts):
-        recorded = binder.record_rows(ids.to(device))["decoder"]  # (B, 2, L, K, S, D)
-    return [
-        Insert({"decoder": _continued(job, row[..., :length, :])}, job.insert.functions)
-        for job, row, length in zip(jobs, recorded, lengths, strict=True)
-    ]
-
-
-def _continued(job: _Job, own: Tensor) -> Tensor:
-    """What the tokens after a prompt look at, (2, L, K, P + S, D), given the prompt's own keys and values."""
-    prefix = job.insert.prefixes.get("decoder")
-    if prefix is None:
-        return own
-    if job.insert.infix is None:
-        return torch.cat([prefix.to(own.dtype), own], dim=3)
-    before, infix, after = own.tensor_split((job.infix_start, job.infix_start + job.insert.infix_length), dim=3)
-    return torch.cat([before, infix + prefix.to(own.dtype), after], dim=3)
 
 
 def _text(base: Base, template: Template, new_ids: list[int]) -> str:

@@ -23,6 +23,7 @@ from prefixray.base import Base
 from prefixray.batching import Batch, Row, collate, cut_by_length
 from prefixray.config import TrialConfig
 from prefixray.methods import Method, build_method
+from prefixray.prompts import Load, loads
 from prefixray.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -237,22 +238,32 @@ class Pack:
         """Members of one model: one forward, and in training one backward, per micro-batch."""
         inserts = [member.method.insert(member.step if train else None) for member in members]
         weights = [_objective_weight(member.config, own) for member, own in zip(members, rows, strict=True)]
-        lengths = [insert.infix_length for insert in inserts]
-        work = [(slot, row.with_room(lengths[slot], self._pad_id)) for slot, own in enumerate(rows) for row in own]
         totals = [0.0] * len(members)
         with _running(members[0], self.base, train=train):
-            sizes = [row.lengths for _, row in work]
-            for piece in cut_by_length(sizes, self.token_budget, PIECE_COST[self.base.device.type]):
-                picked = sorted((work[i] for i in piece), key=lambda pair: pair[0])
-                nll = self._forward(members, inserts, picked, weights if train else None)
-                for (slot, _), value in zip(picked, nll.tolist(), strict=True):
-                    totals[slot] += value
+            for load in self._loads(members[0].binder, inserts, rows, train=train):
+                lengths = [row.lengths for _, row in load.rows]
+                for piece in cut_by_length(lengths, self.token_budget, PIECE_COST[self.base.device.type]):
+                    picked = sorted((load.rows[i] for i in piece), key=lambda pair: pair[0])
+                    nll = self._forward(members, load.inserts, picked, weights if train else None)
+                    for (place, _), value in zip(picked, nll.tolist(), strict=True):
+                        totals[load.slots[place]] += value
         return totals
+
+    def _loads(
+        self, binder: Binder, inserts: Sequence[Insert], rows: Sequence[Sequence[Row]], *, train: bool
+    ) -> Iterator[Load]:
+        """What is run: in training all rows whole, in evaluation what rows share but once."""
+        if not train:
+            sizes = {"pad_id": self._pad_id, "token_budget": self.token_budget}
+            return loads(binder, inserts, rows, **sizes, device=self.base.device)
+        lengths = [insert.infix_length for insert in inserts]
+        whole = [(slot, row.with_room(lengths[slot], self._pad_id)) for slot, own in enumerate(rows) for row in own]
+        return iter([Load(inserts, range(len(inserts)), whole)])
 
     def _forward(
         self,
         members: list[Member],
-        inserts: list[Insert],
+        inserts: Sequence[Insert],
         rows: list[tuple[int, Row]],
         weights: list[float] | None,
     ) -> Tensor:

@@ -18,6 +18,7 @@ from prefixray.batching import encode, make_template, row_lengths
 from prefixray.config import ArmConfig, SweepConfig, TaskConfig, TaskName, UserError
 from prefixray.devices import GPUS, Device, named_gpu, this_machine
 from prefixray.pack import TOKEN_BUDGET
+from prefixray.prompts import lengths_run
 from prefixray.sizes import (
     MOST_SLOTS,
     Load,
@@ -321,7 +322,7 @@ def _look(config: SweepConfig) -> Known:
         train, dev = (_from_words(examples, config.task) for examples in (sample, task.dev))
         return Known(config, None, task, train, dev, f"estimated: {TOKENS_PER_WORD} tokens per word", tuple(missing))
     template = make_template(base, config.task)
-    train, dev = (row_lengths(encode(examples, template)) for examples in (sample, task.dev))
+    train, dev = row_lengths(encode(sample, template)), lengths_run(encode(task.dev, template))
     counted = f"measured on {len(sample):,} training examples" if len(sample) < len(task.train) else "measured"
     return Known(config, base, task, train, dev, counted, tuple(missing))
 

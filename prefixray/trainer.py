@@ -24,6 +24,7 @@ from prefixray.checkpoint import artifact_meta, load_checkpoint, save_artifact, 
 from prefixray.config import AnyTrial, ArmConfig, PrefixTrial, TaskConfig, TrainConfig, UserError
 from prefixray.methods import Method, build_method
 from prefixray.pack import Member, Outcome, Pack, Seeds, learning_rate
+from prefixray.prompts import lengths_run
 from prefixray.seeds import subset_of
 from prefixray.tasks import Task, load_task
 from prefixray.trial import Report, TrialSpec
@@ -83,7 +84,7 @@ class Trainer:
             "num_test_total": self.task.num_test_total,
             "num_test": len(self.task.test_sources),
             "num_dev": len(self._dev),
-            "lengths": {"train": asdict(row_lengths(self._train)), "dev": asdict(row_lengths(self._dev))},
+            "lengths": {"train": asdict(row_lengths(self._train)), "dev": asdict(lengths_run(self._dev))},
             "metrics": list(self.task.metrics),
         }
 

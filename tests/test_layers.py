@@ -43,6 +43,7 @@ TRAINING = [
     "batching",
     "methods",
     "checkpoint",
+    "prompts",
     "pack",
     "trainer",
     "generation",
