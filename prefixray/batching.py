@@ -228,7 +228,7 @@ class Row:
     ids: tuple[int, ...]  # what the decoder is given, and the target
     num_prompt: int
     encoder_ids: tuple[int, ...] = ()
-    num_after: int = 1  # tokens of the prompt behind its source: the separator
+    num_after: int = 1  # tokens of the prompt behind its source: the separator, and room for an infix before it
 
     @property
     def num_inputs(self) -> int:
@@ -255,7 +255,8 @@ class Row:
         if num_positions == 0:
             return self
         ids = make_room(self.ids, self.infix_start, num_positions, fill)
-        return replace(self, ids=ids, num_prompt=self.num_prompt + num_positions)
+        num_prompt, num_after = self.num_prompt + num_positions, self.num_after + num_positions
+        return replace(self, ids=ids, num_prompt=num_prompt, num_after=num_after)
 
 
 def make_room(ids: Sequence[int], start: int, num_positions: int, fill: int) -> tuple[int, ...]:

@@ -40,8 +40,7 @@ def extended(
     binder: Binder, inserts: Sequence[Insert], prompts: Sequence[Prompt], *, pad_id: int, device: torch.device
 ) -> list[Insert]:
     """Of each prompt, its insert with the prompt's keys and values behind the prefix. Prompts are sorted by slot."""
-    lengths = [len(prompt.ids) for prompt in prompts]
-    if max(lengths) == 0:
+    if not any(prompt.ids for prompt in prompts):
         return [inserts[prompt.slot] for prompt in prompts]
     slots = sorted({prompt.slot for prompt in prompts})
     ids, _ = pad([prompt.ids for prompt in prompts], pad_id)
@@ -49,21 +48,22 @@ def extended(
     places = [slots.index(prompt.slot) for prompt in prompts]
     with binder.bind([inserts[slot] for slot in slots], places, infix_starts=starts):
         recorded = binder.record_rows(ids.to(device))["decoder"]  # (B, 2, L, K, S, D)
-    return [
-        Insert({"decoder": _continued(inserts[prompt.slot], prompt, row[..., :length, :])}, inserts[prompt.slot].functions)
-        for prompt, row, length in zip(prompts, recorded, lengths, strict=True)
-    ]
+    pairs = zip(prompts, recorded, strict=True)
+    return [_continued(inserts[prompt.slot], prompt, own[..., : len(prompt.ids), :]) for prompt, own in pairs]
 
 
-def _continued(insert: Insert, prompt: Prompt, own: Tensor) -> Tensor:
-    """What the tokens after a prompt look at, (2, L, K, P + S, D), given the prompt's own keys and values."""
+def _continued(insert: Insert, prompt: Prompt, own: Tensor) -> Insert:
+    """What the tokens after a prompt look at, given the prompt's own keys and values (2, L, K, S, D)."""
     prefix = insert.prefixes.get("decoder")
     if prefix is None:
-        return own
-    if insert.infix is None:
-        return torch.cat([prefix.to(own.dtype), own], dim=3)
-    before, infix, after = own.tensor_split((prompt.infix_start, prompt.infix_start + insert.infix_length), dim=3)
-    return torch.cat([before, infix + prefix.to(own.dtype), after], dim=3)
+        whole = own
+    elif insert.infix is None:
+        whole = torch.cat([prefix.to(own.dtype), own], dim=3)
+    else:
+        cuts = (prompt.infix_start, prompt.infix_start + insert.infix_length)
+        before, infix, after = own.tensor_split(cuts, dim=3)
+        whole = torch.cat([before, infix + prefix.to(own.dtype), after], dim=3)
+    return Insert({"decoder": whole}, insert.functions)
 
 
 def loads(

@@ -8,8 +8,9 @@ import hashlib
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from prefixray.config import ArmConfig, TrialConfig, UserError
 from prefixray.exits import leave
@@ -17,6 +18,9 @@ from prefixray.logs import quieten
 from prefixray.space import AnyDimension, Choice, Int, LogUniform, Scalar, Uniform
 from prefixray.sweepfile import load_sweep
 from prefixray.trial import Report, TrialSpec
+
+if TYPE_CHECKING:
+    from prefixray.trainer import Trainer
 
 NUM_REPORTS = 8  # where the file sets no eval_every
 
@@ -44,10 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             num_threads=options.threads,
             trust_remote_code=config.trust_remote_code,
         )
-        trainer.admit(spec)
-        while trainer.keys():
-            for report in trainer.run():
-                print(_line(report, trial.num_steps), flush=True)
+        report = _train(trainer, spec, options.profile)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -55,6 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(f"\npython -m prefixray.decode {spec.folder}/artifact --split test")
     return 0
+
+
+def _train(trainer: "Trainer", spec: TrialSpec, profile: str | None) -> Report:
+    """Run a trial to its end; its last report."""
+    from prefixray.profiling import profiled
+
+    first = report = Report(spec.key, trainer.admit(spec), "running")
+    while trainer.keys():
+        is_warm = trainer.steps()[spec.key] == first.step + 1
+        with profiled(profile) if profile is not None and is_warm else nullcontext():
+            reports = trainer.run()
+        for report in reports:
+            print(_line(report, spec.config.num_steps), flush=True)
+    return report
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "--replicate", type=int, default=0, help="whose seeds: 0 as in the search, 1.. as in the final stage"
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument("--profile", metavar="FILE", help="write a trace of the second step, print where its time goes")
     parser.add_argument("--threads", type=int, default=cpu_count() or 1, help="on a CPU (all)")
     return parser
 

@@ -173,3 +173,10 @@ def test_a_batch_lists_the_targets_and_what_predicts_them() -> None:
     assert batch.target_ids.tolist() == [4, 5, 7, 8]
     assert batch.target_rows.tolist() == [0, 0, 1, 1]
     assert batch.target_columns.tolist() == [2, 3, 0, 1]
+
+
+def test_room_for_an_infix_lies_where_the_infix_starts() -> None:
+    row = Row((5, 6, 7, 2, 8, 2), 4)  # a source, a separator, a target
+    roomy = row.with_room(2, 0)
+    assert roomy.ids == (5, 6, 7, 0, 0, 2, 8, 2)
+    assert (roomy.infix_start, roomy.num_targets) == (row.infix_start, row.num_targets) == (3, 2)

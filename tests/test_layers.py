@@ -37,6 +37,7 @@ PLAIN = [
 ]
 # The trainer: torch, but nothing that knows of a search.
 TRAINING = [
+    "profiling",
     "base",
     "infixes",
     "attention",

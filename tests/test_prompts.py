@@ -85,7 +85,7 @@ def test_the_tokens_that_are_run_are_those_that_are_counted(tiny_gpt2: Base) -> 
     pack.evaluate(["short"], rows)
     prompts = [row.ids[: row.num_prompt] for row in rows]
     repeated = sum((len(prompt) - 1) * (prompts.count(prompt) - 1) for prompt in set(prompts))
-    assert 0 < repeated
+    assert repeated > 0
     assert sum(sizes) == sum(row.num_inputs for row in rows) - repeated
     assert lengths_run(rows).decoder * len(rows) == pytest.approx(sum(sizes))
 

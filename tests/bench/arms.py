@@ -1,0 +1,147 @@
+"""The arms of the benchmark: a pack of ours, and PEFT's prefix tuning with the plain training step around it.
+
+Both take the same rows and, on decoder-only bases, start from the same tensors. PEFT's prefix for an encoder-decoder
+has another form (the decoder's own attention alone, layers tied in pairs), so there the two start apart.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from cases import EOS
+from peft import PrefixTuningConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prefixray.base import wrap_model
+from prefixray.batching import Row
+from prefixray.config import PrefixTrial, TrialConfig
+from prefixray.methods.prefix import Prefix
+from prefixray.pack import Pack, Seeds
+
+MID_DIM = 512
+LEARNING_RATE = 5e-3
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all arms share."""
+
+    rows: Sequence[Row]
+    batch_size: int
+    preseqlen: int
+    device: torch.device
+
+    def batch(self, step: int) -> list[Row]:
+        """The rows of a step of a trial, the same in every arm."""
+        start = step * self.batch_size % (len(self.rows) - self.batch_size)
+        return list(self.rows[start : start + self.batch_size])
+
+
+class PeftArm:
+    """PEFT's prefix tuning with its projection on a model of its own."""
+
+    def __init__(self, model: PreTrainedModel, setting: Setting) -> None:
+        self._setting = setting
+        self._is_pair = model.config.is_encoder_decoder
+        config = PrefixTuningConfig(
+            task_type="SEQ_2_SEQ_LM" if self._is_pair else "CAUSAL_LM",
+            num_virtual_tokens=setting.preseqlen,
+            prefix_projection=True,
+            encoder_hidden_size=MID_DIM,
+        )
+        self.model: Any = get_peft_model(model, config)
+        self.encoder = self.model.prompt_encoder["default"]
+        self.encoder.float().train()
+        self.optimizer = torch.optim.AdamW(self.encoder.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+
+    def start_from(self, prefix: Prefix) -> None:
+        """Take over the tensors of our network: PEFT's has the same layers in the same order."""
+        network = prefix.sites["decoder"]
+        with torch.no_grad():
+            for theirs, ours in zip(self.encoder.parameters(), network.parameters(), strict=True):
+                theirs.copy_(ours)
+
+    def step(self, step: int) -> float:
+        """One update; the loss."""
+        loss = self._loss(self._setting.batch(step))
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.encoder.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    def validate(self, rows: Sequence[Row]) -> float:
+        """Mean loss over the target tokens, in batches in the order of the file, as an evaluation loop has them."""
+        total = count = 0.0
+        with torch.no_grad():
+            for start in range(0, len(rows), self._setting.batch_size):
+                batch = rows[start : start + self._setting.batch_size]
+                targets = sum(row.num_targets for row in batch)
+                total += float(self._loss(batch).detach()) * targets
+                count += targets
+        return total / count
+
+    def _loss(self, rows: Sequence[Row]) -> Tensor:
+        device = self._setting.device
+        inputs = _pair_inputs(rows) if self._is_pair else _inputs(rows)
+        mixed = self.model.base_model.dtype == torch.bfloat16
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
+            loss: Tensor = self.model(**{name: tensor.to(device) for name, tensor in inputs.items()}).loss
+        return loss
+
+
+class PackArm:
+    """Prefixes on one model that start alike and see the same rows, in groups of the given sizes that run in turn."""
+
+    def __init__(self, model: PreTrainedModel, setting: Setting, sizes: Sequence[int]) -> None:
+        base = wrap_model(model, None, name="random", digest="")  # type: ignore[arg-type]
+        self.pack = Pack(base, setting.rows, pad_id=EOS)
+        self.pack._next_rows = lambda member: setting.batch(member.step)  # type: ignore[method-assign]
+        self._groups = {size: [f"{size}/{number}" for number in range(size)] for size in sizes}
+        sites = "decoder" if base.shape.is_encoder_decoder else None
+        method = PrefixTrial(preseqlen=setting.preseqlen, mid_dim=MID_DIM, init_token=None, sites=sites)
+        recipe = {"num_steps": 10**6, "schedule": "constant", "batch_size": setting.batch_size}
+        config = TrialConfig(arm="prefix", learning_rate=LEARNING_RATE, method=method, **recipe)  # type: ignore[arg-type]
+        for key in (key for keys in self._groups.values() for key in keys):
+            self.pack.admit(key, config, Seeds.derive(1, 0))
+
+    @property
+    def prefix(self) -> Prefix:
+        """Any trial's."""
+        method = next(iter(self.pack.members.values())).method
+        assert isinstance(method, Prefix)
+        return method
+
+    def step(self, size: int) -> float:
+        """One update of a group; its first trial's loss."""
+        keys = self._groups[size]
+        return self.pack.step(keys)[keys[0]].loss
+
+    def validate(self, rows: Sequence[Row], size: int) -> float:
+        """A group's dev losses; the first trial's."""
+        keys = self._groups[size]
+        return self.pack.evaluate(keys, rows)[keys[0]]
+
+
+def _inputs(rows: Sequence[Row]) -> dict[str, Tensor]:
+    ids, mask = _padded([row.ids for row in rows])
+    labels = ids.masked_fill(mask == 0, -100)
+    for own, row in zip(labels, rows, strict=True):
+        own[: row.num_prompt] = -100
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def _pair_inputs(rows: Sequence[Row]) -> dict[str, Tensor]:
+    ids, mask = _padded([row.encoder_ids for row in rows])
+    given, _ = _padded([row.ids[:-1] for row in rows])
+    labels, seen = _padded([row.ids[1:] for row in rows])
+    labels = labels.masked_fill(seen == 0, -100)
+    return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": given, "labels": labels}
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    pad = nn.utils.rnn.pad_sequence
+    ids = pad([torch.tensor(row) for row in rows], batch_first=True, padding_value=EOS)
+    return ids, pad([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)

@@ -1,0 +1,171 @@
+"""The benchmark: a training step and a validation against PEFT's prefix tuning, on every case, in one table.
+
+    python tests/bench/table.py                                   # all cases on one CPU thread: see README for the time
+    python tests/bench/table.py --case "6-layer, E2E, 5" --rounds 5
+    python tests/bench/table.py --case "gpt2-medium, E2E, 5" --device cuda
+    python tests/bench/table.py --case "6-layer, E2E, 5" --profile trace.json    # where a step's time goes
+
+All arms of a case run in turn in one process, the speed of a plain matrix product among them; the first round warms up
+and is not counted. Times are CPU seconds of the process, which others on the machine do not lengthen (on a GPU the
+clock's). Losses of the first and the last round stand beside them, so that nobody wins by training less. Nothing here
+imports Ray, Optuna or MLflow.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+from arms import PackArm, PeftArm, Setting
+from cases import ALL_CASES, CASES, Case, make_model
+
+from prefixray.base import describe
+from prefixray.batching import Row, row_lengths
+from prefixray.logs import quieten
+from prefixray.profiling import profiled
+from prefixray.speed import forward_flops
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PEAK_SIZES = (512, 1024, 4096)  # a product of the shape that a micro-batch's are of
+HEAD = f"{'':<16} {'s/trial':>8}  {'x PEFT fp32':<17} {'x PEFT':>6} {'tok/s':>6} {'GFLOP/s':>7} {'peak':>5}  losses"
+
+
+@dataclass
+class Arm:
+    """Something that is timed, round by round."""
+
+    name: str
+    precision: str
+    trials: int
+    run: Callable[[int], float]  # a round's number -> a loss
+    seconds: list[float] = field(default_factory=list)  # per trial
+    losses: list[float] = field(default_factory=list)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=ALL_CASES, action="append", metavar="CASE", help="; ".join(ALL_CASES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--packs", type=int, nargs="+", help="trials at once (each case has its own)")
+    parser.add_argument("--precision", choices=PRECISIONS, action="append", help="both")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--profile", metavar="FILE", help="write a trace of our largest pack's step instead")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    quieten()
+    for name in options.case or CASES:
+        case, precisions = ALL_CASES[name], options.precision or list(PRECISIONS)
+        bench = Bench(case, precisions, options.packs or case.packs, torch.device(options.device))
+        if options.profile:
+            _profile(bench, precisions[-1], options.profile)
+            continue
+        print(f"{name}: batch {case.batch_size}, {_device(options.device)}\n{HEAD}")
+        bench.show("training step", bench.arms(dev=None), options.rounds)
+        bench.show(f"validation, {len(bench.dev)} rows", bench.arms(dev=bench.dev), max(1, options.rounds - 1))
+
+
+class Bench:
+    """The models of a case, and what is run on them."""
+
+    def __init__(self, case: Case, precisions: Sequence[str], packs: Sequence[int], device: torch.device) -> None:
+        train, self.dev = case.data()
+        self._setting = Setting(train, case.batch_size, case.preseqlen, device)
+        self._precisions, self.packs, self._device = precisions, packs, device
+        models = {name: make_model(case, PRECISIONS[name], device) for name in precisions}
+        shape = describe(models[precisions[0]].config, models[precisions[0]].num_parameters())
+        self._shape = asdict(shape)
+        self.ours = {name: PackArm(model, self._setting, packs) for name, model in models.items()}
+        self._peft = {name: PeftArm(make_model(case, PRECISIONS[name], device), self._setting) for name in precisions}
+        if not shape.is_encoder_decoder:
+            for name, peft in self._peft.items():
+                peft.start_from(self.ours[name].prefix)
+
+    def arms(self, *, dev: Sequence[Row] | None) -> list[Arm]:
+        """PEFT and our packs in every precision: of a training step, or of a validation on `dev`."""
+        arms = []
+        for name in self._precisions:
+            peft, ours = self._peft[name], self.ours[name]
+            theirs = (lambda _, p=peft: p.validate(dev)) if dev else (lambda number, p=peft: p.step(number))
+            arms.append(Arm(f"PEFT {name}", name, 1, theirs))
+            for size in self.packs:
+                mine = (lambda _, o=ours, s=size: o.validate(dev, s)) if dev else (lambda _, o=ours, s=size: o.step(s))
+                arms.append(Arm(f"pack of {size} {name}", name, size, mine))
+        return arms
+
+    def show(self, title: str, arms: Sequence[Arm], rounds: int) -> None:
+        """Run the arms in turn and print their part of the table."""
+        peaks: dict[str, list[float]] = {name: [] for name in self._precisions}
+        for number in range(rounds + 1):
+            for name, found in peaks.items():
+                found.append(self._product_speed(PRECISIONS[name]))
+            for arm in arms:
+                spent, loss = _timed(lambda arm=arm, number=number: arm.run(number), self._device)
+                arm.losses.append(loss)
+                if number:
+                    arm.seconds.append(spent / arm.trials)
+        is_step = title == "training step"
+        steps = [self._setting.batch(number) for number in range(1, rounds + 1)] if is_step else [self.dev]
+        work = statistics.mean(2 * forward_flops(self._shape, row_lengths(rows)) * len(rows) for rows in steps)
+        targets = statistics.mean(sum(row.num_targets for row in rows) for rows in steps)
+        print(title)
+        for arm in arms:
+            middle = statistics.median(arm.seconds)
+            speed = (work if is_step else work / 2) / middle
+            share = speed / statistics.median(peaks[arm.precision])
+            alike = next(other for other in arms if other.name == f"PEFT {arm.precision}")
+            all_ratios, ratios = _ratios(arms[0], arm), _ratios(alike, arm)
+            spread = f"{statistics.median(all_ratios):.2f} [{min(all_ratios):.2f}, {max(all_ratios):.2f}]"
+            print(
+                f"{arm.name:<16} {middle:8.3f}  {spread:<17} {statistics.median(ratios):6.2f} {targets / middle:6.0f} "
+                f"{speed / 1e9:7.0f} {share:5.0%}  {arm.losses[0]:.4f} {arm.losses[-1]:.4f}"
+            )
+        rates = ", ".join(f"{name} {statistics.median(found) / 1e9:.0f}" for name, found in peaks.items())
+        print(f"a matrix product alone: {rates} GFLOP/s\n", flush=True)
+
+    def _product_speed(self, dtype: torch.dtype) -> float:
+        rows, inner, columns = PEAK_SIZES
+        left = torch.randn(rows, inner, device=self._device).to(dtype)
+        right = torch.randn(inner, columns, device=self._device).to(dtype)
+
+        def run() -> float:
+            for _ in range(5):
+                left @ right
+            return 0.0
+
+        return 5 * 2.0 * rows * inner * columns / _timed(run, self._device)[0]
+
+
+def _profile(bench: Bench, precision: str, file: str) -> None:
+    size = max(bench.packs)
+    bench.ours[precision].step(size)  # warm
+    print(f"a step of a pack of {size}, {precision}")
+    with profiled(file):
+        bench.ours[precision].step(size)
+
+
+def _ratios(theirs: Arm, ours: Arm) -> list[float]:
+    return [one / other for one, other in zip(theirs.seconds, ours.seconds, strict=True)]
+
+
+def _timed(run: Callable[[], float], device: torch.device) -> tuple[float, float]:
+    """CPU seconds of this process, which other processes do not lengthen; on a GPU the clock's."""
+    on_gpu = device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
+    if on_gpu:
+        torch.cuda.synchronize()
+    started = clock()
+    value = run()
+    if on_gpu:
+        torch.cuda.synchronize()
+    return clock() - started, value
+
+
+def _device(name: str) -> str:
+    return torch.cuda.get_device_name() if name.startswith("cuda") else "one CPU thread"
+
+
+if __name__ == "__main__":
+    main()
