@@ -44,7 +44,7 @@ search: {num_trials: 4}
 class PlayedPool:
     """Room for two trials; remembers who was asked to stop and who was released."""
 
-    num_slots, num_workers = 2, 1
+    num_slots, most_workers, device_seconds = 2, 1, 0.0
 
     def __init__(self) -> None:
         self.keys: set[str] = set()
@@ -53,9 +53,9 @@ class PlayedPool:
     def has_room(self, *, exclusive: bool) -> bool:
         return len(self.keys) < self.num_slots
 
-    def place(self, key: str, *, exclusive: bool) -> tuple[str, str]:
-        self.keys.add(key)
-        return "worker-0", "namespace"
+    def place(self, spec: TrialSpec, *, exclusive: bool) -> str:
+        self.keys.add(spec.key)
+        return "namespace"
 
     def release(self, key: str) -> None:
         self.keys.discard(key)
@@ -65,6 +65,9 @@ class PlayedPool:
 
     def status(self, timeout: float) -> list[Any]:
         return []
+
+    def tend(self, num_sharing: int, num_exclusive: int) -> None:
+        """There is no other device."""
 
     def news(self) -> list[str]:
         return []
