@@ -134,6 +134,7 @@ def make_results(
         base=config.base,
         base_digest=facts.found["base_digest"],
         task=config.task.name,
+        data_digest=facts.found["data_digest"],
         split="test",
         num_sources=len(sources),
         num_sources_total=facts.found["num_test_total"],

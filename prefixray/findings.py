@@ -31,6 +31,15 @@ _MISSING = (
     "This record was written by an older version and does not hold {}. Run the sweep's command again: nothing is "
     "trained anew, and the record is written in full."
 )
+_MACHINE = {  # how its facts read; others follow under their own names
+    "cpu": "{}",
+    "num_cpus": "{} CPUs",
+    "memory_gib": "{} GiB",
+    "device": "trained on {}",
+    "num_threads": "{} threads a worker",
+    "python": "Python {}",
+    "system": "{}",
+}
 BIBTEX = """@inproceedings{li-liang-2021-prefix,
   title     = {Prefix-Tuning: Optimizing Continuous Prompts for Generation},
   author    = {Li, Xiang Lisa and Liang, Percy},
@@ -40,6 +49,12 @@ BIBTEX = """@inproceedings{li-liang-2021-prefix,
   pages     = {4582--4597},
   publisher = {Association for Computational Linguistics},
   doi       = {10.18653/v1/2021.acl-long.353}
+}
+
+@software{prefixray,
+  title     = {prefixray: prefix-tuning sweeps in which all trials share one frozen model},
+  version   = {VERSION},
+  year      = {2026}
 }"""
 
 
@@ -252,7 +267,8 @@ def _cost(results: Results) -> Section:
     header = ["arm", "trials", "finished", "steps", "steps saved", "training minutes", "final runs"]
     total = sum(arm["minutes"] for arm in results["arms"])
     minutes = results.get("budget", {}).get("minutes")
-    machine = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in results["machine"].items())
+    facts = {key: fact for key, fact in {**dict.fromkeys(_MACHINE), **results["machine"]}.items() if fact is not None}
+    machine = ", ".join(_MACHINE.get(key, f"{key} {{}}").format(fact) for key, fact in facts.items())
     text = [
         f"Training minutes are those of an arm's search, or of one final run where nothing was searched; {total:.0f} "
         "in all. Steps saved are those that trials stopped early did not take.",
@@ -275,20 +291,23 @@ def _use(results: Results, folder: Path) -> Section:
         "safetensors, no pickle. Copy it to take it elsewhere; it names its base, its task and its settings. The other "
         "arms' lie beside it in final/.",
         "Below: decode the test split again; write the best prefix for the PEFT library; decode new texts from Python; "
-        "the paper to cite.",
+        "the paper and the program to cite.",
     ]
     decode = f"python -m prefixray.decode {folder} --split test\npython -m prefixray.decode {folder} --arm NAME"
     export = f"python -m prefixray.export {folder} --format peft --out my-prefix"
     python = f'from prefixray.tuned import Tuned\n\ntuned = Tuned.best("{folder}")\nprint(tuned.generate([{source!r}]))'
-    return Section("use", heading, text=text, code=[decode, export, python, BIBTEX])
+    cited = BIBTEX.replace("VERSION", results["versions"].get("prefixray", "unknown"))
+    return Section("use", heading, text=text, code=[decode, export, python, cited])
 
 
 def _records(results: Results) -> Section:
     signatures = [f"{label(name)}: {signature}" for name, signature in results["signatures"].items()]
     decoding = ", ".join(f"{key} {value}" for key, value in results["decoding"].items())
+    data = f", digest {results['data_digest']}" if "data_digest" in results else ""
     text = [
+        f"Task {results['task']}{data}; sweep seed {results['seed']}.",
         f"Base {results['base']} (digest {results['base_digest']}, {results['num_parameters']:,} parameters, "
-        f"{results['precision']}); sweep seed {results['seed']}.",
+        f"{results['precision']}).",
         f"Decoding: {decoding}.",
         f"Metrics: {'; '.join(signatures)}.",
         f"Versions: {', '.join(f'{name} {version}' for name, version in results['versions'].items())}.",

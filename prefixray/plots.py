@@ -5,6 +5,7 @@ chart names its axes with their units, carries its numbers as tooltips, and is d
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -204,6 +205,7 @@ def curves(
         for at, value in curve.points:
             canvas.add(_curve_mark(x(at), y(value), last=at == curve.points[-1][0], cut=curve.cut))
         canvas.add("</g>")
+    _count_arrows(canvas, [x(at) for line in lines for at, value in line.points if y(value) < _TOP])
     return canvas.svg(title)
 
 
@@ -230,6 +232,7 @@ def strips(
             mark = _arrow(x(dot.x) + shift) if above else _mark(one.kind, x(dot.x) + shift, y(dot.y), 4.2)
             canvas.add(f"<g><title>{escape(dot.tip)}</title>{mark}</g>")
         canvas.add("</g>")
+        _count_arrows(canvas, [x(dot.x) + shift for dot in one.points if y(dot.y) < _TOP])
     for row, items in enumerate(legend):
         at = 6.0
         for one in items:
@@ -350,6 +353,13 @@ def _mark(kind: int, x: float, y: float, r: float = 5.0) -> str:
 def _arrow(x: float) -> str:
     """What lies above the upper edge."""
     return f'<path class="beyond" d="M{x - 4:.1f},{_TOP + 6:.1f} L{x:.1f},{_TOP:.1f} L{x + 4:.1f},{_TOP + 6:.1f}"/>'
+
+
+def _count_arrows(canvas: _Canvas, places: Sequence[float]) -> None:
+    """Beside arrows that lie on one another, how many they are."""
+    for x, count in Counter(places).items():
+        if count > 1:
+            canvas.text(x + 6, _TOP + 9, str(count), style="tick")
 
 
 def _curve_mark(x: float, y: float, *, last: bool, cut: bool) -> str:

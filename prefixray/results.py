@@ -104,6 +104,7 @@ class Results(Stored):
     base: str
     base_digest: str
     task: str
+    data_digest: NotRequired[str]
     split: str
     num_sources: int
     num_sources_total: int

@@ -75,6 +75,7 @@ class Trainer:
         cuda = device.type == "cuda"
         return {
             "base_digest": self.base.digest,
+            "data_digest": self.task.digest,
             "num_parameters": self.base.shape.num_parameters,
             "shape": asdict(self.base.shape),
             "precision": self.base.precision,

@@ -266,7 +266,7 @@ def test_the_markdown_has_the_same_tables_and_all_rows_have_their_cells(results:
     for block in markdown.split("\n\n"):
         if block.startswith("|"):
             assert len({line.replace("\\|", "").count("|") for line in block.splitlines()}) == 1
-    assert "@inproceedings{li-liang-2021-prefix," in markdown
+    assert "@inproceedings{li-liang-2021-prefix," in markdown and "@software{prefixray," in markdown
 
 
 def test_flat_and_random_are_called_so_and_come_first(results: Results) -> None:
@@ -369,6 +369,12 @@ def test_a_line_that_leaves_the_axis_comes_back_in_a_piece_of_its_own() -> None:
     pieces = [piece.split() for piece in re.findall(r'<polyline points="([^"]+)"', chart)]
     assert [len(piece) for piece in pieces] == [2, 3]
     assert chart.count('class="beyond"') == 2
+
+
+def test_arrows_that_lie_on_one_another_are_counted() -> None:
+    lines = [Line([(1, height)], "tip", cut=True) for height in (1.5, 7.0, 8.0, 9.0)]
+    chart = curves(lines, Axis("x (unit)"), Axis("y (unit)"), title="t", limits=(1.0, 2.0), rungs=[1])
+    assert chart.count('class="beyond"') == 3 and 'class="tick">3</text>' in chart
 
 
 def test_a_trial_that_went_wrong_does_not_take_the_axis() -> None:

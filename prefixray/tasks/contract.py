@@ -61,6 +61,13 @@ class Task:
         """All subsets, of which there is one but in low data."""
         return (Subset(self.train, self.dev), *self.others)
 
+    @property
+    def digest(self) -> str:
+        """The data's revision: of every text that is trained on, compared by or decoded, in this order."""
+        texts = [text for pair in (*self.train, *self.dev) for text in (pair.source, pair.target)]
+        texts += [text for sourced in self.test_sources for text in (sourced.source, *sourced.references)]
+        return _hash("\0".join(texts))[:16]
+
 
 @dataclass(frozen=True)
 class Entry:
