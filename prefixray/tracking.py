@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.error import HTTPError, URLError
@@ -25,6 +26,7 @@ from urllib.request import urlopen
 
 from prefixray.config import TrackingConfig, UserError
 from prefixray.masking import masked
+from prefixray.runviews import EXPERIMENT_TAGS, saved_views
 from prefixray.space import Scalar
 
 if TYPE_CHECKING:
@@ -57,8 +59,13 @@ class Tracker(ABC):
     uri: str | None  # for `mlflow ui --backend-store-uri`; None when nothing is logged
 
     @abstractmethod
-    def start(self, params: Mapping[str, Scalar], tags: Mapping[str, str], files: Sequence[Path]) -> None:
-        """Begin or continue the sweep's run; parameters come on top of those given at opening."""
+    def start(
+        self, params: Mapping[str, Scalar], tags: Mapping[str, str], files: Sequence[Path], columns: Sequence[str] = ()
+    ) -> None:
+        """Begin or continue the sweep's run; parameters come on top of those given at opening.
+
+        `columns` are what the page's saved views show of a trial, as `runviews.column` names them.
+        """
 
     @abstractmethod
     def trial(self, key: str, params: Mapping[str, Scalar], tags: Mapping[str, str]) -> None:
@@ -73,8 +80,12 @@ class Tracker(ABC):
         """End a trial's run; a done trial's artifact goes with it where the configuration says so."""
 
     @abstractmethod
-    def summary(self, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
-        """Add results to the sweep's run."""
+    def score(self, key: str, metrics: Mapping[str, float]) -> None:
+        """Add to a run what its decoded hypotheses have scored, also when it has ended."""
+
+    @abstractmethod
+    def summary(self, metrics: Mapping[str, float], files: Sequence[Path], note: str = "") -> None:
+        """Add results to the sweep's run; `note`, Markdown, becomes its description."""
 
     @abstractmethod
     def close(self, state: Closed) -> None:
@@ -120,7 +131,9 @@ class NoTracker(Tracker):
 
     uri = None
 
-    def start(self, params: Mapping[str, Scalar], tags: Mapping[str, str], files: Sequence[Path]) -> None:  # noqa: D102
+    def start(  # noqa: D102
+        self, params: Mapping[str, Scalar], tags: Mapping[str, str], files: Sequence[Path], columns: Sequence[str] = ()
+    ) -> None:
         pass
 
     def trial(self, key: str, params: Mapping[str, Scalar], tags: Mapping[str, str]) -> None:  # noqa: D102
@@ -132,7 +145,10 @@ class NoTracker(Tracker):
     def end(self, key: str, state: Ended, artifact: Path | None) -> None:  # noqa: D102
         pass
 
-    def summary(self, metrics: Mapping[str, float], files: Sequence[Path]) -> None:  # noqa: D102
+    def score(self, key: str, metrics: Mapping[str, float]) -> None:  # noqa: D102
+        pass
+
+    def summary(self, metrics: Mapping[str, float], files: Sequence[Path], note: str = "") -> None:  # noqa: D102
         pass
 
     def close(self, state: Closed) -> None:  # noqa: D102
@@ -151,8 +167,10 @@ class MlflowTracker(Tracker):
         self._artifacts = artifacts
         self._sender = _Sender(_Store(folder, sweep, params, uri), self.uri)
 
-    def start(self, params: Mapping[str, Scalar], tags: Mapping[str, str], files: Sequence[Path]) -> None:  # noqa: D102
-        self._sender.put(lambda store, when: store.start(params, tags, files, when))
+    def start(  # noqa: D102
+        self, params: Mapping[str, Scalar], tags: Mapping[str, str], files: Sequence[Path], columns: Sequence[str] = ()
+    ) -> None:
+        self._sender.put(lambda store, when: store.start(params, tags, files, columns, when))
 
     def trial(self, key: str, params: Mapping[str, Scalar], tags: Mapping[str, str]) -> None:  # noqa: D102
         self._sender.put(lambda store, when: store.trial(key, params, tags, when), key=key)
@@ -166,9 +184,13 @@ class MlflowTracker(Tracker):
         kept = artifact if self._artifacts and state == "done" else None
         self._sender.put(lambda store, when: store.end(key, state, kept, when), key=key)
 
-    def summary(self, metrics: Mapping[str, float], files: Sequence[Path]) -> None:  # noqa: D102
+    def score(self, key: str, metrics: Mapping[str, float]) -> None:  # noqa: D102
         kept = _finite(metrics)
-        self._sender.put(lambda store, when: store.summary(kept, files, when))
+        self._sender.put(lambda store, when: store.score(key, kept, when))
+
+    def summary(self, metrics: Mapping[str, float], files: Sequence[Path], note: str = "") -> None:  # noqa: D102
+        kept = _finite(metrics)
+        self._sender.put(lambda store, when: store.summary(kept, files, note, when))
 
     def close(self, state: Closed) -> None:  # noqa: D102
         self._sender.put(lambda store, when: store.close(state, when))
@@ -187,12 +209,24 @@ class _Store:
         self._logged: dict[str, set[tuple[str, int]]] = {}  # key -> (metric, step) that its run has
         self._ended: set[str] = set()
 
-    def start(self, params: Mapping[str, Scalar], tags: Mapping[str, str], files: Sequence[Path], when: int) -> None:
+    def start(
+        self,
+        params: Mapping[str, Scalar],
+        tags: Mapping[str, str],
+        files: Sequence[Path],
+        columns: Sequence[str],
+        when: int,
+    ) -> None:
         """Begin or continue the sweep's run."""
         parent = self._parent
         self._client.update_run(parent, status="RUNNING")
         self._describe(parent, {**self._params, **params}, tags)
         self._attach(parent, files)
+        if columns:
+            known = self._client.get_experiment(self._experiment).tags  # a view may have been changed on the page
+            for name, view in saved_views(columns, when).items():
+                if name not in known:
+                    self._client.set_experiment_tag(self._experiment, name, view)
 
     def trial(self, key: str, params: Mapping[str, Scalar], tags: Mapping[str, str], when: int) -> None:
         """Begin or continue a trial's run."""
@@ -222,9 +256,19 @@ class _Store:
         self._ended.add(key)
         self._logged.pop(key, None)
 
-    def summary(self, metrics: Mapping[str, float], files: Sequence[Path], when: int) -> None:
+    def score(self, key: str, metrics: Mapping[str, float], when: int) -> None:
+        """Add scores to a run, unless they are there."""
+        run_id = self._child(key, when)
+        known = self._client.get_run(run_id).data.metrics
+        new = {name: value for name, value in metrics.items() if known.get(name) != value}
+        if new:
+            self._log_metrics(run_id, [_Point(0, new, when)])
+
+    def summary(self, metrics: Mapping[str, float], files: Sequence[Path], note: str, when: int) -> None:
         """Add results to the sweep's run."""
         self._log_metrics(self._parent, [_Point(0, metrics, when)])
+        if note:
+            self._client.set_tag(self._parent, "mlflow.note.content", note)
         self._attach(self._parent, files)
 
     def close(self, state: Closed, when: int) -> None:
@@ -250,15 +294,34 @@ class _Store:
         if found is not None:
             return str(found.experiment_id)
         location = None if self._uri else (self._folder / "mlartifacts").as_uri()
-        return str(self._client.create_experiment(self._sweep, artifact_location=location))
+        created = self._client.create_experiment(self._sweep, artifact_location=location, tags=dict(EXPERIMENT_TAGS))
+        return str(created)
 
     @cached_property
     def _parent(self) -> str:
         for run in self._search(f"tags.`prefixray.sweep` = '{self._sweep}'"):
             if run.data.tags.get("prefixray.folder") == str(self._folder):
                 return str(run.info.run_id)
-        tags = {"prefixray.sweep": self._sweep, "prefixray.folder": str(self._folder)}
+        tags = {**self._origin, "prefixray.sweep": self._sweep, "prefixray.folder": str(self._folder)}
         return str(self._client.create_run(self._experiment, tags=tags, run_name=self._sweep).info.run_id)
+
+    @cached_property
+    def _origin(self) -> dict[str, str]:
+        """Where a run comes from: what MLflow notes of every run (its user, say), our version, the sweep's file.
+
+        The commit is that of prefixray's own checkout; installed from a wheel it has none.
+        """
+        from mlflow.tracking.context.registry import resolve_tags
+        from mlflow.utils.git_utils import get_git_commit
+
+        found = {name: tag for name, tag in resolve_tags().items() if not name.startswith("mlflow.source.git.")}
+        commit = get_git_commit(str(Path(__file__).parent))
+        return {
+            **found,
+            **({} if commit is None else {"mlflow.source.git.commit": commit}),
+            "mlflow.source.name": str(self._folder / "sweep.yaml"),
+            "prefixray.version": metadata.version("prefixray"),
+        }
 
     def _child(self, key: str, when: int) -> str:
         """A trial's run, which is found or else created."""
@@ -267,7 +330,8 @@ class _Store:
             found = self._search(" and ".join(f'tags.`{name}` = "{value}"' for name, value in tags.items()))
             if found:
                 self._recall(key, found[0])
-            run = found[0] if found else self._client.create_run(self._experiment, when, tags, run_name=key)
+            told = {**self._origin, **tags}
+            run = found[0] if found else self._client.create_run(self._experiment, when, told, run_name=key)
             self._runs[key] = str(run.info.run_id)
         return self._runs[key]
 

@@ -55,6 +55,7 @@ TRAINING = [
 ]
 # The search around it.
 SEARCH = [
+    "runviews",
     "tracking",
     "study",
     "tables",

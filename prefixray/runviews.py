@@ -1,0 +1,43 @@
+"""What MLflow's page shows of a sweep: its kind, and two saved views of the list of runs, each a tag of the experiment.
+
+Left to itself the page hides all parameters and metrics. A saved view is the state of that page as MLflow's own "Save
+view" writes it (3.17): JSON with the columns, the order and the filter, compressed.
+"""
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+
+EXPERIMENT_TAGS: Mapping[str, str] = {
+    "mlflow.experimentKind": "custom_model_development",  # not the page for language model applications
+    "mlflow.experiment.primaryMetric.name": "dev/loss",
+    "mlflow.experiment.primaryMetric.greaterIsBetter": "False",
+}
+_VIEW = "mlflow.sharedViewState."  # and the key that the page's address names: ?viewStateShareKey=trials
+_CREATED = "attributes.start_time"  # the only order in which trials stand below their sweep
+
+
+def saved_views(columns: Sequence[str], when: int) -> dict[str, str]:
+    """The views as tags: "trials", below their sweep, and "best first", flat; `columns` as `column` names them."""
+    return {
+        f"{_VIEW}trials": _saved("trials", columns, order=_CREATED, ascending=False, when=when),
+        f"{_VIEW}best": _saved("best first", columns, order=column("metrics", "dev/loss"), ascending=True, when=when),
+    }
+
+
+def column(kind: str, name: str) -> str:
+    """A column of the list of runs; `kind` is attributes, metrics, params or tags."""
+    return f"{kind}.`{name}`"
+
+
+def _saved(name: str, columns: Sequence[str], *, order: str, ascending: bool, when: int) -> str:
+    state = {
+        "searchFilter": "",
+        "orderByKey": order,
+        "orderByAsc": ascending,
+        "selectedColumns": list(columns),
+        "columnOrder": [],
+    }
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    return json.dumps({"name": name, "createdAt": when, "updatedAt": when, "state": f"deflate;{packed}"})
