@@ -26,6 +26,7 @@ from prefixray.live import LiveView, View
 from prefixray.page import write_page
 from prefixray.pool import DecodeJob, Pool
 from prefixray.results import Importance, Results, SearchTrial, is_finished, load_results
+from prefixray.runviews import column
 from prefixray.search import Coordinator, MakeSpec, Stage
 from prefixray.seeds import CANDIDATE_REPLICATE
 from prefixray.sizes import num_at_once
@@ -33,7 +34,7 @@ from prefixray.space import Scalar
 from prefixray.speed import keep_speeds
 from prefixray.study import ArmStudy, FixedStudy, Proposal, Record, parameter_importance, repair_journal
 from prefixray.sweepfile import differences, dump, identity, restore
-from prefixray.tables import render_markdown, write_csv
+from prefixray.tables import render_markdown, render_note, write_csv
 from prefixray.tasks import load_task
 from prefixray.tracking import Tracker, check_server, open_tracker
 from prefixray.trial import TrialSpec
@@ -81,8 +82,7 @@ class _Sweep:
         self._started, self._began = time.monotonic(), time.time()
         self._inbox = Inbox(folder)
         base_name = config.base.partition(":")[2] or config.base
-        self._heading = f"{config.name}  {base_name} on {config.task.name}   {folder}"
-        self._title = self._heading
+        self._title = f"{config.name}  {base_name} on {config.task.name}   {folder}"
         live.update(View(title=self._title, stage="start", message=f"{cluster}; loading the base and the task"))
         log = str((folder / "sweep.log").absolute())
         base, task = _absolute(config.base), _absolute_paths(config.task)
@@ -98,13 +98,13 @@ class _Sweep:
         )
         self._pool = Pool(cluster, setup, folder / "workers")
         self._tracker: Tracker = open_tracker(config.tracking, folder, config.name, _sweep_params(config))
-        self._tracker.start({}, {"prefixray.stage": "sweep"}, [folder / "sweep.yaml"])
 
     def run(self) -> Outcome:
         """Search, final stage, table; again where requests came too late for the search."""
         state = "failed"
         try:
             self._pool.wait(self._config.arms)
+            self._tracker.start({}, self._revisions(), [self._folder / "sweep.yaml"], _columns(self._config))
             studies = self._search()
             results = self._final(studies)
             while studies and not self._inbox.is_empty():
@@ -119,6 +119,11 @@ class _Sweep:
             self._tracker.close(state)  # type: ignore[arg-type]
         return Outcome(self._folder, results, self._tracker.uri)
 
+    def _revisions(self) -> dict[str, str]:
+        """Which weights and which data the sweep is about, as tags."""
+        digests = {f"prefixray.{name}": str(self._pool.found[name]) for name in ("base_digest", "data_digest")}
+        return {"prefixray.stage": "sweep", "prefixray.task": self._config.task.name, **digests}
+
     def _search(self) -> dict[str, ArmStudy]:
         """Run the search of every arm that has something to search; its studies by arm."""
         config = self._config
@@ -132,8 +137,6 @@ class _Sweep:
             studies[arm.name] = study
             stages.append(Stage(arm.name, arm, study, at_once, self._search_spec(arm), config.search.rungs))
         if stages:
-            counts = [f"{s.name} {s.source.num_wanted()} trials, {s.concurrency} at once" for s in stages]
-            self._title = f"{self._heading}   {'; '.join(counts)}"
             try:
                 self._run("search", stages)
             except KeyboardInterrupt:
@@ -185,6 +188,10 @@ class _Sweep:
             sweep_minutes=(time.monotonic() - self._started) / 60,
         )
         results = make_results(facts, runs, floor, task.test_sources)
+        for arm in results["arms"]:
+            for run, seed in zip(runs.get(arm["arm"], ()), arm["seeds"], strict=False):
+                scores = {f"test/{name}": value for name, value in seed["scores"].items()}
+                self._tracker.score(f"final/{run.arm.name}/{run.item}", scores)
         self._publish(results)
         return results
 
@@ -314,7 +321,7 @@ class _Sweep:
             for metric, interval in arm["scores"].items()
         }
         files = [self._folder / f"results.{ending}" for ending in ("json", "md", "csv")]
-        self._tracker.summary(scores, [*files, *page])
+        self._tracker.summary(scores, [*files, *page], render_note(results))
 
     def _importance(self) -> list[Importance]:
         journal, config = self._folder / "study.journal", self._config
@@ -346,6 +353,14 @@ def _search_trial(config: SweepConfig, arm: ArmConfig, record: Record) -> Search
         rung=rung,
         curve=sorted(record.reports.items()),
     )
+
+
+def _columns(config: SweepConfig) -> list[str]:
+    """What tells the runs of the sweep apart, for the saved views of MLflow's page."""
+    searched = dict.fromkeys(key for arm in config.arms for key in arm.dimensions)
+    tags = [column("tags", f"prefixray.{name}") for name in ("arm", "state")]
+    metrics = [column("metrics", name) for name in ("dev/loss", config.final.metric)]
+    return [*tags, *metrics, *(column("params", key) for key in searched)]
 
 
 def _sweep_params(config: SweepConfig) -> dict[str, Scalar]:

@@ -24,7 +24,9 @@ State = Literal["waiting", "running", "done", "stopped", "failed"]
 ENDED: frozenset[State] = frozenset({"done", "stopped", "failed"})
 ORDER: tuple[State, ...] = ("running", "done", "stopped", "failed", "waiting")
 STYLES: Mapping[State, str] = {"stopped": "dim", "failed": "red", "waiting": "dim"}
-NUM_OTHER_LINES = 6  # of the view besides its rows: title, header, what is left out, message, footer, the cursor's
+NUM_OTHER_LINES = 5  # of the view besides its rows and its foot: title, header, what is left out, message, the cursor's
+_STATE_WIDTH = 18  # "stopped at rung 1"
+SHARE_OF_ENDED = 3  # where not all rows have room, a third of them is for the best that have ended
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,12 @@ class Row:
 class View:
     """A picture of the whole sweep."""
 
-    title: str  # "quickstart  SmolLM2-135M on e2e   8 trials, 4 at once in one pack   runs/quickstart"
+    title: str  # "quickstart  SmolLM2-135M on e2e   runs/quickstart"
     stage: str  # "search", "final", ...
     rows: Sequence[Row] = field(default_factory=tuple)
+    budget: str = ""  # "prefix 5 of 8 trials, 4 at once"
     tokens_per_second: float = 0.0
-    memory: str = ""  # "base 0.3 GiB + 4 x 0.1 GiB"
+    workers: str = ""  # "2 workers of 64 slots, 3.1 GiB"
     seconds_left: float | None = None
     message: str | None = None  # what is going on where no row says it
 
@@ -82,6 +85,7 @@ class LiveView:
         self._console = Console(file=self._file, force_terminal=self._file.isatty(), highlight=False)
         self._start = time.monotonic()
         self._previous: View | None = None
+        self._is_unread = False
         self._live: Live | None = None
         if self._console.is_interactive:
             self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="crop")
@@ -93,14 +97,14 @@ class LiveView:
             for line in events(self._previous, view):
                 self.event(line)
         else:
-            self._live.update(_drawn(view, num_rows=self._console.height - NUM_OTHER_LINES), refresh=True)
+            self._live.update(_drawn(view, self._console.width, self._console.height), refresh=True)
         self._previous = view
 
     def event(self, line: str) -> None:
         """Say one thing, above the table where there is one."""
         stamped = f"{duration_text(time.monotonic() - self._start)}  {line}"
         if self._live is None:
-            print(stamped, file=self._file, flush=True)
+            self._print(stamped)
         else:
             self._console.print(Text(stamped))
 
@@ -108,6 +112,15 @@ class LiveView:
         """Leave the last picture standing and give the terminal back. A second call does nothing."""
         if self._live is not None:
             self._live.stop()
+
+    def _print(self, line: str) -> None:
+        """Print a line; where its reader has gone (`| head`) nothing more, and the sweep goes on."""
+        if self._is_unread:
+            return
+        try:
+            print(line, file=self._file, flush=True)
+        except BrokenPipeError:
+            self._is_unread = True
 
 
 def events(previous: View | None, view: View) -> list[str]:
@@ -118,12 +131,14 @@ def events(previous: View | None, view: View) -> list[str]:
         if earlier := [row for row in view.rows if row.state in ENDED]:
             lines.append(f"from an earlier run: {_counts(earlier)}")
     if view.stage and (previous is None or previous.stage != view.stage):
-        lines.append(view.stage)
+        lines.append("  ".join(part for part in (view.stage, view.budget) if part))
     known = {row.name: row for row in (view if previous is None else previous).rows}
     if previous is None:
         known = {name: row for name, row in known.items() if row.state in ENDED}
+    best = _best(view.rows)
     for row in view.rows:
-        lines += _row_events(known.get(row.name), row)
+        mark = "  * best" if row.state == "done" and row.name in best else ""
+        lines += [line + mark for line in _row_events(known.get(row.name), row)]
     return lines
 
 
@@ -150,18 +165,18 @@ def _row_events(before: Row | None, row: Row) -> list[str]:
     return [f"{row.name} {at}"] if row.score is not None and row.score != before.score else []
 
 
-def _drawn(view: View, num_rows: int) -> Group:
-    """The picture for a terminal in which this many rows have room."""
-    rows = sorted(view.rows, key=_place)
-    shown = rows[: max(num_rows, 1)]
+def _drawn(view: View, width: int, height: int) -> Group:
+    """The picture for a terminal of this size."""
+    foot = _packed(_foot(view), width)
+    shown = _chosen(sorted(view.rows, key=_place), max(1, height - NUM_OTHER_LINES - len(foot)))
     parts: list[Text | Table] = [Text(view.title, style="bold", no_wrap=True, overflow="ellipsis")]
     if shown:
-        parts.append(_table(view, shown))
-    if len(rows) > len(shown):
-        parts.append(Text(f"... {len(rows) - len(shown)} more"))
+        parts.append(_table(view, shown, width))
+    if len(view.rows) > len(shown):
+        parts.append(Text(f"... {len(view.rows) - len(shown)} more"))
     if view.message:
         parts.append(Text(view.message, no_wrap=True, overflow="ellipsis"))
-    parts.append(Text(_footer(view), no_wrap=True, overflow="ellipsis"))
+    parts += [Text(line, no_wrap=True, overflow="ellipsis") for line in foot]
     return Group(*parts)
 
 
@@ -170,26 +185,44 @@ def _place(row: Row) -> tuple[int, float, str, int]:
     return ORDER.index(row.state), row.comparable if row.state in ENDED else 0.0, row.arm, row.number
 
 
-def _table(view: View, shown: Sequence[Row]) -> Table:
+def _chosen(rows: Sequence[Row], room: int) -> list[Row]:
+    """The rows that are shown: running ones, and of the others the best, for which some room is kept."""
+    running = [row for row in rows if row.state == "running"]
+    others = [row for row in rows if row.state != "running"]
+    num_others = min(len(others), max(room // SHARE_OF_ENDED, room - len(running)))
+    return [*running[: room - num_others], *others[:num_others]]
+
+
+def _table(view: View, shown: Sequence[Row], width: int) -> Table:
+    """Trials with as many of their values as the width allows; what cannot be missed has its room first."""
     keys = differing_keys([(row.arm, row.values) for row in view.rows])
     one_arm = len({row.arm for row in view.rows}) == 1
     best = _best(view.rows)
+    ends = {"trial": [str(row.number) if one_arm else row.name for row in shown]}
+    ends |= {
+        "step": [f"{row.step}/{row.num_steps}" for row in shown],
+        "dev/loss": ["-" if row.score is None else f"{row.score:.3f}" for row in shown],
+        "state": [row.state_text + ("  * best" if row.name in best else "") for row in shown],
+    }
+    values = {SHORT.get(k, k): [value_text(k, row.values[k]) if k in row.values else "" for row in shown] for k in keys}
+    room = width - sum(_column_width(head, cells) for head, cells in ends.items() if head != "state")
+    while values and sum(_column_width(head, cells) for head, cells in values.items()) > room - _STATE_WIDTH:
+        values.popitem()
+    room -= sum(_column_width(head, cells) for head, cells in values.items())
+    columns = {"trial": ends.pop("trial"), **values, **ends}
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
-    table.add_column("trial", no_wrap=True)
-    for head in (*(SHORT.get(key, key) for key in keys), "step", "dev/loss"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True, overflow="ellipsis")
-    for row in shown:
-        is_best = row.name in best
-        cells = [
-            str(row.number) if one_arm else row.name,
-            *(value_text(key, row.values[key]) if key in row.values else "" for key in keys),
-            f"{row.step}/{row.num_steps}",
-            "-" if row.score is None else f"{row.score:.3f}",
-            row.state_text + ("  * best" if is_best else ""),
-        ]
-        table.add_row(*(Text(cell) for cell in cells), style="green" if is_best else STYLES.get(row.state, ""))
+    for head in columns:
+        justify: Literal["left", "right"] = "left" if head in ("trial", "state") else "right"
+        most = max(1, room) if head == "state" else None
+        table.add_column(head, justify=justify, no_wrap=True, overflow="ellipsis", max_width=most)
+    for at, row in enumerate(shown):
+        style = "green" if row.name in best else STYLES.get(row.state, "")
+        table.add_row(*(Text(cells[at]) for cells in columns.values()), style=style)
     return table
+
+
+def _column_width(head: str, cells: Sequence[str]) -> int:
+    return max(len(head), *map(len, cells)) + 2
 
 
 def _best(rows: Sequence[Row]) -> set[str]:
@@ -204,14 +237,28 @@ def _best(rows: Sequence[Row]) -> set[str]:
     return names
 
 
-def _footer(view: View) -> str:
-    parts = [view.stage, _counts(view.rows)]
+def _foot(view: View) -> list[str]:
+    """What is said below the rows, part by part."""
+    best = _best(view.rows)
+    scores = [f"best {row.name} {row.score:.3f}" for row in view.rows if row.name in best and row.score is not None]
+    parts = [view.stage, view.budget, _counts(view.rows), *(scores if len(view.rows) > 1 else [])]
     if view.tokens_per_second:
         parts.append(f"{view.tokens_per_second:,.0f} tok/s")
-    parts.append(view.memory)
+    parts.append(view.workers)
     if view.seconds_left is not None:
         parts.append(f"about {duration_text(view.seconds_left)} left")
-    return "   ".join(part for part in parts if part)
+    return [part for part in parts if part]
+
+
+def _packed(parts: Sequence[str], width: int) -> list[str]:
+    """The parts in lines of this width, none of them broken."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + 3 + len(part) <= width:
+            lines[-1] += f"   {part}"
+        else:
+            lines.append(part)
+    return lines
 
 
 def _counts(rows: Sequence[Row]) -> str:

@@ -1,4 +1,4 @@
-"""What MLflow's page shows of a sweep: its kind, and two saved views of the list of runs, each a tag of the experiment.
+"""What MLflow's page shows of a sweep: where its runs come from, and two saved views of their list; all of it as tags.
 
 Left to itself the page hides all parameters and metrics. A saved view is the state of that page as MLflow's own "Save
 view" writes it (3.17): JSON with the columns, the order and the filter, compressed.
@@ -8,6 +8,8 @@ import base64
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
 
 EXPERIMENT_TAGS: Mapping[str, str] = {
     "mlflow.experimentKind": "custom_model_development",  # not the page for language model applications
@@ -24,6 +26,21 @@ def saved_views(columns: Sequence[str], when: int) -> dict[str, str]:
         f"{_VIEW}trials": _saved("trials", columns, order=_CREATED, ascending=False, when=when),
         f"{_VIEW}best": _saved("best first", columns, order=column("metrics", "dev/loss"), ascending=True, when=when),
     }
+
+
+def origin(file: Path) -> dict[str, str]:
+    """Tags on where a run comes from: what MLflow notes of any run (its user, say), the sweep's file, our version.
+
+    The commit is that of prefixray's own checkout; installed from a wheel it has none.
+    """
+    from mlflow.tracking.context.registry import resolve_tags
+    from mlflow.utils.git_utils import get_git_commit
+
+    found = {name: tag for name, tag in resolve_tags().items() if not name.startswith("mlflow.source.git.")}
+    commit = get_git_commit(str(Path(__file__).parent))
+    if commit is not None:
+        found["mlflow.source.git.commit"] = commit
+    return {**found, "mlflow.source.name": str(file), "prefixray.version": metadata.version("prefixray")}
 
 
 def column(kind: str, name: str) -> str:

@@ -170,13 +170,13 @@ class Coordinator:
                         self._rows[key] = replace(self._rows[key], step=max(step, self._rows[key].step))
             rows = tuple(self._rows.values())
             speed = sum(status.tokens_per_second for status in statuses) if self._running else 0.0
-            memory = sum(status.memory_bytes for status in statuses)
             return View(
                 title=title,
                 stage=stage,
                 rows=rows,
+                budget="; ".join(_budget_of(s, rows) for s in self._stages if isinstance(s.source, ArmStudy)),
                 tokens_per_second=speed,
-                memory=f"workers {memory / 2**30:.1f} GiB" if memory else "",
+                workers=self._workers_text(sum(status.memory_bytes for status in statuses)),
                 seconds_left=self._seconds_left(),
             )
 
@@ -268,6 +268,10 @@ class Coordinator:
 
     def _steps_done(self) -> int:
         return sum(row.step for row in self._rows.values())
+
+    def _workers_text(self, memory: int) -> str:
+        used = f", {memory / 2**30:.1f} GiB" if memory else ""
+        return f"{self._pool.num_workers} workers of {self._pool.num_slots} slots{used}"
 
     def _seconds_left(self) -> float | None:
         """From the steps that are expected to come, at the pace of this driver so far."""
@@ -382,6 +386,12 @@ def _may_lack_a_score(study: ArmStudy) -> bool:
     records = study.records()
     to_come = len(records) < study.num_wanted() or any(record.state == "running" for record in records)
     return to_come and not any(record.reports and record.state != "failed" for record in records)
+
+
+def _budget_of(stage: Stage, rows: Sequence[Row]) -> str:
+    """How far a search is, and where it ends; a request may have changed that."""
+    num_started = sum(row.arm == stage.name for row in rows)
+    return f"{stage.name} {num_started} of {stage.source.num_wanted()} trials, {stage.concurrency} at once"
 
 
 def _budget_text(study: ArmStudy) -> str:

@@ -87,6 +87,12 @@ def render_markdown(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def render_note(results: Results) -> str:
+    """The final table alone, as Markdown, where there is little room."""
+    footnotes = "\n".join(f"- {escaped(note)}" for note in notes(results))
+    return f"{title(results)}\n\n{final_grid(results).markdown()}\n\n{footnotes}\n"
+
+
 def write_csv(results: Results, path: Path) -> None:
     """One row per arm, numbers unrounded."""
     header = ["arm", "method", "num_seeds"]

@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.error import HTTPError, URLError
@@ -26,7 +25,7 @@ from urllib.request import urlopen
 
 from prefixray.config import TrackingConfig, UserError
 from prefixray.masking import masked
-from prefixray.runviews import EXPERIMENT_TAGS, saved_views
+from prefixray.runviews import EXPERIMENT_TAGS, origin, saved_views
 from prefixray.space import Scalar
 
 if TYPE_CHECKING:
@@ -307,21 +306,7 @@ class _Store:
 
     @cached_property
     def _origin(self) -> dict[str, str]:
-        """Where a run comes from: what MLflow notes of every run (its user, say), our version, the sweep's file.
-
-        The commit is that of prefixray's own checkout; installed from a wheel it has none.
-        """
-        from mlflow.tracking.context.registry import resolve_tags
-        from mlflow.utils.git_utils import get_git_commit
-
-        found = {name: tag for name, tag in resolve_tags().items() if not name.startswith("mlflow.source.git.")}
-        commit = get_git_commit(str(Path(__file__).parent))
-        return {
-            **found,
-            **({} if commit is None else {"mlflow.source.git.commit": commit}),
-            "mlflow.source.name": str(self._folder / "sweep.yaml"),
-            "prefixray.version": metadata.version("prefixray"),
-        }
+        return origin(self._folder / "sweep.yaml")
 
     def _child(self, key: str, when: int) -> str:
         """A trial's run, which is found or else created."""

@@ -95,7 +95,7 @@ ALLOWED = {
     "ray": {"clusterfile", "nodes", "cluster", "pool", "trainable", "engine"},
     "transformers": {"base", "attention", "batching", "generation", "methods"},
     "optuna": {"study"},
-    "mlflow": {"tracking"},
+    "mlflow": {"runviews", "tracking"},
     "rich": {"live"},
     "huggingface_hub": {"card", "hub_format"},
 }

@@ -3,22 +3,20 @@
 import copy
 import html
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from records import finished_sweep
 
 from prefixray.figures import loss_limits
 from prefixray.final import NUM_EXTREMES, _extremes
 from prefixray.findings import Section, rank_correlation, sections
 from prefixray.page import render_html, render_page_markdown, write_page
 from prefixray.plots import Axis, Dot, Groups, Line, Series, bars, curves, forest, scatter, strips, upper_limit
-from prefixray.results import ArmResult, ExampleOutputs, Results, SearchTrial
-from prefixray.space import Scalar
+from prefixray.results import Results
 
 VOID = {"meta", "br"}
 FOLDER = Path("runs/tiny")
@@ -69,102 +67,9 @@ class Page(HTMLParser):
             self.tables[-1][-1][-1] += data
 
 
-def arm(name: str, bleu: float, difference: float | None, stored: int) -> ArmResult:
-    return {
-        "arm": name,
-        "method": None if name == "untuned" else name,
-        "config": {},
-        "seeds": [{"seed": 1, "scores": {"bleu": bleu}, "dev_loss": 1.6, "folder": f"final/{name}-0-1"}],
-        "scores": {"bleu": {"value": bleu, "low": bleu - 3.21, "high": bleu + 2.34}},
-        "sd": {"bleu": None},
-        "difference": None
-        if difference is None
-        else {"value": difference, "low": difference - 4, "high": difference + 5},
-        "p": None if difference is None else 0.2,
-        "p_holm": None if difference is None else 0.4,
-        "trained_parameters": stored,
-        "stored_parameters": stored,
-        "num_trials": 12,
-        "minutes": 3.456,
-        "searched": True,
-    }
-
-
-def trial(name: str, number: int, config: dict[str, Scalar], losses: list[float]) -> SearchTrial:
-    steps = [8, 16, 40][: len(losses)]
-    done = steps[-1] == 40
-    return {
-        "arm": name,
-        "number": number,
-        "config": config,
-        "step": steps[-1],
-        "num_steps": 40,
-        "dev_loss": losses[-1],
-        "state": "done" if done else "stopped",
-        "rung": None if done else len(steps),
-        "curve": list(zip(steps, losses, strict=True)),
-    }
-
-
-def prefix_trials() -> list[SearchTrial]:
-    found = []
-    for number in range(12):
-        config: dict[str, Scalar] = {
-            "preseqlen": (5, 10, 20)[number % 3],
-            "mid_dim": (None, 512)[number % 2],
-            "init_token": (None, "table-to-text:", "restaurant")[number % 3],
-            "learning_rate": 0.001 * (number + 1),
-        }
-        losses = [2.0 + 0.01 * number, 1.8 + 0.01 * number, 1.6 + 0.01 * number][: 3 if number < 6 else 1 + number % 2]
-        found.append(trial("prefix", number, config, losses if number != 11 else [15.0]))
-    return found
-
-
-def example(number: int) -> ExampleOutputs:
-    return {
-        "source": f"name : Place {number}",
-        "references": [f"Reference {number}.", "Another <one>."],
-        "outputs": {"untuned": "", "prefix": f"Prefix {number}.", "finetune": f"Full {number}."},
-        "scores": {"untuned": 0.0, "prefix": 40.0 + number, "finetune": 50.0},
-    }
-
-
 @pytest.fixture
 def results() -> Results:
-    """A finished sweep with all that a report can show; figures invented."""
-    examples = [example(number) for number in range(30)]
-    for one in examples[3:]:
-        one["arm"] = "prefix"
-    return {
-        "sweep": "tiny",
-        "base": "package:model.gguf",
-        "base_digest": "ab12",
-        "task": "e2e",
-        "split": "test",
-        "num_sources": 40,
-        "num_sources_total": 630,
-        "metric": "bleu",
-        "reference": "finetune",
-        "metrics": ["bleu"],
-        "signatures": {"bleu": "case:lc"},
-        "decoding": {"num_beams": 5},
-        "precision": "fp32",
-        "num_parameters": 134_515_008,
-        "versions": {"torch": "2.13.0"},
-        "machine": {"num_cpus": 2},
-        "seed": 1,
-        "arms": [
-            arm("untuned", 2.13, -54.0, 0),
-            arm("prefix", 58.31, 2.2, 115_200),
-            arm("finetune", 56.11, None, 134_515_008),
-        ],
-        "resolution": 8.2,
-        "search": prefix_trials(),
-        "rungs": [8, 16],
-        "importance": [{"arm": "prefix", "step": 8, "num_trials": 12, "shares": {"mid_dim": 0.7, "preseqlen": 0.3}}],
-        "examples": examples,
-        "budget": {"minutes": 12.0},
-    }
+    return finished_sweep()
 
 
 def older(results: Results) -> Results:
@@ -381,28 +286,3 @@ def test_a_trial_that_went_wrong_does_not_take_the_axis() -> None:
     assert upper_limit([1.5, 1.6], [1.5, 1.6, 1.8, 2.0, 15.0]) == pytest.approx(2.1)
     assert upper_limit([5.0], [1.5, 1.6, 5.0]) == 5.0, "what is settled always fits"
     assert loss_limits([], [2.0]) == (2.0, 2.1)
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-LOOK = """<script>
-const table = document.querySelector("table.sortable"), buttons = [...table.tHead.querySelectorAll("button")];
-const at = buttons.findIndex(button => button.textContent === "dev/loss");
-const first = () => table.tBodies[0].rows[0].cells[at].textContent;
-buttons[at].click(); const lowest = first(); buttons[at].click();
-const wide = document.documentElement.scrollWidth <= innerWidth ? "fits" : "too wide";
-const drawn = [...document.querySelectorAll("svg")].every(chart => chart.getBoundingClientRect().height > 50);
-document.title = [lowest, first(), wide, drawn].join("; ");
-</script></body>"""
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-@pytest.mark.parametrize("width", [500, 1280])
-def test_a_browser_shows_it_without_complaint_and_sorts_trials(results: Results, tmp_path: Path, width: int) -> None:
-    page = tmp_path / "page.html"
-    page.write_text(render_html(results, FOLDER).replace("</body>", LOOK), encoding="utf-8")
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += f" --disable-component-update --disable-sync --enable-logging=stderr --window-size={width},900 --dump-dom"
-    command = [str(CHROMIUM), *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in shown.stderr
-    assert "<title>1.600; 15.000; fits; true</title>" in shown.stdout

@@ -1,5 +1,7 @@
 """MLflow's store as the sweep leaves it, and what happens while the store is away. Real stores, no mocks."""
 
+import base64
+import json
 import logging
 import math
 import shutil
@@ -8,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from unittest import mock
 
@@ -51,7 +55,7 @@ def open_sweep(
 ) -> Tracker:
     config = TrackingConfig.model_validate({"mlflow": mlflow, "artifacts": artifacts})
     tracker = open_tracker(config, folder, "sweep", params)
-    tracker.start({"machine": "laptop"}, {"version": "1"}, [folder / "sweep.yaml"])
+    tracker.start({"machine": "laptop"}, {"version": "1"}, [folder / "sweep.yaml"], ["params.`preseqlen`"])
     return tracker
 
 
@@ -161,6 +165,45 @@ def test_a_relaunch_continues_the_same_runs_and_ends_all(folder: Path) -> None:
     assert after.children["prefix/0"].info.end_time == before.children["prefix/0"].info.end_time
     assert after.parent.data.params["search.num_trials"] == "8"
     assert after.parent.data.tags["changed.search.num_trials"] == "12"
+
+
+def test_every_run_says_where_it_comes_from_and_the_sweeps_says_what_came_of_it(folder: Path) -> None:
+    tracker = open_sweep(folder)
+    run_trials(tracker, folder)
+    for _ in range(2):  # as a relaunch does
+        tracker.score("prefix/0", {"test/bleu": 58.3, "test/nist": math.nan})
+    tracker.summary({}, [], "| arm | BLEU |")
+    tracker.close("finished")
+    stored = local(folder)
+    checkout = Path(tracking.__file__).parents[1]
+    git = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    for run in (stored.parent, *stored.children.values()):
+        tags = run.data.tags
+        assert tags["mlflow.source.name"] == str(folder / "sweep.yaml")
+        assert tags["mlflow.source.type"] == "LOCAL" and tags["mlflow.user"]
+        assert tags["prefixray.version"] == metadata.version("prefixray")
+        assert tags.get("mlflow.source.git.commit") == commit
+    assert stored.parent.data.tags["mlflow.note.content"] == "| arm | BLEU |"
+    done = stored.children["prefix/0"]
+    assert done.data.metrics == {"dev/loss": 2.0, "test/bleu": 58.3} and done.info.status == "FINISHED"
+    assert stored.curve("prefix/0", "test/bleu") == [(0, 58.3)]
+
+
+def test_the_page_has_saved_views_which_a_relaunch_leaves_as_the_user_changed_them(folder: Path) -> None:
+    open_sweep(folder).close("interrupted")
+    client = local(folder).client
+    experiment = client.get_experiment_by_name("sweep")
+    assert experiment is not None and experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    views = {name: json.loads(tag) for name, tag in experiment.tags.items() if "sharedViewState" in name}
+    assert [view["name"] for view in views.values()] == ["best first", "trials"]
+    packed = views["mlflow.sharedViewState.best"]["state"].removeprefix("deflate;")
+    state = json.loads(zlib.decompress(base64.b64decode(packed)))
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`dev/loss`", True)
+    assert state["selectedColumns"] == ["params.`preseqlen`"]
+    client.set_experiment_tag(experiment.experiment_id, "mlflow.sharedViewState.best", "theirs")
+    open_sweep(folder).close("finished")
+    assert client.get_experiment(experiment.experiment_id).tags["mlflow.sharedViewState.best"] == "theirs"
 
 
 @pytest.mark.parametrize(("state", "status"), [("finished", "FINISHED"), ("failed", "FAILED")])
