@@ -8,6 +8,7 @@ import graphlib
 import json
 import math
 import random
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, assert_never
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import JournalStorage
@@ -113,6 +115,10 @@ class TrialSource(ABC):
         self._storage = _storage(journal)
         self._study = optuna.create_study(storage=self._storage, study_name=name, load_if_exists=True)
         self._ids: dict[int, int] = {}  # of trials by number: listing all trials would take longer the more there are
+        if self._study.metric_names is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                self._study.set_metric_names(["dev/loss"])  # for optuna-dashboard, which would say "Objective 0"
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if _HIDDEN in trial.user_attrs:  # its driver died while it hid the trial
                 self._study.tell(trial.number, state=TrialState.FAIL)
