@@ -68,7 +68,7 @@ class View:
     rows: Sequence[Row] = field(default_factory=tuple)
     budget: str = ""  # "prefix 5 of 8 trials, 4 at once"
     tokens_per_second: float = 0.0
-    workers: str = ""  # "2 workers of 64 slots, 3.1 GiB"
+    workers: str = ""  # "2 workers x 64 slots, 3.1 GiB"
     seconds_left: float | None = None
     message: str | None = None  # what is going on where no row says it
 

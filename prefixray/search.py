@@ -25,7 +25,7 @@ from prefixray.pool import DecodeJob, Pool
 from prefixray.space import Scalar
 from prefixray.study import ArmStudy, Proposal, Record, TrialSource
 from prefixray.tracking import Tracker
-from prefixray.trial import Report, TrialSpec
+from prefixray.trial import Report, TrialSpec, WorkerStatus
 from prefixray.yamlfile import Document, suggestion
 
 SUSPEND_SECONDS = 20.0  # for checkpoints after an interrupt
@@ -176,7 +176,7 @@ class Coordinator:
                 rows=rows,
                 budget="; ".join(_budget_of(s, rows) for s in self._stages if isinstance(s.source, ArmStudy)),
                 tokens_per_second=speed,
-                workers=self._workers_text(sum(status.memory_bytes for status in statuses)),
+                workers=self._workers_text(statuses),
                 seconds_left=self._seconds_left(),
             )
 
@@ -269,9 +269,11 @@ class Coordinator:
     def _steps_done(self) -> int:
         return sum(row.step for row in self._rows.values())
 
-    def _workers_text(self, memory: int) -> str:
+    def _workers_text(self, statuses: Sequence[WorkerStatus]) -> str:
+        """Those that have answered."""
+        memory = sum(status.memory_bytes for status in statuses)
         used = f", {memory / 2**30:.1f} GiB" if memory else ""
-        return f"{self._pool.num_workers} workers of {self._pool.num_slots} slots{used}"
+        return f"{len(statuses)} workers x {self._pool.num_slots} slots{used}" if statuses else ""
 
     def _seconds_left(self) -> float | None:
         """From the steps that are expected to come, at the pace of this driver so far."""

@@ -78,7 +78,7 @@ def test_a_terminal_shows_one_table_that_replaces_itself() -> None:
         """
         live = LiveView()
         rung = "at rung 2"
-        rest = "prefix 3 of 8 trials, 4 at once", 940.4, "2 workers of 4 slots, 0.9 GiB", 70
+        rest = "prefix 3 of 8 trials, 4 at once", 940.4, "2 workers x 4 slots, 0.9 GiB", 70
         def rows(step, state):
             first = Row("prefix", 5, {"preseqlen": 10, "init_token": "restaurant"}, 40, 40, 1.5621, "done")
             second = Row("prefix", 7, {"preseqlen": 20, "init_token": "table-to-text:"}, 20, 40, 1.7, "stopped", rung)
@@ -100,7 +100,7 @@ def test_a_terminal_shows_one_table_that_replaces_itself() -> None:
         "5             10  restaurant  40/40     1.562  done  * best",
         "7             20  table-to..  20/40     1.700  stopped at rung 2",
         "search   prefix 3 of 8 trials, 4 at once   done 1  stopped 1  running 1   best prefix/5 1.562   940 tok/s",
-        "2 workers of 4 slots, 0.9 GiB   about 1:10 left",
+        "2 workers x 4 slots, 0.9 GiB   about 1:10 left",
     ]
 
 
@@ -173,7 +173,7 @@ def test_a_narrow_terminal_never_wraps_a_line() -> None:
         values = {{"preseqlen": 1, "mid_dim": 512, "init_token": "table-to-text:", "learning_rate": 1e-3}}
         failed = Row("prefix", 1, values, 1, 40, 2.0, "failed", "x" * 200)
         rows = [failed, Row("prefix", 2, {{}}, 9, 40, 1.9, "running")]
-        rest = "prefix 2 of 8 trials, 4 at once", 940.0, "2 workers of 64 slots, 0.3 GiB", 70, "message " * 30
+        rest = "prefix 2 of 8 trials, 4 at once", 940.0, "2 workers x 64 slots, 0.3 GiB", 70, "message " * 30
         live.update(View({TITLE!r}, "search", rows, *rest))
         live.close()
         """,
@@ -185,7 +185,7 @@ def test_a_narrow_terminal_never_wraps_a_line() -> None:
     assert lines[5:] == [
         "search   prefix 2 of 8 trials, 4 at once",
         "failed 1  running 1   best prefix/2 1.900   940 tok/s",
-        "2 workers of 64 slots, 0.3 GiB   about 1:10 left",
+        "2 workers x 64 slots, 0.3 GiB   about 1:10 left",
     ]
     assert max(map(len, final.splitlines())) <= 60
     assert written.startswith("\x1b[?25l") and written.rstrip("\r\n").endswith("\x1b[?25h"), "the cursor comes back"
