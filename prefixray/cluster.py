@@ -18,6 +18,8 @@ from prefixray.config import UserError
 from prefixray.nodes import AUTOSCALER_FILE, Devices, num_gpus, present, to_come
 from prefixray.sizes import cpu_workers
 
+logger = logging.getLogger(__name__)
+
 NUM_TRIALS_AT_ONCE = 512  # processes of trials that one machine may hold
 _OBJECT_STORE = 256 << 20  # nothing large goes through it
 
@@ -76,7 +78,9 @@ def connected(address: str | None) -> Iterator[Cluster]:
     except ConnectionError as error:
         raise UserError(f"--address: {address}: no Ray cluster answers there") from error
     try:
-        yield _look_around(address, namespace)
+        cluster = _look_around(address, namespace)
+        logger.info("%s", cluster)
+        yield cluster
     finally:
         ray.shutdown()
 

@@ -40,6 +40,7 @@ class ClusterFile:
     path: Path
     name: str
     most_workers: int  # machines besides the head
+    home: str  # where the sweeps lie on its machines
 
     def __str__(self) -> str:
         return f"{self.path}: cluster {self.name}, a head and up to {self.most_workers} workers"
@@ -65,7 +66,7 @@ def check_cluster(path: Path) -> ClusterFile:
     _check_edited(document)
     document.raise_problems()
     most = _int(document.values.get("max_workers")) or len(_list(_at(document, ("provider", "worker_ips"))))
-    return ClusterFile(path, str(document.values["cluster_name"]), most)
+    return ClusterFile(path, str(document.values["cluster_name"]), most, _homes(_commands(document, _HEAD))[-1])
 
 
 def _check_as_ray_does(document: Document, path: Path) -> None:
@@ -196,7 +197,7 @@ def _check_home(document: Document) -> None:
     """Studies, locks and checkpoints outlive a machine only on a file system that is mounted by all of them."""
     for keys in (_HEAD, _WORKERS):
         commands = _commands(document, keys)
-        homes = [found[1] for command in commands if (found := re.search(rf"{HOME}=[\"']?([^\s;\"']+)", command.text))]
+        homes = _homes(commands)
         mounted = {point for command in commands for point in _mount_points(command.text)}
         if not homes:
             problem = f"must export {HOME}=FOLDER, here or in setup_commands: where the sweeps lie"
@@ -204,6 +205,11 @@ def _check_home(document: Document) -> None:
         elif not any(Path(homes[-1]).is_relative_to(point) for point in mounted):
             problem = f"{HOME}={homes[-1]}: no command mounts it (mount ... {homes[-1]}, or mountpoint {homes[-1]})"
             document.complain((keys[-1],), problem)
+
+
+def _homes(commands: Sequence[_Command]) -> list[str]:
+    found = (re.search(rf"{HOME}=[\"']?([^\s;\"']+)", command.text) for command in commands)
+    return [match[1] for match in found if match is not None]
 
 
 def _check_edited(document: Document) -> None:

@@ -65,8 +65,8 @@ class _Place:
 
     @property
     def is_stranded(self) -> bool:
-        """Whether it has trials and no device."""
-        return bool(self.keys) and self.loading is not None
+        """Whether it has trials and no device, or not for long."""
+        return self.suspending is not None or (bool(self.keys) and self.loading is not None)
 
     def lose(self) -> None:
         """It has no process any more; Ray starts it again as soon as there is a device."""
@@ -329,12 +329,12 @@ class Pool:
         logger.info("%s: %d slots on %s: %.1f GiB free, %.2f GiB a trial", *told)
 
     def _retire(self, num_too_many: int) -> None:
-        """Give devices back: first those that are still awaited, then those without work for a while."""
+        """Await fewer workers; then give the devices back of those that have been without work for a while."""
         awaited = [place for place in self._places if place.loading is not None and not place.keys]
         patience = time.monotonic() - IDLE_SECONDS
         idle = [place for place in self._places if place.loading is None and place.is_idle and place.busy_at < patience]
         for place in [*awaited, *idle][: max(0, num_too_many)]:
-            logger.info("%s is not needed (any more)", place.name)
+            logger.info("%s %s", place.name, "is idle: its device is free" if place in idle else "is not needed")
             self._kill(place)
 
     def _kill(self, place: _Place) -> None:
@@ -344,7 +344,7 @@ class Pool:
     def _move_stranded(self) -> None:
         """Let trials whose worker has had no device for a while go on where there is room."""
         for place in self._places:
-            if not place.is_stranded or time.monotonic() < place.lost_at + MOVE_SECONDS:
+            if place.loading is None or time.monotonic() < place.lost_at + MOVE_SECONDS:
                 continue
             for key, spec in list(place.keys.items()):
                 other = self._choose(exclusive=place.exclusive)

@@ -5,6 +5,7 @@ python -m prefixray.sweep sweeps/quickstart.yaml --plan                         
 python -m prefixray.sweep sweeps/quickstart.yaml --set search.num_trials=16     # extends it
 python -m prefixray.sweep sweeps/paper/e2e.yaml --scale laptop                  # the file's smaller version
 python -m prefixray.sweep sweeps/e2e_small.yaml --address auto                  # on the Ray cluster that runs here
+python -m prefixray.sweep sweeps/xsum.yaml --cluster cluster.yaml               # on a cluster, from elsewhere
 """
 
 import argparse
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_sweep(file, options.set, options.scale)  # before anything heavy
         if options.plan:
             return _print_plan(config, file, options.prices)
+        if options.cluster is not None:
+            return _run_there(config, file, options)
         outcome = _run(config, file, options)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -92,6 +95,15 @@ def _so_far(folder: Path) -> str:
         return "no trial has been started yet"
 
 
+def _run_there(config: SweepConfig, file: Path, options: argparse.Namespace) -> int:
+    """Run the sweep on a cluster, with the same options but that."""
+    from prefixray.submit import run_on_cluster
+
+    handed_on = [f"--set={value}" for value in options.set] + [f"--scale={name}" for name in options.scale]
+    handed_on += [f"--{name}" for name in ("quiet", "verbose") if getattr(options, name)]
+    return run_on_cluster(config, file, options.cluster, handed_on, sys.stdout)
+
+
 def _print_plan(config: SweepConfig, file: Path, prices: Path | None) -> int:
     quieten()
     from prefixray.plan_text import plan_text, read_prices
@@ -120,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     how_much.add_argument("--verbose", action="store_true", help="show the sweep's log as well, on stderr")
     parser.add_argument("--plan", action="store_true", help="start nothing: print what it would do, take and cost")
     parser.add_argument("--prices", type=Path, help="with --plan: YAML of dollars per hour by device, as in A10G: 1.5")
-    parser.add_argument("--address", help="a Ray cluster to join; auto: the one that runs on this machine")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--address", help="a Ray cluster to join; auto: the one that runs on this machine")
+    where.add_argument("--cluster", type=Path, metavar="FILE", help="the file of a cluster that is up: start it there")
     return parser
 
 

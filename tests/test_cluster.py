@@ -3,11 +3,14 @@
 The nodes are real Ray nodes on this machine, and what they offer is CPUs: without GPUs a cluster has a worker per node.
 """
 
+import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +21,7 @@ import ray
 from ray._private.node import Node
 from ray.cluster_utils import Cluster as Machines
 
-from prefixray.nodes import drain
+from prefixray.nodes import AUTOSCALER_FILE, drain, present
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -28,9 +31,36 @@ base: {base}
 task: {{name: e2e, num_train: 200, num_dev: 16, num_test: 6}}
 train: {{batch_size: 4, num_steps: {num_steps}, warmup_steps: 1, precision: fp32}}
 arms:
-  prefix: {{preseqlen: {{int: [1, 20]}}, mid_dim: null, init_token: pub, learning_rate: 1e-3}}
+  {arm}
 search: {{num_trials: {num_trials}, concurrency: 4, rungs: [20], keep: 1.0, seed: 3}}
 final: {{num_seeds: 1, metric: test/bleu, num_beams: 2, max_new_tokens: 8}}
+"""
+PREFIX = "prefix: {preseqlen: {int: [1, 20]}, mid_dim: null, init_token: pub, learning_rate: 1e-3}"
+FINETUNE = "finetune: {learning_rate: {log_uniform: [1e-5, 1e-3]}}"
+AUTOSCALER = """
+cluster_name: small
+max_workers: 2
+idle_timeout_minutes: 0.1
+provider: {type: fake_multinode, use_node_id_as_ip: true, disable_node_updaters: true,
+           disable_launch_config_check: true, gcs_address: "GCS"}
+head_node_type: ray.head.default
+available_node_types:
+  ray.head.default: {resources: {CPU: 0, trial: 64}, node_config: {}, max_workers: 0}
+  worker: {resources: {CPU: 1, object_store_memory: 80000000}, node_config: {}, min_workers: 0, max_workers: 2}
+upscaling_speed: 100
+auth: {}
+docker: {}
+initialization_commands: []
+setup_commands: []
+head_setup_commands: []
+worker_setup_commands: []
+head_start_ray_commands: []
+worker_start_ray_commands: []
+file_mounts: {}
+cluster_synced_files: []
+file_mounts_sync_continuously: false
+rsync_exclude: []
+rsync_filter: []
 """
 DRIVER = """
 import sys
@@ -44,8 +74,10 @@ sys.exit(main())
 class Sweep:
     """A driver on the head, as a user would start it."""
 
-    def __init__(self, folder: Path, address: str, *, base: Path, num_steps: int, num_trials: int) -> None:
-        text = SWEEP.format(base=base, num_steps=num_steps, num_trials=num_trials)
+    def __init__(
+        self, folder: Path, address: str, *, base: Path, num_steps: int, num_trials: int, arm: str = PREFIX
+    ) -> None:
+        text = SWEEP.format(base=base, num_steps=num_steps, num_trials=num_trials, arm=arm)
         (folder / "small.yaml").write_text(text)
         self.num_trials = num_trials
         (folder / "driver.py").write_text(DRIVER)
@@ -118,12 +150,74 @@ def test_a_node_that_joins_is_used_and_the_trials_of_one_that_dies_go_on_there(
 def test_a_drained_nodes_trials_go_on_elsewhere_and_a_node_without_work_is_given_back(
     machines: Machines, tmp_path: Path, base_folders: Mapping[str, Path]
 ) -> None:
-    spot, _ = _add_node(machines), _add_node(machines)
+    spot = _add_node(machines)
     sweep = Sweep(tmp_path, machines.address, base=base_folders["llama"], num_steps=300, num_trials=4)
-    sweep.wait_for(lambda: sweep.log().count("is placed on") >= 4)
+    sweep.wait_for(lambda: sweep.log().count("is placed on worker-0") == 4)
+    _add_node(machines)
+    sweep.wait_for(lambda: "worker-1: " in sweep.log())
     assert drain(machines.address, spot.node_id, "a notice", seconds=600)
-    sweep.wait_for(lambda: "its machine is about to go" in sweep.log())
-    sweep.wait_for(lambda: sweep.log().count("is placed on") >= 6)
+    sweep.wait_for(lambda: "is placed on worker-1" in sweep.log())
     _add_node(machines)
     sweep.finish()
-    assert re.search(r"worker-\d is not needed", sweep.log())
+    assert "its machine is about to go" in sweep.log()
+    assert re.search(r"worker-\d is idle: its device is free", sweep.log())
+
+
+@pytest.fixture
+def autoscaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a head whose autoscaler starts nodes for those who wait for a CPU, at most two."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"{ray.util.get_node_ip_address()}:{port}"
+    monkeypatch.setenv("HOME", str(tmp_path))  # where `ray up` would have left the file
+    config = tmp_path / AUTOSCALER_FILE.name
+    config.write_text(AUTOSCALER.replace("GCS", address))
+    environment = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "0"}
+    command = f"ray start --head --block --port={port} --num-cpus=0 --include-dashboard=false"
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:  # sockets: a short path
+        head = subprocess.Popen(
+            [
+                *[sys.executable, "-m", "ray.scripts.scripts", *command.split()[1:], f"--temp-dir={folder}"],
+                *[f"--autoscaling-config={config}", '--resources={"trial": 64}', "--object-store-memory=80000000"],
+            ],
+            env={**os.environ, **environment},
+        )
+        yield address
+        ray.shutdown()
+        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.wait()
+
+
+def test_machines_come_for_the_trials_that_wait_and_go_when_there_are_none(
+    autoscaled: str, tmp_path: Path, base_folders: Mapping[str, Path]
+) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            ray.init(address=autoscaled, logging_level="ERROR", log_to_driver=False)
+            break
+        except (ConnectionError, RuntimeError):
+            assert time.monotonic() < deadline
+            time.sleep(1)
+    seen = [len(present()) - 1]
+    base = base_folders["llama"]
+    sweep = Sweep(tmp_path, autoscaled, base=base, num_steps=60, num_trials=4, arm=FINETUNE)
+
+    def watch() -> bool:
+        now = len(present()) - 1
+        if now != seen[-1]:
+            seen.append(now)
+        return sweep.process.poll() is not None
+
+    while not watch():
+        time.sleep(0.2)
+    sweep.finish()
+    assert "0 GPUs, 0 CPUs, up to 2 workers" in sweep.log()
+    deadline = time.monotonic() + 120
+    while seen[-1]:
+        assert time.monotonic() < deadline, seen
+        watch()
+    assert seen[0] == seen[-1] == 0 and max(seen) == 2

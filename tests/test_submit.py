@@ -1,0 +1,166 @@
+"""A sweep started on a cluster from elsewhere: a head on this machine, with a job server that wants a token.
+
+What is not run here is SSH: `tunnel` is replaced by the job server's own address, and tested for what it would run.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import psutil
+import pytest
+
+from prefixray.config import UserError
+from prefixray.submit import submit, tunnel, tunnel_command
+from prefixray.sweepfile import load_sweep
+
+CLUSTER = """
+cluster_name: small
+provider: {type: local, head_ip: 127.0.0.1, worker_ips: [127.0.0.1]}
+auth: {ssh_user: nobody}
+file_mounts: {/home/me/.ray/auth_token: token}
+setup_commands: [mountpoint FOLDER, export RAY_AUTH_MODE=token PREFIXRAY_HOME=FOLDER/home]
+head_start_ray_commands:
+  - >-
+    ray start --head --num-cpus=0 --resources='{"trial": 256}' --autoscaling-config=~/ray_bootstrap_config.yaml
+worker_start_ray_commands: [ray start --address=$RAY_HEAD_IP:6379]
+"""
+SWEEP = """
+name: small
+base: {base}
+task: {{name: custom, train: data/train.jsonl, dev: data/dev.jsonl, test: data/test.jsonl}}
+train: {{batch_size: 4, num_steps: 100, precision: fp32}}
+arms:
+  prefix: {{preseqlen: {{int: [1, 20]}}, mid_dim: null, init_token: pub, learning_rate: 1e-3}}
+search: {{num_trials: 4, concurrency: 2, seed: 3}}
+final: {{num_seeds: 1, metric: test/bleu, num_beams: 2, max_new_tokens: 8}}
+"""
+CLIENT = """
+import contextlib, sys
+from prefixray import submit
+submit.tunnel = lambda cluster: contextlib.nullcontext("URL")  # in place of SSH
+from prefixray.sweep import main
+sys.exit(main())
+"""
+
+
+def test_the_tunnel_is_rays_own_and_a_head_that_is_not_there_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tunnel_command(Path("cluster.yaml"), 8266)[1:] == [
+        *["-m", "ray.scripts.scripts", "dashboard", "cluster.yaml", "--port", "8266"]
+    ]
+    Path("cluster.yaml").write_text("cluster_name: x")
+    with pytest.raises(UserError, match=r"no way to its head; is it up \(ray up cluster.yaml\)\?"):
+        tunnel(Path("cluster.yaml")).__enter__()
+
+
+@pytest.fixture
+def laptop(tmp_path: Path, base_folders: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a sweep, its data, a cluster's file and a token; the sweeps on the cluster lie in its `home`."""
+    folder = tmp_path / "laptop"
+    (folder / "data").mkdir(parents=True)
+    (tmp_path / "home").mkdir()
+    rows = [{"source": f"name : The {word}", "target": f"The {word} is a pub."} for word in ("Eagle", "Mill", "Vaults")]
+    for split in ("train", "dev", "test"):
+        (folder / "data" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "small.yaml").write_text(SWEEP.format(base=base_folders["llama"]))
+    (folder / "cluster.yaml").write_text(CLUSTER.replace("FOLDER", str(tmp_path)))
+    (folder / "token").write_text("a" * 64)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "token"))
+    return folder
+
+
+@pytest.fixture
+def url(laptop: Path) -> Iterator[str]:
+    """The job server of a head, for those who have the token."""
+    ports = [_free_port(), _free_port()]
+    environment = {
+        **os.environ,
+        "PREFIXRAY_HOME": str(laptop.parent / "home"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(laptop.parent),
+    }
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:  # sockets: a short path
+        start = f"start --head --block --num-cpus=1 --port={ports[0]} --dashboard-port={ports[1]} --temp-dir={folder}"
+        options = ["--dashboard-host=127.0.0.1", '--resources={"trial": 64}', "--object-store-memory=80000000"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", *start.split(), *options]
+        head = subprocess.Popen(command, env=environment)
+        yield f"http://127.0.0.1:{ports[1]}"
+        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _start(laptop: Path, url: str, environment: Mapping[str, str]) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", CLIENT.replace("URL", url), "small.yaml", "--cluster", "cluster.yaml"]
+    return subprocess.Popen(
+        command, cwd=laptop, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _wait_for(condition: Callable[[], object], seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.2)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_sweep_goes_on_when_the_laptop_closes_and_is_shown_again_not_started_twice(laptop: Path, url: str) -> None:
+    home = laptop.parent / "home"
+    answers = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"{url}/api/version"]
+    _wait_for(lambda: subprocess.run(answers, capture_output=True, text=True).stdout not in ("000", ""))
+    stranger = _start(laptop, url, {**os.environ, "RAY_AUTH_MODE": "disabled"})
+    _, error = stranger.communicate(timeout=120)
+    assert stranger.returncode == 2 and "its head does not let us in" in error and "Traceback" not in error
+
+    first = _start(laptop, url, os.environ)
+    assert first.stdout is not None
+    job = first.stdout.readline()
+    assert re.fullmatch(r"prefixray-small-[\d-]+: started on small\n", job), (job, first.communicate())
+    _wait_for(lambda: list(home.glob("runs/small/trials/prefix/*/worker")))
+    first.kill()  # the laptop closes
+    first.communicate()
+    second = _start(laptop, url, os.environ)
+    assert second.stdout is not None
+    assert "runs on small already" in second.stdout.readline()
+    second.send_signal(signal.SIGINT)
+    _, error = second.communicate(timeout=60)
+    assert second.returncode == 130 and "the sweep goes on there; the same command shows it again" in error
+    third = _start(laptop, url, os.environ)
+    output, error = third.communicate(timeout=240)
+    assert third.returncode == 0, (output, error)
+    assert "prefix/0 started" in output and "test, 3 sources" in output and "ray rsync-down cluster.yaml" in output
+    assert sorted(path.name for path in (home / "runs" / "small" / "trials" / "prefix").iterdir()) == [
+        "0",
+        "1",
+        "2",
+        "3",
+    ]
+    assert (home / "data" / "train.jsonl").is_file() and not (laptop / "runs").exists()
+
+
+def test_what_would_have_no_place_on_the_cluster_is_refused(laptop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(laptop / "data")
+    with pytest.raises(UserError, match=r"\.\./small\.yaml: must lie below the folder"):
+        submit(None, load_sweep(Path("../small.yaml")), Path("../small.yaml"), [])  # type: ignore[arg-type]
