@@ -11,6 +11,7 @@ import io
 import json
 import re
 import xml.etree.ElementTree as ET
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -21,6 +22,7 @@ from prefixray.config import TaskConfig, UserError
 from prefixray.tasks.contract import DATA_TO_TEXT_METRICS, Entry, Splits, Task, make_task
 from prefixray.tasks.files import is_folder
 from prefixray.tasks.hub import load_hub
+from prefixray.tasks.rows import text_problem
 
 HUB_CONFIG = "webnlg_challenge_2017"
 
@@ -114,20 +116,39 @@ def linearise_dart(triples: Iterable[Triple]) -> str:
 
 def _read_dart(file: Path) -> list[Entry]:
     """`[{"tripleset": [[subject, relation, object], ...], "annotations": [{"text": ...}, ...]}, ...]`."""
+    entries = []
     try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        rows = [
-            (
-                linearise_dart((subject, relation, object_) for subject, relation, object_ in row["tripleset"]),
-                tuple(annotation["text"].strip() for annotation in row["annotations"]),
-            )
-            for row in json.loads(content)
-        ]
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error}") from error
+        for number, row in enumerate(_read_whole(file), start=1):
+            triples = [(subject, relation, object_) for subject, relation, object_ in row["tripleset"]]
+            texts = [annotation["text"] for annotation in row["annotations"]]
+            _check_texts(f"{file}: entry {number}", [*(part for triple in triples for part in triple), *texts])
+            stripped = tuple(text.strip() for text in texts)
+            entries.append(Entry(linearise_dart(triples), targets=stripped, references=stripped))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: is not in the form of DART's JSON ({error!r})") from error
-    return [Entry(source, targets=texts, references=texts) for source, texts in rows]
+    return entries
+
+
+def _read_whole(file: Path) -> Any:  # noqa: ANN401
+    """What a JSON file holds, gzipped or not. Raises `UserError` with its place."""
+    try:
+        content = file.read_bytes()
+        return json.loads(gzip.decompress(content) if file.suffix == ".gz" else content)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: is not JSON: {error.msg}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{file}: is not a whole gzip file: {error}") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: is not JSON that can be read: {error}") from error
+
+
+def _check_texts(place: str, texts: Iterable[object]) -> None:
+    if problems := [
+        f"{place}: {text!r:.40} {problem}" for text in texts if (problem := text_problem(text)) is not None
+    ]:
+        raise UserError(*problems)
 
 
 def _read_e2e(split: str) -> list[Entry]:
@@ -180,6 +201,8 @@ def _read_xml(file: Path) -> list[TripleSet]:
         root = ET.fromstring(file.read_bytes())
     except ET.ParseError as error:
         raise UserError(f"{file}:{error.position[0]}: is not XML: {error}") from error
+    except (LookupError, ValueError) as error:
+        raise UserError(f"{file}:1: is not XML that can be read: {error}; save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     sets = []
@@ -194,16 +217,12 @@ def _read_xml(file: Path) -> list[TripleSet]:
 def _read_json(file: Path) -> list[TripleSet]:
     """The challenge's JSON: `{"entries": [{"1": {category, modifiedtripleset, lexicalisations}}, ...]}`."""
     try:
-        entries = [entry for numbered in json.loads(file.read_bytes())["entries"] for entry in numbered.items()]
+        entries = [entry for numbered in _read_whole(file)["entries"] for entry in numbered.items()]
         sets = []
         for number, entry in entries:
             triples = [(t["subject"], t["property"], t["object"]) for t in entry["modifiedtripleset"]]
             texts = [(text["lex"], text["comment"]) for text in entry["lexicalisations"]]
             sets.append(_triple_set(f"{file}: entry {number}", entry["category"], triples, texts))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}:{error.lineno}: is not JSON: {error.msg}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: is not in the form of the WebNLG challenge's JSON ({error!r})") from error
     return sets
@@ -237,8 +256,9 @@ def _column(records: Mapping[str, list[Any]] | list[Mapping[str, Any]], key: str
 def _triple_set(place: str, category: str, triples: Sequence[Triple], texts: Sequence[tuple[str, str]]) -> TripleSet:
     if not triples:
         raise UserError(f"{place}: has no modified triple set")
-    if not all(text.strip() for text, _ in texts):
-        raise UserError(f"{place}: has an empty text")
+    if not all(isinstance(value, str) for value in (category, *(verdict for _, verdict in texts))):
+        raise UserError(f"{place}: its category and its comments must be text")
+    _check_texts(place, [*(part for triple in triples for part in triple), *(text for text, _ in texts)])
     stripped = tuple(text.strip() for text, _ in texts)
     return TripleSet(category, tuple(triples), stripped, tuple(verdict for _, verdict in texts))
 

@@ -126,6 +126,8 @@ def _decode(line: bytes, file: Path, number: int) -> str:
     except UnicodeDecodeError as error:
         byte = line[error.start]
         raise UserError(f"{file}:{number}: is not UTF-8 (byte 0x{byte:02x}); save it as UTF-8") from error
+    if "\0" in text:
+        raise UserError(f"{file}:{number}: holds a NUL byte; is it UTF-16? save it as UTF-8")
     return text.removeprefix("\ufeff") if number == 1 else text
 
 

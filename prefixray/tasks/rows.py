@@ -58,7 +58,7 @@ class Form:
             if _is_empty(source) or not targets:
                 return None
         checked = [(column, source), *targets]
-        problems = [f'"{name}" {problem}' for name, text in checked if (problem := _problem(text)) is not None]
+        problems = [f'"{name}" {problem}' for name, text in checked if (problem := text_problem(text)) is not None]
         if not targets:
             problems.append(f'"{self._target_columns(columns)[0]}" is an empty list; it must have a reference')
         if problems:
@@ -163,11 +163,14 @@ def _is_empty(text: object) -> bool:
     return text is None or (isinstance(text, str) and not text.strip())
 
 
-def _problem(text: object) -> str | None:
+def text_problem(text: object) -> str | None:
+    """Why a value from a file is no text that can be read or scored; None where it is one."""
     if not isinstance(text, str):
         return f"is {kind_of(text)}; it must be text"
     if not text.strip():
         return "is empty"
+    if "\0" in text:
+        return "holds a NUL character"
     try:
         text.encode()
     except UnicodeEncodeError:
