@@ -132,6 +132,10 @@ class TaskConfig(Strict):
     """Longer training targets are cut at their end."""
 
 
+TASK_PATHS = ("path", "urls", "train", "dev", "test")
+"""The keys of a task that name files, or for `path` a hub data set."""
+
+
 class TrainConfig(Strict):
     """The recipe that all arms share; an arm may override any of it but what `RECIPE_OF_ALL` names."""
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from prefixray.cluster import Cluster, connected
-from prefixray.config import DECODING, ArmConfig, SweepConfig, TaskConfig, UserError
+from prefixray.config import DECODING, TASK_PATHS, ArmConfig, SweepConfig, TaskConfig, UserError
 from prefixray.engine import run_stages
 from prefixray.final import UNTUNED, Facts, FinalRun, best_candidate, final_runs, make_results
 from prefixray.hypotheses import Split
@@ -65,6 +65,7 @@ def run_sweep(config: SweepConfig, file: Path, *, address: str | None = None, sh
         if file.resolve() != (folder / "sweep.yaml").resolve():
             shutil.copyfile(file, folder / "sweep.yaml")
         repair_journal(folder / "study.journal")
+        _check_data(config.task)
         check_server(config.tracking)
         live = LiveView(shown)
         try:
@@ -381,8 +382,15 @@ def _absolute(path: str) -> str:
 
 
 def _absolute_paths(task: TaskConfig) -> TaskConfig:
-    paths = {key: _absolute(value) for key in ("path", "urls", "train", "dev", "test") if (value := getattr(task, key))}
+    paths = {key: _absolute(value) for key in TASK_PATHS if (value := getattr(task, key))}
     return task.model_copy(update=paths)
+
+
+def _check_data(task: TaskConfig) -> None:
+    """Read files that lie here once before Ray starts, which takes longer: a row that is wrong is said at once."""
+    names = [name for key in TASK_PATHS if (name := getattr(task, key))]
+    if names and all(Path(name).expanduser().exists() for name in names):
+        load_task(task)
 
 
 @contextmanager

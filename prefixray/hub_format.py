@@ -16,7 +16,7 @@ from huggingface_hub.errors import HTTPError as NoAnswer  # type: ignore[attr-de
 
 from prefixray.card import Facts, Origin, model_card
 from prefixray.checkpoint import load_artifact, save_artifact
-from prefixray.config import UserError
+from prefixray.config import TASK_PATHS, UserError
 from prefixray.peft_format import export_peft
 from prefixray.results import is_finished, load_results
 
@@ -99,13 +99,10 @@ def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record with the last names of local paths in their places."""
     base = {**record["base"], "name": _last_name(record["base"]["name"])}
     task = {
-        key: _last_name(value) if isinstance(value, str) and key in _PATHS else value
+        key: _last_name(value) if isinstance(value, str) and key in TASK_PATHS else value
         for key, value in record["task"].items()
     }
     return {**record, "base": base, "task": task}
-
-
-_PATHS = frozenset({"path", "urls", "train", "dev", "test"})
 
 
 def _last_name(path: str) -> str:
