@@ -124,10 +124,7 @@ def test_a_card_says_what_there_is_not(tiny_bart: Base, tmp_path: Path) -> None:
     (tmp_path / "sweep" / "results.json").unlink()
     assert main([str(artifact), "--format", "hub", "--out", str(tmp_path / "out")]) == 0
     card = ModelCard.load(tmp_path / "out" / "README.md")
-    assert (
-        "there are none" in card.text
-        and "PEFT cannot load it: PEFT has no bottleneck adapters after blocks." in card.text
-    )
+    assert "there are none" in card.text and "PEFT cannot load it: PEFT has no bottleneck adapters" in card.text
     assert card.data.eval_results is None and card.data.license is None and not (tmp_path / "out" / "peft").exists()
 
 
