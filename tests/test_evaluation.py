@@ -25,8 +25,12 @@ SOURCED = (
 )
 ARMS: dict[str, AnyTrial] = {
     "prefix": PrefixTrial(preseqlen=4, mid_dim=8, init_token=None),
+    "embedding": PrefixTrial(preseqlen=4, mid_dim=8, init_token=None, prefix_mode="embedding"),
+    "infix": PrefixTrial(preseqlen=4, mid_dim=8, init_token=None, format_mode="infix"),
     "adapter": AdapterTrial(bottleneck=3),
+    "adapters": AdapterTrial(bottleneck=3, design=2),
     "finetune": FinetuneTrial(),
+    "top": FinetuneTrial(top_layers=1, tune_embeddings=False),
 }
 DECODING = Decoding(num_beams=3, max_new_tokens=10, batch_size=2)
 
@@ -114,7 +118,7 @@ def _finish_sweep(folder: Path, arm: str, base: Base) -> list[str]:
     template, binder = make_template(base, task), Binder(base.model)
     method = build_method(ARMS[arm], base, binder.record, init_seed=1, dropout_seed=1)
     with torch.no_grad():
-        for parameter in method.parameters():
+        for parameter in (one for one in method.parameters() if one.requires_grad):
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
     running = binder if method.own_model is None else Binder(method.own_model)
     sources = load_task(task).test_sources
