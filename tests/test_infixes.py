@@ -9,9 +9,11 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base, checkpointed
-from prefixray.batching import make_template
-from prefixray.config import TaskConfig
+from prefixray.batching import encode, make_template
+from prefixray.config import PrefixTrial, TaskConfig, TrialConfig
 from prefixray.generation import Decoding, generate
+from prefixray.pack import Pack, Seeds
+from prefixray.tasks import Example
 
 MakeBase = Callable[[str, torch.dtype], Base]
 
@@ -136,6 +138,31 @@ def test_nothing_added_to_words_is_the_base_reading_them(exact_base: Base) -> No
         with Binder(exact_base.model).bind([insert], [0], infix_starts=[2]):
             ours = exact_base.model(input_ids=ids, position_ids=torch.arange(8)[None], use_cache=False).logits
     assert (ours - whole).abs().max() < TOLERANCE
+
+
+def test_losses_of_a_pack_are_the_plain_ones_in_training_and_evaluation(exact_base: Base) -> None:
+    template, stock = make_template(exact_base, TaskConfig(name="e2e")), _stock(exact_base)
+    examples = [
+        Example(source, f"{source} is {end}") for source in SOURCES for end in ("cheap.", "a pub by the river.")
+    ]
+    rows = encode(examples, template)
+    pack = Pack(exact_base, rows, pad_id=template.pad_id)
+    for name, trial in {"infix": {"format_mode": "infix"}, "prefix": {}}.items():
+        method = PrefixTrial(preseqlen=3, mid_dim=None, init_token=None, **trial)
+        recipe = {"learning_rate": 1e-3, "num_steps": 2, "batch_size": len(rows)}
+        pack.admit(name, TrialConfig(arm=name, method=method, **recipe), Seeds.derive(1, 0))
+    total = 0.0
+    with torch.no_grad():
+        insert = pack.members["infix"].method.insert(None)
+        for row in rows:
+            start = row.num_prompt - template.num_after
+            ids = torch.tensor(row.ids)
+            past = _past(stock, insert, ids[:start])
+            log_p = stock(input_ids=ids[None, start:], past_key_values=past).logits[0].log_softmax(1)
+            total -= sum(float(log_p[i - start - 1, row.ids[i]]) for i in range(row.num_prompt, len(row.ids)))
+    expected = total / sum(row.num_targets for row in rows)
+    assert pack.evaluate(pack.members, rows)["infix"] == pytest.approx(expected, abs=TOLERANCE)
+    assert pack.step(pack.members)["infix"].loss == pytest.approx(expected, abs=TOLERANCE)
 
 
 def test_greedy_decoding_is_the_plain_one(exact_base: Base, inserts: list[Insert]) -> None:

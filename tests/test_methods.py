@@ -172,6 +172,10 @@ def test_an_artifact_gives_the_same_logits_and_peft_loads_it_or_the_reason_is_sa
     binder = Binder(base.model)
     method = _build(name, base, binder)
     _train(base, binder, method)
+    held = sum(tensor.numel() for tensor in method.artifact().values())
+    if isinstance(method, EmbeddingPrefix):  # its artifact is what the base makes of what is counted
+        held = method.num_positions * base.shape.hidden_size
+    assert method.stored_parameters() == held
     _save(tmp_path / "artifact", base, name, method)
     restored = restore_method(base, binder.record, *load_artifact(tmp_path / "artifact"))
     ids = _ids(base, " The Mill is cheap")
@@ -189,17 +193,6 @@ def test_an_artifact_gives_the_same_logits_and_peft_loads_it_or_the_reason_is_sa
     with torch.no_grad():
         theirs = model(**{"attention_mask": torch.ones_like(ids), **inputs}).logits
     assert (theirs - ours).abs().max() < 1e-5
-
-
-@every_case
-def test_what_is_stored_is_what_is_counted(make_base: MakeBase, architecture: str, name: str) -> None:
-    base = make_base(architecture, torch.float32)
-    method = _build(name, base, Binder(base.model))
-    held = sum(tensor.numel() for tensor in method.artifact().values())
-    if isinstance(method, EmbeddingPrefix):  # its artifact also has what the base makes of the embeddings
-        assert method.stored_parameters() == method.num_positions * base.shape.hidden_size < held
-    else:
-        assert method.stored_parameters() == held
 
 
 @every_case
@@ -237,6 +230,22 @@ def test_a_bottleneck_that_was_worked_out_is_said_in_the_log_and_in_reports(
     share = method.trained_parameters() / tiny_llama.shape.num_parameters
     assert method.sizes()["bottleneck"] == 4 and share == pytest.approx(0.025, abs=0.003)
     assert "adapter: 2.5 percent of" in caplog.text and "bottleneck 4" in caplog.text
+
+
+def test_nothing_below_the_last_blocks_is_differentiated(tiny_base: Base) -> None:
+    trial = FinetuneTrial(top_layers=1, tune_embeddings=False)
+    method = build_method(trial, tiny_base, Binder(tiny_base.model).record, init_seed=1, dropout_seed=1)
+    model = method.own_model
+    assert model is not None
+    outputs: list[bool] = []
+    for _, block in replace(tiny_base, model=model).blocks():
+        block.register_forward_hook(
+            lambda module, args, output: outputs.append(
+                (output[0] if isinstance(output, tuple) else output).requires_grad
+            )
+        )
+    model(**_inputs(tiny_base, _ids(tiny_base, " The Mill")), use_cache=False)
+    assert outputs == [False, True]
 
 
 def test_layers_that_a_base_does_not_have_are_refused(any_base: Base, binder: Binder) -> None:
