@@ -237,6 +237,7 @@ def test_nothing_below_the_last_blocks_is_differentiated(tiny_base: Base) -> Non
     method = build_method(trial, tiny_base, Binder(tiny_base.model).record, init_seed=1, dropout_seed=1)
     model = method.own_model
     assert model is not None
+    Binder(model)
     outputs: list[bool] = []
     for _, block in replace(tiny_base, model=model).blocks():
         block.register_forward_hook(
