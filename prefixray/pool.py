@@ -137,9 +137,9 @@ class Pool:
         self._leave_gone()
         self._move_stranded()
         devices = self._cluster.count_devices()
-        packs = num_exclusive + math.ceil(num_sharing / self.num_slots)
+        num_full = num_exclusive + math.ceil(num_sharing / self.num_slots)
         most = max(devices, self._cluster.most_workers) - self._num_refused
-        wanted = max(1, min(most, num_sharing + num_exclusive, max(devices, packs)))
+        wanted = workers_wanted(num_sharing + num_exclusive, num_full, num_devices=devices, most=most)
         num_useful = sum(not place.is_stranded for place in self._places)
         for _ in range(wanted - num_useful):
             self._start_worker()
@@ -206,9 +206,9 @@ class Pool:
 
     def suspend(self, timeout: float) -> None:
         """Have the workers checkpoint their trials; what is not done in time is left to older checkpoints."""
-        ray.wait(
-            [place.handle.suspend.remote() for place in self._places], num_returns=len(self._places), timeout=timeout
-        )
+        asked: list[Any] = [place.handle.suspend.remote() for place in self._places if place.loading is None]
+        if asked:
+            ray.wait(asked, num_returns=len(asked), timeout=timeout)
 
     def decode_when_idle(self, job: DecodeJob) -> None:
         """Let a worker decode once it has no trials; `decode` finds what was done, and does what was not."""
@@ -366,6 +366,15 @@ class Pool:
             elif place.suspending is None and node in leaving:
                 self._say(f"{place.name}: its machine is about to go; its trials are checkpointed and go on elsewhere")
                 place.suspending = place.handle.suspend.remote()
+
+
+def workers_wanted(num_trials: int, num_full: int, *, num_devices: int, most: int) -> int:
+    """Workers for so many trials at once, which are `num_full` packs where each is filled before the next is begun.
+
+    The devices that are there are all used, since they cost the same idle; further ones are asked for only where packs
+    would overflow.
+    """
+    return max(1, min(most, num_trials, max(num_devices, num_full)))
 
 
 def check_exclusive(arms: Sequence[ArmConfig], found: Mapping[str, Any], free: int) -> None:

@@ -1,11 +1,11 @@
-"""What the pool refuses before anything is trained."""
+"""How many workers the pool wants, and what it refuses before anything is trained."""
 
 from typing import Any
 
 import pytest
 
 from prefixray.config import ArmConfig, TrainConfig, UserError
-from prefixray.pool import check_exclusive
+from prefixray.pool import check_exclusive, workers_wanted
 
 SITE = {"num_layers": 12, "num_kv_heads": 16, "head_dim": 64}
 SHAPE = {
@@ -43,3 +43,20 @@ def test_fine_tuning_of_the_last_blocks_needs_less() -> None:
     check_exclusive([arm], FOUND, free=2 << 30)
     with pytest.raises(UserError, match=r"needs 1\.\d GiB"):
         check_exclusive([arm], FOUND, free=1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("num_trials", "num_full", "num_devices", "most", "wanted"),
+    [
+        (16, 1, 0, 8, 1),  # a pack holds them all: one machine is asked for
+        (16, 4, 0, 8, 4),  # four at a time
+        (16, 1, 3, 8, 3),  # what is there is used
+        (2, 1, 3, 8, 2),  # but no more than there are trials
+        (64, 16, 0, 8, 8),  # and the cluster has its bounds
+        (0, 0, 5, 8, 1),  # one stays, for what comes next
+    ],
+)
+def test_devices_that_are_there_are_used_and_more_are_asked_for_only_when_packs_are_full(
+    num_trials: int, num_full: int, num_devices: int, most: int, wanted: int
+) -> None:
+    assert workers_wanted(num_trials, num_full, num_devices=num_devices, most=most) == wanted

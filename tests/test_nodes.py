@@ -1,0 +1,55 @@
+"""What a cluster may become: the machines that the autoscaler's file allows, and the workers on them."""
+
+from pathlib import Path
+
+import pytest
+import ray
+
+from prefixray.cluster import Cluster, connected
+from prefixray.config import UserError
+from prefixray.nodes import AUTOSCALER_FILE, Devices, to_come
+
+FILE = """
+max_workers: 3
+head_node_type: head
+available_node_types:
+  head: {resources: {CPU: 0, trial: 256}, node_config: {}, max_workers: 0}
+  small: {resources: {CPU: 4, GPU: 1}, node_config: {}, max_workers: 2}
+  large: {resources: {CPU: 32, GPU: 4}, node_config: {}, max_workers: 2}
+"""
+
+
+def test_the_largest_machines_count_first_up_to_the_clusters_bound(tmp_path: Path) -> None:
+    path = tmp_path / "autoscaler.yaml"
+    path.write_text(FILE)
+    assert to_come(path) == [Devices(32, 4), Devices(32, 4), Devices(4, 1)]
+    assert to_come(tmp_path / "none.yaml") == []
+
+
+def test_a_machine_that_ray_up_has_made_a_head_joins_its_own_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    addresses = []
+
+    def refuse(address: str, **_: object) -> None:
+        addresses.append(address)
+        raise ConnectionError
+
+    monkeypatch.setattr(ray, "init", refuse)
+    for write in (lambda: None, lambda: (tmp_path / AUTOSCALER_FILE.name).write_text(FILE)):
+        write()
+        with pytest.raises(UserError, match="no Ray cluster answers there"), connected(None):
+            pass
+    assert addresses == ["local", "auto"]
+
+
+def test_a_worker_asks_for_a_gpu_or_for_all_its_threads() -> None:
+    common = {"address": "auto", "namespace": "n", "num_cpus": 8, "num_gpus": 0, "num_workers": 0, "most_workers": 2}
+    on_gpu = Cluster(**common, device="cuda", num_threads=4, trial_resources={"trial": 1.0})  # type: ignore[arg-type]
+    on_cpu = Cluster(**common, device="cpu", num_threads=4, trial_resources={"trial": 1.0})  # type: ignore[arg-type]
+    assert on_gpu.worker_resources == {"num_gpus": 1, "num_cpus": 1}
+    assert on_cpu.worker_resources == {"num_cpus": 4}
+    assert str(on_gpu) == "the Ray cluster at auto: 0 GPUs, 8 CPUs, up to 2 workers"
