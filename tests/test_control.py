@@ -147,6 +147,16 @@ def driver(tmp_path: Path) -> Driver:
     return Driver(tmp_path)
 
 
+def test_no_trial_starts_once_devices_were_held_for_as_long_as_was_allowed(driver: Driver) -> None:
+    driver.coordinator.device_seconds = 10.0  # search.max_gpu_hours
+    running = driver.start()
+    assert len(running) == 2
+    driver.pool.device_seconds = 11.0
+    for key in running:
+        driver.report(key, 40)
+    assert driver.coordinator.next() == "FINISHED" and driver.states() == ["done", "done"]
+
+
 def test_a_request_is_answered_once_and_its_files_say_so(tmp_path: Path) -> None:
     inbox = Inbox(tmp_path)
     assert inbox.is_empty() and inbox.serve(lambda _, request: "never") == []
