@@ -18,7 +18,7 @@ from transformers import (
 
 from prefixray.attention import Binder
 from prefixray.base import Base, checkpointed, wrap_model
-from prefixray.batching import encode, make_template
+from prefixray.batching import collate, encode, make_template
 from prefixray.checkpoint import artifact_meta, load_artifact, restore_method, save_artifact
 from prefixray.config import (
     AdapterTrial,
@@ -30,6 +30,7 @@ from prefixray.config import (
     TrialConfig,
     UserError,
 )
+from prefixray.generation import Decoding, generate
 from prefixray.methods import Method, build_method
 from prefixray.methods.prefix import Prefix
 from prefixray.methods.virtual import EmbeddingPrefix
@@ -210,6 +211,30 @@ def test_a_packed_method_trains_as_alone_and_a_step_lowers_its_loss(
     assert losses[1] < losses[0]
     ours, theirs = (dict(pack.members[name].method.named_parameters()) for pack in (packed, alone))
     assert max(float((ours[key] - theirs[key]).detach().abs().max()) for key in ours) < 1e-10
+
+
+@every_case
+def test_decoding_finds_what_whole_forwards_find(make_base: MakeBase, architecture: str, name: str) -> None:
+    base = make_base(architecture, torch.float64)
+    pack = _pack(base, [name], 1e-2)
+    for _ in range(3):
+        pack.step([name])
+    method, template = pack.members[name].method, make_template(base, TASK)
+    running = replace(pack.base, model=method.own_model or pack.base.model)
+    binder, insert = pack.members[name].binder, method.insert(None)
+    sources = [example.source for example in EXAMPLES]
+    decoding = Decoding(num_beams=1, max_new_tokens=6)
+    found = generate(running, binder, template, sources, [insert] * len(sources), decoding)
+    for source, hypothesis in zip(sources, found, strict=True):
+        rows = encode([Example(source, "")], template)[0].with_room(insert.infix_length, template.pad_id)
+        ids, new = rows.ids[: rows.num_prompt], list[int]()
+        while len(new) < decoding.max_new_tokens and template.eos_id not in new:
+            whole = replace(rows, ids=(*ids, *new, 0))
+            inputs = collate([whole], pad_id=template.pad_id, device=base.device).inputs
+            with torch.no_grad(), binder.bind([insert], [0], infix_starts=[rows.infix_start]):
+                new.append(int(running.model(**inputs, use_cache=False).logits[0, -1].argmax()))
+        text = base.tokenizer.decode([token for token in new if token != template.eos_id], skip_special_tokens=True)
+        assert hypothesis == (text.strip().splitlines()[0].strip() if text.strip() else "")
 
 
 @every_case
