@@ -206,7 +206,10 @@ class Coordinator:
                     assert_never(request)
 
     def _stop_trial(self, key: str, request_id: str, searches: Searches) -> str:
+        name, _, number = key.rpartition("/")
         for stage, study in searches.values():
+            if name == stage.name and number.isdecimal() and study.drop(int(number), request_id):
+                return f"{key} is taken back from the queue: {_budget_text(study)}"
             for record in study.records():
                 if key != f"{stage.name}/{record.number}":
                     continue

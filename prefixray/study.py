@@ -295,6 +295,20 @@ class ArmStudy(TrialSource):
         self.extend(1, request)
         return number
 
+    def drop(self, number: int, request: str) -> bool:
+        """Take a queued configuration back, one that was added with its place in the budget; whether it was queued.
+
+        The same request again changes nothing.
+        """
+        trial = next((trial for trial in self._study.get_trials(deepcopy=False) if trial.number == number), None)
+        if trial is None or trial.state is not TrialState.WAITING:
+            return trial is not None and trial.user_attrs.get(_HIDDEN) == request
+        if _ADDED in trial.user_attrs:
+            self.extend(-1, request)
+        self._study._storage.set_trial_user_attr(trial._trial_id, _HIDDEN, request)
+        self._study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+        return True
+
     def _set_budget(self, num_trials: int, request: str) -> None:
         self._budget = {"num_trials": num_trials, "file": self._arm.num_trials, "request": request}
         self._study.set_user_attr(_BUDGET, self._budget)

@@ -274,6 +274,22 @@ def test_an_added_configuration_is_the_next_and_one_trial_more(driver: Driver) -
     assert Driver(driver.folder).coordinator.next() == "FINISHED"  # the fifth is known to the next driver
 
 
+@pytest.mark.parametrize("relaunched", [False, True])
+def test_a_queued_configuration_is_taken_back_with_its_place_in_the_budget(driver: Driver, relaunched: bool) -> None:
+    driver.start()
+    assert driver.ask(Add(arm="prefix", values=FREE)).text == "prefix/2 is queued: 2 of 5 trials started"
+    if relaunched:
+        driver = Driver(driver.folder)
+        driver.start()
+    stopped = driver.ask(Stop(trial="prefix/2"))
+    assert (stopped.ok, stopped.text) == (True, "prefix/2 is taken back from the queue: 2 of 4 trials started")
+    again = driver.ask(Stop(trial="prefix/2"))
+    assert not again.ok and "no such trial" in again.text
+    driver.run_all()
+    assert driver.states() == ["done"] * 4
+    assert FREE not in [record.values for record in driver.study.records()]
+
+
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
