@@ -1,8 +1,8 @@
 """Checkpoints of the original (XiangLi1999/PrefixTuning) as artifacts: the same prefix, folded, at the same positions.
 
 The original saves its prefix module whole: an embedding and a network for each site, or the flat tensor. BART has three
-of them, in the order of its code `wte2` for cross-attention and `wte_enc` for the encoder. What is read is tensors
-alone; a pickle that holds more is refused.
+of them, `wte2` for cross-attention and `wte_enc` for the encoder; in an infix of GPT-2 `wte2` are the words inside the
+row. What is read is tensors alone; a pickle that holds more is refused.
 """
 
 # P prefix positions, d hidden width, L layers, K heads, D head dim
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from prefixray.artifact import ConvertedConfig
+from prefixray.attention import Binder
 from prefixray.base import Base, SiteShape
 from prefixray.batching import make_template
 from prefixray.checkpoint import artifact_meta
@@ -28,7 +29,11 @@ _NAMES = {
     "cross": ("wte2", "control_trans2"),
     "encoder": ("wte_enc", "control_trans_enc"),
 }
-_LAYERS = ((0, 2), (0, 2, 4))  # of a network, and of `--use_deep`'s: those with weights
+_LAYERS: tuple[tuple[int, ...], ...] = (
+    (0, 2),
+    (0, 2, 4),
+    (),
+)  # with weights: of a network, of `--use_deep`'s, of `--parametrize_emb Emb`
 _BEAM_SEARCH = {  # gen.py and finetune.py; lengths of the latter count what the decoder is given
     False: {"num_beams": 5, "max_new_tokens": 100},
     True: {"num_beams": 6, "min_length": 11, "max_length": 62},
@@ -43,13 +48,28 @@ def convert_checkpoint(checkpoint: Path, base: Base, task: TaskConfig) -> tuple[
     """
     file = checkpoint / _FILE if checkpoint.is_dir() else checkpoint
     state = _module(_load(file), file)
-    sites = _sites(state, base, file)
-    tensors, mid_dim = {}, None
+    is_infix = "wte2.weight" in state and "control_trans2.0.weight" not in state
+    tensors = {"infix.embedding": state.pop("wte2.weight")} if is_infix else {}
+    sites, mode, mid_dim = _sites(state, base, file), "activation", None
     for site, parts in sites.items():
-        prefix, mid_dim = _fold(parts, base.shape.sites[site], f"{file}: {_NAMES[site][1]}")
+        shape, place = base.shape.sites[site], f"{file}: {_NAMES[site][1]}"
+        if "" in parts:
+            prefix = _flat(parts[""], shape, place)
+        else:
+            rows, mid_dim = _rows(parts, place)
+            mode = "embedding" if rows.shape[1] == base.shape.hidden_size else mode
+            prefix = Binder(base.model).record(rows[None])[site] if mode == "embedding" else _split(rows, shape, place)
         tensors[f"{site}.key"], tensors[f"{site}.value"] = prefix.contiguous()
-    positions = next(iter(tensors.values())).shape[2]
-    trial = PrefixTrial(preseqlen=positions, mid_dim=mid_dim, init_token=None, sites=SITE_JOIN.join(sites))
+    trial = PrefixTrial.model_validate(
+        {
+            "preseqlen": prefix.shape[3],
+            "mid_dim": mid_dim,
+            "init_token": None,
+            "sites": SITE_JOIN.join(sites),
+            "prefix_mode": mode,
+            "format_mode": "infix" if is_infix else "cat",
+        }
+    )
     config = ConvertedConfig(arm="converted", method=trial, checkpoint=hashlib.sha256(file.read_bytes()).hexdigest())
     template = make_template(base, task)
     decoding: dict[str, Any] = dict(_BEAM_SEARCH[base.shape.is_encoder_decoder])
@@ -83,7 +103,7 @@ def _load(file: Path) -> Mapping[str, Any]:
 def _module(state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
     """The prefix module's tensors; Lightning's state dict has the frozen base beside them."""
     for before in ("", "model."):
-        if any(name.startswith(f"{before}control_trans") for name in state):
+        if any(name.startswith((f"{before}control_trans", f"{before}wte.")) for name in state):
             own = {
                 name.removeprefix(before): tensor.float() for name, tensor in state.items() if name.startswith(before)
             }
@@ -97,8 +117,6 @@ def _module(state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
 
 def _sites(state: Mapping[str, Tensor], base: Base, file: Path) -> dict[str, dict[str, Tensor]]:
     """Each site's tensors, by their names in its network."""
-    if "wte2.weight" in state and "control_trans2.0.weight" not in state:
-        raise UserError(f"{file}: is an infix: keys and values added to those of a source, which no prefix can be")
     found: dict[str, dict[str, Tensor]] = {}
     for site in SITES:
         embedding, network = _NAMES[site]
@@ -115,10 +133,8 @@ def _sites(state: Mapping[str, Tensor], base: Base, file: Path) -> dict[str, dic
     return found
 
 
-def _fold(parts: Mapping[str, Tensor], site: SiteShape, place: str) -> tuple[Tensor, int | None]:
-    """A site's prefix, (2, L, K, P, D), and its network's hidden width."""
-    if "" in parts:
-        return _flat(parts[""], site, place), None
+def _rows(parts: Mapping[str, Tensor], place: str) -> tuple[Tensor, int | None]:
+    """What a site's network gives for each position, and its hidden width; the embedding itself where it has none."""
     layers = next((some for some in _LAYERS if set(parts) == _tensor_names(some)), None)
     if layers is None:
         there, wanted = ", ".join(sorted(parts)), ", ".join(sorted(_tensor_names(_LAYERS[0])))
@@ -131,13 +147,17 @@ def _fold(parts: Mapping[str, Tensor], site: SiteShape, place: str) -> tuple[Ten
             raise UserError(f"{place}.{layer}: weight {shapes}: do not fit one another")
         rows = rows @ weight.T + bias
         rows = rows if layer == layers[-1] else rows.tanh()
+    return rows, parts["0.weight"].shape[0] if layers else None
+
+
+def _split(rows: Tensor, site: SiteShape, place: str) -> Tensor:
+    """A network's rows as a prefix, (2, L, K, P, D)."""
     width = site.num_layers * 2 * site.num_kv_heads * site.head_dim
     if rows.shape[1] != width:
         raise UserError(
             f"{place}: gives {rows.shape[1]} numbers a position; keys and values of all layers of the base are {width}"
         )
-    split = rows.view(-1, site.num_layers, 2, site.num_kv_heads, site.head_dim)
-    return split.permute(2, 1, 3, 0, 4), parts["0.weight"].shape[0]
+    return rows.view(-1, site.num_layers, 2, site.num_kv_heads, site.head_dim).permute(2, 1, 3, 0, 4)
 
 
 def _flat(tensor: Tensor, site: SiteShape, place: str) -> Tensor:

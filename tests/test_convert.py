@@ -153,6 +153,44 @@ def test_a_checkpoint_of_bart_has_a_prefix_at_three_sites(even_bart: Base, tmp_p
     assert len(Tuned.load(tmp_path / "out", decoding={"max_new_tokens": 12}).generate(["The Mill is a pub."])) == 1
 
 
+def test_an_infix_keeps_its_words_and_what_is_added_to_them(tiny_gpt2: Base, tmp_path: Path) -> None:
+    sizes, words = (2, 4, 8), torch.randn(LENGTH, 32)
+    state = _state(sizes)
+    torch.save({**state, "wte2.weight": words}, tmp_path / "pytorch_model.bin")
+    assert _convert(tmp_path, tiny_gpt2, tmp_path / "out") == 0
+    tensors, record = load_artifact(tmp_path / "out")
+    key, value = _by_hand(state, "decoder", sizes)
+    torch.testing.assert_close(tensors["decoder.key"], key)
+    torch.testing.assert_close(tensors["decoder.value"], value)
+    assert torch.equal(tensors["infix.embedding"], words) and record["config"]["method"]["format_mode"] == "infix"
+    assert len(Tuned.load(tmp_path / "out", decoding={"max_new_tokens": 4}).generate(["name : The Mill"])) == 1
+
+
+@pytest.mark.parametrize("has_network", [True, False], ids=["MLP", "Emb"])
+def test_embeddings_become_the_keys_and_values_that_the_base_finds_over_them(
+    tiny_gpt2: Base, tmp_path: Path, has_network: bool
+) -> None:
+    words, rows = torch.randn(LENGTH, 32), torch.empty(LENGTH, 32)
+    state = {"wte.weight": words}
+    if has_network:
+        inner, outer = torch.randn(MID, 32), torch.randn(32, MID)
+        state |= {"control_trans.0.weight": inner, "control_trans.0.bias": torch.ones(MID)}
+        state |= {"control_trans.2.weight": outer, "control_trans.2.bias": torch.ones(32)}
+        rows = torch.tanh(words @ inner.T + 1) @ outer.T + 1
+    else:
+        rows = words
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    assert _convert(tmp_path, tiny_gpt2, tmp_path / "out") == 0
+    tensors, record = load_artifact(tmp_path / "out")
+    with torch.no_grad():
+        past = tiny_gpt2.model(inputs_embeds=rows[None], use_cache=True).past_key_values
+    for layer in range(2):
+        torch.testing.assert_close(tensors["decoder.key"][layer], past.layers[layer].keys[0])
+        torch.testing.assert_close(tensors["decoder.value"][layer], past.layers[layer].values[0])
+    assert record["config"]["method"]["prefix_mode"] == "embedding"
+    assert len(Tuned.load(tmp_path / "out", decoding={"max_new_tokens": 4}).generate(["name : The Mill"])) == 1
+
+
 def _refusal(state: object, base: Base, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     torch.save(state, folder / "pytorch_model.bin")
     assert _convert(folder, base, folder / "out") == 2
@@ -167,7 +205,6 @@ def test_what_is_no_checkpoint_of_the_original_is_refused(
     assert _convert(tmp_path / "nothing", tiny_gpt2, tmp_path / "out") == 2
     assert "no such file; give the original's checkpoint folder" in capsys.readouterr().err
     cases = {
-        "is an infix": {**whole, "wte2.weight": torch.zeros(LENGTH, 32)},
         "has a prefix at decoder, ": _state((2, 4, 8), ("decoder", "cross")),
         "has no control_trans": {"lm_head.weight": torch.zeros(2)},
         "gives 192 numbers a position; keys and values of all layers of the base are 128": _state((3, 4, 8)),

@@ -33,6 +33,10 @@ METHODS: Mapping[str, AnyTrial] = {
     "lora": LoraTrial(rank=2),
     "finetune": FinetuneTrial(),
 }
+DECODER_ONLY: Mapping[str, AnyTrial] = {
+    "infix": PrefixTrial(preseqlen=3, mid_dim=None, init_token="pub", format_mode="infix"),
+    "embedding": PrefixTrial(preseqlen=3, mid_dim=None, init_token=None, prefix_mode="embedding"),
+}
 SOURCES = ["name : The Eagle | food : Chinese", "name : The Mill", "name : The Vaults | near : Café Rouge"]
 DECODING = {"num_beams": 3, "max_new_tokens": 8}
 
@@ -42,7 +46,8 @@ def artifacts(any_base: Base, tmp_path: Path) -> Mapping[str, Path]:
     """An artifact of every method, each moved from its start."""
     binder, task = Binder(any_base.model), TaskConfig(name="e2e")
     template = make_template(any_base, task).record()
-    for seed, (name, trial) in enumerate(METHODS.items()):
+    methods = METHODS if any_base.shape.is_encoder_decoder else {**METHODS, **DECODER_ONLY}
+    for seed, (name, trial) in enumerate(methods.items()):
         method = build_method(trial, any_base, binder.record, init_seed=seed, dropout_seed=1)
         with torch.no_grad():
             for parameter in method.parameters():
@@ -50,17 +55,17 @@ def artifacts(any_base: Base, tmp_path: Path) -> Mapping[str, Path]:
         config = TrialConfig(arm=name, learning_rate=1e-3, num_steps=3, method=trial)
         meta = artifact_meta(any_base, config, task=task, template=template, decoding=DECODING)
         save_artifact(tmp_path / name, method.artifact(), meta)
-    return {name: tmp_path / name for name in METHODS}
+    return {name: tmp_path / name for name in methods}
 
 
 def test_artifacts_of_all_methods_in_one_call_give_what_each_gives_alone(
     any_base: Base, artifacts: Mapping[str, Path]
 ) -> None:
     alone = {name: Tuned.load(folder).generate(SOURCES) for name, folder in artifacts.items()}
-    assert len({tuple(hypotheses) for hypotheses in alone.values()}) >= len(METHODS) - 1, "they are told apart"
+    assert len({tuple(hypotheses) for hypotheses in alone.values()}) >= len(artifacts) - 1, "they are told apart"
     base = open_base(any_base.name)
     tuned = {name: base.bind(folder) for name, folder in artifacts.items()}
-    pairs = [(name, source) for source in SOURCES for name in METHODS]  # neighbours of different artifacts
+    pairs = [(name, source) for source in SOURCES for name in artifacts]  # neighbours of different artifacts
     together = generate_together([source for _, source in pairs], [tuned[name] for name, _ in pairs])
     expected = [alone[name][SOURCES.index(source)] for name, source in pairs]
     assert together == expected
