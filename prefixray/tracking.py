@@ -10,12 +10,9 @@ import logging
 import math
 import os
 import ssl
-import threading
-import time
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -26,6 +23,7 @@ from urllib.request import urlopen
 from prefixray.config import TrackingConfig, UserError
 from prefixray.masking import masked
 from prefixray.runviews import EXPERIMENT_TAGS, origin, saved_views
+from prefixray.sending import Point, Sender
 from prefixray.space import Scalar
 
 if TYPE_CHECKING:
@@ -43,13 +41,9 @@ Closed = Literal["finished", "failed", "interrupted"]
 
 _STATUS_OF_TRIAL: Mapping[Ended, str] = {"done": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 _STATUS_OF_SWEEP: Mapping[Closed, str] = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
-_MOST_WAITING = 50_000  # entries that are kept while the server is away; points of curves beyond that are lost
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0  # seconds between attempts
 _ANSWER_SECONDS = 10.0  # for a server to answer at all
-_PATIENCE, _PATIENCE_AWAY = 60.0, 10.0  # seconds without progress after which closing gives up
 _AT_ONCE = 100  # parameters in one request: the server's limit
 _METRICS_AT_ONCE = 1000  # and metrics
-_GATHERING = 5.0  # seconds for which points wait for others of their trial; MLflow's page looks every 30 s
 
 
 class Tracker(ABC):
@@ -164,7 +158,7 @@ class MlflowTracker(Tracker):
         shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
         self.uri = masked(uri or f"sqlite:///{shown / 'mlflow.db'}")
         self._artifacts = artifacts
-        self._sender = _Sender(_Store(folder, sweep, params, uri), self.uri)
+        self._sender = Sender(_Store(folder, sweep, params, uri), self.uri)
 
     def start(  # noqa: D102
         self, params: Mapping[str, Scalar], tags: Mapping[str, str], files: Sequence[Path], columns: Sequence[str] = ()
@@ -234,7 +228,7 @@ class _Store:
             self._client.update_run(run_id, status="RUNNING")
             self._describe(run_id, {**self._params, **params}, tags)
 
-    def log(self, key: str, points: "Sequence[_Point]") -> None:
+    def log(self, key: str, points: "Sequence[Point]") -> None:
         """Add points to a trial's curves, unless they are there."""
         run_id = self._child(key, points[0].when)
         logged = self._logged.setdefault(key, set())
@@ -261,11 +255,11 @@ class _Store:
         known = self._client.get_run(run_id).data.metrics
         new = {name: value for name, value in metrics.items() if known.get(name) != value}
         if new:
-            self._log_metrics(run_id, [_Point(0, new, when)])
+            self._log_metrics(run_id, [Point(0, new, when)])
 
     def summary(self, metrics: Mapping[str, float], files: Sequence[Path], note: str, when: int) -> None:
         """Add results to the sweep's run."""
-        self._log_metrics(self._parent, [_Point(0, metrics, when)])
+        self._log_metrics(self._parent, [Point(0, metrics, when)])
         if note:
             self._client.set_tag(self._parent, "mlflow.note.content", note)
         self._attach(self._parent, files)
@@ -351,7 +345,7 @@ class _Store:
         changed = {f"changed.{name}": text for name, text in texts.items() if known.get(name, text) != text}
         self._client.log_batch(run_id, tags=[RunTag(name, text) for name, text in {**changed, **tags}.items()])
 
-    def _log_metrics(self, run_id: str, points: "Sequence[_Point]") -> None:
+    def _log_metrics(self, run_id: str, points: "Sequence[Point]") -> None:
         from mlflow.entities import Metric
 
         every = [Metric(name, value, p.when, p.step) for p in points for name, value in p.metrics.items()]
@@ -367,152 +361,7 @@ class _Store:
                 self._client.log_text(run_id, masked(text), file.name)
 
 
-@dataclass(frozen=True)
-class _Point:
-    """What a trial reported at a step, and the time in ms at which it did."""
-
-    step: int
-    metrics: Mapping[str, float]
-    when: int
-
-
-@dataclass(frozen=True)
-class _Curve:
-    """An entry that more points of its trial may join until it is sent."""
-
-    key: str
-    points: list[_Point]
-
-    def __call__(self, store: _Store, when: int) -> None:
-        store.log(self.key, self.points)
-
-
-_Entry = Callable[[_Store, int], None]  # what to do, and the time in ms at which it was asked for
-
-
-class _Sender:
-    """A queue of entries and the thread that sends them in order."""
-
-    def __init__(self, store: _Store, uri: str) -> None:
-        self._store = store
-        self._uri = uri
-        self._entries: deque[tuple[_Entry, int]] = deque()
-        self._open: dict[str, _Curve] = {}  # by trial: the entry that its next point joins
-        self._num_waiting = 0  # each point counts
-        self._changed = threading.Condition()
-        self._closing = False
-        self._away = False
-        self._given_up = threading.Event()
-        self._num_sent = 0
-        self._num_lost = 0
-        self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
-        self._thread.start()
-
-    def put(self, entry: _Entry, *, key: str | None = None) -> None:
-        """Add an entry, which points of the trial `key` do not overtake; returns at once."""
-        with self._changed:
-            self._open.pop(key or "", None)
-            self._add(entry, _now())
-
-    def put_point(self, key: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Add a point to the entry of its trial that waits, or else a new entry; returns at once."""
-        with self._changed:
-            point = _Point(step, metrics, _now())
-            if self._num_waiting >= _MOST_WAITING:
-                self._num_lost += 1
-            elif key in self._open:
-                self._open[key].points.append(point)
-                self._num_waiting += 1
-            else:
-                self._open[key] = _Curve(key, [point])
-                self._add(self._open[key], point.when)
-
-    def drain(self) -> None:
-        """Wait until all is sent, or until nothing was for a while; say what is lost."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        num_sent, since = self._num_sent, time.monotonic()
-        while self._thread.is_alive() and time.monotonic() - since < (_PATIENCE_AWAY if self._away else _PATIENCE):
-            self._thread.join(0.05)
-            if self._num_sent != num_sent:
-                num_sent, since = self._num_sent, time.monotonic()
-        self._given_up.set()
-        num_lost = self._num_lost + self._num_waiting
-        if num_lost:
-            _logger.warning("MLflow at %s: %d entries could not be logged", self._uri, num_lost)
-
-    def _add(self, entry: _Entry, when: int) -> None:
-        self._entries.append((entry, when))
-        self._num_waiting += 1
-        self._changed.notify()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._entries or self._closing)
-                if not self._entries:
-                    return
-                entry, when = self._entries[0]
-                if isinstance(entry, _Curve):
-                    self._changed.wait_for(lambda: self._closing, timeout=_GATHERING - (_now() - when) / 1000)
-                    if self._open.get(entry.key) is entry:
-                        del self._open[entry.key]
-            if not self._send(entry, when):
-                return
-            with self._changed:
-                self._entries.popleft()
-                self._num_waiting -= _size(entry)
-                self._num_sent += 1
-
-    def _send(self, entry: _Entry, when: int) -> bool:
-        """Send an entry, in the end; False when closing has given up."""
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                entry(self._store, when)
-            except Exception as error:  # whatever goes wrong in logging, the sweep goes on
-                if not _is_away(error):
-                    self._refused(error, _size(entry))
-                    return True
-                if not self._away:
-                    _logger.warning("MLflow at %s is away; the sweep goes on: %s", self._uri, error)
-                self._away = True
-            else:
-                self._away = False
-                return True
-            if self._given_up.wait(pause):
-                return False
-            pause = min(2 * pause, _LONGEST_PAUSE)
-
-    def _refused(self, error: Exception, num_entries: int) -> None:
-        if not self._num_lost:
-            _logger.warning("MLflow at %s refuses what is logged: %s", self._uri, error)
-        self._num_lost += num_entries
-
-
-def _is_away(error: Exception) -> bool:
-    """Whether the same call may succeed later."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import OperationalError
-
-    if isinstance(error, MlflowException):
-        status = error.get_http_status_code()  # type: ignore[no-untyped-call]
-        return bool(status >= 500 or status == 429)
-    return isinstance(error, OperationalError) or (
-        isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-    )
-
-
-def _size(entry: _Entry) -> int:
-    return len(entry.points) if isinstance(entry, _Curve) else 1
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def _missing(point: _Point, logged: Set[tuple[str, int]]) -> dict[str, float]:
+def _missing(point: Point, logged: Set[tuple[str, int]]) -> dict[str, float]:
     return {name: value for name, value in point.metrics.items() if (name, point.step) not in logged}
 
 

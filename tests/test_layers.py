@@ -56,6 +56,7 @@ TRAINING = [
 # The search around it.
 SEARCH = [
     "runviews",
+    "sending",
     "tracking",
     "study",
     "tables",
@@ -96,7 +97,7 @@ ALLOWED = {
     "ray": {"clusterfile", "submit", "nodes", "cluster", "pool", "trainable", "engine"},
     "transformers": {"base", "attention", "batching", "generation", "methods"},
     "optuna": {"study"},
-    "mlflow": {"runviews", "tracking"},
+    "mlflow": {"runviews", "sending", "tracking"},
     "rich": {"live"},
     "huggingface_hub": {"card", "hub_format"},
 }

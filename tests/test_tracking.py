@@ -18,7 +18,7 @@ from unittest import mock
 
 import pytest
 
-from prefixray import tracking
+from prefixray import sending, tracking
 from prefixray.config import TrackingConfig
 from prefixray.space import Scalar
 from prefixray.tracking import Closed, Ended, Tracker, open_tracker
@@ -232,7 +232,7 @@ def test_what_the_store_refuses_is_said_once_and_the_rest_is_logged(
     tracker.log("prefix/0", 10, {"dev/loss": 2.0})
     tracker.close("finished")
     assert local(folder).curve("prefix/0") == [(10, 2.0)]
-    messages = [record.getMessage() for record in caplog.records if record.name == tracking.__name__]
+    messages = [record.getMessage() for record in caplog.records if record.name == sending.__name__]
     assert len(messages) == 2
     assert "refuses what is logged" in messages[0]
     assert "2 entries could not be logged" in messages[1]
@@ -298,15 +298,15 @@ def free_port() -> int:
 def test_a_server_that_is_away_holds_nothing_up_and_the_loss_is_said(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tracking, "_PATIENCE_AWAY", 0.5)
-    monkeypatch.setattr(tracking, "_MOST_WAITING", 5)
+    monkeypatch.setattr(sending, "_PATIENCE_AWAY", 0.5)
+    monkeypatch.setattr(sending, "_MOST_WAITING", 5)
     uri = f"http://127.0.0.1:{free_port()}"
     before = time.monotonic()
     tracker = open_sweep(folder, uri)
     run_trials(tracker, folder)  # 1 start, 4 trials, 3 ends; and 8 points, of which 3 still find room
     assert time.monotonic() - before < 0.5
     tracker.close("finished")
-    messages = [record.getMessage() for record in caplog.records if record.name == tracking.__name__]
+    messages = [record.getMessage() for record in caplog.records if record.name == sending.__name__]
     assert f"MLflow at {uri} is away; the sweep goes on" in messages[0]
     assert messages[1] == f"MLflow at {uri}: 17 entries could not be logged"
 
@@ -317,7 +317,7 @@ def test_a_server_that_comes_back_gets_everything(
     from werkzeug.serving import make_server
 
     port = free_port()
-    monkeypatch.setattr(tracking, "_LONGEST_PAUSE", 0.5)
+    monkeypatch.setattr(sending, "_LONGEST_PAUSE", 0.5)
     monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{folder / 'mlflow.db'}")
     monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", str(folder / "server_artifacts"))
     tracker = open_sweep(folder, f"http://127.0.0.1:{port}")
