@@ -76,6 +76,9 @@ class _Bound:
     even: bool  # the rows are as many of trial 0, then as many of trial 1, ...
     targets: tuple[Tensor, Tensor] | None  # rows (N,) and columns (N,) that the head is run on
     infixes: Infixes | None  # None where no row has one
+    is_headless: bool = False
+    hidden: Tensor | None = None
+    """Where the forward is headless: the head's input at the targets, (N, width)."""
     masks: dict[str, tuple[Tensor, Tensor | None, Tensor]] = field(default_factory=dict)
     """By site, this forward's mask and position bias, and what `mask` made of them."""
 
@@ -143,12 +146,14 @@ class Binder:
         *,
         targets: tuple[Tensor, Tensor] | None = None,
         infix_starts: Sequence[int] = (),
-    ) -> Iterator[None]:
+        is_headless: bool = False,
+    ) -> Iterator[_Bound]:
         """Bind trial `row_trial[b]`'s insert to row b. Rows of one trial must stand together.
 
         Where an insert has an infix, `infix_starts` says in which column it starts in each row of the forward; as many
         columns from there on hold any token at all.
         With `targets`, rows (N,) and columns (N,), the head runs on those positions alone: logits are (N, vocabulary).
+        In a headless forward it runs on none, and `hidden` of what is yielded is its input there.
         Keep the binding until backward has run: gradient checkpointing repeats the forward there.
         """
         assert self._bound is None, "a binding is already active"
@@ -162,9 +167,10 @@ class Binder:
             even=_is_even(row_trial, len(inserts)),
             targets=targets,
             infixes=place_infixes([insert.infix for insert in inserts], row_trial, infix_starts),
+            is_headless=is_headless,
         )
         try:
-            yield
+            yield self._bound
         finally:
             self._bound = None
 
@@ -245,7 +251,10 @@ class Binder:
         Binder.last_forward = time.monotonic()
         if self._bound is None or self._bound.targets is None:
             return None
-        return (args[0][self._bound.targets], *args[1:])
+        picked = args[0][self._bound.targets]
+        if self._bound.is_headless:
+            self._bound.hidden, picked = picked, picked[:0]
+        return (picked, *args[1:])
 
     def _hook(self, names: Mapping[str, RowFunction]) -> None:
         for name in names:

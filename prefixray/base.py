@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import torch
 import torch.utils.checkpoint
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -31,6 +32,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
@@ -200,7 +202,16 @@ def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, na
     """Freeze a model that is already in memory and describe it."""
     model.requires_grad_(False)
     model.train(False)
+    _fuse_gelu(model)
     return Base(name, digest, model, tokenizer, describe(model.config, model.num_parameters()))
+
+
+def _fuse_gelu(model: PreTrainedModel) -> None:
+    """GPT-2's GELU as one operation: transformers' spells the same function out and keeps what stands between."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def describe(config: PreTrainedConfig, num_parameters: int) -> Shape:

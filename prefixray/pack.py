@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base
-from prefixray.batching import Batch, Row, collate, cut_by_length
+from prefixray.batching import Row, collate, cut_by_length
 from prefixray.config import TrialConfig
+from prefixray.loss import Objective, losses_of_hidden, losses_of_logits, plain_head
 from prefixray.methods import Method, build_method
 from prefixray.prompts import Load, loads
 from prefixray.seeds import derive_seed
@@ -136,7 +136,7 @@ class Pack:
     """The members that share one base, and the rows they train and are evaluated on."""
 
     def __init__(self, base: Base, train: Sequence[Row], *, pad_id: int, token_budget: int | None = None) -> None:
-        self.base, self.binder = base, Binder(base.model)
+        self.base, self.binder, self._head = base, Binder(base.model), plain_head(base.model)
         self.members: dict[str, Member] = {}
         self.token_budget = self._first_budget = token_budget or TOKEN_BUDGET[base.device.type]
         self._train, self._pad_id = train, pad_id
@@ -270,22 +270,29 @@ class Pack:
         """The NLL of each row, (B,). With weights, the backward of the weighted sum has run when this returns."""
         slots = sorted({slot for slot, _ in rows})
         batch = collate([row for _, row in rows], pad_id=self._pad_id, device=self.base.device)
-        model = members[0].method.own_model or self.base.model
-        bound = members[0].binder.bind(
+        own = members[0].method.own_model
+        head = self._head if own is None else None
+        objective = None
+        if weights is not None:
+            per_row = [(weights[slot], members[slot].config.label_smoothing) for slot, _ in rows]
+            exact = torch.promote_types(self.base.model.dtype, torch.float32)
+            per_token = torch.tensor(per_row, dtype=exact, device=self.base.device)[batch.target_rows]
+            objective = Objective(*per_token.unbind(1))
+        binding = members[0].binder.bind(
             [inserts[slot] for slot in slots],
             [slots.index(slot) for slot, _ in rows],
             targets=(batch.target_rows, batch.target_columns),
             infix_starts=[row.infix_start for _, row in rows],
+            is_headless=head is not None,
         )
-        with bound:
-            logits = model(**batch.inputs, use_cache=False).logits  # (N, V)
-            log_p = functional.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=1)
-            nll = _row_sums(functional.nll_loss(log_p, batch.target_ids, reduction="none"), batch, len(rows))
-            if weights is not None:
-                smoothing = [members[slot].config.label_smoothing for slot, _ in rows]
-                loss = nll if not any(smoothing) else _smoothed(nll, log_p, batch, nll.new_tensor(smoothing))
-                (loss * nll.new_tensor([weights[slot] for slot, _ in rows])).sum().backward()
-        return nll.detach()
+        with binding as bound:
+            logits = (own or self.base.model)(**batch.inputs, use_cache=False).logits  # (N, V), or none
+            if head is None:
+                nll = losses_of_logits(logits, batch.target_ids, objective)
+            else:
+                assert bound.hidden is not None, "the forward came to the head"
+                nll = losses_of_hidden(head, bound.hidden, batch.target_ids, objective)
+        return nll.new_zeros(len(rows)).index_add(0, batch.target_rows, nll)
 
 
 def _halves(members: Sequence[Member]) -> tuple[list[str], list[str]]:
@@ -311,16 +318,6 @@ def _objective_weight(config: TrialConfig, rows: Sequence[Row]) -> float:
             return 1.0 / sum(row.num_targets for row in rows)
         case "sentence_sum":
             return 1.0 / len(rows)
-
-
-def _smoothed(nll: Tensor, log_p: Tensor, batch: Batch, smoothing: Tensor) -> Tensor:
-    """Each row's loss (B,) where a share of every target's probability is spread over the vocabulary."""
-    spread = _row_sums(-log_p.mean(dim=1), batch, len(smoothing))
-    return (1 - smoothing) * nll + smoothing * spread
-
-
-def _row_sums(values: Tensor, batch: Batch, num_rows: int) -> Tensor:
-    return values.new_zeros(num_rows).index_add(0, batch.target_rows, values)
 
 
 @contextmanager

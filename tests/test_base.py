@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+from transformers.activations import NewGELUActivation
 
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base, SiteShape, choose_dtype, load_base, load_in
@@ -103,3 +105,11 @@ def test_precision_is_what_was_asked_for(base_folders: Mapping[str, Path]) -> No
     assert choose_dtype("fp32", "cpu") is torch.float32
     assert choose_dtype("bf16", "cpu") is torch.bfloat16
     assert load_base(str(base_folders["gpt2"]), dtype=torch.bfloat16).model.dtype is torch.bfloat16
+
+
+def test_the_fused_gelu_is_the_models_own(base_folders: Mapping[str, Path]) -> None:
+    folder, ids = str(base_folders["gpt2"]), torch.arange(3, 40)[None]
+    stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    fused = load_base(folder, dtype=torch.float64).model
+    assert not any(type(module) is NewGELUActivation for module in fused.modules())
+    assert torch.allclose(fused(ids).logits, stock(ids).logits, rtol=0, atol=1e-12)

@@ -45,6 +45,7 @@ TRAINING = [
     "methods",
     "checkpoint",
     "prompts",
+    "loss",
     "pack",
     "trainer",
     "generation",
@@ -95,7 +96,7 @@ FRONT = ["cli", "__main__"]
 ALLOWED = {
     "torch": {*TRAINING, *SEARCH, *ENTRIES},
     "ray": {"clusterfile", "submit", "nodes", "cluster", "pool", "trainable", "engine"},
-    "transformers": {"base", "attention", "batching", "generation", "methods"},
+    "transformers": {"base", "attention", "batching", "loss", "generation", "methods"},
     "optuna": {"study"},
     "mlflow": {"runviews", "sending", "tracking"},
     "rich": {"live"},

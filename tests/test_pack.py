@@ -459,10 +459,11 @@ def _memory_for(pack: Pack, *, num_members: int, num_positions: int) -> Iterator
         *,
         targets: tuple[Tensor, Tensor] | None = None,
         infix_starts: Sequence[int] = (),
-    ) -> AbstractContextManager[None]:
+        is_headless: bool = False,
+    ) -> AbstractContextManager[object]:
         if len(inserts) > num_members or any(insert.num_positions() > num_positions for insert in inserts):
             raise torch.OutOfMemoryError("no more")
-        return whole(inserts, row_trial, targets=targets, infix_starts=infix_starts)
+        return whole(inserts, row_trial, targets=targets, infix_starts=infix_starts, is_headless=is_headless)
 
     pack.binder.bind = bind  # type: ignore[method-assign]
     yield

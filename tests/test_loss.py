@@ -1,0 +1,51 @@
+"""The loss that never holds all logits is that of all logits, and so is its gradient."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from prefixray import loss
+from prefixray.base import Base
+from prefixray.loss import Objective, losses_of_hidden, losses_of_logits, plain_head
+
+MakeBase = Callable[[str, torch.dtype], Base]
+
+WIDTH, VOCABULARY, COUNT = 8, 50, 7
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_chunks_give_the_losses_and_gradients_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, smoothing: float
+) -> None:
+    monkeypatch.setitem(loss.CHUNK, "cpu", 3)
+    draw = torch.Generator().manual_seed(1)
+    head = nn.Linear(WIDTH, VOCABULARY).to(dtype).requires_grad_(False)
+    hidden = torch.randn(COUNT, WIDTH, generator=draw).to(dtype)
+    ids = torch.randint(0, VOCABULARY, (COUNT,), generator=draw)
+    exact = torch.promote_types(dtype, torch.float32)
+    spread = torch.tensor([smoothing, 0.0] * COUNT, dtype=exact)[:COUNT]  # of two trials in one micro-batch
+    objective = Objective(torch.rand(COUNT, generator=draw, dtype=exact), spread)
+    whole, chunked = (hidden.clone().requires_grad_() for _ in range(2))
+    expected = losses_of_logits(head(whole), ids, objective)
+    found = losses_of_hidden(head, chunked, ids, objective)
+    assert whole.grad is not None and chunked.grad is not None
+    assert torch.allclose(found, expected, atol=TOLERANCE[dtype])
+    assert torch.allclose(chunked.grad, whole.grad, atol=TOLERANCE[dtype])
+    assert chunked.grad.abs().max() > 0.05
+    assert torch.allclose(losses_of_hidden(head, hidden, ids, None), expected, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bart", "t5"])
+def test_a_head_that_is_the_last_of_a_model_is_found(make_base: MakeBase, name: str) -> None:
+    model = make_base(name, torch.float32).model
+    assert plain_head(model) is model.get_output_embeddings()
+
+
+def test_a_head_whose_logits_are_changed_afterwards_is_not_plain(make_base: MakeBase) -> None:
+    model = make_base("bart", torch.float32).model
+    model.final_logits_bias.add_(1.0)
+    assert plain_head(model) is None
