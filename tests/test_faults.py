@@ -8,11 +8,13 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -212,6 +214,153 @@ def test_workers_killed_together_and_while_they_rejoin_cost_no_number(sweep: Swe
     workers_of(process)[0].kill()
     assert "its trials rejoin" in output_of(process)
     assert_complete(sweep)
+    assert_same(sweep, undisturbed)
+
+
+def test_a_driver_killed_at_any_time_is_followed_by_one_that_goes_on(sweep: Sweep, undisturbed: Sweep) -> None:
+    process = sweep.start()
+    wait_for(lambda: b'"op_code":4' in journal_of(sweep), process)  # the first proposal
+    kill(process)
+    process = sweep.start()
+    wait_for(lambda: len(checkpoints_of(sweep)) >= 4, process)
+    kill(process)
+    damage(sweep)
+    process = sweep.start()
+    wait_for(lambda: any(sweep.results.glob("final/*/result.json")), process)
+    kill(process)
+    assert "damaged" in (sweep.results / "sweep.log").read_text(), "the checkpoint before was used"
+    process = sweep.start()
+    assert process.stdout is not None
+    while not process.stdout.readline().endswith("score\n"):
+        assert process.poll() is None
+    kill(process)  # while the table is written
+    sweep.finish()
+    assert_complete(sweep)
+    assert_same(sweep, undisturbed)
+
+
+def journal_of(sweep: Sweep) -> bytes:
+    """The journal as it is."""
+    path = sweep.results / "study.journal"
+    return path.read_bytes() if path.exists() else b""
+
+
+def checkpoints_of(sweep: Sweep) -> list[Path]:
+    """All checkpoints, by trial and step."""
+    found = [path for path in sweep.results.glob("trials/prefix/*/step-*") if path.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=lambda path: (path.parent.name, int(path.name.removeprefix("step-"))))
+
+
+def damage(sweep: Sweep) -> None:
+    """What a machine that crashes may leave: damaged checkpoints, half a line in the journal, a lock nobody holds."""
+    newest = list({path.parent: path for path in checkpoints_of(sweep)}.values())
+    assert len(newest) >= 2
+    flipped, cut = newest[0] / "checkpoint.safetensors", newest[1] / "checkpoint.safetensors"
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
+    os.truncate(cut, cut.stat().st_size // 2)
+    with (sweep.results / "study.journal").open("ab") as journal:
+        journal.write(b'{"op_code": 6, "worker_id": "half a li')
+    (sweep.results / "study.journal.lock").write_text("")
+
+
+HOOK = """
+# Found by every Python process of the sweep: hits a worker in the step of a certain trial.
+import json, os, signal
+from pathlib import Path
+
+PUT_AWAY = Path({folder!r})
+write = os.pwrite
+
+def pwrite(file, line, offset):
+    written = write(file, line, offset)
+    running = json.loads(line).get("running", {{}}) if line.startswith(b"{{") else {{}}
+    if running.get("prefix/2", 0) >= 60:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if running.get("prefix/1", 0) >= 100 and once("hangs"):
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if running.get("prefix/3", 0) >= 140 and once("raises"):
+        raise RuntimeError("the device is gone")
+    return written
+
+def once(what):
+    try:
+        (PUT_AWAY / what).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+os.pwrite = pwrite
+"""
+WATCHFUL = """
+import sys
+from prefixray import pool
+from prefixray.sweep import main
+pool.HANG_SECONDS = 20.0
+sys.exit(main(["small.yaml"]))
+"""
+
+
+def test_a_trial_that_always_kills_its_worker_is_found_and_a_hanging_worker_and_an_error_in_its_loop_cost_nothing(
+    sweep: Sweep, undisturbed: Sweep
+) -> None:
+    (sweep.folder / "sitecustomize.py").write_text(HOOK.format(folder=str(sweep.folder)))
+    path = os.pathsep.join([str(sweep.folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = sweep.start(command=[sys.executable, "-c", WATCHFUL], PYTHONPATH=path)
+    output = output_of(process, seconds=600)
+    assert {file.name for file in sweep.folder.iterdir()} >= {"hangs", "raises"}
+    assert "it is killed and started again" in output and "RuntimeError: the device is gone" in output, output
+    failed = [line for line in output.splitlines() if "failed" in line]
+    assert len(failed) == 1 and "prefix/2 failed: its worker died 2 times with no other trial in the pack" in failed[0]
+    assert sweep.states()["prefix"] == Counter(COMPLETE=NUM_TRIALS - 1, FAIL=1)
+    expected = {key: loss for key, loss in undisturbed.losses().items() if key.startswith("trials")}
+    del expected["trials/prefix/2"]
+    ours = {key: loss for key, loss in sweep.losses().items() if key.startswith("trials")}
+    assert ours == pytest.approx(expected, abs=TOLERANCE)
+
+
+@contextmanager
+def tracking_server(folder: Path, port: int) -> Iterator[None]:
+    """A real server, killed in the end."""
+    place = [f"--backend-store-uri=sqlite:///{folder / 'server.db'}", f"--artifacts-destination={folder / 'artifacts'}"]
+    command = [sys.executable, "-m", "mlflow", "server", *place, "--host=127.0.0.1", f"--port={port}", "--workers=1"]
+    with (folder / "server.log").open("a") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while not answers(port):
+            assert server.poll() is None and time.monotonic() < deadline, (folder / "server.log").read_text()
+            time.sleep(0.1)
+        yield
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens there."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def test_a_tracking_server_must_be_there_at_the_start_and_may_be_away_after_it(
+    sweep: Sweep, undisturbed: Sweep
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    output = output_of(sweep.start("--set", f"tracking.mlflow={uri}"), code=2, seconds=60)
+    assert output.startswith(f"tracking.mlflow: {uri}: no MLflow server answers there"), output
+    assert "--set tracking.mlflow=null" in output
+    with tracking_server(sweep.folder, port):
+        process = sweep.start("--set", f"tracking.mlflow={uri}")
+        wait_for(sweep.has_checkpoints, process)
+    wait_for(lambda: sweep.ended() >= 1, process)
+    with tracking_server(sweep.folder, port):
+        output = output_of(process)
+        assert "is away; the sweep goes on" in output and "could not be logged" not in output, output
+        assert_complete(sweep, uri)
     assert_same(sweep, undisturbed)
 
 
