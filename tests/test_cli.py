@@ -90,6 +90,15 @@ ENDS = {
     "return 1": (1, ""),
     "raise KeyboardInterrupt": (INTERRUPTED, "\ninterrupted\n"),
     "raise BrokenPipeError": (1, "BrokenPipeError"),
+    "open('/dev/full', 'w').write('x' * 99999)": (
+        1,
+        "No space left on device; make room or give access there, then run the same command again\n",
+    ),
+    "open('/dev/full/x')": (
+        1,
+        "/dev/full/x: Not a directory; make room or give access there, then run the same command again\n",
+    ),
+    "open('/nowhere')": (1, "FileNotFoundError"),
 }
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 import zlib
 from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
 from unittest import mock
@@ -19,9 +20,9 @@ from unittest import mock
 import pytest
 
 from prefixray import sending, tracking
-from prefixray.config import TrackingConfig
+from prefixray.config import TrackingConfig, UserError
 from prefixray.space import Scalar
-from prefixray.tracking import Closed, Ended, Tracker, open_tracker
+from prefixray.tracking import Closed, Ended, Tracker, check_server, open_tracker
 
 SWEEP: Mapping[str, Scalar] = {"base": "tiny", "search.num_trials": 8}
 
@@ -255,6 +256,26 @@ def test_the_environments_server_is_used_unless_the_file_names_one(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", theirs)
     assert open_tracker(TrackingConfig(), folder, "sweep", {}).uri == theirs
     assert open_tracker(TrackingConfig(mlflow=ours), folder, "sweep", {}).uri == ours
+
+
+def test_a_server_that_is_not_there_is_refused_with_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(UserError) as refused:
+        check_server(TrackingConfig(mlflow=f"http://me:secret@{address}/mlflow"))
+    assert str(refused.value).startswith(f"tracking.mlflow: http://{address}/mlflow: no MLflow server answers there (")
+    assert "--set tracking.mlflow=null" in str(refused.value) and "secret" not in str(refused.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}")
+    with pytest.raises(UserError, match=f"^MLFLOW_TRACKING_URI: http://{address}: "):
+        check_server(TrackingConfig())
+    for needs_no_server in (None, "sqlite:///mlflow.db", "mlruns"):
+        check_server(TrackingConfig(mlflow=needs_no_server))
+
+
+def test_a_server_that_answers_at_all_is_there() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # it answers 501
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        check_server(TrackingConfig(mlflow=f"http://127.0.0.1:{server.server_port}"))
+        server.shutdown()
 
 
 def test_a_call_costs_the_driver_less_than_two_milliseconds(folder: Path) -> None:
