@@ -65,7 +65,7 @@ def interruptible() -> Iterator[None]:
         return
 
     def first(signum: int, frame: FrameType | None) -> NoReturn:
-        signal.signal(signal.SIGINT, lambda signum, frame: os._exit(INTERRUPTED))
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the kernel's doing, whatever the main thread waits for
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, first)

@@ -231,8 +231,10 @@ def test_a_driver_killed_at_any_time_is_followed_by_one_that_goes_on(sweep: Swee
     assert "damaged" in (sweep.results / "sweep.log").read_text(), "the checkpoint before was used"
     process = sweep.start()
     assert process.stdout is not None
-    while not process.stdout.readline().endswith("score\n"):
-        assert process.poll() is None
+    printed = [""]
+    while not printed[-1].endswith("score\n"):
+        printed.append(process.stdout.readline())
+        assert printed[-1], "".join(printed)
     kill(process)  # while the table is written
     sweep.finish()
     assert_complete(sweep)
@@ -374,9 +376,9 @@ def test_an_interrupt_puts_all_away_and_a_second_one_ends_at_once(sweep: Sweep, 
     process = sweep.start()
     wait_for(lambda: len(workers_of(process)) > 0, process)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
+    time.sleep(3.0)  # Python sees two signals at once as one
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=10) == 130
+    assert process.wait(timeout=5) in (-signal.SIGINT, 130), "130 where the first was enough already"
     process.communicate(timeout=600)  # Ray's own processes notice
     sweep.finish()
     assert_complete(sweep)
