@@ -11,6 +11,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from prefixray.artifact import trial_method
+from prefixray.config import FinetuneTrial
 from prefixray.findings import BIBTEX
 from prefixray.metrics import label
 from prefixray.results import ArmResult, Results, SeedResult
@@ -40,7 +42,7 @@ DATA_SETS: Mapping[str, DataSet] = {
     "summarization": DataSet("documents and summaries of its owner's"),
 }
 _SUMMARIES = frozenset({"xsum", "xsum_news", "xsum_sport", "cnn_dm", "dialogsum", "scitldr", "summarization"})
-_KINDS = {"prefix": "prefix", "adapter": "set of adapters", "lora": "LoRA", "finetune": "fully fine-tuned model"}
+_KINDS = {"prefix": "prefix", "adapter": "set of adapters", "lora": "LoRA"}
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,9 @@ def model_card(facts: Facts) -> ModelCard:
 
 def _metadata(facts: Facts) -> ModelCardData:
     record, data = facts.record, DATA_SETS[facts.record["task"]["name"]]
-    base = record["base"]["name"]
-    is_on_hub = _is_hub_id(base)
+    is_on_hub = _is_on_hub(record["base"])
     return ModelCardData(
-        base_model=base if is_on_hub else None,
+        base_model=record["base"]["name"] if is_on_hub else None,
         base_model_relation=("finetune" if record["method"] == "finetune" else "adapter") if is_on_hub else None,
         datasets=[data.hub] if data.hub else None,
         library_name="prefixray",
@@ -120,12 +121,21 @@ def _eval_results(origin: Origin | None, record: Mapping[str, Any]) -> list[Eval
 
 def _what(facts: Facts) -> str:
     record = facts.record
-    kind, data = _KINDS[record["method"]], DATA_SETS[record["task"]["name"]].title
-    inside = "The model is whole" if record["method"] == "finetune" else "The model itself is not in it"
+    (kind, inside), data = _kind(record), DATA_SETS[record["task"]["name"]].title
     return (
         f"# {_title(record)}\n\nA {kind} for `{record['base']['name']}` (digest `{record['base']['digest']}`), "
         f"tuned on {data} with prefixray: {facts.num_stored:,} numbers. {inside}. JSON and safetensors, no pickle."
     )
+
+
+def _kind(record: Mapping[str, Any]) -> tuple[str, str]:
+    """What the artifact is, and how much of the model is in it."""
+    method = trial_method(record)
+    if not isinstance(method, FinetuneTrial):
+        return _KINDS[method.method], "The model itself is not in it"
+    if method.top_layers is None and method.tune_embeddings:
+        return "fully fine-tuned model", "The model is whole"
+    return "set of fine-tuned weights", "Those that were not trained are the base's and not in it"
 
 
 def _scores(origin: Origin | None) -> str:
@@ -182,12 +192,13 @@ def _use(facts: Facts) -> str:
     if facts.not_in_peft:
         return "\n".join([*lines, f"PEFT cannot load it: {facts.not_in_peft}."])
     kind = "AutoModelForSeq2SeqLM" if facts.record["base"]["shape"]["is_encoder_decoder"] else "AutoModelForCausalLM"
+    weights = f"({base!r})" if _is_on_hub(facts.record["base"]) else f'("BASE")  # a folder of transformers with {base}'
     peft = [
         "```python",
         "from peft import PeftModel",
         f"from transformers import {kind}",
         "",
-        f"model = {kind}.from_pretrained({base!r})",
+        f"model = {kind}.from_pretrained{weights}",
         f'model = PeftModel.from_pretrained(model, {here or repr(".")}, subfolder="peft")',
         "```",
     ]
@@ -229,8 +240,9 @@ def _title(record: Mapping[str, Any]) -> str:
     return f"{base} {record['method']} {record['task']['name']}"
 
 
-def _is_hub_id(name: str) -> bool:
-    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) is not None and not name.endswith(".gguf")
+def _is_on_hub(base: Mapping[str, Any]) -> bool:
+    """Whether its digest is a commit of the hub; the last name of a folder may look like a hub id."""
+    return re.fullmatch(r"[0-9a-f]{40}", base["digest"]) is not None
 
 
 def _number(value: float | None) -> str:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from prefixray.attention import Binder
 from prefixray.base import Base
 from prefixray.batching import make_template
 from prefixray.checkpoint import artifact_meta, load_artifact, save_artifact
-from prefixray.config import AdapterTrial, AnyTrial, PrefixTrial, TaskConfig, TrialConfig
+from prefixray.config import AdapterTrial, AnyTrial, FinetuneTrial, PrefixTrial, TaskConfig, TrialConfig
 from prefixray.export import main
 from prefixray.hub_format import public_record
 from prefixray.methods import build_method
@@ -128,7 +128,35 @@ def test_a_card_says_what_there_is_not(tiny_bart: Base, tmp_path: Path) -> None:
     assert card.data.eval_results is None and card.data.license is None and not (tmp_path / "out" / "peft").exists()
 
 
-def test_the_base_is_linked_where_it_is_on_the_hub(tiny_gpt2: Base) -> None:
+@pytest.mark.parametrize(
+    ("trial", "said"),
+    [
+        (FinetuneTrial(), "A fully fine-tuned model for"),
+        (FinetuneTrial(top_layers=1, tune_embeddings=False), "A set of fine-tuned weights for"),
+        (FinetuneTrial(tune_embeddings=False), "Those that were not trained are the base's"),
+    ],
+)
+def test_a_card_says_how_much_of_a_model_was_tuned(
+    tiny_gpt2: Base, tmp_path: Path, trial: FinetuneTrial, said: str
+) -> None:
+    _sweep(tmp_path / "sweep", tiny_gpt2, trial)
+    assert main([str(tmp_path / "sweep"), "--arm", "tuned", "--format", "hub", "--out", str(tmp_path / "out")]) == 0
+    assert said in ModelCard.load(tmp_path / "out" / "README.md").text
+
+
+@pytest.mark.parametrize("commit", [None, "6dcaa7a952f72f9298047fd5137cd6e4f05f41da"], ids=["a folder", "of the hub"])
+def test_a_card_names_a_base_of_the_hub_alone(tiny_gpt2: Base, tmp_path: Path, commit: str | None) -> None:
+    """The last name of a local folder, gpt2, is somebody's model there."""
+    base = tiny_gpt2 if commit is None else replace(tiny_gpt2, name="openai-community/gpt2", digest=commit)
+    _sweep(tmp_path / "sweep", base, PREFIX)
+    assert main([str(tmp_path / "sweep"), "--format", "hub", "--out", str(tmp_path / "out")]) == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.base_model == (None if commit is None else "openai-community/gpt2")
+    loads = '("BASE")  # a folder of transformers with gpt2' if commit is None else "('openai-community/gpt2')"
+    assert f"AutoModelForCausalLM.from_pretrained{loads}\n" in card.text
+
+
+def test_of_local_paths_the_last_name_is_published() -> None:
     task = TaskConfig(name="custom", train="/home/me/rows/train.jsonl", dev="~/dev.csv", test="data/test.jsonl")
     record = {"base": {"name": "/models/gpt2", "digest": ""}, "task": task.model_dump(mode="json")}
     public = public_record(record)
