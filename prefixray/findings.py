@@ -23,7 +23,7 @@ from prefixray.figures import (
 from prefixray.hypotheses import best_run
 from prefixray.metrics import higher_is_better, label
 from prefixray.results import ExampleOutputs, Importance, Results, SearchTrial, Stored, is_finished
-from prefixray.tables import Grid, final_grid, notes, search_grid, title
+from prefixray.tables import Grid, final_grid, group_grid, notes, search_grid, title
 
 NUM_SHOWN = 20  # sources with their outputs
 _FEWEST_RANKED = 3  # trials that a rank correlation is worked out from
@@ -95,7 +95,7 @@ class Section:
 def sections(stored: Stored, folder: Path) -> list[Section]:
     """The whole report on the sweep in `folder`."""
     search = stored["search"]
-    found = [_result(stored)] if is_finished(stored) else [_no_result(folder)]
+    found = [_result(stored), *_groups(stored)] if is_finished(stored) else [_no_result(folder)]
     if search:
         found += [_curves(stored), _values(search, _rungs(stored), stored.get("importance")), _early(stored)]
     if is_finished(stored):
@@ -140,6 +140,12 @@ def _result(results: Results) -> Section:
         text=[f"{title(results)}. Scores with their 95 % intervals.", *notes(results)],
         figures=figures,
     )
+
+
+def _groups(results: Results) -> list[Section]:
+    """Nothing where the task names no groups of its test sources."""
+    grid = group_grid(results)
+    return [] if grid is None else [Section("groups", "Does it hold for each group of sources?", grid=grid)]
 
 
 def _curves(stored: Stored) -> Section:

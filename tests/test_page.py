@@ -105,6 +105,18 @@ def test_the_numbers_of_the_first_table_are_those_of_the_record(results: Results
         assert row["min"] == ("-" if one["method"] is None else f"{one['minutes']:.1f}")
 
 
+def test_groups_of_sources_have_their_table_where_the_task_names_some(results: Results) -> None:
+    assert "groups" not in {one.key for one in sections(results, FOLDER)}
+    for one in results["arms"]:
+        scores = {"bleu": {"value": 41.5, "low": 40.0, "high": 43.0}}
+        one["groups"] = {name: {"num_sources": 1234, "scores": scores, "difference": None} for name in ("seen", "new")}
+    tables = Page(render_html(results, FOLDER)).tables
+    head, *rows = next(table for table in tables if "group" in table[0])
+    assert head[:4] == ["arm", "group", "sources", "BLEU [95 %]"]
+    assert rows[3][:4] == ["prefix", "new", "1,234", "41.5 [40.0, 43.0]"]
+    assert "| prefix | new | 1,234 |" in render_page_markdown(results, FOLDER)
+
+
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "without a final stage"])
 @pytest.mark.parametrize("old", [True, False], ids=["older", "now"])
 def test_the_page_is_well_formed_and_needs_nothing_besides_itself(results: Results, old: bool, finished: bool) -> None:
