@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base
@@ -158,6 +158,25 @@ def test_no_hypothesis_ends_before_min_new_tokens(tiny_llama: Base) -> None:
         settings = replace(decoding, min_new_tokens=at_least)
         lengths.append(len(_plain(tiny_llama, ["The Eagle"], settings)[0]))
     assert lengths[0] == 0 < lengths[1]
+
+
+def test_the_originals_least_length_of_11_is_9_new_tokens(tiny_bart: Base) -> None:
+    """It counts the start token and <s>, which are given here: the sweeps of XSum say 9."""
+    template = _template(tiny_bart)
+    stock = AutoModelForSeq2SeqLM.from_pretrained(tiny_bart.name).eval()
+    stock.generation_config = GenerationConfig(
+        decoder_start_token_id=template.target_before[0],
+        forced_bos_token_id=template.target_before[1],
+        eos_token_id=template.eos_id,
+        pad_token_id=template.pad_id,
+    )
+    for model in (stock, tiny_bart.model):
+        model.final_logits_bias[0, template.eos_id] = 1e3  # nothing goes on longer than it must
+    output = stock.generate(torch.tensor([template.encode_source("Eagle")]), num_beams=2, min_length=11, max_length=62)
+    assert output.shape[1] == 12, "eleven and the end"
+    wanted = tiny_bart.tokenizer.decode(output[0], skip_special_tokens=True).strip()
+    least = [Decoding(num_beams=2, min_new_tokens=count, max_new_tokens=60) for count in (9, 10)]
+    assert [_plain(tiny_bart, ["Eagle"], decoding)[0] == wanted for decoding in least] == [True, False]
 
 
 def test_a_source_that_leaves_no_room_is_refused(tiny_gpt2: Base) -> None:
