@@ -39,12 +39,12 @@ def paper_text(results: Results, name: str) -> str:
 def _table_text(results: Results, table: PaperTable) -> str:
     base = next((base for base in table.rows if base == results["base"]), next(iter(table.rows)))
     arms = {arm["arm"]: arm for arm in results["arms"]}
-    is_same_task = results["task"] == table.task
+    is_same_test = results["task"] == table.task and results["split"] == table.split
     lines: list[list[str]] = []
     for system, row in {**table.rows[base], **table.quoted}.items():
         for place, column in enumerate(table.columns):
             ours = _ours(arms.get(system), column)
-            cells = _cells(row, place, ours, column, compare=is_same_task)
+            cells = _cells(row, place, ours, column, compare=is_same_test)
             lines.append([system if place == 0 else "", _name(column), *cells])
     header = ["arm", "metric", "ours [95 %]", "arXiv v1", "ours - arXiv", "ACL 2021", "ours - ACL"]
     grid = Grid(header, lines, frozenset({"arm", "metric"}))
@@ -67,6 +67,8 @@ def _warnings(results: Results, table: PaperTable, base: str) -> list[str]:
         found.append(f"ANOTHER BASE, {results['base']}: not a reproduction; the differences are between two models.")
     if results["task"] != table.task:
         found.append(f"ANOTHER TASK, {results['task']}: not a reproduction; no difference is told.")
+    elif results["split"] != table.split:
+        found.append(f"THE PAPER'S ARE OF {table.split}, ours of {results['split']}: no difference is told.")
     elif results["num_sources"] < results["num_sources_total"]:
         found.append(f"Ours on {results['num_sources']} of {results['num_sources_total']} test sources.")
     return found

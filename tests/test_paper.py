@@ -129,6 +129,16 @@ def test_another_base_a_part_of_the_sources_and_another_task_are_called_so_first
     assert line.split() == ["prefix_2", "ROUGE-1", "30.00", "[29.00,", "31.00]", "43.80", "-", "43.80", "-"]
 
 
+def test_the_papers_dev_scores_are_not_compared_with_ours_of_test() -> None:
+    text = paper_text(results("gpt2-large", "dart", [arm("prefix", bleu=50.0)]), "acl9-dart")
+    assert text.splitlines()[:2] == [
+        "Li & Liang 2021, Table 9 of ACL, DART, dev; gpt2-large",
+        "THE PAPER'S ARE OF dev, ours of test: no difference is told.",
+    ]
+    (line,) = [line for line in text.splitlines() if line.startswith("prefix")]
+    assert line.split() == ["prefix", "BLEU", "50.0", "[49.0,", "51.0]", "-", "-", "50.84", "-"]
+
+
 def test_groups_are_compared_with_the_papers_seen_and_unseen() -> None:
     mine = arm("prefix", bleu=55.0, ter=40.0)
     mine["groups"] = {
