@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import ray
 from ray import tune
+from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from prefixray.config import UserError
@@ -20,6 +21,10 @@ from prefixray.trial import Admission, Report, TrialSpec
 
 PAUSE_SECONDS = 1.0  # between two tries to join
 PATIENCE_SECONDS = 1800.0  # for a worker to come back: a new node may have to start and load the base
+
+
+class _Away(Exception):
+    """There is no worker where the trial was placed."""
 
 
 class TrialTrainable(tune.Trainable):
@@ -50,7 +55,7 @@ class TrialTrainable(tune.Trainable):
         while True:
             try:
                 report = self._try()
-            except RayActorError as error:
+            except (RayActorError, _Away) as error:
                 self._joined = False
                 gives_up = min(gives_up, time.monotonic() + PATIENCE_SECONDS)
                 if time.monotonic() > gives_up:
@@ -63,7 +68,7 @@ class TrialTrainable(tune.Trainable):
 
     def _try(self) -> Report | None:
         """Join if need be, and wait for a report; None when the trial is not in the worker's pack (any more)."""
-        worker = ray.get_actor(self._spec.placed_on(), namespace=self._namespace)
+        worker = self._find_worker()
         if not self._joined:
             try:
                 admission = cast(Admission, ray.get(worker.join.remote(self._spec, self._token)))
@@ -77,6 +82,13 @@ class TrialTrainable(tune.Trainable):
         report = cast("Report | None", ray.get(worker.next_report.remote(self._spec.key, self._token)))
         self._joined = report is not None
         return report
+
+    def _find_worker(self) -> ActorHandle[Any]:
+        """The worker; the pool may give one up and place its trials elsewhere while they look for it."""
+        try:
+            return ray.get_actor(self._spec.placed_on(), namespace=self._namespace)
+        except (ValueError, OSError) as error:  # Ray's for a name that nobody has; the file system's
+            raise _Away(str(error)) from error
 
     def _unable(self, error: RayTaskError) -> Report:
         """What the user can mend stops the sweep; anything else that goes wrong in a trial's making is the trial's."""
