@@ -4,6 +4,7 @@ What is to be run and what comes of it is the coordinator's; nothing of Tune's s
 """
 
 import _thread
+import logging
 import os
 import shutil
 import threading
@@ -21,6 +22,8 @@ from prefixray.config import SweepFailed
 from prefixray.live import LiveView
 from prefixray.search import Coordinator
 from prefixray.trainable import TrialTrainable
+
+logger = logging.getLogger(__name__)
 
 LIVE_SECONDS = 0.5  # between two pictures of the live view
 
@@ -71,7 +74,6 @@ def run_stages(
     finally:
         ended.set()
         viewer.join()
-        live.update(coordinator.view(title, name))
         shutil.rmtree(scratch, ignore_errors=True)
     if coordinator.lost:
         problems = [f"{', '.join(keys)}: {note}" for note, keys in coordinator.lost.items()]
@@ -79,13 +81,22 @@ def run_stages(
 
 
 def _show(coordinator: Coordinator, live: LiveView, title: str, name: str, ended: threading.Event) -> None:
-    while not ended.wait(LIVE_SECONDS):
+    """Show the sweep until its end, and so tend its workers: a cluster that does not answer now may do so again."""
+    is_last, known = False, ""
+    while not is_last:
+        is_last = ended.wait(LIVE_SECONDS)
         try:
-            _serve(coordinator, live)
-        except OSError:  # the coordinator has noted it
-            _thread.interrupt_main()
-            return
-        live.update(coordinator.view(title, name))
+            if not is_last:
+                _serve(coordinator, live)
+            live.update(coordinator.view(title, name))
+        except Exception as error:
+            if coordinator.broken is not None:
+                if isinstance(error, OSError):  # else the main thread has met it, and ends already
+                    _thread.interrupt_main()
+                return
+            if str(error) != known:
+                known = str(error)
+                logger.exception("the live view: %s", error)
 
 
 def _serve(coordinator: Coordinator, live: LiveView) -> None:

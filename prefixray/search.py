@@ -18,7 +18,7 @@ from typing import Any, Literal, assert_never
 from pydantic import ValidationError
 
 from prefixray.arms import read_configuration
-from prefixray.config import ArmConfig, SearchConfig, UserError, disk_problem
+from prefixray.config import ArmConfig, SearchConfig, SweepFailed, UserError, disk_problem
 from prefixray.inbox import Add, Extend, Finish, Inbox, Request, Stop
 from prefixray.live import Row, State, View
 from prefixray.pool import DecodeJob, Pool
@@ -159,7 +159,7 @@ class Coordinator:
     def view(self, title: str, stage: str) -> View:
         """A picture for the live view."""
         statuses = self._pool.status(timeout=1.0)
-        with self._lock:
+        with self._lock, self._noting_disk():
             self._pool.tend(*self._demand())
             self._pool.use_idle()
             for key in self._stopping:  # again: it may have been on its way to its worker
@@ -262,11 +262,17 @@ class Coordinator:
 
     @contextmanager
     def _noting_disk(self) -> Iterator[None]:
-        """What is written here is the sweep's memory: without it nothing may go on. Tune hides who raised what."""
+        """What is written here is the sweep's memory: without it nothing may go on. Tune hides who raised what.
+
+        It goes on nowhere, since a main thread that is to ignore interrupts is not stopped by one.
+        """
+        if self.broken is not None:
+            raise SweepFailed(self.broken)
         try:
             yield
         except OSError as error:
-            self.broken = disk_problem(error)
+            if not isinstance(error, ConnectionError | TimeoutError):  # the cluster's
+                self.broken = disk_problem(error)
             raise
 
     def _steps_done(self) -> int:

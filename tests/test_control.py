@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from prefixray.config import ArmConfig, PrefixTrial, SearchConfig, TrackingConfig, TrainConfig, TrialConfig, UserError
+from prefixray.config import (
+    ArmConfig,
+    PrefixTrial,
+    SearchConfig,
+    SweepFailed,
+    TrackingConfig,
+    TrainConfig,
+    TrialConfig,
+    UserError,
+)
 from prefixray.control import main
 from prefixray.inbox import Add, Answer, Extend, Finish, Inbox, Request, Stop
 from prefixray.search import Coordinator, MakeSpec, Stage
@@ -452,3 +461,30 @@ def test_what_the_user_can_mend_is_said_before_anything_is_asked(
     assert main(arguments) == 2
     assert capsys.readouterr().err.splitlines() == problems
     assert posted(stored) == []
+
+
+def test_a_disk_that_refused_once_lets_nothing_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(tmp_path)
+    full = OSError(28, "No space left on device")
+
+    def refuse(spec: TrialSpec, *, exclusive: bool) -> str:
+        raise full
+
+    monkeypatch.setattr(driver.pool, "place", refuse)
+    with pytest.raises(OSError):
+        driver.coordinator.next()
+    for go_on in (driver.coordinator.next, driver.coordinator.serve, lambda: driver.report("prefix/0", 10)):
+        with pytest.raises(SweepFailed, match="No space left"):
+            go_on()
+
+
+def test_a_cluster_that_does_not_answer_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(tmp_path)
+
+    def refuse(num_sharing: int, num_exclusive: int) -> None:
+        raise ConnectionError("no control service")
+
+    monkeypatch.setattr(driver.pool, "tend", refuse)
+    with pytest.raises(ConnectionError):
+        driver.coordinator.view("small", "search")
+    assert driver.coordinator.broken is None and driver.start() == ["prefix/0", "prefix/1"]
