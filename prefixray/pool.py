@@ -10,6 +10,7 @@ import logging
 import math
 import shutil
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from prefixray.cluster import Cluster
-from prefixray.config import ArmConfig, UserError
+from prefixray.config import ArmConfig, SweepFailed, UserError
 from prefixray.hypotheses import Split
 from prefixray.nodes import draining, node_of
 from prefixray.sizes import BYTES_PER_TRAINED, MOST_SLOTS, largest_trial, num_slots
@@ -29,7 +30,7 @@ from prefixray.worker import Worker, WorkerSetup
 
 logger = logging.getLogger(__name__)
 
-MOST_DEATHS = 3  # of workers during a decoding, before the sweep gives up
+MOST_DEATHS = 3  # of workers that decode the same, before the sweep gives up
 TEND_SECONDS = 2.0  # between two looks at how many workers are needed
 MOVE_SECONDS = 15.0  # without a device after which a worker's trials go on with others
 IDLE_SECONDS = 60.0  # without work after which a worker that is not needed gives its device back
@@ -62,6 +63,11 @@ class _Place:
     def is_idle(self) -> bool:
         """Whether it has nothing to do."""
         return not self.keys and self.decoding is None
+
+    @property
+    def may_decode(self) -> bool:
+        """Whether it can be given something to decode."""
+        return self.is_idle and self.loading is None and self.suspending is None
 
     @property
     def is_stranded(self) -> bool:
@@ -219,23 +225,18 @@ class Pool:
         for place in self._places:
             if place.decoding is not None and ray.wait([place.decoding], timeout=0)[0]:
                 place.decoding = None
-            if self._early and place.is_idle and place.loading is None:
+            if self._early and place.may_decode:
                 place.decoding = place.handle.decode.remote(*self._early.pop(0))
 
     def decode(self, jobs: Sequence[DecodeJob]) -> None:
         """Decode all this, a job at a time on each worker; what is on disk already is not done again."""
-        self._early.clear()
-        begun = [place.decoding for place in self._places if place.decoding is not None]
-        if begun:
-            ray.wait(begun, num_returns=len(begun))
-        for place in self._places:
-            place.decoding = None
+        self._finish_early()
         waiting = list(jobs)
         running: dict[str, DecodeJob] = {}  # by worker
-        num_deaths = 0
+        deaths: Counter[str] = Counter()  # by what was decoded
         while waiting or running:
             self.tend(len(waiting) + len(running), 0)
-            for place in (place for place in self._places if place.is_idle and place.loading is None):
+            for place in (place for place in self._places if place.may_decode):
                 if waiting:
                     running[place.name] = waiting.pop(0)
                     place.decoding = place.handle.decode.remote(*running[place.name])
@@ -243,12 +244,26 @@ class Pool:
                 answer, place.decoding, job = place.decoding, None, running.pop(place.name)
                 try:
                     _answer(answer)
-                except RayActorError:  # what it had decoded is on disk
-                    num_deaths += 1
-                    if num_deaths > MOST_DEATHS:
-                        raise
+                except RayActorError as error:
+                    deaths[job[1]] += 1
+                    if deaths[job[1]] > MOST_DEATHS:
+                        told = f"{job[1]}: {deaths[job[1]]} workers have died while they decoded it"
+                        raise SweepFailed(f"{told}, the last one of: {_first_line(error)}") from error
                     waiting.append(job)
                     place.lose()
+
+    def _finish_early(self) -> None:
+        """Wait for what was given to workers without trials, and forget what was not given yet."""
+        self._early.clear()
+        while any(place.decoding is not None for place in self._places):
+            for place in self._decoded():
+                answer, place.decoding = place.decoding, None
+                try:
+                    ray.get(answer)
+                except RayActorError:
+                    place.lose()
+                except RayTaskError:
+                    logger.info("%s could not decode; it is tried again", place.name)
 
     def _decoded(self) -> list[_Place]:
         """The workers that have ended their decoding; waits a while for one, and watches that none hangs."""
@@ -296,11 +311,16 @@ class Pool:
                 continue
             try:
                 found = _answer(place.loading)
-            except ActorUnavailableError:  # it died, and Ray starts it again as soon as there is a device
-                if is_first and not self._cluster.is_elastic:
-                    raise
-                place.loading = place.handle.ready.remote()
-            except (RayActorError, UserError) as error:
+            except RayActorError as error:
+                comes_again = isinstance(error, ActorUnavailableError)  # as soon as there is a device
+                if is_first and not (comes_again and self._cluster.is_elastic):
+                    told = f"{place.name} died while it loaded the base: {_first_line(error)}"
+                    raise SweepFailed(f"{told}; the sweep's sweep.log may say more") from error
+                if comes_again:
+                    place.loading = place.handle.ready.remote()
+                else:
+                    self._give_up(place, error)
+            except UserError as error:
                 if is_first:
                     raise
                 self._give_up(place, error)
@@ -322,9 +342,11 @@ class Pool:
         shared = found["device"] == "cpu" and not self._cluster.is_elastic  # workers of one machine see the same memory
         sharing = [arm for arm in self._arms if not arm.exclusive]
         trial_bytes = max((largest_trial(arm, found["shape"]) for arm in sharing), default=1)
-        place.free_bytes = int(found["free_bytes"]) // (len(self._places) if shared else 1)
+        free_bytes = int(found["free_bytes"]) // (len(self._places) if shared else 1)
+        # One that comes again to the same machine finds less, but only for what the other workers' trials have taken.
+        place.free_bytes = free_bytes if self._cluster.is_elastic else max(free_bytes, place.free_bytes)
         place.num_slots = num_slots(place.free_bytes, trial_bytes)
-        place.loading = None
+        place.loading, place.heard_at = None, time.monotonic()
         told = place.name, place.num_slots, found["device"], place.free_bytes / 2**30, trial_bytes / 2**30
         logger.info("%s: %d slots on %s: %.1f GiB free, %.2f GiB a trial", *told)
 
@@ -352,6 +374,7 @@ class Pool:
                     del place.keys[key]
                     other.exclusive, place.exclusive = place.exclusive, False
                     self._assign(spec, other)
+                    place.handle.leave.remote(key)  # it may have come again just now, and let the trial in
 
     def _leave_gone(self) -> None:
         """Note whose machine has gone; where one is about to go, have its trials checkpointed, then go on elsewhere."""
@@ -404,6 +427,10 @@ def _answer(reference: Any) -> Any:  # noqa: ANN401
         if isinstance(error.cause, UserError):
             raise type(error.cause)(*error.cause.problems) from None
         raise
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _start(name: str, cluster: Cluster, setup: WorkerSetup) -> ActorHandle[Worker]:

@@ -1,11 +1,19 @@
-"""How many workers the pool wants, and what it refuses before anything is trained."""
+"""How many workers the pool wants, what it refuses, and what it does while workers die or hang: Ray is played here."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
-from prefixray.config import ArmConfig, TrainConfig, UserError
-from prefixray.pool import check_exclusive, workers_wanted
+from prefixray import pool
+from prefixray.cluster import Cluster
+from prefixray.config import ArmConfig, LoraTrial, SweepFailed, TaskConfig, TrainConfig, TrialConfig, UserError
+from prefixray.pool import MOST_DEATHS, DecodeJob, Pool, check_exclusive, workers_wanted
+from prefixray.trial import TrialSpec, WorkerStatus
+from prefixray.worker import WorkerSetup
 
 SITE = {"num_layers": 12, "num_kv_heads": 16, "head_dim": 64}
 SHAPE = {
@@ -60,3 +68,195 @@ def test_devices_that_are_there_are_used_and_more_are_asked_for_only_when_packs_
     num_trials: int, num_full: int, num_devices: int, most: int, wanted: int
 ) -> None:
     assert workers_wanted(num_trials, num_full, num_devices=num_devices, most=most) == wanted
+
+
+class Later:
+    """What Ray answers with: nothing yet, a value, or an error."""
+
+    def __init__(self, *answer: Any) -> None:  # noqa: ANN401
+        self.answer = list(answer)
+
+
+class PlayedRay:
+    """The pool's Ray: answers are there at once or never, and time passes where the pool waits."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.killed: list[PlayedWorker] = []
+
+    def wait(
+        self, answers: Sequence[Later], *, num_returns: int = 1, timeout: float | None = None
+    ) -> tuple[list[Later], list[Later]]:
+        done = [answer for answer in answers if answer.answer]
+        if len(done) < num_returns:
+            assert timeout is not None, "it would wait for ever"
+            self.now += timeout
+        return done, [answer for answer in answers if not answer.answer]
+
+    def get(self, answer: Later, timeout: float | None = None) -> Any:  # noqa: ANN401
+        if not answer.answer:
+            assert timeout is not None, "it would wait for ever"
+            self.now += timeout
+            raise GetTimeoutError
+        if isinstance(answer.answer[0], Exception):
+            raise answer.answer[0]
+        return answer.answer[0]
+
+    def kill(self, worker: "PlayedWorker", no_restart: bool = True) -> None:
+        self.killed.append(worker)
+        worker.die()
+
+
+class PlayedWorker:
+    """A worker actor as the pool sees it: what it is asked it answers at once, or never while it is silent."""
+
+    free_bytes = 8 << 30
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, Later]] = []
+        self.silent: set[str] = set()
+        self.num_deaths: dict[str, int] = {}  # that it dies of a decoding, by folder
+
+    def die(self) -> None:
+        """Come again at once; what it was asked and had not answered fails."""
+        self.silent = set()
+        for _, later in self.asked:
+            later.answer = later.answer or [_died()]
+
+    def __getattr__(self, method: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda *given: self._ask(method, given))
+
+    def _ask(self, method: str, given: tuple[Any, ...]) -> Later:
+        later = Later() if method in self.silent else Later(self._answer(method, given))
+        self.asked.append((method, later))
+        return later
+
+    def _answer(self, method: str, given: tuple[Any, ...]) -> Any:  # noqa: ANN401
+        match method:
+            case "ready":
+                return {**FOUND, "device": "cpu", "free_bytes": self.free_bytes}
+            case "status":
+                return WorkerStatus({}, 0.0, 0)
+            case "decode" if self.num_deaths.get(given[1], 0):
+                self.num_deaths[given[1]] -= 1
+                return _died()
+            case _:
+                return None
+
+
+def _died() -> ActorUnavailableError:
+    return ActorUnavailableError("the actor is restarting", None)
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> PlayedRay:
+    """Ray as far as the pool needs it; its workers are `PlayedWorker`s."""
+    played = PlayedRay()
+
+    def sleep(seconds: float) -> None:
+        played.now += seconds
+        assert played.now < 36_000, "it would wait for ever"
+
+    monkeypatch.setattr(pool, "ray", played)
+    monkeypatch.setattr(pool, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: played.now))
+    monkeypatch.setattr(pool, "_start", lambda name, cluster, setup: PlayedWorker())
+    monkeypatch.setattr(pool, "draining", lambda: set())
+    monkeypatch.setattr(pool, "node_of", lambda worker: "node")
+    return played
+
+
+def _pool(folder: Path, *, num_workers: int = 2, address: str = "local") -> Pool:
+    cluster = Cluster(address, "prefixray-1", "cpu", 2, 0, num_workers, num_workers, 1, {"trial": 1.0})
+    setup = WorkerSetup("base", TaskConfig(name="e2e"), TrainConfig(num_steps=1), "cpu", 1)
+    return Pool(cluster, setup, folder / "workers")
+
+
+def _workers(pool: Pool) -> list[PlayedWorker]:
+    return [place.handle for place in pool._places]  # type: ignore[misc]
+
+
+def _job(number: int) -> DecodeJob:
+    return None, f"final/{number}", "test", {}
+
+
+def test_a_worker_that_dies_of_loading_the_base_ends_the_sweep_with_a_sentence(
+    tmp_path: Path, played: PlayedRay
+) -> None:
+    workers = _pool(tmp_path)
+    workers._places[1].loading = Later(_died())
+    with pytest.raises(SweepFailed, match="worker-1 died while it loaded the base: .*restarting"):
+        workers.wait([_arm("lora", rank=2)])
+
+
+def test_on_one_machine_a_worker_that_comes_again_while_others_train_has_the_room_it_had(
+    tmp_path: Path, played: PlayedRay
+) -> None:
+    workers = _pool(tmp_path)
+    workers.wait([_arm("lora", rank=2), _arm("finetune", top_layers=2, tune_embeddings=False)])
+    slots = [place.num_slots for place in workers._places]
+    for place, worker in zip(workers._places, _workers(workers), strict=True):
+        worker.free_bytes = 1 << 30  # the rest of the machine's memory is in use by the other worker's trial
+        place.lose()
+    played.now += 10
+    workers.tend(1, 1)
+    assert workers.has_room(exclusive=True) and [place.num_slots for place in workers._places] == slots
+
+
+@pytest.mark.parametrize("method", ["status", "decode"])
+def test_a_worker_that_hangs_is_killed_also_before_its_first_sign_and_in_an_early_decoding(
+    tmp_path: Path, played: PlayedRay, method: str
+) -> None:
+    workers = _pool(tmp_path, num_workers=1)
+    workers.wait([_arm("lora", rank=2)])
+    (worker,) = _workers(workers)
+    worker.silent = {"status", method}
+    if method == "decode":
+        workers.decode_when_idle(_job(1))
+        workers.use_idle()
+        workers.decode([_job(1)])
+    else:
+        for _ in range(1000):
+            workers.status(timeout=1.0)
+    assert worker in played.killed
+
+
+def test_deaths_are_counted_by_what_is_decoded(tmp_path: Path, played: PlayedRay) -> None:
+    workers = _pool(tmp_path, num_workers=1)
+    workers.wait([_arm("lora", rank=2)])
+    (worker,) = _workers(workers)
+    worker.num_deaths = {f"final/{number}": MOST_DEATHS for number in range(3)}
+    workers.decode([_job(number) for number in range(3)])  # machines that come and go
+    worker.num_deaths = {"final/1": MOST_DEATHS + 1}
+    with pytest.raises(SweepFailed, match=f"final/1: {MOST_DEATHS + 1} workers have died while they decoded"):
+        workers.decode([_job(number) for number in range(3)])
+
+
+def test_a_worker_whose_machine_is_about_to_go_is_given_nothing_to_decode(tmp_path: Path, played: PlayedRay) -> None:
+    workers = _pool(tmp_path)
+    workers.wait([_arm("lora", rank=2)])
+    leaving, staying = _workers(workers)
+    workers._places[0].suspending = Later()
+    workers.decode_when_idle(_job(1))
+    workers.use_idle()
+    workers.decode([_job(1), _job(2)])
+    assert "decode" not in [method for method, _ in leaving.asked]
+    assert [method for method, _ in staying.asked].count("decode") == 3
+
+
+def test_a_trial_that_is_moved_leaves_the_worker_that_has_just_come_again(
+    tmp_path: Path, played: PlayedRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = _pool(tmp_path, address="auto")
+    workers.wait([_arm("lora", rank=2)])
+    config = TrialConfig(arm="lora", learning_rate=1e-3, num_steps=10, method=LoraTrial(rank=2))
+    spec = TrialSpec("lora/0", config, 1, 0, (), str(tmp_path / "trial"))
+    workers.place(spec, exclusive=False)
+    assert spec.placed_on() == "worker-0"
+    lost = _workers(workers)[0]
+    lost.silent = {"ready"}
+    monkeypatch.setattr(Cluster, "count_devices", lambda cluster: 2)
+    workers._places[0].lose()
+    played.now += 60
+    workers.tend(1, 0)
+    assert spec.placed_on() == "worker-1"
+    assert "leave" in [method for method, _ in lost.asked]
