@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, assert_never
 
@@ -61,6 +61,7 @@ class _Running:
     stage: Stage
     spec: TrialSpec
     number: int
+    reported: set[int] = field(default_factory=set)  # steps, to this driver
 
 
 class Coordinator:
@@ -121,8 +122,12 @@ class Coordinator:
                 return False
             if report.metrics:
                 score = report.metrics["dev/loss"]
+                for step in report.earlier.keys() - running.reported:  # on their way when a driver or a worker died
+                    stage.source.report(number, step, report.earlier[step])
+                    self._tracker.log(report.key, step, {"dev/loss": report.earlier[step]})
                 stage.source.report(number, report.step, score)
                 self._tracker.log(report.key, report.step, report.metrics)
+                running.reported |= {*report.earlier, report.step}
                 self._rows[report.key] = replace(self._rows[report.key], step=report.step, score=score)
             if report.state == "done":
                 self._end(report, "done", report.metrics["dev/best_loss"])

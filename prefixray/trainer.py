@@ -45,6 +45,7 @@ class _Progress:
     parked: bool = False
     owes_report: bool = False  # it came back to a step whose report may never have arrived
     best: float = math.inf
+    curve: dict[int, float] = field(default_factory=dict)  # dev loss by step
     losses: list[float] = field(default_factory=list)  # since the last report
     norms: list[float] = field(default_factory=list)
     num_clipped: int = 0  # in all
@@ -223,10 +224,13 @@ class Trainer:
                 self._save_artifact(member, progress)
         metrics = _metrics(member, progress, score)
         progress.losses, progress.norms = [], []
+        earlier = dict(progress.curve)
+        progress.curve[member.step] = score
         if member.step == member.config.num_steps:
-            return Report(key, member.step, "done", metrics)
+            return Report(key, member.step, "done", metrics, earlier=earlier)
         progress.parked = rungs[key] is not None
-        return Report(key, member.step, "running", metrics, rung=member.step if progress.parked else None)
+        rung = member.step if progress.parked else None
+        return Report(key, member.step, "running", metrics, rung=rung, earlier=earlier)
 
     def _rung(self, key: str) -> tuple[str, int] | None:
         """The arm and step of the rung that a trial stands at."""
@@ -339,8 +343,8 @@ def _snapshot(member: Member, progress: _Progress) -> tuple[dict[str, Tensor], d
         tensors[f"method/{name}"] = parameter.detach().cpu().contiguous()
         for kind, value in member.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{name}/{kind}"] = value.detach().cpu().contiguous()
-    counts = {"best": progress.best, "num_clipped": progress.num_clipped, "num_tokens": progress.num_tokens}
-    return tensors, {**counts, "seconds": progress.seconds}
+    counts = {"num_clipped": progress.num_clipped, "num_tokens": progress.num_tokens}
+    return tensors, {**counts, "best": progress.best, "curve": progress.curve, "seconds": progress.seconds}
 
 
 def _trained(member: Member) -> list[tuple[str, Tensor]]:
@@ -358,5 +362,6 @@ def _restore(member: Member, progress: _Progress, step: int, tensors: dict[str, 
             state_of = {kind: value.clone().to(parameter.device) for kind, value in found.items() if value is not None}
             if state_of:
                 member.optimizer.state[parameter] = state_of
+    progress.curve = {int(at): loss for at, loss in state.get("curve", {}).items()}  # JSON's keys are texts
     progress.best, progress.num_clipped = state["best"], state["num_clipped"]
     progress.num_tokens, progress.seconds = state["num_tokens"], state["seconds"]

@@ -62,6 +62,7 @@ class Report:
     metrics: Mapping[str, float] = field(default_factory=dict)
     rung: int | None = None  # the rung it waits at, if it waits
     packmates: Mapping[str, float] = field(default_factory=dict)  # scores of all that reached this rung with it
+    earlier: Mapping[int, float] = field(default_factory=dict)  # dev losses by step, in case their reports were lost
     note: str | None = None  # why it failed
     lost: bool = False  # it did not fail, but nobody can run it now
 

@@ -407,7 +407,7 @@ def test_a_full_disk_and_a_file_in_the_way_stop_the_sweep_until_they_are_mended(
     in_the_way.parent.mkdir(parents=True)
     in_the_way.write_text("")
     output = output_of(sweep.start(), code=1)
-    assert f"prefix/2: {in_the_way}" in output and "then run the same command again" in output, output
+    assert f"{in_the_way}: File exists" in output and "then run the same command again" in output, output
     in_the_way.unlink()
     process = sweep.start()
     wait_for(sweep.has_checkpoints, process)

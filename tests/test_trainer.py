@@ -197,6 +197,7 @@ def test_a_worse_step_after_coming_back_does_not_replace_the_best_artifact(make_
     second.admit(spec)
     again, last = _run(second)
     assert again.metrics["dev/loss"] == best, "it reports again, since nobody may have had its report"
+    assert last.earlier[again.step] == best and min(last.earlier) < again.step, "and tells what came before"
     assert last.metrics["dev/loss"] > best == last.metrics["dev/best_loss"]
     assert load_artifact(tmp_path / "one" / "artifact")[1]["scores"]["dev/loss"] == best
 
