@@ -131,7 +131,8 @@ class Binder:
         for module, site, layer in attentions(model):
             module._prefixray = (self, site, layer)  # type: ignore[assignment]
         if not model.config.is_encoder_decoder:
-            model.base_model.register_forward_pre_hook(self._shift_positions, with_kwargs=True)
+            decoder = model.get_decoder()  # type: ignore[no-untyped-call]  # what OPT's head calls, past its base_model
+            decoder.register_forward_pre_hook(self._shift_positions, with_kwargs=True)
             model.get_input_embeddings().register_forward_hook(self._embed_infixes)
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         assert head is not None, "a language model has a head"

@@ -7,6 +7,7 @@ GGUF weights are dequantised once and kept as safetensors in the user's cache, s
 import functools
 import hashlib
 import importlib.util
+import inspect
 import logging
 import os
 import shutil
@@ -199,11 +200,32 @@ def load_in(name: str, precision: str, device: str, *, trust_remote_code: bool =
 
 
 def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, digest: str) -> Base:
-    """Freeze a model that is already in memory and describe it."""
+    """Freeze a model that is already in memory and describe it.
+
+    Raises `UserError` where its attention or its positions cannot be reached from outside.
+    """
+    _check_reachable(model, name)
     model.requires_grad_(False)
     model.train(False)
     _fuse_gelu(model)
     return Base(name, digest, model, tokenizer, describe(model.config, model.num_parameters()))
+
+
+def _check_reachable(model: PreTrainedModel, name: str) -> None:
+    """Falcon, for one, would train as if there were no prefix."""
+    kind = type(model).__name__
+    if not model._can_set_attn_implementation():
+        raise UserError(
+            f"base: {name}: {kind} computes its attention itself, past transformers' attention interface, so that no "
+            "prefix could reach it; take another base"
+        )
+    if model.config.is_encoder_decoder:
+        return
+    decoder = model.get_decoder()  # type: ignore[no-untyped-call]
+    if "position_ids" not in inspect.signature(decoder.forward).parameters:
+        raise UserError(
+            f"base: {name}: {kind} takes no position_ids, so that no row could start behind a prefix; take another base"
+        )
 
 
 def _fuse_gelu(model: PreTrainedModel) -> None:

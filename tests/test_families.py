@@ -1,0 +1,92 @@
+"""Families besides GPT-2 and Llama: a prefix of words is the plain model behind those words, or they are refused."""
+
+import copy
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
+    BartForCausalLM,
+    FalconConfig,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    OPTConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+)
+
+from prefixray.attention import Binder, Insert
+from prefixray.base import Base, wrap_model
+from prefixray.batching import encode, make_template
+from prefixray.config import LoraTrial, TaskConfig, TrialConfig, UserError
+from prefixray.generation import Decoding, generate
+from prefixray.pack import Pack, Seeds
+from prefixray.tasks import Example
+
+SOURCES = ("name : The Eagle | food : Chinese", "name : The Mill")
+CONFIGS = {
+    "opt": OPTConfig(ffn_dim=64, word_embed_proj_dim=32),
+    "gpt-neox": GPTNeoXConfig(intermediate_size=64),
+    "gemma 3": Gemma3TextConfig(intermediate_size=64, num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8),
+    "qwen 3": Qwen3Config(intermediate_size=64, num_key_value_heads=2, head_dim=8),
+    "phi 3": Phi3Config(intermediate_size=64, num_key_value_heads=2, pad_token_id=0),
+}
+
+
+def _sized(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+    config = copy.deepcopy(config)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256}
+    for key, value in {**sizes, "vocab_size": len(tokenizer), "layer_types": None}.items():
+        if hasattr(config, key) and (value is not None or getattr(config, key) is not None):
+            setattr(config, key, ["full_attention"] * 2 if key == "layer_types" else value)
+    return config
+
+
+@pytest.fixture(params=CONFIGS)
+def base(request: pytest.FixtureRequest, tiny_llama: Base) -> Base:
+    """Two random layers of each family, under a tiny tokenizer."""
+    torch.manual_seed(1)
+    config = _sized(CONFIGS[request.param], tiny_llama.tokenizer)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2) if parameter.ndim > 1 else None
+    return wrap_model(model, tiny_llama.tokenizer, name=request.param, digest="")
+
+
+def test_a_prefix_of_words_decodes_as_the_plain_model_behind_them(base: Base) -> None:
+    stock = copy.deepcopy(base.model)
+    binder, template = Binder(base.model), make_template(base, TaskConfig(name="e2e"))
+    words = torch.tensor([base.tokenizer(" a cheap pub").input_ids])
+    insert = Insert({"decoder": binder.record(words)["decoder"]})
+    decoding = Decoding(num_beams=3, max_new_tokens=8)
+    ours = generate(base, binder, template, SOURCES, [insert] * 2, decoding)
+    for source, hypothesis in zip(SOURCES, ours, strict=True):
+        prompt = torch.cat([words, torch.tensor([template.encode_source(source)])], dim=1)
+        ids = {"eos_token_id": template.eos_id, "pad_token_id": template.pad_id}
+        output = stock.generate(prompt, num_beams=3, max_new_tokens=8, do_sample=False, **ids)
+        text = base.tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True).strip()
+        assert hypothesis == (text.splitlines() or [""])[0].strip() != ""
+
+
+def test_references_that_share_their_source_have_the_loss_that_they_have_alone(base: Base) -> None:
+    template = make_template(base, TaskConfig(name="e2e"))
+    rows = encode([Example(source, target) for source in SOURCES for target in ("It is Chinese.", "A mill")], template)
+    pack = Pack(base, rows, pad_id=template.pad_id)
+    pack.admit("a", TrialConfig(arm="a", learning_rate=1e-3, num_steps=1, method=LoraTrial(rank=2)), Seeds(1, 2, 3))
+    alone = sum(pack.evaluate(["a"], [row])["a"] * row.num_targets for row in rows)
+    assert abs(pack.evaluate(["a"], rows)["a"] - alone / sum(row.num_targets for row in rows)) < 1e-5
+
+
+def test_a_family_that_no_prefix_can_reach_is_refused(tiny_llama: Base) -> None:
+    tokenizer = tiny_llama.tokenizer
+    falcon = AutoModelForCausalLM.from_config(_sized(FalconConfig(), tokenizer))
+    with pytest.raises(UserError, match=r"^base: x/y: FalconForCausalLM computes its attention itself, past .* base$"):
+        wrap_model(falcon, tokenizer, name="x/y", digest="")
+    sizes = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
+    half = BartForCausalLM(BartConfig(vocab_size=len(tokenizer), is_encoder_decoder=False, is_decoder=True, **sizes))
+    with pytest.raises(UserError, match=r"^base: x/y: BartForCausalLM takes no position_ids, so that .* base$"):
+        wrap_model(half, tokenizer, name="x/y", digest="")
