@@ -184,7 +184,7 @@ def test_a_worker_that_dies_of_loading_the_base_ends_the_sweep_with_a_sentence(
 ) -> None:
     workers = _pool(tmp_path)
     workers._places[1].loading = Later(_died())
-    with pytest.raises(SweepFailed, match="worker-1 died while it loaded the base: .*restarting"):
+    with pytest.raises(SweepFailed, match=r"worker-1 died while it loaded the base: .*restarting"):
         workers.wait([_arm("lora", rank=2)])
 
 
