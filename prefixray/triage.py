@@ -43,9 +43,8 @@ class Triage:
 
     def __init__(self, record: Path | None, max_failures: int) -> None:
         self._max_failures = max_failures
-        self._file = None if record is None else os.open(record, os.O_RDWR | os.O_CREAT, 0o644)
-        found = b"" if self._file is None else os.pread(self._file, os.fstat(self._file).st_size, 0)
-        self._memory = _Memory(**json.loads(found.splitlines()[0])) if found else _Memory(num_deaths=-1)
+        self._file = None if record is None else _open(record)
+        self._memory = _Memory(num_deaths=-1) if self._file is None else _read(self._file)
         self._memory.num_deaths += 1
         self.last_death: str | None = None
         """What is known of the end of the worker before this one."""
@@ -147,6 +146,24 @@ class Triage:
             os.pwrite(self._file, json.dumps(asdict(self._memory)).encode() + b"\n", 0)
         except OSError as error:  # without its record a death costs more tries; the sweep need not end here
             logger.warning("the worker's record cannot be written: %s", error)
+
+
+def _open(record: Path) -> int | None:
+    try:
+        return os.open(record, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        logger.warning("the worker's record cannot be opened: %s", error)
+        return None
+
+
+def _read(file: int) -> _Memory:
+    """What the worker before this one has left; of a record that its disk has damaged, that there was one."""
+    try:
+        found = os.pread(file, os.fstat(file).st_size, 0)
+        return _Memory(**json.loads(found.splitlines()[0])) if found else _Memory(num_deaths=-1)
+    except (OSError, ValueError, TypeError) as error:
+        logger.warning("the worker's record cannot be read: %s", error)
+        return _Memory()
 
 
 def _halves(suspects: Mapping[str, int]) -> list[dict[str, int]]:

@@ -156,3 +156,17 @@ def test_a_record_is_read_to_the_end_of_its_line_though_a_longer_one_was_there(t
     triage.dies_of("an error " * 100)
     triage.dies_of("short")
     assert Triage(tmp_path / "record", MAX_FAILURES).last_death == "short, between two steps"
+
+
+@pytest.mark.parametrize("left", [b'{"num_deaths": 2, "runni', b"\0" * 4096, b"[]\n", b'{"an_older": 1}\n', b"\xff\n"])
+def test_a_worker_starts_from_a_record_that_its_disk_has_damaged(tmp_path: Path, left: bytes) -> None:
+    (tmp_path / "record").write_bytes(left)
+    triage = Triage(tmp_path / "record", MAX_FAILURES)
+    assert triage.num_deaths == 1 and triage.may_join("a", PACK)
+    assert Triage(tmp_path / "record", MAX_FAILURES).num_deaths == 2, "it is written anew"
+
+
+def test_a_worker_starts_where_no_record_can_be_kept(tmp_path: Path) -> None:
+    triage = Triage(tmp_path / "no folder" / "record", MAX_FAILURES)
+    triage.begins({"a": 1})
+    assert triage.survives({"a": 2}) is False and triage.may_join("b", ["a"])
