@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http.client import HTTPException
 from typing import Literal, assert_never
 
 POLL_SECONDS = 5.0  # as AWS advises
@@ -59,6 +60,8 @@ def read_notice(cloud: Cloud, metadata: str) -> Notice | None:
             case _:
                 assert_never(cloud)
     except OSError:  # HTTP's 404 is one too: there is no notice
+        return None
+    except (HTTPException, LookupError, TypeError, ValueError):  # half an answer, or another than a notice
         return None
 
 

@@ -1,5 +1,6 @@
 """The watcher of a spot machine: it speaks to a real HTTP server that stands for the cloud's metadata service."""
 
+import socket
 import subprocess
 import sys
 import threading
@@ -93,6 +94,25 @@ def test_a_metadata_service_that_does_not_answer_is_asked_again_later(metadata: 
     metadata.shutdown()
     metadata.server_close()
     assert read_notice("aws", metadata.url) is None
+
+
+@pytest.mark.parametrize("said", ["<html>busy</html>", "{}", "[]", '{"action": "stop", "time": "soon"}'])
+def test_what_is_no_notice_does_not_end_the_watch(metadata: Metadata, said: str) -> None:
+    metadata.notice = said
+    assert read_notice("aws", metadata.url) is None
+
+
+def test_an_answer_that_breaks_off_does_not_end_the_watch() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nAQ")
+
+        threading.Thread(target=answer, daemon=True).start()
+        assert read_notice("aws", f"http://127.0.0.1:{server.getsockname()[1]}") is None
 
 
 @pytest.mark.ray
