@@ -79,9 +79,11 @@ def _run(config: SweepConfig, file: Path, options: argparse.Namespace) -> "Outco
 
 def _command(options: argparse.Namespace) -> str:
     """What goes on with the sweep, for a shell."""
+    places = {"--address": options.address, "--cluster": options.cluster}
+    where = [word for name, place in places.items() if place is not None for word in (name, str(place))]
     scales = [word for name in options.scale for word in ("--scale", name)]
     overrides = [word for override in options.set for word in ("--set", override)]
-    return shlex.join(["python", "-m", "prefixray.sweep", options.sweep, *scales, *overrides])
+    return shlex.join(["python", "-m", "prefixray.sweep", options.sweep, *where, *scales, *overrides])
 
 
 def _so_far(folder: Path) -> str:

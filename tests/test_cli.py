@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from prefixray import sweep
 from prefixray.cli import COMMANDS, main
 from prefixray.exits import INTERRUPTED, UNREAD
 
@@ -109,3 +110,22 @@ def test_a_command_leaves_with_its_code_and_hides_no_defect(end: str) -> None:
     code, said = ENDS[end]
     assert ran.returncode == code
     assert ran.stderr == said or (said.isidentifier() and said in ran.stderr), "another pipe's end is not hidden"
+
+
+@pytest.mark.parametrize(("entry", "where"), [("_run", "--address auto"), ("_run_there", "--cluster my.yaml")])
+def test_the_command_to_go_on_goes_on_where_the_sweep_was_started(
+    entry: str,
+    where: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, entry, interrupted)
+    monkeypatch.setattr(sweep, "load_sweep", lambda *given: None)
+    overrides = ["--scale", "laptop", "--set", "search.num_trials=2"]
+    assert sweep.main(["my sweep.yaml", *where.split(), *overrides]) == INTERRUPTED
+    told = capsys.readouterr().err
+    assert f"python -m prefixray.sweep 'my sweep.yaml' {where} --scale laptop --set search.num_trials=2\n" in told
