@@ -5,6 +5,7 @@ the sweep runs already it is shown, not started: so the one command starts it, a
 """
 
 import asyncio
+import contextlib
 import os
 import shlex
 import shutil
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+import psutil
 from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
@@ -27,6 +29,7 @@ from prefixray.clusterfile import HOME, ClusterFile, check_cluster
 from prefixray.config import SweepConfig, UserError
 
 TUNNEL_SECONDS = 120.0  # for the head to be found and the tunnel to stand
+STATE_SECONDS = 30.0  # after a job's last line for it to be over
 MOST_BYTES = 200 << 20  # of a sweep's files that are sent along
 _OVER = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
@@ -49,11 +52,11 @@ def run_on_cluster(config: SweepConfig, file: Path, cluster: Path, options: Sequ
             print(f"{job}: runs on {checked.name} already, with the file it was started with", file=shown, flush=True)
         try:
             asyncio.run(_show(client, job, shown))
+            return _exit_code(client, job, checked, config.name, shown)
         except (KeyboardInterrupt, RuntimeError, OSError) as error:
             why = "" if isinstance(error, KeyboardInterrupt) else f"the connection broke ({error}); "
             print(f"\n{why}{_goes_on(job, checked)}", file=sys.stderr)
             return 130
-        return _exit_code(client, job, checked, config.name, shown)
 
 
 @contextmanager
@@ -74,8 +77,16 @@ def tunnel(cluster: Path) -> Iterator[str]:
                 time.sleep(0.5)
             yield url
         finally:
-            process.terminate()
-            process.wait()
+            _end(process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End a process and what it has started: Ray's command leaves its ssh behind, and so the tunnel."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for inner in psutil.Process(process.pid).children(recursive=True):
+            inner.terminate()
+    process.terminate()
+    process.wait()
 
 
 def tunnel_command(cluster: Path, port: int) -> list[str]:
@@ -133,14 +144,25 @@ def _submit(client: JobSubmissionClient, sweep: str, entrypoint: str, folder: st
 
 
 async def _show(client: JobSubmissionClient, job: str, shown: TextIO) -> None:
-    async for text in client.tail_job_logs(job):
-        shown.write(text)
-        shown.flush()
+    import aiohttp  # which Ray has where it has a job server
+
+    try:
+        async for text in client.tail_job_logs(job):
+            shown.write(text)
+            shown.flush()
+    except aiohttp.ClientError as error:
+        raise ConnectionError(str(error)) from error
 
 
 def _exit_code(client: JobSubmissionClient, job: str, cluster: ClusterFile, sweep: str, shown: TextIO) -> int:
-    """Wait for the job's state, which comes a moment after its last line, and say how to fetch what it has left."""
+    """Wait for the job's state, which comes a moment after its last line, and say how to fetch what it has left.
+
+    Raises `ConnectionError` where it does not come: that was not the last line.
+    """
+    deadline = time.monotonic() + STATE_SECONDS
     while (status := client.get_job_status(job)) not in _OVER:
+        if time.monotonic() > deadline:
+            raise ConnectionError("the job server closed it")
         time.sleep(0.5)
     details = client.get_job_info(job)
     if status is JobStatus.SUCCEEDED:

@@ -13,14 +13,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import aiohttp
 import psutil
 import pytest
+from ray.job_submission import JobStatus
 
+from prefixray import submit as submit_module
 from prefixray.config import UserError
-from prefixray.submit import submit, tunnel, tunnel_command
+from prefixray.submit import run_on_cluster, submit, tunnel, tunnel_command
 from prefixray.sweepfile import load_sweep
 
 CLUSTER = """
@@ -63,6 +68,58 @@ def test_the_tunnel_is_rays_own_and_a_head_that_is_not_there_is_told(
     Path("cluster.yaml").write_text("cluster_name: x")
     with pytest.raises(UserError, match=r"no way to its head; is it up \(ray up cluster.yaml\)\?"):
         tunnel(Path("cluster.yaml")).__enter__()
+
+
+def test_a_tunnel_leaves_no_process_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = "import http.server, sys; http.server.test(port=int(sys.argv[1]), bind='127.0.0.1')"
+    ssh = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {serve!r}, sys.argv[1]])"  # as Ray has it
+    monkeypatch.setattr("prefixray.submit.tunnel_command", lambda cluster, port: [sys.executable, "-c", ssh, str(port)])
+    monkeypatch.chdir(tmp_path)
+    with tunnel(Path("cluster.yaml")) as url:
+        port = int(url.rpartition(":")[2])
+        listening = [c.pid for c in psutil.net_connections("tcp") if c.laddr.port == port and c.status == "LISTEN"]  # type: ignore[union-attr]
+        (process,) = map(psutil.Process, listening)  # type: ignore[arg-type]
+    psutil.wait_procs([process], timeout=5)
+    assert not process.is_running()
+
+
+class PlayedHead:
+    """The job server of a head, whose connection to us has its troubles."""
+
+    def __init__(self, *, trouble: Exception | None = None, status: JobStatus = JobStatus.RUNNING) -> None:
+        self.trouble, self.status = trouble, status
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        yield "prefix/0 started\n"
+        if self.trouble is not None:
+            raise self.trouble
+
+    def get_job_status(self, job: str) -> JobStatus:
+        return self.status
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        PlayedHead(trouble=RuntimeError("WebSocket connection closed unexpectedly with close code 1006")),
+        PlayedHead(trouble=aiohttp.ServerDisconnectedError()),
+        PlayedHead(),  # closed in good order, as by a dashboard that is started again
+    ],
+)
+def test_a_connection_that_ends_before_the_job_is_told_and_the_sweep_goes_on(
+    head: PlayedHead, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checked = SimpleNamespace(name="small", path=Path("cluster.yaml"), home="/shared")
+    monkeypatch.setattr(submit_module, "check_cluster", lambda cluster: checked)
+    monkeypatch.setattr(submit_module, "tunnel", lambda cluster: contextlib.nullcontext("http://127.0.0.1:1"))
+    monkeypatch.setattr(submit_module, "_client", lambda url, cluster: head)
+    monkeypatch.setattr(submit_module, "running_job", lambda client, sweep: "prefixray-small-1")
+    monkeypatch.setattr(submit_module, "STATE_SECONDS", 0.1)
+    config: Any = SimpleNamespace(name="small")
+    assert run_on_cluster(config, Path("small.yaml"), Path("cluster.yaml"), [], sys.stdout) == 130
+    said = capsys.readouterr()
+    assert "prefix/0 started" in said.out and "the connection broke" in said.err
+    assert "the sweep goes on there; the same command shows it again" in said.err
 
 
 @pytest.fixture
