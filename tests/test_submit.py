@@ -219,6 +219,8 @@ def test_a_sweep_goes_on_when_the_laptop_closes_and_is_shown_again_not_started_t
 
 
 def test_what_would_have_no_place_on_the_cluster_is_refused(laptop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(laptop)
+    config = load_sweep(Path("small.yaml"))
     monkeypatch.chdir(laptop / "data")
     with pytest.raises(UserError, match=r"\.\./small\.yaml: must lie below the folder"):
-        submit(None, load_sweep(Path("../small.yaml")), Path("../small.yaml"), [])  # type: ignore[arg-type]
+        submit(None, config, Path("../small.yaml"), [])  # type: ignore[arg-type]
