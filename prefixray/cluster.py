@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import psutil
 import ray
+from ray.exceptions import AuthenticationError
 
 from prefixray.config import UserError
 from prefixray.nodes import AUTOSCALER_FILE, Devices, num_gpus, present, to_come
@@ -77,6 +78,8 @@ def connected(address: str | None) -> Iterator[Cluster]:
             ray.init(address=address, namespace=namespace, logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
         raise UserError(f"--address: {address}: no Ray cluster answers there") from error
+    except AuthenticationError as error:
+        raise UserError(f"--address: {address}: does not let us in: {error}") from error
     try:
         cluster = _look_around(address, namespace)
         logger.info("%s", cluster)

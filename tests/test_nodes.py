@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.exceptions import AuthenticationError
 
 from prefixray.cluster import Cluster, connected
 from prefixray.config import UserError
@@ -44,6 +45,17 @@ def test_a_machine_that_ray_up_has_made_a_head_joins_its_own_cluster(
         with pytest.raises(UserError, match="no Ray cluster answers there"), connected(None):
             pass
     assert addresses == ["local", "auto"]
+
+
+def test_who_has_no_token_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(address: str, **_: object) -> None:
+        raise AuthenticationError("Token authentication is enabled but no authentication token was found.")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    told = r"--address: 10.0.0.1:6379: does not let us in: Token .* no authentication"
+    with pytest.raises(UserError, match=told), connected("10.0.0.1:6379"):
+        pass
 
 
 def test_a_worker_asks_for_a_gpu_or_for_all_its_threads() -> None:
