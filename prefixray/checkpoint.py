@@ -147,7 +147,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
     path = folder / f"step-{step}"
     _write(path, tensors, {"step": step, "state": dict(state)}, stems=_CHECKPOINT_STEMS)
     for old in [other for other in _steps(folder) if other <= step][_NUM_KEPT:]:
-        shutil.rmtree(folder / f"step-{old}")
+        shutil.rmtree(folder / f"step-{old}", ignore_errors=True)  # the driver deletes all of a trial that has ended
     _clear(folder, ".step-*.tmp")
     return path
 

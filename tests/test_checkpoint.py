@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from prefixray import checkpoint
 from prefixray.base import Base
 from prefixray.checkpoint import (
     artifact_meta,
@@ -84,6 +85,16 @@ def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
     loaded = load_checkpoint(tmp_path)
     assert loaded is not None and loaded[0] == 11
     _assert_same(loaded[1], _tensors(11))
+
+
+def test_an_older_checkpoint_that_its_trials_end_deletes_meanwhile_is_no_fault_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, _tensors(step), {})
+    monkeypatch.setattr(checkpoint, "_steps", lambda folder: [3, 2, 1, 0])  # the driver has deleted 0 by now
+    save_checkpoint(tmp_path, 3, _tensors(3), {})
+    assert _steps(tmp_path) == ["step-2", "step-3"]
 
 
 def test_a_checkpoint_can_be_written_again(tmp_path: Path) -> None:
