@@ -31,6 +31,7 @@ from prefixray.config import SweepConfig, UserError
 TUNNEL_SECONDS = 120.0  # for the head to be found and the tunnel to stand
 STATE_SECONDS = 30.0  # after a job's last line for it to be over
 MOST_BYTES = 200 << 20  # of a sweep's files that are sent along
+_IGNORED = shutil.ignore_patterns(".gitignore", ".rayignore")  # Ray would leave out the data that they name
 _OVER = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 
@@ -209,7 +210,7 @@ def _size(path: Path) -> int:
 def _copy(path: Path, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
-        shutil.copytree(path, to, dirs_exist_ok=True)
+        shutil.copytree(path, to, dirs_exist_ok=True, ignore=_IGNORED)
     else:
         shutil.copyfile(path, to)
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from typing import Any
 import aiohttp
 import psutil
 import pytest
+from ray._private.runtime_env.packaging import _zip_files
 from ray.job_submission import JobStatus
 
 from prefixray import submit as submit_module
@@ -224,3 +226,24 @@ def test_what_would_have_no_place_on_the_cluster_is_refused(laptop: Path, monkey
     monkeypatch.chdir(laptop / "data")
     with pytest.raises(UserError, match=r"\.\./small\.yaml: must lie below the folder"):
         submit(None, config, Path("../small.yaml"), [])  # type: ignore[arg-type]
+
+
+def test_what_git_is_to_ignore_is_sent_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights.gguf").write_text("large")
+    (tmp_path / "model" / ".gitignore").write_text("/weights.gguf")  # Ray heeds what it finds
+    (tmp_path / "small.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    sent: list[str] = []
+
+    def submit_job(runtime_env: Mapping[str, str], **_: object) -> str:
+        folder = Path(runtime_env["working_dir"])
+        _zip_files(str(folder), [], str(tmp_path / "sent.zip"), include_gitignore=True)
+        sent.extend(name for name in zipfile.ZipFile(tmp_path / "sent.zip").namelist() if not name.endswith("/"))
+        return "job"
+
+    task = SimpleNamespace(path=None, urls=None, train=None, dev=None, test=None)
+    config: Any = SimpleNamespace(name="small", base="model", task=task)
+    client: Any = SimpleNamespace(submit_job=submit_job)
+    assert submit(client, config, Path("small.yaml"), []) == "job"
+    assert sorted(sent) == ["model/weights.gguf", "small.yaml"]
