@@ -194,6 +194,9 @@ class Binder:
         places = torch.arange(length, device=tokens.device).expand(num_rows, length)
         if self._model.config.is_encoder_decoder:
             inputs |= {f"decoder_{kind}": tokens, "attention_mask": torch.ones_like(places)}
+            if tokens.is_floating_point():  # Pegasus' and Marian's encoder scales what comes from ids alone
+                encoder = self._model.get_encoder()
+                inputs[kind] = tokens * getattr(encoder, "embed_scale", 1.0)
         else:
             inputs["position_ids"] = places
         recorded = self._recorded = {}

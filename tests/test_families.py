@@ -6,12 +6,17 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     BartConfig,
     BartForCausalLM,
+    BlenderbotSmallConfig,
     FalconConfig,
     Gemma3TextConfig,
     GPTNeoXConfig,
+    MarianConfig,
+    MBartConfig,
     OPTConfig,
+    PegasusConfig,
     Phi3Config,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
@@ -21,12 +26,14 @@ from transformers import (
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base, wrap_model
 from prefixray.batching import encode, make_template
-from prefixray.config import LoraTrial, TaskConfig, TrialConfig, UserError
+from prefixray.config import LoraTrial, PrefixTrial, TaskConfig, TrialConfig, UserError
 from prefixray.generation import Decoding, generate
+from prefixray.methods import build_method
 from prefixray.pack import Pack, Seeds
 from prefixray.tasks import Example
 
 SOURCES = ("name : The Eagle | food : Chinese", "name : The Mill")
+_SIDE = {"layers": 2, "attention_heads": 4, "ffn_dim": 64}
 CONFIGS = {
     "opt": OPTConfig(ffn_dim=64, word_embed_proj_dim=32),
     "gpt-neox": GPTNeoXConfig(intermediate_size=64),
@@ -79,6 +86,25 @@ def test_references_that_share_their_source_have_the_loss_that_they_have_alone(b
     pack.admit("a", TrialConfig(arm="a", learning_rate=1e-3, num_steps=1, method=LoraTrial(rank=2)), Seeds(1, 2, 3))
     alone = sum(pack.evaluate(["a"], [row])["a"] * row.num_targets for row in rows)
     assert abs(pack.evaluate(["a"], rows)["a"] - alone / sum(row.num_targets for row in rows)) < 1e-5
+
+
+@pytest.mark.parametrize("config", [BlenderbotSmallConfig, MarianConfig, MBartConfig, PegasusConfig])
+def test_embeddings_of_words_are_read_as_the_words_where_a_family_scales_them(
+    tiny_bart: Base, config: type[PreTrainedConfig]
+) -> None:
+    tokenizer = tiny_bart.tokenizer
+    sides = {f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in _SIDE.items()}
+    sized = config(vocab_size=len(tokenizer), d_model=32, pad_token_id=1, scale_embedding=True, **sides)
+    base = wrap_model(
+        AutoModelForSeq2SeqLM.from_config(sized, attn_implementation="sdpa"), tokenizer, name="", digest=""
+    )
+    binder = Binder(base.model)
+    trial = PrefixTrial(preseqlen=None, mid_dim=None, init_token="a pub", prefix_mode="embedding")
+    method = build_method(trial, base, binder.record, init_seed=1, dropout_seed=1)
+    words = binder.record(torch.tensor([tokenizer(" a pub", add_special_tokens=False).input_ids]))
+    prefixes = method.insert(None).prefixes
+    assert set(prefixes) == {"encoder", "decoder", "cross"}
+    assert all((prefixes[site] - words[site]).abs().max() < 1e-5 for site in prefixes)
 
 
 def test_a_family_that_no_prefix_can_reach_is_refused(tiny_llama: Base) -> None:
