@@ -207,7 +207,7 @@ def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, na
     _check_reachable(model, name)
     model.requires_grad_(False)
     model.train(False)
-    _fuse_gelu(model)
+    fuse_gelu(model)
     return Base(name, digest, model, tokenizer, describe(model.config, model.num_parameters()))
 
 
@@ -228,7 +228,7 @@ def _check_reachable(model: PreTrainedModel, name: str) -> None:
         )
 
 
-def _fuse_gelu(model: PreTrainedModel) -> None:
+def fuse_gelu(model: PreTrainedModel) -> None:
     """GPT-2's GELU as one operation: transformers' spells the same function out and keeps what stands between."""
     for module in list(model.modules()):
         for name, child in module.named_children():

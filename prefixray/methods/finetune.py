@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefixray.attention import Insert
-from prefixray.base import Base, checkpoint_blocks, load_base
+from prefixray.base import Base, checkpoint_blocks, fuse_gelu, load_base
 from prefixray.config import FinetuneTrial, UserError
 from prefixray.methods.contract import Method
 
@@ -109,6 +109,7 @@ def _full_precision_copy(base: Base) -> PreTrainedModel:
             base.name, dtype=torch.float32, device=str(base.device), trust_remote_code=base.trusts_code
         ).model
     model: PreTrainedModel = type(base.model)(copy.deepcopy(base.model.config))
+    fuse_gelu(model)
     torch.nn.Module.to(model, base.device, base.model.dtype)
     model.load_state_dict(base.model.state_dict())
     model.train(False)
