@@ -38,6 +38,7 @@ from prefixray.tables import render_markdown, render_note, write_csv
 from prefixray.tasks import load_task
 from prefixray.tracking import Tracker, check_server, open_tracker
 from prefixray.trial import TrialSpec
+from prefixray.whole import write_whole
 from prefixray.worker import WorkerSetup
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def run_sweep(config: SweepConfig, file: Path, *, address: str | None = None, sh
     folder.mkdir(parents=True, exist_ok=True)
     with _held(folder):
         _check_identity(config, file, folder)
-        _write(folder / "sweep.json", json.dumps(dump(config), indent=1) + "\n")
+        write_whole(folder / "sweep.json", json.dumps(dump(config), indent=1) + "\n")
         if file.resolve() != (folder / "sweep.yaml").resolve():
             shutil.copyfile(file, folder / "sweep.yaml")
         repair_journal(folder / "study.journal")
@@ -306,14 +307,14 @@ class _Sweep:
         return minutes
 
     def _store(self, results: Mapping[str, Any]) -> None:
-        _write(self._folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+        write_whole(self._folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
 
     def _publish(self, results: Results) -> None:
         """Write the results in every form, and log them."""
         self._keep_older(results)
         results["rungs"], results["importance"] = list(self._config.search.rungs), self._importance()
         self._store(results)
-        _write(self._folder / "results.md", render_markdown(results))
+        write_whole(self._folder / "results.md", render_markdown(results))
         write_csv(results, self._folder / "results.csv")
         page = write_page(results, self._folder)
         scores = {
@@ -423,10 +424,3 @@ def _check_identity(config: SweepConfig, file: Path, folder: Path) -> None:
             f"{file}: {folder} holds a sweep with other settings; give this one another name, or undo:",
             *(f"  {line}" for line in changed),
         )
-
-
-def _write(path: Path, content: str) -> None:
-    """Write a file whole or not at all."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(content, encoding="utf-8")
-    scratch.replace(path)

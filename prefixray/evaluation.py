@@ -23,6 +23,7 @@ from prefixray.metrics import Scored
 from prefixray.tasks import Sourced, load_task
 from prefixray.trainer import Trainer
 from prefixray.tuned import Tuned
+from prefixray.whole import write_whole
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,7 @@ def decode_for_sweep(
     hypotheses = tuned.generate([one.source for one in sources])
     write_hypotheses(folder, split, hypotheses, sources)
     seconds = time.monotonic() - started
-    scratch = record.with_suffix(".json.tmp")
-    scratch.write_text(json.dumps({"made_from": made_from, "seconds": seconds}, indent=1) + "\n", encoding="utf-8")
-    scratch.replace(record)
+    write_whole(record, json.dumps({"made_from": made_from, "seconds": seconds}, indent=1) + "\n")
 
 
 def _read_record(path: Path) -> dict[str, Any]:

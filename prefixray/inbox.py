@@ -17,6 +17,7 @@ from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from prefixray.config import Strict, UserError
 from prefixray.space import Scalar
+from prefixray.whole import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +135,4 @@ class Inbox:
 
     def _write(self, path: Path, content: Mapping[str, object]) -> None:
         path.parent.mkdir(exist_ok=True)
-        scratch = path.with_name(f".{path.name}.tmp")
-        scratch.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        scratch.replace(path)
+        write_whole(path, json.dumps(content) + "\n")

@@ -13,6 +13,7 @@ from prefixray.figures import Figure
 from prefixray.findings import Example, Section, sections
 from prefixray.results import Stored, is_finished
 from prefixray.tables import TASKS, Grid, escaped
+from prefixray.whole import write_whole
 
 _INTERVAL = re.compile(r"^(\S+) (\[.*\])$")
 
@@ -122,9 +123,7 @@ def write_page(stored: Stored, folder: Path) -> list[Path]:
     """Write `report.html` and `report.md` into a sweep's folder; both paths."""
     contents = {"report.html": render_html(stored, folder), "report.md": render_page_markdown(stored, folder)}
     for name, content in contents.items():
-        scratch = folder / f".{name}.tmp"
-        scratch.write_text(content, encoding="utf-8")
-        scratch.replace(folder / name)
+        write_whole(folder / name, content)
     return [folder / name for name in contents]
 
 

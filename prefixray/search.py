@@ -26,6 +26,7 @@ from prefixray.space import Scalar
 from prefixray.study import ArmStudy, Proposal, Record, TrialSource
 from prefixray.tracking import Tracker
 from prefixray.trial import Report, TrialSpec, WorkerStatus
+from prefixray.whole import write_whole
 from prefixray.yamlfile import Document, suggestion
 
 SUSPEND_SECONDS = 20.0  # for checkpoints after an interrupt
@@ -426,9 +427,7 @@ def _write_result(spec: TrialSpec, report: Report, state: Ended) -> None:
         "replicate": spec.replicate,
         "config": spec.config.model_dump(mode="json"),
     }
-    scratch = folder / "result.json.tmp"
-    scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    scratch.replace(folder / "result.json")
+    write_whole(folder / "result.json", json.dumps(content, indent=1) + "\n")
 
 
 def _drop_checkpoints(spec: TrialSpec) -> None:

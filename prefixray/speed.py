@@ -16,6 +16,7 @@ from typing import Any, Literal
 from prefixray.config import AnyTrial, FinetuneTrial, SweepConfig, TrialConfig
 from prefixray.sizes import infix_positions, matrices, top_share
 from prefixray.trial import report_steps
+from prefixray.whole import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -127,9 +128,7 @@ def store_speeds(speeds: Sequence[Speed]) -> None:
     kept = [speed for speed in load_speeds() if _key(speed) not in new][-MOST_SPEEDS:]
     path = _file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps([asdict(one) for one in (*kept, *speeds)], indent=1) + "\n", encoding="utf-8")
-    scratch.replace(path)
+    write_whole(path, json.dumps([asdict(one) for one in (*kept, *speeds)], indent=1) + "\n")
 
 
 def keep_speeds(config: SweepConfig, folder: Path, found: Mapping[str, Any], since: float) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefixray.config import TrainConfig, TrialConfig
+from prefixray.whole import write_whole
 
 _PLACE = "worker"  # the file in a trial's folder that names its worker
 
@@ -43,9 +44,7 @@ class TrialSpec:
         """Write down which worker trains it, for its process to read; it changes when that worker's machine is gone."""
         folder = Path(self.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = folder / f"{_PLACE}.tmp"
-        scratch.write_text(worker, encoding="utf-8")
-        scratch.replace(folder / _PLACE)
+        write_whole(folder / _PLACE, worker)
 
     def placed_on(self) -> str:
         """The worker that trains it."""
