@@ -25,6 +25,9 @@ from prefixray.trainable import TrialTrainable
 
 logger = logging.getLogger(__name__)
 
+# Tune copies its state into the sweep's folder; nobody reads it, so where that fails there is nothing to be told.
+logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+
 LIVE_SECONDS = 0.5  # between two pictures of the live view
 
 
