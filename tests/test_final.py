@@ -53,6 +53,7 @@ def results(folder: Path, groups: Sequence[str | None]) -> Results:
     found = {
         "metrics": ["bleu"],
         "base_digest": "0",
+        "data_digest": "0",
         "num_test_total": len(sources),
         "precision": "fp32",
         "num_parameters": 100,
