@@ -5,6 +5,7 @@ The checksum beside it tells what was damaged on the way; this tells what was ne
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -104,6 +105,12 @@ class ArtifactRecord(BaseModel):
     """The settings of the beam search that its sweep decodes with; null: the usual ones."""
     scores: Mapping[str, float]
     """What was measured in training: dev/loss."""
+
+
+def check_new(out: Path) -> None:
+    """Refuse to write among what a folder holds already: `UserError`."""
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"--out: {out}: is not empty; name a new folder")
 
 
 def check_record(place: str, body: Mapping[str, Any], method: str) -> None:

@@ -37,7 +37,7 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
-from prefixray.config import UserError
+from prefixray.config import UserError, first_line
 from prefixray.speed import cache_folder, cpu_fact
 
 logger = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def load_base(
         model = kind.from_pretrained(path, dtype=dtype, attn_implementation="sdpa", **code, **options)
     except OSError as error:
         raise UserError(
-            f"base: {name}: cannot be loaded: {_first_line(error)}; give a local copy as base: a folder with "
+            f"base: {name}: cannot be loaded: {first_line(error)}; give a local copy as base: a folder with "
             "config.json, the weights as safetensors and the tokenizer's files"
         ) from error
     except ValueError as error:
@@ -138,7 +138,7 @@ def load_base(
 def _unfit(name: str, error: ValueError) -> str:
     if "trust_remote_code" in str(error):
         return f"base: {name}: brings Python code of its own; read it, then set trust_remote_code: true beside base"
-    return f"base: {name}: is no model that prefixray can train: {_first_line(error)}"
+    return f"base: {name}: is no model that prefixray can train: {first_line(error)}"
 
 
 def outline_base(name: str, *, trust_remote_code: bool = False) -> Base:
@@ -163,7 +163,7 @@ def outline_base(name: str, *, trust_remote_code: bool = False) -> Base:
             code = {"trust_remote_code": trust_remote_code}
             model = kind.from_config(config, attn_implementation="sdpa", **code)  # type: ignore[no-untyped-call]
     except OSError as error:
-        raise UserError(f"base: {name}: cannot be reached: {_first_line(error)}") from error
+        raise UserError(f"base: {name}: cannot be reached: {first_line(error)}") from error
     except ValueError as error:
         raise UserError(_unfit(name, error)) from error
     return wrap_model(model, tokenizer, name=name, digest="unknown")
@@ -397,7 +397,3 @@ def _digest(*paths: Path) -> str:
                 while block := file.read(1 << 22):
                     digest.update(block)
     return digest.hexdigest()[:16]
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]

@@ -42,6 +42,11 @@ class UserError(Exception):
         return type(self), self.problems
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or of what it is called where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def disk_problem(error: OSError) -> str:
     """What the file system has against it, and what to do."""
     place = f"{error.filename}: " if error.filename else ""
@@ -88,6 +93,10 @@ class LowDataConfig(Strict):
         return max(1, round(self.dev_share * self.size))
 
 
+TASK_PATHS = ("path", "urls", "train", "dev", "test")
+"""The keys of a task that name files, or for `path` a hub data set."""
+
+
 class TaskConfig(Strict):
     """The data set, and how much of it is used."""
 
@@ -131,9 +140,10 @@ class TaskConfig(Strict):
     max_target_tokens: PositiveInt = 128
     """Longer training targets are cut at their end."""
 
-
-TASK_PATHS = ("path", "urls", "train", "dev", "test")
-"""The keys of a task that name files, or for `path` a hub data set."""
+    @property
+    def paths(self) -> dict[str, str]:
+        """What it names of `TASK_PATHS`."""
+        return {key: value for key in TASK_PATHS if (value := getattr(self, key)) is not None}
 
 
 class TrainConfig(Strict):

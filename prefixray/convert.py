@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from prefixray.artifact import check_new
 from prefixray.config import TaskConfig, TaskName, UserError
 from prefixray.exits import leave
 from prefixray.logs import quieten
@@ -20,8 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     quieten()
     try:
-        if options.out.exists() and any(options.out.iterdir()):
-            raise UserError(f"--out: {options.out}: is not empty; name a new folder")
+        check_new(options.out)
         from prefixray.base import load_base
         from prefixray.checkpoint import save_artifact
         from prefixray.original import convert_checkpoint

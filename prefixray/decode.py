@@ -9,14 +9,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from prefixray.config import UserError
 from prefixray.exits import leave
-from prefixray.hypotheses import best_artifact, read_hypotheses, write_hypotheses
+from prefixray.hypotheses import find_artifact, read_hypotheses, write_hypotheses
 from prefixray.logs import quieten
 from prefixray.metrics import label
-from prefixray.sweepfile import find_sweep
 
 _SETTINGS = ("num_beams", "min_new_tokens", "max_new_tokens", "length_penalty", "batch_size")
 
@@ -27,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quieten()
     changed = {key: value for key in _SETTINGS if (value := getattr(options, key)) is not None}
     try:
-        artifact, recorded = _resolve(options.where, options.arm)
+        artifact, recorded = find_artifact(options.where, options.arm)
         from prefixray.evaluation import decode_artifact  # torch, once there is something to decode
 
         settings, code = {**recorded, **changed}, options.trust_remote_code
@@ -63,13 +61,6 @@ def _parser() -> argparse.ArgumentParser:
         kind = float if key == "length_penalty" else int
         parser.add_argument(f"--{key.replace('_', '-')}", type=kind, help="in place of what was recorded")
     return parser
-
-
-def _resolve(where: str, arm: str | None) -> tuple[Path, dict[str, Any]]:
-    """The artifact's folder, and the decoding settings that a sweep records beside it."""
-    if any(Path(where).glob("*_config.json")):
-        return Path(where), {}
-    return best_artifact(find_sweep(where), arm)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from prefixray.cluster import Cluster, connected
-from prefixray.config import DECODING, TASK_PATHS, ArmConfig, SweepConfig, TaskConfig, UserError
+from prefixray.config import DECODING, ArmConfig, SweepConfig, TaskConfig, UserError
 from prefixray.engine import run_stages
 from prefixray.final import UNTUNED, Facts, FinalRun, best_candidate, final_runs, make_results
 from prefixray.hypotheses import Split
+from prefixray.importance import parameter_importance
 from prefixray.inbox import Inbox
 from prefixray.live import LiveView, View
 from prefixray.page import write_page
@@ -32,12 +33,12 @@ from prefixray.seeds import CANDIDATE_REPLICATE
 from prefixray.sizes import num_at_once
 from prefixray.space import Scalar
 from prefixray.speed import keep_speeds
-from prefixray.study import ArmStudy, FixedStudy, Proposal, Record, parameter_importance, repair_journal
+from prefixray.study import ArmStudy, FixedStudy, Proposal, Record, repair_journal
 from prefixray.sweepfile import differences, dump, identity, restore
 from prefixray.tables import render_markdown, render_note, write_csv
 from prefixray.tasks import load_task
 from prefixray.tracking import Tracker, check_server, open_tracker
-from prefixray.trial import TrialSpec
+from prefixray.trial import TrialSpec, read_result
 from prefixray.whole import write_whole
 from prefixray.worker import WorkerSetup
 
@@ -234,7 +235,7 @@ class _Sweep:
         if search.max_hours is not None and name == "search":
             coordinator.deadline = self._started + 3600 * search.max_hours
         if search.max_gpu_hours is not None and name == "search":
-            coordinator.device_seconds = 3600 * search.max_gpu_hours
+            coordinator.most_device_seconds = 3600 * search.max_gpu_hours
         scratch, resources = self._folder / "tune", self._cluster.trial_resources
         run_stages(coordinator, scratch, resources, self._live, title=self._title, name=name)
 
@@ -299,10 +300,8 @@ class _Sweep:
         """Training time of each arm's search; of an arm with nothing to search, of one final run."""
         minutes = {}
         for arm in self._config.arms:
-            searched = [
-                json.loads(path.read_text("utf-8")) for path in self._folder.glob(f"trials/{arm.name}/*/result.json")
-            ]
-            results = searched or [run.result() or {} for run in runs.get(arm.name, ())[:1]]
+            ended = [result for folder in self._folder.glob(f"trials/{arm.name}/*") if (result := read_result(folder))]
+            results = ended or [run.result() or {} for run in runs.get(arm.name, ())[:1]]
             minutes[arm.name] = sum(result.get("metrics", {}).get("train/seconds", 0.0) for result in results) / 60
         return minutes
 
@@ -383,14 +382,12 @@ def _absolute(path: str) -> str:
 
 
 def _absolute_paths(task: TaskConfig) -> TaskConfig:
-    paths = {key: _absolute(value) for key in TASK_PATHS if (value := getattr(task, key))}
-    return task.model_copy(update=paths)
+    return task.model_copy(update={key: _absolute(path) for key, path in task.paths.items()})
 
 
 def _check_data(task: TaskConfig) -> None:
     """Read files that lie here once before Ray starts, which takes longer: a row that is wrong is said at once."""
-    names = [name for key in TASK_PATHS if (name := getattr(task, key))]
-    if names and all(Path(name).expanduser().exists() for name in names):
+    if task.paths and all(Path(path).expanduser().exists() for path in task.paths.values()):
         load_task(task)
 
 

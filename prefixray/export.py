@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError("--out: name a folder to write, or --push USER/NAME")
         if options.out is not None and options.push is not None:
             raise UserError("--push: writes no folder; leave --out out, or take --format hub --out to look at it first")
-        print(_export(options, _artifact(options.source, options.arm)))
+        from prefixray.hypotheses import find_artifact
+
+        print(_export(options, find_artifact(options.source, options.arm)[0]))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -49,15 +51,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--private", action="store_true", help="where --push makes the model, for you alone")
     parser.add_argument("--license", help="of your artifact, as the hub names licences: apache-2.0, cc-by-sa-4.0 ..")
     return parser
-
-
-def _artifact(source: str, arm: str | None) -> Path:
-    from prefixray.hypotheses import best_artifact
-    from prefixray.sweepfile import find_sweep
-
-    folder = Path(source)
-    is_artifact = folder.is_dir() and any(folder.glob("*_config.json"))
-    return folder if is_artifact else best_artifact(find_sweep(source), arm)[0]
 
 
 def _export(options: argparse.Namespace, artifact: Path) -> str:

@@ -4,7 +4,6 @@ No score of a search trial enters the table. Candidates are retrained and compar
 only those see test. The untuned base, decoded with the same settings, is the floor.
 """
 
-import json
 import logging
 import os
 import platform
@@ -27,6 +26,7 @@ from prefixray.statistics import Comparison, Estimate, compare, intervals, resol
 from prefixray.study import Record
 from prefixray.tables import NUM_EXAMPLES
 from prefixray.tasks import Sourced
+from prefixray.trial import read_result
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +60,8 @@ class FinalRun:
 
     def result(self) -> dict[str, Any] | None:
         """What came of it; None where it has not ended well."""
-        path = self.folder / "result.json"
-        if not path.is_file():
-            return None
-        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return result if result["state"] == "done" else None
+        result = read_result(self.folder)
+        return None if result is None or result["state"] != "done" else result
 
 
 def final_runs(arm: ArmConfig, record: Record | None, replicates: Sequence[int], folder: Path) -> list[FinalRun]:

@@ -14,9 +14,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.errors import HTTPError as NoAnswer  # type: ignore[attr-defined]
 
+from prefixray.artifact import check_new
 from prefixray.card import Facts, Origin, model_card
 from prefixray.checkpoint import load_artifact, save_artifact
-from prefixray.config import TASK_PATHS, UserError
+from prefixray.config import TASK_PATHS, UserError, first_line
 from prefixray.peft_format import export_peft
 from prefixray.results import is_finished, load_results
 
@@ -30,8 +31,7 @@ def export_hub(artifact: Path, out: Path, *, repo: str | None = None, licence: s
 
     Raises `UserError` where the artifact is damaged, or where `out` holds something.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"--out: {out}: is not empty; name a new folder")
+    check_new(out)
     tensors, record = load_artifact(artifact)
     origin = find_origin(artifact)
     save_artifact(out, tensors, public_record(record))
@@ -72,9 +72,7 @@ def push(artifact: Path, repo: str, *, private: bool = False, licence: str | Non
             )
             raise UserError(f"--push: {repo}: {api.endpoint} answers {status}; {hint}") from error
         except (NoAnswer, OSError, ValueError) as error:
-            raise UserError(
-                f"--push: {repo}: {api.endpoint} cannot be reached: {str(error).splitlines()[0]}"
-            ) from error
+            raise UserError(f"--push: {repo}: {api.endpoint} cannot be reached: {first_line(error)}") from error
     return str(commit.commit_url)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from prefixray.config import UserError
 from prefixray.metrics import Scored, higher_is_better, score
 from prefixray.results import is_finished, load_results
+from prefixray.sweepfile import find_sweep
 from prefixray.tasks import Sourced, Task
 
 Split = Literal["dev", "test"]
@@ -80,6 +81,13 @@ def best_artifact(folder: Path, arm: str | None = None) -> tuple[Path, dict[str,
     if not is_finished(results):
         raise UserError(f"{folder}: no final stage yet; decode one of its trials: {folder}/trials/ARM/NUMBER/artifact")
     return folder / best_run(results, arm) / "artifact", dict(results["decoding"])
+
+
+def find_artifact(where: str, arm: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """The artifact that is meant: its own folder, or `best_artifact` of a sweep as `find_sweep` finds it."""
+    if any(Path(where).glob("*_config.json")):
+        return Path(where), {}
+    return best_artifact(find_sweep(where), arm)
 
 
 def _one_line(text: str) -> str:

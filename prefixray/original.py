@@ -21,7 +21,7 @@ from prefixray.attention import Binder
 from prefixray.base import Base, SiteShape
 from prefixray.batching import make_template
 from prefixray.checkpoint import artifact_meta
-from prefixray.config import SITE_JOIN, SITES, PrefixTrial, TaskConfig, UserError
+from prefixray.config import SITE_JOIN, SITES, PrefixTrial, TaskConfig, UserError, first_line
 
 _FILE = "pytorch_model.bin"
 _NAMES = {
@@ -92,7 +92,7 @@ def _load(file: Path) -> Mapping[str, Any]:
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"{file}: is no whole checkpoint: {str(error).splitlines()[0] if str(error) else 'it ends early'}"
+            f"{file}: is no whole checkpoint: {first_line(error) if str(error) else 'it ends early'}"
         ) from error
     inner = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(inner, dict) or not all(isinstance(value, Tensor) for value in inner.values()):

@@ -23,7 +23,7 @@ from prefixray.batching import Row, collate, cut_by_length
 from prefixray.config import TrialConfig
 from prefixray.loss import Objective, losses_of_hidden, losses_of_logits, plain_head
 from prefixray.methods import Method, build_method
-from prefixray.prompts import Load, loads
+from prefixray.prompts import RowGroup, row_groups
 from prefixray.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -240,25 +240,25 @@ class Pack:
         weights = [_objective_weight(member.config, own) for member, own in zip(members, rows, strict=True)]
         totals = [0.0] * len(members)
         with _running(members[0], self.base, train=train):
-            for load in self._loads(members[0].binder, inserts, rows, train=train):
-                lengths = [row.lengths for _, row in load.rows]
+            for group in self._row_groups(members[0].binder, inserts, rows, train=train):
+                lengths = [row.lengths for _, row in group.rows]
                 for piece in cut_by_length(lengths, self.token_budget, PIECE_COST[self.base.device.type]):
-                    picked = sorted((load.rows[i] for i in piece), key=lambda pair: pair[0])
-                    nll = self._forward(members, load.inserts, picked, weights if train else None)
+                    picked = sorted((group.rows[i] for i in piece), key=lambda pair: pair[0])
+                    nll = self._forward(members, group.inserts, picked, weights if train else None)
                     for (place, _), value in zip(picked, nll.tolist(), strict=True):
-                        totals[load.slots[place]] += value
+                        totals[group.slots[place]] += value
         return totals
 
-    def _loads(
+    def _row_groups(
         self, binder: Binder, inserts: Sequence[Insert], rows: Sequence[Sequence[Row]], *, train: bool
-    ) -> Iterator[Load]:
+    ) -> Iterator[RowGroup]:
         """What is run: in training all rows whole, in evaluation what rows share but once."""
         if not train:
             sizes = {"pad_id": self._pad_id, "token_budget": self.token_budget}
-            return loads(binder, inserts, rows, **sizes, device=self.base.device)
+            return row_groups(binder, inserts, rows, **sizes, device=self.base.device)
         lengths = [insert.infix_length for insert in inserts]
         whole = [(slot, row.with_room(lengths[slot], self._pad_id)) for slot, own in enumerate(rows) for row in own]
-        return iter([Load(inserts, range(len(inserts)), whole)])
+        return iter([RowGroup(inserts, range(len(inserts)), whole)])
 
     def _forward(
         self,

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prefixray.artifact import trial_method
+from prefixray.artifact import check_new, trial_method
 from prefixray.checkpoint import load_artifact
 from prefixray.config import AdapterTrial, FinetuneTrial, LoraTrial, PrefixTrial, UserError
 
@@ -27,8 +27,7 @@ def export_peft(artifact: Path, out: Path) -> None:
     Raises `UserError` where PEFT has no such method, where the artifact is damaged, or where `out` holds something.
     """
     tensors, meta = load_artifact(artifact)
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"--out: {out}: is not empty; name a new folder")
+    check_new(out)
     method = trial_method(meta)
     match method:
         case PrefixTrial(format_mode="infix"):

@@ -21,7 +21,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from prefixray.cluster import Cluster
-from prefixray.config import ArmConfig, SweepFailed, UserError
+from prefixray.config import ArmConfig, SweepFailed, UserError, first_line
 from prefixray.hypotheses import Split
 from prefixray.nodes import draining, node_of
 from prefixray.sizes import BYTES_PER_TRAINED, MOST_SLOTS, largest_trial, num_slots
@@ -248,7 +248,7 @@ class Pool:
                     deaths[job[1]] += 1
                     if deaths[job[1]] > MOST_DEATHS:
                         told = f"{job[1]}: {deaths[job[1]]} workers have died while they decoded it"
-                        raise SweepFailed(f"{told}, the last one of: {_first_line(error)}") from error
+                        raise SweepFailed(f"{told}, the last one of: {first_line(error)}") from error
                     waiting.append(job)
                     place.lose()
 
@@ -314,7 +314,7 @@ class Pool:
             except RayActorError as error:
                 comes_again = isinstance(error, ActorUnavailableError)  # as soon as there is a device
                 if is_first and not (comes_again and self._cluster.is_elastic):
-                    told = f"{place.name} died while it loaded the base: {_first_line(error)}"
+                    told = f"{place.name} died while it loaded the base: {first_line(error)}"
                     raise SweepFailed(f"{told}; the sweep's sweep.log may say more") from error
                 if comes_again:
                     place.loading = place.handle.ready.remote()
@@ -427,10 +427,6 @@ def _answer(reference: Any) -> Any:  # noqa: ANN401
         if isinstance(error.cause, UserError):
             raise type(error.cause)(*error.cause.problems) from None
         raise
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _start(name: str, cluster: Cluster, setup: WorkerSetup) -> ActorHandle[Worker]:

@@ -28,7 +28,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Load:
+class RowGroup:
     """Rows that are run together, each beside its insert's place."""
 
     inserts: Sequence[Insert]
@@ -66,7 +66,7 @@ def _continued(insert: Insert, prompt: Prompt, own: Tensor) -> Insert:
     return Insert({"decoder": whole}, insert.functions)
 
 
-def loads(
+def row_groups(
     binder: Binder,
     inserts: Sequence[Insert],
     rows: Sequence[Sequence[Row]],
@@ -74,7 +74,7 @@ def loads(
     pad_id: int,
     token_budget: int,
     device: torch.device,
-) -> Iterator[Load]:
+) -> Iterator[RowGroup]:
     """All rows of all trials, each prompt that several rows of a trial continue run once.
 
     First come the rows with a prompt of their own; then prompts by length, as many at once as their keys and values,
@@ -88,18 +88,18 @@ def loads(
         alone += ((slot, row) for row in single)
         continued |= {Prompt(slot, *prompt): some for prompt, some in shared.items()}
     if alone:
-        yield Load(inserts, range(len(inserts)), alone)
+        yield RowGroup(inserts, range(len(inserts)), alone)
     prompts = list(continued)
     lengths = [(0, inserts[prompt.slot].num_positions() + len(prompt.ids)) for prompt in prompts]
     for piece in cut_by_length(lengths, token_budget, token_budget):
         some = sorted((prompts[i] for i in piece), key=lambda prompt: prompt.slot)
         pairs = [(place, row) for place, prompt in enumerate(some) for row in continued[prompt]]
         longer = extended(binder, inserts, some, pad_id=pad_id, device=device)
-        yield Load(longer, [prompt.slot for prompt in some], pairs)
+        yield RowGroup(longer, [prompt.slot for prompt in some], pairs)
 
 
 def lengths_run(rows: Sequence[Row]) -> Lengths:
-    """How long rows are on average as `loads` runs them: shared prompts count once."""
+    """How long rows are on average as `row_groups` runs them: shared prompts count once."""
     single, shared = _by_prompt(rows)
     whole = row_lengths([*single, *(row for some in shared.values() for row in some)])
     return replace(whole, decoder=whole.decoder + sum(len(ids) for ids, _ in shared) / max(1, len(rows)))

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, assert_never
 
@@ -25,13 +25,11 @@ from prefixray.pool import DecodeJob, Pool
 from prefixray.space import Scalar
 from prefixray.study import ArmStudy, Proposal, Record, TrialSource
 from prefixray.tracking import Tracker
-from prefixray.trial import Report, TrialSpec, WorkerStatus
-from prefixray.whole import write_whole
+from prefixray.trial import Ended, Report, TrialSpec, WorkerStatus, read_result, write_result
 from prefixray.yamlfile import Document, suggestion
 
 SUSPEND_SECONDS = 20.0  # for checkpoints after an interrupt
 BY_REQUEST = "by request"  # why a trial was stopped, where no rung did it
-Ended = Literal["done", "stopped", "failed"]
 MakeSpec = Callable[[Proposal | Record], TrialSpec]
 
 
@@ -87,7 +85,7 @@ class Coordinator:
         self._started, self._steps_before = time.monotonic(), 0
         self.deadline = math.inf
         """`time.monotonic()` after which no new trial is started."""
-        self.device_seconds = math.inf
+        self.most_device_seconds = math.inf
         """No new trial is started after the workers have held devices for so long, all together."""
         for stage in self._stages:
             for record in stage.source.records():
@@ -309,7 +307,7 @@ class Coordinator:
         return self._pool.has_room(exclusive=stage.arm.exclusive)
 
     def _is_spent(self) -> bool:
-        return time.monotonic() > self.deadline or self._pool.device_seconds > self.device_seconds
+        return time.monotonic() > self.deadline or self._pool.device_seconds > self.most_device_seconds
 
     def _demand(self) -> tuple[int, int]:
         """Trials that run or could be started now: those that share a worker, and those that need one each."""
@@ -319,10 +317,10 @@ class Coordinator:
             begun = sum(row.arm == stage.name for row in self._rows.values())
             left = 0 if stage.name in self._exhausted else max(0, stage.source.num_wanted() - begun)
             at_once = active + min(stage.concurrency - active, left)
-            sharing, exclusive = (
-                sharing + at_once * (not stage.arm.exclusive),
-                exclusive + at_once * stage.arm.exclusive,
-            )
+            if stage.arm.exclusive:
+                exclusive += at_once
+            else:
+                sharing += at_once
         return sharing, exclusive
 
     def _start(self, stage: Stage, proposal: Proposal) -> dict[str, Any]:
@@ -345,7 +343,7 @@ class Coordinator:
         """Tell everyone, the study last: a trial that it calls ended has its result on disk."""
         running = self._running.pop(report.key)
         self._pool.release(report.key)
-        _write_result(running.spec, report, state)
+        write_result(running.spec, report, state)
         self._tracker.end(report.key, state, _small_artifact(running.spec))
         if state == "done" and running.stage.decode is not None:
             self._pool.decode_when_idle(running.stage.decode(running.spec))
@@ -374,10 +372,10 @@ class Coordinator:
         except ValidationError:
             return  # its driver died before all its values were drawn
         last = max(record.reports, default=0)
-        if record.state == "running" and record.stopped_by is not None and _read_result(spec) is None:
-            _write_result(spec, Report(spec.key, last, "stopped", note=BY_REQUEST), "stopped")
+        if record.state == "running" and record.stopped_by is not None and read_result(Path(spec.folder)) is None:
+            write_result(spec, Report(spec.key, last, "stopped", note=BY_REQUEST), "stopped")
             _drop_checkpoints(spec)
-        if record.state == "running" and (result := _read_result(spec)) is not None:
+        if record.state == "running" and (result := read_result(Path(spec.folder))) is not None:
             record = _settle(stage, record, result)
         for step in spec.rungs:
             if step in record.reports:
@@ -417,27 +415,9 @@ def _budget_text(study: ArmStudy) -> str:
     return f"{num_started} of {num_wanted} trials started{all_there_are}"
 
 
-def _write_result(spec: TrialSpec, report: Report, state: Ended) -> None:
-    """`result.json`: what came of a trial."""
-    folder = Path(spec.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {
-        **asdict(report),
-        "state": state,
-        "replicate": spec.replicate,
-        "config": spec.config.model_dump(mode="json"),
-    }
-    write_whole(folder / "result.json", json.dumps(content, indent=1) + "\n")
-
-
 def _drop_checkpoints(spec: TrialSpec) -> None:
     for checkpoint in Path(spec.folder).glob("step-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
-
-
-def _read_result(spec: TrialSpec) -> dict[str, Any] | None:
-    path = Path(spec.folder) / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _settle(stage: Stage, record: Record, result: Mapping[str, Any]) -> Record:

@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from http.client import HTTPException
 from typing import Literal, assert_never
 
+from prefixray.exits import leave
+
 POLL_SECONDS = 5.0  # as AWS advises
 _TIMEOUT = 2.0
 _METADATA = "http://169.254.169.254"  # of either cloud
@@ -103,4 +105,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -17,14 +17,12 @@ from typing import Any, Literal, assert_never
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from prefixray.config import ArmConfig, UserError
-from prefixray.results import Importance
 from prefixray.seeds import derive_seed
 from prefixray.space import AnyDimension, Choice, Int, LogUniform, Scalar, Uniform
 
@@ -42,8 +40,6 @@ _BUDGET = "budget"  # user attribute of a study: what requests have made of num_
 _NUM_DRAWS = 4  # the sampler's duplicates before a new point is chosen at random
 _MOST_DRAWS = 100  # duplicates in a row after which a space too large to list has nothing new
 _LARGEST_GRID = 10_000  # points of a space that is listed
-_FEWEST_TRIALS = 10  # that importance is worked out from
-_BEST_SHARE = 0.25  # of the trials: importance is what sets them apart
 
 
 @dataclass(frozen=True)
@@ -81,30 +77,17 @@ def repair_journal(path: Path) -> None:
         stale.unlink()
 
 
-def parameter_importance(journal: Path, sweep: str, arm: ArmConfig, rungs: Sequence[int]) -> Importance | None:
-    """How much each searched value decides whether a trial is among the best quarter: Optuna's PED-ANOVA.
+def open_storage(journal: Path) -> JournalStorage:
+    """The storage of all studies of a sweep."""
+    # The default lock is a link to the journal's path as given, and spins for ever on a relative one.
+    lock = JournalFileOpenLock(str(journal))
+    return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
 
-    Of finished trials; where they are too few, of all trials by their losses at the first rung, which nothing has
-    thinned out. None where these are too few too, or where there are not two values to compare.
-    """
-    if len(arm.dimensions) < 2:
-        return None
-    study = optuna.load_study(study_name=f"{sweep}/{arm.name}", storage=_storage(journal))
-    trials = {t.number: t for t in study.get_trials(deepcopy=False) if _HIDDEN not in t.user_attrs}
-    losses = {number: t.value for number, t in trials.items() if t.state is TrialState.COMPLETE}
-    step = arm.train.num_steps
-    if len(losses) < _FEWEST_TRIALS and rungs:
-        step = rungs[0]
-        losses = {n: t.intermediate_values[step] for n, t in trials.items() if step in t.intermediate_values}
-    if len(losses) < _FEWEST_TRIALS:
-        return None
-    compared = optuna.create_study()
-    for number, loss in losses.items():
-        trial = trials[number]
-        compared.add_trial(create_trial(params=trial.params, distributions=trial.distributions, value=loss))
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=_BEST_SHARE)
-    shares = get_param_importances(compared, evaluator=evaluator)
-    return Importance(arm=arm.name, step=step, num_trials=len(losses), shares=shares)
+
+def started_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that were started, without those that are queued or were drawn in vain."""
+    trials = study.get_trials(deepcopy=False, states=tuple(_STATES))
+    return [trial for trial in trials if _HIDDEN not in trial.user_attrs]
 
 
 class TrialSource(ABC):
@@ -112,7 +95,7 @@ class TrialSource(ABC):
 
     def __init__(self, journal: Path, name: str) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._storage = _storage(journal)
+        self._storage = open_storage(journal)
         self._study = optuna.create_study(storage=self._storage, study_name=name, load_if_exists=True)
         self._ids: dict[int, int] = {}  # of trials by number: listing all trials would take longer the more there are
         if self._study.metric_names is None:
@@ -122,7 +105,7 @@ class TrialSource(ABC):
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if _HIDDEN in trial.user_attrs:  # its driver died while it hid the trial
                 self._study.tell(trial.number, state=TrialState.FAIL)
-        self._orphans = [trial.number for trial in self._counted() if trial.state is TrialState.RUNNING]
+        self._orphans = [trial.number for trial in started_trials(self._study) if trial.state is TrialState.RUNNING]
 
     @abstractmethod
     def ask(self) -> Proposal | None:
@@ -168,7 +151,7 @@ class TrialSource(ABC):
 
     def records(self) -> list[Record]:
         """All trials that were started, by number."""
-        return [self._record(trial) for trial in self._counted()]
+        return [self._record(trial) for trial in started_trials(self._study)]
 
     def best(self, k: int) -> list[Record]:
         """The `k` best done trials, lowest value first; stopped ones only where none is done."""
@@ -188,11 +171,6 @@ class TrialSource(ABC):
         note = trial.user_attrs.get("note")
         reports, stopped_by = dict(trial.intermediate_values), trial.user_attrs.get(_STOP)
         return Record(trial.number, self._values(trial), state, value, reports, note, stopped_by)
-
-    def _counted(self) -> list[FrozenTrial]:
-        """The trials that were started, without those that are queued or were drawn in vain."""
-        trials = self._study.get_trials(deepcopy=False, states=tuple(_STATES))
-        return [trial for trial in trials if _HIDDEN not in trial.user_attrs]
 
     def _frozen(self, number: int) -> FrozenTrial:
         if number not in self._ids:
@@ -233,7 +211,7 @@ class ArmStudy(TrialSource):
         if self._study.user_attrs.get("sampler") != sampler:
             self._study.set_user_attr("sampler", sampler)
         self._budget: dict[str, Any] = self._study.user_attrs.get(_BUDGET, {})
-        self._identities = {trial.number: _identity(self._values(trial)) for trial in self._counted()}
+        self._identities = {trial.number: _identity(self._values(trial)) for trial in started_trials(self._study)}
         self._enqueue_first()
 
     def ask(self) -> Proposal | None:
@@ -244,7 +222,7 @@ class ArmStudy(TrialSource):
             if proposal is not None:
                 return proposal
         num_draws = 0
-        while len(self._counted()) < self.num_wanted() and num_draws < _MOST_DRAWS:
+        while len(started_trials(self._study)) < self.num_wanted() and num_draws < _MOST_DRAWS:
             untried = self._untried()
             if untried is not None and not untried:
                 return None
@@ -276,7 +254,7 @@ class ArmStudy(TrialSource):
     def close(self, request: str) -> None:
         """Ask for no trial that was not started yet; the same request again changes nothing."""
         if self._budget.get("request") != request:
-            self._set_budget(len(self._counted()), request)
+            self._set_budget(len(started_trials(self._study)), request)
 
     def add(self, values: Mapping[str, Scalar], request: str) -> int:
         """Queue a configuration as one trial more and return its number; the same request again changes nothing.
@@ -406,7 +384,7 @@ class FixedStudy(TrialSource):
             if frozen.user_attrs["item"] in self._items:
                 self._orphans.remove(frozen.number)
                 return Proposal(frozen.number, self._values(frozen), adopted=True)
-        started = {trial.user_attrs["item"] for trial in self._counted()}
+        started = {trial.user_attrs["item"] for trial in started_trials(self._study)}
         item = next((item for item in self._items if item not in started), None)
         if item is None:
             return None
@@ -434,12 +412,6 @@ class FixedStudy(TrialSource):
 
     def _values(self, trial: FrozenTrial) -> dict[str, Scalar]:
         return {"item": trial.user_attrs["item"]}
-
-
-def _storage(journal: Path) -> JournalStorage:
-    # The default lock is a link to the journal's path as given, and spins for ever on a relative one.
-    lock = JournalFileOpenLock(str(journal))
-    return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
 
 
 def _suggest(trial: Trial, key: str, dimension: AnyDimension) -> Scalar:

@@ -107,7 +107,8 @@ def submit(client: JobSubmissionClient, config: SweepConfig, file: Path, options
 
     An absolute path is one on the cluster.
     """
-    sent = [path for path in (str(file), *_named(config)) if not Path(path).is_absolute() and Path(path).exists()]
+    named = (str(file), config.base, *config.task.paths.values())
+    sent = [path for path in named if not Path(path).is_absolute() and Path(path).exists()]
     outside = [path for path in sent if ".." in Path(path).parts]
     if outside or Path(file).is_absolute():
         name = outside[0] if outside else str(file)
@@ -194,12 +195,6 @@ def _prefix(sweep: str) -> str:
 
 def _is_of(job: JobDetails, sweep: str) -> bool:
     return (job.metadata or {}).get("sweep") == sweep and str(job.submission_id).startswith(_prefix(sweep))
-
-
-def _named(config: SweepConfig) -> list[str]:
-    """The paths that a sweep's file may name."""
-    task = config.task
-    return [path for path in (config.base, task.path, task.urls, task.train, task.dev, task.test) if path is not None]
 
 
 def _size(path: Path) -> int:

@@ -25,6 +25,7 @@ from prefixray.masking import masked
 from prefixray.runviews import EXPERIMENT_TAGS, origin, saved_views
 from prefixray.sending import Point, Sender
 from prefixray.space import Scalar
+from prefixray.trial import Ended
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +37,6 @@ LOGGED = frozenset({"train/loss", "train/grad_norm", "train/clipped_share", "tra
 """The metrics that are logged, besides all of the rooms dev and test."""
 _ROOMS = ("dev/", "test/")
 
-Ended = Literal["done", "stopped", "failed"]
 Closed = Literal["finished", "failed", "interrupted"]
 
 _STATUS_OF_TRIAL: Mapping[Ended, str] = {"done": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}

@@ -16,7 +16,7 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
-from prefixray.config import UserError
+from prefixray.config import UserError, first_line
 from prefixray.trial import Admission, Report, TrialSpec
 
 PAUSE_SECONDS = 1.0  # between two tries to join
@@ -59,7 +59,7 @@ class TrialTrainable(tune.Trainable):
                 self._joined = False
                 gives_up = min(gives_up, time.monotonic() + PATIENCE_SECONDS)
                 if time.monotonic() > gives_up:
-                    return self._lost(f"its worker did not come back: {str(error).splitlines()[0]}")
+                    return self._lost(f"its worker did not come back: {first_line(error)}")
             else:
                 if report is not None:
                     return report

@@ -1,17 +1,20 @@
-"""What is said about a trial between processes: its specification on the way in, its reports on the way out.
+"""What is said about a trial between processes: its specification on the way in, its reports on the way out, its end.
 
 Both are plain records in a module without torch, so that the thin processes that Ray Tune starts can read them.
 """
 
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from prefixray.config import TrainConfig, TrialConfig
 from prefixray.whole import write_whole
 
+Ended = Literal["done", "stopped", "failed"]
 _PLACE = "worker"  # the file in a trial's folder that names its worker
+_RESULT = "result.json"  # the file there that says what came of it
 
 
 def report_steps(recipe: TrainConfig, also: Iterable[int], num_steps: int) -> tuple[int, ...]:
@@ -64,6 +67,25 @@ class Report:
     earlier: Mapping[int, float] = field(default_factory=dict)  # dev losses by step, in case their reports were lost
     note: str | None = None  # why it failed
     lost: bool = False  # it did not fail, but nobody can run it now
+
+
+def write_result(spec: TrialSpec, report: Report, state: Ended) -> None:
+    """Write down what came of a trial, in its folder."""
+    folder = Path(spec.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        **asdict(report),
+        "state": state,
+        "replicate": spec.replicate,
+        "config": spec.config.model_dump(mode="json"),
+    }
+    write_whole(folder / _RESULT, json.dumps(content, indent=1) + "\n")
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """What came of the trial of this folder; None where it has not ended."""
+    path = folder / _RESULT
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 @dataclass(frozen=True)

@@ -262,8 +262,8 @@ class Worker:
 
     def _step(self) -> list[Report]:
         """One step of the pack, which the process may not survive. Where the disk fails, no trial can go on here."""
-        steps = self._trainer.steps()
-        self._triage.begins({key: step for key, step in steps.items() if key not in self._trainer.parked()})
+        steps, parked = self._trainer.steps(), set(self._trainer.parked())
+        self._triage.begins({key: step for key, step in steps.items() if key not in parked})
         try:
             reports = self._trainer.run()
             if self._triage.survives(self._trainer.steps()):

@@ -157,7 +157,7 @@ def driver(tmp_path: Path) -> Driver:
 
 
 def test_no_trial_starts_once_devices_were_held_for_as_long_as_was_allowed(driver: Driver) -> None:
-    driver.coordinator.device_seconds = 10.0  # search.max_gpu_hours
+    driver.coordinator.most_device_seconds = 10.0  # search.max_gpu_hours
     running = driver.start()
     assert len(running) == 2
     driver.pool.device_seconds = 11.0

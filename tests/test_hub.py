@@ -31,6 +31,14 @@ from prefixray.tuned import Tuned, open_base
 
 SOURCE = "name : The Mill | food : Italian"
 PREFIX = PrefixTrial(preseqlen=3, mid_dim=8, init_token="restaurant")
+FILES = [  # of a prefix on the hub
+    "README.md",
+    "peft/adapter_config.json",
+    "peft/adapter_model.safetensors",
+    "peft/prefixray.json",
+    "prefix.safetensors",
+    "prefix_config.json",
+]
 Numbers = dict[str, Any]
 
 
@@ -80,14 +88,7 @@ def test_the_folder_has_the_artifact_its_card_and_pefts_form_of_it(tiny_gpt2: Ba
     out = tmp_path / "out"
     assert main([str(tmp_path / "sweep"), "--format", "hub", "--out", str(out), "--license", "apache-2.0"]) == 0
     files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    assert files == [
-        "README.md",
-        "peft/adapter_config.json",
-        "peft/adapter_model.safetensors",
-        "peft/prefixray.json",
-        "prefix.safetensors",
-        "prefix_config.json",
-    ]
+    assert files == FILES
     assert str(tmp_path) not in "".join(path.read_text(errors="replace") for path in out.rglob("*") if path.is_file())
     expected = Tuned.load(artifact).generate([SOURCE])
     assert open_base(tiny_gpt2.name).bind(out).generate([SOURCE]) == expected
@@ -98,7 +99,8 @@ def test_the_card_carries_scores_with_intervals_configuration_and_use(tiny_gpt2:
     _sweep(tmp_path / "sweep", tiny_gpt2, PREFIX)
     main([str(tmp_path / "sweep"), "--format", "hub", "--out", str(tmp_path / "out"), "--license", "apache-2.0"])
     card = ModelCard.load(tmp_path / "out" / "README.md")
-    assert card.data.license == "apache-2.0" and card.data.library_name == "prefixray"
+    data = card.data.to_dict()
+    assert (data["license"], data["library_name"]) == ("apache-2.0", "prefixray")
     assert card.data.tags == ["prefix-tuning", "peft"] and card.data.pipeline_tag == "text-generation"
     bleu = card.data.eval_results[0]
     assert (bleu.metric_type, bleu.metric_value, bleu.dataset_type, bleu.dataset_split) == ("bleu", 58.5, "e2e", "test")
@@ -267,14 +269,7 @@ def test_a_push_makes_the_model_and_commits_the_folder(tiny_gpt2: Base, tmp_path
     assert [(one["name"], one["organization"]) for one in hub.created] == [("prefix", "me")]
     assert hub.created[0].get("private") is True or hub.created[0].get("visibility") == "private"
     files = hub.files()
-    assert set(files) == {
-        "README.md",
-        "peft/adapter_config.json",
-        "peft/adapter_model.safetensors",
-        "peft/prefixray.json",
-        "prefix.safetensors",
-        "prefix_config.json",
-    }
+    assert set(files) == set(FILES)
     assert 'snapshot_download("me/prefix")' in files["README.md"].decode().replace("'", '"')
     for name, content in files.items():
         (tmp_path / "pulled" / name).parent.mkdir(parents=True, exist_ok=True)

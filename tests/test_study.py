@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from prefixray.config import ArmConfig, TrainConfig
+from prefixray.importance import parameter_importance
 from prefixray.space import AnyDimension, Choice, Int, LogUniform, Scalar
-from prefixray.study import ArmStudy, FixedStudy, Proposal, TrialSource, parameter_importance, repair_journal
+from prefixray.study import ArmStudy, FixedStudy, Proposal, TrialSource, repair_journal
 
 LEARNING_RATE = LogUniform(log_uniform=(1e-4, 1e-1))
 SPACE: Mapping[str, AnyDimension] = {"preseqlen": Choice(choice=(1, 5, 10, 20)), "learning_rate": LEARNING_RATE}

@@ -26,7 +26,7 @@ from ray._private.runtime_env.packaging import _zip_files
 from ray.job_submission import JobStatus
 
 from prefixray import submit as submit_module
-from prefixray.config import UserError
+from prefixray.config import TaskConfig, UserError
 from prefixray.submit import run_on_cluster, submit, tunnel, tunnel_command
 from prefixray.sweepfile import load_sweep
 
@@ -242,8 +242,7 @@ def test_what_git_is_to_ignore_is_sent_all_the_same(tmp_path: Path, monkeypatch:
         sent.extend(name for name in zipfile.ZipFile(tmp_path / "sent.zip").namelist() if not name.endswith("/"))
         return "job"
 
-    task = SimpleNamespace(path=None, urls=None, train=None, dev=None, test=None)
-    config: Any = SimpleNamespace(name="small", base="model", task=task)
+    config: Any = SimpleNamespace(name="small", base="model", task=TaskConfig(name="e2e"))
     client: Any = SimpleNamespace(submit_job=submit_job)
     assert submit(client, config, Path("small.yaml"), []) == "job"
     assert sorted(sent) == ["model/weights.gguf", "small.yaml"]

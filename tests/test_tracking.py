@@ -22,7 +22,8 @@ import pytest
 from prefixray import sending, tracking
 from prefixray.config import TrackingConfig, UserError
 from prefixray.space import Scalar
-from prefixray.tracking import Closed, Ended, Tracker, check_server, open_tracker
+from prefixray.tracking import Closed, Tracker, check_server, open_tracker
+from prefixray.trial import Ended
 
 SWEEP: Mapping[str, Scalar] = {"base": "tiny", "search.num_trials": 8}
 

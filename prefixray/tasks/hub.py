@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from prefixray.config import UserError
+from prefixray.config import UserError, first_line
 from prefixray.tasks.files import SPLITS, Row
 
 
@@ -35,9 +35,8 @@ def load_hub(name: str, config: str | None, *, remedy: str, dev: str = "validati
             files = {split: f"{export}/{split}/*.parquet" for split in ("train", dev, "test")}
             hub = datasets.load_dataset("parquet", data_files=files)
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"task.path: {name}: no such folder, nor can a hub data set be loaded: {reason}; {remedy}"
+            f"task.path: {name}: no such folder, nor can a hub data set be loaded: {first_line(error)}; {remedy}"
         ) from error
     found = {split: [hub[each] for each in names if each in hub] for split, names in SPLITS.items()}
     missing = [split for split, several in found.items() if not several]
