@@ -14,6 +14,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoModelForCausalLM,
     BartConfig,
     BartForConditionalGeneration,
     GPT2Config,
@@ -120,6 +121,15 @@ def exact_pair(request: pytest.FixtureRequest, make_base: MakeBase) -> Base:
 def any_base(request: pytest.FixtureRequest, make_base: MakeBase) -> Base:
     """Each architecture in turn, fp32."""
     return make_base(request.param, torch.float32)
+
+
+def stock_model(base: Base) -> PreTrainedModel:
+    """A decoder-only base as transformers loads it, frozen and in eval mode."""
+    model = AutoModelForCausalLM.from_pretrained(base.name, dtype=base.model.dtype)
+    assert isinstance(model, PreTrainedModel)
+    model.requires_grad_(False)
+    model.train(False)
+    return model
 
 
 def _train_tokenizer(bos: str | None, eos: str) -> PreTrainedTokenizerFast:

@@ -1,11 +1,10 @@
 """An artifact may come from anyone: what is not one is refused with what differs, exit code 2 and no traceback."""
 
 import ast
-import copy
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from places import change, json_values
 
 from prefixray import decode
 from prefixray.artifact import check_record
@@ -132,18 +132,7 @@ def test_what_is_no_artifact_is_said(tmp_path: Path, tiny_gpt2: Base) -> None:
         open_base(tiny_gpt2.name).bind(tmp_path)
 
 
-_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 10**20) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
-    max_leaves=4,
-)
-
-
-def _paths(body: object, before: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    inner = body.items() if isinstance(body, dict) else enumerate(body) if isinstance(body, list) else ()
-    for key, value in inner:
-        yield (*before, key)
-        yield from _paths(value, (*before, key))
+_VALUES = json_values(st.integers(-3, 10**20) | st.floats(), max_size=5, max_leaves=4)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -153,17 +142,9 @@ def test_a_changed_record_is_refused_or_binds(
 ) -> None:
     body = json.loads((artifact / "prefix_config.json").read_text())
     body.pop("sha256")
-    changed = copy.deepcopy(body)
-    *parents, last = data.draw(st.sampled_from(list(_paths(body))))
-    inside: Any = changed
-    for key in parents:
-        inside = inside[key]
-    if data.draw(st.booleans()) and isinstance(inside, dict):
-        del inside[last]
-    else:
-        inside[last] = data.draw(_VALUES)
+    change(body, data, _VALUES)
     folder = _copy(artifact, tmp_path_factory)
-    _sign(folder, changed)
+    _sign(folder, body)
     _refused_or_bound(folder, tiny_gpt2)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from driven import end_all, start_driver
 from ray._private.node import Node
 from ray.cluster_utils import Cluster as Machines
 
@@ -82,16 +83,7 @@ class Sweep:
         self.num_trials = num_trials
         (folder / "driver.py").write_text(DRIVER)
         self.results = folder / "runs" / "small"
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled"}
-        environment.pop("MLFLOW_TRACKING_URI", None)
-        self.process = subprocess.Popen(
-            [sys.executable, "driver.py", "small.yaml", "--address", address],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        self.process = start_driver(folder, [sys.executable, "driver.py", "small.yaml", "--address", address])
 
     def log(self) -> str:
         """What the driver has said so far."""
@@ -123,8 +115,7 @@ def machines() -> Iterator[Machines]:
     yield machines
     ray.shutdown()
     machines.shutdown()
-    for process in psutil.Process().children(recursive=True):
-        process.kill()
+    end_all()
 
 
 def _add_node(machines: Machines) -> Node:

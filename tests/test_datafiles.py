@@ -5,13 +5,14 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from places import change, json_values
 
 from prefixray.config import TaskConfig, UserError
 from prefixray.tasks import load_task
@@ -131,18 +132,7 @@ def test_changed_bytes_cause_nothing_but_a_message(
     _read(config, folder)
 
 
-_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 3) | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
-    max_leaves=3,
-)
-
-
-def _paths(body: object, before: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    inner = body.items() if isinstance(body, dict) else enumerate(body) if isinstance(body, list) else ()
-    for key, value in inner:
-        yield (*before, key)
-        yield from _paths(value, (*before, key))
+_VALUES = json_values(st.integers(-3, 3), max_size=3, max_leaves=3)
 
 
 @pytest.mark.parametrize("form", ["jsonl", "dart", "webnlg json"])
@@ -158,14 +148,7 @@ def test_any_value_anywhere_causes_nothing_but_a_message(
     lines = path.read_text().splitlines() if form == "jsonl" else [path.read_text()]
     number = data.draw(st.integers(0, len(lines) - 1))
     body: Any = json.loads(lines[number])
-    *parents, last = data.draw(st.sampled_from(list(_paths(body))))
-    inside = body
-    for key in parents:
-        inside = inside[key]
-    if data.draw(st.booleans()) and isinstance(inside, dict):
-        del inside[last]
-    else:
-        inside[last] = data.draw(_VALUES)
+    change(body, data, _VALUES)
     lines[number] = json.dumps(body)
     path.write_text("\n".join(lines))
     _read(config, folder)

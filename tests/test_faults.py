@@ -13,20 +13,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import optuna
-import psutil
 import pytest
-from mlflow import MlflowClient
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from driven import DrivenSweep, end_all, kill, wait_for, workers_of
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
+
+_wait_for = partial(wait_for, seconds=600)
 
 TOLERANCE = 1e-4  # of a dev loss in fp32, whose sums depend on who shares a batch
 NUM_STEPS = 240
@@ -47,68 +45,19 @@ arms:
 search: {{num_trials: {num_trials}, concurrency: 4, seed: 3, max_failures: 1}}
 final: {{num_seeds: 1, metric: test/bleu, reference: lora, num_beams: 2, max_new_tokens: 8}}
 """
-DRIVER = [sys.executable, "-m", "prefixray.sweep", "small.yaml"]
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep in a folder of its own, driven by subprocesses as a user would."""
-
-    folder: Path
-    base: Path
-
-    @property
-    def results(self) -> Path:
-        """Where it leaves what it finds."""
-        return self.folder / "runs" / "small"
+class Sweep(DrivenSweep):
+    """The sweep of this file."""
 
     def write(self, *, num_steps: int = NUM_STEPS) -> None:
         """Write the sweep file."""
         text = SWEEP.format(base=self.base, num_steps=num_steps, num_trials=NUM_TRIALS)
         (self.folder / "small.yaml").write_text(text)
 
-    def start(self, *options: str, command: list[str] = DRIVER, **environment: str) -> "subprocess.Popen[str]":
-        """Start the driver."""
-        inherited = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-        offline = {"HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled"}
-        return subprocess.Popen(
-            [*command, *options],
-            cwd=self.folder,
-            env={**inherited, **offline, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
-        )
-
     def finish(self, *options: str) -> str:
         """Run the driver to its end; what it printed."""
         return output_of(self.start(*options))
-
-    def ended(self) -> int:
-        """How many trials have ended so far."""
-        return len(list(self.results.glob("*/**/result.json")))
-
-    def has_checkpoints(self) -> bool:
-        """Whether trials of the search are on their way."""
-        return any(self.results.glob("trials/prefix/*/step-*"))
-
-    def states(self) -> dict[str, Counter[str]]:
-        """The states of all trials in the journal, by study."""
-        journal = str(self.results / "study.journal")
-        storage = JournalStorage(JournalFileBackend(journal, lock_obj=JournalFileOpenLock(journal)))
-        studies = {
-            name: optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)
-        }
-        return {
-            name.removeprefix("small/"): Counter(t.state.name for t in study.trials if "duplicate" not in t.user_attrs)
-            for name, study in studies.items()
-        }
-
-    def runs(self, uri: str | None = None) -> list[Any]:
-        """All runs in MLflow."""
-        client = MlflowClient(tracking_uri=uri or f"sqlite:///{self.results / 'mlflow.db'}")
-        return list(client.search_runs([e.experiment_id for e in client.search_experiments()], max_results=1000))
 
     def losses(self) -> dict[str, float]:
         """The dev loss that each trial of the search and the final stage has ended with."""
@@ -130,43 +79,12 @@ def output_of(process: "subprocess.Popen[str]", code: int = 0, seconds: float = 
     return output
 
 
-def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]", seconds: float = 600) -> None:
-    """Wait until something holds of a driver that runs."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.02)
-
-
-def kill(process: "subprocess.Popen[str]") -> None:
-    """SIGKILL the driver alone, and wait until what it owned has gone with it."""
-    owned = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    psutil.wait_procs(owned, timeout=30)
-
-
-def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """The processes of the driver's workers that have been set up."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if child.is_running() and "ray::Worker" in _title(child)]
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
 @pytest.fixture
 def sweep(tmp_path: Path, base_folders: Mapping[str, Path]) -> Iterator[Sweep]:
     sweep = Sweep(tmp_path, base_folders["llama"])
     sweep.write()
     yield sweep
-    for process in psutil.Process().children(recursive=True):
-        process.kill()
+    end_all()
 
 
 @pytest.fixture(scope="module")
@@ -205,12 +123,12 @@ def assert_same(sweep: Sweep, undisturbed: Sweep) -> None:
 
 def test_workers_killed_together_and_while_they_rejoin_cost_no_number(sweep: Sweep, undisturbed: Sweep) -> None:
     process = sweep.start()
-    wait_for(sweep.has_checkpoints, process)
+    _wait_for(sweep.has_checkpoints, process)
     killed = workers_of(process)
     assert 1 <= len(killed) <= 2
     for worker in killed:
         worker.kill()
-    wait_for(lambda: set(workers_of(process)) - set(killed), process)
+    _wait_for(lambda: set(workers_of(process)) - set(killed), process)
     workers_of(process)[0].kill()
     assert "its trials rejoin" in output_of(process)
     assert_complete(sweep)
@@ -219,14 +137,14 @@ def test_workers_killed_together_and_while_they_rejoin_cost_no_number(sweep: Swe
 
 def test_a_driver_killed_at_any_time_is_followed_by_one_that_goes_on(sweep: Sweep, undisturbed: Sweep) -> None:
     process = sweep.start()
-    wait_for(lambda: b'"op_code":4' in journal_of(sweep), process)  # the first proposal
+    _wait_for(lambda: b'"op_code":4' in journal_of(sweep), process)  # the first proposal
     kill(process)
     process = sweep.start()
-    wait_for(lambda: len(checkpoints_of(sweep)) >= 4, process)
+    _wait_for(lambda: len(checkpoints_of(sweep)) >= 4, process)
     kill(process)
     damage(sweep)
     process = sweep.start()
-    wait_for(lambda: any(sweep.results.glob("final/*/result.json")), process)
+    _wait_for(lambda: any(sweep.results.glob("final/*/result.json")), process)
     kill(process)
     assert "damaged" in (sweep.results / "sweep.log").read_text(), "the checkpoint before was used"
     process = sweep.start()
@@ -360,8 +278,8 @@ def test_a_tracking_server_must_be_there_at_the_start_and_may_be_away_after_it(
     assert "--set tracking.mlflow=null" in output
     with tracking_server(sweep.folder, port):
         process = sweep.start("--set", f"tracking.mlflow={uri}")
-        wait_for(sweep.has_checkpoints, process)
-    wait_for(lambda: sweep.ended() >= 1, process)
+        _wait_for(sweep.has_checkpoints, process)
+    _wait_for(lambda: sweep.ended() >= 1, process)
     with tracking_server(sweep.folder, port):
         output = output_of(process)
         assert "is away; the sweep goes on" in output and "could not be logged" not in output, output
@@ -371,13 +289,13 @@ def test_a_tracking_server_must_be_there_at_the_start_and_may_be_away_after_it(
 
 def test_an_interrupt_puts_all_away_and_a_second_one_ends_at_once(sweep: Sweep, undisturbed: Sweep) -> None:
     process = sweep.start("--set", "search.max_hours=9")
-    wait_for(sweep.has_checkpoints, process)
+    _wait_for(sweep.has_checkpoints, process)
     process.send_signal(signal.SIGINT)
     output = output_of(process, code=130)
     assert "prefix/0" in output.split("state")[-1], "the table so far"
     assert output.splitlines()[-1].endswith("python -m prefixray.sweep small.yaml --set search.max_hours=9")
     process = sweep.start()
-    wait_for(lambda: len(workers_of(process)) > 0, process)
+    _wait_for(lambda: len(workers_of(process)) > 0, process)
     process.send_signal(signal.SIGINT)
     time.sleep(3.0)  # Python sees two signals at once as one
     process.send_signal(signal.SIGINT)
@@ -410,7 +328,7 @@ def test_a_full_disk_and_a_file_in_the_way_stop_the_sweep_until_they_are_mended(
     assert f"{in_the_way}: File exists" in output and "then run the same command again" in output, output
     in_the_way.unlink()
     process = sweep.start()
-    wait_for(sweep.has_checkpoints, process)
+    _wait_for(sweep.has_checkpoints, process)
     _fill(ballast)
     output = output_of(process, code=1)
     assert "No space left on device" in output and "then run the same command again" in output, output

@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from conftest import stock_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base, checkpointed
@@ -41,14 +42,6 @@ def inserts(exact_base: Base) -> list[Insert]:
 def _tokens(base: Base) -> Tensor:
     size = (len(ROWS), NUM_TOKENS)
     return torch.randint(len(base.tokenizer), size, generator=torch.Generator().manual_seed(2))
-
-
-def _stock(base: Base) -> PreTrainedModel:
-    model = AutoModelForCausalLM.from_pretrained(base.name, dtype=base.model.dtype)
-    assert isinstance(model, PreTrainedModel)
-    model.requires_grad_(False)
-    model.train(False)
-    return model
 
 
 def _cached(keys_and_values: Tensor) -> DynamicCache:
@@ -117,7 +110,7 @@ def test_rows_of_a_mixed_batch_and_their_gradients_are_the_plain_ones(
     exact_base: Base, inserts: list[Insert], wrap: Callable[[Base], Base]
 ) -> None:
     base, ids = wrap(exact_base), _tokens(exact_base)
-    expected = _by_hand(_stock(exact_base), inserts, ids)
+    expected = _by_hand(stock_model(exact_base), inserts, ids)
     torch.cat(expected).logsumexp(1).sum().backward()
     wanted = _gradients(inserts)
     rows = _packed(base, Binder(base.model), inserts, ids)
@@ -128,7 +121,7 @@ def test_rows_of_a_mixed_batch_and_their_gradients_are_the_plain_ones(
 
 
 def test_nothing_added_to_words_is_the_base_reading_them(exact_base: Base) -> None:
-    site, stock = exact_base.shape.sites["decoder"], _stock(exact_base)
+    site, stock = exact_base.shape.sites["decoder"], stock_model(exact_base)
     words = torch.tensor([5, 9, 40])
     added = torch.zeros(2, site.num_layers, site.num_kv_heads, 3, site.head_dim, dtype=torch.float64)
     insert = Insert({"decoder": added}, infix=stock.get_input_embeddings()(words))
@@ -141,7 +134,7 @@ def test_nothing_added_to_words_is_the_base_reading_them(exact_base: Base) -> No
 
 
 def test_losses_of_a_pack_are_the_plain_ones_in_training_and_evaluation(exact_base: Base) -> None:
-    template, stock = make_template(exact_base, TaskConfig(name="e2e")), _stock(exact_base)
+    template, stock = make_template(exact_base, TaskConfig(name="e2e")), stock_model(exact_base)
     examples = [
         Example(source, f"{source} is {end}") for source in SOURCES for end in ("cheap.", "a pub by the river.")
     ]
@@ -166,7 +159,7 @@ def test_losses_of_a_pack_are_the_plain_ones_in_training_and_evaluation(exact_ba
 
 
 def test_greedy_decoding_is_the_plain_one(exact_base: Base, inserts: list[Insert]) -> None:
-    template, stock = make_template(exact_base, TaskConfig(name="e2e")), _stock(exact_base)
+    template, stock = make_template(exact_base, TaskConfig(name="e2e")), stock_model(exact_base)
     decoding = Decoding(num_beams=1, max_new_tokens=9)
     given = [inserts[trial] for trial in (0, 2, 0)]
     found = generate(exact_base, Binder(exact_base.model), template, SOURCES, given, decoding)

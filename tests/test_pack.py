@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import stock_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from prefixray.attention import Insert
 from prefixray.base import Base
@@ -160,7 +161,7 @@ def test_steps_are_those_of_the_plain_formula_on_the_stock_model(
     made = pack.members["checked"].method
     assert isinstance(made, Prefix)
     tensors = {name: p.detach().clone().requires_grad_() for name, p in made.named_parameters()}
-    stock, rows = _stock(base), _rows(base)
+    stock, rows = stock_model(base), _rows(base)
     moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in tensors.items()}
     for step, rate in enumerate((0.5e-2, 1e-2, 1e-2, 0.5e-2), start=1):
         nll = [_naive_nll(stock, row, _naive_prefix(tensors, base, num_positions=4)) for row in rows]
@@ -190,7 +191,7 @@ def test_a_finetune_is_plain_training_of_the_stock_model(make_base: MakeBase) ->
     base = make_base("llama", torch.float64)  # its architecture has no dropout
     trial = _trial(FinetuneTrial(), 1e-3, batch_size=len(EXAMPLES), schedule="constant", weight_decay=0.1)
     pack = _pack(base, {"finetune": trial})
-    stock, rows = _stock(base), _rows(base)
+    stock, rows = stock_model(base), _rows(base)
     stock.requires_grad_(True)
     parameters = dict(stock.named_parameters())
     groups = [
@@ -479,15 +480,6 @@ def _fail_once(pack: Pack, nth_forward: int) -> None:
             raise torch.OutOfMemoryError("no more")
 
     pack.base.blocks()[-1][1].register_forward_pre_hook(fail)
-
-
-def _stock(base: Base) -> PreTrainedModel:
-    """The model as transformers loads it."""
-    model = AutoModelForCausalLM.from_pretrained(base.name, dtype=base.model.dtype)
-    assert isinstance(model, PreTrainedModel)
-    model.requires_grad_(False)
-    model.train(False)
-    return model
 
 
 def _naive_prefix(tensors: Mapping[str, Tensor], base: Base, *, num_positions: int) -> Tensor:

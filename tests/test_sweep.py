@@ -5,28 +5,25 @@ A tiny real model is trained on a few E2E sentences through the real driver, Ray
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import optuna
-import psutil
 import pytest
-from mlflow import MlflowClient
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from driven import DrivenSweep, end_all, kill, wait_for, workers_of
 from optuna.trial import FrozenTrial, TrialState
 
 from prefixray.config import TaskConfig
 from prefixray.tasks import load_task
 
 pytestmark = pytest.mark.ray
+
+_wait_for = partial(wait_for, seconds=120)
 
 NUM_TRIALS = 5
 NUM_SEEDS = 2
@@ -48,12 +45,8 @@ final: {{num_seeds: 2, metric: test/bleu, reference: finetune, num_beams: 2, max
 """
 
 
-class Sweep:
-    """A sweep in a folder of its own, driven by subprocesses as a user would."""
-
-    def __init__(self, folder: Path, base: Path) -> None:
-        self.folder, self.base = folder, base
-        self.results = folder / "runs" / "small"
+class Sweep(DrivenSweep):
+    """The sweep of this file."""
 
     def write(self, *, num_steps: int = 40, num_trials: int = NUM_TRIALS) -> None:
         """Write the sweep file."""
@@ -62,20 +55,6 @@ class Sweep:
         )
         (self.folder / "small.yaml").write_text(text)
 
-    def start(self, *options: str) -> "subprocess.Popen[str]":
-        """Start the driver."""
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled"}
-        environment.pop("MLFLOW_TRACKING_URI", None)
-        return subprocess.Popen(
-            [sys.executable, "-m", "prefixray.sweep", "small.yaml", *options],
-            cwd=self.folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
-        )
-
     def finish(self, *options: str) -> str:
         """Run the driver to its end; what it printed."""
         process = self.start(*options)
@@ -83,34 +62,10 @@ class Sweep:
         assert process.returncode == 0, output
         return output
 
-    def ended(self) -> int:
-        """How many trials have ended so far."""
-        return len(list(self.results.glob("*/**/result.json")))
-
     def control(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Ask something of the driver, from another process."""
         command = [sys.executable, "-m", "prefixray.control", "small", "--wait", "60", *arguments]
         return subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
-
-    def trials(self) -> dict[str, list[FrozenTrial]]:
-        """All trials in the journal, by study."""
-        journal = str(self.results / "study.journal")
-        storage = JournalStorage(JournalFileBackend(journal, lock_obj=JournalFileOpenLock(journal)))
-        summary = optuna.get_all_study_names(storage)
-        studies = {name: optuna.load_study(study_name=name, storage=storage) for name in summary}
-        return {
-            name.removeprefix("small/"): [trial for trial in study.trials if "duplicate" not in trial.user_attrs]
-            for name, study in studies.items()
-        }
-
-    def states(self) -> dict[str, Counter[str]]:
-        """The states of all trials in the journal, by study."""
-        return {name: Counter(trial.state.name for trial in trials) for name, trials in self.trials().items()}
-
-    def runs(self) -> list[Any]:
-        """All runs in MLflow."""
-        client = MlflowClient(tracking_uri=f"sqlite:///{self.results / 'mlflow.db'}")
-        return list(client.search_runs([e.experiment_id for e in client.search_experiments()], max_results=1000))
 
 
 @pytest.fixture
@@ -118,24 +73,7 @@ def sweep(tmp_path: Path, base_folders: Mapping[str, Path]) -> Iterator[Sweep]:
     sweep = Sweep(tmp_path, base_folders["llama"])
     sweep.write()
     yield sweep
-    for process in psutil.Process().children(recursive=True):
-        process.kill()
-
-
-def _wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.02)
-
-
-def _kill(process: "subprocess.Popen[str]") -> None:
-    """SIGKILL the driver alone, and wait until what it owned has gone with it."""
-    owned = [child for child in psutil.Process(process.pid).children(recursive=True)]
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    psutil.wait_procs(owned, timeout=30)
+    end_all()
 
 
 def _assert_complete(sweep: Sweep, *, num_trials: int = NUM_TRIALS) -> None:
@@ -210,11 +148,11 @@ def test_a_driver_killed_twice_loses_no_trial_and_repeats_none_and_a_larger_budg
     sweep.write(num_steps=120)
     process = sweep.start()
     _wait_for(lambda: sweep.ended() >= 1, process)
-    _kill(process)
+    kill(process)
     first = {path: path.read_text() for path in sweep.results.glob("trials/*/*/result.json")}
     process = sweep.start()
     _wait_for(lambda: sweep.ended() >= len(first) + 2, process)
-    _kill(process)
+    kill(process)
     sweep.finish()
     _assert_complete(sweep)
     assert {path: path.read_text() for path in first} == first  # what had ended was not run again
@@ -228,7 +166,7 @@ def test_a_driver_killed_twice_loses_no_trial_and_repeats_none_and_a_larger_budg
 def test_a_driver_killed_in_the_final_stage_goes_on_there(sweep: Sweep) -> None:
     process = sweep.start()
     _wait_for(lambda: len(list(sweep.results.glob("final/*/result.json"))) >= 1, process)
-    _kill(process)
+    kill(process)
     ended = {path: path.read_text() for path in sweep.results.glob("**/result.json")}
     sweep.finish()
     _assert_complete(sweep)
@@ -239,10 +177,8 @@ def test_a_driver_killed_in_the_final_stage_goes_on_there(sweep: Sweep) -> None:
 def test_all_workers_killed_in_the_middle_of_a_pack_cost_no_trial_a_retry(sweep: Sweep) -> None:
     sweep.write(num_steps=200)
     process = sweep.start()
-    _wait_for(lambda: any(sweep.results.glob("trials/prefix/*/step-*")), process)
-    workers = [
-        p for p in psutil.Process(process.pid).children(recursive=True) if "ray::Worker" in " ".join(p.cmdline())
-    ]
+    _wait_for(sweep.has_checkpoints, process)
+    workers = workers_of(process)
     assert 1 <= len(workers) <= 2
     for worker in workers:
         worker.kill()
@@ -268,7 +204,7 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_goes_on_from_its_checkpoints
 def test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_outside(sweep: Sweep) -> None:
     sweep.write(num_steps=400)
     process = sweep.start("--set", "final.num_seeds=1", "--set", "search.keep=1.0")
-    _wait_for(lambda: any(sweep.results.glob("trials/prefix/*/step-*")), process)
+    _wait_for(sweep.has_checkpoints, process)
     extended = sweep.control("extend", "--trials", "40", "--arm", "prefix")
     assert (extended.returncode, "of 45 trials started" in extended.stdout) == (0, True), extended
     mine = ["preseqlen=8", "mid_dim=null", "init_token=pub", "learning_rate=2e-3"]
@@ -304,7 +240,7 @@ def test_a_second_driver_says_who_holds_the_sweep_and_leaves(sweep: Sweep) -> No
     message, _ = second.communicate(timeout=60)
     assert second.returncode == 2
     assert message.startswith(f"runs/small: another driver runs this sweep: process {process.pid} on ")
-    _kill(process)
+    kill(process)
 
 
 def test_a_trial_whose_loss_is_not_finite_ends_alone_and_the_sweep_goes_on(sweep: Sweep) -> None:
