@@ -66,7 +66,9 @@ def _read_arm(document: Document, name: str, train: TrainConfig, num_trials: int
     fixed: dict[str, Scalar] = {}
     for value_key in _known_keys(document, key, body, method):
         value = _joined(value_key, body[value_key])
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value_key == "num_steps":
+            document.complain((*key, value_key), "cannot be searched: trials of an arm are compared on one schedule")
+        elif isinstance(value, dict):
             dimension = _read_dimension(document, (*key, value_key), value)
             if dimension is not None:
                 dimensions[value_key] = dimension

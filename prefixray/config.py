@@ -306,7 +306,7 @@ TASK_METRICS: Mapping[TaskName, tuple[str, ...]] = {
     ),
 }
 """The metrics that `final.metric` and `final.more_metrics` may name, by task."""
-RECIPE_OF_ALL = frozenset({"num_steps", "eval_every", "precision", "gradient_checkpointing"})
+RECIPE_OF_ALL = frozenset({"eval_every", "precision", "gradient_checkpointing"})
 """Keys of `train` that an arm may not override: they make arms comparable."""
 
 
@@ -338,6 +338,12 @@ class ArmConfig(Strict):
     """Configurations that are tried first."""
     train: TrainConfig
     """The recipe that the arm overrides."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of a whole schedule of each of its trials: the same for all of them, so that rungs compare like."""
+        steps = self.fixed.get("num_steps")
+        return steps if isinstance(steps, int) else self.train.num_steps
 
     @property
     def exclusive(self) -> bool:

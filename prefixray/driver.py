@@ -348,7 +348,7 @@ def _search_trial(config: SweepConfig, arm: ArmConfig, record: Record) -> Search
         number=record.number,
         config=dict(record.values),
         step=last,
-        num_steps=arm.train.num_steps,
+        num_steps=arm.num_steps,
         dev_loss=value,
         state=record.state,
         rung=rung,

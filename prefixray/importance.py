@@ -26,7 +26,7 @@ def parameter_importance(journal: Path, sweep: str, arm: ArmConfig, rungs: Seque
     study = optuna.load_study(study_name=f"{sweep}/{arm.name}", storage=open_storage(journal))
     trials = {trial.number: trial for trial in started_trials(study)}
     losses = {number: t.value for number, t in trials.items() if t.state is TrialState.COMPLETE}
-    step = arm.train.num_steps
+    step = arm.num_steps
     if len(losses) < _FEWEST_TRIALS and rungs:
         step = rungs[0]
         losses = {n: t.intermediate_values[step] for n, t in trials.items() if step in t.intermediate_values}

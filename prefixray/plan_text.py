@@ -134,8 +134,9 @@ def _rungs(plan: Plan) -> str:
     searched = [work for work in plan.arms if work.generations]
     if not searched:
         return ""
-    ends = [*plan.config.search.rungs, plan.config.train.num_steps]
-    header = ["arm", *(f"step {step:,}" for step in ends)]
+    lengths = {work.arm.num_steps for work in searched}
+    end = f"step {lengths.pop():,}" if len(lengths) == 1 else "end"
+    header = ["arm", *(f"step {step:,}" for step in plan.config.search.rungs), end]
     rows = [
         [work.arm.name, *(_range(low, high) for low, high in zip(work.together, work.expected, strict=True))]
         for work in searched

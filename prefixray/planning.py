@@ -106,7 +106,7 @@ class ArmWork:
     @property
     def final_steps(self) -> int:
         """Steps of all its runs of the final stage."""
-        return (self.candidates + self.finals) * self.arm.train.num_steps
+        return (self.candidates + self.finals) * self.arm.num_steps
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _arm_work(config: SweepConfig, arm: ArmConfig, slots: int, num_workers: int)
     rows = _highest(arm, "batch_size") * _highest(arm, "grad_accumulation")
     if not arm.dimensions:
         return ArmWork(arm, at_once, 0, (), (), 0.0, 0.0, 0, final.num_seeds, rows)
-    ends = [*search.rungs, arm.train.num_steps]
+    ends = [*search.rungs, arm.num_steps]
     together: list[int] = [arm.num_trials]
     expected: list[float] = [arm.num_trials]
     group = math.ceil(at_once / num_workers)  # trials of a pack reach a rung in the same step
@@ -173,7 +173,7 @@ def _arm_work(config: SweepConfig, arm: ArmConfig, slots: int, num_workers: int)
     steps = sum(count * (end - start) for count, start, end in zip(expected, starts, ends, strict=True))
     evaluations = sum(
         next(count for count, end in zip(expected, ends, strict=True) if step <= end)
-        for step in report_steps(config.train, search.rungs, arm.train.num_steps)
+        for step in report_steps(config.train, search.rungs, arm.num_steps)
     )
     candidates = min(final.candidates, together[-1])
     return ArmWork(
@@ -274,7 +274,7 @@ def _train_flops(known: Known, work: ArmWork, *, is_final: bool) -> float:
     runs, train = work.candidates + work.finals, known.config.train
     steps = work.final_steps if is_final else work.search_steps
     evaluations = (
-        runs * len(report_steps(train, known.config.search.rungs, train.num_steps))
+        runs * len(report_steps(train, known.config.search.rungs, work.arm.num_steps))
         if is_final
         else work.search_evaluations
     )

@@ -47,7 +47,7 @@ class Stage:
 
     def expected_steps(self, keep: float) -> float:
         """Steps of a trial on average, when the share `keep` goes on at every rung."""
-        ends = [*self.rungs, self.arm.train.num_steps]
+        ends = [*self.rungs, self.arm.num_steps]
         starts = [0, *self.rungs]
         return sum(keep**place * (end - start) for place, (start, end) in enumerate(zip(starts, ends, strict=True)))
 

@@ -221,12 +221,12 @@ def _check_search(
     key = ("search", "rungs")
     if list(search.rungs) != sorted(set(search.rungs)):
         document.refuse(key, "must be ascending")
-    if max(search.rungs) >= train.num_steps:
-        document.refuse(key, f"must be below train.num_steps ({train.num_steps}), at which every trial ends")
     for arm in [None, *arms]:
+        whose, num_steps = ("train", train.num_steps) if arm is None else (f"arms.{arm.name}", arm.num_steps)
+        if max(search.rungs) >= num_steps and (arm is None or "num_steps" in arm.fixed):
+            document.refuse(key, f"must be below {whose}.num_steps ({num_steps}), at which every trial ends")
         warmup = train.warmup_steps if arm is None else _longest_warmup(arm)
         if search.rungs[0] < 2 * warmup:
-            whose = "train" if arm is None else f"arms.{arm.name}"
             problem = f"the first must be at least twice {whose}.warmup_steps ({warmup}): {2 * warmup} or more"
             document.refuse(key, problem)
 

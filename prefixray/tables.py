@@ -248,6 +248,8 @@ def notes(results: Results) -> list[str]:
     found = list(results.get("notes", ()))
     if any(arm["method"] is not None and arm["num_trials"] < most["num_trials"] for arm in arms):
         found.append(f"+ searched less than {most['arm']}: not a fair comparison")
+    if unequal := _unequal_training(arms):
+        found.append(unequal)
     if any(_is_significant(arm) for arm in arms):
         both = f"p < {SIGNIFICANT} after Holm's correction, and an interval clear of 0"
         found.append(f"* differs from {results['reference']}: {both}")
@@ -276,6 +278,16 @@ def _verdict(results: Results) -> str:
     if fair and tested is not None and gap > results["resolution"] and _is_significant(tested):
         return f"Winner: {best['arm']}, {text} ahead of {second['arm']}."
     return f"No winner: {best['arm']} and {second['arm']} are {text} apart."
+
+
+def _unequal_training(arms: Sequence[ArmResult]) -> str | None:
+    """What each arm was trained on, where that differs."""
+    parts = ("num_steps", "batch_size", "grad_accumulation")
+    given = {arm["arm"]: [arm["config"].get(part) for part in parts] for arm in arms if arm["method"] is not None}
+    counts = {name: math.prod(n for n in own if isinstance(n, int)) for name, own in given.items()}
+    if len(set(counts.values())) < 2:
+        return None
+    return "trained on unequal numbers of examples: " + ", ".join(f"{name} {n:,}" for name, n in counts.items())
 
 
 def _is_significant(arm: ArmResult) -> bool:

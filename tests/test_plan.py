@@ -85,6 +85,15 @@ def test_the_counts_of_a_small_sweep_are_those_by_hand(config: SweepConfig) -> N
     assert (finetune.generations, finetune.search_steps, finetune.final_steps) == (0, 0, 3 * 8)
 
 
+def test_an_arm_with_a_schedule_of_its_own_is_counted_by_it(file: Path) -> None:
+    longer = load_sweep(file, ["arms.prefix.num_steps=20"])
+    prefix, adapter, _ = arm_works(longer, num_slots=64, num_workers=1)
+    assert prefix.search_steps == pytest.approx(8 * 2 + 4 * 2 + (8 / 3) * 16)
+    assert (prefix.final_steps, adapter.final_steps) == (5 * 20, 3 * 8)
+    assert longer.arm("prefix").trial({"preseqlen": 4, "mid_dim": None, "learning_rate": 1e-3}).num_steps == 20
+    assert longer.arm("adapter").trial({"bottleneck": 4}).num_steps == 8
+
+
 def test_full_fine_tuning_has_as_many_trials_at_once_as_workers(file: Path) -> None:
     config = load_sweep(file, ["arms.finetune.learning_rate={log_uniform: [1e-5, 1e-3]}", "search.concurrency=null"])
     finetune = arm_works(config, num_slots=64, num_workers=1)[-1]

@@ -154,8 +154,8 @@ def test_a_misspelt_key_is_named_with_its_nearest() -> None:
 def test_a_key_like_no_other_is_answered_with_all_keys() -> None:
     assert complaint(changed("{learning_rate: 5e-5}", "{learning_rate: 5e-5, zzz: 1}")) == (
         "x.yaml:14: arms.finetune.zzz: no such key for fine-tuning (the keys are: top_layers, tune_embeddings, "
-        "learning_rate, batch_size, grad_accumulation, warmup_steps, schedule, weight_decay, max_grad_norm, objective, "
-        "label_smoothing, method, num_trials, first)"
+        "learning_rate, batch_size, grad_accumulation, num_steps, warmup_steps, schedule, weight_decay, max_grad_norm, "
+        "objective, label_smoothing, method, num_trials, first)"
     )
 
 
@@ -300,8 +300,18 @@ MALFORMED = {
     ),
     "a recipe that is shared": (
         "5e-5",
-        "5e-5, num_steps: 80",
-        "x.yaml:14: arms.finetune.num_steps: stands under train only, because it is the same for all arms",
+        "5e-5, eval_every: 5",
+        "x.yaml:14: arms.finetune.eval_every: stands under train only, because it is the same for all arms",
+    ),
+    "a searched length of the schedule": (
+        "5e-5",
+        "5e-5, num_steps: {choice: [40, 80]}",
+        "x.yaml:14: arms.finetune.num_steps: cannot be searched: trials of an arm are compared on one schedule",
+    ),
+    "rungs beyond an arm's own schedule": (
+        "5e-5",
+        "5e-5, num_steps: 20",
+        "x.yaml:15: search.rungs: [10, 20]: must be below arms.finetune.num_steps (20), at which every trial ends",
     ),
     "a required value of a prefix": (
         "    preseqlen: {choice: [1, 5]}\n",

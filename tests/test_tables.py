@@ -152,6 +152,15 @@ def test_a_winner_is_outside_the_resolution_and_significant(results: Results) ->
     assert "Winner: prefix, 12.2 BLEU ahead of finetune." in render_text(results)
 
 
+def test_arms_that_are_trained_on_unequal_numbers_of_examples_are_named(results: Results) -> None:
+    for one in results["arms"][1:]:
+        one["config"] = {"num_steps": 40, "batch_size": 8, "grad_accumulation": 1}
+    assert "unequal" not in render_text(results)
+    results["arms"][3]["config"] = {"num_steps": 20, "batch_size": 12, "grad_accumulation": 5}
+    expected = "trained on unequal numbers of examples: prefix 320, adapter 320, finetune 1,200"
+    assert expected in render_text(results).splitlines()
+
+
 def test_a_lower_error_rate_wins(results: Results) -> None:
     results["metric"], results["metrics"] = "ter", ["ter"]
     for one, value in zip(results["arms"], (95.0, 40.0, 56.0, 55.0), strict=True):
