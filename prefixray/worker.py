@@ -117,6 +117,7 @@ class Worker:
         """
         if self._refusal is not None:
             raise self._refusal
+        logger.info("%s asks to join", spec.key)
         return self._call(lambda: self._admit(spec, token))
 
     def next_report(self, key: str, token: str) -> Report | None:
@@ -264,6 +265,8 @@ class Worker:
         """One step of the pack, which the process may not survive. Where the disk fails, no trial can go on here."""
         steps, parked = self._trainer.steps(), set(self._trainer.parked())
         self._triage.begins({key: step for key, step in steps.items() if key not in parked})
+        for key in (key for key, step in steps.items() if step == 0):
+            logger.info("%s begins its first step", key)
         try:
             reports = self._trainer.run()
             if self._triage.survives(self._trainer.steps()):

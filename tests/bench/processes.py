@@ -1,0 +1,99 @@
+"""A command and everything that it starts, wherever that goes: its memory while it runs, its end.
+
+Ray's processes may lose their parents, and some overwrite their environment: a process belongs to the command if it or
+an ancestor bears the command's mark.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+_MARK = "WHOLE_SWEEP_COMMAND"
+SAMPLE_SECONDS = 1.0
+
+
+class Watched:
+    """A command that runs, and the peak memory of all its processes (proportional set size: shared pages once)."""
+
+    def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
+        """Start it in a folder; what it prints goes to `output.txt` there."""
+        self._mark = f"{_MARK}={uuid.uuid4().hex}"
+        name, _, value = self._mark.partition("=")
+        with (folder / "output.txt").open("w") as output:
+            self.process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env={**os.environ, **environment, name: value},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+                start_new_session=True,
+            )
+        self.peak_bytes = 0
+        self.num_processes = 0
+        """At the peak."""
+        self._ended = threading.Event()
+        self._sampler = threading.Thread(target=self._sample, daemon=True)
+        self._sampler.start()
+
+    def interrupt(self) -> None:
+        """As Ctrl-C does."""
+        self.process.send_signal(signal.SIGINT)
+
+    def close(self, seconds: float = 60.0) -> None:
+        """Wait for its end, and end by force what is left of it then."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        self._ended.set()
+        self._sampler.join()
+        left = self._processes()
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=30)
+
+    def _sample(self) -> None:
+        while not self._ended.wait(SAMPLE_SECONDS):
+            processes = self._processes()
+            used = sum(_proportional_bytes(process.pid) for process in processes)
+            if used > self.peak_bytes:
+                self.peak_bytes, self.num_processes = used, len(processes)
+
+    def _processes(self) -> list[psutil.Process]:
+        """Those that live now."""
+        parents = {process.pid: process.info["ppid"] for process in psutil.process_iter(["ppid"])}
+        marked = {pid for pid in parents if self._bears_mark(pid)}
+
+        def belongs(pid: int | None) -> bool:
+            while pid is not None and pid in parents:
+                if pid in marked:
+                    return True
+                pid = parents[pid] if parents[pid] != pid else None
+            return False
+
+        found = []
+        for pid in filter(belongs, parents):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(pid))
+        return found
+
+    def _bears_mark(self, pid: int) -> bool:
+        try:
+            return self._mark.encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            return False
+
+
+def _proportional_bytes(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)

