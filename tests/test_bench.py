@@ -1,17 +1,30 @@
-"""The benchmark runs on a bare GPU machine: it needs neither Ray nor Optuna nor MLflow; and a profile is a trace."""
+"""The benchmarks: the table runs on a bare GPU machine, without Ray, Optuna or MLflow; a profile is a trace; the arms of
+a whole sweep do the same work.
+"""
 
 import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from prefixray.base import Base
+from prefixray.batching import encode, make_template
+from prefixray.config import TaskConfig
 from prefixray.profiling import profiled
+from prefixray.tasks import load_task
 
 BENCH = Path(__file__).parent / "bench"
+LEFT_ALONE = """
+import subprocess, sys
+holds = "import time; held = b'1' * 200_000_000; time.sleep(3)"
+subprocess.Popen([sys.executable, "-c", holds], start_new_session=True)
+"""
 
 
 def test_the_table_of_a_tiny_case_needs_nothing_of_a_search(tmp_path: Path) -> None:
@@ -37,3 +50,53 @@ def test_a_profile_is_a_trace_and_a_table(tmp_path: Path, capsys: pytest.Capture
         "mm" in str(event.get("name")) for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     )
     assert "Self CPU" in capsys.readouterr().out
+
+
+def test_memory_is_counted_of_a_process_whose_parent_has_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    from processes import Watched
+
+    watched = Watched([sys.executable, "-c", LEFT_ALONE], tmp_path, {})
+    watched.process.wait(30)
+    time.sleep(2.5)
+    watched.close()
+    assert watched.peak_bytes > 200_000_000
+    assert not watched.processes()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_whole_sweep_of_peft_and_ours_takes_trials_equally_far(tmp_path: Path) -> None:
+    options = ["--case", "tiny", "--arms", "PEFT fp32", "prefixray", "--parts", "sweep", "--out", str(tmp_path)]
+    command = [sys.executable, str(BENCH / "whole_sweep.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = json.loads((tmp_path / "results.json").read_text())
+    assert [run["arm"] for run in runs] == ["PEFT fp32", "prefixray"]
+    for run in runs:
+        assert [trial["state"] for trial in run["trials"]] == ["ended"] * 4
+        steps = [trial["steps"] for trial in run["trials"]]
+        assert set(steps) <= {2, 4} and 4 in steps  # stopped at the rung, or taken to the end
+        assert [len(trial["losses"]) for trial in run["trials"]] == [count // 2 for count in steps]
+        assert all(trial["proposed"] < trial["first_step"] < trial["ended"] for trial in run["trials"])
+        assert run["peak_bytes"] > 2**28
+    assert "to the end" in done.stdout
+
+
+@pytest.mark.slow
+def test_both_arms_of_a_whole_sweep_see_the_same_tokens(
+    tiny_llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import whole_sweep
+    import yaml
+    from peft_sweep import tokenise
+
+    case = replace(whole_sweep.CASES["tiny"], base=lambda _: Path(tiny_llama.name))
+    spec = whole_sweep.prepare(case, tmp_path)
+    task = TaskConfig.model_validate(yaml.safe_load(whole_sweep.sweep_file(spec, "same", 2))["task"])
+    ours = encode(load_task(task).train, make_template(tiny_llama, task))
+    theirs = tokenise(Path(spec.train), tiny_llama.tokenizer, spec)
+    assert [list(row.ids) for row in ours] == [row["input_ids"] for row in theirs]
+    assert [row.num_prompt for row in ours] == [row["labels"].count(-100) for row in theirs]
+    assert len(ours) == case.num_train

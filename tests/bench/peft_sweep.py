@@ -123,7 +123,6 @@ def train_trial(config: Mapping[str, Any], spec: Spec) -> None:
             encoder_hidden_size=config["mid_dim"],
         ),
     )
-    model.prompt_encoder.float()  # master weights; the base stays in its precision
     folder = tune.get_context().get_trial_dir()
     recipe = TrainingArguments(
         output_dir=folder,

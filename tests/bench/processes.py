@@ -53,20 +53,13 @@ class Watched:
             self.process.wait(seconds)
         self._ended.set()
         self._sampler.join()
-        left = self._processes()
+        left = self.processes()
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(left, timeout=30)
 
-    def _sample(self) -> None:
-        while not self._ended.wait(SAMPLE_SECONDS):
-            processes = self._processes()
-            used = sum(_proportional_bytes(process.pid) for process in processes)
-            if used > self.peak_bytes:
-                self.peak_bytes, self.num_processes = used, len(processes)
-
-    def _processes(self) -> list[psutil.Process]:
+    def processes(self) -> list[psutil.Process]:
         """Those that live now."""
         parents = {process.pid: process.info["ppid"] for process in psutil.process_iter(["ppid"])}
         marked = {pid for pid in parents if self._bears_mark(pid)}
@@ -83,6 +76,13 @@ class Watched:
             with contextlib.suppress(psutil.NoSuchProcess):
                 found.append(psutil.Process(pid))
         return found
+
+    def _sample(self) -> None:
+        while not self._ended.wait(SAMPLE_SECONDS):
+            processes = self.processes()
+            used = sum(_proportional_bytes(process.pid) for process in processes)
+            if used > self.peak_bytes:
+                self.peak_bytes, self.num_processes = used, len(processes)
 
     def _bears_mark(self, pid: int) -> bool:
         try:

@@ -54,8 +54,10 @@ class Case:
     rungs: tuple[int, ...]
     batch_size: int
     num_trials: int
-    memory_steps: int = 3
-    memory_at_once: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    at_once_of_peft: tuple[int, ...]  # for its memory: processes
+    at_once_of_ours: tuple[int, ...]
+    steps_of_peft: int = 2  # for its memory
+    steps_of_ours: int = 6  # trials join one after the other, and all shall be there at once
 
 
 @dataclass
@@ -69,7 +71,7 @@ class Run:
     peak_bytes: int = 0
     num_processes: int = 0
     trials: list[TrialTimes] = field(default_factory=list)
-    best: float = float("nan")
+    curve: list[float] = field(default_factory=list)  # dev losses of the best trial
     joined: list[float] = field(default_factory=list)  # ours: proposal -> the trial asks its worker
     started: float = 0.0  # UNIX time
 
@@ -78,6 +80,11 @@ class Run:
         """From proposal to the first step, in the order of proposals."""
         times = sorted((one for one in self.trials if one.first_step), key=lambda one: one.proposed)
         return [one.first_step - one.proposed for one in times if one.first_step]
+
+    @property
+    def best(self) -> float:
+        """The lowest dev loss."""
+        return min(self.curve, default=float("nan"))
 
     @property
     def num_steps(self) -> int:
@@ -290,25 +297,24 @@ def tiny_gpt2(out: Path) -> Path:
     inner.train([str(out / "train.jsonl")], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=end, eos_token=end)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=len(tokenizer), **ids)
     folder = out / "base"
-    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=len(tokenizer), **ids)).save_pretrained(
-        folder
-    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-_OF_PEFT, _OURS = (1, 2, 4), (1, 4, 16)
 CASES = {
     "SmolLM2-135M, E2E": Case(
         smollm2,
         num_train=2000,
-        num_dev=32,
+        num_dev=24,
         num_steps=12,
         rungs=(4, 8),
         batch_size=8,
         num_trials=16,
-        memory_at_once={arm: _OF_PEFT if "PEFT" in arm else _OURS for arm in ARMS},
+        at_once_of_peft=(1, 2, 4),
+        at_once_of_ours=(1, 4, 16),
     ),
     "tiny": Case(
         tiny_gpt2,
@@ -318,7 +324,8 @@ CASES = {
         rungs=(2,),
         batch_size=4,
         num_trials=4,
-        memory_at_once=dict.fromkeys(ARMS, (2,)),
+        at_once_of_peft=(2,),
+        at_once_of_ours=(2,),
     ),
 }
 
@@ -326,8 +333,12 @@ CASES = {
 def _counts(case: Case, arm: str, part: str) -> Sequence[int]:
     """How many trials at once an arm is run with; 0: ours as many as it takes."""
     if part == "memory":
-        return case.memory_at_once[arm]
-    return (AT_ONCE_OF_PEFT if "PEFT" in arm else 0,)
+        return case.at_once_of_peft if _is_peft(arm) else case.at_once_of_ours
+    return (AT_ONCE_OF_PEFT if _is_peft(arm) else 0,)
+
+
+def _is_peft(arm: str) -> bool:
+    return ARMS[arm][0] is run_peft
 
 
 def _measured(arm: str, part: str, at_once: int, case: Case, spec: Spec, out: Path) -> Run:
@@ -335,15 +346,18 @@ def _measured(arm: str, part: str, at_once: int, case: Case, spec: Spec, out: Pa
     run_arm, settings = ARMS[arm]
     own = replace(spec, **settings, at_once=at_once)
     if part == "memory":
-        own = replace(own, num_trials=at_once, num_steps=case.memory_steps, rungs=())
+        num_steps = case.steps_of_peft if _is_peft(arm) else case.steps_of_ours
+        own = replace(own, num_trials=at_once, num_steps=num_steps, rungs=())
     folder = Path(tempfile.mkdtemp(prefix=f"{re.sub('[^a-z0-9]+', '-', arm.lower())}-{part}-{at_once}-", dir=out))
     run = Run(arm, part, at_once)
     run_arm(run, own, folder)
     run.wall = max((one.ended or 0.0 for one in run.trials), default=0.0) - run.started
-    run.best = min((loss for one in run.trials for loss in one.losses), default=float("nan"))
+    curves = [one.losses for one in run.trials if one.losses]
+    run.curve = min(curves, key=min, default=[])
+    losses = " ".join(f"{loss:.3f}" for loss in run.curve)
     print(
-        f"{datetime.now():%H:%M:%S}  {arm}, {part}: {run.wall:.1f} s, {run.num_steps} steps, "
-        f"best dev loss {run.best:.3f}, peak {run.peak_bytes / GIB:.2f} GiB in {run.num_processes} processes",
+        f"{datetime.now():%H:%M:%S}  {arm}, {part}: {len(run.trials)} trials in {run.wall:.1f} s, "
+        f"peak {run.peak_bytes / GIB:.2f} GiB in {run.num_processes} processes, the best one's dev losses {losses}",
         flush=True,
     )
     return run
