@@ -1,6 +1,4 @@
-"""The benchmarks: the table runs on a bare GPU machine, without Ray, Optuna or MLflow; a profile is a trace; the arms of
-a whole sweep do the same work.
-"""
+"""The benchmarks: what the table does not need, what a profile is, that whole sweeps of two makes do the same work."""
 
 import json
 import os
