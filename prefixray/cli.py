@@ -31,7 +31,8 @@ _EXIT_CODES = """exit codes:
   1    a trial, an arm or the sweep has failed
   2    there is something for you to mend: the message says what and how
   130  interrupted; the same command goes on
-  141  nobody read the output to its end, as in prefixray plan ... | head"""
+  141  nobody read the output to its end, as in prefixray plan ... | head
+  143  terminated, by kill, systemd or Slurm; as 130"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

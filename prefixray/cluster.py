@@ -7,6 +7,7 @@ happens to run here.
 
 import logging
 import os
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import psutil
 import ray
 from ray.exceptions import AuthenticationError
 
-from prefixray.config import UserError
+from prefixray.config import SweepFailed, UserError, first_line
 from prefixray.nodes import AUTOSCALER_FILE, Devices, num_gpus, present, to_come
 from prefixray.sizes import cpu_workers
 
@@ -71,6 +72,7 @@ def connected(address: str | None) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled" if address == "local" else "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     namespace = f"prefixray-{os.getpid()}"
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address == "local":
             _start_here(namespace)
@@ -80,6 +82,8 @@ def connected(address: str | None) -> Iterator[Cluster]:
         raise UserError(f"--address: {address}: no Ray cluster answers there") from error
     except AuthenticationError as error:
         raise UserError(f"--address: {address}: does not let us in: {error}") from error
+    if callable(on_sigterm):
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in its place
     try:
         cluster = _look_around(address, namespace)
         logger.info("%s", cluster)
@@ -121,13 +125,26 @@ def _threads(machines: Sequence[Devices], device: str, *, num_spare: int) -> int
 
 
 def _start_here(namespace: str) -> None:
-    ray.init(
-        address="local",
-        namespace=namespace,
-        num_cpus=psutil.cpu_count() or 1,
-        resources={"trial": float(NUM_TRIALS_AT_ONCE)},
-        object_store_memory=_OBJECT_STORE,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
+    """Start Ray on this machine; twice, since on a busy one it gives up after half a minute."""
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")
+    for tries_left in (1, 0):
+        try:
+            ray.init(
+                address="local",
+                namespace=namespace,
+                num_cpus=psutil.cpu_count() or 1,
+                resources={"trial": float(NUM_TRIALS_AT_ONCE)},
+                object_store_memory=_OBJECT_STORE,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+            return
+        except Exception as error:  # Ray raises that very class
+            logger.info("Ray did not start here; %s", "once more" if tries_left else "given up", exc_info=True)
+            ray.shutdown()
+            if not tries_left:
+                told = f"Ray did not start on this machine, tried twice: {first_line(error)}"
+                raise SweepFailed(
+                    f"{told}; end other work or make memory free, then run the same command again"
+                ) from None

@@ -7,6 +7,7 @@ import _thread
 import logging
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from ray.tune.search import Searcher
 
 from prefixray.config import SweepFailed
 from prefixray.live import LiveView
+from prefixray.pool import NoWorkers
 from prefixray.search import Coordinator
 from prefixray.trainable import TrialTrainable
 
@@ -94,8 +96,8 @@ def _show(coordinator: Coordinator, live: LiveView, title: str, name: str, ended
             live.update(coordinator.view(title, name))
         except Exception as error:
             if coordinator.broken is not None:
-                if isinstance(error, OSError):  # else the main thread has met it, and ends already
-                    _thread.interrupt_main()
+                if isinstance(error, OSError | NoWorkers):  # else the main thread has met it, and ends already
+                    _thread.interrupt_main(signal.SIGTERM)  # a shell may have it ignore the other one
                 return
             if str(error) != known:
                 known = str(error)

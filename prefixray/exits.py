@@ -19,6 +19,7 @@ from prefixray.config import disk_problem
 
 INTERRUPTED = 130
 """As a shell counts it: 128 and the signal's number."""
+TERMINATED = 143
 UNREAD = 141
 FAILED = 1
 _OF_THE_DISK = {
@@ -41,9 +42,9 @@ def leave(main: Callable[[], int]) -> NoReturn:
             code = main()
         finally:
             sys.stdout.flush()  # also what --help has printed before it left
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("\ninterrupted", file=sys.stderr)
-        code = INTERRUPTED
+        code = code_of(interrupt)
     except BrokenPipeError:
         if not _is_unread():
             raise
@@ -56,24 +57,37 @@ def leave(main: Callable[[], int]) -> NoReturn:
     sys.exit(code)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as systemd, Slurm or `kill` send it: an interrupt too."""
+
+
+def code_of(interrupt: KeyboardInterrupt) -> int:
+    """The exit code of a command that was interrupted so."""
+    return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let a first interrupt be a `KeyboardInterrupt`, after which all is put away, and a second end the process."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:  # a shell has its background jobs ignore it
-        yield
-        return
+    """Let a first SIGINT or SIGTERM be a `KeyboardInterrupt`, so that all is put away, and a second end the process.
+
+    One that is ignored, as a shell has its background jobs ignore SIGINT, stays so.
+    """
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {signum: handler for signum, handler in usual.items() if signal.getsignal(signum) is handler}
 
     def first(signum: int, frame: FrameType | None) -> NoReturn:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the kernel's doing, whatever the main thread waits for
-        raise KeyboardInterrupt
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)  # the kernel's doing, whatever the main thread waits for
+        raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, first)
+    for signum in before:
+        signal.signal(signum, first)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGINT) is first:
-            signal.signal(signal.SIGINT, before)
+        for signum, handler in before.items():
+            if signal.getsignal(signum) is first:
+                signal.signal(signum, handler)
 
 
 def _is_unread() -> bool:

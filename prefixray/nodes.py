@@ -21,6 +21,16 @@ AUTOSCALER_FILE = Path("~/ray_bootstrap_config.yaml")
 
 
 @dataclass(frozen=True)
+class Sight:
+    """What Ray's table of actors says of one."""
+
+    state: str  # ALIVE; DEAD: for good; else it has no process, or one that is in its constructor
+    num_restarts: int
+    pid: int  # of its newest process, dead or not; 0 before the first
+    node: str  # where that is, or was
+
+
+@dataclass(frozen=True)
 class Devices:
     """What a machine has for workers."""
 
@@ -63,10 +73,12 @@ def draining() -> set[str]:
     return set(state.state.get_draining_nodes())
 
 
-def node_of(actor: ActorHandle[Any]) -> str | None:
-    """The node that an actor runs on; None while it runs on none."""
+def sight_of(actor: ActorHandle[Any]) -> Sight:
+    """How an actor is, as far as Ray's control service knows by now."""
     found: dict[str, Any] = state.actors(actor._actor_id.hex())
-    return found["Address"]["NodeID"] or None if found.get("State") == "ALIVE" else None
+    if not found:  # it does not know it yet
+        return Sight("PENDING_CREATION", 0, 0, "")
+    return Sight(found["State"], found["NumRestarts"], found["Pid"], found["Address"]["NodeID"])
 
 
 def node_at(address: str, ip: str) -> str | None:

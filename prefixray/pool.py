@@ -2,8 +2,9 @@
 
 The pool lives in the driver and is the one arbiter. Workers are actors that ask for a device each; Ray starts a dead
 one again under the same name, so a trial finds its worker by name. One that gives no sign of life is killed, so that
-Ray does. On a cluster there are as many workers as the trials need: one that waits for a device is what the autoscaler
-sees, and one without work gives its device back. Nothing outlives the driver.
+Ray does. One that is over (`places.py`) is left, and its trials go on with others. On a cluster there are as many
+workers as the trials need: one that waits for a device is what the autoscaler sees, and one without work gives its
+device back. Nothing outlives the driver.
 """
 
 import logging
@@ -12,71 +13,36 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from prefixray.cluster import Cluster
 from prefixray.config import ArmConfig, SweepFailed, UserError, first_line
 from prefixray.hypotheses import Split
-from prefixray.nodes import draining, node_of
-from prefixray.sizes import BYTES_PER_TRAINED, MOST_SLOTS, largest_trial, num_slots
+from prefixray.nodes import draining
+from prefixray.places import Place, State, start_place
+from prefixray.sizes import BYTES_PER_TRAINED, largest_trial, num_slots
 from prefixray.trial import TrialSpec, WorkerStatus
-from prefixray.worker import Worker, WorkerSetup
+from prefixray.worker import WorkerSetup
 
 logger = logging.getLogger(__name__)
 
 MOST_DEATHS = 3  # of workers that decode the same, before the sweep gives up
 TEND_SECONDS = 2.0  # between two looks at how many workers are needed
-MOVE_SECONDS = 15.0  # without a device after which a worker's trials go on with others
 IDLE_SECONDS = 60.0  # without work after which a worker that is not needed gives its device back
 HANG_SECONDS = 900.0  # without a forward, or without an answer, after which a worker hangs
 WATCH_SECONDS = 5.0  # between two looks at the workers while they decode
+WAIT_SECONDS = 0.2  # between two looks while the first ones load the base
 
 
 DecodeJob = tuple[str | None, str, Split, Mapping[str, Any]]  # the arguments of `Worker.decode`
 
 
-@dataclass
-class _Place:
-    """A worker and who is on it."""
-
-    name: str
-    handle: ActorHandle[Worker]
-    loading: Any  # its answer to `ready`; None once that has come
-    free_bytes: int = 0  # of its own device, beside the base
-    num_slots: int = 0  # by that
-    lost_at: float = math.inf  # since when it has had no process
-    keys: dict[str, TrialSpec] = field(default_factory=dict)
-    exclusive: bool = False
-    decoding: Any = None  # what it has been given to decode, while it has no trials
-    suspending: Any = None  # while its node is about to go
-    status: WorkerStatus | None = None  # what it said last
-    heard_at: float | None = None  # the `time.monotonic()` of that; None before the first time and after a death
-    busy_at: float = field(default_factory=time.monotonic)  # when it had something to do last
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether it has nothing to do."""
-        return not self.keys and self.decoding is None
-
-    @property
-    def may_decode(self) -> bool:
-        """Whether it can be given something to decode."""
-        return self.is_idle and self.loading is None and self.suspending is None
-
-    @property
-    def is_stranded(self) -> bool:
-        """Whether it has trials and no device, or not for long."""
-        return self.suspending is not None or (bool(self.keys) and self.loading is not None)
-
-    def lose(self) -> None:
-        """It has no process any more; Ray starts it again as soon as there is a device."""
-        self.loading, self.lost_at, self.suspending = self.handle.ready.remote(), time.monotonic(), None
+class NoWorkers(SweepFailed):
+    """No device is left on which a worker could be ready."""
 
 
 class Pool:
@@ -87,9 +53,9 @@ class Pool:
         self._cluster, self._setup, self._records = cluster, setup, records.absolute()
         shutil.rmtree(records, ignore_errors=True)
         records.mkdir(parents=True)
-        self._places: list[_Place] = []
+        self._places: list[Place] = []
         self._num_started = 0
-        self._num_refused = 0  # of those that came later: the devices that cannot be used
+        self._refusals: list[UserError] = []  # why workers were never ready: as many devices cannot be used
         self.num_slots = 1
         self.found: Mapping[str, Any] = {}
         self.device_seconds = 0.0
@@ -105,15 +71,17 @@ class Pool:
     def wait(self, arms: Sequence[ArmConfig]) -> None:
         """Wait until a worker has loaded the base, on one machine all; choose the slots from the memory they found.
 
-        On a cluster this may take as long as a machine takes to come; the others are used when they are there.
+        On a cluster this may take as long as a machine takes to come; the others are used when they are there. Raises
+        what has kept workers from it, on a cluster where it was all of them.
         """
         self._arms = list(arms)
-        num_awaited = 1 if self._cluster.is_elastic else len(self._places)
-        while all(place.loading is not None for place in self._places):
-            ray.wait([place.loading for place in self._places], num_returns=num_awaited)
-            self._hear(is_first=True)
-            time.sleep(0.1)
-        ready = [place for place in self._places if place.loading is None]
+        is_elastic, ready = self._cluster.is_elastic, list[Place]()
+        while not ready or (len(ready) < len(self._places) and not is_elastic):
+            time.sleep(WAIT_SECONDS)
+            self._look()
+            ready = [place for place in self._places if place.is_ready]
+            if self._refusals and not (is_elastic and self._places):
+                raise self._refusals[0]
         _answer(ready[0].handle.check.remote(self._arms))
         check_exclusive(arms, self.found, max(place.free_bytes for place in ready))
         self.num_slots = min(place.num_slots for place in ready)
@@ -121,32 +89,28 @@ class Pool:
     @property
     def most_workers(self) -> int:
         """How many workers there may be."""
-        return max(len(self._places), self._cluster.most_workers - self._num_refused)
+        return max(len(self._places), self._cluster.most_workers - len(self._refusals))
 
     def tend(self, num_sharing: int, num_exclusive: int) -> None:
-        """Have as many workers as so many trials at once need.
+        """Have as many workers as so many trials at once need, on one machine always the same number.
 
-        One for each exclusive trial, one for each full pack of the others, more where devices are free anyway.
+        One for each exclusive trial, one for each full pack of the others, more where devices are free anyway. Raises
+        `NoWorkers` where there can be none any more.
         """
         now = time.monotonic()
         if now < self._tended_at + TEND_SECONDS:
             return
-        self._hear()
-        ready = [place for place in self._places if place.loading is None]
-        self.device_seconds += (now - self._tended_at) * len(ready)
+        self.device_seconds += (now - self._tended_at) * sum(place.has_device for place in self._places)
         self._tended_at = now
+        self._look()
         for place in self._places:
             if not place.is_idle:
                 place.busy_at = now
-        if not self._cluster.is_elastic:
-            return
-        self._leave_gone()
+        if self._cluster.is_elastic:
+            self._leave_machines()
         self._move_stranded()
-        devices = self._cluster.count_devices()
-        num_full = num_exclusive + math.ceil(num_sharing / self.num_slots)
-        most = max(devices, self._cluster.most_workers) - self._num_refused
-        wanted = workers_wanted(num_sharing + num_exclusive, num_full, num_devices=devices, most=most)
-        num_useful = sum(not place.is_stranded for place in self._places)
+        wanted = self._workers_wanted(num_sharing, num_exclusive)
+        num_useful = sum(not place.is_over and place.life.state is not State.LEAVING for place in self._places)
         for _ in range(wanted - num_useful):
             self._start_worker()
         self._retire(num_useful - wanted)
@@ -159,8 +123,8 @@ class Pool:
         """Take a slot for a trial, and write down on which worker; returns the workers' namespace."""
         place = self._choose(exclusive=exclusive)
         assert place is not None, "has_room comes first"
-        self._assign(spec, place)
-        place.exclusive = exclusive
+        place.keys[spec.key], place.exclusive = spec, exclusive
+        _write_place(spec, place)
         return self._cluster.namespace
 
     def release(self, key: str) -> None:
@@ -188,14 +152,14 @@ class Pool:
 
         One that hangs is killed, and started again by Ray.
         """
-        for place in (place for place in self._places if place.loading is None):
+        for place in (place for place in self._places if place.is_ready):
             try:
                 answer: Any = ray.get(place.handle.status.remote(), timeout=timeout)
             except GetTimeoutError:
                 silent = 0.0 if place.heard_at is None else time.monotonic() - place.heard_at
             except RayError:  # it is dead, or started again
-                silent, place.heard_at = 0.0, None
-                place.lose()
+                silent = 0.0
+                place.miss()
             else:
                 self._note_death(place, answer)
                 silent, place.heard_at, place.status = answer.seconds_silent, time.monotonic(), answer
@@ -212,7 +176,7 @@ class Pool:
 
     def suspend(self, timeout: float) -> None:
         """Have the workers checkpoint their trials; what is not done in time is left to older checkpoints."""
-        asked: list[Any] = [place.handle.suspend.remote() for place in self._places if place.loading is None]
+        asked: list[Any] = [place.handle.suspend.remote() for place in self._places if place.is_ready]
         if asked:
             ray.wait(asked, num_returns=len(asked), timeout=timeout)
 
@@ -225,7 +189,7 @@ class Pool:
         for place in self._places:
             if place.decoding is not None and ray.wait([place.decoding], timeout=0)[0]:
                 place.decoding = None
-            if self._early and place.may_decode:
+            if self._early and place.is_ready and place.is_idle:
                 place.decoding = place.handle.decode.remote(*self._early.pop(0))
 
     def decode(self, jobs: Sequence[DecodeJob]) -> None:
@@ -236,8 +200,8 @@ class Pool:
         deaths: Counter[str] = Counter()  # by what was decoded
         while waiting or running:
             self.tend(len(waiting) + len(running), 0)
-            for place in (place for place in self._places if place.may_decode):
-                if waiting:
+            for place in self._places:
+                if waiting and place.is_ready and place.is_idle:
                     running[place.name] = waiting.pop(0)
                     place.decoding = place.handle.decode.remote(*running[place.name])
             for place in self._decoded():
@@ -250,7 +214,7 @@ class Pool:
                         told = f"{job[1]}: {deaths[job[1]]} workers have died while they decoded it"
                         raise SweepFailed(f"{told}, the last one of: {first_line(error)}") from error
                     waiting.append(job)
-                    place.lose()
+                    place.miss()
 
     def _finish_early(self) -> None:
         """Wait for what was given to workers without trials, and forget what was not given yet."""
@@ -261,11 +225,11 @@ class Pool:
                 try:
                     ray.get(answer)
                 except RayActorError:
-                    place.lose()
+                    place.miss()
                 except RayTaskError:
                     logger.info("%s could not decode; it is tried again", place.name)
 
-    def _decoded(self) -> list[_Place]:
+    def _decoded(self) -> list[Place]:
         """The workers that have ended their decoding; waits a while for one, and watches that none hangs."""
         busy = [place for place in self._places if place.decoding is not None]
         if not busy:  # all are awaited
@@ -276,7 +240,7 @@ class Pool:
             self.status(timeout=1.0)
         return [place for place in busy if place.decoding in done]
 
-    def _note_death(self, place: _Place, answer: WorkerStatus) -> None:
+    def _note_death(self, place: Place, answer: WorkerStatus) -> None:
         known = 0 if place.status is None else place.status.num_deaths
         if answer.num_deaths > known:
             self._say(f"{place.name} died ({answer.last_death}) and was started again; its trials rejoin")
@@ -285,58 +249,53 @@ class Pool:
         logger.info(line)
         self._news.append(line)
 
-    def _choose(self, *, exclusive: bool) -> _Place | None:
-        places = [place for place in self._places if place.loading is None and place.suspending is None]
+    def _choose(self, *, exclusive: bool) -> Place | None:
+        places = [place for place in self._places if place.is_ready]
         if exclusive:
             need = max(_exclusive_bytes(self._arms, self.found).values(), default=0)
             return next((place for place in places if not place.keys and need <= place.free_bytes), None)
         open_places = [p for p in places if not p.exclusive and len(p.keys) < p.num_slots]
         return min(open_places, key=lambda place: len(place.keys) / place.num_slots, default=None)
 
-    def _assign(self, spec: TrialSpec, place: _Place) -> None:
-        place.keys[spec.key] = spec
-        spec.place_on(place.name)
-        logger.info("%s is placed on %s", spec.key, place.name)
-
     def _start_worker(self) -> None:
         name = f"worker-{self._num_started}"
-        handle = _start(name, self._cluster, replace(self._setup, record=str(self._records / f"{name}.json")))
-        self._places.append(_Place(name, handle, loading=handle.ready.remote()))
+        self._places.append(start_place(name, self._cluster, self._setup, self._records / f"{name}.json"))
         self._num_started += 1
 
-    def _hear(self, *, is_first: bool = False) -> None:
-        """Take the answers of workers that have loaded the base meanwhile; raises what kept the first ones from it."""
-        for place in list(self._places):
-            if place.loading is None or not ray.wait([place.loading], timeout=0)[0]:
+    def _look(self) -> None:
+        """See how the workers are; those that are over are forgotten when the last trial has left them."""
+        for place in self._places:
+            if place.is_over:
                 continue
-            try:
-                found = _answer(place.loading)
-            except RayActorError as error:
-                comes_again = isinstance(error, ActorUnavailableError)  # as soon as there is a device
-                if is_first and not (comes_again and self._cluster.is_elastic):
-                    told = f"{place.name} died while it loaded the base: {first_line(error)}"
-                    raise SweepFailed(f"{told}; the sweep's sweep.log may say more") from error
-                if comes_again:
-                    place.loading = place.handle.ready.remote()
-                else:
-                    self._give_up(place, error)
-            except UserError as error:
-                if is_first:
-                    raise
-                self._give_up(place, error)
-            else:
+            found = place.look()
+            if found is not None:
                 self._welcome(place, found)
+            elif place.life.cause is not None:
+                self._give_up(place, place.life.cause)
+        self._places = [place for place in self._places if not (place.is_over and place.is_idle)]
 
-    def _give_up(self, place: _Place, error: Exception) -> None:
-        """A device that cannot be used is left alone; trials that had been there go elsewhere first."""
-        if place.keys:
-            place.loading = place.handle.ready.remote()
-            return
-        self._say(f"{place.name} cannot be used, and its device is left alone: {error}")
-        self._num_refused += 1
-        self._kill(place)
+    def _give_up(self, place: Place, cause: UserError) -> None:
+        ray.kill(place.handle)
+        more = f"; the end of {self._setup.log} says more" if isinstance(cause, SweepFailed) and self._setup.log else ""
+        if place.life.state is State.LOST:
+            self._say(f"{place.name} is given up, and another is started in its place: {cause}{more}")
+        else:
+            self._say(f"{place.name} cannot be used, and its device is left alone: {cause}{more}")
+            is_ours = isinstance(cause, SweepFailed)
+            self._refusals.append(SweepFailed(f"{place.name} cannot be used: {cause}{more}") if is_ours else cause)
 
-    def _welcome(self, place: _Place, found: Mapping[str, Any]) -> None:
+    def _workers_wanted(self, num_sharing: int, num_exclusive: int) -> int:
+        cluster, num_trials = self._cluster, num_sharing + num_exclusive
+        devices = cluster.count_devices()
+        most = max(devices, cluster.most_workers) - len(self._refusals)
+        if most < 1 and all(place.is_over for place in self._places):
+            raise NoWorkers("no worker is left", *(line for cause in self._refusals for line in cause.problems))
+        if not cluster.is_elastic:
+            return most
+        num_full = num_exclusive + math.ceil(num_sharing / self.num_slots)
+        return workers_wanted(num_trials, num_full, num_devices=devices, most=most)
+
+    def _welcome(self, place: Place, found: Mapping[str, Any]) -> None:
         """A worker is ready: it gets the slots that its memory has room for."""
         self.found = self.found or found
         shared = found["device"] == "cpu" and not self._cluster.is_elastic  # workers of one machine see the same memory
@@ -346,49 +305,46 @@ class Pool:
         # One that comes again to the same machine finds less, but only for what the other workers' trials have taken.
         place.free_bytes = free_bytes if self._cluster.is_elastic else max(free_bytes, place.free_bytes)
         place.num_slots = num_slots(place.free_bytes, trial_bytes)
-        place.loading, place.heard_at = None, time.monotonic()
         told = place.name, place.num_slots, found["device"], place.free_bytes / 2**30, trial_bytes / 2**30
         logger.info("%s: %d slots on %s: %.1f GiB free, %.2f GiB a trial", *told)
 
     def _retire(self, num_too_many: int) -> None:
         """Await fewer workers; then give the devices back of those that have been without work for a while."""
-        awaited = [place for place in self._places if place.loading is not None and not place.keys]
-        patience = time.monotonic() - IDLE_SECONDS
-        idle = [place for place in self._places if place.loading is None and place.is_idle and place.busy_at < patience]
+        coming = (State.STARTING, State.LOADING)
+        awaited = [place for place in self._places if place.life.state in coming and not place.keys]
+        is_all_well = all(place.is_ready for place in self._places if place.keys)  # else trials may need another place
+        patience = time.monotonic() - IDLE_SECONDS if is_all_well else -math.inf
+        idle = [place for place in self._places if place.is_ready and place.is_idle and place.busy_at < patience]
         for place in [*awaited, *idle][: max(0, num_too_many)]:
             logger.info("%s %s", place.name, "is idle: its device is free" if place in idle else "is not needed")
-            self._kill(place)
+            ray.kill(place.handle)
+            self._places.remove(place)
 
-    def _kill(self, place: _Place) -> None:
-        ray.kill(place.handle)
-        self._places.remove(place)
+    def _leave_machines(self) -> None:
+        """Where a machine is about to go, have its trials checkpointed, then go on elsewhere."""
+        leaving = draining()
+        for place in self._places:
+            if place.is_ready and place.node in leaving:
+                self._say(f"{place.name}: its machine is about to go; its trials are checkpointed and go on elsewhere")
+                place.leave()
 
     def _move_stranded(self) -> None:
-        """Let trials whose worker has had no device for a while go on where there is room."""
-        for place in self._places:
-            if place.loading is None or time.monotonic() < place.lost_at + MOVE_SECONDS:
-                continue
+        """Let trials whose worker is over, or has had no device for a while, go on where there is room."""
+        for place in (place for place in self._places if place.is_stranded):
+            moved: dict[str, list[TrialSpec]] = {}
             for key, spec in list(place.keys.items()):
                 other = self._choose(exclusive=place.exclusive)
                 if other is not None:
-                    del place.keys[key]
                     other.exclusive, place.exclusive = place.exclusive, False
-                    self._assign(spec, other)
-                    place.handle.leave.remote(key)  # it may have come again just now, and let the trial in
-
-    def _leave_gone(self) -> None:
-        """Note whose machine has gone; where one is about to go, have its trials checkpointed, then go on elsewhere."""
-        leaving = draining()
-        for place in (place for place in self._places if place.loading is None):
-            node = node_of(place.handle)
-            if node is None:
-                place.lose()
-            elif place.suspending is not None and ray.wait([place.suspending], timeout=0)[0]:
-                ray.kill(place.handle, no_restart=False)
-                place.lose()
-            elif place.suspending is None and node in leaving:
-                self._say(f"{place.name}: its machine is about to go; its trials are checkpointed and go on elsewhere")
-                place.suspending = place.handle.suspend.remote()
+                    other.keys[key] = place.keys.pop(key)
+                    moved.setdefault(other.name, []).append(spec)
+            for other in self._places:
+                specs = moved.get(other.name, [])
+                if specs:  # first what the worker that is gone knew of them, then they may come
+                    other.handle.inherit.remote(str(place.record), [spec.key for spec in specs])
+                for spec in specs:
+                    _write_place(spec, other)
+                    place.handle.leave.remote(spec.key)  # it may have come again just now, and let the trial in
 
 
 def workers_wanted(num_trials: int, num_full: int, *, num_devices: int, most: int) -> int:
@@ -429,14 +385,6 @@ def _answer(reference: Any) -> Any:  # noqa: ANN401
         raise
 
 
-def _start(name: str, cluster: Cluster, setup: WorkerSetup) -> ActorHandle[Worker]:
-    """A worker actor: it blocks one thread per waiting call, and dies with the driver."""
-    actor = ray.remote(Worker).options(
-        name=name,
-        namespace=cluster.namespace,
-        max_restarts=-1,
-        max_concurrency=2 * MOST_SLOTS + 8,
-        **cluster.worker_resources,
-    )
-    handle: ActorHandle[Worker] = actor.remote(setup)  # type: ignore[assignment]
-    return handle
+def _write_place(spec: TrialSpec, place: Place) -> None:
+    spec.place_on(place.name)
+    logger.info("%s is placed on %s", spec.key, place.name)

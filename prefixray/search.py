@@ -21,7 +21,7 @@ from prefixray.arms import read_configuration
 from prefixray.config import ArmConfig, SearchConfig, SweepFailed, UserError, disk_problem
 from prefixray.inbox import Add, Extend, Finish, Inbox, Request, Stop
 from prefixray.live import Row, State, View
-from prefixray.pool import DecodeJob, Pool
+from prefixray.pool import DecodeJob, NoWorkers, Pool
 from prefixray.space import Scalar
 from prefixray.study import ArmStudy, Proposal, Record, TrialSource
 from prefixray.tracking import Tracker
@@ -80,7 +80,7 @@ class Coordinator:
         self.lost: dict[str, list[str]] = {}
         """Why trials could not be brought to an end, and which."""
         self.broken: str | None = None
-        """What keeps this driver from going on: its disk."""
+        """What keeps this driver from going on: its disk, or that no worker is left."""
         self._lock = threading.RLock()
         self._started, self._steps_before = time.monotonic(), 0
         self.deadline = math.inf
@@ -94,7 +94,7 @@ class Coordinator:
 
     def next(self) -> dict[str, Any] | Literal["FINISHED"] | None:
         """What Tune shall start: a trial's configuration; None: nothing now."""
-        with self._lock, self._noting_disk():
+        with self._lock, self._noting_end():
             for stage in self._stages:
                 if not self._may_start(stage):
                     continue
@@ -108,7 +108,7 @@ class Coordinator:
 
     def on_report(self, report: Report) -> bool:
         """Take a report; whether the trial goes on."""
-        with self._lock, self._noting_disk():
+        with self._lock, self._noting_end():
             running = self._running.get(report.key)
             if running is None:
                 return False
@@ -148,7 +148,7 @@ class Coordinator:
 
     def serve(self) -> list[str]:
         """Execute the requests that wait in the sweep's folder; what came of each, and news of workers."""
-        with self._noting_disk():
+        with self._noting_end():
             return [*self._pool.news(), *self._inbox.serve(self._act)]
 
     def most_at_once(self) -> int:
@@ -163,7 +163,7 @@ class Coordinator:
     def view(self, title: str, stage: str) -> View:
         """A picture for the live view."""
         statuses = self._pool.status(timeout=1.0)
-        with self._lock, self._noting_disk():
+        with self._lock, self._noting_end():
             self._pool.tend(*self._demand())
             self._pool.use_idle()
             for key in self._stopping:  # again: it may have been on its way to its worker
@@ -265,11 +265,8 @@ class Coordinator:
         return ""
 
     @contextmanager
-    def _noting_disk(self) -> Iterator[None]:
-        """What is written here is the sweep's memory: without it nothing may go on. Tune hides who raised what.
-
-        It goes on nowhere, since a main thread that is to ignore interrupts is not stopped by one.
-        """
+    def _noting_end(self) -> Iterator[None]:
+        """What is written here is the sweep's memory: without it nothing may go on. Tune hides who raised what."""
         if self.broken is not None:
             raise SweepFailed(self.broken)
         try:
@@ -277,6 +274,9 @@ class Coordinator:
         except OSError as error:
             if not isinstance(error, ConnectionError | TimeoutError):  # the cluster's
                 self.broken = disk_problem(error)
+            raise
+        except NoWorkers as error:
+            self.broken = str(error)
             raise
 
     def _steps_done(self) -> int:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefixray.config import SweepConfig, SweepFailed, UserError
-from prefixray.exits import INTERRUPTED, interruptible, leave
+from prefixray.exits import code_of, interruptible, leave
 from prefixray.logs import followed, quieten, to_file
 from prefixray.sweepfile import load_sweep
 
@@ -43,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 1 if isinstance(error, SweepFailed) else 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted; to go on: {_command(options)}", file=sys.stderr)
-        return INTERRUPTED
+        return code_of(interrupt)
     from prefixray.tables import render_text
 
     print(render_text(outcome.results))

@@ -3,7 +3,8 @@
 Only a trial that was alone in the pack of a worker that died, again and again at the same step, is to blame; its
 packmates get past that step and are free. What has to outlive the process is one line of JSON in the sweep's folder,
 rewritten before and after every step: that reaches the kernel's memory at least, so a process that is killed leaves
-word of what it was doing.
+word of what it was doing. Trials that go on with another worker take with them what the record says of them; a process
+that is ended on purpose says so, and is no death.
 """
 
 import json
@@ -31,6 +32,27 @@ class _Memory:
     was_cleared: bool = False  # all suspects got past their steps, and no trial has ended since
     limit: int | None = None  # of trials in the pack
     cause: str | None = None  # what the process dies of, where it can tell
+    was_retired: bool = False  # the process was ended on purpose, without trials
+
+    def judge(self) -> str:
+        """Make suspects of those who were in the step that the process did not survive; what is known of its end.
+
+        Groups of suspects whose turn had not come, or who had not, come after them.
+        """
+        whom = f"in its step: {', '.join(self.running)}" if self.running else "between two steps"
+        told = f"{self.cause or 'killed or lost'}, {whom}"
+        first, waiting = self.groups[:1], self.groups[1:]
+        old = first[0] if first else {}
+        suspects = {key: max(step, old.get(key, JOINING)) for key, step in self.running.items()}
+        later = [{key: step for key, step in old.items() if key not in self.running}, *waiting]
+        if len(suspects) > 1 and self.was_cleared:
+            self.limit = len(suspects) // 2
+        if len(suspects) == 1:
+            (key,) = suspects
+            self.alone[key] = self.alone.get(key, 0) + 1
+        self.groups = [group for group in (*_halves(suspects), *later) if group]
+        self.running, self.cause, self.was_cleared = {}, None, False
+        return told
 
 
 class Triage:
@@ -44,12 +66,15 @@ class Triage:
     def __init__(self, record: Path | None, max_failures: int) -> None:
         self._max_failures = max_failures
         self._file = None if record is None else _open(record)
-        self._memory = _Memory(num_deaths=-1) if self._file is None else _read(self._file)
-        self._memory.num_deaths += 1
+        left = None if record is None else _read(record)
+        self._memory = left or _Memory()
         self.last_death: str | None = None
         """What is known of the end of the worker before this one."""
-        if self._memory.num_deaths:
-            self._judge()
+        if left is not None and not left.was_retired:
+            self._memory.num_deaths += 1
+            self.last_death = self._memory.judge()
+            self._drop_refused()
+        self._memory.was_retired = False
         self._turn_ends = time.monotonic() + TURN_SECONDS
         self._write()
 
@@ -107,23 +132,36 @@ class Triage:
         self._memory.cause = cause
         self._write()
 
-    def _judge(self) -> None:
-        """Make groups of those who were in the step; those whose turn had not come, or who had not, come after them."""
-        memory, running = self._memory, self._memory.running
-        whom = f"in its step: {', '.join(running)}" if running else "between two steps"
-        self.last_death = f"{memory.cause or 'killed or lost'}, {whom}"
-        first, waiting = memory.groups[:1], memory.groups[1:]
-        old = first[0] if first else {}
-        suspects = {key: max(step, old.get(key, JOINING)) for key, step in running.items()}
-        later = [{key: step for key, step in old.items() if key not in running}, *waiting]
-        if len(suspects) > 1 and memory.was_cleared:
-            memory.limit = len(suspects) // 2
-        if len(suspects) == 1:
-            (key,) = suspects
-            memory.alone[key] = memory.alone.get(key, 0) + 1
-            suspects = suspects if self.refusal(key) is None else {}
-        memory.groups = [group for group in (*_halves(suspects), *later) if group]
-        memory.running, memory.cause, memory.was_cleared = {}, None, False
+    def retires(self) -> None:
+        """Note that the process is ended on purpose from here on."""
+        self._memory.was_retired = True
+        self._write()
+
+    def inherits(self, record: Path, keys: Collection[str]) -> bool:
+        """Take over what the record of a worker that is gone says of these trials, which come from there.
+
+        Returns whether those that are in the pack are to make room, since suspects among them have their turn.
+        """
+        memory, left = self._memory, _read(record) or _Memory()
+        if not left.was_retired:
+            self.last_death = left.judge()
+        for key in keys:
+            memory.alone.pop(key, None)
+            memory.alone |= {key: left.alone[key]} if key in left.alone else {}
+        was_free = not memory.groups
+        found = [{key: step for key, step in group.items() if key in keys} for group in left.groups]
+        memory.groups += [group for group in found if group]
+        self._drop_refused()
+        if was_free:
+            self._turn_ends = time.monotonic() + TURN_SECONDS
+        self._write()
+        return was_free and bool(memory.groups)
+
+    def _drop_refused(self) -> None:
+        """Wait for none of those who are not let in any more."""
+        groups = self._memory.groups
+        kept = [{key: step for key, step in group.items() if self.refusal(key) is None} for group in groups]
+        self._memory.groups = [group for group in kept if group]
 
     def _strike(self, keys: Iterable[str]) -> None:
         """Take trials off the groups; when nobody is left in the first, the next has its turn."""
@@ -156,13 +194,15 @@ def _open(record: Path) -> int | None:
         return None
 
 
-def _read(file: int) -> _Memory:
-    """What the worker before this one has left; of a record that its disk has damaged, that there was one."""
+def _read(record: Path) -> _Memory | None:
+    """What the worker before this one has left, if there was one; of a damaged record, only that."""
     try:
-        found = os.pread(file, os.fstat(file).st_size, 0)
-        return _Memory(**json.loads(found.splitlines()[0])) if found else _Memory(num_deaths=-1)
+        found = record.read_bytes()
+        return _Memory(**json.loads(found.splitlines()[0])) if found else None
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, TypeError) as error:
-        logger.warning("the worker's record cannot be read: %s", error)
+        logger.warning("a worker's record cannot be read: %s", error)
         return _Memory()
 
 

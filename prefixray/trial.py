@@ -92,7 +92,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 class Admission:
     """A worker's answer to a trial that wants to join."""
 
-    state: Literal["joined", "later", "refused"]  # later: after a death, it is the turn of others
+    state: Literal["joined", "later", "refused"]  # later: it is the turn of others, or it will be placed elsewhere
     note: str | None = None  # why it is refused
 
 

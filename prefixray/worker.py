@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from prefixray.config import ArmConfig, SweepFailed, TaskConfig, TrainConfig, UserError, disk_problem
+from prefixray.config import ArmConfig, SweepFailed, TaskConfig, TrainConfig, UserError, disk_problem, first_line
 from prefixray.hypotheses import Split
 from prefixray.logs import quieten, to_file
 from prefixray.triage import JOINING, Triage
@@ -81,6 +81,10 @@ class Worker:
         except UserError as error:
             self._refusal = error  # raised here, it would come to the user as a dead actor
             return
+        except Exception as error:
+            logger.exception("the base and the data could not be loaded")
+            self._refusal = SweepFailed(f"{type(error).__name__}: {first_line(error)}")
+            return
         self._members: dict[str, _Membership] = {}
         self._released: set[str] = set()  # parked trials that may go on
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -88,6 +92,7 @@ class Worker:
         self._on_crash = on_crash
         self._patience_ends = 0.0  # `time.monotonic()` until which the pack waits for verdicts
         self._speed: deque[tuple[float, int]] = deque()
+        self._is_retired = False
         self._triage = Triage(None if setup.record is None else Path(setup.record), setup.max_failures)
         self._busy_since: float | None = None  # `time.monotonic()`; None while the loop waits for something to do
         self._status = WorkerStatus(
@@ -113,10 +118,10 @@ class Worker:
         """Let a trial join the pack.
 
         A trial that is a member under another token joins anew, from its checkpoint. Raises `UserError` where it could
-        join if something outside were mended.
+        join if something outside were mended. A worker that cannot load the base has it wait for a place elsewhere.
         """
         if self._refusal is not None:
-            raise self._refusal
+            return Admission("later")
         logger.info("%s asks to join", spec.key)
         return self._call(lambda: self._admit(spec, token))
 
@@ -168,6 +173,25 @@ class Worker:
         """Checkpoint all trials and let them go; those who wait for a report get None."""
         return self._call(self._let_go)
 
+    def retire(self) -> None:
+        """As `suspend`, and take no trial any more: the process is ended on purpose, and nobody is to blame."""
+
+        def go() -> None:
+            self._is_retired = True
+            self._let_go()
+            self._triage.retires()
+
+        self._call(go)
+
+    def inherit(self, record: str, keys: Sequence[str]) -> None:
+        """Expect these trials, whose worker is gone; what it died of is in its record."""
+
+        def expect() -> None:
+            if self._triage.inherits(Path(record), keys):
+                self._let_go()
+
+        self._call(expect)
+
     def decode(self, artifact: str | None, folder: str, split: Split, settings: Mapping[str, Any]) -> None:
         """Decode a split with an artifact, or with the untuned base, into `folder`.
 
@@ -198,6 +222,8 @@ class Worker:
 
     def _admit(self, spec: TrialSpec, token: str) -> Admission:
         self._forget(spec.key)
+        if self._is_retired:
+            return Admission("later")
         if (refusal := self._triage.refusal(spec.key)) is not None:
             return Admission("refused", refusal)
         if not self._triage.may_join(spec.key, self._trainer.keys()):

@@ -1,6 +1,7 @@
 """The `prefixray` command: what it hands over, what it refuses, and that asking for help loads nothing heavy."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from prefixray import sweep
 from prefixray.cli import COMMANDS, main
-from prefixray.exits import INTERRUPTED, UNREAD
+from prefixray.exits import INTERRUPTED, TERMINATED, UNREAD
 
 HEAVY = ("torch", "ray", "optuna", "mlflow", "transformers")
 
@@ -26,7 +27,9 @@ def test_help_names_every_command_an_example_and_the_exit_codes(capsys: pytest.C
     assert main(["--help"]) == main([]) == 0
     shown = capsys.readouterr().out
     assert all(f"\n  {name} " in shown for name in COMMANDS)
-    assert "prefixray sweep sweeps/quickstart.yaml" in shown and "130  interrupted" in shown
+    assert (
+        "prefixray sweep sweeps/quickstart.yaml" in shown and "130  interrupted" in shown and "143  terminated" in shown
+    )
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -110,6 +113,34 @@ def test_a_command_leaves_with_its_code_and_hides_no_defect(end: str) -> None:
     code, said = ENDS[end]
     assert ran.returncode == code
     assert ran.stderr == said or (said.isidentifier() and said in ran.stderr), "another pipe's end is not hidden"
+
+
+SIGNALLED = """
+import os, signal
+from prefixray.exits import interruptible, leave
+def main():
+    with interruptible():
+        try:
+            os.kill(os.getpid(), signal.{first})
+        except KeyboardInterrupt:
+            {then}
+            raise
+leave(main)
+"""
+
+
+@pytest.mark.parametrize(("first", "code"), [("SIGINT", INTERRUPTED), ("SIGTERM", TERMINATED)])
+def test_a_first_signal_lets_all_be_put_away_and_a_second_of_either_kind_ends_at_once(first: str, code: int) -> None:
+    for then, ended in [
+        ("pass", code),
+        ("os.kill(os.getpid(), signal.SIGTERM)", -15),
+        ("os.kill(os.getpid(), signal.SIGINT)", -2),
+    ]:
+        script = SIGNALLED.format(first=first, then=then)
+        usual = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # ignored in the background
+        ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, **usual)  # type: ignore[call-overload]
+        assert ran.returncode == ended, ran.stderr
+        assert ended < 0 or ran.stderr == "\ninterrupted\n"
 
 
 @pytest.mark.parametrize(("entry", "where"), [("_run", "--address auto"), ("_run_there", "--cluster my.yaml")])

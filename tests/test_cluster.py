@@ -65,8 +65,8 @@ rsync_filter: []
 """
 DRIVER = """
 import sys
-from prefixray import pool
-pool.IDLE_SECONDS, pool.MOVE_SECONDS = 2.0, 1.0
+from prefixray import places, pool
+pool.IDLE_SECONDS, places.MOVE_SECONDS = 2.0, 1.0
 from prefixray.sweep import main
 sys.exit(main())
 """

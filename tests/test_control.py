@@ -22,6 +22,7 @@ from prefixray.config import (
 )
 from prefixray.control import main
 from prefixray.inbox import Add, Answer, Extend, Finish, Inbox, Request, Stop
+from prefixray.pool import NoWorkers
 from prefixray.search import Coordinator, MakeSpec, Stage
 from prefixray.space import AnyDimension, Choice, LogUniform
 from prefixray.study import ArmStudy, FixedStudy, Proposal, Record
@@ -476,6 +477,18 @@ def test_a_disk_that_refused_once_lets_nothing_go_on(tmp_path: Path, monkeypatch
     for go_on in (driver.coordinator.next, driver.coordinator.serve, lambda: driver.report("prefix/0", 10)):
         with pytest.raises(SweepFailed, match="No space left"):
             go_on()
+
+
+def test_where_no_worker_is_left_nothing_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(tmp_path)
+
+    def refuse(num_sharing: int, num_exclusive: int) -> None:
+        raise NoWorkers("no worker is left", "base: no such folder")
+
+    monkeypatch.setattr(driver.pool, "tend", refuse)
+    with pytest.raises(NoWorkers):
+        driver.coordinator.view("small", "search")
+    assert driver.coordinator.broken == "no worker is left\nbase: no such folder"
 
 
 def test_a_cluster_that_does_not_answer_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

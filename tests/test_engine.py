@@ -1,6 +1,7 @@
 """The thread that shows a sweep, and tends its workers on the way: what may go wrong in it must not end it."""
 
 import errno
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from prefixray import engine
 from prefixray.config import SweepFailed
 from prefixray.engine import _show
 from prefixray.live import LiveView, View
+from prefixray.pool import NoWorkers
 
 
 class PlayedCoordinator:
@@ -43,7 +45,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 def test_what_goes_wrong_in_a_look_is_logged_once_and_the_next_look_comes(
     ended: threading.Event, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine._thread, "interrupt_main", lambda: pytest.fail("nothing has ended"))
+    monkeypatch.setattr(engine._thread, "interrupt_main", lambda signum: pytest.fail("nothing has ended"))
     refused = [RpcError("the control service does not answer now"), ConnectionError("neither now")]
     coordinator = PlayedCoordinator(ended, [refused[0], refused[0], refused[1], KeyError("an error of ours")])
     with (tmp_path / "shown").open("w") as shown:
@@ -62,13 +64,15 @@ def test_a_terminal_that_is_gone_does_not_leave_the_workers_alone(ended: threadi
         shown.close()
 
 
-def test_a_disk_that_refuses_ends_the_sweep(ended: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("met", [OSError(errno.ENOSPC, "No space left on device"), NoWorkers("no worker is left")])
+def test_a_disk_that_refuses_or_that_no_worker_is_left_ends_the_sweep(
+    ended: threading.Event, monkeypatch: pytest.MonkeyPatch, met: Exception
+) -> None:
     interrupts: list[int] = []
-    monkeypatch.setattr(engine._thread, "interrupt_main", lambda: interrupts.append(1))
-    full = OSError(errno.ENOSPC, "No space left on device")
-    coordinator = PlayedCoordinator(ended, [full], broken="No space left on device")
+    monkeypatch.setattr(engine._thread, "interrupt_main", interrupts.append)
+    coordinator = PlayedCoordinator(ended, [met], broken=str(met))
     _show(coordinator, LiveView(), "small", "search", ended)  # type: ignore[arg-type]
-    assert interrupts == [1] and coordinator.num_looks == 1
+    assert interrupts == [signal.SIGTERM] and coordinator.num_looks == 1
     coordinator = PlayedCoordinator(ended, [SweepFailed("full")], broken="the main thread has met it")
     _show(coordinator, LiveView(), "small", "search", ended)  # type: ignore[arg-type]
-    assert interrupts == [1]
+    assert interrupts == [signal.SIGTERM]

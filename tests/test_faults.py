@@ -240,6 +240,50 @@ def test_a_trial_that_always_kills_its_worker_is_found_and_a_hanging_worker_and_
     assert ours == pytest.approx(expected, abs=TOLERANCE)
 
 
+LOADING_HOOK = """
+# Found by every Python process of the sweep: hits a worker when it comes to load the base.
+import os, signal, sys
+from pathlib import Path
+
+ARMED = Path({folder!r}) / "armed"
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "prefixray.trainer" and "prefixray.driver" not in sys.modules and ARMED.exists():
+            {hit}
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def hook(sweep: Sweep, hit: str) -> str:
+    """Have this happen to workers that load the base while the file `armed` exists; the driver's PYTHONPATH."""
+    (sweep.folder / "sitecustomize.py").write_text(LOADING_HOOK.format(folder=str(sweep.folder), hit=hit))
+    return os.pathsep.join([str(sweep.folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def test_a_worker_that_always_dies_of_loading_the_base_ends_the_sweep_with_a_sentence(sweep: Sweep) -> None:
+    path = hook(sweep, "os.kill(os.getpid(), signal.SIGKILL)")
+    (sweep.folder / "armed").touch()
+    output = output_of(sweep.start(PYTHONPATH=path), code=1)
+    assert "cannot be used: it died 3 times while it loaded the base; the end of " in output.splitlines()[-1], output
+    (sweep.folder / "armed").unlink()
+
+
+def test_a_worker_that_cannot_be_started_again_is_replaced_and_its_trials_go_on(
+    sweep: Sweep, undisturbed: Sweep
+) -> None:
+    path = hook(sweep, "ARMED.unlink(); raise RuntimeError('the device is gone')")
+    process = sweep.start(PYTHONPATH=path)
+    _wait_for(sweep.has_checkpoints, process)
+    (sweep.folder / "armed").touch()
+    workers_of(process)[0].kill()
+    output = output_of(process)
+    assert "is given up, and another is started in its place: RuntimeError: the device is gone" in output, output
+    assert_complete(sweep)
+    assert_same(sweep, undisturbed)
+
+
 @contextmanager
 def tracking_server(folder: Path, port: int) -> Iterator[None]:
     """A real server, killed in the end."""

@@ -80,6 +80,7 @@ SEARCH = [
     "nodes",
     "cluster",
     "worker",
+    "places",
     "pool",
     "trainable",
     "search",
@@ -97,7 +98,7 @@ FRONT = ["cli", "__main__"]
 # Libraries whose upstream drift shall cost a few files.
 ALLOWED = {
     "torch": {*TRAINING, *SEARCH, *ENTRIES},
-    "ray": {"clusterfile", "submit", "nodes", "cluster", "pool", "trainable", "engine"},
+    "ray": {"clusterfile", "submit", "nodes", "cluster", "places", "pool", "trainable", "engine"},
     "transformers": {"base", "attention", "batching", "loss", "generation", "methods"},
     "optuna": {"study", "importance"},
     "mlflow": {"runviews", "sending", "tracking"},

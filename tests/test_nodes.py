@@ -1,5 +1,6 @@
 """What a cluster may become: the machines that the autoscaler's file allows, and the workers on them."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from prefixray.cluster import Cluster, connected
-from prefixray.config import UserError
+from prefixray.config import SweepFailed, UserError
+from prefixray.exits import interruptible
 from prefixray.nodes import AUTOSCALER_FILE, Devices, to_come
 
 FILE = """
@@ -40,11 +42,38 @@ def test_a_machine_that_ray_up_has_made_a_head_joins_its_own_cluster(
         raise ConnectionError
 
     monkeypatch.setattr(ray, "init", refuse)
-    for write in (lambda: None, lambda: (tmp_path / AUTOSCALER_FILE.name).write_text(FILE)):
-        write()
-        with pytest.raises(UserError, match="no Ray cluster answers there"), connected(None):
-            pass
-    assert addresses == ["local", "auto"]
+    with pytest.raises(SweepFailed, match="Ray did not start on this machine"), connected(None):
+        pass
+    (tmp_path / AUTOSCALER_FILE.name).write_text(FILE)
+    with pytest.raises(UserError, match="no Ray cluster answers there"), connected(None):
+        pass
+    assert addresses == ["local", "local", "auto"]
+
+
+@pytest.mark.parametrize("num_failures", [1, 2])
+def test_ray_that_does_not_start_on_a_busy_machine_is_tried_again_and_then_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, num_failures: int
+) -> None:
+    errors = [Exception("The current node timed out during startup.\nThis could ...") for _ in range(num_failures)]
+
+    def start(**given: object) -> None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ray does
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr("prefixray.cluster._look_around", lambda address, namespace: "found")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with interruptible():
+        ours = signal.getsignal(signal.SIGTERM)
+        if num_failures == 1:
+            with connected("local") as cluster:
+                assert cluster == "found" and signal.getsignal(signal.SIGTERM) is ours
+        else:
+            told = r"^Ray did not start .* tried twice: The current node timed out during startup\.; end other work"
+            with pytest.raises(SweepFailed, match=told), connected("local"):
+                pass
+        signal.signal(signal.SIGTERM, ours)
 
 
 def test_who_has_no_token_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

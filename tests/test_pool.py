@@ -1,17 +1,19 @@
 """How many workers the pool wants, what it refuses, and what it does while workers die or hang: Ray is played here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorUnavailableError, GetTimeoutError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayTaskError
 
-from prefixray import pool
+from prefixray import places, pool
 from prefixray.cluster import Cluster
 from prefixray.config import ArmConfig, LoraTrial, SweepFailed, TaskConfig, TrainConfig, TrialConfig, UserError
-from prefixray.pool import MOST_DEATHS, DecodeJob, Pool, check_exclusive, workers_wanted
+from prefixray.nodes import Sight
+from prefixray.places import LOADING_SECONDS, MOST_LOADS, Life, Place, State
+from prefixray.pool import MOST_DEATHS, DecodeJob, NoWorkers, Pool, check_exclusive, workers_wanted
 from prefixray.trial import TrialSpec, WorkerStatus
 from prefixray.worker import WorkerSetup
 
@@ -83,6 +85,7 @@ class PlayedRay:
     def __init__(self) -> None:
         self.now = 0.0
         self.killed: list[PlayedWorker] = []
+        self.to_come: list[PlayedWorker] = []  # the workers that are started next; then others without a fault
 
     def wait(
         self, answers: Sequence[Later], *, num_returns: int = 1, timeout: float | None = None
@@ -104,21 +107,27 @@ class PlayedRay:
 
     def kill(self, worker: "PlayedWorker", no_restart: bool = True) -> None:
         self.killed.append(worker)
-        worker.die()
+        worker.die("DEAD" if no_restart else worker.next_state)
 
 
 class PlayedWorker:
     """A worker actor as the pool sees it: what it is asked it answers at once, or never while it is silent."""
 
     free_bytes = 8 << 30
+    next_state = "ALIVE"  # after a death
 
     def __init__(self) -> None:
+        self.sight = Sight("ALIVE", 0, 1, "node")
+        self.refusal: UserError | None = None  # what keeps it from loading the base
         self.asked: list[tuple[str, Later]] = []
+        self.given: list[tuple[str, tuple[Any, ...]]] = []
         self.silent: set[str] = set()
         self.num_deaths: dict[str, int] = {}  # that it dies of a decoding, by folder
 
-    def die(self) -> None:
-        """Come again at once; what it was asked and had not answered fails."""
+    def die(self, state: str | None = None) -> None:
+        """End, and come again at once unless another state is said; what it was asked and had not answered fails."""
+        state = state or self.next_state
+        self.sight = Sight(state, self.sight.num_restarts + 1, self.sight.pid + (state == "ALIVE"), "node")
         self.silent = set()
         for _, later in self.asked:
             later.answer = later.answer or [_died()]
@@ -129,10 +138,13 @@ class PlayedWorker:
     def _ask(self, method: str, given: tuple[Any, ...]) -> Later:
         later = Later() if method in self.silent else Later(self._answer(method, given))
         self.asked.append((method, later))
+        self.given.append((method, given))
         return later
 
     def _answer(self, method: str, given: tuple[Any, ...]) -> Any:  # noqa: ANN401
         match method:
+            case "ready" if self.refusal is not None:
+                return RayTaskError("ready", "a traceback", self.refusal)
             case "ready":
                 return {**FOUND, "device": "cpu", "free_bytes": self.free_bytes}
             case "status":
@@ -153,21 +165,27 @@ def played(monkeypatch: pytest.MonkeyPatch) -> PlayedRay:
     """Ray as far as the pool needs it; its workers are `PlayedWorker`s."""
     played = PlayedRay()
 
+    def start(name: str, cluster: Cluster, setup: WorkerSetup, record: Path) -> Place:
+        worker = played.to_come.pop(0) if played.to_come else PlayedWorker()
+        life = Life(State.STARTING, played.now)
+        return Place(name, record, worker, life, busy_at=played.now)  # type: ignore[arg-type]
+
     def sleep(seconds: float) -> None:
         played.now += seconds
         assert played.now < 36_000, "it would wait for ever"
 
-    monkeypatch.setattr(pool, "ray", played)
-    monkeypatch.setattr(pool, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: played.now))
-    monkeypatch.setattr(pool, "_start", lambda name, cluster, setup: PlayedWorker())
+    for module in (pool, places):
+        monkeypatch.setattr(module, "ray", played)
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: played.now))
+    monkeypatch.setattr(places, "sight_of", lambda worker: worker.sight)
     monkeypatch.setattr(pool, "draining", lambda: set())
-    monkeypatch.setattr(pool, "node_of", lambda worker: "node")
+    monkeypatch.setattr(pool, "start_place", start)
     return played
 
 
 def _pool(folder: Path, *, num_workers: int = 2, address: str = "local") -> Pool:
     cluster = Cluster(address, "prefixray-1", "cpu", 2, 0, num_workers, num_workers, 1, {"trial": 1.0})
-    setup = WorkerSetup("base", TaskConfig(name="e2e"), TrainConfig(num_steps=1), "cpu", 1)
+    setup = WorkerSetup("base", TaskConfig(name="e2e"), TrainConfig(num_steps=1), "cpu", 1, log="sweep.log")
     return Pool(cluster, setup, folder / "workers")
 
 
@@ -179,13 +197,151 @@ def _job(number: int) -> DecodeJob:
     return None, f"final/{number}", "test", {}
 
 
-def test_a_worker_that_dies_of_loading_the_base_ends_the_sweep_with_a_sentence(
+def _spec(folder: Path, number: int = 0) -> TrialSpec:
+    config = TrialConfig(arm="lora", learning_rate=1e-3, num_steps=10, method=LoraTrial(rank=2))
+    return TrialSpec(f"lora/{number}", config, 1, 0, (), str(folder / f"trial-{number}"))
+
+
+def _lacking_the_base() -> PlayedWorker:
+    worker = PlayedWorker()
+    worker.refusal = UserError("base: /nfs/base: no such folder")
+    return worker
+
+
+def _crashing() -> PlayedWorker:
+    """A worker whose processes have all died while they loaded the base."""
+    worker = PlayedWorker()
+    worker.sight = Sight("RESTARTING", MOST_LOADS, 1, "node")
+    return worker
+
+
+def _hanging() -> PlayedWorker:
+    """A worker whose process does not come to an end with loading."""
+    worker = PlayedWorker()
+    worker.sight = Sight("PENDING_CREATION", 0, 1, "node")
+    return worker
+
+
+DIED = f"it died {MOST_LOADS} times while it loaded the base; the end of sweep.log says more"
+HUNG = f"it was not ready after {LOADING_SECONDS / 60:.0f} minutes; the end of sweep.log says more"
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "told"),
+    [
+        (_crashing, SweepFailed, f"worker-1 cannot be used: {DIED}"),
+        (_hanging, SweepFailed, f"worker-1 cannot be used: {HUNG}"),
+        (_lacking_the_base, UserError, "base: /nfs/base: no such folder"),
+    ],
+)
+def test_on_one_machine_a_worker_that_cannot_load_the_base_ends_the_sweep_with_a_sentence(
+    tmp_path: Path, played: PlayedRay, make: Callable[[], PlayedWorker], kind: type[UserError], told: str
+) -> None:
+    played.to_come = [PlayedWorker(), make()]
+    with pytest.raises(kind) as refused:
+        _pool(tmp_path).wait([_arm("lora", rank=2)])
+    assert type(refused.value) is kind and str(refused.value) == told
+
+
+@pytest.mark.parametrize("make", [_crashing, _hanging, _lacking_the_base])
+def test_on_a_cluster_such_a_device_is_left_alone_and_the_others_go_on(
+    tmp_path: Path, played: PlayedRay, monkeypatch: pytest.MonkeyPatch, make: Callable[[], PlayedWorker]
+) -> None:
+    monkeypatch.setattr(Cluster, "count_devices", lambda cluster: 2)
+    lacking = make()
+    played.to_come = [lacking]
+    workers = _pool(tmp_path, address="auto")
+    workers.wait([_arm("lora", rank=2)])
+    played.now += LOADING_SECONDS + 1
+    for _ in range(3):
+        played.now += 10
+        workers.tend(4, 0)
+    assert [place.name for place in workers._places] == ["worker-1"] and lacking in played.killed
+    (said,) = workers.news()
+    assert said.startswith("worker-0 cannot be used, and its device is left alone: ")
+    assert workers.most_workers == 1
+
+
+def test_on_a_cluster_that_has_the_base_nowhere_the_sweep_ends_with_the_reason(
+    tmp_path: Path, played: PlayedRay
+) -> None:
+    played.to_come = [_lacking_the_base(), _lacking_the_base()]
+    with pytest.raises(UserError, match=r"^base: /nfs/base: no such folder$"):
+        _pool(tmp_path, address="auto").wait([_arm("lora", rank=2)])
+
+
+@pytest.mark.parametrize("address", ["local", "auto"])
+def test_where_no_worker_can_be_had_any_more_the_sweep_ends_with_the_reasons(
+    tmp_path: Path, played: PlayedRay, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(Cluster, "count_devices", lambda cluster: 2)
+    workers = _pool(tmp_path, address=address)
+    workers.wait([_arm("lora", rank=2)])
+    workers.place(_spec(tmp_path), exclusive=False)
+    played.to_come = [_lacking_the_base() for _ in range(4)]
+    for worker in _workers(workers):
+        worker.refusal = UserError("base: /nfs/base: no such folder")
+        worker.die()
+    with pytest.raises(NoWorkers, match=r"^no worker is left\nbase: /nfs/base: no such folder\n"):
+        for _ in range(10):
+            played.now += 10
+            workers.tend(1, 0)
+
+
+@pytest.mark.parametrize("ending", ["DEAD", "cannot load the base"])
+def test_on_one_machine_the_trials_of_a_worker_that_is_over_go_on_with_the_other_and_another_is_started(
+    tmp_path: Path, played: PlayedRay, ending: str
+) -> None:
+    workers = _pool(tmp_path)
+    workers.wait([_arm("lora", rank=2)])
+    spec = _spec(tmp_path)
+    workers.place(spec, exclusive=False)
+    over, other = _workers(workers)
+    over.refusal = None if ending == "DEAD" else SweepFailed("OutOfMemoryError: no room")
+    over.die("DEAD" if ending == "DEAD" else None)
+    for _ in range(3):
+        played.now += 3
+        workers.tend(1, 0)
+    assert spec.placed_on() == "worker-1"
+    inherited = next(given for method, given in other.given if method == "inherit")
+    assert inherited == (str(tmp_path / "workers" / "worker-0.json"), ["lora/0"])
+    assert [(place.name, place.is_ready) for place in workers._places] == [("worker-1", True), ("worker-2", True)]
+    assert "worker-0 is given up, and another is started in its place" in workers.news()[0]
+
+
+def test_an_exclusive_trial_waits_for_the_worker_that_is_started_in_place_of_one_that_is_over(
+    tmp_path: Path, played: PlayedRay
+) -> None:
+    workers = _pool(tmp_path, num_workers=1)
+    workers.wait([_arm("finetune", top_layers=2, tune_embeddings=False)])
+    spec = _spec(tmp_path)
+    workers.place(spec, exclusive=True)
+    _workers(workers)[0].die("DEAD")
+    for _ in range(3):
+        played.now += 3
+        workers.tend(0, 1)
+    assert spec.placed_on() == "worker-1" and not workers.has_room(exclusive=False)
+    assert [place.name for place in workers._places] == ["worker-1"]
+
+
+def test_a_worker_that_is_started_again_keeps_its_trials_though_loading_takes_long(
     tmp_path: Path, played: PlayedRay
 ) -> None:
     workers = _pool(tmp_path)
-    workers._places[1].loading = Later(_died())
-    with pytest.raises(SweepFailed, match=r"worker-1 died while it loaded the base: .*restarting"):
-        workers.wait([_arm("lora", rank=2)])
+    workers.wait([_arm("lora", rank=2)])
+    spec = _spec(tmp_path)
+    workers.place(spec, exclusive=False)
+    worker = _workers(workers)[0]
+    worker.die("RESTARTING")
+    worker.sight = Sight("RESTARTING", 1, 2, "node")
+    for _ in range(60):
+        played.now += 10
+        workers.tend(1, 0)
+    assert spec.placed_on() == "worker-0" and len(workers._places) == 2
+    worker.sight = Sight("ALIVE", 1, 2, "node")
+    played.now += 10
+    workers.tend(1, 0)
+    assert workers._places[0].is_ready
 
 
 def test_on_one_machine_a_worker_that_comes_again_while_others_train_has_the_room_it_had(
@@ -194,9 +350,9 @@ def test_on_one_machine_a_worker_that_comes_again_while_others_train_has_the_roo
     workers = _pool(tmp_path)
     workers.wait([_arm("lora", rank=2), _arm("finetune", top_layers=2, tune_embeddings=False)])
     slots = [place.num_slots for place in workers._places]
-    for place, worker in zip(workers._places, _workers(workers), strict=True):
+    for worker in _workers(workers):
         worker.free_bytes = 1 << 30  # the rest of the machine's memory is in use by the other worker's trial
-        place.lose()
+        worker.die()
     played.now += 10
     workers.tend(1, 1)
     assert workers.has_room(exclusive=True) and [place.num_slots for place in workers._places] == slots
@@ -231,16 +387,32 @@ def test_deaths_are_counted_by_what_is_decoded(tmp_path: Path, played: PlayedRay
         workers.decode([_job(number) for number in range(3)])
 
 
-def test_a_worker_whose_machine_is_about_to_go_is_given_nothing_to_decode(tmp_path: Path, played: PlayedRay) -> None:
-    workers = _pool(tmp_path)
+def test_a_worker_whose_machine_is_about_to_go_is_given_nothing_to_decode_and_is_ended_on_purpose(
+    tmp_path: Path, played: PlayedRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cluster, "count_devices", lambda cluster: 1)
+    workers = _pool(tmp_path, address="auto")
     workers.wait([_arm("lora", rank=2)])
     leaving, staying = _workers(workers)
-    workers._places[0].suspending = Later()
+    leaving.sight = Sight("ALIVE", 0, 1, "spot")
+    leaving.silent, leaving.next_state = {"retire"}, "RESTARTING"
+    spec = _spec(tmp_path)
+    workers.place(spec, exclusive=False)
+    monkeypatch.setattr(pool, "draining", lambda: {"spot"})
+    for _ in range(2):
+        played.now += 3
+        workers.tend(1, 0)
     workers.decode_when_idle(_job(1))
     workers.use_idle()
     workers.decode([_job(1), _job(2)])
     assert "decode" not in [method for method, _ in leaving.asked]
     assert [method for method, _ in staying.asked].count("decode") == 3
+    assert spec.placed_on() == "worker-0" and leaving not in played.killed
+    next(later for method, later in leaving.asked if method == "retire").answer = [None]
+    for _ in range(2):
+        played.now += 3
+        workers.tend(1, 0)
+    assert leaving in played.killed and spec.placed_on() == "worker-1", "it need not wait"
 
 
 def test_a_trial_that_is_moved_leaves_the_worker_that_has_just_come_again(
@@ -248,15 +420,17 @@ def test_a_trial_that_is_moved_leaves_the_worker_that_has_just_come_again(
 ) -> None:
     workers = _pool(tmp_path, address="auto")
     workers.wait([_arm("lora", rank=2)])
-    config = TrialConfig(arm="lora", learning_rate=1e-3, num_steps=10, method=LoraTrial(rank=2))
-    spec = TrialSpec("lora/0", config, 1, 0, (), str(tmp_path / "trial"))
+    spec = _spec(tmp_path)
     workers.place(spec, exclusive=False)
     assert spec.placed_on() == "worker-0"
     lost = _workers(workers)[0]
-    lost.silent = {"ready"}
     monkeypatch.setattr(Cluster, "count_devices", lambda cluster: 2)
-    workers._places[0].lose()
-    played.now += 60
+    lost.die("RESTARTING")
+    for _ in range(2):
+        played.now += 10
+        workers.tend(1, 0)
+        assert spec.placed_on() == "worker-0", "it may come again in a moment"
+    played.now += 10
     workers.tend(1, 0)
     assert spec.placed_on() == "worker-1"
     assert "leave" in [method for method, _ in lost.asked]

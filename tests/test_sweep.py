@@ -187,13 +187,13 @@ def test_all_workers_killed_in_the_middle_of_a_pack_cost_no_trial_a_retry(sweep:
     _assert_complete(sweep)
 
 
-def test_an_interrupted_sweep_says_how_to_go_on_and_goes_on_from_its_checkpoints(sweep: Sweep) -> None:
+def test_a_sweep_that_is_terminated_says_how_to_go_on_and_goes_on_from_its_checkpoints(sweep: Sweep) -> None:
     sweep.write(num_steps=200)
     process = sweep.start()
     _wait_for(lambda: sweep.ended() >= 1, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in output, output
+    assert process.returncode == 143 and "Traceback" not in output, output
     assert "python -m prefixray.sweep small.yaml" in output.splitlines()[-1]
     assert any(sweep.results.glob("trials/*/*/step-*"))
     assert {run.info.status for run in sweep.runs()} <= {"FINISHED", "KILLED"}

@@ -151,6 +151,64 @@ def test_suspects_that_do_not_come_hold_up_nobody_for_long(tmp_path: Path, monke
     assert sweep.triage.may_join("e", [])
 
 
+def test_a_process_that_is_ended_on_purpose_is_no_death_and_leaves_no_suspects(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "record")
+    sweep.admit()
+    sweep.step()
+    sweep.triage.retires()
+    again = Triage(tmp_path / "record", MAX_FAILURES)
+    assert again.num_deaths == 0 and again.last_death is None
+    assert all(again.may_join(key, ["another"]) for key in PACK)
+    again.begins({"a": 1})
+    assert Triage(tmp_path / "record", MAX_FAILURES).num_deaths == 1, "only once"
+
+
+@pytest.mark.parametrize("killer", PACK)
+def test_a_trial_that_kills_every_worker_it_is_moved_to_is_found(tmp_path: Path, killer: str) -> None:
+    """Each worker is lost with its machine, so no other reads its record in its place."""
+    trials, gone = dict.fromkeys(PACK, 3), [tmp_path / "0"]
+    Triage(gone[0], MAX_FAILURES).begins(trials)
+    for number in range(1, 20):
+        here = tmp_path / str(number)
+        triage = Triage(here, MAX_FAILURES)
+        has_suspects = triage.inherits(gone[-1], list(trials))
+        if triage.refusal(killer) is not None:
+            break
+        assert has_suspects, "others make room"
+        pack: list[str] = []
+        while killer not in pack:  # those whose turn comes first get past their step
+            pack = [key for key in trials if triage.may_join(key, pack)]
+            triage.begins({key: trials[key] for key in pack})
+            if killer not in pack:
+                trials |= {key: trials[key] + 1 for key in pack}
+                triage.survives({key: trials[key] for key in pack})
+        gone.append(here)
+    assert f"died {MAX_FAILURES + 1} times with no other trial in the pack" in (triage.refusal(killer) or "")
+    assert len(gone) <= 3 + MAX_FAILURES + 1  # three halvings of five leave one
+    assert all(triage.refusal(key) is None for key in PACK if key != killer)
+
+
+def test_what_is_known_of_a_trial_is_where_it_was_last(tmp_path: Path) -> None:
+    first = Triage(tmp_path / "0", MAX_FAILURES)
+    first.begins({"a": 3})
+    second = Triage(tmp_path / "1", MAX_FAILURES)
+    second.inherits(tmp_path / "0", ["a"])
+    second.begins({"a": 3})
+    assert not second.survives({"a": 4}), "past its step it is free"
+    first = Triage(tmp_path / "0", 0)
+    assert first.refusal("a") is not None, "this worker has not heard of that"
+    first.inherits(tmp_path / "1", ["a"])
+    assert first.refusal("a") is None
+
+
+def test_trials_of_a_worker_that_died_between_two_steps_or_left_no_record_come_as_they_are(tmp_path: Path) -> None:
+    triage = Triage(tmp_path / "1", MAX_FAILURES)
+    Triage(tmp_path / "0", MAX_FAILURES)
+    for record in ("0", "none"):
+        assert not triage.inherits(tmp_path / record, PACK)
+        assert all(triage.may_join(key, PACK) for key in PACK)
+
+
 def test_a_record_is_read_to_the_end_of_its_line_though_a_longer_one_was_there(tmp_path: Path) -> None:
     triage = Triage(tmp_path / "record", MAX_FAILURES)
     triage.dies_of("an error " * 100)

@@ -14,6 +14,7 @@ from prefixray import worker as worker_module
 from prefixray.checkpoint import load_checkpoint
 from prefixray.config import ArmConfig, PrefixTrial, TaskConfig, TrainConfig, TrialConfig, UserError
 from prefixray.space import Choice
+from prefixray.triage import Triage
 from prefixray.trial import Admission, Report, TrialSpec
 from prefixray.worker import Worker, WorkerSetup
 
@@ -295,6 +296,48 @@ def test_after_a_death_those_who_were_in_the_step_come_back_in_halves(
     report = _Call(worker, "a").report()
     assert report is not None and report.step == 2
     worker.suspend()
+
+
+def test_a_worker_that_is_ended_on_purpose_checkpoints_its_trials_and_takes_none(
+    setup: WorkerSetup, tmp_path: Path, patient: None
+) -> None:
+    recorded = replace(setup, record=str(tmp_path / "worker-0.json"))
+    worker, spec = Worker(recorded, on_crash=lambda: None), _spec(tmp_path, "one", 9, 3)
+    worker.join(spec, "token")
+    _Call(worker, "one").report()
+    worker.retire()
+    assert (load_checkpoint(Path(spec.folder)) or [None])[0] == 3
+    assert worker.join(spec, "token") == Admission("later")
+    status = Worker(recorded, on_crash=lambda: None).status()
+    assert (status.num_deaths, status.last_death) == (0, None)
+
+
+def test_trials_that_come_from_a_worker_that_has_died_have_their_turn_first(setup: WorkerSetup, tmp_path: Path) -> None:
+    Triage(tmp_path / "worker-0.json", 3).begins({"moved": 2})
+    worker = Worker(replace(setup, record=str(tmp_path / "worker-1.json")), on_crash=lambda: None)
+    own, moved = _spec(tmp_path, "own", 10_000), _spec(tmp_path, "moved", 10_000)
+    worker.join(own, "token")
+    waiting = _Call(worker, "own")
+    worker.inherit(str(tmp_path / "worker-0.json"), ["moved"])
+    assert waiting.report() is None, "it makes room"
+    assert worker.join(own, "token") == Admission("later")
+    assert worker.join(moved, "token") == Admission("joined")
+    _wait_for(lambda: worker.join(own, "token") == Admission("joined"))
+    worker.suspend()
+
+
+@pytest.mark.parametrize("error", [UserError("base: no such folder"), RuntimeError("no such device\nmore of it")])
+def test_a_worker_that_cannot_load_the_base_says_why_and_has_trials_wait(
+    setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*given: object, **settings: object) -> None:
+        raise error
+
+    monkeypatch.setattr("prefixray.trainer.load_trainer", fail)
+    worker = Worker(setup, on_crash=lambda: None)
+    with pytest.raises(UserError, match=r"^base: no such folder$|^RuntimeError: no such device$"):
+        worker.ready()
+    assert worker.join(_spec(tmp_path, "one", 9), "token") == Admission("later")
 
 
 def test_where_nothing_can_be_written_trials_are_lost_and_not_failed(worker: Worker, tmp_path: Path) -> None:

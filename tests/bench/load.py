@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import psutil
 
-from prefixray import driver, pool, trainer
+from prefixray import driver, places, trainer
 from prefixray.hypotheses import Split, split_sources, write_hypotheses
 from prefixray.search import Coordinator
 from prefixray.sweepfile import load_sweep
@@ -265,7 +265,7 @@ def _drive(folder: Path) -> None:
     """Be `prefixray.sweep` with the metered coordinator and the workers that follow curves."""
     MeteredCoordinator.file = folder / (folder / "costs").read_text()
     driver.Coordinator = MeteredCoordinator  # type: ignore[misc]
-    pool.Worker = CurveWorker  # type: ignore[misc]
+    places.Worker = CurveWorker  # type: ignore[misc]
     with (folder / "shown.txt").open("a", encoding="utf-8") as shown:
         driver.run_sweep(load_sweep(str(folder / "load.yaml")), folder / "load.yaml", shown=shown)
 
