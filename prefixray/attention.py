@@ -36,6 +36,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from prefixray.beamcache import BeamCache
 from prefixray.infixes import Infixes, place_infixes
 
 RowFunction = Callable[[Tensor, Tensor], Tensor]  # (input of the module, output of the module) -> new output
@@ -76,6 +77,7 @@ class _Bound:
     even: bool  # the rows are as many of trial 0, then as many of trial 1, ...
     targets: tuple[Tensor, Tensor] | None  # rows (N,) and columns (N,) that the head is run on
     infixes: Infixes | None  # None where no row has one
+    cache: BeamCache | None  # what the rows, each one token of a beam, look at
     is_headless: bool = False
     hidden: Tensor | None = None
     """Where the forward is headless: the head's input at the targets, (N, width)."""
@@ -148,6 +150,7 @@ class Binder:
         targets: tuple[Tensor, Tensor] | None = None,
         infix_starts: Sequence[int] = (),
         is_headless: bool = False,
+        cache: BeamCache | None = None,
     ) -> Iterator[_Bound]:
         """Bind trial `row_trial[b]`'s insert to row b. Rows of one trial must stand together.
 
@@ -155,6 +158,8 @@ class Binder:
         columns from there on hold any token at all.
         With `targets`, rows (N,) and columns (N,), the head runs on those positions alone: logits are (N, vocabulary).
         In a headless forward it runs on none, and `hidden` of what is yielded is its input there.
+        With `cache` a forward is a step of a beam search: its rows are tokens of the sources' beams, one each, and
+        their attention looks at the cache alone, and writes to it.
         Keep the binding until backward has run: gradient checkpointing repeats the forward there.
         """
         assert self._bound is None, "a binding is already active"
@@ -168,6 +173,7 @@ class Binder:
             even=_is_even(row_trial, len(inserts)),
             targets=targets,
             infixes=place_infixes([insert.infix for insert in inserts], row_trial, infix_starts),
+            cache=cache,
             is_headless=is_headless,
         )
         try:
@@ -345,6 +351,8 @@ def _attention(
         binder._recorded[site, layer] = (key, value)
     if bound is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if bound.cache is not None:
+        return bound.cache.attend(layer, query, key, value, options.get("scaling")), None
     assert attention_mask is not None, "the mask function never leaves the mask out"
     mask = bound.mask(site, attention_mask, query, options.pop("position_bias", None))
     plain = options.get("softcap") is None  # nothing but a softmax

@@ -14,9 +14,9 @@ from typing import Any
 
 from prefixray.attention import Binder
 from prefixray.batching import Template
+from prefixray.beams import Decoding
 from prefixray.checkpoint import load_artifact, restore_method
 from prefixray.config import TaskConfig
-from prefixray.generation import Decoding
 from prefixray.hypotheses import Split, score_all, split_sources, write_hypotheses
 from prefixray.methods import Method, Untuned
 from prefixray.metrics import Scored

@@ -1,12 +1,12 @@
-"""Decoding: transformers' `generate` with what trials put into the base bound to the rows.
+"""Decoding: beam search with what trials put into the base bound to the rows.
 
-Sources are decoded in batches of like length. To `generate`, the prompt of a decoder-only model is its last token; the
-tokens before it run once per source, not once per beam, and are bound as a longer prefix, which all beams share. Rows
-of different trials may share a batch. In low precision a hypothesis may depend on the rows beside it, so what shall
-come out the same again is decoded by itself.
+Sources are decoded in batches of like length, and leave their batch when their hypothesis is found. The prompt of a
+decoder-only model runs once per source, all but its last token; its beams then share what it left. An encoder-decoder
+is decoded by transformers' `generate`. Rows of different trials may share a batch. In low precision a hypothesis may
+depend on the rows beside it, so what shall come out the same again is decoded by itself.
 """
 
-# B rows, S tokens of the longest prompt
+# N sources, B beams of each, S tokens of the longest prompt; of an encoder-decoder B sources
 
 import logging
 import math
@@ -18,28 +18,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, EncoderDecoderCache, GenerationConfig, PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, PreTrainedModel
 
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base
 from prefixray.batching import Template, make_room, pad
+from prefixray.beamcache import BeamCache
+from prefixray.beams import Decoding, start_search
 from prefixray.config import UserError
 from prefixray.prompts import Prompt, extended
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Decoding:
-    """The settings of the beam search: the same for every arm, and recorded with the results."""
-
-    num_beams: int = 5
-    min_new_tokens: int = 0
-    max_new_tokens: int = 100
-    length_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    early_stopping: bool = False
-    batch_size: int = 32  # sources at once, at most
+LEAVING = 8  # sources leave a batch when one of so many is done: until then it costs less to run them on
 
 
 @dataclass(frozen=True)
@@ -128,6 +119,62 @@ def _together(jobs: Sequence[_Job]) -> list[_Job]:
 
 def _decode(base: Base, binder: Binder, template: Template, jobs: Sequence[_Job], decoding: Decoding) -> list[str]:
     """One batch: the hypotheses of its jobs."""
+    with torch.no_grad():
+        if template.is_encoder_decoder:
+            found = _by_transformers(base, binder, template, jobs, decoding)
+        else:
+            found = _by_beams(base, binder, template, jobs, decoding)
+    return [_text(base, template, new_ids) for new_ids in found]
+
+
+def _by_beams(
+    base: Base, binder: Binder, template: Template, jobs: Sequence[_Job], decoding: Decoding
+) -> list[list[int]]:
+    """The new tokens of each job, whose prompt is run before its beams start."""
+    distinct = {id(job.insert): job.insert for job in jobs}
+    slots = {key: slot for slot, key in enumerate(distinct)}
+    prompts = [Prompt(slots[id(job.insert)], job.prompt[:-1], job.infix_start) for job in jobs]
+    inserts = extended(binder, list(distinct.values()), prompts, pad_id=template.pad_id, device=base.device)
+    none = _no_columns(base)
+    cache = BeamCache([insert.prefixes.get("decoder", none) for insert in inserts])
+    tokens = torch.tensor([job.prompt[-1:] for job in jobs], device=base.device)  # (N, B), one beam at first
+    search = start_search(tokens[:, 0], decoding, template.eos_id)
+    found: list[list[int]] = [[] for _ in jobs]
+    places = list(range(len(jobs)))  # of the sources that are still decoded
+    model: Any = base.model
+    while places:
+        bare = [Insert(functions=inserts[place].functions) for place in places]
+        is_done = [False]
+        with binder.bind(bare, range(len(places)), cache=cache):
+            while sum(is_done) * LEAVING < len(places):
+                positions = cache.begin_step()
+                logits = model(input_ids=tokens.view(-1, 1), position_ids=positions, use_cache=False).logits[:, -1]
+                step = search.advance(logits)
+                cache.follow(step.parents)
+                tokens, is_done = step.tokens, step.is_done.tolist()
+        for place, done, new_ids in zip(places, is_done, search.best(), strict=True):
+            found[place] = new_ids if done else []
+        going = [index for index, done in enumerate(is_done) if not done]
+        places = [places[index] for index in going]
+        if places:
+            kept = torch.tensor(going, device=base.device)
+            search.keep(kept)
+            cache.keep(kept)
+            tokens = tokens[kept]
+    return found
+
+
+def _no_columns(base: Base) -> Tensor:
+    """What a source has that begins with its only token and has no prefix: (2, L, K, 0, D)."""
+    site = base.shape.sites["decoder"]
+    size = (2, site.num_layers, site.num_kv_heads, 0, site.head_dim)
+    return torch.zeros(size, dtype=base.model.dtype, device=base.device)
+
+
+def _by_transformers(
+    base: Base, binder: Binder, template: Template, jobs: Sequence[_Job], decoding: Decoding
+) -> list[list[int]]:
+    """The new tokens of each job of an encoder-decoder."""
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         num_beams=decoding.num_beams,
         do_sample=False,
@@ -138,35 +185,19 @@ def _decode(base: Base, binder: Binder, template: Template, jobs: Sequence[_Job]
         length_penalty=decoding.length_penalty,
         eos_token_id=template.eos_id,
         pad_token_id=template.pad_id,
-        decoder_start_token_id=template.target_before[0] if template.is_encoder_decoder else None,
+        decoder_start_token_id=template.target_before[0],
     )
-    if template.is_encoder_decoder:
-        inputs, given = _encoder_decoder_inputs(template, jobs)
-        inserts = [job.insert for job in jobs]
-    else:
-        last = torch.tensor([job.prompt[-1:] for job in jobs])  # (B, 1)
-        inputs, given = {"input_ids": last, "attention_mask": torch.ones_like(last)}, 1
-        distinct = {id(job.insert): job.insert for job in jobs}
-        slots = {key: slot for slot, key in enumerate(distinct)}
-        prompts = [Prompt(slots[id(job.insert)], job.prompt[:-1], job.infix_start) for job in jobs]
-        inserts = extended(binder, list(distinct.values()), prompts, pad_id=template.pad_id, device=base.device)
-    model: Any = base.model
-    with binder.bind(inserts, range(len(jobs))):
-        on_device = {name: tensor.to(base.device) for name, tensor in inputs.items()}
-        output = model.generate(**on_device, past_key_values=_cache(template), generation_config=settings)
-    return [_text(base, template, row) for row in output[:, given:].tolist()]
-
-
-def _cache(template: Template) -> Cache | None:
-    """One that grows: `generate` gives a T5 with more decoder than encoder layers a cache of too few."""
-    return EncoderDecoderCache(DynamicCache(), DynamicCache()) if template.is_encoder_decoder else None
-
-
-def _encoder_decoder_inputs(template: Template, jobs: Sequence[_Job]) -> tuple[dict[str, Tensor], int]:
-    """What `generate` is called with, and how many tokens of its output are given ones."""
     ids, mask = pad([job.prompt for job in jobs], template.pad_id)  # (B, S)
     given = torch.tensor([template.target_before] * len(jobs))
-    return {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": given}, given.shape[1]
+    inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": given}
+    # `generate` itself would give a T5 with more decoder than encoder layers a cache of too few
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    model: Any = base.model
+    with binder.bind([job.insert for job in jobs], range(len(jobs))):
+        on_device = {name: tensor.to(base.device) for name, tensor in inputs.items()}
+        output = model.generate(**on_device, past_key_values=cache, generation_config=settings)
+    new_ids: list[list[int]] = output[:, given.shape[1] :].tolist()
+    return new_ids
 
 
 def _text(base: Base, template: Template, new_ids: list[int]) -> str:

@@ -20,9 +20,10 @@ from prefixray.artifact import check_template
 from prefixray.attention import Binder
 from prefixray.base import Base, load_in
 from prefixray.batching import Template
+from prefixray.beams import Decoding
 from prefixray.checkpoint import load_artifact, restore_method
 from prefixray.config import UserError
-from prefixray.generation import Decoding, generate
+from prefixray.generation import generate
 from prefixray.hypotheses import best_artifact
 from prefixray.methods import Method
 from prefixray.sweepfile import find_sweep

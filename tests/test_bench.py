@@ -25,20 +25,36 @@ subprocess.Popen([sys.executable, "-c", holds], start_new_session=True)
 """
 
 
-def test_the_table_of_a_tiny_case_needs_nothing_of_a_search(tmp_path: Path) -> None:
+def _run(tmp_path: Path, *command: str) -> str:
+    """What a benchmark prints in a Python without the search's libraries."""
     blocked = tmp_path / "sitecustomize.py"
     blocked.write_text("import sys\nfor name in ('ray', 'optuna', 'mlflow'):\n    sys.modules[name] = None\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, str(BENCH / "table.py"), "--case", "tiny", "--rounds", "1", "--precision", "fp32"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    whole = [sys.executable, str(BENCH / command[0]), "--case", "tiny", "--rounds", "1", *command[1:]]
+    done = subprocess.run(whole, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_table_of_a_tiny_case_needs_nothing_of_a_search(tmp_path: Path) -> None:
     losses: dict[str, set[str]] = {}
     part = ""
-    for line in done.stdout.splitlines():
+    for line in _run(tmp_path, "table.py", "--precision", "fp32").splitlines():
         part = line if line.startswith(("training", "validation")) else part
         if "fp32 " in line and line.startswith(("PEFT", "pack")):
             losses.setdefault(part, set()).add(" ".join(line.split()[-2:]))
     assert [len(own) for own in losses.values()] == [1, 1]  # every arm has trained to the same losses
+
+
+def test_decoding_is_timed_on_hypotheses_that_are_the_same_in_every_arm(tmp_path: Path) -> None:
+    lines = _run(tmp_path, "decode.py", "--precision", "fp32", "--new-tokens", "6", "--trials", "2").splitlines()
+    same = {line[:24].strip(): line.split("  ")[-1] for line in lines if " fp32 " in line and " of " in line}
+    assert same == {
+        "PEFT, one at a time fp32": "12 of 12",
+        "PEFT, 16 at once fp32": "12 of 12",
+        "ours, 1 trial fp32": "12 of 12",
+        "ours, 2 trials fp32": "24 of 24",
+    }
 
 
 def test_a_profile_is_a_trace_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

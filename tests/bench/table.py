@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import TypeVar
 
 import torch
 from arms import PackArm, PeftArm, Setting
@@ -27,6 +28,7 @@ from prefixray.logs import quieten
 from prefixray.profiling import profiled
 from prefixray.speed import forward_flops
 
+Value = TypeVar("Value")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PEAK_SIZES = (512, 1024, 4096)  # a product of the shape that a micro-batch's are of
 HEAD = f"{'':<16} {'s/trial':>8}  {'x PEFT fp32':<17} {'x PEFT':>6} {'tok/s':>6} {'GFLOP/s':>7} {'peak':>5}  losses"
@@ -62,7 +64,7 @@ def main() -> None:
         if options.profile:
             _profile(bench, precisions[-1], options.profile)
             continue
-        print(f"{name}: batch {case.batch_size}, {_device(options.device)}\n{HEAD}")
+        print(f"{name}: batch {case.batch_size}, {device_name(options.device)}\n{HEAD}")
         bench.show("training step", bench.arms(dev=None), options.rounds)
         bench.show(f"validation, {len(bench.dev)} rows", bench.arms(dev=bench.dev), max(1, options.rounds - 1))
 
@@ -102,7 +104,7 @@ class Bench:
             for name, found in peaks.items():
                 found.append(self._product_speed(PRECISIONS[name]))
             for arm in arms:
-                spent, loss = _timed(lambda arm=arm, number=number: arm.run(number), self._device)
+                spent, loss = timed(lambda arm=arm, number=number: arm.run(number), self._device)
                 arm.losses.append(loss)
                 if number:
                     arm.seconds.append(spent / arm.trials)
@@ -135,7 +137,7 @@ class Bench:
                 left @ right
             return 0.0
 
-        return 5 * 2.0 * rows * inner * columns / _timed(run, self._device)[0]
+        return 5 * 2.0 * rows * inner * columns / timed(run, self._device)[0]
 
 
 def _profile(bench: Bench, precision: str, file: str) -> None:
@@ -150,7 +152,7 @@ def _ratios(theirs: Arm, ours: Arm) -> list[float]:
     return [one / other for one, other in zip(theirs.seconds, ours.seconds, strict=True)]
 
 
-def _timed(run: Callable[[], float], device: torch.device) -> tuple[float, float]:
+def timed(run: Callable[[], Value], device: torch.device) -> tuple[float, Value]:
     """CPU seconds of this process, which other processes do not lengthen; on a GPU the clock's."""
     on_gpu = device.type == "cuda"
     clock = time.perf_counter if on_gpu else time.process_time
@@ -163,7 +165,7 @@ def _timed(run: Callable[[], float], device: torch.device) -> tuple[float, float
     return clock() - started, value
 
 
-def _device(name: str) -> str:
+def device_name(name: str) -> str:
     return torch.cuda.get_device_name() if name.startswith("cuda") else "one CPU thread"
 
 

@@ -1,0 +1,203 @@
+"""Beam search over tokens' logits, step by step, with transformers' `generate` as the definition of every rule.
+
+A source leaves when its hypothesis is found: nothing that its beams could still write would change it. Everything is
+counted from the token that stands before the first new one, so that no prompt enters.
+"""
+
+# N sources, B beams of each, k candidates, V vocabulary, S tokens so far
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_NEVER = -1.0e9  # transformers' score of what cannot be chosen
+_BLOCK = 128  # entries of the vocabulary that are looked at by their maximum first
+_ROWS = 16  # of logits that are looked at together on a CPU, so that they stay in its cache
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """The settings of the beam search: the same for every arm, and recorded with the results."""
+
+    num_beams: int = 5
+    min_new_tokens: int = 0
+    max_new_tokens: int = 100
+    length_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    early_stopping: bool = False
+    batch_size: int = 32  # sources at once, at most
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the beams go on with."""
+
+    tokens: Tensor  # (N, B)
+    parents: Tensor  # (N, B) the beam that each goes on from
+    is_done: Tensor  # (N,) whose hypothesis is found
+
+
+@dataclass
+class _Ended:
+    """The best hypotheses so far of each source, best first."""
+
+    tokens: Tensor  # (N, B, new tokens), filled with the end token
+    scores: Tensor  # (N, B)
+    is_there: Tensor  # (N, B) or else the place is empty
+
+    def __getitem__(self, sources: Tensor) -> "_Ended":
+        return _Ended(self.tokens[sources], self.scores[sources], self.is_there[sources])
+
+
+class BeamSearch:
+    """The beams of some sources. Each source has one row of logits at the first step, and then B."""
+
+    def __init__(self, last: Tensor, decoding: Decoding, eos_id: int) -> None:
+        """`last`: the token before the first new one of each source (N,)."""
+        num_sources, num_beams = len(last), decoding.num_beams
+        self._decoding, self._eos_id = decoding, eos_id
+        self._tokens = last[:, None, None]  # (N, B, S)
+        self._scores = torch.zeros(num_sources, 1, device=last.device)  # (N, B) sums of log-probabilities
+        size = (num_sources, num_beams)
+        self._ended = _Ended(
+            tokens=last.new_full((*size, decoding.max_new_tokens), eos_id),
+            scores=torch.full(size, _NEVER, device=last.device),
+            is_there=torch.zeros(size, dtype=torch.bool, device=last.device),
+        )
+        self._can_improve = torch.ones(num_sources, dtype=torch.bool, device=last.device)
+
+    def advance(self, logits: Tensor) -> Step:
+        """Choose the next tokens from the logits (N * B, V) after the last ones."""
+        num_sources, num_beams, num_tokens = self._tokens.shape  # before the first step B is 1
+        keep, count = self._decoding.num_beams, 2 * self._decoding.num_beams
+        found, ids = self._likeliest(logits, count)  # (N * B, k)
+        sums = (found.view(num_sources, num_beams, -1) + self._scores[:, :, None]).flatten(1)
+        sums, places = sums.topk(count, dim=1)  # (N, k)
+        parents, ids = places // found.shape[1], ids.view(num_sources, -1).gather(1, places)
+        tokens = torch.cat([_pick(self._tokens, parents), ids[:, :, None]], dim=2)  # (N, k, S + 1)
+        is_last = num_tokens == self._decoding.max_new_tokens  # one of the tokens is not new
+        ends = torch.ones_like(ids, dtype=torch.bool) if is_last else ids == self._eos_id
+        self._end(tokens[:, :, 1:], sums, ends)
+        self._scores, best = (sums + ends * _NEVER).topk(keep, dim=1)
+        self._tokens = _pick(tokens, best)
+        done = self._is_done(num_tokens)
+        return Step(ids.gather(1, best), parents.gather(1, best), torch.ones_like(done) if is_last else done)
+
+    def best(self) -> list[list[int]]:
+        """Each source's best hypothesis, filled with end tokens."""
+        found: list[list[int]] = self._ended.tokens[:, 0].tolist()
+        return found
+
+    def keep(self, sources: Tensor) -> None:
+        """Drop all sources but these, by their places."""
+        self._tokens, self._scores, self._ended = self._tokens[sources], self._scores[sources], self._ended[sources]
+        self._can_improve = self._can_improve[sources]
+
+    def _likeliest(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Log-probabilities in fp32 of each row's likeliest allowed tokens, and which they are: (R, k) each."""
+        at_once = _ROWS if logits.device.type == "cpu" else logits.shape[0]
+        pieces = []
+        for some, tokens in zip(logits.split(at_once), self._tokens.flatten(0, 1).split(at_once), strict=True):
+            log_p = torch.log_softmax(some.float(), dim=1)
+            _forbid(log_p, tokens, self._decoding, self._eos_id)
+            pieces.append(largest(log_p, count))
+        return torch.cat([found for found, _ in pieces]), torch.cat([ids for _, ids in pieces])
+
+    def _end(self, tokens: Tensor, sums: Tensor, ends: Tensor) -> None:
+        """Let the candidates that end take their places among a source's best hypotheses."""
+        ended, keep = self._ended, self._decoding.num_beams
+        ends = ends & (torch.arange(ends.shape[1], device=ends.device) < keep)  # those behind are but a reserve
+        scores = sums / tokens.shape[2] ** self._decoding.length_penalty
+        closed = ~self._can_improve
+        if self._decoding.early_stopping:
+            closed = closed | ended.is_there.all(1)
+        scores = scores + closed[:, None] * _NEVER + ~ends * _NEVER
+        filled = torch.full((*tokens.shape[:2], ended.tokens.shape[2]), self._eos_id, device=tokens.device)
+        filled[:, :, : tokens.shape[2]] = tokens
+        scores, best = torch.cat([ended.scores, scores], dim=1).topk(keep, dim=1)
+        is_there = torch.cat([ended.is_there, ends], dim=1).gather(1, best)
+        self._ended = _Ended(_pick(torch.cat([ended.tokens, filled], dim=1), best), scores, is_there)
+
+    def _is_done(self, num_new: int) -> Tensor:
+        """Whether a source's running beams can no longer change its hypothesis, (N,)."""
+        ended = self._ended
+        hoped = self._scores[:, :1] / num_new**self._decoding.length_penalty
+        worst = torch.where(ended.is_there, ended.scores.amin(1, keepdim=True), _NEVER)
+        self._can_improve = self._can_improve & (hoped > worst).any(1)
+        if self._decoding.early_stopping:
+            return ~self._can_improve | ended.is_there.all(1)
+        return ~self._can_improve
+
+
+class GreedySearch:
+    """The likeliest token of each source, step by step: what one beam means in transformers."""
+
+    def __init__(self, last: Tensor, decoding: Decoding, eos_id: int) -> None:
+        self._decoding, self._eos_id = decoding, eos_id
+        self._tokens = last[:, None]  # (N, S)
+        self._is_done = torch.zeros(len(last), dtype=torch.bool, device=last.device)
+
+    def advance(self, logits: Tensor) -> Step:
+        """Choose the next tokens from the logits (N, V) after the last ones."""
+        allowed = logits.to(torch.float32, copy=True)
+        _forbid(allowed, self._tokens, self._decoding, self._eos_id)
+        ids = allowed.argmax(1).masked_fill(self._is_done, self._eos_id)
+        self._is_done = self._is_done | (ids == self._eos_id)
+        is_last = self._tokens.shape[1] == self._decoding.max_new_tokens
+        self._tokens = torch.cat([self._tokens, ids[:, None]], dim=1)
+        done = torch.ones_like(self._is_done) if is_last else self._is_done
+        return Step(ids[:, None], torch.zeros_like(ids)[:, None], done)
+
+    def best(self) -> list[list[int]]:
+        """Each source's hypothesis, filled with end tokens."""
+        found: list[list[int]] = self._tokens[:, 1:].tolist()
+        return found
+
+    def keep(self, sources: Tensor) -> None:
+        """Drop all sources but these, by their places."""
+        self._tokens, self._is_done = self._tokens[sources], self._is_done[sources]
+
+
+def start_search(last: Tensor, decoding: Decoding, eos_id: int) -> BeamSearch | GreedySearch:
+    """The search that goes on from the tokens `last` (N,)."""
+    return (GreedySearch if decoding.num_beams == 1 else BeamSearch)(last, decoding, eos_id)
+
+
+def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """As `topk` along rows (R, V): the blocks with the largest maxima hold the largest values."""
+    num_blocks = values.shape[1] // _BLOCK
+    if num_blocks < 4 * count:
+        return values.topk(count, dim=1)
+    cut = num_blocks * _BLOCK
+    blocks = values[:, :cut].unflatten(1, (num_blocks, _BLOCK))
+    chosen = blocks.amax(2).topk(count, dim=1)[1].sort(dim=1)[0]  # in order, as ties go to the first
+    own = blocks.gather(1, chosen[:, :, None].expand(-1, -1, _BLOCK)).flatten(1)
+    found, places = torch.cat([own, values[:, cut:]], dim=1).topk(count, dim=1)
+    in_blocks = chosen.gather(1, (places // _BLOCK).clamp(max=count - 1)) * _BLOCK + places % _BLOCK
+    return found, torch.where(places < count * _BLOCK, in_blocks, places - count * _BLOCK + cut)
+
+
+def _forbid(scores: Tensor, tokens: Tensor, decoding: Decoding, eos_id: int) -> None:
+    """Put -inf into scores (R, V) where an id may not come next after the tokens (R, S)."""
+    if decoding.no_repeat_ngram_size:
+        rows, ids = _repeating(tokens, decoding.no_repeat_ngram_size)
+        scores[rows, ids] = float("-inf")
+    if tokens.shape[1] <= decoding.min_new_tokens:  # one of the tokens is not new
+        scores[:, eos_id] = float("-inf")
+
+
+def _repeating(tokens: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Rows, and ids that would make their last tokens a run of `size` that they have had."""
+    if tokens.shape[1] < size:
+        none = tokens.new_zeros(0)
+        return none, none
+    runs = tokens.unfold(1, size, 1)  # (R, runs, size)
+    current = tokens[:, tokens.shape[1] - size + 1 :]
+    rows, places = (runs[:, :, :-1] == current[:, None]).all(2).nonzero(as_tuple=True)
+    return rows, runs[rows, places, -1]
+
+
+def _pick(tokens: Tensor, beams: Tensor) -> Tensor:
+    """(N, B, S) and (N, k) -> (N, k, S)."""
+    return tokens.gather(1, beams[:, :, None].expand(-1, -1, tokens.shape[2]))
