@@ -256,8 +256,22 @@ def describe(config: PreTrainedConfig, num_parameters: int) -> Shape:
         ffn_size=_first(text, "intermediate_size", "encoder_ffn_dim", "d_ff", "n_inner") or 4 * text.hidden_size,
         vocab_size=text.vocab_size,
         num_parameters=num_parameters,
-        max_positions=getattr(text, "max_position_embeddings", None),
+        max_positions=_max_positions(text),
     )
+
+
+def _max_positions(config: PreTrainedConfig) -> int | None:
+    """Positions of a row; where a layer's attention reaches back over a window alone, as many as that has.
+
+    A prefix is seen from everywhere, and so is a prompt that rows share: beyond the window they would see more than
+    the base was trained to.
+    """
+    known: int | None = getattr(config, "max_position_embeddings", None)
+    window: int | None = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if window is None or (kinds is not None and "sliding_attention" not in kinds):
+        return known
+    return window if known is None else min(known, window)
 
 
 def _first(config: PreTrainedConfig, *names: str) -> int | None:

@@ -15,6 +15,7 @@ from transformers import (
     GPTNeoXConfig,
     MarianConfig,
     MBartConfig,
+    MistralConfig,
     OPTConfig,
     PegasusConfig,
     Phi3Config,
@@ -24,7 +25,7 @@ from transformers import (
 )
 
 from prefixray.attention import Binder, Insert
-from prefixray.base import Base, wrap_model
+from prefixray.base import Base, describe, wrap_model
 from prefixray.batching import encode, make_template
 from prefixray.config import LoraTrial, PrefixTrial, TaskConfig, TrialConfig, UserError
 from prefixray.generation import Decoding, generate
@@ -105,6 +106,21 @@ def test_embeddings_of_words_are_read_as_the_words_where_a_family_scales_them(
     prefixes = method.insert(None).prefixes
     assert set(prefixes) == {"encoder", "decoder", "cross"}
     assert all((prefixes[site] - words[site]).abs().max() < 1e-5 for site in prefixes)
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        (Gemma3TextConfig(sliding_window=512, max_position_embeddings=32768), 512),
+        (MistralConfig(sliding_window=4096, max_position_embeddings=32768), 4096),
+        (MistralConfig(sliding_window=None, max_position_embeddings=32768), 32768),
+        (Qwen3Config(max_position_embeddings=32768), 32768),
+    ],
+)
+def test_rows_stay_within_the_window_of_a_base_that_looks_back_no_further(
+    config: PreTrainedConfig, positions: int
+) -> None:
+    assert describe(config, 1).max_positions == positions
 
 
 def test_a_family_that_no_prefix_can_reach_is_refused(tiny_llama: Base) -> None:
