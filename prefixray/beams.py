@@ -13,7 +13,7 @@ from torch import Tensor
 
 _NEVER = -1.0e9  # transformers' score of what cannot be chosen
 _BLOCK = 128  # entries of the vocabulary that are looked at by their maximum first
-_ROWS = 16  # of logits that are looked at together on a CPU, so that they stay in its cache
+_ROWS = 8  # of logits that are looked at together on a CPU, so that they stay in its cache
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class BeamSearch:
             is_there=torch.zeros(size, dtype=torch.bool, device=last.device),
         )
         self._can_improve = torch.ones(num_sources, dtype=torch.bool, device=last.device)
+        self._room: Tensor | None = None  # (2, rows, V) for looking at some rows of logits in fp32
 
     def advance(self, logits: Tensor) -> Step:
         """Choose the next tokens from the logits (N * B, V) after the last ones."""
@@ -96,12 +97,18 @@ class BeamSearch:
 
     def _likeliest(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Log-probabilities in fp32 of each row's likeliest allowed tokens, and which they are: (R, k) each."""
-        at_once = _ROWS if logits.device.type == "cpu" else logits.shape[0]
+        at_once = min(_ROWS, logits.shape[0]) if logits.device.type == "cpu" else logits.shape[0]
+        if self._room is None or self._room.shape[1] < at_once:
+            self._room = torch.empty(2, at_once, logits.shape[1], device=logits.device)
         pieces = []
         for some, tokens in zip(logits.split(at_once), self._tokens.flatten(0, 1).split(at_once), strict=True):
-            log_p = torch.log_softmax(some.float(), dim=1)
-            _forbid(log_p, tokens, self._decoding, self._eos_id)
-            pieces.append(largest(log_p, count))
+            exact, rest = self._room[:, : len(some)].unbind(0)
+            exact.copy_(some)
+            most = exact.amax(1, keepdim=True)
+            total = torch.sub(exact, most, out=rest).exp_().sum(1, keepdim=True)
+            _forbid(exact, tokens, self._decoding, self._eos_id)
+            found, ids = largest(exact, count)
+            pieces.append((found - most - total.log_(), ids))  # in log_softmax's order
         return torch.cat([found for found, _ in pieces]), torch.cat([ids for _, ids in pieces])
 
     def _end(self, tokens: Tensor, sums: Tensor, ends: Tensor) -> None:

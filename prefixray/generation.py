@@ -26,6 +26,7 @@ from prefixray.batching import Template, make_room, pad
 from prefixray.beamcache import BeamCache
 from prefixray.beams import Decoding, start_search
 from prefixray.config import UserError
+from prefixray.products import rearranged
 from prefixray.prompts import Prompt, extended
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def generate(
     _check_room(base, template, jobs, decoding)
     jobs.sort(key=lambda job: -len(job.prompt))  # stable: equal lengths stay in their order
     hypotheses = [""] * len(sources)
-    with _as_given(base.model):
+    with _as_given(base.model), torch.no_grad(), rearranged(base.model):
         for some in _even_batches(jobs, decoding.batch_size):
             batch = _together(some)
             for job, text in zip(batch, _decode(base, binder, template, batch, decoding), strict=True):
@@ -119,12 +120,8 @@ def _together(jobs: Sequence[_Job]) -> list[_Job]:
 
 def _decode(base: Base, binder: Binder, template: Template, jobs: Sequence[_Job], decoding: Decoding) -> list[str]:
     """One batch: the hypotheses of its jobs."""
-    with torch.no_grad():
-        if template.is_encoder_decoder:
-            found = _by_transformers(base, binder, template, jobs, decoding)
-        else:
-            found = _by_beams(base, binder, template, jobs, decoding)
-    return [_text(base, template, new_ids) for new_ids in found]
+    decode = _by_transformers if template.is_encoder_decoder else _by_beams
+    return [_text(base, template, new_ids) for new_ids in decode(base, binder, template, jobs, decoding)]
 
 
 def _by_beams(

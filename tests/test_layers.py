@@ -51,6 +51,7 @@ TRAINING = [
     "pack",
     "trainer",
     "beams",
+    "products",
     "generation",
     "tuned",
     "evaluation",
@@ -101,7 +102,7 @@ FRONT = ["cli", "__main__"]
 ALLOWED = {
     "torch": {*TRAINING, *SEARCH, *ENTRIES},
     "ray": {"clusterfile", "submit", "nodes", "cluster", "places", "pool", "trainable", "engine"},
-    "transformers": {"base", "attention", "batching", "loss", "generation", "methods"},
+    "transformers": {"base", "attention", "batching", "loss", "products", "generation", "methods"},
     "optuna": {"study", "importance"},
     "mlflow": {"runviews", "sending", "tracking"},
     "rich": {"live"},

@@ -1,0 +1,50 @@
+"""Rearranged weights give the same outputs, in every layer's place, and are gone afterwards."""
+
+import pytest
+import torch
+from torch import nn
+
+from prefixray import products
+from prefixray.base import Base
+from prefixray.products import rearranged
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of logits' largest
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "bf16"])
+def test_logits_are_those_of_the_plain_layers(any_base: Base, dtype: torch.dtype) -> None:
+    model = any_base.model.to(dtype)
+    ids = torch.randint(300, (3, 7), generator=torch.Generator().manual_seed(1))
+    given = {"decoder_input_ids": ids} if any_base.shape.is_encoder_decoder else {}
+    calls: list[int] = []
+    for module in model.modules():
+        module.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        plain = model(input_ids=ids, **given).logits
+        expected, before = len(calls), {name: module.forward for name, module in model.named_modules()}
+        with rearranged(model):
+            calls.clear()
+            found = model(input_ids=ids, **given).logits
+            changed = [name for name, module in model.named_modules() if module.forward != before[name]]
+        again = model(input_ids=ids, **given).logits
+    assert len(calls) == 2 * expected, "hooks on layers still run"
+    assert changed and found.dtype == plain.dtype
+    assert (found - plain).abs().max() <= TOLERANCE[dtype] * plain.abs().max()
+    assert torch.equal(again, plain) and all(module.forward == before[n] for n, module in model.named_modules())
+
+
+def test_float64_mixed_precision_and_a_large_model_are_left_alone(
+    tiny_llama: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def num_changed() -> int:
+        with rearranged(tiny_llama.model):
+            return sum("forward" in vars(module) for module in tiny_llama.model.modules() if type(module) is nn.Linear)
+
+    assert num_changed() > 0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert num_changed() == 0
+    monkeypatch.setattr(products, "MOST_MEMORY", 1e-9)
+    assert num_changed() == 0
+    monkeypatch.undo()
+    tiny_llama.model.to(torch.float64)
+    assert num_changed() == 0
