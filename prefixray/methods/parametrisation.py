@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 
 class Parametrisation(nn.Module):
@@ -42,9 +43,9 @@ class _Network(nn.Module):
 
     def __init__(self, positions: int, hidden: int, mid: int, width: int, draw: torch.Generator) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(positions, hidden)
-        self.inner = nn.Linear(hidden, mid)
-        self.outer = nn.Linear(mid, width)
+        self.embedding = skip_init(nn.Embedding, positions, hidden)  # torch's own draws would be thrown away
+        self.inner = skip_init(nn.Linear, hidden, mid)
+        self.outer = skip_init(nn.Linear, mid, width)
         with torch.no_grad():
             self.embedding.weight.normal_(generator=draw)
             for linear in (self.inner, self.outer):
