@@ -70,10 +70,9 @@ def test_memory_is_counted_of_a_process_whose_parent_has_gone(tmp_path: Path, mo
     monkeypatch.syspath_prepend(str(BENCH))
     from processes import Watched
 
-    watched = Watched([sys.executable, "-c", LEFT_ALONE], tmp_path, {})
-    watched.process.wait(30)
-    time.sleep(2.5)
-    watched.close()
+    with Watched([sys.executable, "-c", LEFT_ALONE], tmp_path, {}) as watched:
+        watched.process.wait(30)
+        time.sleep(2.5)
     assert watched.peak_bytes > 200_000_000
     assert not watched.processes()
 

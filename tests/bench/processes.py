@@ -44,6 +44,13 @@ class Watched:
         self._sampler = threading.Thread(target=self._sample, daemon=True)
         self._sampler.start()
 
+    def __enter__(self) -> "Watched":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Give it a minute to end, or no time where something has gone wrong."""
+        self.close(60.0 if kind is None else 0.0)
+
     @property
     def cpu_seconds(self) -> float:
         """Of all processes so far, those that have ended too; what they took since the last sample is not in it."""
@@ -53,7 +60,7 @@ class Watched:
         """As Ctrl-C does."""
         self.process.send_signal(signal.SIGINT)
 
-    def close(self, seconds: float = 60.0) -> None:
+    def close(self, seconds: float) -> None:
         """Wait for its end, and end by force what is left of it then."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(seconds)

@@ -1,6 +1,6 @@
 """A whole sweep, from its command to its last trial, against PEFT, Ray Tune, Optuna and MLflow put together by hand.
 
-    python tests/bench/whole_sweep.py                          # SmolLM2-135M on E2E, 16 trials: see README for the time
+    python tests/bench/whole_sweep.py                          # SmolLM2-135M on E2E, 16 trials; minutes
     python tests/bench/whole_sweep.py --case tiny --trials 4   # whether everything runs
     python tests/bench/whole_sweep.py --arms "PEFT fp32" prefixray --parts sweep
 
@@ -73,9 +73,9 @@ def main() -> None:
     """Run the arms in turn and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=CASES, default="SmolLM2-135M, E2E")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=DEFAULT_ARMS, metavar="ARM", help="; ".join(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", help="; ".join(ARMS))
     parser.add_argument("--trials", type=int, help="of each search (each case has its own number)")
-    parser.add_argument("--parts", nargs="+", choices=("sweep", "memory"), default=("sweep", "memory"))
+    parser.add_argument("--parts", nargs="+", choices=DEFAULT_ARMS, default=list(DEFAULT_ARMS))
     parser.add_argument("--out", type=Path, help="the folder for everything (a temporary one)")
     options = parser.parse_args()
     quieten()
@@ -88,7 +88,7 @@ def main() -> None:
     print(f"{options.case}: {case.num_trials} trials of {case.num_steps} steps, rungs {case.rungs}; all in {out}\n")
     runs: list[Run] = []
     for part in options.parts:
-        for arm in options.arms:
+        for arm in options.arms or DEFAULT_ARMS[part]:
             for at_once in _counts(case, arm, part):
                 try:
                     runs.append(_measured(arm, part, at_once, case, spec, out))
@@ -173,36 +173,31 @@ def run_peft(run: Run, spec: Spec, folder: Path) -> None:
     """Run `peft_sweep.py` to its end."""
     spec.save(folder / "spec.json")
     command = [sys.executable, str(Path(__file__).with_name("peft_sweep.py")), "spec.json"]
-    watched = _started(run, command, folder)
-    try:
+    with _started(run, command, folder) as watched:
         _wait(watched, lambda: watched.process.poll() is not None)
-    finally:
         _note_use(run, watched)
-        watched.close()
     file = folder / "trials.json"
     if not file.is_file():
-        raise ArmFailed(f"{run.arm} has failed:\n{_tail(folder)}")
+        raise ArmFailed(f"it has failed:\n{_tail(folder)}")
     run.trials = [TrialTimes(**content) for content in json.loads(file.read_text())]
 
 
 def run_ours(run: Run, spec: Spec, folder: Path) -> None:
     """Run our sweep until its last trial has ended."""
     (folder / "sweep.yaml").write_text(sweep_file(spec, "search", run.at_once), encoding="utf-8")
-    watched = _started(run, [sys.executable, "-m", "prefixray.sweep", "sweep.yaml"], folder)
     results = folder / "runs" / "search"
 
-    def is_over() -> bool:
-        ended = len(list((results / "trials" / "prefix").glob("*/result.json")))
-        return ended >= spec.num_trials or watched.process.poll() is not None
+    with _started(run, [sys.executable, "-m", "prefixray.sweep", "sweep.yaml"], folder) as watched:
 
-    try:
+        def is_over() -> bool:
+            ended = len(list((results / "trials" / "prefix").glob("*/result.json")))
+            return ended >= spec.num_trials or watched.process.poll() is not None
+
         _wait(watched, is_over)
         if watched.process.poll() is not None:
-            raise ArmFailed(f"{run.arm} has ended by itself:\n{_tail(folder)}")
+            raise ArmFailed(f"it has ended by itself:\n{_tail(folder)}")
         _note_use(run, watched)
         watched.interrupt()
-    finally:
-        watched.close()
     _read_ours(run, results)
 
 
@@ -214,7 +209,10 @@ ARMS: Mapping[str, tuple[Callable[[Run, Spec, Path], None], dict[str, Any]]] = {
     "prefixray fp32": (run_ours, {"precision": "fp32"}),
     "prefixray": (run_ours, {"precision": "auto"}),
 }
-DEFAULT_ARMS = ("PEFT fp32", "PEFT bf16", "prefixray fp32", "prefixray")
+DEFAULT_ARMS = {
+    "sweep": ("PEFT fp32", "PEFT bf16", "prefixray fp32", "prefixray"),
+    "memory": ("PEFT fp32", "PEFT bf16", "prefixray"),
+}
 
 
 def smollm2(out: Path) -> Path:
@@ -246,7 +244,7 @@ CASES = {
     "SmolLM2-135M, E2E": Case(
         smollm2,
         num_train=2000,
-        num_dev=24,
+        num_dev=16,
         num_steps=12,
         rungs=(4, 8),
         batch_size=8,
