@@ -1,7 +1,8 @@
 """The arms of the benchmark: a pack of ours, and PEFT's prefix tuning with the plain training step around it.
 
 Both take the same rows and, on decoder-only bases, start from the same tensors. PEFT's prefix for an encoder-decoder
-has another form (the decoder's own attention alone, layers tied in pairs), so there the two start apart.
+has another form (the decoder's own attention alone, layers tied in pairs), so there the two start apart; and so they do
+where several heads share their keys, since PEFT's network is narrower there.
 """
 
 from collections.abc import Sequence
@@ -57,10 +58,15 @@ class PeftArm:
         self.optimizer = torch.optim.AdamW(self.encoder.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
 
     def start_from(self, prefix: Prefix) -> None:
-        """Take over the tensors of our network: PEFT's has the same layers in the same order."""
-        network = prefix.sites["decoder"]
+        """Take over the tensors of our network: PEFT's has the same layers in the same order.
+
+        Where several heads share their keys, PEFT's is as wide as the keys and ours as the model: they start apart.
+        """
+        pairs = list(zip(self.encoder.parameters(), prefix.sites["decoder"].parameters(), strict=True))
+        if any(theirs.shape != ours.shape for theirs, ours in pairs):
+            return
         with torch.no_grad():
-            for theirs, ours in zip(self.encoder.parameters(), network.parameters(), strict=True):
+            for theirs, ours in pairs:
                 theirs.copy_(ours)
 
     def step(self, step: int) -> float:

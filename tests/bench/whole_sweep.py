@@ -66,7 +66,7 @@ class Case:
     at_once_of_peft: tuple[int, ...]  # for its memory: processes
     at_once_of_ours: tuple[int, ...]
     steps_of_peft: int = 2  # for its memory
-    steps_of_ours: int = 6  # trials join one after the other, and all shall be there at once
+    steps_of_ours: int = 8  # trials join one after the other, and all shall be there at once
 
 
 def main() -> None:
