@@ -26,6 +26,7 @@ RUN_BY: Mapping[str, str] = {
     "sweep": "test_sweep.py::test_a_sweep_runs_from_its_file_to_its_table",
     "sweep --set": "test_sweep.py::test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_outside",
     "sweep --scale": "test_paper.py::test_a_file_of_the_paper_runs_at_its_scale_to_its_figure",
+    "sweep --scale --set": "test_paper.py::test_a_file_of_the_paper_runs_at_its_scale_to_its_figure",
     "report --paper": "test_paper.py::test_a_file_of_the_paper_runs_at_its_scale_to_its_figure",
     "sweep --plan": "test_plan.py::test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing",
     "sweep --quiet": "test_sweep.py::test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused",
