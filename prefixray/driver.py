@@ -11,11 +11,12 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from prefixray.budget import Budget
 from prefixray.cluster import Cluster, connected
 from prefixray.config import DECODING, ArmConfig, SweepConfig, TaskConfig, UserError
 from prefixray.engine import run_stages
@@ -83,7 +84,7 @@ class _Sweep:
     def __init__(self, config: SweepConfig, folder: Path, cluster: Cluster, live: LiveView) -> None:
         self._config, self._folder, self._cluster, self._live = config, folder, cluster, live
         self._started, self._began = time.monotonic(), time.time()
-        self._inbox = Inbox(folder)
+        self._inbox, self._budget = Inbox(folder), Budget(folder, config.search)
         base_name = config.base.partition(":")[2] or config.base
         self._title = f"{config.name}  {base_name} on {config.task.name}   {folder}"
         live.update(View(title=self._title, stage="start", message=f"{cluster}; loading the base and the task"))
@@ -111,6 +112,7 @@ class _Sweep:
             studies = self._search()
             results = self._final(studies)
             while studies and not self._inbox.is_empty():
+                self._budget.resume(self._pool.device_seconds)
                 studies = self._search()
                 results = self._final(studies)
             keep_speeds(self._config, self._folder, self._pool.found, self._began)
@@ -141,10 +143,15 @@ class _Sweep:
             stages.append(Stage(arm.name, arm, study, at_once, self._search_spec(arm), config.search.rungs))
         if stages:
             try:
+                if (problem := self._budget.problem()) is not None:
+                    logger.warning("%s", problem)
                 self._run("search", stages)
             except KeyboardInterrupt:
                 self._store_search(studies)
                 raise
+            finally:
+                with suppress(OSError):  # a disk that is full was met before, and is what ends the sweep
+                    self._budget.note(self._pool.device_seconds, is_last=True)
         self._store_search(studies)
         return studies
 
@@ -232,10 +239,7 @@ class _Sweep:
     def _run(self, name: str, stages: Sequence[Stage]) -> None:
         search = self._config.search
         coordinator = Coordinator(stages, self._pool, self._tracker, search, self._inbox)
-        if search.max_hours is not None and name == "search":
-            coordinator.deadline = self._started + 3600 * search.max_hours
-        if search.max_gpu_hours is not None and name == "search":
-            coordinator.most_device_seconds = 3600 * search.max_gpu_hours
+        coordinator.budget = self._budget if name == "search" else None
         scratch, resources = self._folder / "tune", self._cluster.trial_resources
         run_stages(coordinator, scratch, resources, self._live, title=self._title, name=name)
 

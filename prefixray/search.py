@@ -18,6 +18,7 @@ from typing import Any, Literal, assert_never
 from pydantic import ValidationError
 
 from prefixray.arms import read_configuration
+from prefixray.budget import Budget
 from prefixray.config import ArmConfig, SearchConfig, SweepFailed, UserError, disk_problem
 from prefixray.inbox import Add, Extend, Finish, Inbox, Request, Stop
 from prefixray.live import Row, State, View
@@ -83,10 +84,8 @@ class Coordinator:
         """What keeps this driver from going on: its disk, or that no worker is left."""
         self._lock = threading.RLock()
         self._started, self._steps_before = time.monotonic(), 0
-        self.deadline = math.inf
-        """`time.monotonic()` after which no new trial is started."""
-        self.most_device_seconds = math.inf
-        """No new trial is started after the workers have held devices for so long, all together."""
+        self.budget: Budget | None = None
+        """No new trial is started once it is spent."""
         for stage in self._stages:
             for record in stage.source.records():
                 self._remember(stage, record)
@@ -165,6 +164,8 @@ class Coordinator:
         statuses = self._pool.status(timeout=1.0)
         with self._lock, self._noting_end():
             self._pool.tend(*self._demand())
+            if self.budget is not None:
+                self.budget.note(self._pool.device_seconds)
             self._pool.use_idle()
             for key in self._stopping:  # again: it may have been on its way to its worker
                 self._pool.stop(key)
@@ -307,7 +308,7 @@ class Coordinator:
         return self._pool.has_room(exclusive=stage.arm.exclusive)
 
     def _is_spent(self) -> bool:
-        return time.monotonic() > self.deadline or self._pool.device_seconds > self.most_device_seconds
+        return self.budget is not None and self.budget.problem() is not None
 
     def _demand(self) -> tuple[int, int]:
         """Trials that run or could be started now: those that share a worker, and those that need one each."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from prefixray.budget import Budget
 from prefixray.config import (
     ArmConfig,
     PrefixTrial,
@@ -157,11 +158,12 @@ def driver(tmp_path: Path) -> Driver:
     return Driver(tmp_path)
 
 
-def test_no_trial_starts_once_devices_were_held_for_as_long_as_was_allowed(driver: Driver) -> None:
-    driver.coordinator.most_device_seconds = 10.0  # search.max_gpu_hours
+def test_no_trial_starts_once_devices_were_held_for_as_long_as_was_allowed(driver: Driver, tmp_path: Path) -> None:
+    driver.coordinator.budget = Budget(tmp_path, SearchConfig(num_trials=4, max_gpu_hours=10 / 3600))
     running = driver.start()
     assert len(running) == 2
     driver.pool.device_seconds = 11.0
+    driver.coordinator.view("small", "search")
     for key in running:
         driver.report(key, 40)
     assert driver.coordinator.next() == "FINISHED" and driver.states() == ["done", "done"]

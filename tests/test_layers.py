@@ -29,6 +29,7 @@ PLAIN = [
     "tasks",
     "results",
     "inbox",
+    "budget",
     "notebook",
     "hypotheses",
     "sizes",

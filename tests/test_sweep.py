@@ -197,6 +197,8 @@ def test_a_sweep_that_is_terminated_says_how_to_go_on_and_goes_on_from_its_check
     assert "python -m prefixray.sweep small.yaml" in output.splitlines()[-1]
     assert any(sweep.results.glob("trials/*/*/step-*"))
     assert {run.info.status for run in sweep.runs()} <= {"FINISHED", "KILLED"}
+    spent = json.loads((sweep.results / "spent.json").read_text())
+    assert 0.001 < spent["max_gpu_hours"] < 2 * spent["max_hours"], "two workers, but none while Ray starts"
     sweep.finish()
     _assert_complete(sweep)
 
