@@ -55,13 +55,14 @@ class Pool:
         records.mkdir(parents=True)
         self._places: list[Place] = []
         self._num_started = 0
+        self._rooms: list[int] = []  # on one machine: what workers had that others are to be started for
         self._refusals: list[UserError] = []  # why workers were never ready: as many devices cannot be used
         self.num_slots = 1
         self.found: Mapping[str, Any] = {}
         self.device_seconds = 0.0
         """How long workers have held devices, all together."""
         self._arms: list[ArmConfig] = []
-        self._tended_at = time.monotonic()
+        self._looked_at = time.monotonic()
         self._news: list[str] = []
         self._early: list[DecodeJob] = []
         self._stops: dict[str, Any] = {}  # by trial: the last time that its worker was asked to end it
@@ -98,10 +99,8 @@ class Pool:
         `NoWorkers` where there can be none any more.
         """
         now = time.monotonic()
-        if now < self._tended_at + TEND_SECONDS:
+        if now < self._looked_at + TEND_SECONDS:
             return
-        self.device_seconds += (now - self._tended_at) * sum(place.has_device for place in self._places)
-        self._tended_at = now
         self._look()
         for place in self._places:
             if not place.is_idle:
@@ -259,11 +258,16 @@ class Pool:
 
     def _start_worker(self) -> None:
         name = f"worker-{self._num_started}"
-        self._places.append(start_place(name, self._cluster, self._setup, self._records / f"{name}.json"))
+        place = start_place(name, self._cluster, self._setup, self._records / f"{name}.json")
+        place.free_bytes = self._rooms.pop() if self._rooms else 0
+        self._places.append(place)
         self._num_started += 1
 
     def _look(self) -> None:
         """See how the workers are; those that are over are forgotten when the last trial has left them."""
+        now = time.monotonic()
+        self.device_seconds += (now - self._looked_at) * sum(place.has_device for place in self._places)
+        self._looked_at = now
         for place in self._places:
             if place.is_over:
                 continue
@@ -279,6 +283,7 @@ class Pool:
         more = f"; the end of {self._setup.log} says more" if isinstance(cause, SweepFailed) and self._setup.log else ""
         if place.life.state is State.LOST:
             self._say(f"{place.name} is given up, and another is started in its place: {cause}{more}")
+            self._rooms += [] if self._cluster.is_elastic else [place.free_bytes]
         else:
             self._say(f"{place.name} cannot be used, and its device is left alone: {cause}{more}")
             is_ours = isinstance(cause, SweepFailed)

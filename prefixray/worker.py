@@ -66,10 +66,10 @@ class Worker:
         quieten()
         if setup.log is not None:
             to_file(Path(setup.log), terminal=None)
-        from prefixray.trainer import load_trainer
-
         self._refusal: UserError | None = None
         try:
+            from prefixray.trainer import load_trainer  # a broken CUDA is met here
+
             self._trainer = load_trainer(
                 setup.base,
                 setup.task,

@@ -317,6 +317,8 @@ def test_an_exclusive_trial_waits_for_the_worker_that_is_started_in_place_of_one
     spec = _spec(tmp_path)
     workers.place(spec, exclusive=True)
     _workers(workers)[0].die("DEAD")
+    played.to_come = [PlayedWorker()]
+    played.to_come[0].free_bytes = 1 << 30  # the rest of the machine's memory is in use
     for _ in range(3):
         played.now += 3
         workers.tend(0, 1)
@@ -374,6 +376,21 @@ def test_a_worker_that_hangs_is_killed_also_before_its_first_sign_and_in_an_earl
         for _ in range(1000):
             workers.status(timeout=1.0)
     assert worker in played.killed
+
+
+def test_devices_are_held_from_the_first_process_on_and_not_while_one_is_awaited(
+    tmp_path: Path, played: PlayedRay
+) -> None:
+    played.to_come = [_hanging()]
+    (worker,) = played.to_come
+    worker.sight = Sight("PENDING_CREATION", 0, 0, "")
+    workers = _pool(tmp_path, num_workers=1)
+    for state, pid in (("PENDING_CREATION", 0), ("PENDING_CREATION", 1), ("ALIVE", 1)):
+        worker.sight = Sight(state, 0, pid, "node")
+        for _ in range(10):
+            played.now += 10
+            workers.tend(1, 0)
+    assert workers.device_seconds == pytest.approx(200, abs=10)
 
 
 def test_deaths_are_counted_by_what_is_decoded(tmp_path: Path, played: PlayedRay) -> None:
