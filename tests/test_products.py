@@ -33,16 +33,24 @@ def test_logits_are_those_of_the_plain_layers(any_base: Base, dtype: torch.dtype
     assert torch.equal(again, plain) and all(module.forward == before[n] for n, module in model.named_modules())
 
 
-def test_float64_mixed_precision_and_a_large_model_are_left_alone(
-    tiny_llama: Base, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mixed_precision_is_autocasts(any_base: Base) -> None:
+    ids = torch.randint(300, (3, 7), generator=torch.Generator().manual_seed(1))
+    given = {"decoder_input_ids": ids} if any_base.shape.is_encoder_decoder else {}
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        plain = any_base.model(input_ids=ids, **given).logits
+        with rearranged(any_base.model):
+            assert any("forward" in vars(module) for module in any_base.model.modules())
+            found = any_base.model(input_ids=ids, **given).logits
+    assert found.dtype == plain.dtype
+    assert (found - plain).abs().max() <= TOLERANCE[torch.bfloat16] * plain.abs().max()
+
+
+def test_float64_and_a_large_model_are_left_alone(tiny_llama: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     def num_changed() -> int:
         with rearranged(tiny_llama.model):
             return sum("forward" in vars(module) for module in tiny_llama.model.modules() if type(module) is nn.Linear)
 
     assert num_changed() > 0
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert num_changed() == 0
     monkeypatch.setattr(products, "MOST_MEMORY", 1e-9)
     assert num_changed() == 0
     monkeypatch.undo()
