@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from prefixray.products import linear
+
 CHUNK = {"cpu": 128, "cuda": 4096}  # tokens at once: 25 MB of logits at GPT-2's vocabulary
 
 
@@ -53,7 +55,7 @@ def losses_of_hidden(head: nn.Linear, hidden: Tensor, ids: Tensor, objective: Ob
     with torch.no_grad():
         for start in range(0, len(ids), CHUNK[hidden.device.type]):
             some = slice(start, start + CHUNK[hidden.device.type])
-            logits = functional.linear(hidden[some], head.weight, head.bias).to(exact)  # (n, V); past the head's hooks
+            logits = linear(hidden[some], head.weight, head.bias).to(exact)  # (n, V); past the head's hooks
             log_sum = logits.logsumexp(dim=1, keepdim=True)
             nll[some] = (log_sum - logits.gather(1, ids[some, None]))[:, 0]
             if objective is not None:
@@ -62,7 +64,7 @@ def losses_of_hidden(head: nn.Linear, hidden: Tensor, ids: Tensor, objective: Ob
                 if smoothing.any():
                     slope.sub_(weights * smoothing / logits.shape[1])
                 slope.scatter_add_(1, ids[some, None], weights * (smoothing - 1))
-                torch.mm(slope.to(hidden.dtype), head.weight, out=gradient[some])
+                gradient[some] = linear(slope.to(hidden.dtype), head.weight.t())
     if objective is not None:
         hidden.backward(gradient)
     return nll

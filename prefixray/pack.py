@@ -23,6 +23,7 @@ from prefixray.batching import Row, collate, cut_by_length
 from prefixray.config import TrialConfig
 from prefixray.loss import Objective, losses_of_hidden, losses_of_logits, plain_head
 from prefixray.methods import Method, build_method
+from prefixray.products import frozen_layers
 from prefixray.prompts import RowGroup, row_groups
 from prefixray.seeds import derive_seed
 
@@ -325,7 +326,8 @@ def _running(member: Member, base: Base, *, train: bool) -> Iterator[None]:
     """The base runs as it is. A model of a trial's own runs under autocast and, in training, with seeded dropout."""
     own = member.method.own_model
     if own is None:
-        yield
+        with frozen_layers(base.model):
+            yield
         return
     device = base.device.type
     mixed = base.model.dtype == torch.bfloat16

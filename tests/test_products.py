@@ -1,12 +1,13 @@
-"""Rearranged weights give the same outputs, in every layer's place, and are gone afterwards."""
+"""Products by oneDNN are the plain layers', forward and backward, in every layer's place, and are gone afterwards."""
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from prefixray import products
 from prefixray.base import Base
-from prefixray.products import rearranged
+from prefixray.products import frozen_layers, linear, rearranged
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of logits' largest
 
@@ -31,6 +32,40 @@ def test_logits_are_those_of_the_plain_layers(any_base: Base, dtype: torch.dtype
     assert changed and found.dtype == plain.dtype
     assert (found - plain).abs().max() <= TOLERANCE[dtype] * plain.abs().max()
     assert torch.equal(again, plain) and all(module.forward == before[n] for n, module in model.named_modules())
+
+
+def _inputs_gradients(base: Base) -> tuple[Tensor, Tensor]:
+    """Logits, and the gradient of the words' embeddings."""
+    model, draw = base.model, torch.Generator().manual_seed(1)
+    ids = torch.randint(300, (3, 7), generator=draw)
+    words = model.get_input_embeddings()(ids).detach().requires_grad_()  # type: ignore[no-untyped-call]
+    given = {"decoder_input_ids": ids} if base.shape.is_encoder_decoder else {}
+    logits = model(inputs_embeds=words, **given).logits
+    (logits * torch.randn(logits.shape, generator=draw)).sum().backward()
+    assert words.grad is not None
+    return logits.detach(), words.grad
+
+
+def test_a_step_through_frozen_layers_is_the_plain_one(any_base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_is_amd_with_avx512", lambda: True)
+    plain = _inputs_gradients(any_base)
+    with frozen_layers(any_base.model):
+        assert any("forward" in vars(module) for module in any_base.model.modules())
+        found = _inputs_gradients(any_base)
+    assert not any("forward" in vars(module) for module in any_base.model.modules())
+    for ours, theirs in zip(found, plain, strict=True):
+        assert (ours - theirs).abs().max() <= TOLERANCE[torch.float32] * theirs.abs().max()
+    assert all(parameter.grad is None for parameter in any_base.model.parameters())
+
+
+@pytest.mark.parametrize("strides", [(1, 0), (0, 1)], ids=["as it is", "transposed"])
+def test_a_product_alone_is_torchs(strides: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_is_amd_with_avx512", lambda: True)
+    weight = torch.randn(20, 20, generator=torch.Generator().manual_seed(1)).permute(strides)
+    inputs, bias = torch.randn(2, 5, 20), torch.randn(20)
+    torch.testing.assert_close(linear(inputs, weight, bias), functional.linear(inputs, weight, bias))
+    doubled = linear(inputs.double(), weight.double())
+    assert torch.equal(doubled, functional.linear(inputs.double(), weight.double())), "float64 is left alone"
 
 
 def test_mixed_precision_is_autocasts(any_base: Base) -> None:

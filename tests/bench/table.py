@@ -5,10 +5,10 @@
     python tests/bench/table.py --case "gpt2-medium, E2E, 5" --device cuda
     python tests/bench/table.py --case "6-layer, E2E, 5" --profile trace.json    # where a step's time goes
 
-All arms of a case run in turn in one process, the speed of a plain matrix product among them; the first round warms up
-and is not counted. Times are CPU seconds of the process, which others on the machine do not lengthen (on a GPU the
-clock's). Losses of the first and the last round stand beside them, so that nobody wins by training less. Nothing here
-imports Ray, Optuna or MLflow.
+All arms of a case run in turn in one process, a matrix product alone among them, on a CPU the faster one of MKL's and
+oneDNN's; the first round warms up and is not counted. Times are CPU seconds of the process, which others on the machine
+do not lengthen (on a GPU the clock's). Losses of the first and the last round stand beside them, so that nobody wins by
+training less. Nothing here imports Ray, Optuna or MLflow.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from cases import ALL_CASES, CASES, Case, make_model
 from prefixray.base import describe
 from prefixray.batching import Row, row_lengths
 from prefixray.logs import quieten
+from prefixray.products import linear
 from prefixray.profiling import profiled
 from prefixray.speed import forward_flops
 
@@ -130,11 +131,11 @@ class Bench:
     def _product_speed(self, dtype: torch.dtype) -> float:
         rows, inner, columns = PEAK_SIZES
         left = torch.randn(rows, inner, device=self._device).to(dtype)
-        right = torch.randn(inner, columns, device=self._device).to(dtype)
+        right = torch.randn(columns, inner, device=self._device).to(dtype)
 
         def run() -> float:
             for _ in range(5):
-                left @ right
+                linear(left, right)
             return 0.0
 
         return 5 * 2.0 * rows * inner * columns / timed(run, self._device)[0]
