@@ -1,7 +1,10 @@
 """The benchmarks: what the table does not need, what a profile is, that whole sweeps of two makes do the same work."""
 
+import inspect
 import json
 import os
+import re
+import runpy
 import subprocess
 import sys
 import time
@@ -11,11 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from prefixray import worker
 from prefixray.base import Base
 from prefixray.batching import encode, make_template
 from prefixray.config import TaskConfig
 from prefixray.profiling import profiled
 from prefixray.tasks import load_task
+from prefixray.trainer import Trainer
 
 BENCH = Path(__file__).parent / "bench"
 LEFT_ALONE = """
@@ -94,6 +99,24 @@ def test_a_whole_sweep_of_peft_and_ours_takes_trials_equally_far(tmp_path: Path)
         assert all(trial["proposed"] < trial["first_step"] < trial["ended"] for trial in run["trials"])
         assert run["peak_bytes"] > 2**28
     assert "to the end" in done.stdout
+
+
+def test_the_load_tests_trainer_answers_all_that_a_worker_asks(tiny_llama: Base) -> None:
+    curves = runpy.run_path(str(BENCH / "load.py"))["CurveTrainer"]
+    config = TaskConfig(name="e2e", num_train=2, num_dev=2, num_test=1)
+    stand_in = curves(load_task(config))
+    asked = set(re.findall(r"self\._trainer\.(\w+)", inspect.getsource(worker)))
+    assert asked <= set(dir(stand_in))
+    assert set(Trainer(tiny_llama, load_task(config), config).describe()) == set(stand_in.describe())
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_load_test_of_a_few_trials_counts_each_once() -> None:
+    command = [sys.executable, str(BENCH / "load.py"), "--trials", "12", "--at-once", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "12 trials: each once in the study and in MLflow, with its 20 reports" in done.stdout
 
 
 @pytest.mark.slow

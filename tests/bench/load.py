@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from typing import Any, Literal
 import psutil
 
 from prefixray import driver, places, trainer
+from prefixray.config import ArmConfig
 from prefixray.hypotheses import Split, split_sources, write_hypotheses
 from prefixray.search import Coordinator
 from prefixray.sweepfile import load_sweep
@@ -72,6 +73,7 @@ class CurveTrainer:
         lengths = {"encoder": 0.0, "decoder": 8.0, "targets": 4.0}
         return {
             "base_digest": "none",
+            "data_digest": "none",
             "num_parameters": 1000,
             "shape": SHAPE,
             "precision": "fp32",
@@ -84,6 +86,13 @@ class CurveTrainer:
             "lengths": {"train": lengths, "dev": lengths},
             "metrics": list(self.task.metrics),
         }
+
+    def check(self, arms: Sequence[ArmConfig]) -> None:
+        """Nothing can be wrong with them."""
+
+    def last_forward(self) -> float:
+        """As if one had just been."""
+        return time.monotonic()
 
     def admit(self, spec: TrialSpec) -> int:
         """Let a trial begin."""
