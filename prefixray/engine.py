@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.exceptions import OutOfMemoryError
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -31,6 +32,13 @@ logger = logging.getLogger(__name__)
 logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
 
 LIVE_SECONDS = 0.5  # between two pictures of the live view
+
+
+_GOES_ON = "the sweep goes on from here when it is started again; see its sweep.log"
+_NO_MEMORY = (
+    "this machine has run out of memory, and Ray has killed trials' processes: end what else runs here, or have fewer "
+    "trials at once (search.concurrency)"
+)
 
 
 def run_stages(
@@ -75,6 +83,8 @@ def run_stages(
         coordinator.suspend()
         if coordinator.broken is not None:
             raise SweepFailed(coordinator.broken) from error
+        if is_of_memory(error):
+            raise SweepFailed(_NO_MEMORY, _GOES_ON) from error
         raise
     finally:
         ended.set()
@@ -82,7 +92,14 @@ def run_stages(
         shutil.rmtree(scratch, ignore_errors=True)
     if coordinator.lost:
         problems = [f"{', '.join(keys)}: {note}" for note, keys in coordinator.lost.items()]
-        raise SweepFailed(*problems, "the sweep goes on from here when it is started again; see its sweep.log")
+        raise SweepFailed(*problems, _GOES_ON)
+
+
+def is_of_memory(error: BaseException | None) -> bool:
+    """Whether Ray has killed processes because the machine ran out of memory, and Tune has fallen over that."""
+    while error is not None and not isinstance(error, OutOfMemoryError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _show(coordinator: Coordinator, live: LiveView, title: str, name: str, ended: threading.Event) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray.exceptions import RpcError
+from ray.exceptions import OutOfMemoryError, RayActorError, RpcError
 
 from prefixray import engine
 from prefixray.config import SweepFailed
-from prefixray.engine import _show
+from prefixray.engine import _show, is_of_memory
 from prefixray.live import LiveView, View
 from prefixray.pool import NoWorkers
 
@@ -76,3 +76,18 @@ def test_a_disk_that_refuses_or_that_no_worker_is_left_ends_the_sweep(
     coordinator = PlayedCoordinator(ended, [SweepFailed("full")], broken="the main thread has met it")
     _show(coordinator, LiveView(), "small", "search", ended)  # type: ignore[arg-type]
     assert interrupts == [signal.SIGTERM]
+
+
+def test_memory_that_ray_ran_out_of_is_known_behind_tunes_own_error() -> None:
+    def raised(cause: Exception) -> Exception:
+        try:
+            try:
+                raise cause
+            except Exception as error:
+                raise RuntimeError(f"Caught unexpected exception: {error}") from error  # as Tune's actor manager does
+        except RuntimeError as error:
+            return error
+
+    assert is_of_memory(raised(OutOfMemoryError("8 worker(s) were killed")))
+    assert not is_of_memory(raised(RayActorError()))
+    assert not is_of_memory(None)
