@@ -70,6 +70,22 @@ def generate(
     return hypotheses
 
 
+def generation_config(decoding: Decoding, template: Template) -> GenerationConfig:
+    """The same settings for transformers' `generate`."""
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        num_beams=decoding.num_beams,
+        do_sample=False,
+        early_stopping=decoding.early_stopping,
+        no_repeat_ngram_size=decoding.no_repeat_ngram_size or None,
+        min_new_tokens=decoding.min_new_tokens or None,
+        max_new_tokens=decoding.max_new_tokens,
+        length_penalty=decoding.length_penalty,
+        eos_token_id=template.eos_id,
+        pad_token_id=template.pad_id,
+        decoder_start_token_id=template.target_before[0] if template.is_encoder_decoder else None,
+    )
+
+
 def _distinct(template: Template, sources: Sequence[str], inserts: Sequence[Insert]) -> list[_Job]:
     jobs: dict[tuple[int, str], _Job] = {}
     for place, (source, insert) in enumerate(zip(sources, inserts, strict=True)):
@@ -172,18 +188,6 @@ def _by_transformers(
     base: Base, binder: Binder, template: Template, jobs: Sequence[_Job], decoding: Decoding
 ) -> list[list[int]]:
     """The new tokens of each job of an encoder-decoder."""
-    settings = GenerationConfig(  # type: ignore[no-untyped-call]
-        num_beams=decoding.num_beams,
-        do_sample=False,
-        early_stopping=decoding.early_stopping,
-        no_repeat_ngram_size=decoding.no_repeat_ngram_size or None,
-        min_new_tokens=decoding.min_new_tokens or None,
-        max_new_tokens=decoding.max_new_tokens,
-        length_penalty=decoding.length_penalty,
-        eos_token_id=template.eos_id,
-        pad_token_id=template.pad_id,
-        decoder_start_token_id=template.target_before[0],
-    )
     ids, mask = pad([job.prompt for job in jobs], template.pad_id)  # (B, S)
     given = torch.tensor([template.target_before] * len(jobs))
     inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": given}
@@ -192,7 +196,9 @@ def _by_transformers(
     model: Any = base.model
     with binder.bind([job.insert for job in jobs], range(len(jobs))):
         on_device = {name: tensor.to(base.device) for name, tensor in inputs.items()}
-        output = model.generate(**on_device, past_key_values=cache, generation_config=settings)
+        output = model.generate(
+            **on_device, past_key_values=cache, generation_config=generation_config(decoding, template)
+        )
     new_ids: list[list[int]] = output[:, given.shape[1] :].tolist()
     return new_ids
 

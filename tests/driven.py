@@ -13,9 +13,9 @@ from typing import Any
 import optuna
 import psutil
 from mlflow import MlflowClient
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial
+
+from prefixray.study import open_storage
 
 DRIVER = (sys.executable, "-m", "prefixray.sweep", "small.yaml")
 
@@ -41,8 +41,7 @@ class DrivenSweep:
 
     def trials(self) -> dict[str, list[FrozenTrial]]:
         """All trials in the journal, by study."""
-        journal = str(self.results / "study.journal")
-        storage = JournalStorage(JournalFileBackend(journal, lock_obj=JournalFileOpenLock(journal)))
+        storage = open_storage(self.results / "study.journal")
         summary = optuna.get_all_study_names(storage)
         studies = {name: optuna.load_study(study_name=name, storage=storage) for name in summary}
         return {

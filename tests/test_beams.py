@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig
 
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base, load_base
 from prefixray.batching import Template, make_template
 from prefixray.beams import BeamSearch, Decoding, largest
 from prefixray.config import TaskConfig
-from prefixray.generation import generate
+from prefixray.generation import generate, generation_config
 from prefixray.prompts import Prompt, extended
 from prefixray.tasks import load_task
 
@@ -52,17 +51,7 @@ def _by_transformers(
 ) -> list[str]:
     """Pair by pair, `generate` on the prompt's last token behind what stands before it, as ids."""
     found = []
-    settings = GenerationConfig(
-        num_beams=decoding.num_beams,
-        do_sample=False,
-        early_stopping=decoding.early_stopping,
-        no_repeat_ngram_size=decoding.no_repeat_ngram_size or None,
-        min_new_tokens=decoding.min_new_tokens or None,
-        max_new_tokens=decoding.max_new_tokens,
-        length_penalty=decoding.length_penalty,
-        eos_token_id=template.eos_id,
-        pad_token_id=template.eos_id,
-    )
+    settings = generation_config(decoding, template)
     for source, insert in pairs:
         prompt = template.encode_source(source)
         before = Prompt(0, tuple(prompt[:-1]), 0)

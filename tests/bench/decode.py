@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from arms import PackArm, PeftArm, Setting
 from cases import ALL_CASES, EOS, Case, make_model
-from table import PRECISIONS, device_name, timed
+from table import PRECISIONS, device_name, make_parser, ratios, spread, timed
 
 from prefixray.batching import Template
 from prefixray.generation import Decoding, generate
@@ -47,17 +47,12 @@ class Arm:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [name for name in ALL_CASES if "BART" not in name and "bart" not in name]
-    parser.add_argument("--case", choices=names, action="append", metavar="CASE", help="; ".join(names))
-    parser.add_argument("--rounds", type=int, default=3)
+    names = [name for name in ALL_CASES if "bart" not in name.lower()]
+    parser = make_parser(__doc__, names, profiled_part="our decoding")
     parser.add_argument("--sources", type=int, default=16)
     parser.add_argument("--trials", type=int, default=4, help="whose prefixes stand in one batch")
     parser.add_argument("--beams", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=30)
-    parser.add_argument("--precision", choices=PRECISIONS, action="append", help="both")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--profile", metavar="FILE", help="write a trace of our decoding instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
     quieten()
@@ -119,12 +114,11 @@ class Bench:
                     arm.seconds.append(spent / len(arm.found))
         for arm in arms:
             alike = [other for other in arms if other.precision == arm.precision]  # the first two are PEFT's
-            first, ratio, to_batched = (_ratios(other, arm) for other in (arms[0], *alike[:2]))
-            spread = f"{statistics.median(first):.2f} [{min(first):.2f}, {max(first):.2f}]"
+            to_first, to_one, to_batched = (ratios(other.seconds, arm.seconds) for other in (arms[0], *alike[:2]))
             same = sum(own == alike[0].found[place % self.num_sources] for place, own in enumerate(arm.found))
             speed = 1 / statistics.median(arm.seconds)
-            ratios = f"{spread:<21} {statistics.median(ratio):6.2f} {statistics.median(to_batched):9.2f}"
-            print(f"{arm.name:<24} {speed:11.2f}  {ratios}  {same} of {len(arm.found)}")
+            middles = f"{statistics.median(to_one):6.2f} {statistics.median(to_batched):9.2f}"
+            print(f"{arm.name:<24} {speed:11.2f}  {spread(to_first):<21} {middles}  {same} of {len(arm.found)}")
         print(flush=True)
 
     def profile(self, precision: str, file: str) -> None:
@@ -182,10 +176,6 @@ def _template(tokenizer: Any) -> Template:  # noqa: ANN401
     none = ("", "")
     ends = {"eos_id": EOS, "pad_id": EOS, "max_source_tokens": 1024, "max_target_tokens": 1024}
     return Template(tokenizer, False, form=none, target_form=none, before=(), after=(), target_before=(), **ends)
-
-
-def _ratios(theirs: Arm, ours: Arm) -> list[float]:
-    return [one / other for one, other in zip(theirs.seconds, ours.seconds, strict=True)]
 
 
 if __name__ == "__main__":

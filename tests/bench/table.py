@@ -49,13 +49,8 @@ class Arm:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=ALL_CASES, action="append", metavar="CASE", help="; ".join(ALL_CASES))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = make_parser(__doc__, list(ALL_CASES), profiled_part="our largest pack's step")
     parser.add_argument("--packs", type=int, nargs="+", help="trials at once (each case has its own)")
-    parser.add_argument("--precision", choices=PRECISIONS, action="append", help="both")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--profile", metavar="FILE", help="write a trace of our largest pack's step instead")
     options = parser.parse_args()
     torch.set_num_threads(1)
     quieten()
@@ -68,6 +63,17 @@ def main() -> None:
         print(f"{name}: batch {case.batch_size}, {device_name(options.device)}\n{HEAD}")
         bench.show("training step", bench.arms(dev=None), options.rounds)
         bench.show(f"validation, {len(bench.dev)} rows", bench.arms(dev=bench.dev), max(1, options.rounds - 1))
+
+
+def make_parser(description: str | None, cases: Sequence[str], *, profiled_part: str) -> argparse.ArgumentParser:
+    """What every benchmark of one process is asked."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=cases, action="append", metavar="CASE", help="; ".join(cases))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", choices=PRECISIONS, action="append", help="both")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--profile", metavar="FILE", help=f"write a trace of {profiled_part} instead")
+    return parser
 
 
 class Bench:
@@ -119,11 +125,10 @@ class Bench:
             speed = (work if is_step else work / 2) / middle
             share = speed / statistics.median(peaks[arm.precision])
             alike = next(other for other in arms if other.name == f"PEFT {arm.precision}")
-            all_ratios, ratios = _ratios(arms[0], arm), _ratios(alike, arm)
-            spread = f"{statistics.median(all_ratios):.2f} [{min(all_ratios):.2f}, {max(all_ratios):.2f}]"
+            to_first, to_alike = (ratios(other.seconds, arm.seconds) for other in (arms[0], alike))
             print(
-                f"{arm.name:<16} {middle:8.3f}  {spread:<17} {statistics.median(ratios):6.2f} {targets / middle:6.0f} "
-                f"{speed / 1e9:7.0f} {share:5.0%}  {arm.losses[0]:.4f} {arm.losses[-1]:.4f}"
+                f"{arm.name:<16} {middle:8.3f}  {spread(to_first):<17} {statistics.median(to_alike):6.2f} "
+                f"{targets / middle:6.0f} {speed / 1e9:7.0f} {share:5.0%}  {arm.losses[0]:.4f} {arm.losses[-1]:.4f}"
             )
         rates = ", ".join(f"{name} {statistics.median(found) / 1e9:.0f}" for name, found in peaks.items())
         print(f"a matrix product alone: {rates} GFLOP/s\n", flush=True)
@@ -149,8 +154,14 @@ def _profile(bench: Bench, precision: str, file: str) -> None:
         bench.ours[precision].step(size)
 
 
-def _ratios(theirs: Arm, ours: Arm) -> list[float]:
-    return [one / other for one, other in zip(theirs.seconds, ours.seconds, strict=True)]
+def ratios(theirs: Sequence[float], ours: Sequence[float]) -> list[float]:
+    """How many times as long the first took, round by round."""
+    return [one / other for one, other in zip(theirs, ours, strict=True)]
+
+
+def spread(found: Sequence[float]) -> str:
+    """Their median, and the least and the most."""
+    return f"{statistics.median(found):.2f} [{min(found):.2f}, {max(found):.2f}]"
 
 
 def timed(run: Callable[[], Value], device: torch.device) -> tuple[float, Value]:

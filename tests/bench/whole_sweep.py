@@ -33,7 +33,7 @@ from sweep_tables import GIB, Run, memory_table, sweep_table, wait_table
 from prefixray.base import load_base
 from prefixray.config import TaskConfig
 from prefixray.logs import quieten
-from prefixray.study import open_storage
+from prefixray.study import open_storage, started_trials
 from prefixray.tasks import load_task
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -327,9 +327,8 @@ def _read_ours(run: Run, results: Path) -> None:
         _logged(results / "sweep.log", "asks to join"),
         _logged(results / "sweep.log", "begins its first step"),
     )
-    for trial in study.get_trials(deepcopy=False):
-        if "duplicate" in trial.user_attrs or trial.datetime_start is None:
-            continue
+    for trial in started_trials(study):
+        assert trial.datetime_start is not None, "it was started"
         key, proposed = f"prefix/{trial.number}", trial.datetime_start.timestamp()
         ended = trial.datetime_complete
         curve = trial.intermediate_values
