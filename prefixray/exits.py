@@ -70,20 +70,28 @@ def code_of(interrupt: KeyboardInterrupt) -> int:
 def interruptible() -> Iterator[None]:
     """Let a first SIGINT or SIGTERM be a `KeyboardInterrupt`, so that all is put away, and a second end the process.
 
-    One that is ignored, as a shell has its background jobs ignore SIGINT, stays so.
+    One that is ignored, as a shell has its background jobs ignore SIGINT, stays so. After SIGTERM the interrupt that
+    leaves here is `Terminated`, whatever became of the first one on its way: Ray's calls make one of their own of it.
     """
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     before = {signum: handler for signum, handler in usual.items() if signal.getsignal(signum) is handler}
 
+    received: list[int] = []
+
     def first(signum: int, frame: FrameType | None) -> NoReturn:
+        received.append(signum)
         for each in before:
             signal.signal(each, signal.SIG_DFL)  # the kernel's doing, whatever the main thread waits for
-        raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
+        raise KeyboardInterrupt
 
     for signum in before:
         signal.signal(signum, first)
     try:
         yield
+    except KeyboardInterrupt as interrupt:
+        if signal.SIGTERM in received:
+            raise Terminated from interrupt
+        raise
     finally:
         for signum, handler in before.items():
             if signal.getsignal(signum) is first:

@@ -133,6 +133,7 @@ leave(main)
 def test_a_first_signal_lets_all_be_put_away_and_a_second_of_either_kind_ends_at_once(first: str, code: int) -> None:
     for then, ended in [
         ("pass", code),
+        ("raise KeyboardInterrupt from None", code),  # as Ray's calls make one of their own of it
         ("os.kill(os.getpid(), signal.SIGTERM)", -15),
         ("os.kill(os.getpid(), signal.SIGINT)", -2),
     ]:

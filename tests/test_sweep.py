@@ -187,7 +187,6 @@ def test_all_workers_killed_in_the_middle_of_a_pack_cost_no_trial_a_retry(sweep:
     _assert_complete(sweep)
 
 
-@pytest.mark.faults
 def test_a_sweep_that_is_terminated_says_how_to_go_on_and_goes_on_from_its_checkpoints(sweep: Sweep) -> None:
     sweep.write(num_steps=200)
     process = sweep.start()
