@@ -30,8 +30,8 @@ from prefixray.config import (
     TaskConfig,
     Text,
     TrialConfig,
-    UserError,
 )
+from prefixray.errors import UserError
 
 FORMAT = 3
 _NUM_SHOWN = 10

@@ -37,7 +37,7 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
-from prefixray.config import UserError, first_line
+from prefixray.errors import UserError, first_line
 from prefixray.speed import cache_folder, cpu_fact
 
 logger = logging.getLogger(__name__)

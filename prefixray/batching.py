@@ -22,7 +22,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from prefixray.base import Base
-from prefixray.config import TaskConfig, UserError
+from prefixray.config import TaskConfig
+from prefixray.errors import UserError
 from prefixray.speed import Lengths, mean_lengths
 from prefixray.tasks import Example
 

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from prefixray.artifact import FORMAT, ConvertedConfig, check_record, trial_method
 from prefixray.base import Base
-from prefixray.config import METHODS, TaskConfig, TrialConfig, UserError
+from prefixray.config import METHODS, TaskConfig, TrialConfig
+from prefixray.errors import UserError
 from prefixray.methods import Method, Recorder, build_method
 
 logger = logging.getLogger(__name__)

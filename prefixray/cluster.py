@@ -16,7 +16,7 @@ import psutil
 import ray
 from ray.exceptions import AuthenticationError
 
-from prefixray.config import SweepFailed, UserError, first_line
+from prefixray.errors import SweepFailed, UserError, first_line
 from prefixray.nodes import AUTOSCALER_FILE, Devices, num_gpus, present, to_come
 from prefixray.sizes import cpu_workers
 

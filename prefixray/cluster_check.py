@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefixray.config import UserError
+from prefixray.errors import UserError
 from prefixray.exits import leave
 
 

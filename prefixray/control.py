@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from prefixray.arms import read_configuration
-from prefixray.config import ArmConfig, SweepConfig, UserError
+from prefixray.config import ArmConfig, SweepConfig
+from prefixray.errors import UserError
 from prefixray.exits import leave
 from prefixray.inbox import Add, Extend, Finish, Inbox, Request, Stop
 from prefixray.sweepfile import find_sweep, stored_config

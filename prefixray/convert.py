@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import get_args
 
 from prefixray.artifact import check_new
-from prefixray.config import TaskConfig, TaskName, UserError
+from prefixray.config import TaskConfig, TaskName
+from prefixray.errors import UserError
 from prefixray.exits import leave
 from prefixray.logs import quieten
 

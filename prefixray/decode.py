@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefixray.config import UserError
+from prefixray.errors import UserError
 from prefixray.exits import leave
 from prefixray.hypotheses import find_artifact, read_hypotheses, write_hypotheses
 from prefixray.logs import quieten

@@ -18,8 +18,9 @@ from typing import Any, TextIO
 
 from prefixray.budget import Budget
 from prefixray.cluster import Cluster, connected
-from prefixray.config import DECODING, ArmConfig, SweepConfig, TaskConfig, UserError
+from prefixray.config import DECODING, ArmConfig, SweepConfig, TaskConfig
 from prefixray.engine import run_stages
+from prefixray.errors import UserError
 from prefixray.final import UNTUNED, Facts, FinalRun, best_candidate, final_runs, make_results
 from prefixray.hypotheses import Split
 from prefixray.importance import parameter_importance

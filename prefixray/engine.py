@@ -20,7 +20,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from prefixray.config import SweepFailed
+from prefixray.errors import SweepFailed
 from prefixray.live import LiveView
 from prefixray.pool import NoWorkers
 from prefixray.search import Coordinator

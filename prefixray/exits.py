@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from prefixray.config import disk_problem
+from prefixray.errors import disk_problem
 
 INTERRUPTED = 130
 """As a shell counts it: 128 and the signal's number."""

@@ -25,7 +25,7 @@ from prefixray.base import Base
 from prefixray.batching import Template, make_room, pad
 from prefixray.beamcache import BeamCache
 from prefixray.beams import Decoding, start_search
-from prefixray.config import UserError
+from prefixray.errors import UserError
 from prefixray.products import rearranged
 from prefixray.prompts import Prompt, extended
 

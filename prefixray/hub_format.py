@@ -17,7 +17,8 @@ from huggingface_hub.errors import HTTPError as NoAnswer  # type: ignore[attr-de
 from prefixray.artifact import check_new
 from prefixray.card import Facts, Origin, model_card
 from prefixray.checkpoint import load_artifact, save_artifact
-from prefixray.config import TASK_PATHS, UserError, first_line
+from prefixray.config import TASK_PATHS
+from prefixray.errors import UserError, first_line
 from prefixray.peft_format import export_peft
 from prefixray.results import is_finished, load_results
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from prefixray.config import UserError
+from prefixray.errors import UserError
 from prefixray.metrics import Scored, higher_is_better, score
 from prefixray.results import is_finished, load_results
 from prefixray.sweepfile import find_sweep

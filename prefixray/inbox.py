@@ -15,7 +15,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
-from prefixray.config import Strict, UserError
+from prefixray.config import Strict
+from prefixray.errors import UserError
 from prefixray.space import Scalar
 from prefixray.whole import write_whole
 

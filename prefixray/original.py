@@ -21,7 +21,8 @@ from prefixray.attention import Binder
 from prefixray.base import Base, SiteShape
 from prefixray.batching import make_template
 from prefixray.checkpoint import artifact_meta
-from prefixray.config import SITE_JOIN, SITES, PrefixTrial, TaskConfig, UserError, first_line
+from prefixray.config import SITE_JOIN, SITES, PrefixTrial, TaskConfig
+from prefixray.errors import UserError, first_line
 
 _FILE = "pytorch_model.bin"
 _NAMES = {

@@ -4,7 +4,7 @@ Only a sweep of the paper's own base and task can reproduce a number. Everything
 may be worth seeing, but is called by its name first.
 """
 
-from prefixray.config import UserError
+from prefixray.errors import UserError
 from prefixray.metrics import METRICS, label
 from prefixray.published import FIGURES, TABLES, Column, Figure, PaperTable, Row
 from prefixray.results import ArmResult, Interval, Results

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from prefixray.artifact import check_new, trial_method
 from prefixray.checkpoint import load_artifact
-from prefixray.config import AdapterTrial, FinetuneTrial, LoraTrial, PrefixTrial, UserError
+from prefixray.config import AdapterTrial, FinetuneTrial, LoraTrial, PrefixTrial
+from prefixray.errors import UserError
 
 
 def export_peft(artifact: Path, out: Path) -> None:

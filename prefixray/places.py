@@ -18,7 +18,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from prefixray.cluster import Cluster
-from prefixray.config import SweepFailed, UserError, first_line
+from prefixray.errors import SweepFailed, UserError, first_line
 from prefixray.nodes import Sight, sight_of
 from prefixray.sizes import MOST_SLOTS
 from prefixray.trial import TrialSpec, WorkerStatus

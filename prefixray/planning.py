@@ -15,8 +15,9 @@ from typing import Any
 
 from prefixray.base import Base, outline_base
 from prefixray.batching import encode, make_template, row_lengths
-from prefixray.config import ArmConfig, SweepConfig, TaskConfig, TaskName, UserError
+from prefixray.config import ArmConfig, SweepConfig, TaskConfig, TaskName
 from prefixray.devices import GPUS, Device, named_gpu, this_machine
+from prefixray.errors import UserError
 from prefixray.pack import TOKEN_BUDGET
 from prefixray.prompts import lengths_run
 from prefixray.sizes import (

@@ -20,7 +20,8 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from prefixray.cluster import Cluster
-from prefixray.config import ArmConfig, SweepFailed, UserError, first_line
+from prefixray.config import ArmConfig
+from prefixray.errors import SweepFailed, UserError, first_line
 from prefixray.hypotheses import Split
 from prefixray.nodes import draining
 from prefixray.places import Place, State, start_place

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefixray.config import UserError
+from prefixray.errors import UserError
 from prefixray.exits import leave
 from prefixray.page import write_page
 from prefixray.paper import LIST, paper_list, paper_text

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import NotRequired, TypedDict, TypeGuard
 
-from prefixray.config import UserError
+from prefixray.errors import UserError
 from prefixray.space import Scalar
 
 

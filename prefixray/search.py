@@ -19,7 +19,8 @@ from pydantic import ValidationError
 
 from prefixray.arms import read_configuration
 from prefixray.budget import Budget
-from prefixray.config import ArmConfig, SearchConfig, SweepFailed, UserError, disk_problem
+from prefixray.config import ArmConfig, SearchConfig
+from prefixray.errors import SweepFailed, UserError, disk_problem
 from prefixray.inbox import Add, Extend, Finish, Inbox, Request, Stop
 from prefixray.live import Row, State, View
 from prefixray.pool import DecodeJob, NoWorkers, Pool

@@ -22,7 +22,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from prefixray.config import ArmConfig, UserError
+from prefixray.config import ArmConfig
+from prefixray.errors import UserError
 from prefixray.seeds import derive_seed
 from prefixray.space import AnyDimension, Choice, Int, LogUniform, Scalar, Uniform
 

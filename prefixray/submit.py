@@ -26,7 +26,8 @@ from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from prefixray.clusterfile import HOME, ClusterFile, check_cluster
-from prefixray.config import SweepConfig, UserError
+from prefixray.config import SweepConfig
+from prefixray.errors import UserError
 
 TUNNEL_SECONDS = 120.0  # for the head to be found and the tunnel to stand
 STATE_SECONDS = 30.0  # after a job's last line for it to be over

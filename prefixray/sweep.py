@@ -18,7 +18,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefixray.config import SweepConfig, SweepFailed, UserError
+from prefixray.config import SweepConfig
+from prefixray.errors import SweepFailed, UserError
 from prefixray.exits import code_of, interruptible, leave
 from prefixray.logs import followed, quieten, to_file
 from prefixray.sweepfile import load_sweep

@@ -21,8 +21,8 @@ from prefixray.config import (
     TaskConfig,
     TaskName,
     TrainConfig,
-    UserError,
 )
+from prefixray.errors import UserError
 from prefixray.scales import apply_scales
 from prefixray.validation import explain, parse
 from prefixray.yamlfile import Document, Key, read_document, shown, suggestion

@@ -20,7 +20,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from prefixray.config import TrackingConfig, UserError
+from prefixray.config import TrackingConfig
+from prefixray.errors import UserError
 from prefixray.masking import masked
 from prefixray.runviews import EXPERIMENT_TAGS, origin, saved_views
 from prefixray.sending import Point, Sender

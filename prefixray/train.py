@@ -12,7 +12,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
-from prefixray.config import ArmConfig, TrialConfig, UserError
+from prefixray.config import ArmConfig, TrialConfig
+from prefixray.errors import UserError
 from prefixray.exits import leave
 from prefixray.logs import quieten
 from prefixray.space import AnyDimension, Choice, Int, LogUniform, Scalar, Uniform

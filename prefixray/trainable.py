@@ -16,7 +16,7 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
-from prefixray.config import UserError, first_line
+from prefixray.errors import UserError, first_line
 from prefixray.trial import Admission, Report, TrialSpec
 
 PAUSE_SECONDS = 1.0  # between two tries to join

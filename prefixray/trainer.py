@@ -21,7 +21,8 @@ from prefixray.attention import Binder
 from prefixray.base import Base, checkpointed, load_in
 from prefixray.batching import Template, encode, make_template, row_lengths
 from prefixray.checkpoint import artifact_meta, load_checkpoint, save_artifact, save_checkpoint
-from prefixray.config import AnyTrial, ArmConfig, PrefixTrial, TaskConfig, TrainConfig, UserError
+from prefixray.config import AnyTrial, ArmConfig, PrefixTrial, TaskConfig, TrainConfig
+from prefixray.errors import UserError
 from prefixray.methods import Method, build_method
 from prefixray.pack import Member, Outcome, Pack, Seeds, learning_rate
 from prefixray.prompts import lengths_run

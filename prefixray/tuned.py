@@ -22,7 +22,7 @@ from prefixray.base import Base, load_in
 from prefixray.batching import Template
 from prefixray.beams import Decoding
 from prefixray.checkpoint import load_artifact, restore_method
-from prefixray.config import UserError
+from prefixray.errors import UserError
 from prefixray.generation import generate
 from prefixray.hypotheses import best_artifact
 from prefixray.methods import Method

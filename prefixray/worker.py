@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 import psutil
 
-from prefixray.config import ArmConfig, SweepFailed, TaskConfig, TrainConfig, UserError, disk_problem, first_line
+from prefixray.config import ArmConfig, TaskConfig, TrainConfig
+from prefixray.errors import SweepFailed, UserError, disk_problem, first_line
 from prefixray.hypotheses import Split
 from prefixray.logs import quieten, to_file
 from prefixray.triage import JOINING, Triage

@@ -16,7 +16,7 @@ from typing import TypeAlias, TypeGuard
 
 import yaml
 
-from prefixray.config import UserError
+from prefixray.errors import UserError
 from prefixray.space import Scalar
 
 Value: TypeAlias = "Scalar | list[Value] | dict[str, Value]"

@@ -20,7 +20,8 @@ from prefixray.attention import Binder
 from prefixray.base import Base, load_base, outline_base
 from prefixray.batching import make_template
 from prefixray.checkpoint import artifact_meta, save_artifact
-from prefixray.config import PrefixTrial, TaskConfig, TrialConfig, UserError
+from prefixray.config import PrefixTrial, TaskConfig, TrialConfig
+from prefixray.errors import UserError
 from prefixray.methods import build_method
 from prefixray.tuned import OpenBase, open_base
 

@@ -12,7 +12,8 @@ from transformers.activations import NewGELUActivation
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base, SiteShape, choose_dtype, load_base, load_in
 from prefixray.batching import encode, make_template
-from prefixray.config import PrefixTrial, TaskConfig, TrialConfig, UserError
+from prefixray.config import PrefixTrial, TaskConfig, TrialConfig
+from prefixray.errors import UserError
 from prefixray.methods import build_method
 from prefixray.pack import Pack, Seeds
 from prefixray.tasks import load_task

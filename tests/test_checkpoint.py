@@ -21,7 +21,8 @@ from prefixray.checkpoint import (
     save_artifact,
     save_checkpoint,
 )
-from prefixray.config import FinetuneTrial, TaskConfig, TrialConfig, UserError
+from prefixray.config import FinetuneTrial, TaskConfig, TrialConfig
+from prefixray.errors import UserError
 
 STATE = {"step": 3, "best": 1.5625, "loss": 0.1 + 0.2, "order": [3, 1, 2], "nested": {"eos": None, "name": "Café"}}
 

@@ -12,7 +12,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from prefixray.cluster_check import main
 from prefixray.clusterfile import check_cluster
-from prefixray.config import UserError
+from prefixray.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,17 +11,9 @@ from typing import Any
 import pytest
 
 from prefixray.budget import Budget
-from prefixray.config import (
-    ArmConfig,
-    PrefixTrial,
-    SearchConfig,
-    SweepFailed,
-    TrackingConfig,
-    TrainConfig,
-    TrialConfig,
-    UserError,
-)
+from prefixray.config import ArmConfig, PrefixTrial, SearchConfig, TrackingConfig, TrainConfig, TrialConfig
 from prefixray.control import main
+from prefixray.errors import SweepFailed, UserError
 from prefixray.inbox import Add, Answer, Extend, Finish, Inbox, Request, Stop
 from prefixray.pool import NoWorkers
 from prefixray.search import Coordinator, MakeSpec, Stage

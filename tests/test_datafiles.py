@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from places import change, json_values
 
-from prefixray.config import TaskConfig, UserError
+from prefixray.config import TaskConfig
+from prefixray.errors import UserError
 from prefixray.tasks import load_task
 
 SPLITS = ("train", "dev", "test")

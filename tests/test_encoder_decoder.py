@@ -16,16 +16,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base, checkpointed
 from prefixray.batching import Row, encode, make_template
-from prefixray.config import (
-    SITES,
-    AdapterTrial,
-    FinetuneTrial,
-    LoraTrial,
-    PrefixTrial,
-    TaskConfig,
-    TrialConfig,
-    UserError,
-)
+from prefixray.config import SITES, AdapterTrial, FinetuneTrial, LoraTrial, PrefixTrial, TaskConfig, TrialConfig
+from prefixray.errors import UserError
 from prefixray.generation import Decoding, generate
 from prefixray.methods import build_method
 from prefixray.methods.prefix import Prefix

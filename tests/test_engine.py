@@ -10,8 +10,8 @@ import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError, RpcError
 
 from prefixray import engine
-from prefixray.config import SweepFailed
 from prefixray.engine import _show, is_of_memory
+from prefixray.errors import SweepFailed
 from prefixray.live import LiveView, View
 from prefixray.pool import NoWorkers
 

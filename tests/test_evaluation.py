@@ -11,7 +11,8 @@ from prefixray.attention import Binder
 from prefixray.base import Base
 from prefixray.batching import make_template
 from prefixray.checkpoint import artifact_meta, save_artifact
-from prefixray.config import AdapterTrial, AnyTrial, FinetuneTrial, PrefixTrial, TaskConfig, TrialConfig, UserError
+from prefixray.config import AdapterTrial, AnyTrial, FinetuneTrial, PrefixTrial, TaskConfig, TrialConfig
+from prefixray.errors import UserError
 from prefixray.evaluation import Tuned
 from prefixray.generation import Decoding
 from prefixray.hypotheses import best_run, read_hypotheses, score_all, write_hypotheses

@@ -27,7 +27,8 @@ from transformers import (
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base, describe, wrap_model
 from prefixray.batching import encode, make_template
-from prefixray.config import LoraTrial, PrefixTrial, TaskConfig, TrialConfig, UserError
+from prefixray.config import LoraTrial, PrefixTrial, TaskConfig, TrialConfig
+from prefixray.errors import UserError
 from prefixray.generation import Decoding, generate
 from prefixray.methods import build_method
 from prefixray.pack import Pack, Seeds

@@ -10,7 +10,8 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base
 from prefixray.batching import Template, make_template
-from prefixray.config import TaskConfig, UserError
+from prefixray.config import TaskConfig
+from prefixray.errors import UserError
 from prefixray.generation import Decoding, generate
 
 SOURCES = (

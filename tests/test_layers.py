@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent / "prefixray"
 # Text and numbers: no torch down to here.
 PLAIN = [
     "masking",
+    "errors",
     "whole",
     "space",
     "config",

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from prefixray import plan
-from prefixray.config import TrackingConfig, UserError
+from prefixray.config import TrackingConfig
+from prefixray.errors import UserError
 from prefixray.logs import to_file
 from prefixray.masking import masked
 from prefixray.tracking import open_tracker

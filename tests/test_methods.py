@@ -20,16 +20,8 @@ from prefixray.attention import Binder
 from prefixray.base import Base, checkpointed, wrap_model
 from prefixray.batching import collate, encode, make_template
 from prefixray.checkpoint import artifact_meta, load_artifact, restore_method, save_artifact
-from prefixray.config import (
-    AdapterTrial,
-    AnyTrial,
-    FinetuneTrial,
-    LoraTrial,
-    PrefixTrial,
-    TaskConfig,
-    TrialConfig,
-    UserError,
-)
+from prefixray.config import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial, TaskConfig, TrialConfig
+from prefixray.errors import UserError
 from prefixray.generation import Decoding, generate
 from prefixray.methods import Method, build_method
 from prefixray.methods.prefix import Prefix

@@ -22,7 +22,8 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.scoring import BootstrapAggregator
 
-from prefixray.config import TaskConfig, UserError
+from prefixray.config import TaskConfig
+from prefixray.errors import UserError
 from prefixray.metrics import METRICS, Scored, higher_is_better, label, score
 from prefixray.metrics.coco import _longest_common_subsequence
 from prefixray.metrics.meteor import meteor_problem

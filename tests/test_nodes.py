@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import AuthenticationError
 
 from prefixray.cluster import Cluster, connected
-from prefixray.config import SweepFailed, UserError
+from prefixray.errors import SweepFailed, UserError
 from prefixray.exits import interruptible
 from prefixray.nodes import AUTOSCALER_FILE, Devices, to_come
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prefixray.config import UserError
+from prefixray.errors import UserError
 from prefixray.notebook import open_sweep
 from prefixray.results import ArmResult, Results
 from prefixray.sweepfile import dump, load_sweep

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from prefixray import report
-from prefixray.config import UserError
+from prefixray.errors import UserError
 from prefixray.paper import paper_list, paper_text
 from prefixray.published import FIGURES, TABLES
 from prefixray.results import ArmResult, Interval, Results

@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from prefixray.base import Base, describe, load_base, outline_base
-from prefixray.config import FinetuneTrial, LoraTrial, PrefixTrial, SweepConfig, UserError
+from prefixray.config import FinetuneTrial, LoraTrial, PrefixTrial, SweepConfig
+from prefixray.errors import UserError
 from prefixray.plan import main
 from prefixray.plan_text import plan_text, read_prices
 from prefixray.planning import START_SECONDS, arm_works, expected_passes, make_plan

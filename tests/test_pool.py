@@ -10,7 +10,8 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayTaskError
 
 from prefixray import places, pool
 from prefixray.cluster import Cluster
-from prefixray.config import ArmConfig, LoraTrial, SweepFailed, TaskConfig, TrainConfig, TrialConfig, UserError
+from prefixray.config import ArmConfig, LoraTrial, TaskConfig, TrainConfig, TrialConfig
+from prefixray.errors import SweepFailed, UserError
 from prefixray.nodes import Sight
 from prefixray.places import LOADING_SECONDS, MOST_LOADS, Life, Place, State
 from prefixray.pool import MOST_DEATHS, DecodeJob, NoWorkers, Pool, check_exclusive, workers_wanted

@@ -6,15 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prefixray.config import (
-    METHODS,
-    FinalConfig,
-    SearchConfig,
-    SweepConfig,
-    TaskConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from prefixray.config import METHODS, FinalConfig, SearchConfig, SweepConfig, TaskConfig, TrackingConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -26,7 +26,8 @@ from ray._private.runtime_env.packaging import _zip_files
 from ray.job_submission import JobStatus
 
 from prefixray import submit as submit_module
-from prefixray.config import TaskConfig, UserError
+from prefixray.config import TaskConfig
+from prefixray.errors import UserError
 from prefixray.submit import run_on_cluster, submit, tunnel, tunnel_command
 from prefixray.sweepfile import load_sweep
 

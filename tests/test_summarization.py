@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from prefixray.config import ColumnsConfig, TaskConfig, TaskName, UserError
+from prefixray.config import ColumnsConfig, TaskConfig, TaskName
+from prefixray.errors import UserError
 from prefixray.tasks import Example, Sourced, Task, load_task
 from prefixray.tasks.summarization import topic_of_url
 
@@ -363,7 +364,8 @@ def test_sets_of_the_hub_load_from_their_own_place(tmp_path: Path, monkeypatch: 
 def test_an_unreachable_hub_is_reported_within_seconds_with_the_way_to_local_copies(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     code = (
-        "import time; from prefixray.config import TaskConfig, UserError; from prefixray.tasks import load_task\n"
+        "import time; from prefixray.config import TaskConfig; from prefixray.errors import UserError\n"
+        "from prefixray.tasks import load_task\n"
         "import datasets; started = time.monotonic()\n"
         "for task in (dict(name='xsum'), dict(name='scitldr'), dict(name='summarization', path='nobody/nothing')):\n"
         "    try: load_task(TaskConfig.model_validate(task))\n"

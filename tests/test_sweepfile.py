@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefixray.config import PrefixTrial, SweepConfig, UserError
+from prefixray.config import PrefixTrial, SweepConfig
+from prefixray.errors import UserError
 from prefixray.scales import scale_names
 from prefixray.space import Choice, LogUniform
 from prefixray.sweepfile import differences, dump, find_sweep, identity, load_sweep, restore
@@ -681,7 +682,7 @@ def test_a_typo_is_reported_within_a_second_and_imports_nothing_heavy() -> None:
     Path("x.yaml").write_text(changed("preseqlen:", "presqlen:"), encoding="utf-8")
     script = (
         "import sys\n"
-        "from prefixray.config import UserError\n"
+        "from prefixray.errors import UserError\n"
         "from prefixray.sweepfile import load_sweep\n"
         "try: load_sweep('x.yaml')\n"
         "except UserError as error: print(error)\n"

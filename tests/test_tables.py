@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prefixray import report
-from prefixray.config import UserError
+from prefixray.errors import UserError
 from prefixray.results import ArmResult, Interval, Results, SearchTrial, is_finished, load_results
 from prefixray.space import Scalar
 from prefixray.tables import (

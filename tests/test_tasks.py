@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from prefixray.config import ColumnsConfig, Count, TaskConfig, UserError
+from prefixray.config import ColumnsConfig, Count, TaskConfig
+from prefixray.errors import UserError
 from prefixray.seeds import CANDIDATE_REPLICATE, subset_of
 from prefixray.tasks import Example, Sourced, Task, load_task
 from prefixray.tasks.data_to_text import linearise_meaning, linearise_triples

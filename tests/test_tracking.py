@@ -20,7 +20,8 @@ from unittest import mock
 import pytest
 
 from prefixray import sending, tracking
-from prefixray.config import TrackingConfig, UserError
+from prefixray.config import TrackingConfig
+from prefixray.errors import UserError
 from prefixray.space import Scalar
 from prefixray.tracking import Closed, Tracker, check_server, open_tracker
 from prefixray.trial import Ended

@@ -10,16 +10,8 @@ import torch
 from prefixray import trainer as trainer_module
 from prefixray.base import Base
 from prefixray.checkpoint import load_artifact, load_checkpoint
-from prefixray.config import (
-    AdapterTrial,
-    AnyTrial,
-    FinetuneTrial,
-    LoraTrial,
-    PrefixTrial,
-    TaskConfig,
-    TrialConfig,
-    UserError,
-)
+from prefixray.config import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial, TaskConfig, TrialConfig
+from prefixray.errors import UserError
 from prefixray.tasks import Example, Sourced, Subset, Task
 from prefixray.trainer import Trainer
 from prefixray.trial import Report, TrialSpec

@@ -13,16 +13,8 @@ from prefixray.attention import Binder
 from prefixray.base import Base
 from prefixray.batching import make_template
 from prefixray.checkpoint import artifact_meta, save_artifact
-from prefixray.config import (
-    AdapterTrial,
-    AnyTrial,
-    FinetuneTrial,
-    LoraTrial,
-    PrefixTrial,
-    TaskConfig,
-    TrialConfig,
-    UserError,
-)
+from prefixray.config import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial, TaskConfig, TrialConfig
+from prefixray.errors import UserError
 from prefixray.methods import build_method
 from prefixray.tuned import Tuned, generate_together, open_base
 

@@ -12,7 +12,8 @@ import pytest
 
 from prefixray import worker as worker_module
 from prefixray.checkpoint import load_checkpoint
-from prefixray.config import ArmConfig, PrefixTrial, TaskConfig, TrainConfig, TrialConfig, UserError
+from prefixray.config import ArmConfig, PrefixTrial, TaskConfig, TrainConfig, TrialConfig
+from prefixray.errors import UserError
 from prefixray.space import Choice
 from prefixray.triage import Triage
 from prefixray.trial import Admission, Report, TrialSpec

@@ -7,7 +7,8 @@ import pytest
 from conftest import SENTENCES
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
-from prefixray.config import DECODING, SweepConfig, UserError
+from prefixray.config import DECODING, SweepConfig
+from prefixray.errors import UserError
 from prefixray.evaluation import decode_for_sweep
 from prefixray.hypotheses import read_hypotheses
 from prefixray.sweepfile import load_sweep

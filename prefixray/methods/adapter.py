@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from prefixray.attention import Insert, attentions
 from prefixray.base import Base
-from prefixray.config import AdapterTrial, UserError
+from prefixray.config import AdapterTrial
+from prefixray.errors import UserError
 from prefixray.methods.contract import Method
 from prefixray.sizes import adapter_bottleneck
 

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from prefixray.attention import Insert
 from prefixray.base import Base, checkpoint_blocks, fuse_gelu, load_base
-from prefixray.config import FinetuneTrial, UserError
+from prefixray.config import FinetuneTrial
+from prefixray.errors import UserError
 from prefixray.methods.contract import Method
 
 

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from prefixray.attention import Insert
 from prefixray.base import Base
-from prefixray.config import LoraTrial, UserError
+from prefixray.config import LoraTrial
+from prefixray.errors import UserError
 from prefixray.methods.contract import Method, seeded_dropout
 
 # PEFT's own choice for these families; the fourth and fifth are T5's

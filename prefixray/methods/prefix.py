@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from prefixray.attention import Insert
 from prefixray.base import Base, SiteShape
-from prefixray.config import SITE_JOIN, PrefixTrial, UserError
+from prefixray.config import SITE_JOIN, PrefixTrial
+from prefixray.errors import UserError
 from prefixray.methods.contract import Method, Recorder, seeded_dropout
 from prefixray.methods.parametrisation import Parametrisation
 

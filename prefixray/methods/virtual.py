@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from prefixray.attention import Insert
 from prefixray.base import Base
-from prefixray.config import PrefixTrial, UserError
+from prefixray.config import PrefixTrial
+from prefixray.errors import UserError
 from prefixray.methods.contract import Recorder
 from prefixray.methods.parametrisation import Parametrisation
 from prefixray.methods.prefix import ActivationPrefix, Prefix, cycled

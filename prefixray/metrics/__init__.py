@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from prefixray.config import UserError
+from prefixray.errors import UserError
 from prefixray.metrics import coco, meteor, nist, rouge, sacre
 
 Floats = NDArray[np.float64]  # N sources, K statistics, R resamplings

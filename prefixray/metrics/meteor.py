@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from prefixray.config import UserError
+from prefixray.errors import UserError
 from prefixray.metrics.tokenization import coco_words
 
 Floats = NDArray[np.float64]  # N sources, R resamplings

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefixray.config import Count, TaskConfig, UserError
+from prefixray.config import Count, TaskConfig
+from prefixray.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from prefixray.config import TaskConfig, UserError
+from prefixray.config import TaskConfig
+from prefixray.errors import UserError
 from prefixray.tasks.contract import DATA_TO_TEXT_METRICS, SUMMARIZATION_METRICS, Entry, Splits, Task, make_task
 from prefixray.tasks.files import Row
 from prefixray.tasks.rows import Form, gather, read_file, read_path

@@ -18,7 +18,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from prefixray.config import TaskConfig, UserError
+from prefixray.config import TaskConfig
+from prefixray.errors import UserError
 from prefixray.tasks.contract import DATA_TO_TEXT_METRICS, Entry, Splits, Task, make_task
 from prefixray.tasks.files import is_folder
 from prefixray.tasks.hub import load_hub

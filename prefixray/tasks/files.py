@@ -15,7 +15,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import IO
 
-from prefixray.config import UserError
+from prefixray.errors import UserError
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from prefixray.config import UserError, first_line
+from prefixray.errors import UserError, first_line
 from prefixray.tasks.files import SPLITS, Row
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prefixray.config import UserError
+from prefixray.errors import UserError
 from prefixray.tasks.contract import Entry, Splits
 from prefixray.tasks.files import SPLITS, Row, find_splits, is_folder, kind_of, read_rows
 from prefixray.tasks.hub import load_hub

@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prefixray.config import TaskConfig, UserError
+from prefixray.config import TaskConfig
+from prefixray.errors import UserError
 from prefixray.tasks.contract import SUMMARIZATION_METRICS, Entry, Splits, Task, make_task
 from prefixray.tasks.files import Row, find_splits, is_folder, is_line_file, read_lines
 from prefixray.tasks.rows import Form, read_path
