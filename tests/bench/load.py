@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import psutil
 
-from prefixray import driver, places, trainer
+from prefixray import driver, places
 from prefixray.config import ArmConfig
 from prefixray.hypotheses import Split, split_sources, write_hypotheses
 from prefixray.search import Coordinator
@@ -149,9 +149,14 @@ class CurveTrainer:
 
 
 class CurveWorker(Worker):
-    """The real worker around that trainer; it decodes every source as its first reference."""
+    """The real worker around that trainer; it decodes every source as its first reference.
+
+    As with the real one torch is imported where it is made: each of Tune's processes that talks to it loads its class.
+    """
 
     def __init__(self, setup: WorkerSetup) -> None:
+        from prefixray import trainer
+
         trainer.load_trainer = lambda *_, **__: CurveTrainer(load_task(setup.task))  # type: ignore[assignment]
         self._task = setup.task
         super().__init__(setup)
