@@ -1,12 +1,13 @@
 """The loss of target tokens and its gradient in one pass over the vocabulary, a few tokens at a time.
 
-The weight of every token in the objective is known before the forward, and the head is frozen; so while a chunk's
-logits are still in the processor's cache they give the loss and, turned into softmax minus target, the gradient of the
+The weight of every token in the objective is known before the forward, and the head is frozen; so a chunk's logits
+give the loss and, turned into softmax minus target a block at a time in the processor's cache, the gradient of the
 hidden states. Logits of a whole micro-batch, their log-softmax and the gradients of both never exist.
 """
 
 # N target tokens, W width of the model, V vocabulary
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,8 @@ from transformers import PreTrainedModel
 
 from prefixray.products import linear
 
-CHUNK = {"cpu": 128, "cuda": 4096}  # tokens at once: 25 MB of logits at GPT-2's vocabulary
+CHUNK = {"cpu": 256, "cuda": 4096}  # tokens that are multiplied with the head at once
+BLOCK = {"cpu": 8, "cuda": 4096}  # tokens whose logits are looked at at once: 1.6 MB of fp32 at GPT-2's vocabulary
 
 
 @dataclass(frozen=True)
@@ -53,21 +55,33 @@ def losses_of_hidden(head: nn.Linear, hidden: Tensor, ids: Tensor, objective: Ob
     nll = torch.empty(len(ids), dtype=exact, device=hidden.device)
     gradient = torch.empty_like(hidden)
     with torch.no_grad():
-        for start in range(0, len(ids), CHUNK[hidden.device.type]):
-            some = slice(start, start + CHUNK[hidden.device.type])
-            logits = linear(hidden[some], head.weight, head.bias).to(exact)  # (n, V); past the head's hooks
-            log_sum = logits.logsumexp(dim=1, keepdim=True)
-            nll[some] = (log_sum - logits.gather(1, ids[some, None]))[:, 0]
+        for some in _slices(len(ids), CHUNK[hidden.device.type]):
+            logits = linear(hidden[some], head.weight, head.bias)  # (n, V); past the head's hooks
+            nll[some] = _slopes(logits, ids[some], exact, None if objective is None else objective.smoothing[some])
             if objective is not None:
-                weights, smoothing = objective.weights[some, None], objective.smoothing[some, None]
-                slope = logits.sub_(log_sum).exp_().mul_(weights)  # the softmax, less what the objective wants
-                if smoothing.any():
-                    slope.sub_(weights * smoothing / logits.shape[1])
-                slope.scatter_add_(1, ids[some, None], weights * (smoothing - 1))
-                gradient[some] = linear(slope.to(hidden.dtype), head.weight.t())
+                gradient[some] = linear(logits, head.weight.t()) * objective.weights[some, None]
     if objective is not None:
         hidden.backward(gradient)
     return nll
+
+
+def _slopes(logits: Tensor, ids: Tensor, exact: torch.dtype, smoothing: Tensor | None) -> Tensor:
+    """The negative log-likelihood (n,) of ids by logits (n, V), which become the gradient of the smoothed loss."""
+    nll = torch.empty(len(ids), dtype=exact, device=ids.device)
+    for some in _slices(len(ids), BLOCK[ids.device.type]):
+        own = ids[some, None]
+        log_p = torch.log_softmax(logits[some].to(exact), dim=1)
+        nll[some] = -log_p.gather(1, own)[:, 0]
+        if smoothing is not None:
+            spread, slope = smoothing[some, None], log_p.exp_()  # the softmax, less what the objective wants
+            if spread.any():
+                slope.sub_(spread / logits.shape[1])
+            logits[some] = slope.scatter_add_(1, own, spread - 1)
+    return nll
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, length, size))
 
 
 def losses_of_logits(logits: Tensor, ids: Tensor, objective: Objective | None) -> Tensor:

@@ -21,7 +21,8 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}
 def test_chunks_give_the_losses_and_gradients_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, smoothing: float
 ) -> None:
-    monkeypatch.setitem(loss.CHUNK, "cpu", 3)
+    monkeypatch.setitem(loss.CHUNK, "cpu", 5)
+    monkeypatch.setitem(loss.BLOCK, "cpu", 2)
     draw = torch.Generator().manual_seed(1)
     head = nn.Linear(WIDTH, VOCABULARY).to(dtype).requires_grad_(False)
     hidden = torch.randn(COUNT, WIDTH, generator=draw).to(dtype)
