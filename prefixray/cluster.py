@@ -52,7 +52,11 @@ class Cluster:
 
     def count_devices(self) -> int:
         """For how many workers there are devices now."""
-        return _num_workers(present().values(), self.device) if self.is_elastic else self.num_workers
+        return sum(self.devices().values()) if self.is_elastic else self.num_workers
+
+    def devices(self) -> dict[str, int]:
+        """For how many workers there are devices now, by node id."""
+        return {node: _num_workers([machine], self.device) for node, machine in present().items()}
 
     def __str__(self) -> str:
         where = f"the Ray cluster at {self.address}" if self.is_elastic else "this machine"

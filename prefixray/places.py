@@ -7,7 +7,7 @@ unless it is dead for good.
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from pathlib import Path
@@ -26,6 +26,7 @@ from prefixray.worker import Worker, WorkerSetup
 
 MOST_LOADS = 3  # processes in a row that die while they load the base
 LOADING_SECONDS = 3600.0  # a download of the base included
+NODE_LABEL = "ray.io/node-id"  # that Ray gives each node
 MOVE_SECONDS = 15.0  # without a process after which a worker's trials go on with others
 
 
@@ -177,14 +178,16 @@ class Place:
         self._retiring = self.handle.retire.remote()
 
 
-def start_place(name: str, cluster: Cluster, setup: WorkerSetup, record: Path) -> Place:
-    """A worker actor: it blocks one thread per waiting call, and dies with the driver."""
+def start_place(name: str, cluster: Cluster, setup: WorkerSetup, record: Path, shunned: Collection[str] = ()) -> Place:
+    """A worker actor, not on the nodes `shunned`: it blocks one thread per waiting call, and dies with the driver."""
+    elsewhere = {"label_selector": {NODE_LABEL: f"!in({','.join(sorted(shunned))})"}} if shunned else {}
     actor = ray.remote(Worker).options(
         name=name,
         namespace=cluster.namespace,
         max_restarts=-1,
         max_concurrency=2 * MOST_SLOTS + 8,
         **cluster.worker_resources,
+        **elsewhere,
     )
     handle: ActorHandle[Worker] = actor.remote(replace(setup, record=str(record)))  # type: ignore[assignment]
     return Place(name, record, handle, Life(State.STARTING, time.monotonic()))

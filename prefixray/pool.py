@@ -57,7 +57,7 @@ class Pool:
         self._places: list[Place] = []
         self._num_started = 0
         self._rooms: list[int] = []  # on one machine: what workers had that others are to be started for
-        self._refusals: list[UserError] = []  # why workers were never ready: as many devices cannot be used
+        self._refusals: list[tuple[str, UserError]] = []  # where workers were never ready, and why
         self.num_slots = 1
         self.found: Mapping[str, Any] = {}
         self.device_seconds = 0.0
@@ -83,14 +83,14 @@ class Pool:
             self._look()
             ready = [place for place in self._places if place.is_ready]
             if self._refusals and not (is_elastic and self._places):
-                raise self._refusals[0]
+                raise self._refusals[0][1]
         _answer(ready[0].handle.check.remote(self._arms))
         check_exclusive(arms, self.found, max(place.free_bytes for place in ready))
         self.num_slots = min(place.num_slots for place in ready)
 
     @property
     def most_workers(self) -> int:
-        """How many workers there may be."""
+        """How many workers there may be: as many devices cannot be used as have refused."""
         return max(len(self._places), self._cluster.most_workers - len(self._refusals))
 
     def tend(self, num_sharing: int, num_exclusive: int) -> None:
@@ -259,7 +259,7 @@ class Pool:
 
     def _start_worker(self) -> None:
         name = f"worker-{self._num_started}"
-        place = start_place(name, self._cluster, self._setup, self._records / f"{name}.json")
+        place = start_place(name, self._cluster, self._setup, self._records / f"{name}.json", self._shunned())
         place.free_bytes = self._rooms.pop() if self._rooms else 0
         self._places.append(place)
         self._num_started += 1
@@ -288,14 +288,22 @@ class Pool:
         else:
             self._say(f"{place.name} cannot be used, and its device is left alone: {cause}{more}")
             is_ours = isinstance(cause, SweepFailed)
-            self._refusals.append(SweepFailed(f"{place.name} cannot be used: {cause}{more}") if is_ours else cause)
+            told = SweepFailed(f"{place.name} cannot be used: {cause}{more}") if is_ours else cause
+            self._refusals.append((place.node, told))
+
+    def _shunned(self) -> list[str]:
+        """The machines of which every device has been refused: Ray shall start nothing of ours there."""
+        if not (self._refusals and self._cluster.is_elastic):
+            return []
+        refused = Counter(node for node, _ in self._refusals)
+        return [node for node, num_devices in self._cluster.devices().items() if refused[node] >= num_devices > 0]
 
     def _workers_wanted(self, num_sharing: int, num_exclusive: int) -> int:
         cluster, num_trials = self._cluster, num_sharing + num_exclusive
         devices = cluster.count_devices()
         most = max(devices, cluster.most_workers) - len(self._refusals)
         if most < 1 and all(place.is_over for place in self._places):
-            raise NoWorkers("no worker is left", *(line for cause in self._refusals for line in cause.problems))
+            raise NoWorkers("no worker is left", *(line for _, cause in self._refusals for line in cause.problems))
         if not cluster.is_elastic:
             return most
         num_full = num_exclusive + math.ceil(num_sharing / self.num_slots)
@@ -304,6 +312,9 @@ class Pool:
     def _welcome(self, place: Place, found: Mapping[str, Any]) -> None:
         """A worker is ready: it gets the slots that its memory has room for."""
         self.found = self.found or found
+        if self._refusals and self._cluster.is_elastic:  # another machine in place of one that is gone may do
+            here = self._cluster.devices()
+            self._refusals = [refusal for refusal in self._refusals if refusal[0] in here]
         shared = found["device"] == "cpu" and not self._cluster.is_elastic  # workers of one machine see the same memory
         sharing = [arm for arm in self._arms if not arm.exclusive]
         trial_bytes = max((largest_trial(arm, found["shape"]) for arm in sharing), default=1)

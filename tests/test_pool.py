@@ -87,6 +87,7 @@ class PlayedRay:
         self.now = 0.0
         self.killed: list[PlayedWorker] = []
         self.to_come: list[PlayedWorker] = []  # the workers that are started next; then others without a fault
+        self.shunned: list[list[str]] = []  # the nodes on which none shall be started, by worker
 
     def wait(
         self, answers: Sequence[Later], *, num_returns: int = 1, timeout: float | None = None
@@ -117,8 +118,8 @@ class PlayedWorker:
     free_bytes = 8 << 30
     next_state = "ALIVE"  # after a death
 
-    def __init__(self) -> None:
-        self.sight = Sight("ALIVE", 0, 1, "node")
+    def __init__(self, node: str = "node") -> None:
+        self.sight = Sight("ALIVE", 0, 1, node)
         self.refusal: UserError | None = None  # what keeps it from loading the base
         self.asked: list[tuple[str, Later]] = []
         self.given: list[tuple[str, tuple[Any, ...]]] = []
@@ -166,7 +167,8 @@ def played(monkeypatch: pytest.MonkeyPatch) -> PlayedRay:
     """Ray as far as the pool needs it; its workers are `PlayedWorker`s."""
     played = PlayedRay()
 
-    def start(name: str, cluster: Cluster, setup: WorkerSetup, record: Path) -> Place:
+    def start(name: str, cluster: Cluster, setup: WorkerSetup, record: Path, shunned: Sequence[str]) -> Place:
+        played.shunned.append(list(shunned))
         worker = played.to_come.pop(0) if played.to_come else PlayedWorker()
         life = Life(State.STARTING, played.now)
         return Place(name, record, worker, life, busy_at=played.now)  # type: ignore[arg-type]
@@ -194,6 +196,12 @@ def _workers(pool: Pool) -> list[PlayedWorker]:
     return [place.handle for place in pool._places]  # type: ignore[misc]
 
 
+def _tend(workers: Pool, played: PlayedRay, *, num_trials: int) -> None:
+    for _ in range(4):
+        played.now += 10
+        workers.tend(num_trials, 0)
+
+
 def _job(number: int) -> DecodeJob:
     return None, f"final/{number}", "test", {}
 
@@ -203,8 +211,8 @@ def _spec(folder: Path, number: int = 0) -> TrialSpec:
     return TrialSpec(f"lora/{number}", config, 1, 0, (), str(folder / f"trial-{number}"))
 
 
-def _lacking_the_base() -> PlayedWorker:
-    worker = PlayedWorker()
+def _lacking_the_base(node: str = "node") -> PlayedWorker:
+    worker = PlayedWorker(node)
     worker.refusal = UserError("base: /nfs/base: no such folder")
     return worker
 
@@ -248,7 +256,7 @@ def test_on_one_machine_a_worker_that_cannot_load_the_base_ends_the_sweep_with_a
 def test_on_a_cluster_such_a_device_is_left_alone_and_the_others_go_on(
     tmp_path: Path, played: PlayedRay, monkeypatch: pytest.MonkeyPatch, make: Callable[[], PlayedWorker]
 ) -> None:
-    monkeypatch.setattr(Cluster, "count_devices", lambda cluster: 2)
+    monkeypatch.setattr(Cluster, "devices", lambda cluster: {"node": 2})
     lacking = make()
     played.to_come = [lacking]
     workers = _pool(tmp_path, address="auto")
@@ -263,6 +271,27 @@ def test_on_a_cluster_such_a_device_is_left_alone_and_the_others_go_on(
     assert workers.most_workers == 1
 
 
+def test_a_machine_whose_devices_are_all_refused_is_kept_from_ray_until_it_has_gone(
+    tmp_path: Path, played: PlayedRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = {"bad": 2, "good": 2}
+    monkeypatch.setattr(Cluster, "devices", lambda cluster: here)
+    played.to_come = [_lacking_the_base("bad"), PlayedWorker("good"), PlayedWorker("good")]
+    workers = _pool(tmp_path, num_workers=3, address="auto")
+    workers.wait([_arm("lora", rank=2)])
+    played.to_come = [_lacking_the_base("bad")]
+    _tend(workers, played, num_trials=12)  # the other device may do
+    assert played.shunned == [[]] * 4 and workers.most_workers == 2
+    _workers(workers)[0].die("DEAD")
+    _tend(workers, played, num_trials=12)
+    assert played.shunned[4:] == [["bad"]] and len(workers._places) == 2
+    del here["bad"]
+    here["new"] = 2
+    _workers(workers)[1].die()  # one is welcome again, and the sweep may have as many workers as before
+    _tend(workers, played, num_trials=12)
+    assert workers.most_workers == 4 and played.shunned[5:] == [[], []]
+
+
 def test_on_a_cluster_that_has_the_base_nowhere_the_sweep_ends_with_the_reason(
     tmp_path: Path, played: PlayedRay
 ) -> None:
@@ -275,7 +304,7 @@ def test_on_a_cluster_that_has_the_base_nowhere_the_sweep_ends_with_the_reason(
 def test_where_no_worker_can_be_had_any_more_the_sweep_ends_with_the_reasons(
     tmp_path: Path, played: PlayedRay, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
-    monkeypatch.setattr(Cluster, "count_devices", lambda cluster: 2)
+    monkeypatch.setattr(Cluster, "devices", lambda cluster: {"node": 2})
     workers = _pool(tmp_path, address=address)
     workers.wait([_arm("lora", rank=2)])
     workers.place(_spec(tmp_path), exclusive=False)
@@ -408,7 +437,7 @@ def test_deaths_are_counted_by_what_is_decoded(tmp_path: Path, played: PlayedRay
 def test_a_worker_whose_machine_is_about_to_go_is_given_nothing_to_decode_and_is_ended_on_purpose(
     tmp_path: Path, played: PlayedRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Cluster, "count_devices", lambda cluster: 1)
+    monkeypatch.setattr(Cluster, "devices", lambda cluster: {"node": 1})
     workers = _pool(tmp_path, address="auto")
     workers.wait([_arm("lora", rank=2)])
     leaving, staying = _workers(workers)
@@ -442,7 +471,7 @@ def test_a_trial_that_is_moved_leaves_the_worker_that_has_just_come_again(
     workers.place(spec, exclusive=False)
     assert spec.placed_on() == "worker-0"
     lost = _workers(workers)[0]
-    monkeypatch.setattr(Cluster, "count_devices", lambda cluster: 2)
+    monkeypatch.setattr(Cluster, "devices", lambda cluster: {"node": 2})
     lost.die("RESTARTING")
     for _ in range(2):
         played.now += 10
