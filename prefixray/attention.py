@@ -38,6 +38,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from prefixray.beamcache import BeamCache
 from prefixray.infixes import Infixes, place_infixes
+from prefixray.lastblock import LastFeedForward, Targets
 
 RowFunction = Callable[[Tensor, Tensor], Tensor]  # (input of the module, output of the module) -> new output
 
@@ -75,7 +76,7 @@ class _Bound:
     sites: Mapping[str, _SitePrefix]  # those where a trial has a prefix
     segments: list[tuple[Mapping[str, RowFunction], int, int]]  # (functions, first row, end row)
     even: bool  # the rows are as many of trial 0, then as many of trial 1, ...
-    targets: tuple[Tensor, Tensor] | None  # rows (N,) and columns (N,) that the head is run on
+    targets: Targets | None  # that the head is run on
     infixes: Infixes | None  # None where no row has one
     cache: BeamCache | None  # what the rows, each one token of a beam, look at
     is_headless: bool = False
@@ -139,6 +140,7 @@ class Binder:
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         assert head is not None, "a language model has a head"
         head.register_forward_pre_hook(self._select_targets)
+        LastFeedForward(model, self._ends_at)
         model.set_attn_implementation("prefixray")
 
     @contextmanager
@@ -147,7 +149,7 @@ class Binder:
         inserts: Sequence[Insert],
         row_trial: Sequence[int],
         *,
-        targets: tuple[Tensor, Tensor] | None = None,
+        targets: Targets | None = None,
         infix_starts: Sequence[int] = (),
         is_headless: bool = False,
         cache: BeamCache | None = None,
@@ -265,6 +267,13 @@ class Binder:
         if self._bound.is_headless:
             self._bound.hidden, picked = picked, picked[:0]
         return (picked, *args[1:])
+
+    def _ends_at(self) -> Targets | None:
+        """The positions that are all that is wanted of the last block's feed-forward network."""
+        bound = self._bound
+        if bound is None or any(functions for functions, _, _ in bound.segments):  # these are given rows
+            return None
+        return bound.targets
 
     def _hook(self, names: Mapping[str, RowFunction]) -> None:
         for name in names:

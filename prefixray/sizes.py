@@ -76,6 +76,7 @@ class Matrices:
 
     encoder: float
     decoder: float
+    last: float  # those of the decoder that are in its last feed-forward layers
     head: float
 
 
@@ -95,7 +96,7 @@ def matrices(shape: Mapping[str, Any]) -> Matrices:
     wide = {name: count * (3 if is_gated else 2) * hidden * ffn for name, count in num_blocks.items()}
     encoder = sum(part.get("encoder", 0) for part in (attention, from_inputs, wide)) + from_inputs.get("cross", 0)
     decoder = sum(part["decoder"] for part in (attention, from_inputs, wide)) + attention.get("cross", 0)
-    return Matrices(encoder, decoder, head)
+    return Matrices(encoder, decoder, wide["decoder"] / num_blocks["decoder"], head)
 
 
 def _block_matrices(shape: Mapping[str, Any]) -> float:

@@ -59,10 +59,13 @@ def mean_lengths(lengths: Sequence[tuple[int, int]], targets: Sequence[int]) -> 
 
 
 def forward_flops(shape: Mapping[str, Any], lengths: Lengths) -> float:
-    """Of one example: two per parameter and token, the head on target tokens alone. Attention scores are left out."""
+    """Of one example: two per parameter and token; the head, and what `lastblock` says, on target tokens alone.
+
+    Attention scores are left out.
+    """
     sizes = matrices(shape)
-    used = sizes.encoder * lengths.encoder + sizes.decoder * lengths.decoder + sizes.head * lengths.targets
-    return 2 * used
+    inside = sizes.encoder * lengths.encoder + (sizes.decoder - sizes.last) * lengths.decoder
+    return 2 * (inside + (sizes.last + sizes.head) * lengths.targets)
 
 
 def training_flops(

@@ -43,6 +43,7 @@ TRAINING = [
     "profiling",
     "base",
     "infixes",
+    "lastblock",
     "beamcache",
     "attention",
     "batching",
@@ -104,7 +105,7 @@ FRONT = ["cli", "__main__"]
 ALLOWED = {
     "torch": {*TRAINING, *SEARCH, *ENTRIES},
     "ray": {"clusterfile", "submit", "nodes", "cluster", "places", "pool", "trainable", "engine"},
-    "transformers": {"base", "attention", "batching", "loss", "products", "generation", "methods"},
+    "transformers": {"base", "lastblock", "attention", "batching", "loss", "products", "generation", "methods"},
     "optuna": {"study", "importance"},
     "mlflow": {"runviews", "sending", "tracking"},
     "rich": {"live"},
