@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from prefixray.products import linear
+from prefixray.products import back_through, linear
 
-CHUNK = {"cpu": 256, "cuda": 4096}  # tokens that are multiplied with the head at once
+CHUNK = {"cpu": 256, "cuda": 4096}  # tokens that are multiplied with the head at once, at the most
+CHUNK_BYTES = {"cpu": 30 << 20, "cuda": 1 << 30}  # of their logits: a CPU's malloc gives up to 32 MiB without new pages
 BLOCK = {"cpu": 8, "cuda": 4096}  # tokens whose logits are looked at at once: 1.6 MB of fp32 at GPT-2's vocabulary
 
 
@@ -29,7 +30,25 @@ class Objective:
     smoothing: Tensor
 
 
-def plain_head(model: PreTrainedModel) -> nn.Linear | None:
+class Head:
+    """A frozen linear head, (V, W), as it is used here: past its hooks."""
+
+    def __init__(self, module: nn.Linear) -> None:
+        self.weight, self.bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
+        self.back = back_through(self.weight)  # slopes (n, V) -> gradients (n, W)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of (n, W), (n, V)."""
+        return linear(hidden, self.weight, self.bias)
+
+    @property
+    def chunk(self) -> int:
+        """How many tokens are multiplied with it at once."""
+        device, row_bytes = self.weight.device.type, self.weight.shape[0] * self.weight.itemsize
+        return max(1, min(CHUNK[device], CHUNK_BYTES[device] // row_bytes))
+
+
+def plain_head(model: PreTrainedModel) -> Head | None:
     """The model's head where the logits are its output and nothing else happens to them; else None."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if type(head) is not nn.Linear:
@@ -43,10 +62,10 @@ def plain_head(model: PreTrainedModel) -> nn.Linear | None:
             logits = model(input_ids=token, use_cache=False, **others).logits
     finally:
         hook.remove()
-    return head if torch.equal(seen[0], logits) else None
+    return Head(head) if torch.equal(seen[0], logits) else None
 
 
-def losses_of_hidden(head: nn.Linear, hidden: Tensor, ids: Tensor, objective: Objective | None) -> Tensor:
+def losses_of_hidden(head: Head, hidden: Tensor, ids: Tensor, objective: Objective | None) -> Tensor:
     """The negative log-likelihood of `ids`, (N,), given what goes into the head, (N, W).
 
     With an objective, the backward of the weighted sum of the smoothed losses has run when this returns.
@@ -55,11 +74,11 @@ def losses_of_hidden(head: nn.Linear, hidden: Tensor, ids: Tensor, objective: Ob
     nll = torch.empty(len(ids), dtype=exact, device=hidden.device)
     gradient = torch.empty_like(hidden)
     with torch.no_grad():
-        for some in _slices(len(ids), CHUNK[hidden.device.type]):
-            logits = linear(hidden[some], head.weight, head.bias)  # (n, V); past the head's hooks
+        for some in _slices(len(ids), head.chunk):
+            logits = head.logits(hidden[some])
             nll[some] = _slopes(logits, ids[some], exact, None if objective is None else objective.smoothing[some])
             if objective is not None:
-                gradient[some] = linear(logits, head.weight.t()) * objective.weights[some, None]
+                gradient[some] = head.back(logits) * objective.weights[some, None]
     if objective is not None:
         hidden.backward(gradient)
     return nll
@@ -69,14 +88,16 @@ def _slopes(logits: Tensor, ids: Tensor, exact: torch.dtype, smoothing: Tensor |
     """The negative log-likelihood (n,) of ids by logits (n, V), which become the gradient of the smoothed loss."""
     nll = torch.empty(len(ids), dtype=exact, device=ids.device)
     for some in _slices(len(ids), BLOCK[ids.device.type]):
-        own = ids[some, None]
-        log_p = torch.log_softmax(logits[some].to(exact), dim=1)
-        nll[some] = -log_p.gather(1, own)[:, 0]
-        if smoothing is not None:
-            spread, slope = smoothing[some, None], log_p.exp_()  # the softmax, less what the objective wants
-            if spread.any():
-                slope.sub_(spread / logits.shape[1])
-            logits[some] = slope.scatter_add_(1, own, spread - 1)
+        own, block = ids[some, None], logits[some].to(exact)
+        if smoothing is None:
+            nll[some] = -torch.log_softmax(block, dim=1).gather(1, own)[:, 0]
+            continue
+        spread, slope = smoothing[some, None], torch.softmax(block, dim=1)  # less what the objective wants
+        log_sum = block.amax(dim=1) - slope.amax(dim=1).log()  # of the likeliest: its probability never underflows
+        nll[some] = log_sum - block.gather(1, own)[:, 0]
+        if spread.any():
+            slope.sub_(spread / logits.shape[1])
+        logits[some] = slope.scatter_add_(1, own, spread - 1)
     return nll
 
 

@@ -1,9 +1,10 @@
 """Products with frozen weights by oneDNN, on a CPU.
 
 Otherwise fp32 products go to MKL, which on AMD's processors with AVX-512 reaches less than half of what oneDNN does,
-in training as in decoding. While a model decodes, its weights lie as oneDNN wants them, too: in bf16 a product of few
-rows spends most of its time on rearranging the weights, and where autocast makes bf16 of fp32 weights it does so again
-at every step.
+in training as in decoding; and bf16 products write a layer's bias first and their result over it. While a model
+decodes, its weights lie as oneDNN wants them, too: in bf16 a product of few rows spends most of its time on rearranging
+the weights, and where autocast makes bf16 of fp32 weights it does so again at every step. In training the head's lie
+so from their other side.
 """
 
 import functools
@@ -40,12 +41,34 @@ def frozen_layers(model: PreTrainedModel) -> Iterator[None]:
         yield
 
 
+def back_through(weight: Tensor) -> Forward:
+    """From gradients (..., out) to those of the inputs, (..., in), of a frozen `weight` (out, in) that is often used.
+
+    On a copy of it, where that pays: of a vocabulary's width, these products take a fifth longer on the weight itself
+    in bf16, and in fp32 a quarter to a third.
+    """
+    if not (_is_faster(weight.device, weight.dtype) and _is_small(weight.nbytes)):
+        return lambda gradients: linear(gradients, weight.t())
+    lying = _lying(weight.detach().t())
+    return lambda gradients: _product(gradients, lying)
+
+
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`inputs` (..., in) times the frozen `weight` (out, in), as in a layer of `frozen_layers`; without gradients."""
     if not _is_faster(inputs.device, inputs.dtype):
         return functional.linear(inputs, weight, bias)
+    return _product(inputs, weight, bias)
+
+
+def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     output: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
     return output
+
+
+def _lying(weight: Tensor) -> Tensor:
+    """A copy of `weight` (out, in) that lies as oneDNN wants it."""
+    copy: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+    return copy
 
 
 class _Linear(torch.autograd.Function):
@@ -85,19 +108,27 @@ def _is_amd_with_avx512() -> bool:
     return known and cpu_fact("vendor_id") == "AuthenticAMD"
 
 
+def _has_bf16() -> bool:
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _is_faster(device: torch.device, dtype: torch.dtype) -> bool:
-    return device.type == "cpu" and dtype == torch.float32 and _is_amd_with_avx512()
+    if device.type != "cpu":
+        return False
+    return _has_bf16() if dtype == torch.bfloat16 else dtype == torch.float32 and _is_amd_with_avx512()
 
 
 def _pays(model: PreTrainedModel, dtype: torch.dtype) -> bool:
-    """Where it was measured to, and the copy is small: by the machine's whole memory, so that it is always the same."""
+    """Where it was measured to, and the copy is small."""
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
-    size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return dtype in (torch.float32, torch.bfloat16) and size <= MOST_MEMORY * memory
+    is_known = _has_bf16() if dtype == torch.bfloat16 else dtype == torch.float32
+    return is_known and _is_small(sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize)
+
+
+def _is_small(num_bytes: int) -> bool:
+    """By the machine's whole memory, so that it is always the same."""
+    return num_bytes <= MOST_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _weights(module: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -113,11 +144,5 @@ def _on_weights(module: nn.Module) -> Forward:
 
 def _on_copy(module: nn.Module, dtype: torch.dtype) -> Forward:
     weight, bias = _weights(module)
-    lying = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), None)
-    added = None if bias is None else bias.to(dtype)
-
-    def forward(inputs: Tensor) -> Tensor:
-        output: Tensor = torch.ops.mkldnn._linear_pointwise(inputs.to(dtype), lying, added, "none", [], "")
-        return output
-
-    return forward
+    lying, added = _lying(weight.to(dtype)), None if bias is None else bias.to(dtype)
+    return lambda inputs: _product(inputs.to(dtype), lying, added)

@@ -1,5 +1,6 @@
 """The loss that never holds all logits is that of all logits, and so is its gradient."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from prefixray import loss
 from prefixray.base import Base
-from prefixray.loss import Objective, losses_of_hidden, losses_of_logits, plain_head
+from prefixray.loss import Head, Objective, losses_of_hidden, losses_of_logits, plain_head
 
 MakeBase = Callable[[str, torch.dtype], Base]
 
@@ -24,14 +25,15 @@ def test_chunks_give_the_losses_and_gradients_of_the_whole(
     monkeypatch.setitem(loss.CHUNK, "cpu", 5)
     monkeypatch.setitem(loss.BLOCK, "cpu", 2)
     draw = torch.Generator().manual_seed(1)
-    head = nn.Linear(WIDTH, VOCABULARY).to(dtype).requires_grad_(False)
+    module = nn.Linear(WIDTH, VOCABULARY).to(dtype).requires_grad_(False)
+    head = Head(module)
     hidden = torch.randn(COUNT, WIDTH, generator=draw).to(dtype)
     ids = torch.randint(0, VOCABULARY, (COUNT,), generator=draw)
     exact = torch.promote_types(dtype, torch.float32)
     spread = torch.tensor([smoothing, 0.0] * COUNT, dtype=exact)[:COUNT]  # of two trials in one micro-batch
     objective = Objective(torch.rand(COUNT, generator=draw, dtype=exact), spread)
     whole, chunked = (hidden.clone().requires_grad_() for _ in range(2))
-    expected = losses_of_logits(head(whole), ids, objective)
+    expected = losses_of_logits(module(whole), ids, objective)
     found = losses_of_hidden(head, chunked, ids, objective)
     assert whole.grad is not None and chunked.grad is not None
     assert torch.allclose(found, expected, atol=TOLERANCE[dtype])
@@ -40,10 +42,21 @@ def test_chunks_give_the_losses_and_gradients_of_the_whole(
     assert torch.allclose(losses_of_hidden(head, hidden, ids, None), expected, atol=TOLERANCE[dtype])
 
 
+def test_a_target_without_any_probability_has_its_loss_and_its_slope() -> None:
+    module = nn.Linear(2, 3, bias=False).requires_grad_(False)
+    module.weight.copy_(torch.tensor([[0.0, 0.0], [300.0, 0.0], [300.0, 1.0]]))
+    hidden = torch.tensor([[1.0, 0.0], [1.0, 90.0]], requires_grad=True)
+    found = losses_of_hidden(Head(module), hidden, torch.tensor([0, 1]), Objective(torch.ones(2), torch.zeros(2)))
+    assert found.tolist() == pytest.approx([300 + math.log(2), 90.0])
+    assert hidden.grad is not None
+    assert hidden.grad.flatten().tolist() == pytest.approx([300.0, 0.5, 0.0, 1.0])
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bart", "t5"])
 def test_a_head_that_is_the_last_of_a_model_is_found(make_base: MakeBase, name: str) -> None:
     model = make_base(name, torch.float32).model
-    assert plain_head(model) is model.get_output_embeddings()
+    head = plain_head(model)
+    assert head is not None and head.weight.data_ptr() == model.get_output_embeddings().weight.data_ptr()
 
 
 def test_a_head_whose_logits_are_changed_afterwards_is_not_plain(make_base: MakeBase) -> None:
