@@ -9,6 +9,7 @@ import contextlib
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TextIO
 
 import psutil
@@ -48,17 +50,32 @@ def run_on_cluster(config: SweepConfig, file: Path, cluster: Path, options: Sequ
         client = _client(url, cluster)
         job = running_job(client, config.name)
         if job is None:
-            job = submit(client, config, file, options)
-            print(f"{job}: started on {checked.name}", file=shown, flush=True)
+            job, said = submit(client, config, file, options), f"started on {checked.name}"
         else:
-            print(f"{job}: runs on {checked.name} already, with the file it was started with", file=shown, flush=True)
+            said = f"runs on {checked.name} already, with the file it was started with"
         try:
-            asyncio.run(_show(client, job, shown))
+            print(f"{job}: {said}", file=shown, flush=True)
+            with _immediate_interrupts():
+                asyncio.run(_show(client, job, shown))
             return _exit_code(client, job, checked, config.name, shown)
         except (KeyboardInterrupt, RuntimeError, OSError) as error:
             why = "" if isinstance(error, KeyboardInterrupt) else f"the connection broke ({error}); "
             print(f"\n{why}{_goes_on(job, checked)}", file=sys.stderr)
             return 130
+
+
+@contextmanager
+def _immediate_interrupts() -> Iterator[None]:
+    """Ctrl-C is a `KeyboardInterrupt` at once; asyncio's own handler cancels a task, which can get lost on the way."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
