@@ -39,6 +39,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from prefixray.beamcache import BeamCache
 from prefixray.infixes import Infixes, place_infixes
 from prefixray.lastblock import LastFeedForward, Targets
+from prefixray.line import Line
 
 RowFunction = Callable[[Tensor, Tensor], Tensor]  # (input of the module, output of the module) -> new output
 
@@ -76,9 +77,11 @@ class _Bound:
     sites: Mapping[str, _SitePrefix]  # those where a trial has a prefix
     segments: list[tuple[Mapping[str, RowFunction], int, int]]  # (functions, first row, end row)
     even: bool  # the rows are as many of trial 0, then as many of trial 1, ...
-    targets: Targets | None  # that the head is run on
-    infixes: Infixes | None  # None where no row has one
-    cache: BeamCache | None  # what the rows, each one token of a beam, look at
+    targets: Targets | None = None  # that the head is run on
+    infixes: Infixes | None = None  # None where no row has one
+    cache: BeamCache | None = None  # what the rows, each one token of a beam, look at
+    line: Line | None = None  # in which the rows run
+    groups: "Sequence[_Bound]" = ()  # the line's, as rows that attend
     is_headless: bool = False
     hidden: Tensor | None = None
     """Where the forward is headless: the head's input at the targets, (N, width)."""
@@ -153,6 +156,7 @@ class Binder:
         infix_starts: Sequence[int] = (),
         is_headless: bool = False,
         cache: BeamCache | None = None,
+        line: Line | None = None,
     ) -> Iterator[_Bound]:
         """Bind trial `row_trial[b]`'s insert to row b. Rows of one trial must stand together.
 
@@ -162,20 +166,24 @@ class Binder:
         In a headless forward it runs on none, and `hidden` of what is yielded is its input there.
         With `cache` a forward is a step of a beam search: its rows are tokens of the sources' beams, one each, and
         their attention looks at the cache alone, and writes to it.
+        With `line` the forward has one row, in which those of the binding stand one behind another; its inserts have
+        neither functions nor infixes, its targets are places in that row, and its mask is not looked at.
         Keep the binding until backward has run: gradient checkpointing repeats the forward there.
         """
         assert self._bound is None, "a binding is already active"
         for insert in inserts:
             self._hook(insert.functions)
-        device = self._model.device
+        trials, sites = torch.tensor(row_trial, device=self._model.device), self._sites(inserts)
         self._bound = _Bound(
-            row_trial=torch.tensor(row_trial, device=device),
-            sites=self._sites(inserts),
+            row_trial=trials,
+            sites=sites,
             segments=_segments(inserts, row_trial),
             even=_is_even(row_trial, len(inserts)),
             targets=targets,
             infixes=place_infixes([insert.infix for insert in inserts], row_trial, infix_starts),
             cache=cache,
+            line=line,
+            groups=[_Bound(trials[group], sites, [], even=False) for group in (line.groups if line else ())],
             is_headless=is_headless,
         )
         try:
@@ -250,7 +258,11 @@ class Binder:
         assert positions is not None, "position_ids are always passed to a decoder-only model"
         input_ids = args[0] if args else inputs.get("input_ids")
         num_rows = (input_ids if input_ids is not None else inputs["inputs_embeds"]).shape[0]
-        shift = self._bound.sites["decoder"].shifts[self._bound.row_trials(num_rows)][:, None]  # (B, 1)
+        shifts, line = self._bound.sites["decoder"].shifts, self._bound.line
+        if line is None:
+            shift = shifts[self._bound.row_trials(num_rows)][:, None]  # (B, 1)
+        else:
+            shift = shifts[self._bound.row_trial[line.token_rows]][None]  # (1, N)
         return args, {**inputs, "position_ids": positions + shift}
 
     def _embed_infixes(self, module: nn.Module, args: tuple[Any, ...], embedded: Tensor) -> Tensor | None:
@@ -362,7 +374,27 @@ def _attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     if bound.cache is not None:
         return bound.cache.attend(layer, query, key, value, options.get("scaling")), None
+    if bound.line is not None:
+        queries, keys, values = (bound.line.spread(tokens) for tokens in (query, key, value))
+        given = zip(bound.groups, queries, keys, values, bound.line.causal, strict=True)
+        parts = [_attend(group, module, site, layer, q, k, v, mask, **options)[0] for group, q, k, v, mask in given]
+        return bound.line.joined(parts), None
     assert attention_mask is not None, "the mask function never leaves the mask out"
+    return _attend(bound, module, site, layer, query, key, value, attention_mask, **options)
+
+
+def _attend(
+    bound: _Bound,
+    module: nn.Module,
+    site: str,
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    **options: Any,  # noqa: ANN401
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of rows to their trials' prefixes and to themselves, (B, S, H, D)."""
     mask = bound.mask(site, attention_mask, query, options.pop("position_bias", None))
     plain = options.get("softcap") is None  # nothing but a softmax
     if site in bound.sites:

@@ -1,17 +1,19 @@
-"""Examples -> token ids -> padded batches.
+"""Examples -> token ids -> batches.
 
 A template says how texts become tokens. A decoder-only model reads source, separator and target as one row: plain, as
 the original did (a space, the source, a space, the separator; then a space, the target, a space, the end token: so
 " name : Aromi" starts with a space token as words inside a text do), or as a chat. An encoder-decoder model reads the
 source in its encoder and the target in its decoder, each with the special tokens that its tokenizer puts around it.
-Rows are sorted by length and cut into micro-batches under a token budget; right padding of the decoder needs no mask
-under causal attention.
+Rows are sorted by length and cut into micro-batches under a token budget. In one they stand side by side, where right
+padding of the decoder needs no mask under causal attention, or one behind another without padding (see `line`).
 """
 
 # B rows, S tokens of the longest row, E tokens of the longest encoder input
 
 import functools
+import itertools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -308,14 +310,39 @@ def cut_by_length(lengths: Sequence[tuple[int, int]], token_budget: int, piece_c
     return pieces
 
 
+def cut_evenly(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Indices sorted by length and cut into as few pieces as the budget allows, of like many tokens."""
+    share = sum(lengths) / math.ceil(sum(lengths) / token_budget)
+    pieces: dict[int, list[int]] = {}
+    before = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        pieces.setdefault(int((before + lengths[index] / 2) / share), []).append(index)
+        before += lengths[index]
+    return list(pieces.values())
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Rows as tensors, padded on the right."""
+    """Rows as tensors."""
 
     inputs: Mapping[str, Tensor]  # what the model is called with: ids and positions (B, S), or ids and mask (B, E), ..
     target_rows: Tensor  # (N,) the row of each target token, rows in order
-    target_columns: Tensor  # (N,) the position that predicts it
+    targets: tuple[Tensor, Tensor]  # (N,) row and column of the inputs that predict it
     target_ids: Tensor  # (N,)
+
+
+def collate_line(rows: Sequence[Row], *, device: torch.device) -> Batch:
+    """Rows one behind another, for a decoder-only model: (1, tokens of all)."""
+    starts = [0, *itertools.accumulate(row.num_inputs for row in rows)]
+    ids = torch.tensor([[token for row in rows for token in row.ids[:-1]]], device=device)
+    positions = torch.cat([torch.arange(row.num_inputs) for row in rows])[None].to(device)
+    columns = torch.cat([s + torch.arange(r.num_prompt - 1, r.num_inputs) for s, r in zip(starts, rows, strict=False)])
+    counts = torch.tensor([row.num_targets for row in rows])
+    target_ids = torch.tensor([token for row in rows for token in row.ids[row.num_prompt :]], device=device)
+    # A mask of four dimensions is taken as it is, where models would look for rows in the positions and make one.
+    inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": ids.new_ones(1, 1, 1, 1)}
+    in_line = torch.zeros(len(columns), dtype=torch.long, device=device), columns.to(device)
+    return Batch(inputs, torch.arange(len(rows)).repeat_interleave(counts).to(device), in_line, target_ids)
 
 
 def collate(rows: Sequence[Row], *, pad_id: int, device: torch.device) -> Batch:
@@ -333,8 +360,8 @@ def collate(rows: Sequence[Row], *, pad_id: int, device: torch.device) -> Batch:
         inputs = {"input_ids": encoder_ids, "attention_mask": mask, "decoder_input_ids": ids}
     else:
         inputs = {"input_ids": ids, "position_ids": torch.arange(ids.shape[1]).expand_as(ids)}
-    lists = map(torch.tensor, (target_rows, target_columns, target_ids))
-    return Batch({name: tensor.to(device) for name, tensor in inputs.items()}, *(one.to(device) for one in lists))
+    where, columns, wanted = (torch.tensor(one, device=device) for one in (target_rows, target_columns, target_ids))
+    return Batch({name: tensor.to(device) for name, tensor in inputs.items()}, where, (where, columns), wanted)
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

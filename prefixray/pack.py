@@ -19,8 +19,9 @@ from torch import Tensor
 
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base
-from prefixray.batching import Row, collate, cut_by_length
+from prefixray.batching import Row, collate, collate_line, cut_by_length, cut_evenly
 from prefixray.config import TrialConfig
+from prefixray.line import Line
 from prefixray.loss import Objective, losses_of_hidden, losses_of_logits, plain_head
 from prefixray.methods import Method, build_method
 from prefixray.products import frozen_layers
@@ -29,8 +30,9 @@ from prefixray.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 
-TOKEN_BUDGET = {"cpu": 2048, "cuda": 65536}  # padded tokens per micro-batch to start from
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 65536}  # tokens per micro-batch, padding included, to start from
 PIECE_COST = {"cpu": 32, "cuda": 8192}  # tokens that could be computed in the time one more micro-batch takes by itself
+GROUP_COST = {"cpu": 64, "cuda": 8192}  # tokens that could attend in the time one more group of a line takes by itself
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ class Pack:
 
     def __init__(self, base: Base, train: Sequence[Row], *, pad_id: int, token_budget: int | None = None) -> None:
         self.base, self.binder, self._head = base, Binder(base.model), plain_head(base.model)
+        self._knows_lines = _knows_lines(base, self.binder)
         self.members: dict[str, Member] = {}
         self.token_budget = self._first_budget = token_budget or TOKEN_BUDGET[base.device.type]
         self._train, self._pad_id = train, pad_id
@@ -242,8 +245,7 @@ class Pack:
         totals = [0.0] * len(members)
         with _running(members[0], self.base, train=train):
             for group in self._row_groups(members[0].binder, inserts, rows, train=train):
-                lengths = [row.lengths for _, row in group.rows]
-                for piece in cut_by_length(lengths, self.token_budget, PIECE_COST[self.base.device.type]):
+                for piece in self._pieces(group):
                     picked = sorted((group.rows[i] for i in piece), key=lambda pair: pair[0])
                     nll = self._forward(members, group.inserts, picked, weights if train else None)
                     for (place, _), value in zip(picked, nll.tolist(), strict=True):
@@ -261,6 +263,21 @@ class Pack:
         whole = [(slot, row.with_room(lengths[slot], self._pad_id)) for slot, own in enumerate(rows) for row in own]
         return iter([RowGroup(inserts, range(len(inserts)), whole)])
 
+    def _pieces(self, group: RowGroup) -> list[list[int]]:
+        """Micro-batches, by their rows' indices."""
+        lengths = [row.lengths for _, row in group.rows]
+        if self._runs_in_line(group.inserts):
+            return cut_evenly([own for _, own in lengths], self.token_budget)
+        return cut_by_length(lengths, self.token_budget, PIECE_COST[self.base.device.type])
+
+    def _runs_in_line(self, inserts: Sequence[Insert]) -> bool:
+        return self._knows_lines and all(not insert.functions and insert.infix is None for insert in inserts)
+
+    def _line(self, rows: Sequence[Row]) -> Line:
+        lengths = [row.lengths for row in rows]
+        groups = cut_by_length(lengths, len(rows) * max(map(sum, lengths)), GROUP_COST[self.base.device.type])
+        return Line([row.num_inputs for row in rows], groups, self.base.device)
+
     def _forward(
         self,
         members: list[Member],
@@ -269,22 +286,27 @@ class Pack:
         weights: list[float] | None,
     ) -> Tensor:
         """The NLL of each row, (B,). With weights, the backward of the weighted sum has run when this returns."""
-        slots = sorted({slot for slot, _ in rows})
-        batch = collate([row for _, row in rows], pad_id=self._pad_id, device=self.base.device)
+        slots, device = sorted({slot for slot, _ in rows}), self.base.device
+        line = None
+        if self._runs_in_line(inserts):
+            batch, line = collate_line([row for _, row in rows], device=device), self._line([row for _, row in rows])
+        else:
+            batch = collate([row for _, row in rows], pad_id=self._pad_id, device=device)
         own = members[0].method.own_model
         head = self._head if own is None else None
         objective = None
         if weights is not None:
             per_row = [(weights[slot], members[slot].config.label_smoothing) for slot, _ in rows]
             exact = torch.promote_types(self.base.model.dtype, torch.float32)
-            per_token = torch.tensor(per_row, dtype=exact, device=self.base.device)[batch.target_rows]
+            per_token = torch.tensor(per_row, dtype=exact, device=device)[batch.target_rows]
             objective = Objective(*per_token.unbind(1))
         binding = members[0].binder.bind(
             [inserts[slot] for slot in slots],
             [slots.index(slot) for slot, _ in rows],
-            targets=(batch.target_rows, batch.target_columns),
+            targets=batch.targets,
             infix_starts=[row.infix_start for _, row in rows],
             is_headless=head is not None,
+            line=line,
         )
         with binding as bound:
             logits = (own or self.base.model)(**batch.inputs, use_cache=False).logits  # (N, V), or none
@@ -294,6 +316,20 @@ class Pack:
                 assert bound.hidden is not None, "the forward came to the head"
                 nll = losses_of_hidden(head, bound.hidden, batch.target_ids, objective)
         return nll.new_zeros(len(rows)).index_add(0, batch.target_rows, nll)
+
+
+def _knows_lines(base: Base, binder: Binder) -> bool:
+    """Whether rows that run one behind another have the logits that they have side by side."""
+    if base.shape.is_encoder_decoder:
+        return False
+    rows, device = [Row((1, 2, 3, 4), 1), Row((4, 3, 2), 2)], base.device
+    line = Line([3, 2], [[0, 1]], device)
+    found = []
+    for batch, own in ((collate(rows, pad_id=0, device=device), None), (collate_line(rows, device=device), line)):
+        with binder.bind([Insert()], [0, 0], targets=batch.targets, line=own), torch.no_grad():
+            found.append(base.model(**batch.inputs, use_cache=False).logits.double())
+    tolerance = 0.05 if base.model.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    return bool((found[0] - found[1]).abs().max() <= tolerance * found[0].abs().max())
 
 
 def _halves(members: Sequence[Member]) -> tuple[list[str], list[str]]:

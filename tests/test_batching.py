@@ -173,7 +173,7 @@ def test_a_batch_lists_the_targets_and_what_predicts_them() -> None:
     assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 3]] * 2
     assert batch.target_ids.tolist() == [4, 5, 7, 8]
     assert batch.target_rows.tolist() == [0, 0, 1, 1]
-    assert batch.target_columns.tolist() == [2, 3, 0, 1]
+    assert batch.targets[1].tolist() == [2, 3, 0, 1]
 
 
 def test_room_for_an_infix_lies_where_the_infix_starts() -> None:

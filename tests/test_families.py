@@ -90,6 +90,17 @@ def test_references_that_share_their_source_have_the_loss_that_they_have_alone(b
     assert abs(pack.evaluate(["a"], rows)["a"] - alone / sum(row.num_targets for row in rows)) < 1e-5
 
 
+def test_rows_one_behind_another_have_the_losses_that_they_have_side_by_side(base: Base) -> None:
+    template = make_template(base, TaskConfig(name="e2e"))
+    rows = encode([Example(SOURCES[0], "A"), Example(SOURCES[1], "It is Chinese.")], template)
+    pack, method = Pack(base, rows, pad_id=template.pad_id), PrefixTrial(preseqlen=3, mid_dim=None, init_token=None)
+    pack.admit("a", TrialConfig(arm="a", learning_rate=1e-3, num_steps=1, method=method), Seeds(1, 2, 3))
+    assert pack._knows_lines
+    in_line = pack.evaluate(["a"], rows)
+    pack._knows_lines = False
+    assert in_line["a"] == pytest.approx(pack.evaluate(["a"], rows)["a"], abs=1e-5)
+
+
 @pytest.mark.parametrize("config", [BlenderbotSmallConfig, MarianConfig, MBartConfig, PegasusConfig])
 def test_embeddings_of_words_are_read_as_the_words_where_a_family_scales_them(
     tiny_bart: Base, config: type[PreTrainedConfig]

@@ -44,6 +44,7 @@ TRAINING = [
     "base",
     "infixes",
     "lastblock",
+    "line",
     "beamcache",
     "attention",
     "batching",

@@ -16,6 +16,7 @@ from prefixray.attention import Insert
 from prefixray.base import Base
 from prefixray.batching import Row, encode, make_template
 from prefixray.config import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial, TaskConfig, TrialConfig
+from prefixray.line import Line
 from prefixray.methods.prefix import Prefix
 from prefixray.pack import Member, Order, Outcome, Pack, Seeds, _is_out_of_memory, learning_rate
 from prefixray.tasks import Example
@@ -461,10 +462,12 @@ def _memory_for(pack: Pack, *, num_members: int, num_positions: int) -> Iterator
         targets: tuple[Tensor, Tensor] | None = None,
         infix_starts: Sequence[int] = (),
         is_headless: bool = False,
+        line: Line | None = None,
     ) -> AbstractContextManager[object]:
         if len(inserts) > num_members or any(insert.num_positions() > num_positions for insert in inserts):
             raise torch.OutOfMemoryError("no more")
-        return whole(inserts, row_trial, targets=targets, infix_starts=infix_starts, is_headless=is_headless)
+        more = {"infix_starts": infix_starts, "is_headless": is_headless, "line": line}
+        return whole(inserts, row_trial, targets=targets, **more)  # type: ignore[arg-type]
 
     pack.binder.bind = bind  # type: ignore[method-assign]
     yield

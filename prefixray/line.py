@@ -1,0 +1,92 @@
+"""Rows that run one behind another, without padding: a line.
+
+Everything but attention treats tokens one by one, so a micro-batch of a decoder-only model is one row of all its
+tokens. Where it attends, queries, keys and values stand in rows of their own again, in groups of like length, padded on
+the right to their group's longest.
+"""
+
+# N tokens of the line, B rows of a group, S tokens of its longest, M padded tokens of all groups, H heads, D head dim
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Line:
+    """Where the tokens of a line stand in its groups' rows."""
+
+    def __init__(self, lengths: Sequence[int], groups: Sequence[Sequence[int]], device: torch.device) -> None:
+        """Rows of `lengths` in the order of the line, and which of them each group has."""
+        ends = torch.tensor(lengths).cumsum(0)
+        self.groups = groups
+        self.token_rows = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(device)  # (N,)
+        self._sizes = [(len(group), max(lengths[row] for row in group)) for group in groups]
+        there, kept = [], []
+        for group, (_, longest) in zip(groups, self._sizes, strict=True):
+            for row in group:
+                columns = torch.arange(longest)
+                there.append(int(ends[row]) - lengths[row] + columns.clamp(max=lengths[row] - 1))
+                kept.append(columns < lengths[row])
+        place, own = torch.cat(there), torch.cat(kept)
+        back = torch.empty(int(ends[-1]), dtype=torch.long)
+        back[place[own]] = own.nonzero()[:, 0]
+        self._there = place.to(device)  # (M,) the token at each place; behind a row's last, that one once more
+        self._back = back.to(device)  # (N,) the place of each token
+        self._padding = (~own).nonzero()[:, 0].to(device)  # the places behind a row's last
+        masks = {size: torch.ones(size, size, dtype=torch.bool, device=device).tril() for _, size in self._sizes}
+        self.causal = [masks[size].expand(count, 1, -1, -1) for count, size in self._sizes]
+        """Which tokens of its row a token of each group may look at, (B, 1, S, S): never at what stands behind it."""
+
+    def spread(self, tokens: Tensor) -> list[Tensor]:
+        """(1, H, N, D) -> of each group (B, H, S, D)."""
+        num_heads, dim = tokens.shape[1], tokens.shape[3]
+        padded: Tensor = _Spread.apply(tokens[0].transpose(0, 1).flatten(1), self)  # type: ignore[no-untyped-call]
+        parts = padded.split([count * size for count, size in self._sizes])
+        shaped = zip(parts, self._sizes, strict=True)
+        return [part.view(count, size, num_heads, dim).transpose(1, 2) for part, (count, size) in shaped]
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """Of each group (B, S, H, D) -> (1, N, H, D)."""
+        padded = torch.cat([part.flatten(2).flatten(0, 1) for part in parts])
+        tokens: Tensor = _Join.apply(padded, self)  # type: ignore[no-untyped-call]
+        return tokens.view(1, -1, *parts[0].shape[2:])
+
+    def to_places(self, tokens: Tensor) -> Tensor:
+        """(N, X) -> (M, X)."""
+        return tokens.index_select(0, self._there)
+
+    def to_tokens(self, places: Tensor) -> Tensor:
+        """(M, X) -> (N, X)."""
+        return places.index_select(0, self._back)
+
+    def without_padding(self, places: Tensor) -> Tensor:
+        """Set (M, X) to zero where no token of a row stands."""
+        return places.index_fill_(0, self._padding, 0.0)
+
+
+class _Spread(torch.autograd.Function):
+    """Nothing flows back from padding: its queries' outputs are dropped, and nobody looks at its keys and values."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, line: Line) -> Tensor:  # noqa: ANN401
+        ctx.line = line
+        return line.to_places(tokens)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        return ctx.line.to_tokens(gradients[0]), None
+
+
+class _Join(torch.autograd.Function):
+    """The other way."""
+
+    @staticmethod
+    def forward(ctx: Any, places: Tensor, line: Line) -> Tensor:  # noqa: ANN401
+        ctx.line = line
+        return line.to_tokens(places)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        return ctx.line.without_padding(ctx.line.to_places(gradients[0])), None

@@ -1,0 +1,98 @@
+"""Rows in a line: what stands in their groups, what flows back, and that a step is the one of rows side by side."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from prefixray import pack as pack_module
+from prefixray.base import Base
+from prefixray.batching import Batch, Row, collate_line, cut_evenly
+from prefixray.config import PrefixTrial, TrialConfig
+from prefixray.line import Line
+from prefixray.pack import Pack, Seeds
+
+MakeBase = Callable[[str, torch.dtype], Base]
+
+LENGTHS, GROUPS = [2, 4, 1], [[1, 2], [0]]
+HEADS, DIM = 2, 3
+METHODS = {
+    "short": PrefixTrial(preseqlen=3, mid_dim=8, init_token=None),
+    "long": PrefixTrial(preseqlen=9, mid_dim=None, init_token=None, prefix_dropout=0.3),
+}
+
+
+def test_a_groups_rows_have_their_tokens_and_behind_them_their_last_once_more() -> None:
+    line = Line(LENGTHS, GROUPS, torch.device("cpu"))
+    tokens = torch.arange(7.0).repeat(HEADS, 1)[None, :, :, None].expand(1, HEADS, 7, DIM)
+    first, second = line.spread(tokens)
+    assert first.shape == (2, HEADS, 4, DIM) and second.shape == (1, HEADS, 2, DIM)
+    assert first[:, 0, :, 0].tolist() == [[2, 3, 4, 5], [6, 6, 6, 6]] and second[0, 1, :, 2].tolist() == [0, 1]
+    assert line.token_rows.tolist() == [0, 0, 1, 1, 1, 1, 2]
+    assert line.causal[0].shape == (2, 1, 4, 4) and line.causal[0][1, 0].tolist()[1] == [True, True, False, False]
+
+
+def test_what_is_spread_is_joined_again_and_nothing_flows_back_from_padding() -> None:
+    line = Line(LENGTHS, GROUPS, torch.device("cpu"))
+    tokens = torch.randn(1, HEADS, 7, DIM, dtype=torch.float64, requires_grad=True)
+
+    def attend(tokens: Tensor) -> Tensor:  # each token adds up those of its row up to itself, as in attention
+        parts = [part.cumsum(2).transpose(1, 2) for part in line.spread(tokens)]
+        return line.joined(parts).transpose(1, 2)
+
+    alone = [tokens[:, :, start:end].cumsum(2) for start, end in ((0, 2), (2, 6), (6, 7))]
+    assert torch.allclose(attend(tokens), torch.cat(alone, dim=2))
+    assert torch.autograd.gradcheck(attend, (tokens,))
+
+
+def test_pieces_are_of_like_many_tokens_and_of_like_length() -> None:
+    lengths = [5, 30, 7, 28, 6, 9, 25, 10]
+    pieces = cut_evenly(lengths, 50)
+    assert sorted(index for piece in pieces for index in piece) == list(range(8))
+    assert [[lengths[index] for index in piece] for piece in pieces] == [[30], [28, 25], [10, 9, 7, 6, 5]]
+    assert cut_evenly([3], 1) == [[0]] and cut_evenly([1, 2], 50) == [[1, 0]]
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_step_in_a_line_is_that_of_rows_side_by_side(make_base: MakeBase, architecture: str) -> None:
+    line, padded = (_steps(make_base(architecture, torch.float64), knows_lines=knows) for knows in (True, False))
+    for ours, theirs in zip(line, padded, strict=True):
+        assert (ours - theirs).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize(("architecture", "known"), [("gpt2", True), ("llama", True), ("bart", False)])
+def test_lines_are_run_where_they_are_known_to_give_the_same(
+    make_base: MakeBase, architecture: str, known: bool
+) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        assert Pack(make_base(architecture, dtype), [Row((1, 2, 3), 1)], pad_id=0)._knows_lines is known
+
+
+def test_a_base_that_takes_a_line_for_one_text_runs_rows_side_by_side(
+    tiny_gpt2: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_one_text(rows: Sequence[Row], *, device: torch.device) -> Batch:
+        batch = collate_line(rows, device=device)
+        counted = torch.arange(batch.inputs["input_ids"].shape[1])[None]
+        return Batch({**batch.inputs, "position_ids": counted}, batch.target_rows, batch.targets, batch.target_ids)
+
+    monkeypatch.setattr(pack_module, "collate_line", as_one_text)
+    assert not Pack(tiny_gpt2, [Row((1, 2, 3), 1)], pad_id=0)._knows_lines
+
+
+def _steps(base: Base, *, knows_lines: bool) -> list[Tensor]:
+    """Losses, scores and trained tensors after three steps of two trials, in several micro-batches."""
+    draw = torch.Generator().manual_seed(1)
+    rows = [Row(tuple(torch.randint(5, 50, (n,), generator=draw).tolist()), 1 + n // 3) for n in (5, 9, 14, 3, 8)]
+    pack = Pack(base, rows, pad_id=0, token_budget=40)
+    assert pack._knows_lines
+    pack._knows_lines = knows_lines
+    for key, method in METHODS.items():
+        pack.admit(
+            key, TrialConfig(arm=key, learning_rate=1e-2, num_steps=3, batch_size=3, method=method), Seeds(1, 2, 3)
+        )
+    losses = [outcome.loss for _ in range(3) for outcome in pack.step(METHODS).values()]
+    scores = pack.evaluate(METHODS, rows)
+    trained = [p.detach() for key in METHODS for p in pack.members[key].method.parameters()]
+    return [torch.tensor([*losses, *scores.values()], dtype=torch.float64), *trained]
