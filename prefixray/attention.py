@@ -38,7 +38,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from prefixray.beamcache import BeamCache
 from prefixray.infixes import Infixes, place_infixes
-from prefixray.lastblock import LastFeedForward, Targets
+from prefixray.lastblock import Targets, run_on_targets
 from prefixray.line import Line
 
 RowFunction = Callable[[Tensor, Tensor], Tensor]  # (input of the module, output of the module) -> new output
@@ -143,7 +143,7 @@ class Binder:
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         assert head is not None, "a language model has a head"
         head.register_forward_pre_hook(self._select_targets)
-        LastFeedForward(model, self._ends_at)
+        run_on_targets(model, self._last_wanted)
         model.set_attn_implementation("prefixray")
 
     @contextmanager
@@ -280,7 +280,7 @@ class Binder:
             self._bound.hidden, picked = picked, picked[:0]
         return (picked, *args[1:])
 
-    def _ends_at(self) -> Targets | None:
+    def _last_wanted(self) -> Targets | None:
         """The positions that are all that is wanted of the last block's feed-forward network."""
         bound = self._bound
         if bound is None or any(functions for functions, _, _ in bound.segments):  # these are given rows
@@ -425,9 +425,9 @@ def _attend_in_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor,
     """Attention as two matrix products around a softmax, (B, S, H, D)."""
     num_rows, num_heads, length, dim = query.shape
     num_kv = key.shape[1]
-    grouped = query.reshape(num_rows, num_kv, -1, dim)  # (B, K, G * S, D)
-    scores = (grouped @ key.transpose(2, 3)).view(num_rows, num_heads, length, -1)
-    weights = torch.softmax(scores * (scaling or dim**-0.5) + mask, dim=3)
+    scaled = query.reshape(num_rows, num_kv, -1, dim) * (scaling or dim**-0.5)  # (B, K, G * S, D)
+    scores = (scaled @ key.transpose(2, 3)).view(num_rows, num_heads, length, -1)
+    weights = torch.softmax(scores + mask, dim=3)
     output: Tensor = weights.view(num_rows, num_kv, -1, key.shape[2]) @ value
     return output.view(num_rows, num_heads, length, dim).transpose(1, 2).contiguous()
 

@@ -311,14 +311,18 @@ def cut_by_length(lengths: Sequence[tuple[int, int]], token_budget: int, piece_c
 
 
 def cut_evenly(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Indices sorted by length and cut into as few pieces as the budget allows, of like many tokens."""
-    share = sum(lengths) / math.ceil(sum(lengths) / token_budget)
-    pieces: dict[int, list[int]] = {}
-    before = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        pieces.setdefault(int((before + lengths[index] / 2) / share), []).append(index)
-        before += lengths[index]
-    return list(pieces.values())
+    """Indices sorted by length and cut into few pieces of like many tokens, each within the budget or of one row."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    ends = itertools.accumulate(lengths[i] for i in order)
+    middles = [end - lengths[i] / 2 for i, end in zip(order, ends, strict=True)]
+    for count in itertools.count(math.ceil(sum(lengths) / token_budget)):
+        share = sum(lengths) / count
+        pieces: dict[int, list[int]] = {}
+        for index, middle in zip(order, middles, strict=True):
+            pieces.setdefault(int(middle / share), []).append(index)
+        if all(len(piece) == 1 or sum(lengths[i] for i in piece) <= token_budget for piece in pieces.values()):
+            return list(pieces.values())
+    raise AssertionError("pieces become single rows")
 
 
 @dataclass(frozen=True)

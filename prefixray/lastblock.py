@@ -19,35 +19,39 @@ Targets = tuple[Tensor, Tensor]  # rows (N,) and columns (N,)
 ENDS = (("mlp", "mlp"), ("fc1", "fc2"), ("layer.2.DenseReluDense", "layer.2.DenseReluDense"))  # GPT-2, BART, T5
 
 
-class LastFeedForward:
-    """The way in and the way out of the network; `targets` says on which positions it is to run now, None: on all."""
+def run_on_targets(model: PreTrainedModel, targets: Callable[[], Targets | None]) -> None:
+    """Hook the network where it is known; `targets` says on which positions it is to run now, None: on all.
 
-    def __init__(self, model: PreTrainedModel, targets: Callable[[], Targets | None]) -> None:
-        self._targets = targets
-        self._away: tuple[Targets, torch.Size] | None = None  # what the way out has to put back
-        ends = _ends(model.get_decoder())  # type: ignore[no-untyped-call]
-        if ends is not None:
-            ends[0].register_forward_pre_hook(self._pick, with_kwargs=True)
-            ends[1].register_forward_hook(self._put_back)
+    It is left alone while it is trained with dropout, and where it takes more than its input.
+    """
+    ends = _ends(model.get_decoder())  # type: ignore[no-untyped-call]
+    if ends is None:
+        return
+    away: list[tuple[Targets, torch.Size]] = []  # what the way out has to put back
 
-    def _pick(
-        self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
+    def pick(
+        module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """(B, S, W) -> (1, N, W); a network that takes more than its input is left alone, and one with dropout."""
-        targets, self._away = self._targets(), None
-        if targets is None or named or len(args) != 1 or args[0].ndim != 3 or module.training:
+        """(B, S, W) -> (1, N, W)."""
+        away.clear()
+        wanted = targets()
+        if wanted is None or named or len(args) != 1 or args[0].ndim != 3 or module.training:
             return None
-        if len(targets[0]) == args[0].shape[:2].numel():
+        if len(wanted[0]) == args[0].shape[:2].numel():
             return None
-        self._away = targets, args[0].shape
-        return (args[0][targets][None],), named
+        away.append((wanted, args[0].shape))
+        return (args[0][wanted][None],), named
 
-    def _put_back(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        """(1, N, W) -> (B, S, W)."""
-        if self._away is None:
+    def put_back(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ANN401
+        """(1, N, W) -> (B, S, W); what else the network may return stays as it is."""
+        if not away:
             return None
-        (targets, shape), self._away = self._away, None
-        return output.new_zeros(shape).index_put(targets, output[0])
+        (wanted, shape), found = away.pop(), output[0] if isinstance(output, tuple) else output
+        whole = found.new_zeros(shape).index_put(wanted, found[0])
+        return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+    ends[0].register_forward_pre_hook(pick, with_kwargs=True)
+    ends[1].register_forward_hook(put_back)
 
 
 def _ends(decoder: nn.Module) -> tuple[nn.Module, nn.Module] | None:

@@ -7,6 +7,7 @@ the right to their group's longest.
 
 # N tokens of the line, B rows of a group, S tokens of its longest, M padded tokens of all groups, H heads, D head dim
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,22 +20,20 @@ class Line:
 
     def __init__(self, lengths: Sequence[int], groups: Sequence[Sequence[int]], device: torch.device) -> None:
         """Rows of `lengths` in the order of the line, and which of them each group has."""
-        ends = torch.tensor(lengths).cumsum(0)
         self.groups = groups
         self.token_rows = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(device)  # (N,)
         self._sizes = [(len(group), max(lengths[row] for row in group)) for group in groups]
-        there, kept = [], []
+        starts = [0, *itertools.accumulate(lengths)]
+        tokens, is_token = [], []  # of each place: the token there, and whether it is not a row's last once more
         for group, (_, longest) in zip(groups, self._sizes, strict=True):
             for row in group:
                 columns = torch.arange(longest)
-                there.append(int(ends[row]) - lengths[row] + columns.clamp(max=lengths[row] - 1))
-                kept.append(columns < lengths[row])
-        place, own = torch.cat(there), torch.cat(kept)
-        back = torch.empty(int(ends[-1]), dtype=torch.long)
-        back[place[own]] = own.nonzero()[:, 0]
-        self._there = place.to(device)  # (M,) the token at each place; behind a row's last, that one once more
-        self._back = back.to(device)  # (N,) the place of each token
-        self._padding = (~own).nonzero()[:, 0].to(device)  # the places behind a row's last
+                tokens.append(starts[row] + columns.clamp(max=lengths[row] - 1))
+                is_token.append(columns < lengths[row])
+        there, kept = torch.cat(tokens), torch.cat(is_token)
+        self._there = there.to(device)  # (M,)
+        self._back = kept.nonzero()[:, 0][there[kept].argsort()].to(device)  # (N,) the place of each token
+        self._padding = (~kept).nonzero()[:, 0].to(device)  # the places behind a row's last token
         masks = {size: torch.ones(size, size, dtype=torch.bool, device=device).tril() for _, size in self._sizes}
         self.causal = [masks[size].expand(count, 1, -1, -1) for count, size in self._sizes]
         """Which tokens of its row a token of each group may look at, (B, 1, S, S): never at what stands behind it."""
@@ -61,13 +60,16 @@ class Line:
         """(M, X) -> (N, X)."""
         return places.index_select(0, self._back)
 
-    def without_padding(self, places: Tensor) -> Tensor:
-        """Set (M, X) to zero where no token of a row stands."""
+    def zero_padding_(self, places: Tensor) -> Tensor:
+        """Set (M, X) to zero, in place, behind each row's last token."""
         return places.index_fill_(0, self._padding, 0.0)
 
 
 class _Spread(torch.autograd.Function):
-    """Nothing flows back from padding: its queries' outputs are dropped, and nobody looks at its keys and values."""
+    """Nothing flows back from padding: its queries' outputs are dropped, and nobody looks at its keys and values.
+
+    So each token has one gradient, and none are added up, as `index_select`'s own backward would, slowly.
+    """
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, line: Line) -> Tensor:  # noqa: ANN401
@@ -89,4 +91,4 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        return ctx.line.without_padding(ctx.line.to_places(gradients[0])), None
+        return ctx.line.zero_padding_(ctx.line.to_places(gradients[0])), None

@@ -19,7 +19,7 @@ from prefixray.products import back_through, linear
 
 CHUNK = {"cpu": 256, "cuda": 4096}  # tokens that are multiplied with the head at once, at the most
 CHUNK_BYTES = {"cpu": 30 << 20, "cuda": 1 << 30}  # of their logits: a CPU's malloc gives up to 32 MiB without new pages
-BLOCK = {"cpu": 8, "cuda": 4096}  # tokens whose logits are looked at at once: 1.6 MB of fp32 at GPT-2's vocabulary
+BLOCK = {"cpu": 8, "cuda": 1024}  # tokens whose logits are looked at at once: 1.6 MB of fp32 at GPT-2's vocabulary
 
 
 @dataclass(frozen=True)
@@ -76,29 +76,38 @@ def losses_of_hidden(head: Head, hidden: Tensor, ids: Tensor, objective: Objecti
     with torch.no_grad():
         for some in _slices(len(ids), head.chunk):
             logits = head.logits(hidden[some])
-            nll[some] = _slopes(logits, ids[some], exact, None if objective is None else objective.smoothing[some])
-            if objective is not None:
+            if objective is None:
+                nll[some] = _losses(logits, ids[some], exact)
+            else:
+                nll[some] = _losses_and_slopes_(logits, ids[some], objective.smoothing[some, None], exact)
                 gradient[some] = head.back(logits) * objective.weights[some, None]
     if objective is not None:
         hidden.backward(gradient)
     return nll
 
 
-def _slopes(logits: Tensor, ids: Tensor, exact: torch.dtype, smoothing: Tensor | None) -> Tensor:
-    """The negative log-likelihood (n,) of ids by logits (n, V), which become the gradient of the smoothed loss."""
+def _losses(logits: Tensor, ids: Tensor, exact: torch.dtype) -> Tensor:
+    """The negative log-likelihood of ids (n,) by logits (n, V)."""
+    blocks = (torch.log_softmax(logits[some].to(exact), dim=1).gather(1, ids[some, None]) for some in _blocks(logits))
+    return -torch.cat(list(blocks))[:, 0]
+
+
+def _losses_and_slopes_(logits: Tensor, ids: Tensor, smoothing: Tensor, exact: torch.dtype) -> Tensor:
+    """The same; in place of the logits comes the gradient of the losses that are smoothed by (n, 1)."""
     nll = torch.empty(len(ids), dtype=exact, device=ids.device)
-    for some in _slices(len(ids), BLOCK[ids.device.type]):
-        own, block = ids[some, None], logits[some].to(exact)
-        if smoothing is None:
-            nll[some] = -torch.log_softmax(block, dim=1).gather(1, own)[:, 0]
-            continue
-        spread, slope = smoothing[some, None], torch.softmax(block, dim=1)  # less what the objective wants
+    for some in _blocks(logits):
+        own, spread, block = ids[some, None], smoothing[some], logits[some].to(exact)
+        slope = torch.softmax(block, dim=1)  # less what the objective wants
         log_sum = block.amax(dim=1) - slope.amax(dim=1).log()  # of the likeliest: its probability never underflows
         nll[some] = log_sum - block.gather(1, own)[:, 0]
         if spread.any():
             slope.sub_(spread / logits.shape[1])
         logits[some] = slope.scatter_add_(1, own, spread - 1)
     return nll
+
+
+def _blocks(logits: Tensor) -> Iterator[slice]:
+    return _slices(len(logits), BLOCK[logits.device.type])
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:

@@ -10,6 +10,7 @@ pack of one: that equality is this file's contract.
 
 import logging
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -275,7 +276,8 @@ class Pack:
 
     def _line(self, rows: Sequence[Row]) -> Line:
         lengths = [row.lengths for row in rows]
-        groups = cut_by_length(lengths, len(rows) * max(map(sum, lengths)), GROUP_COST[self.base.device.type])
+        padding = min(GROUP_COST[self.base.device.type], self.token_budget // 8)
+        groups = cut_by_length(lengths, sys.maxsize, padding)
         return Line([row.num_inputs for row in rows], groups, self.base.device)
 
     def _forward(
@@ -319,11 +321,14 @@ class Pack:
 
 
 def _knows_lines(base: Base, binder: Binder) -> bool:
-    """Whether rows that run one behind another have the logits that they have side by side."""
-    if base.shape.is_encoder_decoder:
+    """Whether rows that run one behind another have the logits that they have side by side.
+
+    They look at all of their row: a base that looks back less far is given no longer rows, but where it has chunks.
+    """
+    if base.shape.is_encoder_decoder or getattr(base.model.config, "attention_chunk_size", None) is not None:
         return False
-    rows, device = [Row((1, 2, 3, 4), 1), Row((4, 3, 2), 2)], base.device
-    line = Line([3, 2], [[0, 1]], device)
+    rows, device = [Row((1, 2, 3, 4), 1), Row((5, 4, 3, 2, 1), 1)], base.device
+    line = Line([3, 4], [[1, 0]], device)
     found = []
     for batch, own in ((collate(rows, pad_id=0, device=device), None), (collate_line(rows, device=device), line)):
         with binder.bind([Insert()], [0, 0], targets=batch.targets, line=own), torch.no_grad():

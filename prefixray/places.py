@@ -178,16 +178,20 @@ class Place:
         self._retiring = self.handle.retire.remote()
 
 
+def away_from(nodes: Collection[str]) -> dict[str, dict[str, str]]:
+    """The option with which Ray starts an actor on none of these."""
+    return {"label_selector": {NODE_LABEL: f"!in({','.join(sorted(nodes))})"}} if nodes else {}
+
+
 def start_place(name: str, cluster: Cluster, setup: WorkerSetup, record: Path, shunned: Collection[str] = ()) -> Place:
     """A worker actor, not on the nodes `shunned`: it blocks one thread per waiting call, and dies with the driver."""
-    elsewhere = {"label_selector": {NODE_LABEL: f"!in({','.join(sorted(shunned))})"}} if shunned else {}
     actor = ray.remote(Worker).options(
         name=name,
         namespace=cluster.namespace,
         max_restarts=-1,
         max_concurrency=2 * MOST_SLOTS + 8,
         **cluster.worker_resources,
-        **elsewhere,
+        **away_from(shunned),
     )
     handle: ActorHandle[Worker] = actor.remote(replace(setup, record=str(record)))  # type: ignore[assignment]
     return Place(name, record, handle, Life(State.STARTING, time.monotonic()))

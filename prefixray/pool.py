@@ -91,7 +91,7 @@ class Pool:
     @property
     def most_workers(self) -> int:
         """How many workers there may be: as many devices cannot be used as have refused."""
-        return max(len(self._places), self._cluster.most_workers - len(self._refusals))
+        return max(len(self._places), self._cluster.most_workers - self._num_refused())
 
     def tend(self, num_sharing: int, num_exclusive: int) -> None:
         """Have as many workers as so many trials at once need, on one machine always the same number.
@@ -300,21 +300,33 @@ class Pool:
 
     def _workers_wanted(self, num_sharing: int, num_exclusive: int) -> int:
         cluster, num_trials = self._cluster, num_sharing + num_exclusive
-        devices = cluster.count_devices()
-        most = max(devices, cluster.most_workers) - len(self._refusals)
+        self._forget_refusals()
+        devices, num_refused = cluster.count_devices(), self._num_refused()
+        most = max(devices, cluster.most_workers) - num_refused
         if most < 1 and all(place.is_over for place in self._places):
             raise NoWorkers("no worker is left", *(line for _, cause in self._refusals for line in cause.problems))
         if not cluster.is_elastic:
             return most
         num_full = num_exclusive + math.ceil(num_sharing / self.num_slots)
-        return workers_wanted(num_trials, num_full, num_devices=devices, most=most)
+        return workers_wanted(num_trials, num_full, num_devices=devices - num_refused, most=most)
+
+    def _num_refused(self) -> int:
+        """How many devices cannot be used: of a machine not more than it has, which may have had workers in turn."""
+        if not (self._refusals and self._cluster.is_elastic):
+            return len(self._refusals)
+        devices = self._cluster.devices()
+        refused = Counter(node for node, _ in self._refusals)
+        return sum(min(count, devices.get(node, count)) for node, count in refused.items())
+
+    def _forget_refusals(self) -> None:
+        """Those of machines that have gone, while there is a worker that goes on: one in their place may do."""
+        if self._refusals and self._cluster.is_elastic and any(place.is_ready for place in self._places):
+            here = self._cluster.devices()
+            self._refusals = [(node, cause) for node, cause in self._refusals if node in here or not node]
 
     def _welcome(self, place: Place, found: Mapping[str, Any]) -> None:
         """A worker is ready: it gets the slots that its memory has room for."""
         self.found = self.found or found
-        if self._refusals and self._cluster.is_elastic:  # another machine in place of one that is gone may do
-            here = self._cluster.devices()
-            self._refusals = [refusal for refusal in self._refusals if refusal[0] in here]
         shared = found["device"] == "cpu" and not self._cluster.is_elastic  # workers of one machine see the same memory
         sharing = [arm for arm in self._arms if not arm.exclusive]
         trial_bytes = max((largest_trial(arm, found["shape"]) for arm in sharing), default=1)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from prefixray.config import AnyTrial, FinetuneTrial, SweepConfig, TrialConfig
+from prefixray.config import AnyTrial, FinetuneTrial, PrefixTrial, SweepConfig, TrialConfig
 from prefixray.sizes import infix_positions, matrices, top_share
 from prefixray.trial import report_steps
 from prefixray.whole import write_whole
@@ -58,14 +58,15 @@ def mean_lengths(lengths: Sequence[tuple[int, int]], targets: Sequence[int]) -> 
     return Lengths(encoder, decoder, sum(targets) / count)
 
 
-def forward_flops(shape: Mapping[str, Any], lengths: Lengths) -> float:
-    """Of one example: two per parameter and token; the head, and what `lastblock` says, on target tokens alone.
+def forward_flops(shape: Mapping[str, Any], lengths: Lengths, *, is_last_whole: bool = False) -> float:
+    """Of one example: two per parameter and token; the head on target tokens alone. Attention scores are left out.
 
-    Attention scores are left out.
+    The last feed-forward layers are on target tokens alone, too, if not `is_last_whole`.
     """
     sizes = matrices(shape)
     inside = sizes.encoder * lengths.encoder + (sizes.decoder - sizes.last) * lengths.decoder
-    return 2 * (inside + (sizes.last + sizes.head) * lengths.targets)
+    last = sizes.last * (lengths.decoder if is_last_whole else lengths.targets)
+    return 2 * (inside + last + sizes.head * lengths.targets)
 
 
 def training_flops(
@@ -82,7 +83,8 @@ def training_flops(
     if isinstance(method, FinetuneTrial):
         weights = top_share(method, shape)
         inputs = 1.0 if method.tune_embeddings else weights
-    return (1 + weights + inputs + is_checkpointed) * forward_flops(shape, longer)
+    once = forward_flops(shape, longer, is_last_whole=not isinstance(method, PrefixTrial))
+    return (1 + weights + inputs + is_checkpointed) * once
 
 
 def decoding_flops(shape: Mapping[str, Any], source: float, *, num_beams: int, max_new_tokens: int) -> float:

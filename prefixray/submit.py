@@ -67,6 +67,9 @@ def run_on_cluster(config: SweepConfig, file: Path, cluster: Path, options: Sequ
 @contextmanager
 def _immediate_interrupts() -> Iterator[None]:
     """Ctrl-C is a `KeyboardInterrupt` at once; asyncio's own handler cancels a task, which can get lost on the way."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # it is ignored, say, behind a shell's &
+        yield
+        return
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

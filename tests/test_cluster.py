@@ -23,6 +23,7 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster as Machines
 
 from prefixray.nodes import AUTOSCALER_FILE, drain, present
+from prefixray.places import away_from
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -121,6 +122,25 @@ def machines() -> Iterator[Machines]:
 def _add_node(machines: Machines) -> Node:
     node: Node = machines.add_node(num_cpus=1, object_store_memory=80 << 20)
     return node
+
+
+def test_nothing_is_started_on_machines_that_are_shunned(machines: Machines) -> None:
+    nodes = [_add_node(machines).node_id for _ in range(2)]
+    ray.init(address=machines.address, log_to_driver=False)
+
+    @ray.remote(num_cpus=1)
+    class Somewhere:
+        def node(self) -> str:
+            return str(ray.get_runtime_context().get_node_id())
+
+    for shunned, other in (nodes, nodes[::-1]):
+        actor = Somewhere.options(**away_from([shunned])).remote()
+        assert ray.get(actor.node.remote()) == other
+        ray.kill(actor)
+    place = Somewhere.options(**away_from(nodes)).remote().node.remote()
+    assert not ray.wait([place], timeout=3.0)[0]
+    third = _add_node(machines).node_id
+    assert ray.get(place, timeout=60) == third
 
 
 def test_a_node_that_joins_is_used_and_the_trials_of_one_that_dies_go_on_there(

@@ -28,14 +28,15 @@ def test_logits_and_gradients_are_those_of_all_positions(make_base: MakeBase, na
     assert gradient.abs().max() > 0.01
 
 
-def test_where_every_position_is_a_target_nothing_is_picked(make_base: MakeBase) -> None:
+def test_where_every_position_is_a_target_or_nothing_is_bound_it_runs_on_all(make_base: MakeBase) -> None:
     base = make_base("gpt2", torch.float32)
     binder, seen = Binder(base.model), _inputs_seen(base)
-    ids = torch.ones(1, 2, dtype=torch.long)
-    with binder.bind([Insert()], [0], targets=(torch.tensor([0, 0]), torch.tensor([0, 1]))):
-        base.model(input_ids=ids, position_ids=torch.arange(2)[None], use_cache=False)
-    base.model(input_ids=ids, position_ids=torch.arange(2)[None], use_cache=False)  # nothing is bound
-    assert seen == [(1, 2), (1, 2)]
+    inputs = {"input_ids": torch.ones(2, 1, dtype=torch.long), "position_ids": torch.zeros(2, 1, dtype=torch.long)}
+    for rows in ([0, 1], [1]):
+        with binder.bind([Insert()], [0, 0], targets=(torch.tensor(rows), torch.zeros_like(torch.tensor(rows)))):
+            base.model(**inputs, use_cache=False)
+    base.model(**inputs, use_cache=False)
+    assert seen == [(2, 1), (1, 1), (2, 1)]
 
 
 def _run(base: Base, binder: Binder, functions: dict[str, Callable[[Tensor, Tensor], Tensor]]) -> tuple[Tensor, Tensor]:

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from prefixray import pack as pack_module
-from prefixray.base import Base
+from prefixray.base import Base, checkpointed
 from prefixray.batching import Batch, Row, collate_line, cut_evenly
 from prefixray.config import PrefixTrial, TrialConfig
 from prefixray.line import Line
@@ -48,15 +50,29 @@ def test_what_is_spread_is_joined_again_and_nothing_flows_back_from_padding() ->
 
 def test_pieces_are_of_like_many_tokens_and_of_like_length() -> None:
     lengths = [5, 30, 7, 28, 6, 9, 25, 10]
-    pieces = cut_evenly(lengths, 50)
-    assert sorted(index for piece in pieces for index in piece) == list(range(8))
+    pieces = cut_evenly(lengths, 60)
     assert [[lengths[index] for index in piece] for piece in pieces] == [[30], [28, 25], [10, 9, 7, 6, 5]]
     assert cut_evenly([3], 1) == [[0]] and cut_evenly([1, 2], 50) == [[1, 0]]
 
 
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 100))
+def test_no_piece_has_more_tokens_than_the_budget_but_where_it_is_one_row(lengths: list[int], budget: int) -> None:
+    pieces = cut_evenly(lengths, budget)
+    assert sorted(index for piece in pieces for index in piece) == list(range(len(lengths)))
+    assert all(len(piece) == 1 or sum(lengths[index] for index in piece) <= budget for piece in pieces)
+
+
+@pytest.mark.parametrize("group_cost", [0, 64])
+@pytest.mark.parametrize("is_checkpointed", [False, True], ids=["whole", "checkpointed"])
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_a_step_in_a_line_is_that_of_rows_side_by_side(make_base: MakeBase, architecture: str) -> None:
-    line, padded = (_steps(make_base(architecture, torch.float64), knows_lines=knows) for knows in (True, False))
+def test_a_step_in_a_line_is_that_of_rows_side_by_side(
+    make_base: MakeBase, architecture: str, is_checkpointed: bool, group_cost: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(pack_module.GROUP_COST, "cpu", group_cost)
+    base = make_base(architecture, torch.float64)
+    padded = _steps(base, knows_lines=False)
+    base = make_base(architecture, torch.float64)
+    line = _steps(checkpointed(base) if is_checkpointed else base, knows_lines=True)
     for ours, theirs in zip(line, padded, strict=True):
         assert (ours - theirs).abs().max() < 1e-10
 
@@ -69,8 +85,9 @@ def test_lines_are_run_where_they_are_known_to_give_the_same(
         assert Pack(make_base(architecture, dtype), [Row((1, 2, 3), 1)], pad_id=0)._knows_lines is known
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_base_that_takes_a_line_for_one_text_runs_rows_side_by_side(
-    tiny_gpt2: Base, monkeypatch: pytest.MonkeyPatch
+    make_base: MakeBase, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def as_one_text(rows: Sequence[Row], *, device: torch.device) -> Batch:
         batch = collate_line(rows, device=device)
@@ -78,7 +95,7 @@ def test_a_base_that_takes_a_line_for_one_text_runs_rows_side_by_side(
         return Batch({**batch.inputs, "position_ids": counted}, batch.target_rows, batch.targets, batch.target_ids)
 
     monkeypatch.setattr(pack_module, "collate_line", as_one_text)
-    assert not Pack(tiny_gpt2, [Row((1, 2, 3), 1)], pad_id=0)._knows_lines
+    assert not Pack(make_base("gpt2", dtype), [Row((1, 2, 3), 1)], pad_id=0)._knows_lines
 
 
 def _steps(base: Base, *, knows_lines: bool) -> list[Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from prefixray import loss
+from prefixray import loss, products
 from prefixray.base import Base
 from prefixray.loss import Head, Objective, losses_of_hidden, losses_of_logits, plain_head
 
@@ -22,6 +22,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}
 def test_chunks_give_the_losses_and_gradients_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, smoothing: float
 ) -> None:
+    monkeypatch.setattr(products, "_is_amd_with_avx512", lambda: True)
     monkeypatch.setitem(loss.CHUNK, "cpu", 5)
     monkeypatch.setitem(loss.BLOCK, "cpu", 2)
     draw = torch.Generator().manual_seed(1)

@@ -141,7 +141,7 @@ def test_a_forward_has_the_products_that_are_counted(name: str) -> None:
 
 def test_a_frozen_base_costs_two_forwards_and_its_own_weights_a_third(tiny_llama: Base) -> None:
     shape, lengths = asdict(tiny_llama.shape), Lengths(0, 10, 4)
-    once = forward_flops(shape, lengths)
+    once = forward_flops(shape, lengths, is_last_whole=True)
     assert training_flops(shape, lengths, LoraTrial(rank=2)) == 2 * once
     assert training_flops(shape, lengths, FinetuneTrial()) == 3 * once
     assert training_flops(shape, lengths, LoraTrial(rank=2), is_checkpointed=True) == 3 * once
@@ -149,7 +149,7 @@ def test_a_frozen_base_costs_two_forwards_and_its_own_weights_a_third(tiny_llama
 
 def test_a_fine_tuning_of_the_last_block_of_two_goes_back_through_half_of_it(tiny_llama: Base) -> None:
     shape, lengths = asdict(tiny_llama.shape), Lengths(0, 10, 4)
-    once = forward_flops(shape, lengths)
+    once = forward_flops(shape, lengths, is_last_whole=True)
     assert training_flops(shape, lengths, FinetuneTrial(top_layers=1, tune_embeddings=False)) == 2 * once
     assert training_flops(shape, lengths, FinetuneTrial(top_layers=1)) == 2.5 * once
 

@@ -287,9 +287,19 @@ def test_a_machine_whose_devices_are_all_refused_is_kept_from_ray_until_it_has_g
     assert played.shunned[4:] == [["bad"]] and len(workers._places) == 2
     del here["bad"]
     here["new"] = 2
-    _workers(workers)[1].die()  # one is welcome again, and the sweep may have as many workers as before
-    _tend(workers, played, num_trials=12)
+    _tend(workers, played, num_trials=12)  # and the sweep may have as many workers as before
     assert workers.most_workers == 4 and played.shunned[5:] == [[], []]
+
+
+def test_a_device_that_refuses_several_workers_in_turn_is_one(
+    tmp_path: Path, played: PlayedRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cluster, "devices", lambda cluster: {"bad": 1, "good": 2})
+    played.to_come = [_lacking_the_base("bad"), _lacking_the_base("bad"), PlayedWorker("good")]
+    workers = _pool(tmp_path, num_workers=3, address="auto")
+    workers.wait([_arm("lora", rank=2)])
+    _tend(workers, played, num_trials=12)
+    assert len(_workers(workers)) == 2 == workers.most_workers
 
 
 def test_on_a_cluster_that_has_the_base_nowhere_the_sweep_ends_with_the_reason(
