@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -78,10 +79,14 @@ def test_the_package_is_a_command_too() -> None:
     assert ran.returncode == 2 and "did you mean 'train'?" in ran.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plan", "QUICKSTART"]])
-def test_output_that_nobody_reads_on_ends_a_command_without_a_traceback(arguments: list[str]) -> None:
-    sweep = str(Path(__file__).parents[1] / "sweeps" / "quickstart.yaml")
-    command = [sys.executable, "-m", "prefixray", *(argument.replace("QUICKSTART", sweep) for argument in arguments)]
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "QUICKSTART", "--set", "base=BASE"]])
+def test_output_that_nobody_reads_on_ends_a_command_without_a_traceback(
+    arguments: list[str], base_folders: Mapping[str, Path]
+) -> None:
+    places = {"QUICKSTART": Path(__file__).parents[1] / "sweeps" / "quickstart.yaml", "BASE": base_folders["llama"]}
+    for name, place in places.items():
+        arguments = [argument.replace(name, str(place)) for argument in arguments]
+    command = [sys.executable, "-m", "prefixray", *arguments]
     ours, theirs = os.pipe()
     os.close(ours)  # the reader has gone before the first line
     ran = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, text=True)
