@@ -5,14 +5,16 @@
     python tests/bench/table.py --case "gpt2-medium, E2E, 5" --device cuda
     python tests/bench/table.py --case "6-layer, E2E, 5" --profile trace.json    # where a step's time goes
 
-All arms of a case run in turn in one process, a matrix product alone among them, on a CPU the faster one of MKL's and
-oneDNN's; the first round warms up and is not counted. Times are CPU seconds of the process, which others on the machine
-do not lengthen (on a GPU the clock's). Losses of the first and the last round stand beside them, so that nobody wins by
-training less. Nothing here imports Ray, Optuna or MLflow.
+All arms of a case run in turn in one process, which is the case's own, a matrix product alone among them, on a CPU the
+faster one of MKL's and oneDNN's; the first round warms up and is not counted. Times are CPU seconds of the process,
+which others on the machine do not lengthen (on a GPU the clock's). Losses of the first and the last round stand beside
+them, so that nobody wins by training less. Nothing here imports Ray, Optuna or MLflow.
 """
 
 import argparse
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -52,17 +54,29 @@ def main() -> None:
     parser = make_parser(__doc__, list(ALL_CASES), profiled_part="our largest pack's step")
     parser.add_argument("--packs", type=int, nargs="+", help="trials at once (each case has its own)")
     options = parser.parse_args()
+    names = options.case or list(CASES)
+    if len(names) > 1:
+        for name in names:
+            subprocess.run(_command(name, options), check=True)
+        return
     torch.set_num_threads(1)
     quieten()
-    for name in options.case or CASES:
-        case, precisions = ALL_CASES[name], options.precision or list(PRECISIONS)
-        bench = Bench(case, precisions, options.packs or case.packs, torch.device(options.device))
-        if options.profile:
-            _profile(bench, precisions[-1], options.profile)
-            continue
-        print(f"{name}: batch {case.batch_size}, {device_name(options.device)}\n{HEAD}")
-        bench.show("training step", bench.arms(dev=None), options.rounds)
-        bench.show(f"validation, {len(bench.dev)} rows", bench.arms(dev=bench.dev), max(1, options.rounds - 1))
+    case, precisions = ALL_CASES[names[0]], options.precision or list(PRECISIONS)
+    bench = Bench(case, precisions, options.packs or case.packs, torch.device(options.device))
+    if options.profile:
+        _profile(bench, precisions[-1], options.profile)
+        return
+    print(f"{names[0]}: batch {case.batch_size}, {device_name(options.device)}\n{HEAD}")
+    bench.show("training step", bench.arms(dev=None), options.rounds)
+    bench.show(f"validation, {len(bench.dev)} rows", bench.arms(dev=bench.dev), max(1, options.rounds - 1))
+
+
+def _command(name: str, options: argparse.Namespace) -> list[str]:
+    """The same for one case."""
+    command = [sys.executable, __file__, "--case", name, "--rounds", str(options.rounds), "--device", options.device]
+    command += ["--packs", *map(str, options.packs)] if options.packs else []
+    command += ["--profile", options.profile] if options.profile else []
+    return command + [word for precision in options.precision or () for word in ("--precision", precision)]
 
 
 def make_parser(description: str | None, cases: Sequence[str], *, profiled_part: str) -> argparse.ArgumentParser:
