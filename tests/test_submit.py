@@ -174,7 +174,13 @@ def _free_port() -> int:
 def _start(laptop: Path, url: str, environment: Mapping[str, str]) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", CLIENT.replace("URL", url), "small.yaml", "--cluster", "cluster.yaml"]
     return subprocess.Popen(
-        command, cwd=laptop, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=laptop,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
 
 
@@ -206,8 +212,9 @@ def test_a_sweep_goes_on_when_the_laptop_closes_and_is_shown_again_not_started_t
     assert second.stdout is not None
     assert "runs on small already" in second.stdout.readline()
     second.send_signal(signal.SIGINT)
-    _, error = second.communicate(timeout=60)
-    assert second.returncode == 130 and "the sweep goes on there; the same command shows it again" in error
+    output, error = second.communicate(timeout=60)
+    goes_on = "the sweep goes on there; the same command shows it again"
+    assert second.returncode == 130 and goes_on in error, (output, error)
     third = _start(laptop, url, os.environ)
     output, error = third.communicate(timeout=240)
     assert third.returncode == 0, (output, error)
