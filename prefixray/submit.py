@@ -9,7 +9,6 @@ import contextlib
 import os
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +19,6 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TextIO
 
 import psutil
@@ -55,30 +53,12 @@ def run_on_cluster(config: SweepConfig, file: Path, cluster: Path, options: Sequ
             said = f"runs on {checked.name} already, with the file it was started with"
         try:
             print(f"{job}: {said}", file=shown, flush=True)
-            with _immediate_interrupts():
-                asyncio.run(_show(client, job, shown))
+            asyncio.run(_show(client, job, shown))
             return _exit_code(client, job, checked, config.name, shown)
         except (KeyboardInterrupt, RuntimeError, OSError) as error:
             why = "" if isinstance(error, KeyboardInterrupt) else f"the connection broke ({error}); "
             print(f"\n{why}{_goes_on(job, checked)}", file=sys.stderr)
             return 130
-
-
-@contextmanager
-def _immediate_interrupts() -> Iterator[None]:
-    """Ctrl-C is a `KeyboardInterrupt` at once; asyncio's own handler cancels a task, which can get lost on the way."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # it is ignored, say, behind a shell's &
-        yield
-        return
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
