@@ -323,7 +323,8 @@ class Pack:
 def _knows_lines(base: Base, binder: Binder) -> bool:
     """Whether rows that run one behind another have the logits that they have side by side.
 
-    They look at all of their row: a base that looks back less far is given no longer rows, but where it has chunks.
+    In a line a token looks at all of its row so far. A base that looks back less far is given no longer rows (see
+    `describe`); one whose attention is cut into chunks does not run lines.
     """
     if base.shape.is_encoder_decoder or getattr(base.model.config, "attention_chunk_size", None) is not None:
         return False
