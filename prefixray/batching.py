@@ -337,20 +337,29 @@ class Batch:
 
 def collate_line(rows: Sequence[Row], *, device: torch.device) -> Batch:
     """Rows one behind another, for a decoder-only model: (1, tokens of all)."""
-    starts = [0, *itertools.accumulate(row.num_inputs for row in rows)]
+    where, columns, wanted = _targets(rows, device)
+    starts = torch.tensor([0, *itertools.accumulate(row.num_inputs for row in rows)], device=device)
     ids = torch.tensor([[token for row in rows for token in row.ids[:-1]]], device=device)
     positions = torch.cat([torch.arange(row.num_inputs) for row in rows])[None].to(device)
-    columns = torch.cat([s + torch.arange(r.num_prompt - 1, r.num_inputs) for s, r in zip(starts, rows, strict=False)])
-    counts = torch.tensor([row.num_targets for row in rows])
-    target_ids = torch.tensor([token for row in rows for token in row.ids[row.num_prompt :]], device=device)
     # A mask of four dimensions is taken as it is, where models would look for rows in the positions and make one.
     inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": ids.new_ones(1, 1, 1, 1)}
-    in_line = torch.zeros(len(columns), dtype=torch.long, device=device), columns.to(device)
-    return Batch(inputs, torch.arange(len(rows)).repeat_interleave(counts).to(device), in_line, target_ids)
+    return Batch(inputs, where, (torch.zeros_like(where), starts[where] + columns), wanted)
 
 
 def collate(rows: Sequence[Row], *, pad_id: int, device: torch.device) -> Batch:
     """Pad rows to the longest; targets are listed, so that the head is run on them alone."""
+    where, columns, wanted = _targets(rows, device)
+    ids, _ = pad([row.ids[:-1] for row in rows], pad_id)
+    if rows[0].encoder_ids:
+        encoder_ids, mask = pad([row.encoder_ids for row in rows], pad_id)
+        inputs = {"input_ids": encoder_ids, "attention_mask": mask, "decoder_input_ids": ids}
+    else:
+        inputs = {"input_ids": ids, "position_ids": torch.arange(ids.shape[1]).expand_as(ids)}
+    return Batch({name: tensor.to(device) for name, tensor in inputs.items()}, where, (where, columns), wanted)
+
+
+def _targets(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each target token, rows in order: its row, the column of its row that predicts it, and its id; (N,) each."""
     target_rows: list[int] = []
     target_columns: list[int] = []
     target_ids: list[int] = []
@@ -358,14 +367,8 @@ def collate(rows: Sequence[Row], *, pad_id: int, device: torch.device) -> Batch:
         target_rows += [index] * row.num_targets
         target_columns += range(row.num_prompt - 1, row.num_inputs)
         target_ids += row.ids[row.num_prompt :]
-    ids, _ = pad([row.ids[:-1] for row in rows], pad_id)
-    if rows[0].encoder_ids:
-        encoder_ids, mask = pad([row.encoder_ids for row in rows], pad_id)
-        inputs = {"input_ids": encoder_ids, "attention_mask": mask, "decoder_input_ids": ids}
-    else:
-        inputs = {"input_ids": ids, "position_ids": torch.arange(ids.shape[1]).expand_as(ids)}
     where, columns, wanted = (torch.tensor(one, device=device) for one in (target_rows, target_columns, target_ids))
-    return Batch({name: tensor.to(device) for name, tensor in inputs.items()}, where, (where, columns), wanted)
+    return where, columns, wanted
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

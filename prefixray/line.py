@@ -8,11 +8,13 @@ the right to their group's longest.
 # N tokens of the line, B rows of a group, S tokens of its longest, M padded tokens of all groups, H heads, D head dim
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+Move = Callable[[Tensor], Tensor]
 
 
 class Line:
@@ -41,7 +43,8 @@ class Line:
     def spread(self, tokens: Tensor) -> list[Tensor]:
         """(1, H, N, D) -> of each group (B, H, S, D)."""
         num_heads, dim = tokens.shape[1], tokens.shape[3]
-        padded: Tensor = _Spread.apply(tokens[0].transpose(0, 1).flatten(1), self)  # type: ignore[no-untyped-call]
+        flat = tokens[0].transpose(0, 1).flatten(1)
+        padded: Tensor = _Moved.apply(flat, self._to_places, self._to_tokens)  # type: ignore[no-untyped-call]
         parts = padded.split([count * size for count, size in self._sizes])
         shaped = zip(parts, self._sizes, strict=True)
         return [part.view(count, size, num_heads, dim).transpose(1, 2) for part, (count, size) in shaped]
@@ -49,46 +52,34 @@ class Line:
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """Of each group (B, S, H, D) -> (1, N, H, D)."""
         padded = torch.cat([part.flatten(2).flatten(0, 1) for part in parts])
-        tokens: Tensor = _Join.apply(padded, self)  # type: ignore[no-untyped-call]
+        tokens: Tensor = _Moved.apply(padded, self._to_tokens, self._to_own_places)  # type: ignore[no-untyped-call]
         return tokens.view(1, -1, *parts[0].shape[2:])
 
-    def to_places(self, tokens: Tensor) -> Tensor:
+    def _to_places(self, tokens: Tensor) -> Tensor:
         """(N, X) -> (M, X)."""
         return tokens.index_select(0, self._there)
 
-    def to_tokens(self, places: Tensor) -> Tensor:
+    def _to_own_places(self, tokens: Tensor) -> Tensor:
+        """The same, with zeros behind each row's last token."""
+        return self._to_places(tokens).index_fill_(0, self._padding, 0.0)
+
+    def _to_tokens(self, places: Tensor) -> Tensor:
         """(M, X) -> (N, X)."""
         return places.index_select(0, self._back)
 
-    def zero_padding_(self, places: Tensor) -> Tensor:
-        """Set (M, X) to zero, in place, behind each row's last token."""
-        return places.index_fill_(0, self._padding, 0.0)
 
+class _Moved(torch.autograd.Function):
+    """What a function makes of a tensor; another one takes gradients back.
 
-class _Spread(torch.autograd.Function):
-    """Nothing flows back from padding: its queries' outputs are dropped, and nobody looks at its keys and values.
-
-    So each token has one gradient, and none are added up, as `index_select`'s own backward would, slowly.
+    Nothing flows back from padding: its queries' outputs are dropped, and nobody looks at its keys and values. So each
+    token has one gradient, and none are added up, as `index_select`'s own backward would, slowly.
     """
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, line: Line) -> Tensor:  # noqa: ANN401
-        ctx.line = line
-        return line.to_places(tokens)
+    def forward(ctx: Any, given: Tensor, there: Move, back: Move) -> Tensor:  # noqa: ANN401
+        ctx.back = back
+        return there(given)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        return ctx.line.to_tokens(gradients[0]), None
-
-
-class _Join(torch.autograd.Function):
-    """The other way."""
-
-    @staticmethod
-    def forward(ctx: Any, places: Tensor, line: Line) -> Tensor:  # noqa: ANN401
-        ctx.line = line
-        return line.to_tokens(places)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
-        return ctx.line.zero_padding_(ctx.line.to_places(gradients[0])), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+        return ctx.back(gradients[0]), None, None

@@ -289,11 +289,11 @@ class Pack:
     ) -> Tensor:
         """The NLL of each row, (B,). With weights, the backward of the weighted sum has run when this returns."""
         slots, device = sorted({slot for slot, _ in rows}), self.base.device
-        line = None
+        own_rows = [row for _, row in rows]
         if self._runs_in_line(inserts):
-            batch, line = collate_line([row for _, row in rows], device=device), self._line([row for _, row in rows])
+            batch, line = collate_line(own_rows, device=device), self._line(own_rows)
         else:
-            batch = collate([row for _, row in rows], pad_id=self._pad_id, device=device)
+            batch, line = collate(own_rows, pad_id=self._pad_id, device=device), None
         own = members[0].method.own_model
         head = self._head if own is None else None
         objective = None
@@ -306,7 +306,7 @@ class Pack:
             [inserts[slot] for slot in slots],
             [slots.index(slot) for slot, _ in rows],
             targets=batch.targets,
-            infix_starts=[row.infix_start for _, row in rows],
+            infix_starts=[row.infix_start for row in own_rows],
             is_headless=head is not None,
             line=line,
         )

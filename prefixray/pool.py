@@ -295,7 +295,7 @@ class Pool:
         """The machines of which every device has been refused: Ray shall start nothing of ours there."""
         if not (self._refusals and self._cluster.is_elastic):
             return []
-        refused = Counter(node for node, _ in self._refusals)
+        refused = self._refused()
         return [node for node, num_devices in self._cluster.devices().items() if refused[node] >= num_devices > 0]
 
     def _workers_wanted(self, num_sharing: int, num_exclusive: int) -> int:
@@ -315,8 +315,10 @@ class Pool:
         if not (self._refusals and self._cluster.is_elastic):
             return len(self._refusals)
         devices = self._cluster.devices()
-        refused = Counter(node for node, _ in self._refusals)
-        return sum(min(count, devices.get(node, count)) for node, count in refused.items())
+        return sum(min(count, devices.get(node, count)) for node, count in self._refused().items())
+
+    def _refused(self) -> Counter[str]:
+        return Counter(node for node, _ in self._refusals)
 
     def _forget_refusals(self) -> None:
         """Those of machines that have gone, while there is a worker that goes on: one in their place may do."""

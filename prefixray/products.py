@@ -108,6 +108,7 @@ def _is_amd_with_avx512() -> bool:
     return known and cpu_fact("vendor_id") == "AuthenticAMD"
 
 
+@functools.cache
 def _has_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
