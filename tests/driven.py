@@ -33,7 +33,12 @@ class DrivenSweep:
 
     def ended(self) -> int:
         """How many trials have ended so far."""
-        return len(list(self.results.glob("*/**/result.json")))
+        return len(self.result_files())
+
+    def result_files(self) -> list[Path]:
+        """What every trial of the search and the final stage says that came of it, once it has ended."""
+        # no `**`: it looks into the checkpoints, which workers put away meanwhile
+        return [*self.results.glob("trials/*/*/result.json"), *self.results.glob("final/*/result.json")]
 
     def has_checkpoints(self) -> bool:
         """Whether trials of the search are on their way."""

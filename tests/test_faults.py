@@ -61,7 +61,7 @@ class Sweep(DrivenSweep):
 
     def losses(self) -> dict[str, float]:
         """The dev loss that each trial of the search and the final stage has ended with."""
-        paths = {str(path.parent.relative_to(self.results)): path for path in self.results.glob("**/result.json")}
+        paths = {str(path.parent.relative_to(self.results)): path for path in self.result_files()}
         ended = {key: json.loads(path.read_text()) for key, path in paths.items()}
         return {key: result["metrics"]["dev/loss"] for key, result in ended.items() if result["state"] == "done"}
 

@@ -149,7 +149,7 @@ def test_a_driver_killed_twice_loses_no_trial_and_repeats_none_and_a_larger_budg
     process = sweep.start()
     _wait_for(lambda: sweep.ended() >= 1, process)
     kill(process)
-    first = {path: path.read_text() for path in sweep.results.glob("trials/*/*/result.json")}
+    first = {path: path.read_text() for path in sweep.result_files()}
     process = sweep.start()
     _wait_for(lambda: sweep.ended() >= len(first) + 2, process)
     kill(process)
@@ -167,7 +167,7 @@ def test_a_driver_killed_in_the_final_stage_goes_on_there(sweep: Sweep) -> None:
     process = sweep.start()
     _wait_for(lambda: len(list(sweep.results.glob("final/*/result.json"))) >= 1, process)
     kill(process)
-    ended = {path: path.read_text() for path in sweep.results.glob("**/result.json")}
+    ended = {path: path.read_text() for path in sweep.result_files()}
     sweep.finish()
     _assert_complete(sweep)
     assert {path: path.read_text() for path in ended} == ended
