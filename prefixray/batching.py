@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from prefixray.base import Base
 from prefixray.config import TaskConfig
 from prefixray.errors import UserError
+from prefixray.products import filled
 from prefixray.speed import Lengths, mean_lengths
 from prefixray.tasks import Example
 
@@ -336,11 +337,14 @@ class Batch:
 
 
 def collate_line(rows: Sequence[Row], *, device: torch.device) -> Batch:
-    """Rows one behind another, for a decoder-only model: (1, tokens of all)."""
+    """Rows one behind another, for a decoder-only model: (1, N), with fillers to the length of a line."""
     where, columns, wanted = _targets(rows, device)
     starts = torch.tensor([0, *itertools.accumulate(row.num_inputs for row in rows)], device=device)
-    ids = torch.tensor([[token for row in rows for token in row.ids[:-1]]], device=device)
-    positions = torch.cat([torch.arange(row.num_inputs) for row in rows])[None].to(device)
+    tokens = [token for row in rows for token in row.ids[:-1]]
+    fillers = [0] * (filled(len(tokens)) - len(tokens))
+    ids = torch.tensor([tokens + fillers], device=device)
+    places = [place for row in rows for place in range(row.num_inputs)]
+    positions = torch.tensor([places + fillers], device=device)
     # A mask of four dimensions is taken as it is, where models would look for rows in the positions and make one.
     inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": ids.new_ones(1, 1, 1, 1)}
     return Batch(inputs, where, (torch.zeros_like(where), starts[where] + columns), wanted)

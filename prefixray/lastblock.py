@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from prefixray.products import filled
 
 Targets = tuple[Tensor, Tensor]  # rows (N,) and columns (N,)
 
@@ -32,7 +35,7 @@ def run_on_targets(model: PreTrainedModel, targets: Callable[[], Targets | None]
     def pick(
         module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """(B, S, W) -> (1, N, W)."""
+        """(B, S, W) -> (1, N, W), filled up."""
         away.clear()
         wanted = targets()
         if wanted is None or named or len(args) != 1 or args[0].ndim != 3 or module.training:
@@ -40,14 +43,15 @@ def run_on_targets(model: PreTrainedModel, targets: Callable[[], Targets | None]
         if len(wanted[0]) == args[0].shape[:2].numel():
             return None
         away.append((wanted, args[0].shape))
-        return (args[0][wanted][None],), named
+        picked = args[0][wanted]
+        return (functional.pad(picked, (0, 0, 0, filled(len(picked)) - len(picked)))[None],), named
 
     def put_back(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ANN401
         """(1, N, W) -> (B, S, W); what else the network may return stays as it is."""
         if not away:
             return None
         (wanted, shape), found = away.pop(), output[0] if isinstance(output, tuple) else output
-        whole = found.new_zeros(shape).index_put(wanted, found[0])
+        whole = found.new_zeros(shape).index_put(wanted, found[0, : len(wanted[0])])
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
     ends[0].register_forward_pre_hook(pick, with_kwargs=True)

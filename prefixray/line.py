@@ -3,9 +3,12 @@
 Everything but attention treats tokens one by one, so a micro-batch of a decoder-only model is one row of all its
 tokens. Where it attends, queries, keys and values stand in rows of their own again, in groups of like length, padded on
 the right to their group's longest.
+
+Lines are filled up to few lengths (see `products`). Fillers attend to nothing, and nothing looks at them.
 """
 
-# N tokens of the line, B rows of a group, S tokens of its longest, M padded tokens of all groups, H heads, D head dim
+# N tokens of the line with its fillers, B rows of a group, S tokens of its longest, M padded tokens of all groups,
+# H heads, D head dim
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -14,7 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefixray.products import filled
+
 Move = Callable[[Tensor], Tensor]
+
+GROUP_MULTIPLE = 8  # of which the length of a group's rows is one
 
 
 class Line:
@@ -23,8 +30,12 @@ class Line:
     def __init__(self, lengths: Sequence[int], groups: Sequence[Sequence[int]], device: torch.device) -> None:
         """Rows of `lengths` in the order of the line, and which of them each group has."""
         self.groups = groups
-        self.token_rows = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(device)  # (N,)
-        self._sizes = [(len(group), max(lengths[row] for row in group)) for group in groups]
+        self._num_tokens = sum(lengths)
+        num_fillers = filled(self._num_tokens) - self._num_tokens
+        repeats = torch.tensor([*lengths[:-1], lengths[-1] + num_fillers])
+        self.token_rows = torch.arange(len(lengths)).repeat_interleave(repeats).to(device)
+        """(N,) the row of each token; fillers count to the last."""
+        self._sizes = [(len(group), filled(max(lengths[row] for row in group), GROUP_MULTIPLE)) for group in groups]
         starts = [0, *itertools.accumulate(lengths)]
         tokens, is_token = [], []  # of each place: the token there, and whether it is not a row's last once more
         for group, (_, longest) in zip(groups, self._sizes, strict=True):
@@ -34,7 +45,8 @@ class Line:
                 is_token.append(columns < lengths[row])
         there, kept = torch.cat(tokens), torch.cat(is_token)
         self._there = there.to(device)  # (M,)
-        self._back = kept.nonzero()[:, 0][there[kept].argsort()].to(device)  # (N,) the place of each token
+        back = kept.nonzero()[:, 0][there[kept].argsort()]
+        self._back = torch.cat([back, back.new_zeros(num_fillers)]).to(device)  # (N,) the place of each token
         self._padding = (~kept).nonzero()[:, 0].to(device)  # the places behind a row's last token
         masks = {size: torch.ones(size, size, dtype=torch.bool, device=device).tril() for _, size in self._sizes}
         self.causal = [masks[size].expand(count, 1, -1, -1) for count, size in self._sizes]
@@ -64,8 +76,10 @@ class Line:
         return self._to_places(tokens).index_fill_(0, self._padding, 0.0)
 
     def _to_tokens(self, places: Tensor) -> Tensor:
-        """(M, X) -> (N, X)."""
-        return places.index_select(0, self._back)
+        """(M, X) -> (N, X), with zeros for fillers."""
+        tokens = places.index_select(0, self._back)
+        tokens[self._num_tokens :] = 0.0
+        return tokens
 
 
 class _Moved(torch.autograd.Function):

@@ -7,6 +7,7 @@ hidden states. Logits of a whole micro-batch, their log-softmax and the gradient
 
 # N target tokens, W width of the model, V vocabulary
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from prefixray.products import back_through, linear
+from prefixray.products import back_through, filled, through
 
+CHUNK_MULTIPLE = 16  # tokens; see `products` for why there are few sizes
 CHUNK = {"cpu": 256, "cuda": 4096}  # tokens that are multiplied with the head at once, at the most
 CHUNK_BYTES = {"cpu": 30 << 20, "cuda": 1 << 30}  # of their logits: a CPU's malloc gives up to 32 MiB without new pages
+LEAST = 1e-30  # likelihood that has a logarithm: a smaller one may have been rounded to nothing
 BLOCK = {"cpu": 8, "cuda": 1024}  # tokens whose logits are looked at at once: 1.6 MB of fp32 at GPT-2's vocabulary
 
 
@@ -34,18 +37,15 @@ class Head:
     """A frozen linear head, (V, W), as it is used here: past its hooks."""
 
     def __init__(self, module: nn.Linear) -> None:
-        self.weight, self.bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
+        self.weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
+        self.logits = through(self.weight, bias)  # hidden (n, W) -> (n, V)
         self.back = back_through(self.weight)  # slopes (n, V) -> gradients (n, W)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Of (n, W), (n, V)."""
-        return linear(hidden, self.weight, self.bias)
-
-    @property
-    def chunk(self) -> int:
-        """How many tokens are multiplied with it at once."""
+    def chunks(self, count: int) -> Iterator[slice]:
+        """Which of so many tokens are multiplied with it at once: few chunks of one size, the last maybe smaller."""
         device, row_bytes = self.weight.device.type, self.weight.shape[0] * self.weight.itemsize
-        return max(1, min(CHUNK[device], CHUNK_BYTES[device] // row_bytes))
+        most = max(CHUNK_MULTIPLE, min(CHUNK[device], CHUNK_BYTES[device] // row_bytes))
+        return _slices(count, filled(math.ceil(count / math.ceil(count / most)), CHUNK_MULTIPLE))
 
 
 def plain_head(model: PreTrainedModel) -> Head | None:
@@ -74,13 +74,14 @@ def losses_of_hidden(head: Head, hidden: Tensor, ids: Tensor, objective: Objecti
     nll = torch.empty(len(ids), dtype=exact, device=hidden.device)
     gradient = torch.empty_like(hidden)
     with torch.no_grad():
-        for some in _slices(len(ids), head.chunk):
-            logits = head.logits(hidden[some])
+        for some in head.chunks(len(ids)):
+            own = hidden[some]
+            logits = head.logits(functional.pad(own, (0, 0, 0, filled(len(own), CHUNK_MULTIPLE) - len(own))))
             if objective is None:
-                nll[some] = _losses(logits, ids[some], exact)
+                nll[some] = _losses(logits[: len(own)], ids[some], exact)
             else:
-                nll[some] = _losses_and_slopes_(logits, ids[some], objective.smoothing[some, None], exact)
-                gradient[some] = head.back(logits) * objective.weights[some, None]
+                nll[some] = _losses_and_slopes_(logits[: len(own)], ids[some], objective.smoothing[some, None], exact)
+                gradient[some] = head.back(logits)[: len(own)] * objective.weights[some, None]
     if objective is not None:
         hidden.backward(gradient)
     return nll
@@ -98,8 +99,8 @@ def _losses_and_slopes_(logits: Tensor, ids: Tensor, smoothing: Tensor, exact: t
     for some in _blocks(logits):
         own, spread, block = ids[some, None], smoothing[some], logits[some].to(exact)
         slope = torch.softmax(block, dim=1)  # less what the objective wants
-        log_sum = block.amax(dim=1) - slope.amax(dim=1).log()  # of the likeliest: its probability never underflows
-        nll[some] = log_sum - block.gather(1, own)[:, 0]
+        likelihood = slope.gather(1, own)[:, 0]
+        nll[some] = -likelihood.log() if likelihood.amin() > LEAST else _losses(block, ids[some], exact)
         if spread.any():
             slope.sub_(spread / logits.shape[1])
         logits[some] = slope.scatter_add_(1, own, spread - 1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base
 from prefixray.lastblock import ENDS
+from prefixray.products import filled
 
 MakeBase = Callable[[str, torch.dtype], Base]
 
@@ -22,7 +23,7 @@ def test_logits_and_gradients_are_those_of_all_positions(make_base: MakeBase, na
     binder, seen = Binder(base.model), _inputs_seen(base)
     logits, gradient = _run(base, binder, {})
     full_logits, full_gradient = _run(base, binder, {base.blocks()[0][0]: lambda given, output: output})
-    assert seen == [(1, len(TARGETS[0])), (NUM_ROWS, LENGTH)]
+    assert seen == [(1, filled(len(TARGETS[0]))), (NUM_ROWS, LENGTH)]
     assert torch.allclose(logits, full_logits, atol=1e-10)
     assert torch.allclose(gradient, full_gradient, atol=1e-10)
     assert gradient.abs().max() > 0.01
@@ -36,7 +37,7 @@ def test_where_every_position_is_a_target_or_nothing_is_bound_it_runs_on_all(mak
         with binder.bind([Insert()], [0, 0], targets=(torch.tensor(rows), torch.zeros_like(torch.tensor(rows)))):
             base.model(**inputs, use_cache=False)
     base.model(**inputs, use_cache=False)
-    assert seen == [(2, 1), (1, 1), (2, 1)]
+    assert seen == [(2, 1), (1, filled(1)), (2, 1)]
 
 
 def _run(base: Base, binder: Binder, functions: dict[str, Callable[[Tensor, Tensor], Tensor]]) -> tuple[Tensor, Tensor]:

@@ -42,6 +42,7 @@ PLAIN = [
 TRAINING = [
     "profiling",
     "base",
+    "products",
     "infixes",
     "lastblock",
     "line",
@@ -51,7 +52,6 @@ TRAINING = [
     "methods",
     "checkpoint",
     "prompts",
-    "products",
     "loss",
     "pack",
     "trainer",

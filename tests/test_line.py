@@ -8,16 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from prefixray import line as line_module
 from prefixray import pack as pack_module
 from prefixray.base import Base, checkpointed
 from prefixray.batching import Batch, Row, collate_line, cut_evenly
 from prefixray.config import PrefixTrial, TrialConfig
 from prefixray.line import Line
 from prefixray.pack import Pack, Seeds
+from prefixray.products import MULTIPLE
 
 MakeBase = Callable[[str, torch.dtype], Base]
 
-LENGTHS, GROUPS = [2, 4, 1], [[1, 2], [0]]
+LENGTHS, GROUPS = [2, 3, 1], [[1, 2], [0]]
 HEADS, DIM = 2, 3
 METHODS = {
     "short": PrefixTrial(preseqlen=3, mid_dim=8, init_token=None),
@@ -25,26 +27,39 @@ METHODS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def group_multiple(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small enough for rows of a few tokens."""
+    monkeypatch.setattr(line_module, "GROUP_MULTIPLE", 2)
+
+
 def test_a_groups_rows_have_their_tokens_and_behind_them_their_last_once_more() -> None:
     line = Line(LENGTHS, GROUPS, torch.device("cpu"))
-    tokens = torch.arange(7.0).repeat(HEADS, 1)[None, :, :, None].expand(1, HEADS, 7, DIM)
+    tokens = torch.arange(64.0).repeat(HEADS, 1)[None, :, :, None].expand(1, HEADS, MULTIPLE, DIM)
     first, second = line.spread(tokens)
     assert first.shape == (2, HEADS, 4, DIM) and second.shape == (1, HEADS, 2, DIM)
-    assert first[:, 0, :, 0].tolist() == [[2, 3, 4, 5], [6, 6, 6, 6]] and second[0, 1, :, 2].tolist() == [0, 1]
-    assert line.token_rows.tolist() == [0, 0, 1, 1, 1, 1, 2]
+    assert first[:, 0, :, 0].tolist() == [[2, 3, 4, 4], [5, 5, 5, 5]] and second[0, 1, :, 2].tolist() == [0, 1]
+    assert line.token_rows.tolist() == [0, 0, 1, 1, 1, 2, *[2] * (MULTIPLE - 6)]
     assert line.causal[0].shape == (2, 1, 4, 4) and line.causal[0][1, 0].tolist()[1] == [True, True, False, False]
+
+
+def test_a_line_is_filled_up_to_one_of_few_lengths() -> None:
+    batch = collate_line([Row((7, 8, 9), 1), Row((5, 6, 5, 6), 2)], device=torch.device("cpu"))
+    assert batch.inputs["input_ids"].tolist() == [[7, 8, 5, 6, 5, *[0] * (MULTIPLE - 5)]]
+    assert batch.inputs["position_ids"].tolist() == [[0, 1, 0, 1, 2, *[0] * (MULTIPLE - 5)]]
+    assert [column.item() for column in batch.targets[1]] == [0, 1, 3, 4]
 
 
 def test_what_is_spread_is_joined_again_and_nothing_flows_back_from_padding() -> None:
     line = Line(LENGTHS, GROUPS, torch.device("cpu"))
-    tokens = torch.randn(1, HEADS, 7, DIM, dtype=torch.float64, requires_grad=True)
+    tokens = torch.randn(1, HEADS, MULTIPLE, DIM, dtype=torch.float64, requires_grad=True)
 
     def attend(tokens: Tensor) -> Tensor:  # each token adds up those of its row up to itself, as in attention
         parts = [part.cumsum(2).transpose(1, 2) for part in line.spread(tokens)]
         return line.joined(parts).transpose(1, 2)
 
-    alone = [tokens[:, :, start:end].cumsum(2) for start, end in ((0, 2), (2, 6), (6, 7))]
-    assert torch.allclose(attend(tokens), torch.cat(alone, dim=2))
+    alone = [tokens[:, :, start:end].cumsum(2) for start, end in ((0, 2), (2, 5), (5, 6))]
+    assert torch.allclose(attend(tokens), torch.cat([*alone, torch.zeros(1, HEADS, MULTIPLE - 6, DIM)], dim=2))
     assert torch.autograd.gradcheck(attend, (tokens,))
 
 
