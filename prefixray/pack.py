@@ -25,6 +25,7 @@ from prefixray.config import TrialConfig
 from prefixray.line import Line
 from prefixray.loss import Objective, losses_of_hidden, losses_of_logits, plain_head
 from prefixray.methods import Method, build_method
+from prefixray.norms import frozen_norms, rms_norms
 from prefixray.products import frozen_layers
 from prefixray.prompts import RowGroup, row_groups
 from prefixray.seeds import derive_seed
@@ -140,7 +141,8 @@ class Pack:
     """The members that share one base, and the rows they train and are evaluated on."""
 
     def __init__(self, base: Base, train: Sequence[Row], *, pad_id: int, token_budget: int | None = None) -> None:
-        self.base, self.binder, self._head = base, Binder(base.model), plain_head(base.model)
+        self.base, self.binder = base, Binder(base.model)
+        self._head, self._norms = plain_head(base.model), rms_norms(base.model)
         self._knows_lines = _knows_lines(base, self.binder)
         self.members: dict[str, Member] = {}
         self.token_budget = self._first_budget = token_budget or TOKEN_BUDGET[base.device.type]
@@ -244,7 +246,7 @@ class Pack:
         inserts = [member.method.insert(member.step if train else None) for member in members]
         weights = [_objective_weight(member.config, own) for member, own in zip(members, rows, strict=True)]
         totals = [0.0] * len(members)
-        with _running(members[0], self.base, train=train):
+        with self._running(members[0], train=train):
             for group in self._row_groups(members[0].binder, inserts, rows, train=train):
                 for piece in self._pieces(group):
                     picked = sorted((group.rows[i] for i in piece), key=lambda pair: pair[0])
@@ -252,6 +254,22 @@ class Pack:
                     for (place, _), value in zip(picked, nll.tolist(), strict=True):
                         totals[group.slots[place]] += value
         return totals
+
+    @contextmanager
+    def _running(self, member: Member, *, train: bool) -> Iterator[None]:
+        """The base runs as it is, a model of a trial's own under autocast and, in training, with seeded dropout."""
+        own = member.method.own_model
+        if own is None:
+            with frozen_layers(self.base.model), frozen_norms(self._norms):
+                yield
+            return
+        device = self.base.device.type
+        mixed = self.base.model.dtype == torch.bfloat16
+        own.train(train)
+        with torch.random.fork_rng(), torch.autocast(device, dtype=torch.bfloat16, enabled=mixed):
+            torch.manual_seed((member.method.dropout_seed + member.step) % (1 << 63))
+            yield
+        own.train(False)
 
     def _row_groups(
         self, binder: Binder, inserts: Sequence[Insert], rows: Sequence[Sequence[Row]], *, train: bool
@@ -361,20 +379,3 @@ def _objective_weight(config: TrialConfig, rows: Sequence[Row]) -> float:
             return 1.0 / sum(row.num_targets for row in rows)
         case "sentence_sum":
             return 1.0 / len(rows)
-
-
-@contextmanager
-def _running(member: Member, base: Base, *, train: bool) -> Iterator[None]:
-    """The base runs as it is. A model of a trial's own runs under autocast and, in training, with seeded dropout."""
-    own = member.method.own_model
-    if own is None:
-        with frozen_layers(base.model):
-            yield
-        return
-    device = base.device.type
-    mixed = base.model.dtype == torch.bfloat16
-    own.train(train)
-    with torch.random.fork_rng(), torch.autocast(device, dtype=torch.bfloat16, enabled=mixed):
-        torch.manual_seed((member.method.dropout_seed + member.step) % (1 << 63))
-        yield
-    own.train(False)

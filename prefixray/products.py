@@ -12,7 +12,7 @@ training's tokens come in few numbers, `filled` up.
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,15 +39,29 @@ def filled(count: int, multiple: int = MULTIPLE) -> int:
 def rearranged(model: PreTrainedModel) -> Iterator[None]:
     """Run the model's linear layers on a copy of their weights; for forwards without gradients."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else model.dtype
-    with _layers_run(model, (lambda module: _on_copy(module, dtype)) if _pays(model, dtype) else None):
+    with running(_layers(model) if _pays(model, dtype) else [], lambda layer: _on_copy(layer, dtype)):
         yield
 
 
 @contextmanager
 def frozen_layers(model: PreTrainedModel) -> Iterator[None]:
     """Run the model's linear layers, whose weights are frozen, by oneDNN, forward and backward, where it is faster."""
-    with _layers_run(model, _on_weights if _is_faster(model.device, model.dtype) else None):
+    with running(_layers(model) if _is_faster(model.device, model.dtype) else [], _on_weights):
         yield
+
+
+@contextmanager
+def running(modules: Iterable[nn.Module], forward_of: Callable[[nn.Module], Forward]) -> Iterator[None]:
+    """Give each of these modules another forward, around which its hooks still run."""
+    changed: list[nn.Module] = []
+    try:
+        for module in modules:
+            module.forward = forward_of(module)
+            changed.append(module)
+        yield
+    finally:
+        for module in changed:
+            del module.forward
 
 
 def through(weight: Tensor, bias: Tensor | None) -> Forward:
@@ -105,22 +119,6 @@ class _Linear(torch.autograd.Function):
         return linear(gradients[0], weight.t()), None, None
 
 
-@contextmanager
-def _layers_run(model: PreTrainedModel, forward_of: Callable[[nn.Module], Forward] | None) -> Iterator[None]:
-    """Give each linear layer another forward, around which its hooks still run; None: leave them."""
-    changed: list[nn.Module] = []
-    try:
-        if forward_of is not None:
-            for module in model.modules():
-                if type(module) in (nn.Linear, Conv1D):
-                    module.forward = forward_of(module)
-                    changed.append(module)
-        yield
-    finally:
-        for module in changed:
-            del module.forward
-
-
 @functools.cache
 def _is_amd_with_avx512() -> bool:
     """2.0 to 2.4 times MKL's speed, at 64 to 2,560 rows, on the weights as they are; on Intel's 0.8 to 1.0 times."""
@@ -155,6 +153,10 @@ def _pays(model: PreTrainedModel, dtype: torch.dtype) -> bool:
 def _is_small(num_bytes: int) -> bool:
     """By the machine's whole memory, so that it is always the same."""
     return num_bytes <= MOST_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _layers(model: PreTrainedModel) -> list[nn.Module]:
+    return [module for module in model.modules() if type(module) in (nn.Linear, Conv1D)]
 
 
 def _weights(module: nn.Module) -> tuple[Tensor, Tensor | None]:

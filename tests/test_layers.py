@@ -43,6 +43,7 @@ TRAINING = [
     "profiling",
     "base",
     "products",
+    "norms",
     "infixes",
     "lastblock",
     "line",
