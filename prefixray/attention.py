@@ -38,6 +38,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from prefixray.beamcache import BeamCache
 from prefixray.infixes import Infixes, place_infixes
+from prefixray.kernels import attend, attend_from_one_token
 from prefixray.lastblock import Targets, run_on_targets
 from prefixray.line import Line
 
@@ -377,10 +378,10 @@ def _attention(
     if bound.line is not None:
         queries, keys, values = (bound.line.spread(tokens) for tokens in (query, key, value))
         given = zip(bound.groups, queries, keys, values, bound.line.causal, strict=True)
-        parts = [_attend(group, module, site, layer, q, k, v, mask, **options)[0] for group, q, k, v, mask in given]
+        parts = [_attend(group, module, site, layer, q, k, v, mask, **options) for group, q, k, v, mask in given]
         return bound.line.joined(parts), None
     assert attention_mask is not None, "the mask function never leaves the mask out"
-    return _attend(bound, module, site, layer, query, key, value, attention_mask, **options)
+    return _attend(bound, module, site, layer, query, key, value, attention_mask, **options), None
 
 
 def _attend(
@@ -393,70 +394,19 @@ def _attend(
     value: Tensor,
     attention_mask: Tensor,
     **options: Any,  # noqa: ANN401
-) -> tuple[Tensor, Tensor | None]:
+) -> Tensor:
     """Attention of rows to their trials' prefixes and to themselves, (B, S, H, D)."""
     mask = bound.mask(site, attention_mask, query, options.pop("position_bias", None))
-    plain = options.get("softcap") is None  # nothing but a softmax
     if site in bound.sites:
         prefix = bound.sites[site].layers[layer]  # (T, 2, K, P, D)
-        if query.shape[2] == 1 and bound.even and plain:
-            return _attend_from_one_token(query, key, value, prefix, mask, options.get("scaling")), None
+        if query.shape[2] == 1 and bound.even and options.get("softcap") is None:
+            return attend_from_one_token(query, key, value, prefix, mask, options.get("scaling"))
         prefix_key, prefix_value = prefix[bound.row_trials(query.shape[0])].unbind(1)  # (B, K, P, D)
         if bound.infixes is not None:
             prefix_key, prefix_value = bound.infixes.added(prefix_key, key), bound.infixes.added(prefix_value, value)
         key = torch.cat([prefix_key, key], dim=2)
         value = torch.cat([prefix_value, value], dim=2)
-    if _is_slow_for_sdpa(query) and plain and not options.get("dropout"):
-        return _attend_in_products(query, key, value, mask, options.get("scaling")), None
-    if query.device.type == "cpu" and plain:  # there sdpa needs no copy of keys and values for each query head
-        output = functional.scaled_dot_product_attention(
-            query, key, value, mask, options.get("dropout", 0.0), scale=options.get("scaling"), enable_gqa=True
-        )
-        return output.transpose(1, 2).contiguous(), None
-    return sdpa_attention_forward(module, query, key, value, mask, **options)
-
-
-def _is_slow_for_sdpa(query: Tensor) -> bool:
-    """On a CPU, training in bf16: a step of a 6-layer GPT-2 takes 0.47 s without sdpa and 0.54 s with it."""
-    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and torch.is_grad_enabled()
-
-
-def _attend_in_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
-    """Attention as two matrix products around a softmax, (B, S, H, D)."""
-    num_rows, num_heads, length, dim = query.shape
-    num_kv = key.shape[1]
-    scaled = query.reshape(num_rows, num_kv, -1, dim) * (scaling or dim**-0.5)  # (B, K, G * S, D)
-    scores = (scaled @ key.transpose(2, 3)).view(num_rows, num_heads, length, -1)
-    weights = torch.softmax(scores + mask, dim=3)
-    output: Tensor = weights.view(num_rows, num_kv, -1, key.shape[2]) @ value
-    return output.view(num_rows, num_heads, length, dim).transpose(1, 2).contiguous()
-
-
-def _attend_from_one_token(
-    query: Tensor, key: Tensor, value: Tensor, prefix: Tensor, mask: Tensor, scaling: float | None
-) -> Tensor:
-    """Attention where S is 1, (B, 1, H, D): all rows of a trial, as beams are, look at one copy of its prefix."""
-    num_rows, num_heads, _, dim = query.shape
-    num_trials, _, num_kv, num_positions, _ = prefix.shape
-    repeats, groups = num_rows // num_trials, num_heads // num_kv
-
-    def by_trial(rows: Tensor) -> Tensor:  # (B, K, G, X) -> (T, K, rows of a trial * G, X)
-        return rows.reshape(num_trials, repeats, num_kv, groups, -1).transpose(1, 2).flatten(2, 3)
-
-    def by_row(trials: Tensor) -> Tensor:
-        return trials.view(num_trials, num_kv, repeats, groups, -1).transpose(1, 2).flatten(0, 1)
-
-    prefix_key, prefix_value = prefix.unbind(1)  # (T, K, P, D)
-    query = query.view(num_rows, num_kv, groups, dim)
-    mask = (
-        mask.view(num_rows, num_kv, groups, -1) if mask.shape[1] == num_heads else mask
-    )  # (B, K or 1, G or 1, P + S')
-    shared = by_row(by_trial(query) @ prefix_key.transpose(2, 3))  # (B, K, G, P)
-    scores = torch.cat([shared, query @ key.transpose(2, 3)], dim=3) * (scaling or dim**-0.5) + mask
-    weights = torch.softmax(scores, dim=3, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-    shared, own = weights.split([num_positions, key.shape[2]], dim=3)
-    output: Tensor = by_row(by_trial(shared) @ prefix_value) + own @ value  # (B, K, G, D)
-    return output.reshape(num_rows, 1, num_heads, dim)
+    return attend(module, query, key, value, mask, **options)
 
 
 def _mask(**arguments: Any) -> Tensor | None:  # noqa: ANN401

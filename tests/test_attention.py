@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from prefixray.attention import Binder, Insert, _attend_in_products
+from prefixray.attention import Binder, Insert
 from prefixray.base import Base
 
 TOLERANCE = 1e-5  # of logits of some tens; transformers' RMSNorm rounds to fp32 even in float64
@@ -96,16 +96,3 @@ def test_what_is_recorded_under_a_binding_continues_it(exact_base: Base, inserts
         with torch.no_grad(), binder.bind([longer], [0]):
             logits = exact_base.model(input_ids=rest, position_ids=torch.arange(3)[None]).logits[0]
         assert (logits - _stock(exact_base, insert, ids[row])[4:]).abs().max() < TOLERANCE
-
-
-@pytest.mark.parametrize("num_heads", [1, 6], ids=["mask of all heads", "mask of each head"])
-def test_attention_in_products_is_sdpas(num_heads: int) -> None:
-    draw = torch.Generator().manual_seed(1)
-    query, key, value = (
-        torch.randn(size, generator=draw, dtype=torch.float64) for size in ((2, 6, 4, 8), (2, 3, 7, 8), (2, 3, 7, 8))
-    )
-    mask = torch.randn(2, num_heads, 4, 7, generator=draw, dtype=torch.float64)
-    mask = mask.masked_fill(mask > 1, float("-inf"))
-    ours = _attend_in_products(query, key, value, mask, None)
-    sdpa = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)
-    assert (ours - sdpa.transpose(1, 2)).abs().max() < 1e-12
