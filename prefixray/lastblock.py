@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from prefixray.products import filled
+from prefixray.products import filled, filled_up
 
 Targets = tuple[Tensor, Tensor]  # rows (N,) and columns (N,)
 
@@ -40,14 +39,13 @@ def run_on_targets(model: PreTrainedModel, targets: Callable[[], Targets | None]
         wanted = targets()
         if wanted is None or named or len(args) != 1 or args[0].ndim != 3 or module.training:
             return None
-        if len(wanted[0]) == args[0].shape[:2].numel():
+        if filled(len(wanted[0])) >= args[0].shape[:2].numel():
             return None
         away.append((wanted, args[0].shape))
-        picked = args[0][wanted]
-        return (functional.pad(picked, (0, 0, 0, filled(len(picked)) - len(picked)))[None],), named
+        return (filled_up(args[0][wanted])[None],), named
 
     def put_back(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ANN401
-        """(1, N, W) -> (B, S, W); what else the network may return stays as it is."""
+        """The filled (1, N, W) -> (B, S, W); what else the network may return stays as it is."""
         if not away:
             return None
         (wanted, shape), found = away.pop(), output[0] if isinstance(output, tuple) else output

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from prefixray.products import back_through, filled, through
+from prefixray.products import back_through, filled, filled_up, through
 
 CHUNK_MULTIPLE = 16  # tokens; see `products` for why there are few sizes
 CHUNK = {"cpu": 256, "cuda": 4096}  # tokens that are multiplied with the head at once, at the most
@@ -44,8 +44,10 @@ class Head:
     def chunks(self, count: int) -> Iterator[slice]:
         """Which of so many tokens are multiplied with it at once: few chunks of one size, the last maybe smaller."""
         device, row_bytes = self.weight.device.type, self.weight.shape[0] * self.weight.itemsize
-        most = max(CHUNK_MULTIPLE, min(CHUNK[device], CHUNK_BYTES[device] // row_bytes))
-        return _slices(count, filled(math.ceil(count / math.ceil(count / most)), CHUNK_MULTIPLE))
+        limit = min(CHUNK[device], CHUNK_BYTES[device] // row_bytes)
+        most = max(1, limit // CHUNK_MULTIPLE) * CHUNK_MULTIPLE
+        share = math.ceil(count / max(1, math.ceil(count / most)))
+        return _slices(count, max(CHUNK_MULTIPLE, filled(share, CHUNK_MULTIPLE)))
 
 
 def plain_head(model: PreTrainedModel) -> Head | None:
@@ -76,7 +78,7 @@ def losses_of_hidden(head: Head, hidden: Tensor, ids: Tensor, objective: Objecti
     with torch.no_grad():
         for some in head.chunks(len(ids)):
             own = hidden[some]
-            logits = head.logits(functional.pad(own, (0, 0, 0, filled(len(own), CHUNK_MULTIPLE) - len(own))))
+            logits = head.logits(filled_up(own, CHUNK_MULTIPLE))
             if objective is None:
                 nll[some] = _losses(logits[: len(own)], ids[some], exact)
             else:
@@ -93,7 +95,8 @@ def _losses(logits: Tensor, ids: Tensor, exact: torch.dtype) -> Tensor:
     nll = torch.cat([(logits[some] - own[some]).exp_().sum(dim=1) for some in _blocks(logits)]).log()
     if nll.isfinite().all():
         return nll
-    return -torch.log_softmax(logits.to(exact), dim=1).gather(1, ids[:, None])[:, 0]
+    blocks = (torch.log_softmax(logits[some].to(exact), dim=1).gather(1, ids[some, None]) for some in _blocks(logits))
+    return -torch.cat(list(blocks))[:, 0]
 
 
 def _losses_and_slopes_(logits: Tensor, ids: Tensor, smoothing: Tensor, exact: torch.dtype) -> Tensor:

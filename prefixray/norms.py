@@ -6,6 +6,7 @@ four copies of its input for the backward. This keeps the input, and of each row
 
 # N rows, W width of the model
 
+import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from prefixray.products import Forward, running
 
 BLOCK = 1 << 16  # values: three blocks of fp32 lie in a second-level cache
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-7}  # relative: a last place or two
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2.0**-7}  # relative; of bf16 a last place
 
 
 def rms_norms(model: nn.Module) -> list[nn.Module]:
@@ -31,11 +32,14 @@ def frozen_norms(norms: Sequence[nn.Module]) -> AbstractContextManager[None]:
 
 def _is_rms_norm(module: nn.Module) -> bool:
     weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
-    if epsilon is None or not isinstance(weight, Tensor) or weight.ndim != 1:
+    if epsilon is None or not isinstance(weight, nn.Parameter) or weight.ndim != 1:
+        return False
+    if len(inspect.signature(module.forward).parameters) != 1:  # it may take a gate, too
         return False
     if weight.device.type != "cpu" or weight.dtype not in TOLERANCE:
         return False
-    rows = torch.randn(2, len(weight), generator=torch.Generator().manual_seed(1)).to(weight.dtype)
+    rows = torch.randn(3, len(weight), generator=torch.Generator().manual_seed(1))
+    rows = (rows * torch.tensor([[1.0], [100.0], [float(epsilon) ** 0.5]])).to(weight.dtype)
     with torch.no_grad():
         found, own = _in_blocks(module)(rows), module(rows)
     return found.dtype == own.dtype and torch.allclose(found, own, rtol=TOLERANCE[weight.dtype], atol=1e-6)
@@ -52,15 +56,15 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:  # noqa: ANN401
         rows = inputs.reshape(-1, inputs.shape[-1])  # (N, W)
-        outputs, factors = torch.empty_like(rows), torch.empty(len(rows), 1)
-        size = _size(rows)
+        whole, factors = torch.empty(inputs.shape, dtype=inputs.dtype), torch.empty(len(rows), 1)
+        outputs, size = whole.view(rows.shape), _size(rows)
         x_block, square_block = torch.empty(2, size, rows.shape[1])
-        for given, output, factor in zip(*(whole.split(size) for whole in (rows, outputs, factors)), strict=True):
+        for given, output, factor in zip(*(part.split(size) for part in (rows, outputs, factors)), strict=True):
             x, square = x_block[: len(given)].copy_(given), square_block[: len(given)]
             torch.mean(torch.mul(x, x, out=square), 1, keepdim=True, out=factor)
             output.copy_(x.mul_(factor.add_(epsilon).rsqrt_())).mul_(weight)
         ctx.save_for_backward(rows, factors, weight)
-        return outputs.view(inputs.shape)
+        return whole
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
@@ -68,7 +72,7 @@ class _RMSNorm(torch.autograd.Function):
         coming, found = gradients[0].reshape(rows.shape), torch.empty_like(rows)
         size, exact = _size(rows), weight.float()
         x_block, slope_block, product_block = torch.empty(3, size, rows.shape[1])
-        parts = (whole.split(size) for whole in (rows, coming, found, factors))
+        parts = (part.split(size) for part in (rows, coming, found, factors))
         for given, gradient, output, factor in zip(*parts, strict=True):
             x, slope = x_block[: len(given)].copy_(given).mul_(factor), slope_block[: len(given)]
             slope.copy_(gradient).mul_(exact)

@@ -22,11 +22,11 @@ from prefixray.attention import Binder, Insert
 from prefixray.base import Base
 from prefixray.batching import Row, collate, collate_line, cut_by_length, cut_evenly
 from prefixray.config import TrialConfig
-from prefixray.line import Line
+from prefixray.line import GROUP_MULTIPLE, Line
 from prefixray.loss import Objective, losses_of_hidden, losses_of_logits, plain_head
 from prefixray.methods import Method, build_method
 from prefixray.norms import frozen_norms, rms_norms
-from prefixray.products import frozen_layers
+from prefixray.products import filled, frozen_layers
 from prefixray.prompts import RowGroup, row_groups
 from prefixray.seeds import derive_seed
 
@@ -145,7 +145,7 @@ class Pack:
         self._head, self._norms = plain_head(base.model), rms_norms(base.model)
         self._knows_lines = _knows_lines(base, self.binder)
         if not (self._knows_lines or base.shape.is_encoder_decoder):
-            logger.info("this base's rows run side by side: one behind another they came to other logits")
+            logger.info("rows of this base run side by side, not one behind another")
         self.members: dict[str, Member] = {}
         self.token_budget = self._first_budget = token_budget or TOKEN_BUDGET[base.device.type]
         self._train, self._pad_id = train, pad_id
@@ -295,7 +295,7 @@ class Pack:
         return self._knows_lines and all(not insert.functions and insert.infix is None for insert in inserts)
 
     def _line(self, rows: Sequence[Row]) -> Line:
-        lengths = [row.lengths for row in rows]
+        lengths = [(0, filled(row.num_inputs, GROUP_MULTIPLE)) for row in rows]
         padding = min(GROUP_COST[self.base.device.type], self.token_budget // 8)
         groups = cut_by_length(lengths, sys.maxsize, padding)
         return Line([row.num_inputs for row in rows], groups, self.base.device)

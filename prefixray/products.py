@@ -7,7 +7,7 @@ the weights, and where autocast makes bf16 of fp32 weights it does so again at e
 so, from the side where it pays.
 
 A kernel is made for a product's shape when that first comes, which with AMX takes as long as one to five products: so
-training's tokens come in few numbers, `filled` up.
+lines, chunks of the head's and targets in the last block have few lengths, `filled_up`.
 """
 
 import functools
@@ -33,6 +33,11 @@ MULTIPLE = 64  # of tokens that are filled up to one
 def filled(count: int, multiple: int = MULTIPLE) -> int:
     """The next multiple of so many tokens."""
     return -(-count // multiple) * multiple
+
+
+def filled_up(tokens: Tensor, multiple: int = MULTIPLE) -> Tensor:
+    """(n, W) -> (N, W), the next multiple, with zeros behind."""
+    return functional.pad(tokens, (0, 0, 0, filled(len(tokens), multiple) - len(tokens)))
 
 
 @contextmanager

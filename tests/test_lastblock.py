@@ -13,8 +13,8 @@ from prefixray.products import filled
 
 MakeBase = Callable[[str, torch.dtype], Base]
 
-NUM_ROWS, LENGTH, NUM_POSITIONS = 3, 7, 4
-TARGETS = torch.tensor([0, 0, 1, 2]), torch.tensor([2, 6, 5, 0])
+NUM_ROWS, LENGTH, NUM_POSITIONS = 3, 30, 4
+TARGETS = torch.tensor([0, 0, 1, 2]), torch.tensor([2, 6, 29, 0])
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bart", "t5"])
@@ -29,15 +29,17 @@ def test_logits_and_gradients_are_those_of_all_positions(make_base: MakeBase, na
     assert gradient.abs().max() > 0.01
 
 
-def test_where_every_position_is_a_target_or_nothing_is_bound_it_runs_on_all(make_base: MakeBase) -> None:
+def test_where_about_every_position_is_a_target_or_nothing_is_bound_it_runs_on_all(make_base: MakeBase) -> None:
     base = make_base("gpt2", torch.float32)
     binder, seen = Binder(base.model), _inputs_seen(base)
-    inputs = {"input_ids": torch.ones(2, 1, dtype=torch.long), "position_ids": torch.zeros(2, 1, dtype=torch.long)}
-    for rows in ([0, 1], [1]):
-        with binder.bind([Insert()], [0, 0], targets=(torch.tensor(rows), torch.zeros_like(torch.tensor(rows)))):
+    ids = torch.ones(2, 40, dtype=torch.long)
+    inputs = {"input_ids": ids, "position_ids": torch.arange(40).expand(2, 40)}
+    for count in (80, 65, 64):  # 65 would be filled up to more than there are
+        rows, columns = torch.arange(count) // 40, torch.arange(count) % 40
+        with binder.bind([Insert()], [0, 0], targets=(rows, columns)):
             base.model(**inputs, use_cache=False)
     base.model(**inputs, use_cache=False)
-    assert seen == [(2, 1), (1, filled(1)), (2, 1)]
+    assert seen == [(2, 40), (2, 40), (1, 64), (2, 40)]
 
 
 def _run(base: Base, binder: Binder, functions: dict[str, Callable[[Tensor, Tensor], Tensor]]) -> tuple[Tensor, Tensor]:

@@ -17,17 +17,21 @@ WIDTH, VOCABULARY, COUNT = 8, 50, 7
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}
 
 
+@pytest.mark.parametrize("has_amx", [True, False], ids=["with AMX", "without"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_chunks_give_the_losses_and_gradients_of_the_whole(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, smoothing: float
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, smoothing: float, has_amx: bool
 ) -> None:
     monkeypatch.setattr(products, "_is_amd_with_avx512", lambda: True)
+    monkeypatch.setattr(products, "_has_amx", lambda: has_amx)
+    monkeypatch.setattr(loss, "CHUNK_MULTIPLE", 4)
     monkeypatch.setitem(loss.CHUNK, "cpu", 5)
     monkeypatch.setitem(loss.BLOCK, "cpu", 2)
     draw = torch.Generator().manual_seed(1)
     module = nn.Linear(WIDTH, VOCABULARY).to(dtype).requires_grad_(False)
     head = Head(module)
+    assert [len(range(COUNT)[some]) for some in head.chunks(COUNT)] == [4, 3]
     hidden = torch.randn(COUNT, WIDTH, generator=draw).to(dtype)
     ids = torch.randint(0, VOCABULARY, (COUNT,), generator=draw)
     exact = torch.promote_types(dtype, torch.float32)
@@ -51,6 +55,13 @@ def test_a_target_without_any_probability_has_its_loss_and_its_slope() -> None:
     assert found.tolist() == pytest.approx([300 + math.log(2), 90.0])
     assert hidden.grad is not None
     assert hidden.grad.flatten().tolist() == pytest.approx([300.0, 0.5, 0.0, 1.0])
+
+
+def test_chunks_are_of_one_size_within_their_limits() -> None:
+    head = Head(nn.Linear(1, 151936, bias=False).to(torch.bfloat16).requires_grad_(False))
+    sizes = [len(range(250)[some]) for some in head.chunks(250)]
+    assert sizes == [96, 96, 58] and 96 * 151936 * 2 <= loss.CHUNK_BYTES["cpu"] < 112 * 151936 * 2
+    assert list(head.chunks(0)) == []
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bart", "t5"])

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.cohere.modeling_cohere import CohereLayerNorm
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
@@ -54,11 +55,22 @@ def test_outputs_and_gradients_are_the_plain_norms(
 
 
 def test_a_norm_that_computes_something_else_is_left_alone() -> None:
-    shifted = _norm(LlamaRMSNorm, torch.float32)
-    shifted.forward = lambda inputs: LlamaRMSNorm.forward(shifted, inputs) * 1.001
-    others = nn.Sequential(shifted, _norm(GemmaRMSNorm, torch.float32), nn.LayerNorm(WIDTH), nn.RMSNorm(WIDTH))
-    assert rms_norms(others) == []
+    scaled, gated, other_epsilon = (_norm(LlamaRMSNorm, torch.float32) for _ in range(3))
+    scaled.forward = lambda inputs: LlamaRMSNorm.forward(scaled, inputs) * 1.001
+    gated.forward = lambda inputs, gate=None: LlamaRMSNorm.forward(gated, inputs)
+    other_epsilon.forward = lambda inputs: inputs / (inputs.pow(2).mean(-1, keepdim=True).sqrt() + 1e-6) * ones
+    ones = other_epsilon.get_parameter("weight")
+    less_mean = CohereLayerNorm(WIDTH).requires_grad_(False)
+    others = [scaled, gated, other_epsilon, less_mean, GemmaRMSNorm(WIDTH), nn.LayerNorm(WIDTH), nn.RMSNorm(WIDTH)]
+    assert all(rms_norms(norm) == [] for norm in others)
     assert rms_norms(_norm(LlamaRMSNorm, torch.float64)) == []
+
+
+def test_an_output_may_be_changed_in_place() -> None:
+    norm, inputs = _norm(LlamaRMSNorm, torch.float32), torch.randn(2, 3, WIDTH, requires_grad=True)
+    with frozen_norms([norm]):
+        norm(inputs).clamp_(max=0.5).sum().backward()
+    assert inputs.grad is not None and inputs.grad.abs().max() > 0
 
 
 def test_all_norms_of_a_base_are_found(make_base: MakeBase) -> None:
