@@ -10,12 +10,13 @@ padding of the decoder needs no mask under causal attention, or one behind anoth
 
 # B rows, S tokens of the longest row, E tokens of the longest encoder input
 
-import functools
 import itertools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from prefixray.tasks import Example
 
 logger = logging.getLogger(__name__)
 
+WIDTH_MULTIPLE = 16  # columns of an encoder-decoder's rows
 _MARK = "PREFIXRAYMARK"  # stands for a text while a chat format is taken apart
 
 
@@ -135,7 +137,7 @@ def _chat_template(base: Base, task: TaskConfig) -> Template:
         raise UserError(f"task.template: chat: the tokenizer of {base.name} has no chat format; take plain")
     asked = [{"role": "user", "content": _MARK}]
     answered = [*asked, {"role": "assistant", "content": _MARK}]
-    render = functools.partial(tokenizer.apply_chat_template, tokenize=False)
+    render = partial(tokenizer.apply_chat_template, tokenize=False)
     try:
         prompt: Any = render(asked, add_generation_prompt=True, enable_thinking=False)  # Qwen3's format knows the last
         whole: Any = render(answered)
@@ -350,14 +352,19 @@ def collate_line(rows: Sequence[Row], *, device: torch.device) -> Batch:
     return Batch(inputs, where, (torch.zeros_like(where), starts[where] + columns), wanted)
 
 
-def collate(rows: Sequence[Row], *, pad_id: int, device: torch.device) -> Batch:
-    """Pad rows to the longest; targets are listed, so that the head is run on them alone."""
+def collate(rows: Sequence[Row], *, pad_id: int, device: torch.device, max_positions: int | None = None) -> Batch:
+    """Pad rows to the longest; targets are listed, so that the head is run on them alone.
+
+    Both sides of an encoder-decoder's rows are filled up to few lengths (see `products`), within `max_positions`.
+    """
     where, columns, wanted = _targets(rows, device)
-    ids, _ = pad([row.ids[:-1] for row in rows], pad_id)
     if rows[0].encoder_ids:
-        encoder_ids, mask = pad([row.encoder_ids for row in rows], pad_id)
+        few = partial(_filled_within, limit=max_positions)
+        ids, _ = pad([row.ids[:-1] for row in rows], pad_id, few)
+        encoder_ids, mask = pad([row.encoder_ids for row in rows], pad_id, few)
         inputs = {"input_ids": encoder_ids, "attention_mask": mask, "decoder_input_ids": ids}
     else:
+        ids, _ = pad([row.ids[:-1] for row in rows], pad_id)
         inputs = {"input_ids": ids, "position_ids": torch.arange(ids.shape[1]).expand_as(ids)}
     return Batch({name: tensor.to(device) for name, tensor in inputs.items()}, where, (where, columns), wanted)
 
@@ -375,9 +382,15 @@ def _targets(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor,
     return where, columns, wanted
 
 
-def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Rows padded on the right (B, S), and a mask that is 1 on their own ids."""
-    ids = torch.full((len(rows), max(map(len, rows))), pad_id)
+def _filled_within(length: int, limit: int | None) -> int:
+    return max(length, min(filled(length, WIDTH_MULTIPLE), limit or sys.maxsize))
+
+
+def pad(
+    rows: Sequence[Sequence[int]], pad_id: int, width: Callable[[int], int] = lambda longest: longest
+) -> tuple[Tensor, Tensor]:
+    """Rows padded on the right (B, S), to the `width` for the longest, and a mask that is 1 on their own ids."""
+    ids = torch.full((len(rows), width(max(map(len, rows)))), pad_id)
     mask = torch.zeros_like(ids)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = torch.tensor(row)

@@ -313,7 +313,8 @@ class Pack:
         if self._runs_in_line(inserts):
             batch, line = collate_line(own_rows, device=device), self._line(own_rows)
         else:
-            batch, line = collate(own_rows, pad_id=self._pad_id, device=device), None
+            limit = self.base.shape.max_positions
+            batch, line = collate(own_rows, pad_id=self._pad_id, device=device, max_positions=limit), None
         own = members[0].method.own_model
         head = self._head if own is None else None
         objective = None

@@ -181,3 +181,15 @@ def test_room_for_an_infix_lies_where_the_infix_starts() -> None:
     roomy = row.with_room(2, 0)
     assert roomy.ids == (5, 6, 7, 0, 0, 2, 8, 2)
     assert (roomy.infix_start, roomy.num_targets) == (row.infix_start, row.num_targets) == (3, 2)
+
+
+@pytest.mark.parametrize(("limit", "widths"), [(None, (32, 16)), (20, (20, 16)), (4, (17, 4))])
+def test_both_sides_of_pairs_have_few_widths_within_the_bases_positions(
+    limit: int | None, widths: tuple[int, int]
+) -> None:
+    rows = [Row((2, 5, 6, 7, 3), 1, encoder_ids=tuple(range(5, 22))), Row((2, 5, 3), 1, encoder_ids=(5, 6))]
+    batch = collate(rows, pad_id=1, device=torch.device("cpu"), max_positions=limit)
+    assert batch.inputs["input_ids"].shape == batch.inputs["attention_mask"].shape == (2, widths[0])
+    assert batch.inputs["decoder_input_ids"].shape == (2, widths[1])
+    assert batch.inputs["attention_mask"].sum(dim=1).tolist() == [17, 2]
+    assert batch.inputs["decoder_input_ids"][1].tolist() == [2, 5, *[1] * (widths[1] - 2)]

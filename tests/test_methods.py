@@ -224,7 +224,7 @@ def test_decoding_finds_what_whole_forwards_find(make_base: MakeBase, architectu
             whole = replace(rows, ids=(*ids, *new, 0))
             inputs = collate([whole], pad_id=template.pad_id, device=base.device).inputs
             with torch.no_grad(), binder.bind([insert], [0], infix_starts=[rows.infix_start]):
-                new.append(int(running.model(**inputs, use_cache=False).logits[0, -1].argmax()))
+                new.append(int(running.model(**inputs, use_cache=False).logits[0, whole.num_inputs - 1].argmax()))
         text = base.tokenizer.decode([token for token in new if token != template.eos_id], skip_special_tokens=True)
         assert hypothesis == (text.strip().splitlines()[0].strip() if text.strip() else "")
 
