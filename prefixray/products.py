@@ -72,7 +72,7 @@ def running(modules: Iterable[nn.Module], forward_of: Callable[[nn.Module], Forw
 def through(weight: Tensor, bias: Tensor | None) -> Forward:
     """From inputs (..., in) to outputs (..., out) of a frozen layer that is often used, of a vocabulary's width.
 
-    On a copy of its weight, where that pays: with AMX, 512 inputs into 50,257 outputs take half as long on it.
+    On a copy of its weight, where that pays: with AMX, 256 rows of 768 into 50,257 take 22 ms on it, else 40.
     """
     return _often(weight, bias, on_copy=_has_amx() and weight.dtype == torch.bfloat16)
 
@@ -80,7 +80,8 @@ def through(weight: Tensor, bias: Tensor | None) -> Forward:
 def back_through(weight: Tensor) -> Forward:
     """From gradients (..., out) to those of the inputs, (..., in), of such a layer.
 
-    Without AMX these products take a fifth longer on the weight itself in bf16, and in fp32 a quarter to a third.
+    Without AMX these products take a fifth longer on the weight itself in bf16, and in fp32 a quarter to a third;
+    with AMX as long.
     """
     return _often(weight.t(), None, on_copy=not (_has_amx() and weight.dtype == torch.bfloat16))
 

@@ -66,6 +66,15 @@ def test_a_norm_that_computes_something_else_is_left_alone() -> None:
     assert rms_norms(_norm(LlamaRMSNorm, torch.float64)) == []
 
 
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, T5LayerNorm])
+def test_inputs_that_are_more_exact_than_the_weight_are_left_to_the_norm(kind: type[nn.Module]) -> None:
+    norm, inputs = _norm(kind, torch.bfloat16), torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1))
+    plain = norm(inputs)
+    with frozen_norms([norm]):
+        found = norm(inputs)
+    assert found.dtype == plain.dtype and torch.equal(found, plain)
+
+
 def test_an_output_may_be_changed_in_place() -> None:
     norm, inputs = _norm(LlamaRMSNorm, torch.float32), torch.randn(2, 3, WIDTH, requires_grad=True)
     with frozen_norms([norm]):
