@@ -401,7 +401,7 @@ def _attend(
         prefix = bound.sites[site].layers[layer]  # (T, 2, K, P, D)
         if query.shape[2] == 1 and bound.even and options.get("softcap") is None:
             return attend_from_one_token(query, key, value, prefix, mask, options.get("scaling"))
-        prefix_key, prefix_value = prefix[bound.row_trials(query.shape[0])].unbind(1)  # (B, K, P, D)
+        prefix_key, prefix_value = prefix.index_select(0, bound.row_trials(query.shape[0])).unbind(1)  # (B, K, P, D)
         if bound.infixes is not None:
             prefix_key, prefix_value = bound.infixes.added(prefix_key, key), bound.infixes.added(prefix_value, value)
         key = torch.cat([prefix_key, key], dim=2)
