@@ -10,13 +10,13 @@ padding of the decoder needs no mask under causal attention, or one behind anoth
 
 # B rows, S tokens of the longest row, E tokens of the longest encoder input
 
+import functools
 import itertools
 import logging
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -137,7 +137,7 @@ def _chat_template(base: Base, task: TaskConfig) -> Template:
         raise UserError(f"task.template: chat: the tokenizer of {base.name} has no chat format; take plain")
     asked = [{"role": "user", "content": _MARK}]
     answered = [*asked, {"role": "assistant", "content": _MARK}]
-    render = partial(tokenizer.apply_chat_template, tokenize=False)
+    render = functools.partial(tokenizer.apply_chat_template, tokenize=False)
     try:
         prompt: Any = render(asked, add_generation_prompt=True, enable_thinking=False)  # Qwen3's format knows the last
         whole: Any = render(answered)
@@ -359,9 +359,9 @@ def collate(rows: Sequence[Row], *, pad_id: int, device: torch.device, max_posit
     """
     where, columns, wanted = _targets(rows, device)
     if rows[0].encoder_ids:
-        few = partial(_filled_within, limit=max_positions)
-        ids, _ = pad([row.ids[:-1] for row in rows], pad_id, few)
-        encoder_ids, mask = pad([row.encoder_ids for row in rows], pad_id, few)
+        ids, _ = pad([row.ids[:-1] for row in rows], pad_id, multiple=WIDTH_MULTIPLE, limit=max_positions)
+        texts = [row.encoder_ids for row in rows]
+        encoder_ids, mask = pad(texts, pad_id, multiple=WIDTH_MULTIPLE, limit=max_positions)
         inputs = {"input_ids": encoder_ids, "attention_mask": mask, "decoder_input_ids": ids}
     else:
         ids, _ = pad([row.ids[:-1] for row in rows], pad_id)
@@ -382,15 +382,15 @@ def _targets(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor,
     return where, columns, wanted
 
 
-def _filled_within(length: int, limit: int | None) -> int:
-    return max(length, min(filled(length, WIDTH_MULTIPLE), limit or sys.maxsize))
-
-
 def pad(
-    rows: Sequence[Sequence[int]], pad_id: int, width: Callable[[int], int] = lambda longest: longest
+    rows: Sequence[Sequence[int]], pad_id: int, *, multiple: int = 1, limit: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Rows padded on the right (B, S), to the `width` for the longest, and a mask that is 1 on their own ids."""
-    ids = torch.full((len(rows), width(max(map(len, rows)))), pad_id)
+    """Rows padded on the right (B, S), and a mask that is 1 on their own ids.
+
+    S is the next multiple of the longest, or the limit where that is less, and no less than the longest.
+    """
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), max(longest, min(filled(longest, multiple), limit or sys.maxsize))), pad_id)
     mask = torch.zeros_like(ids)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = torch.tensor(row)

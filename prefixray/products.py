@@ -7,7 +7,7 @@ the weights, and where autocast makes bf16 of fp32 weights it does so again at e
 so, from the side where it pays.
 
 A kernel is made for a product's shape when that first comes, which with AMX takes as long as one to five products: so
-lines, chunks of the head's and targets in the last block have few lengths, `filled_up`.
+lines, an encoder-decoder's rows, the head's chunks and targets in the last block have few lengths, `filled_up`.
 """
 
 import functools
