@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 VERDICT_SECONDS = 5.0  # how long the pack waits for the verdicts on trials that reached a rung, then goes on without
+NEWCOMER_SECONDS = 0.5  # how long the pack waits for who comes in a trial's place, and no longer than a step takes
 SPEED_SECONDS = 30.0  # tokens per second are counted over this window
 
 
@@ -92,6 +93,9 @@ class Worker:
         self._changed = threading.Condition()
         self._on_crash = on_crash
         self._patience_ends = 0.0  # `time.monotonic()` until which the pack waits for verdicts
+        self._num_vacant = 0  # places that trials have left and nobody has taken yet
+        self._vacant_until = 0.0  # `time.monotonic()` until which the pack waits for somebody
+        self._step_seconds = 0.0  # of the last step
         self._speed: deque[tuple[float, int]] = deque()
         self._is_retired = False
         self._triage = Triage(None if setup.record is None else Path(setup.record), setup.max_failures)
@@ -152,6 +156,7 @@ class Worker:
         """Let a trial go; one that is not there is gone already."""
 
         def go() -> None:
+            self._vacate(int(key in self._trainer.steps()))
             self._forget(key)
             self._triage.ends(key)
 
@@ -164,6 +169,7 @@ class Worker:
             if key in (steps := self._trainer.steps()):
                 last = Report(key, steps[key], "stopped")
                 self._trainer.drop(key)
+                self._vacate(1)
                 with self._changed:
                     self._members[key].reports.append(last)
                     self._changed.notify_all()
@@ -239,6 +245,7 @@ class Worker:
         finally:
             self._triage.begins({})
         self._members[spec.key] = _Membership(token)
+        self._num_vacant = max(0, self._num_vacant - 1)
         return Admission("joined")
 
     def _let_go(self) -> list[str]:
@@ -275,10 +282,13 @@ class Worker:
         for job, future in jobs:
             _answer(job, future)
         self._await_verdicts()
+        self._await_newcomers()
         if self._jobs:
             return
         started = time.monotonic()
         reports = self._step()
+        self._step_seconds = time.monotonic() - started
+        self._vacate(sum(report.state != "running" for report in reports))
         if any(report.rung is not None for report in reports):
             self._patience_ends = time.monotonic() + VERDICT_SECONDS
         with self._changed:
@@ -286,7 +296,7 @@ class Worker:
                 if report.key in self._members:
                     self._members[report.key].reports.append(report)
             self._changed.notify_all()
-        self._publish(time.monotonic() - started)
+        self._publish(self._step_seconds)
 
     def _step(self) -> list[Report]:
         """One step of the pack, which the process may not survive. Where the disk fails, no trial can go on here."""
@@ -320,6 +330,20 @@ class Worker:
                 if not waiting or self._jobs or left <= 0:
                     return
                 self._changed.wait(left)
+
+    def _vacate(self, count: int) -> None:
+        if count:
+            self._num_vacant += count
+            self._vacant_until = time.monotonic() + min(NEWCOMER_SECONDS, self._step_seconds)
+
+    def _await_newcomers(self) -> None:
+        """Give who comes in the place of a trial that ended a moment to be there for the next step."""
+        left = self._vacant_until - time.monotonic()
+        if self._num_vacant and left > 0 and self._unparked():
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs, left)
+        else:
+            self._num_vacant = 0
 
     def _publish(self, seconds: float) -> None:
         now = time.monotonic()

@@ -168,6 +168,25 @@ def test_a_trial_may_join_while_the_pack_waits_for_a_verdict(worker: Worker, tmp
     assert _Call(worker, "second").state() == "done"
 
 
+def test_the_pack_waits_a_moment_for_who_comes_in_a_trials_place(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, together = worker._trainer.run, []
+
+    def slow_run() -> list[Report]:
+        together.append(worker._trainer.keys())
+        time.sleep(2 * MOMENT)  # as long as the pack waits at the most
+        return run()
+
+    monkeypatch.setattr(worker._trainer, "run", slow_run)
+    _hold_first_step(worker, [_spec(tmp_path, "ends", 1), _spec(tmp_path, "stays", 5)])
+    assert _Call(worker, "ends").state() == "done"
+    time.sleep(MOMENT / 2)
+    worker.join(_spec(tmp_path, "comes", 1), "token")
+    assert _Call(worker, "stays").state() == "done"
+    assert together == [["ends", "stays"], ["stays", "comes"], *[["stays"]] * 3]
+
+
 def test_a_caller_with_a_stale_token_is_sent_away(worker: Worker, tmp_path: Path) -> None:
     spec = _spec(tmp_path, "one", 10_000)
     worker.join(spec, "old")
