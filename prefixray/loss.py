@@ -22,7 +22,7 @@ CHUNK_MULTIPLE = 16  # tokens; see `products` for why there are few sizes
 CHUNK = {"cpu": 256, "cuda": 4096}  # tokens that are multiplied with the head at once, at the most
 CHUNK_BYTES = {"cpu": 30 << 20, "cuda": 1 << 30}  # of their logits: a CPU's malloc gives up to 32 MiB without new pages
 LEAST = 1e-30  # likelihood that has a logarithm: a smaller one may have been rounded to nothing
-BLOCK = {"cpu": 4, "cuda": 1024}  # tokens whose logits are looked at at once: 0.8 MB of fp32 at GPT-2's vocabulary
+BLOCK = {"cpu": 220_000, "cuda": 1 << 26}  # logits that are looked at at once: those of 4 tokens at GPT-2's vocabulary
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def losses_of_hidden(head: Head, hidden: Tensor, ids: Tensor, objective: Objecti
 def _losses(logits: Tensor, ids: Tensor, exact: torch.dtype) -> Tensor:
     """The negative log-likelihood of ids (n,) by logits (n, V): how many times as likely as its id all are together."""
     own = logits.gather(1, ids[:, None]).to(exact)
-    nll = torch.cat([(logits[some] - own[some]).exp_().sum(dim=1) for some in _blocks(logits)]).log()
+    ratios = (logits[some].to(exact, copy=True).sub_(own[some]).exp_() for some in _blocks(logits))
+    nll = torch.cat([block.sum(dim=1) for block in ratios]).log()
     if nll.isfinite().all():
         return nll
     blocks = (torch.log_softmax(logits[some].to(exact), dim=1).gather(1, ids[some, None]) for some in _blocks(logits))
@@ -114,7 +115,7 @@ def _losses_and_slopes_(logits: Tensor, ids: Tensor, smoothing: Tensor, exact: t
 
 
 def _blocks(logits: Tensor) -> Iterator[slice]:
-    return _slices(len(logits), BLOCK[logits.device.type])
+    return _slices(len(logits), max(1, BLOCK[logits.device.type] // logits.shape[1]))
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:

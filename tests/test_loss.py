@@ -27,7 +27,7 @@ def test_chunks_give_the_losses_and_gradients_of_the_whole(
     monkeypatch.setattr(products, "_has_amx", lambda: has_amx)
     monkeypatch.setattr(loss, "CHUNK_MULTIPLE", 4)
     monkeypatch.setitem(loss.CHUNK, "cpu", 5)
-    monkeypatch.setitem(loss.BLOCK, "cpu", 2)
+    monkeypatch.setitem(loss.BLOCK, "cpu", 2 * VOCABULARY)
     draw = torch.Generator().manual_seed(1)
     module = nn.Linear(WIDTH, VOCABULARY).to(dtype).requires_grad_(False)
     head = Head(module)
