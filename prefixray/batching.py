@@ -16,7 +16,7 @@ import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from prefixray.base import Base
 from prefixray.config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.products import filled
+from prefixray.rows import Row, Tree
 from prefixray.speed import Lengths, mean_lengths
 from prefixray.tasks import Example
 
@@ -227,49 +228,6 @@ def _around(ids: Sequence[int], inner: Sequence[int]) -> tuple[tuple[int, ...], 
     return tuple(ids[: starts[0]]), tuple(ids[starts[0] + len(inner) :])
 
 
-@dataclass(frozen=True)
-class Row:
-    """One tokenised example."""
-
-    ids: tuple[int, ...]  # what the decoder is given, and the target
-    num_prompt: int
-    encoder_ids: tuple[int, ...] = ()
-    num_after: int = 1  # tokens of the prompt behind its source: the separator, and room for an infix before it
-
-    @property
-    def num_inputs(self) -> int:
-        """Tokens that go into the decoder: all but the last."""
-        return len(self.ids) - 1
-
-    @property
-    def num_targets(self) -> int:
-        """Tokens that the loss is taken over."""
-        return len(self.ids) - self.num_prompt
-
-    @property
-    def lengths(self) -> tuple[int, int]:
-        """Tokens that go into the encoder and into the decoder."""
-        return len(self.encoder_ids), self.num_inputs
-
-    @property
-    def infix_start(self) -> int:
-        """The column behind the source, where an infix starts."""
-        return self.num_prompt - self.num_after
-
-    def with_room(self, num_positions: int, fill: int) -> "Row":
-        """The row with so many columns more behind its source, for an infix."""
-        if num_positions == 0:
-            return self
-        ids = make_room(self.ids, self.infix_start, num_positions, fill)
-        num_prompt, num_after = self.num_prompt + num_positions, self.num_after + num_positions
-        return replace(self, ids=ids, num_prompt=num_prompt, num_after=num_after)
-
-
-def make_room(ids: Sequence[int], start: int, num_positions: int, fill: int) -> tuple[int, ...]:
-    """Token ids with columns for an infix, which hold the id `fill`."""
-    return (*ids[:start], *[fill] * num_positions, *ids[start:])
-
-
 def encode(examples: Sequence[Example], template: Template) -> list[Row]:
     """Tokenise examples in one go; repeated sources once. Logs how many sources were cut."""
     texts = list(dict.fromkeys(example.source for example in examples))
@@ -338,14 +296,14 @@ class Batch:
     target_ids: Tensor  # (N,)
 
 
-def collate_line(rows: Sequence[Row], *, device: torch.device) -> Batch:
+def collate_line(rows: Sequence[Row | Tree], *, device: torch.device) -> Batch:
     """Rows one behind another, for a decoder-only model: (1, N), with fillers to the length of a line."""
     where, columns, wanted = _targets(rows, device)
     starts = torch.tensor([0, *itertools.accumulate(row.num_inputs for row in rows)], device=device)
-    tokens = [token for row in rows for token in row.ids[:-1]]
+    tokens = [token for row in rows for token in row.inputs]
     fillers = [0] * (filled(len(tokens)) - len(tokens))
     ids = torch.tensor([tokens + fillers], device=device)
-    places = [place for row in rows for place in range(row.num_inputs)]
+    places = [place for row in rows for place in row.places]
     positions = torch.tensor([places + fillers], device=device)
     # A mask of four dimensions is taken as it is, where models would look for rows in the positions and make one.
     inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": ids.new_ones(1, 1, 1, 1)}
@@ -369,16 +327,10 @@ def collate(rows: Sequence[Row], *, pad_id: int, device: torch.device, max_posit
     return Batch({name: tensor.to(device) for name, tensor in inputs.items()}, where, (where, columns), wanted)
 
 
-def _targets(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _targets(rows: Sequence[Row | Tree], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Of each target token, rows in order: its row, the column of its row that predicts it, and its id; (N,) each."""
-    target_rows: list[int] = []
-    target_columns: list[int] = []
-    target_ids: list[int] = []
-    for index, row in enumerate(rows):
-        target_rows += [index] * row.num_targets
-        target_columns += range(row.num_prompt - 1, row.num_inputs)
-        target_ids += row.ids[row.num_prompt :]
-    where, columns, wanted = (torch.tensor(one, device=device) for one in (target_rows, target_columns, target_ids))
+    targets = [(index, *target) for index, row in enumerate(rows) for target in row.targets]
+    where, columns, wanted = torch.tensor(targets, device=device).unbind(1)
     return where, columns, wanted
 
 

@@ -22,12 +22,13 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, Pr
 
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base
-from prefixray.batching import Template, make_room, pad
+from prefixray.batching import Template, pad
 from prefixray.beamcache import BeamCache
 from prefixray.beams import Decoding, start_search
 from prefixray.errors import UserError
 from prefixray.products import rearranged
 from prefixray.prompts import Prompt, extended
+from prefixray.rows import make_room
 
 logger = logging.getLogger(__name__)
 

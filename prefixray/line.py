@@ -27,8 +27,15 @@ GROUP_MULTIPLE = 8  # of which the length of a group's rows is one
 class Line:
     """Where the tokens of a line stand in its groups' rows."""
 
-    def __init__(self, lengths: Sequence[int], groups: Sequence[Sequence[int]], device: torch.device) -> None:
-        """Rows of `lengths` in the order of the line, and which of them each group has."""
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        groups: Sequence[Sequence[int]],
+        device: torch.device,
+        *,
+        starts: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        """Rows of `lengths` in the order of the line, which of them each group has, and where their branches start."""
         self.groups = groups
         self._num_tokens = sum(lengths)
         num_fillers = filled(self._num_tokens) - self._num_tokens
@@ -36,20 +43,20 @@ class Line:
         self.token_rows = torch.arange(len(lengths)).repeat_interleave(repeats).to(device)
         """(N,) the row of each token; fillers count to the last."""
         self._sizes = [(len(group), filled(max(lengths[row] for row in group), GROUP_MULTIPLE)) for group in groups]
-        starts = [0, *itertools.accumulate(lengths)]
+        firsts = [0, *itertools.accumulate(lengths)]
         tokens, is_token = [], []  # of each place: the token there, and whether it is not a row's last once more
         for group, (_, longest) in zip(groups, self._sizes, strict=True):
             for row in group:
                 columns = torch.arange(longest)
-                tokens.append(starts[row] + columns.clamp(max=lengths[row] - 1))
+                tokens.append(firsts[row] + columns.clamp(max=lengths[row] - 1))
                 is_token.append(columns < lengths[row])
         there, kept = torch.cat(tokens), torch.cat(is_token)
         self._there = there.to(device)  # (M,)
         back = kept.nonzero()[:, 0][there[kept].argsort()]
         self._back = torch.cat([back, back.new_zeros(num_fillers)]).to(device)  # (N,) the place of each token
         self._padding = (~kept).nonzero()[:, 0].to(device)  # the places behind a row's last token
-        masks = {size: torch.ones(size, size, dtype=torch.bool, device=device).tril() for _, size in self._sizes}
-        self.causal = [masks[size].expand(count, 1, -1, -1) for count, size in self._sizes]
+        forks = [[starts[row] for row in group] if starts else [] for group in groups]
+        self.causal = [_masks(own, *size).to(device) for own, size in zip(forks, self._sizes, strict=True)]
         """Which tokens of its row a token of each group may look at, (B, 1, S, S): never at what stands behind it."""
 
     def spread(self, tokens: Tensor) -> list[Tensor]:
@@ -97,3 +104,14 @@ class _Moved(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
         return ctx.back(gradients[0]), None, None
+
+
+def _masks(starts: Sequence[Sequence[int]], num_rows: int, size: int) -> Tensor:
+    """Of rows that are as long, (B, 1, S, S): a token looks back, past branches that are not its own."""
+    causal = torch.ones(size, size, dtype=torch.bool).tril()
+    if not any(starts):
+        return causal.expand(num_rows, 1, -1, -1)
+    columns = torch.arange(size)
+    edges = (torch.tensor(own, dtype=torch.long) for own in starts)
+    branches = torch.stack([torch.bucketize(columns, own, right=True) for own in edges])  # (B, S), 0: the trunk
+    return (causal & ((branches[:, None] == 0) | (branches[:, None] == branches[:, :, None])))[:, None]

@@ -20,21 +20,23 @@ from torch import Tensor
 
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base
-from prefixray.batching import Row, collate, collate_line, cut_by_length, cut_evenly
+from prefixray.batching import collate, collate_line, cut_by_length, cut_evenly
 from prefixray.config import TrialConfig
 from prefixray.line import GROUP_MULTIPLE, Line
 from prefixray.loss import Objective, losses_of_hidden, losses_of_logits, plain_head
 from prefixray.methods import Method, build_method
 from prefixray.norms import frozen_norms, rms_norms
 from prefixray.products import filled, frozen_layers
-from prefixray.prompts import RowGroup, row_groups
+from prefixray.prompts import RowGroup, by_source, row_groups, trees
+from prefixray.rows import Row, Tree
 from prefixray.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
 
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 65536}  # tokens per micro-batch, padding included, to start from
-PIECE_COST = {"cpu": 32, "cuda": 8192}  # tokens that could be computed in the time one more micro-batch takes by itself
+PIECE_COST = {"cpu": 192, "cuda": 8192}  # tokens that could be run in the time one more micro-batch takes by itself
 GROUP_COST = {"cpu": 64, "cuda": 8192}  # tokens that could attend in the time one more group of a line takes by itself
+LONGEST_TREE = 512  # tokens of rows that share a prompt: attention in a longer one costs more than the prompt again
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,12 @@ class Outcome:
 class Order:
     """The order in which a trial sees its examples: a permutation per epoch, a function of the seed and the step."""
 
-    def __init__(self, num_rows: int, seed: int) -> None:
-        assert num_rows > 0, "there is something to train on"
-        self._num_rows, self._seed = num_rows, seed
-        self._epoch, self._permutation = -1, torch.empty(0)
+    def __init__(self, groups: Sequence[Sequence[int]], seed: int) -> None:
+        """Groups of examples, each of which stays together."""
+        assert groups, "there is something to train on"
+        self._groups, self._seed = groups, seed
+        self._num_rows = sum(map(len, groups))
+        self._epoch, self._permutation = -1, list[int]()
 
     def at(self, start: int, count: int) -> list[int]:
         """Indices of the examples `start` to `start + count` of the endless sequence of epochs."""
@@ -63,8 +67,9 @@ class Order:
         epoch, offset = divmod(position, self._num_rows)
         if epoch != self._epoch:
             draw = torch.Generator().manual_seed(derive_seed(self._seed, epoch, "epoch"))
-            self._epoch, self._permutation = epoch, torch.randperm(self._num_rows, generator=draw)
-        return int(self._permutation[offset])
+            shuffled = torch.randperm(len(self._groups), generator=draw).tolist()
+            self._epoch, self._permutation = epoch, [index for group in shuffled for index in self._groups[group]]
+        return self._permutation[offset]
 
 
 class Member:
@@ -150,7 +155,7 @@ class Pack:
         self.token_budget = self._first_budget = token_budget or TOKEN_BUDGET[base.device.type]
         self._train, self._pad_id = train, pad_id
         self._rows: dict[str, Sequence[Row]] = {}  # what each member trains on
-        self._orders: dict[int, Order] = {}
+        self._orders: dict[tuple[int, str], Order] = {}
 
     def admit(self, key: str, config: TrialConfig, seeds: Seeds, *, train: Sequence[Row] | None = None) -> Member:
         """Make a trial's tensors and let it join the next step; `train`: rows of its own in place of the pack's."""
@@ -207,8 +212,11 @@ class Pack:
 
     def _next_rows(self, member: Member) -> list[Row]:
         rows = self._rows[member.key]
-        order = self._orders.setdefault(member.order_seed, Order(len(rows), member.order_seed))
-        return [rows[i] for i in order.at(member.step * member.rows_per_step, member.rows_per_step)]
+        kind = (member.order_seed, member.config.order)
+        if kind not in self._orders:
+            groups = by_source(rows) if member.config.order == "sources" else [[index] for index in range(len(rows))]
+            self._orders[kind] = Order(groups, member.order_seed)
+        return [rows[i] for i in self._orders[kind].at(member.step * member.rows_per_step, member.rows_per_step)]
 
     def _within_memory(
         self, members: list[Member], rows: Sequence[Sequence[Row]], *, train: bool
@@ -276,7 +284,11 @@ class Pack:
     def _row_groups(
         self, binder: Binder, inserts: Sequence[Insert], rows: Sequence[Sequence[Row]], *, train: bool
     ) -> Iterator[RowGroup]:
-        """What is run: in training all rows whole, in evaluation what rows share but once."""
+        """What is run: what rows of a line share but once, else in training all rows whole."""
+        if self._runs_in_line(inserts):
+            longest = min(self.token_budget, LONGEST_TREE)
+            shared = [(slot, row) for slot, own in enumerate(rows) for row in trees(own, longest)]
+            return iter([RowGroup(inserts, range(len(inserts)), shared)])
         if not train:
             sizes = {"pad_id": self._pad_id, "token_budget": self.token_budget}
             return row_groups(binder, inserts, rows, **sizes, device=self.base.device)
@@ -294,27 +306,30 @@ class Pack:
     def _runs_in_line(self, inserts: Sequence[Insert]) -> bool:
         return self._knows_lines and all(not insert.functions and insert.infix is None for insert in inserts)
 
-    def _line(self, rows: Sequence[Row]) -> Line:
+    def _line(self, rows: Sequence[Row | Tree]) -> Line:
         lengths = [(0, filled(row.num_inputs, GROUP_MULTIPLE)) for row in rows]
         padding = min(GROUP_COST[self.base.device.type], self.token_budget // 8)
         groups = cut_by_length(lengths, sys.maxsize, padding)
-        return Line([row.num_inputs for row in rows], groups, self.base.device)
+        starts = [row.starts for row in rows]
+        return Line([row.num_inputs for row in rows], groups, self.base.device, starts=starts)
 
     def _forward(
         self,
         members: list[Member],
         inserts: Sequence[Insert],
-        rows: list[tuple[int, Row]],
+        rows: list[tuple[int, Row | Tree]],
         weights: list[float] | None,
     ) -> Tensor:
         """The NLL of each row, (B,). With weights, the backward of the weighted sum has run when this returns."""
         slots, device = sorted({slot for slot, _ in rows}), self.base.device
-        own_rows = [row for _, row in rows]
         if self._runs_in_line(inserts):
-            batch, line = collate_line(own_rows, device=device), self._line(own_rows)
+            in_line = [row for _, row in rows]
+            batch, line, infix_starts = collate_line(in_line, device=device), self._line(in_line), list[int]()
         else:
-            limit = self.base.shape.max_positions
+            own_rows, limit = [row for _, row in rows if isinstance(row, Row)], self.base.shape.max_positions
             batch, line = collate(own_rows, pad_id=self._pad_id, device=device, max_positions=limit), None
+            infix_starts = [row.infix_start for row in own_rows]
+            assert len(own_rows) == len(rows), "trees stand in lines"
         own = members[0].method.own_model
         head = self._head if own is None else None
         objective = None
@@ -327,7 +342,7 @@ class Pack:
             [inserts[slot] for slot in slots],
             [slots.index(slot) for slot, _ in rows],
             targets=batch.targets,
-            infix_starts=[row.infix_start for row in own_rows],
+            infix_starts=infix_starts,
             is_headless=head is not None,
             line=line,
         )
@@ -350,30 +365,43 @@ def _knows_lines(base: Base, binder: Binder) -> bool:
     """
     if base.shape.is_encoder_decoder or getattr(base.model.config, "attention_chunk_size", None) is not None:
         return False
-    texts = [(1, 2, 3, 4), (5, 4, 3, 2, 1)]
-    batch = collate([Row(text, 1) for text in texts], pad_id=0, device=base.device)
-    with binder.bind([Insert()], [0, 0], targets=batch.targets), torch.no_grad():
+    forked, alone = Tree((1, 2), (Row((3, 4), 1), Row((3, 5, 4), 1))), Row((5, 4, 3, 2, 1), 1)
+    batch = collate([Row((1, 2, 3, 4), 3), Row((1, 2, 3, 5, 4), 3), alone], pad_id=0, device=base.device)
+    with binder.bind([Insert()], [0, 0, 0], targets=batch.targets), torch.no_grad():
         beside = base.model(**batch.inputs, use_cache=False).logits.double()
-    apart = (torch.cat(_line_logits(base, binder, texts)).double() - beside).abs().max() / beside.abs().max()
+    in_line = torch.cat(_line_logits(base, binder, [forked, alone])).double()
+    apart = (in_line - beside).abs().max() / beside.abs().max()
     if base.model.dtype not in (torch.bfloat16, torch.float16):
         return bool(apart <= 1e-3)
     return bool(apart <= 0.05 or (apart <= 0.3 and _is_row_by_row(base, binder)))
 
 
 def _is_row_by_row(base: Base, binder: Binder) -> bool:
-    """Whether a row of a line looks back over itself alone and has the same logits, to the bit, wherever it stands."""
-    row, other, third = (1, 2, 3, 4, 5), (4, 4, 2, 1), (5, 3, 1, 2, 4)
-    own, *_ = _line_logits(base, binder, [row, other, third])
-    *_, behind = _line_logits(base, binder, [third, other, row])
-    early, late = (_line_logits(base, binder, (text, other, third))[0] for text in ((6, *row[1:]), (*row[:3], 6, 5)))
-    return torch.equal(own, behind) and torch.equal(own[:3], late[:3]) and not torch.equal(own[3], early[3])
+    """Whether a row of a line looks back over itself alone and has the same logits, to the bit, wherever it stands.
+
+    And whether a branch of a tree looks back over itself and the trunk alone.
+    """
+    row, other, third = (1, 2, 3, 4, 5), Row((4, 4, 2, 1), 1), Row((5, 3, 1, 2, 4), 1)
+
+    def first(*ids: int) -> Tensor:
+        return _line_logits(base, binder, [Row(ids, 1), other, third])[0]
+
+    def second_branch(trunk: int, before: int) -> Tensor:
+        tree = Tree((trunk, 2), (Row((5, before, 1), 1), Row((5, 3, 2), 1)))
+        return _line_logits(base, binder, [tree, other])[0][-2:]
+
+    own, early, late = first(*row), first(6, *row[1:]), first(*row[:3], 6, 5)
+    *_, behind = _line_logits(base, binder, [third, other, Row(row, 1)])
+    if not (torch.equal(own, behind) and torch.equal(own[:3], late[:3]) and not torch.equal(own[3], early[3])):
+        return False
+    branch = second_branch(1, 4)
+    return torch.equal(branch, second_branch(1, 6)) and not torch.equal(branch, second_branch(6, 4))
 
 
-def _line_logits(base: Base, binder: Binder, texts: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """Of each text, whose first token is its prompt, (num_targets, V), in one line without prefixes."""
-    rows = [Row(text, 1) for text in texts]
-    batch = collate_line(rows, device=base.device)
-    line = Line([row.num_inputs for row in rows], [range(len(rows))], base.device)
+def _line_logits(base: Base, binder: Binder, rows: Sequence[Row | Tree]) -> list[Tensor]:
+    """At the targets of each row, (num_targets, V), in one line without prefixes."""
+    batch, starts = collate_line(rows, device=base.device), [row.starts for row in rows]
+    line = Line([row.num_inputs for row in rows], [range(len(rows))], base.device, starts=starts)
     with binder.bind([Insert()], [0] * len(rows), targets=batch.targets, line=line), torch.no_grad():
         logits: Tensor = base.model(**batch.inputs, use_cache=False).logits
     return list(logits.split([row.num_targets for row in rows]))

@@ -1,12 +1,14 @@
-"""Prompts that several rows continue: run once, and seen by each of those rows as a longer prefix.
+"""Prompts that several rows continue: run once, and seen by each of those rows.
 
-Beams of a source share its prompt, and so do the references of a source in an evaluation. The keys and values of all
-but a prompt's last token are recorded and put behind its trial's prefix; a row then begins with that last token.
-Only decoder-only bases have such prompts; training goes without, since there gradients pass through the prompt.
+Beams of a source share its prompt, and so do the references of a source in an evaluation, and in a step of training
+where they meet. Rows that run in a line become trees. For others the keys and values of all but a prompt's last token
+are recorded and put behind its trial's prefix, and a row then begins with that last token; in training these go
+without, since there gradients pass through the prompt. Only decoder-only bases have such prompts.
 """
 
 # B prompts, L layers, K key/value heads, S tokens of the longest prompt without its last, D head dim
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +16,8 @@ import torch
 from torch import Tensor
 
 from prefixray.attention import Binder, Insert
-from prefixray.batching import Row, cut_by_length, pad, row_lengths
+from prefixray.batching import cut_by_length, pad, row_lengths
+from prefixray.rows import Row, Tree
 from prefixray.speed import Lengths
 
 
@@ -33,7 +36,39 @@ class RowGroup:
 
     inserts: Sequence[Insert]
     slots: Sequence[int]  # whose each insert is
-    rows: Sequence[tuple[int, Row]]
+    rows: Sequence[tuple[int, Row | Tree]]
+
+
+def by_source(rows: Sequence[Row]) -> list[list[int]]:
+    """The indices of the rows of each source."""
+    groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault((row.ids[: row.num_prompt], row.encoder_ids), []).append(index)
+    return list(groups.values())
+
+
+def trees(rows: Sequence[Row], longest: int) -> list[Row | Tree]:
+    """The rows, those that go on from the same prompt as trees.
+
+    A tree is no longer than `longest`, or than twice its trunk.
+    """
+    single, shared = _by_prompt(rows)
+    found: list[Row | Tree] = [*single]
+    for (trunk, _), branches in shared.items():
+        limit, length = max(longest, 2 * len(trunk)), sys.maxsize
+        parts: list[list[Row]] = []
+        for branch in branches:
+            length += branch.num_inputs
+            if length > limit:
+                parts.append([])
+                length = len(trunk) + branch.num_inputs
+            parts[-1].append(branch)
+        found += (_whole(trunk, part[0]) if len(part) == 1 else Tree(trunk, tuple(part)) for part in parts)
+    return found
+
+
+def _whole(trunk: tuple[int, ...], branch: Row) -> Row:
+    return Row((*trunk, *branch.ids), len(trunk) + branch.num_prompt)
 
 
 def extended(

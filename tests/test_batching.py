@@ -11,9 +11,10 @@ from tokenizers.normalizers import Replace
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
 from prefixray.base import Base
-from prefixray.batching import Row, Template, collate, cut_by_length, encode, make_template
+from prefixray.batching import Template, collate, cut_by_length, encode, make_template
 from prefixray.config import TaskConfig
 from prefixray.errors import UserError
+from prefixray.rows import Row
 from prefixray.tasks import Example
 
 EAGLE = Example("name : The Eagle | food : Chinese", "The Eagle serves Chinese food.")

@@ -15,13 +15,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base, checkpointed
-from prefixray.batching import Row, encode, make_template
+from prefixray.batching import encode, make_template
 from prefixray.config import SITES, AdapterTrial, FinetuneTrial, LoraTrial, PrefixTrial, TaskConfig, TrialConfig
 from prefixray.errors import UserError
 from prefixray.generation import Decoding, generate
 from prefixray.methods import build_method
 from prefixray.methods.prefix import Prefix
 from prefixray.pack import Pack, Seeds
+from prefixray.rows import Row
 from prefixray.tasks import Example
 
 MakeBase = Callable[[str, torch.dtype], Base]

@@ -14,11 +14,12 @@ from transformers import DynamicCache, PreTrainedModel
 
 from prefixray.attention import Insert
 from prefixray.base import Base
-from prefixray.batching import Row, encode, make_template
+from prefixray.batching import encode, make_template
 from prefixray.config import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial, TaskConfig, TrialConfig
 from prefixray.line import Line
 from prefixray.methods.prefix import Prefix
 from prefixray.pack import Member, Order, Outcome, Pack, Seeds, _is_out_of_memory, learning_rate
+from prefixray.rows import Row
 from prefixray.tasks import Example
 
 MakeBase = Callable[[str, torch.dtype], Base]
@@ -386,16 +387,16 @@ def test_learning_rates_are_the_hand_worked_ones() -> None:
 
 
 def test_an_epoch_is_a_permutation_and_no_two_are_alike() -> None:
-    order = Order(50, seed=1)
+    order = Order(_singly(50), seed=1)
     epochs = [order.at(50 * epoch, 50) for epoch in range(4)]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
 def test_the_order_depends_on_the_seed_alone_and_resumes_anywhere() -> None:
-    whole = Order(7, seed=3).at(0, 40)
-    assert Order(7, seed=4).at(0, 40) != whole
-    resumed = Order(7, seed=3)
+    whole = Order(_singly(7), seed=3).at(0, 40)
+    assert Order(_singly(7), seed=4).at(0, 40) != whole
+    resumed = Order(_singly(7), seed=3)
     assert [resumed.at(start, 5) for start in (35, 5, 20)] == [whole[start : start + 5] for start in (35, 5, 20)]
 
 
@@ -532,3 +533,16 @@ def _naive_adamw(parameter: Tensor, gradient: Tensor, moments: tuple[Tensor, Ten
     decay = 0.2 if parameter.ndim > 1 else 0.0
     corrected = (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
     parameter -= rate * (corrected + decay * parameter)
+
+
+def test_groups_stay_together_and_every_epoch_shuffles_them() -> None:
+    groups = [[0, 3, 5], [1], [2, 4]]
+    order = Order(groups, seed=1)
+    epochs = [order.at(6 * epoch, 6) for epoch in range(8)]
+    assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
+    assert all(epoch[epoch.index(group[0]) :][: len(group)] == group for epoch in epochs for group in groups)
+    assert len(set(map(tuple, epochs))) > 3
+
+
+def _singly(count: int) -> list[list[int]]:
+    return [[index] for index in range(count)]

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from prefixray.base import Base
-from prefixray.batching import Row, encode, make_template
+from prefixray.batching import encode, make_template
 from prefixray.config import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial, TaskConfig, TrialConfig
 from prefixray.pack import Pack, Seeds
 from prefixray.prompts import lengths_run
+from prefixray.rows import Row
 from prefixray.tasks import Example
 
 MakeBase = Callable[[str, torch.dtype], Base]

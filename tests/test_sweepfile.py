@@ -155,8 +155,8 @@ def test_a_misspelt_key_is_named_with_its_nearest() -> None:
 def test_a_key_like_no_other_is_answered_with_all_keys() -> None:
     assert complaint(changed("{learning_rate: 5e-5}", "{learning_rate: 5e-5, zzz: 1}")) == (
         "x.yaml:14: arms.finetune.zzz: no such key for fine-tuning (the keys are: top_layers, tune_embeddings, "
-        "learning_rate, batch_size, grad_accumulation, num_steps, warmup_steps, schedule, weight_decay, max_grad_norm, "
-        "objective, label_smoothing, method, num_trials, first)"
+        "learning_rate, batch_size, grad_accumulation, order, num_steps, warmup_steps, schedule, weight_decay, "
+        "max_grad_norm, objective, label_smoothing, method, num_trials, first)"
     )
 
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefixray.base import wrap_model
-from prefixray.batching import Row
 from prefixray.config import PrefixTrial, TrialConfig
 from prefixray.methods.prefix import Prefix
 from prefixray.pack import Pack, Seeds
+from prefixray.rows import Row
 
 MID_DIM = 512
 LEARNING_RATE = 5e-3

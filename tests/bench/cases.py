@@ -20,8 +20,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from prefixray.batching import Row
 from prefixray.config import TaskConfig
+from prefixray.rows import Row
 from prefixray.tasks import load_task
 
 EOS = 2

@@ -59,8 +59,8 @@ def _measured(num_trials: int, *, is_checkpointed: bool) -> int:
     from transformers import BartConfig, BartForConditionalGeneration
 
     from prefixray.base import checkpointed, wrap_model
-    from prefixray.batching import Row
     from prefixray.pack import Pack, Seeds
+    from prefixray.rows import Row
 
     before = _peak()
     base = wrap_model(BartForConditionalGeneration(BartConfig()), None, name="bart-large", digest="")  # type: ignore[arg-type]

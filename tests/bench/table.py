@@ -25,10 +25,11 @@ from arms import PackArm, PeftArm, Setting
 from cases import ALL_CASES, CASES, Case, make_model
 
 from prefixray.base import describe
-from prefixray.batching import Row, row_lengths
+from prefixray.batching import row_lengths
 from prefixray.logs import quieten
 from prefixray.products import linear
 from prefixray.profiling import profiled
+from prefixray.rows import Row
 from prefixray.speed import forward_flops
 
 Value = TypeVar("Value")
