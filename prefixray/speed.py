@@ -152,8 +152,8 @@ def measured_speeds(config: SweepConfig, folder: Path, found: Mapping[str, Any],
     work: dict[Kind, list[float]] = {"shared": [0, 0, 0], "alone": [0, 0, 0], "decode": [0, 0, 0]}
     for path in _newer(folder, ("trials/*/*/result.json", "final/*/result.json"), since):
         result = json.loads(path.read_text(encoding="utf-8"))
-        if "train/seconds" not in result["metrics"]:
-            continue
+        if "train/seconds" not in result["metrics"] or result["config"].get("order") == "sources":
+            continue  # what rows share in a step is run once, and counted here for each
         kind: Kind = "alone" if result["config"]["method"]["method"] == "finetune" else "shared"
         _add(work[kind], _trained(config, found, result), result["metrics"])
     for path in _newer(folder, ("final/*/test.json",), since):
