@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prefixray.activations import activated_layers, fused
 from prefixray.attention import Binder, Insert
 from prefixray.base import Base
 from prefixray.batching import collate, collate_line, cut_by_length, cut_evenly
@@ -148,6 +149,7 @@ class Pack:
     def __init__(self, base: Base, train: Sequence[Row], *, pad_id: int, token_budget: int | None = None) -> None:
         self.base, self.binder = base, Binder(base.model)
         self._head, self._norms = plain_head(base.model), rms_norms(base.model)
+        self._activated = activated_layers(base.model)
         self._knows_lines = _knows_lines(base, self.binder)
         if not (self._knows_lines or base.shape.is_encoder_decoder):
             logger.info("rows of this base run side by side, not one behind another")
@@ -256,7 +258,8 @@ class Pack:
         inserts = [member.method.insert(member.step if train else None) for member in members]
         weights = [_objective_weight(member.config, own) for member, own in zip(members, rows, strict=True)]
         totals = [0.0] * len(members)
-        with self._running(members[0], train=train):
+        is_bare = not train and all(not insert.functions for insert in inserts)
+        with self._running(members[0], train=train), fused(self._activated if is_bare else ()):
             for group in self._row_groups(members[0].binder, inserts, rows, train=train):
                 for piece in self._pieces(group):
                     picked = sorted((group.rows[i] for i in piece), key=lambda pair: pair[0])

@@ -40,33 +40,40 @@ def filled_up(tokens: Tensor, multiple: int = MULTIPLE) -> Tensor:
     return functional.pad(tokens, (0, 0, 0, filled(len(tokens), multiple) - len(tokens)))
 
 
+def linear_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Those of a model; GPT-2's are of a class of their own."""
+    return [module for module in model.modules() if type(module) in (nn.Linear, Conv1D)]
+
+
 @contextmanager
 def rearranged(model: PreTrainedModel) -> Iterator[None]:
     """Run the model's linear layers on a copy of their weights; for forwards without gradients."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else model.dtype
-    with running(_layers(model) if _pays(model, dtype) else [], lambda layer: _on_copy(layer, dtype)):
+    with running(linear_layers(model) if _pays(model, dtype) else [], lambda layer: _on_copy(layer, dtype)):
         yield
 
 
 @contextmanager
 def frozen_layers(model: PreTrainedModel) -> Iterator[None]:
     """Run the model's linear layers, whose weights are frozen, by oneDNN, forward and backward, where it is faster."""
-    with running(_layers(model) if _is_faster(model.device, model.dtype) else [], _on_weights):
+    with running(linear_layers(model) if _is_faster(model.device, model.dtype) else [], _on_weights):
         yield
 
 
 @contextmanager
 def running(modules: Iterable[nn.Module], forward_of: Callable[[nn.Module], Forward]) -> Iterator[None]:
     """Give each of these modules another forward, around which its hooks still run."""
-    changed: list[nn.Module] = []
+    changed: list[tuple[nn.Module, Forward | None]] = []
     try:
         for module in modules:
+            changed.append((module, vars(module).get("forward")))
             module.forward = forward_of(module)
-            changed.append(module)
         yield
     finally:
-        for module in changed:
+        for module, before in reversed(changed):
             del module.forward
+            if before is not None:
+                module.forward = before
 
 
 def through(weight: Tensor, bias: Tensor | None) -> Forward:
@@ -100,9 +107,17 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return _product(inputs, weight, bias)
 
 
-def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    output: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+def _product(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none", algorithm: str = ""
+) -> Tensor:
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, activation, [], algorithm)
     return output
+
+
+def activated(module: nn.Module, name: str, algorithm: str) -> Forward:
+    """A linear layer and an activation behind it, as oneDNN calls it, in one; without gradients."""
+    weight, bias = _weights(module)
+    return lambda inputs: _product(inputs, weight, bias, name, algorithm)
 
 
 def _lying(weight: Tensor) -> Tensor:
@@ -159,10 +174,6 @@ def _pays(model: PreTrainedModel, dtype: torch.dtype) -> bool:
 def _is_small(num_bytes: int) -> bool:
     """By the machine's whole memory, so that it is always the same."""
     return num_bytes <= MOST_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _layers(model: PreTrainedModel) -> list[nn.Module]:
-    return [module for module in model.modules() if type(module) in (nn.Linear, Conv1D)]
 
 
 def _weights(module: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -37,12 +37,14 @@ PLAIN = [
     "speed",
     "logs",
     "exits",
+    "rows",
 ]
 # The trainer: torch, but nothing that knows of a search.
 TRAINING = [
     "profiling",
     "base",
     "products",
+    "activations",
     "norms",
     "infixes",
     "lastblock",
@@ -50,7 +52,6 @@ TRAINING = [
     "beamcache",
     "kernels",
     "attention",
-    "rows",
     "batching",
     "methods",
     "checkpoint",
@@ -111,10 +112,10 @@ ALLOWED = {
     "ray": {"clusterfile", "submit", "nodes", "cluster", "places", "pool", "trainable", "engine"},
     "transformers": {
         "base",
+        "activations",
         "lastblock",
         "attention",
         "batching",
-        "rows",
         "kernels",
         "loss",
         "products",
