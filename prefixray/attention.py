@@ -20,6 +20,7 @@ The way in is transformers' attention interface: a function registered by name f
 # B rows, T trials, L layers of a site, H query heads, K key/value heads, G = H / K, S tokens, P prefix positions,
 # D head dim
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,14 +34,14 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from prefixray.beamcache import BeamCache
 from prefixray.infixes import Infixes, place_infixes
-from prefixray.kernels import attend, attend_from_one_token
+from prefixray.kernels import attend, attend_apart, attend_from_one_token, is_apart
 from prefixray.lastblock import Targets, run_on_targets
 from prefixray.line import Line
+from prefixray.sites import attentions
 
 RowFunction = Callable[[Tensor, Tensor], Tensor]  # (input of the module, output of the module) -> new output
 
@@ -83,6 +84,7 @@ class _Bound:
     cache: BeamCache | None = None  # what the rows, each one token of a beam, look at
     line: Line | None = None  # in which the rows run
     groups: "Sequence[_Bound]" = ()  # the line's, as rows that attend
+    is_apart: bool = False  # the rows are all of one trial, with a long prefix
     is_headless: bool = False
     hidden: Tensor | None = None
     """Where the forward is headless: the head's input at the targets, (N, width)."""
@@ -184,7 +186,7 @@ class Binder:
             infixes=place_infixes([insert.infix for insert in inserts], row_trial, infix_starts),
             cache=cache,
             line=line,
-            groups=[_Bound(trials[group], sites, [], even=False) for group in (line.groups if line else ())],
+            groups=[] if line is None else self._groups(inserts, row_trial, sites, line),
             is_headless=is_headless,
         )
         try:
@@ -227,6 +229,27 @@ class Binder:
             found.setdefault(site, []).append(torch.stack([key, value], dim=1))
         return {site: torch.stack(layers, dim=2) for site, layers in found.items()}
 
+    def _groups(
+        self, inserts: Sequence[Insert], row_trial: Sequence[int], sites: Mapping[str, _SitePrefix], line: Line
+    ) -> list[_Bound]:
+        """A line's groups. One whose rows' trial has a long prefix knows that trial alone."""
+        apart = {trial: self._sites([insert]) for trial, insert in enumerate(inserts) if self.is_apart(insert)}
+        groups = []
+        for group in line.groups:
+            trials = [row_trial[row] for row in group]
+            alone = apart.get(trials[0]) if len(set(trials)) == 1 else None
+            if alone is not None:
+                trials = [0] * len(trials)
+            on_device = torch.tensor(trials, device=self._model.device)
+            own = sites if alone is None else alone
+            groups.append(_Bound(on_device, own, [], even=False, is_apart=alone is not None))
+        return groups
+
+    def is_apart(self, insert: Insert) -> bool:
+        """Whether rows of a trial had better attend apart from other trials'."""
+        longest = max((_length(insert, site) for site in insert.prefixes), default=0)
+        return insert.infix is None and is_apart(longest, self._model.device, self._model.dtype)
+
     def _sites(self, inserts: Sequence[Insert]) -> dict[str, _SitePrefix]:
         found = {}
         for site in dict.fromkeys(site for insert in inserts for site in insert.prefixes):
@@ -246,8 +269,9 @@ class Binder:
         given = next(insert.prefixes[site] for insert in inserts if site in insert.prefixes)
         none = given.new_zeros(given.shape).narrow(3, 0, 0)
         parts = [insert.prefixes.get(site, none).to(self._model.dtype) for insert in inserts]
-        padded = [functional.pad(part, (0, 0, 0, longest - part.shape[3])) for part in parts]
-        return torch.stack(padded).unbind(2)
+        short = [longest - part.shape[3] for part in parts]
+        padded = [functional.pad(part, (0, 0, 0, n)) if n else part for part, n in zip(parts, short, strict=True)]
+        return (torch.stack(padded) if len(padded) > 1 else padded[0][None]).unbind(2)
 
     def _shift_positions(
         self, module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]
@@ -315,25 +339,6 @@ class Binder:
         return hook
 
 
-def attentions(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str, int]]:
-    """Every attention module with its site and its layer there."""
-    if not model.config.is_encoder_decoder:
-        found = [module for module in model.modules() if _is_attention(module)]
-        assert len(found) == model.config.get_text_config().num_hidden_layers, "one attention per layer"
-        yield from ((module, "decoder", layer) for layer, module in enumerate(found))
-        return
-    encoder, decoder = model.get_encoder(), model.get_decoder()  # type: ignore[no-untyped-call]
-    for side, sites in ((encoder, ("encoder",)), (decoder, ("decoder", "cross"))):
-        blocks = [module for module in side.modules() if isinstance(module, GradientCheckpointingLayer)]
-        for layer, block in enumerate(blocks):
-            found = [module for module in block.modules() if _is_attention(module)]
-            yield from ((module, site, layer) for module, site in zip(found, sites, strict=True))
-
-
-def _is_attention(module: nn.Module) -> bool:
-    return type(module).__name__.endswith("Attention") and hasattr(module, "layer_idx")
-
-
 def _length(insert: Insert, site: str) -> int:
     """P: how many positions of its prefix a trial's rows see at a site, wherever they stand."""
     return insert.prefixes[site].shape[3] if site in insert.prefixes else 0
@@ -378,10 +383,29 @@ def _attention(
     if bound.line is not None:
         queries, keys, values = (bound.line.spread(tokens) for tokens in (query, key, value))
         given = zip(bound.groups, queries, keys, values, bound.line.causal, strict=True)
-        parts = [_attend(group, module, site, layer, q, k, v, mask, **options) for group, q, k, v, mask in given]
+        parts: list[Tensor] = []
+        for _, sharing in itertools.groupby(given, key=lambda one: id(one[0].sites)):
+            parts += _attend_groups(module, site, layer, list(sharing), **options)
         return bound.line.joined(parts), None
     assert attention_mask is not None, "the mask function never leaves the mask out"
     return _attend(bound, module, site, layer, query, key, value, attention_mask, **options), None
+
+
+def _attend_groups(
+    module: nn.Module,
+    site: str,
+    layer: int,
+    groups: Sequence[tuple[_Bound, Tensor, Tensor, Tensor, Tensor]],
+    **options: Any,  # noqa: ANN401
+) -> Sequence[Tensor]:
+    """Attention in groups that have the same prefixes."""
+    bound = groups[0][0]
+    is_plain = site in bound.sites and not options.get("dropout") and options.get("softcap") is None
+    if is_plain and bound.is_apart and torch.is_grad_enabled():
+        prefix = bound.sites[site].layers[layer].squeeze(0)  # (2, K, P, D)
+        rows = [(q, k, v, group.mask(site, own, q, None)[..., prefix.shape[2] :]) for group, q, k, v, own in groups]
+        return attend_apart(rows, prefix, options.get("scaling"))
+    return [_attend(group, module, site, layer, q, k, v, own, **options) for group, q, k, v, own in groups]
 
 
 def _attend(

@@ -309,12 +309,20 @@ class Pack:
     def _runs_in_line(self, inserts: Sequence[Insert]) -> bool:
         return self._knows_lines and all(not insert.functions and insert.infix is None for insert in inserts)
 
-    def _line(self, rows: Sequence[Row | Tree]) -> Line:
-        lengths = [(0, filled(row.num_inputs, GROUP_MULTIPLE)) for row in rows]
+    def _line(self, inserts: Sequence[Insert], rows: Sequence[tuple[int, Row | Tree]]) -> Line:
+        lengths = [(0, filled(row.num_inputs, GROUP_MULTIPLE)) for _, row in rows]
         padding = min(GROUP_COST[self.base.device.type], self.token_budget // 8)
-        groups = cut_by_length(lengths, sys.maxsize, padding)
-        starts = [row.starts for row in rows]
-        return Line([row.num_inputs for row in rows], groups, self.base.device, starts=starts)
+        apart = [self.binder.is_apart(insert) for insert in inserts]
+        sharing: dict[int, list[int]] = {}  # rows of a trial that attends apart, or of all others
+        for index, (slot, _) in enumerate(rows):
+            sharing.setdefault(slot if apart[slot] else -1, []).append(index)
+        groups = [
+            [indices[place] for place in group]
+            for indices in sharing.values()
+            for group in cut_by_length([lengths[index] for index in indices], sys.maxsize, padding)
+        ]
+        starts = [row.starts for _, row in rows]
+        return Line([row.num_inputs for _, row in rows], groups, self.base.device, starts=starts)
 
     def _forward(
         self,
@@ -326,8 +334,8 @@ class Pack:
         """The NLL of each row, (B,). With weights, the backward of the weighted sum has run when this returns."""
         slots, device = sorted({slot for slot, _ in rows}), self.base.device
         if self._runs_in_line(inserts):
-            in_line = [row for _, row in rows]
-            batch, line, infix_starts = collate_line(in_line, device=device), self._line(in_line), list[int]()
+            batch = collate_line([row for _, row in rows], device=device)
+            line, infix_starts = self._line(inserts, rows), list[int]()
         else:
             own_rows, limit = [row for _, row in rows if isinstance(row, Row)], self.base.shape.max_positions
             batch, line = collate(own_rows, pad_id=self._pad_id, device=device, max_positions=limit), None

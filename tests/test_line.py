@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from prefixray import attention, kernels
 from prefixray import line as line_module
 from prefixray import pack as pack_module
 from prefixray.attention import Binder
@@ -123,6 +124,28 @@ def test_a_step_in_a_line_is_that_of_rows_side_by_side(
     padded = _steps(base, knows_lines=False)
     base = make_base(architecture, torch.float64)
     line = _steps(checkpointed(base) if is_checkpointed else base, knows_lines=True)
+    for ours, theirs in zip(line, padded, strict=True):
+        assert (ours - theirs).abs().max() < TOLERANCE[architecture]
+
+
+@pytest.mark.parametrize("is_checkpointed", [False, True], ids=["whole", "checkpointed"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_step_with_long_prefixes_apart_is_that_of_rows_side_by_side(
+    make_base: MakeBase, architecture: str, is_checkpointed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    padded = _steps(make_base(architecture, torch.float64), knows_lines=False)
+    longer = METHODS["short"].preseqlen
+    apart: list[int] = []
+
+    def counted(groups: Sequence[kernels.Rows], prefix: Tensor, scaling: float | None) -> Sequence[Tensor]:
+        apart.append(prefix.shape[2])
+        return kernels.attend_apart(groups, prefix, scaling)
+
+    monkeypatch.setattr(attention, "is_apart", lambda num_positions, *_: num_positions > longer)
+    monkeypatch.setattr(attention, "attend_apart", counted)
+    base = make_base(architecture, torch.float64)
+    line = _steps(checkpointed(base) if is_checkpointed else base, knows_lines=True)
+    assert set(apart) == {METHODS["long"].preseqlen}
     for ours, theirs in zip(line, padded, strict=True):
         assert (ours - theirs).abs().max() < TOLERANCE[architecture]
 

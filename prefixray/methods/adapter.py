@@ -14,11 +14,12 @@ from dataclasses import asdict
 import torch
 from torch import Tensor, nn
 
-from prefixray.attention import Insert, attentions
+from prefixray.attention import Insert
 from prefixray.base import Base
 from prefixray.config import AdapterTrial
 from prefixray.errors import UserError
 from prefixray.methods.contract import Method
+from prefixray.sites import attentions
 from prefixray.sizes import adapter_bottleneck
 
 logger = logging.getLogger(__name__)
