@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import GELUTanh, SiLUActivation
 
-from prefixray.products import Forward, activated, linear_layers, running
+from prefixray.products import Forward, activated, is_faster, linear_layers, running
 
 TOLERANCE = 0.05  # of the largest logit: bf16 rounds otherwise
 Pair = tuple[nn.Module, nn.Module]  # a linear layer, and the activation of its output
@@ -20,7 +20,7 @@ Pair = tuple[nn.Module, nn.Module]  # a linear layer, and the activation of its 
 
 def activated_layers(model: PreTrainedModel) -> list[Pair]:
     """Linear layers whose output is an activation's input, if the model's logits are the same when the two are one."""
-    if model.device.type != "cpu" or model.dtype != torch.bfloat16 or model.config.is_encoder_decoder:
+    if model.dtype != torch.bfloat16 or not is_faster(model.device, model.dtype) or model.config.is_encoder_decoder:
         return []
     outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # by identity; kept, since an id is used again
     pairs: list[Pair] = []

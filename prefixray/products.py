@@ -56,7 +56,7 @@ def rearranged(model: PreTrainedModel) -> Iterator[None]:
 @contextmanager
 def frozen_layers(model: PreTrainedModel) -> Iterator[None]:
     """Run the model's linear layers, whose weights are frozen, by oneDNN, forward and backward, where it is faster."""
-    with running(linear_layers(model) if _is_faster(model.device, model.dtype) else [], _on_weights):
+    with running(linear_layers(model) if is_faster(model.device, model.dtype) else [], _on_weights):
         yield
 
 
@@ -94,7 +94,7 @@ def back_through(weight: Tensor) -> Forward:
 
 
 def _often(weight: Tensor, bias: Tensor | None, *, on_copy: bool) -> Forward:
-    if not (on_copy and _is_faster(weight.device, weight.dtype) and _is_small(weight.nbytes)):
+    if not (on_copy and is_faster(weight.device, weight.dtype) and _is_small(weight.nbytes)):
         return lambda inputs: linear(inputs, weight, bias)
     lying = _lying(weight.detach())
     return lambda inputs: _product(inputs, lying, bias)
@@ -102,7 +102,7 @@ def _often(weight: Tensor, bias: Tensor | None, *, on_copy: bool) -> Forward:
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`inputs` (..., in) times the frozen `weight` (out, in), as in a layer of `frozen_layers`; without gradients."""
-    if not _is_faster(inputs.device, inputs.dtype):
+    if not is_faster(inputs.device, inputs.dtype):
         return functional.linear(inputs, weight, bias)
     return _product(inputs, weight, bias)
 
@@ -157,7 +157,8 @@ def _has_amx() -> bool:
     return bool(torch.cpu._is_amx_tile_supported())
 
 
-def _is_faster(device: torch.device, dtype: torch.dtype) -> bool:
+def is_faster(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN is, of the libraries that there are."""
     if device.type != "cpu":
         return False
     return _has_bf16() if dtype == torch.bfloat16 else dtype == torch.float32 and _is_amd_with_avx512()
