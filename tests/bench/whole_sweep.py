@@ -213,7 +213,7 @@ ARMS: Mapping[str, tuple[Callable[[Run, Spec, Path], None], dict[str, Any]]] = {
     "prefixray, by source": (run_ours, {"precision": "auto", "order": "sources"}),
 }
 DEFAULT_ARMS = {
-    "sweep": ("PEFT fp32", "PEFT bf16", "prefixray fp32", "prefixray", "prefixray, by source"),
+    "sweep": ("PEFT fp32", "PEFT bf16", "prefixray fp32", "prefixray"),
     "memory": ("PEFT fp32", "PEFT bf16", "prefixray"),
 }
 
