@@ -289,9 +289,9 @@ class Pack:
     ) -> Iterator[RowGroup]:
         """What is run: what rows of a line share but once, else in training all rows whole."""
         if self._runs_in_line(inserts):
-            longest = min(self.token_budget, LONGEST_TREE)
-            shared = [(slot, row) for slot, own in enumerate(rows) for row in trees(own, longest)]
-            return iter([RowGroup(inserts, range(len(inserts)), shared)])
+            shared = [(slot, trees(own, LONGEST_TREE, self.token_budget)) for slot, own in enumerate(rows)]
+            pairs = [(slot, row) for slot, own in shared for row in own]
+            return iter([RowGroup(inserts, range(len(inserts)), pairs)])
         if not train:
             sizes = {"pad_id": self._pad_id, "token_budget": self.token_budget}
             return row_groups(binder, inserts, rows, **sizes, device=self.base.device)

@@ -47,15 +47,15 @@ def by_source(rows: Sequence[Row]) -> list[list[int]]:
     return list(groups.values())
 
 
-def trees(rows: Sequence[Row], longest: int) -> list[Row | Tree]:
+def trees(rows: Sequence[Row], longest: int, token_budget: int) -> list[Row | Tree]:
     """The rows, those that go on from the same prompt as trees.
 
-    A tree is no longer than `longest`, or than twice its trunk.
+    A tree is no longer than `longest`, or than twice its trunk where that is more, and within the budget.
     """
     single, shared = _by_prompt(rows)
     found: list[Row | Tree] = [*single]
     for (trunk, _), branches in shared.items():
-        limit, length = max(longest, 2 * len(trunk)), sys.maxsize
+        limit, length = min(token_budget, max(longest, 2 * len(trunk))), sys.maxsize
         parts: list[list[Row]] = []
         for branch in branches:
             length += branch.num_inputs

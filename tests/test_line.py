@@ -71,12 +71,16 @@ def test_a_branch_of_a_tree_looks_at_the_trunk_and_at_itself() -> None:
 
 def test_a_tree_has_the_tokens_positions_and_targets_of_its_rows() -> None:
     rows = [Row((7, 8, 9, 4, 5), 3), Row((7, 8, 9, 6), 3), Row((2, 3), 1), Row((7, 8, 9, 1), 3)]
-    alone, tree = trees(rows, 512)
+    alone, tree = trees(rows, 512, 512)
     assert alone == rows[2] and tree == Tree((7, 8), (Row((9, 4, 5), 1), Row((9, 6), 1), Row((9, 1), 1)))
     assert tree.inputs == (7, 8, 9, 4, 9, 9) and list(tree.places) == [0, 1, 2, 3, 2, 2]
     assert list(tree.starts) == [2, 4, 5] and tree.targets == [(2, 4), (3, 5), (4, 6), (5, 1)]
     assert (tree.num_inputs, tree.num_targets, tree.lengths) == (6, 4, (0, 6))
-    assert trees(rows, 5) == [rows[2], Tree((7, 8), tree.branches[:2]), rows[3]]  # else of 6 tokens
+    by_two = [rows[2], Tree((7, 8), tree.branches[:2]), rows[3]]  # else of 6 tokens
+    assert trees(rows, 5, 512) == trees(rows, 512, 5) == by_two
+    assert trees(rows, 1, 512) == trees(rows, 512, 1) == [rows[2], rows[0], rows[1], rows[3]]
+    longer = [Row((*range(20), last), 20) for last in (5, 6, 7)]
+    assert trees(longer, 1, 512) == [Tree(tuple(range(19)), (Row((19, 5), 1), Row((19, 6), 1), Row((19, 7), 1)))]
 
 
 def test_what_is_spread_is_joined_again_and_nothing_flows_back_from_padding() -> None:
