@@ -4,7 +4,7 @@ A forward without a backward needs nothing of what stands between the two. Behin
 by tanh takes 3.9 ms, inside it 1.1; SiLU behind one of 1,152 x 576 takes 0.9, inside 0.4. GELU by erf gains nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -19,7 +19,7 @@ Pair = tuple[nn.Module, nn.Module]  # a linear layer, and the activation of its 
 
 
 def activated_layers(model: PreTrainedModel) -> list[Pair]:
-    """Linear layers whose output is an activation's input, if the model's logits are the same when the two are one."""
+    """Linear layers whose output is an activation's input and nothing else, where the two may be one."""
     if model.dtype != torch.bfloat16 or not is_faster(model.device, model.dtype) or model.config.is_encoder_decoder:
         return []
     outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # by identity; kept, since an id is used again
@@ -42,21 +42,34 @@ def activated_layers(model: PreTrainedModel) -> list[Pair]:
         finally:
             for hook in hooks:
                 hook.remove()
+        with _together(pairs, _one_after_the_other):  # the same to the bit, if nothing else sees what stands between
+            moved = model(**inputs).logits
         with fused(pairs):
             together = model(**inputs).logits
     apart = (together.double() - plain.double()).abs().max()
-    return pairs if apart <= TOLERANCE * plain.abs().max() else []
+    return pairs if torch.equal(moved, plain) and apart <= TOLERANCE * plain.abs().max() else []
 
 
 def fused(pairs: Sequence[Pair]) -> AbstractContextManager[None]:
     """Run these activations in their layers' products; for forwards without gradients."""
-    names = {layer: _name(activation) for layer, activation in pairs}
+    return _together(pairs, lambda layer, activation: activated(layer, *(_name(activation) or ("none", ""))))
 
-    def forward_of(module: nn.Module) -> Forward:
-        name = names.get(module)
-        return _itself if name is None else activated(module, *name)
 
-    return running([module for pair in pairs for module in pair], forward_of)
+def _together(
+    pairs: Sequence[Pair], forward_of: Callable[[nn.Module, nn.Module], Forward]
+) -> AbstractContextManager[None]:
+    """Run layers with their activations, and these as nothing."""
+    activations = dict(pairs)
+
+    def changed(module: nn.Module) -> Forward:
+        return forward_of(module, activations[module]) if module in activations else _itself
+
+    return running([module for pair in pairs for module in pair], changed)
+
+
+def _one_after_the_other(layer: nn.Module, activation: nn.Module) -> Forward:
+    first, second = layer.forward, activation.forward
+    return lambda inputs: second(first(inputs))
 
 
 def _itself(inputs: Tensor) -> Tensor:

@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -69,7 +68,6 @@ class _SitePrefix:
     """The prefixes of all bound trials at one site."""
 
     lengths: Tensor  # (T,) prefix positions of each trial
-    shifts: Tensor  # (T,) those of them that come before the row's first token
     layers: tuple[Tensor, ...]  # per layer (T, 2, K, P, D), padded on the right of P
 
 
@@ -79,6 +77,7 @@ class _Bound:
     sites: Mapping[str, _SitePrefix]  # those where a trial has a prefix
     segments: list[tuple[Mapping[str, RowFunction], int, int]]  # (functions, first row, end row)
     even: bool  # the rows are as many of trial 0, then as many of trial 1, ...
+    shifts: Tensor | None = None  # (T,) prefix positions before a row's first token; None where there are none
     targets: Targets | None = None  # that the head is run on
     infixes: Infixes | None = None  # None where no row has one
     cache: BeamCache | None = None  # what the rows, each one token of a beam, look at
@@ -176,17 +175,18 @@ class Binder:
         assert self._bound is None, "a binding is already active"
         for insert in inserts:
             self._hook(insert.functions)
-        trials, sites = torch.tensor(row_trial, device=self._model.device), self._sites(inserts)
+        on_device, shifts = self._on_device, [insert.num_positions() for insert in inserts]
         self._bound = _Bound(
-            row_trial=trials,
-            sites=sites,
+            row_trial=on_device(row_trial),
+            sites=self._sites(inserts) if line is None else {},
             segments=_segments(inserts, row_trial),
             even=_is_even(row_trial, len(inserts)),
+            shifts=on_device(shifts) if any(shifts) else None,
             targets=targets,
             infixes=place_infixes([insert.infix for insert in inserts], row_trial, infix_starts),
             cache=cache,
             line=line,
-            groups=[] if line is None else self._groups(inserts, row_trial, sites, line),
+            groups=[] if line is None else self._groups(inserts, row_trial, line),
             is_headless=is_headless,
         )
         try:
@@ -229,24 +229,22 @@ class Binder:
             found.setdefault(site, []).append(torch.stack([key, value], dim=1))
         return {site: torch.stack(layers, dim=2) for site, layers in found.items()}
 
-    def _groups(
-        self, inserts: Sequence[Insert], row_trial: Sequence[int], sites: Mapping[str, _SitePrefix], line: Line
-    ) -> list[_Bound]:
-        """A line's groups. One whose rows' trial has a long prefix knows that trial alone."""
-        apart = {trial: self._sites([insert]) for trial, insert in enumerate(inserts) if self.is_apart(insert)}
-        groups = []
-        for group in line.groups:
-            trials = [row_trial[row] for row in group]
-            alone = apart.get(trials[0]) if len(set(trials)) == 1 else None
-            if alone is not None:
-                trials = [0] * len(trials)
-            on_device = torch.tensor(trials, device=self._model.device)
-            own = sites if alone is None else alone
-            groups.append(_Bound(on_device, own, [], even=False, is_apart=alone is not None))
-        return groups
+    def _groups(self, inserts: Sequence[Insert], row_trial: Sequence[int], line: Line) -> list[_Bound]:
+        """A line's groups. One whose rows are of one trial with a long prefix knows that trial alone."""
+        trials = [[row_trial[row] for row in group] for group in line.groups]
+        apart = [len(set(own)) == 1 and self.is_apart(inserts[own[0]]) for own in trials]
+        mixed = {trial for own, is_apart in zip(trials, apart, strict=True) if not is_apart for trial in own}
+        sites = self._sites([insert if trial in mixed else Insert() for trial, insert in enumerate(inserts)])
+        alone = {trial: self._sites([insert]) for trial, insert in enumerate(inserts) if trial not in mixed}
+        return [
+            _Bound(self._on_device([0] * len(own)), alone[own[0]], [], even=False, is_apart=True)
+            if is_apart and own[0] in alone
+            else _Bound(self._on_device(own), sites, [], even=False)
+            for own, is_apart in zip(trials, apart, strict=True)
+        ]
 
     def is_apart(self, insert: Insert) -> bool:
-        """Whether rows of a trial had better attend apart from other trials'."""
+        """Whether rows of a trial had better attend apart from others', in the mode of gradients that is on."""
         longest = max((_length(insert, site) for site in insert.prefixes), default=0)
         return insert.infix is None and is_apart(longest, self._model.device, self._model.dtype)
 
@@ -254,11 +252,12 @@ class Binder:
         found = {}
         for site in dict.fromkeys(site for insert in inserts for site in insert.prefixes):
             lengths = [_length(insert, site) for insert in inserts]
-            shifts = [insert.num_positions(site) for insert in inserts]
             if max(lengths) > 0:
-                on_device = partial(torch.tensor, device=self._model.device)
-                found[site] = _SitePrefix(on_device(lengths), on_device(shifts), self._layers(inserts, site))
+                found[site] = _SitePrefix(self._on_device(lengths), self._layers(inserts, site))
         return found
+
+    def _on_device(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, device=self._model.device)
 
     def _layers(self, inserts: Sequence[Insert], site: str) -> tuple[Tensor, ...]:
         """All trials' prefixes of a site, zeros behind a shorter one, layer by layer: (T, 2, K, P, D).
@@ -277,13 +276,13 @@ class Binder:
         self, module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Positions start behind the prefix."""
-        if self._bound is None or "decoder" not in self._bound.sites:
+        if self._bound is None or self._bound.shifts is None:
             return None
         positions = inputs.get("position_ids")
         assert positions is not None, "position_ids are always passed to a decoder-only model"
         input_ids = args[0] if args else inputs.get("input_ids")
         num_rows = (input_ids if input_ids is not None else inputs["inputs_embeds"]).shape[0]
-        shifts, line = self._bound.sites["decoder"].shifts, self._bound.line
+        shifts, line = self._bound.shifts, self._bound.line
         if line is None:
             shift = shifts[self._bound.row_trials(num_rows)][:, None]  # (B, 1)
         else:
@@ -401,7 +400,7 @@ def _attend_groups(
     """Attention in groups that have the same prefixes."""
     bound = groups[0][0]
     is_plain = site in bound.sites and not options.get("dropout") and options.get("softcap") is None
-    if is_plain and bound.is_apart and torch.is_grad_enabled():
+    if is_plain and bound.is_apart:
         prefix = bound.sites[site].layers[layer].squeeze(0)  # (2, K, P, D)
         rows = [(q, k, v, group.mask(site, own, q, None)[..., prefix.shape[2] :]) for group, q, k, v, own in groups]
         return attend_apart(rows, prefix, options.get("scaling"))

@@ -64,7 +64,7 @@ def attend_from_one_token(
 
 
 def is_apart(num_positions: int, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether rows had better attend trial by trial, by `attend_apart`."""
+    """Whether rows had better attend trial by trial, by `attend_apart`; with gradients alone."""
     return num_positions >= LONG_PREFIX and device.type == "cpu" and _is_slow_for_sdpa(dtype)
 
 

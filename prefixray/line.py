@@ -2,7 +2,7 @@
 
 Everything but attention treats tokens one by one, so a micro-batch of a decoder-only model is one row of all its
 tokens. Where it attends, queries, keys and values stand in rows of their own again, in groups of like length, padded on
-the right to their group's longest.
+the right to their group's longest. A row may be a tree of rows that share their prompt (see `rows`).
 
 Lines are filled up to few lengths (see `products`). Fillers attend to nothing, and nothing looks at them.
 """
@@ -56,7 +56,7 @@ class Line:
         self._back = torch.cat([back, back.new_zeros(num_fillers)]).to(device)  # (N,) the place of each token
         self._padding = (~kept).nonzero()[:, 0].to(device)  # the places behind a row's last token
         forks = [[starts[row] for row in group] if starts else [] for group in groups]
-        self.causal = [_masks(own, *size).to(device) for own, size in zip(forks, self._sizes, strict=True)]
+        self.causal = [_masks(own, *size, device) for own, size in zip(forks, self._sizes, strict=True)]
         """Which tokens of its row a token of each group may look at, (B, 1, S, S): never at what stands behind it."""
 
     def spread(self, tokens: Tensor) -> list[Tensor]:
@@ -106,12 +106,12 @@ class _Moved(torch.autograd.Function):
         return ctx.back(gradients[0]), None, None
 
 
-def _masks(starts: Sequence[Sequence[int]], num_rows: int, size: int) -> Tensor:
+def _masks(starts: Sequence[Sequence[int]], num_rows: int, size: int, device: torch.device) -> Tensor:
     """Of rows that are as long, (B, 1, S, S): a token looks back, past branches that are not its own."""
-    causal = torch.ones(size, size, dtype=torch.bool).tril()
+    causal = torch.ones(size, size, dtype=torch.bool, device=device).tril()
     if not any(starts):
         return causal.expand(num_rows, 1, -1, -1)
-    columns = torch.arange(size)
-    edges = (torch.tensor(own, dtype=torch.long) for own in starts)
+    columns = torch.arange(size, device=device)
+    edges = (torch.tensor(own, dtype=torch.long, device=device) for own in starts)
     branches = torch.stack([torch.bucketize(columns, own, right=True) for own in edges])  # (B, S), 0: the trunk
     return (causal & ((branches[:, None] == 0) | (branches[:, None] == branches[:, :, None])))[:, None]

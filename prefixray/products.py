@@ -158,7 +158,7 @@ def _has_amx() -> bool:
 
 
 def is_faster(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN is, of the libraries that there are."""
+    """Whether oneDNN multiplies faster than what torch would take."""
     if device.type != "cpu":
         return False
     return _has_bf16() if dtype == torch.bfloat16 else dtype == torch.float32 and _is_amd_with_avx512()

@@ -134,7 +134,7 @@ def row_groups(
 
 
 def lengths_run(rows: Sequence[Row]) -> Lengths:
-    """How long rows are on average as `row_groups` runs them: shared prompts count once."""
+    """How long rows are on average where shared prompts are run once, as they nearly are in an evaluation."""
     single, shared = _by_prompt(rows)
     whole = row_lengths([*single, *(row for some in shared.values() for row in some)])
     return replace(whole, decoder=whole.decoder + sum(len(ids) for ids, _ in shared) / max(1, len(rows)))

@@ -150,11 +150,14 @@ def measured_speeds(config: SweepConfig, folder: Path, found: Mapping[str, Any],
     `found` is what a worker found out about its base and device.
     """
     work: dict[Kind, list[float]] = {"shared": [0, 0, 0], "alone": [0, 0, 0], "decode": [0, 0, 0]}
+    uncounted: set[Kind] = set()
     for path in _newer(folder, ("trials/*/*/result.json", "final/*/result.json"), since):
         result = json.loads(path.read_text(encoding="utf-8"))
-        if "train/seconds" not in result["metrics"] or result["config"].get("order") == "sources":
-            continue  # what rows share in a step is run once, and counted here for each
+        if "train/seconds" not in result["metrics"]:
+            continue
         kind: Kind = "alone" if result["config"]["method"]["method"] == "finetune" else "shared"
+        if result["config"].get("order") == "sources":
+            uncounted.add(kind)  # what rows share in a step is run once; and packmates share their seconds
         _add(work[kind], _trained(config, found, result), result["metrics"])
     for path in _newer(folder, ("final/*/test.json",), since):
         _add(work["decode"], _decoded(config, found), {"train/seconds": json.loads(path.read_text())["seconds"]})
@@ -173,7 +176,7 @@ def measured_speeds(config: SweepConfig, folder: Path, found: Mapping[str, Any],
             date=time.strftime("%Y-%m-%d"),
         )
         for kind, (flops, seconds, tokens) in work.items()
-        if seconds
+        if seconds and kind not in uncounted
     ]
 
 

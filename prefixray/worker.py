@@ -283,11 +283,13 @@ class Worker:
             _answer(job, future)
         self._await_verdicts()
         self._await_newcomers()
-        if self._jobs:
+        if self._jobs or self._released:
             return
         started = time.monotonic()
         reports = self._step()
-        self._step_seconds = time.monotonic() - started
+        seconds = time.monotonic() - started
+        if self._trainer.last_tokens:
+            self._step_seconds = seconds
         self._vacate(sum(report.state != "running" for report in reports))
         if any(report.rung is not None for report in reports):
             self._patience_ends = time.monotonic() + VERDICT_SECONDS
@@ -296,7 +298,7 @@ class Worker:
                 if report.key in self._members:
                     self._members[report.key].reports.append(report)
             self._changed.notify_all()
-        self._publish(self._step_seconds)
+        self._publish(seconds)
 
     def _step(self) -> list[Report]:
         """One step of the pack, which the process may not survive. Where the disk fails, no trial can go on here."""
@@ -339,11 +341,11 @@ class Worker:
     def _await_newcomers(self) -> None:
         """Give who comes in the place of a trial that ended a moment to be there for the next step."""
         left = self._vacant_until - time.monotonic()
-        if self._num_vacant and left > 0 and self._unparked():
-            with self._changed:
-                self._changed.wait_for(lambda: self._jobs, left)
-        else:
+        if left <= 0:
             self._num_vacant = 0
+        elif self._num_vacant and self._unparked():
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs or self._released, left)
 
     def _publish(self, seconds: float) -> None:
         now = time.monotonic()

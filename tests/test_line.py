@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from prefixray import attention, kernels
 from prefixray import line as line_module
@@ -78,7 +78,7 @@ def test_a_tree_has_the_tokens_positions_and_targets_of_its_rows() -> None:
     assert (tree.num_inputs, tree.num_targets, tree.lengths) == (6, 4, (0, 6))
     by_two = [rows[2], Tree((7, 8), tree.branches[:2]), rows[3]]  # else of 6 tokens
     assert trees(rows, 5, 512) == trees(rows, 512, 5) == by_two
-    assert trees(rows, 1, 512) == trees(rows, 512, 1) == [rows[2], rows[0], rows[1], rows[3]]
+    assert trees(rows, 512, 1) == [rows[2], rows[0], rows[1], rows[3]]
     longer = [Row((*range(20), last), 20) for last in (5, 6, 7)]
     assert trees(longer, 1, 512) == [Tree(tuple(range(19)), (Row((19, 5), 1), Row((19, 6), 1), Row((19, 7), 1)))]
 
@@ -152,6 +152,46 @@ def test_a_step_with_long_prefixes_apart_is_that_of_rows_side_by_side(
     assert set(apart) == {METHODS["long"].preseqlen}
     for ours, theirs in zip(line, padded, strict=True):
         assert (ours - theirs).abs().max() < TOLERANCE[architecture]
+
+
+@pytest.mark.parametrize(
+    ("num_positions", "dtype", "expected"),
+    [(64, torch.bfloat16, [64]), (63, torch.bfloat16, []), (64, torch.float32, [])],
+    ids=["long", "shorter", "fp32"],
+)
+def test_rows_of_long_prefixes_attend_apart_in_training_in_bf16(
+    make_base: MakeBase,
+    num_positions: int,
+    dtype: torch.dtype,
+    expected: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lengths: set[int] = set()
+    together: set[int] = set()  # prefix positions of what attends in the other way
+    attend, attend_apart = attention.attend, kernels.attend_apart
+
+    def counted(groups: Sequence[kernels.Rows], prefix: Tensor, scaling: float | None) -> Sequence[Tensor]:
+        lengths.add(prefix.shape[2])
+        return attend_apart(groups, prefix, scaling)
+
+    def seen(module: nn.Module, query: Tensor, key: Tensor, *rest: Tensor, **options: float) -> Tensor:
+        together.add(key.shape[2] - query.shape[2])
+        return attend(module, query, key, *rest, **options)
+
+    monkeypatch.setattr(attention, "attend_apart", counted)
+    monkeypatch.setattr(attention, "attend", seen)
+    rows = [Row((5, 6, 7, 8), 2), Row((9, 6, 7), 1)]
+    pack = Pack(make_base("gpt2", dtype), rows, pad_id=0)
+    for key, length in (("long", num_positions), ("short", 3)):
+        method = PrefixTrial(preseqlen=length, mid_dim=None, init_token=None)
+        pack.admit(key, TrialConfig(arm=key, learning_rate=1e-2, num_steps=2, method=method), Seeds(1, 2, 3))
+    together.clear()
+    pack.step(["long", "short"])
+    assert list(lengths) == expected
+    assert together == ({3} if expected else {num_positions}), "who attends apart lengthens nobody else's rows"
+    lengths.clear()
+    pack.evaluate(["long"], rows)
+    assert not lengths
 
 
 @pytest.mark.parametrize(("architecture", "known"), [("gpt2", True), ("llama", True), ("bart", False)])

@@ -187,6 +187,30 @@ def test_the_pack_waits_a_moment_for_who_comes_in_a_trials_place(
     assert together == [["ends", "stays"], ["stays", "comes"], *[["stays"]] * 3]
 
 
+def test_places_that_trials_leave_at_a_rung_are_kept_while_verdicts_come(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patient: None
+) -> None:
+    run, together = worker._trainer.run, []
+
+    def slow_run() -> list[Report]:
+        together.append(sorted(set(worker._trainer.keys()) - set(worker._trainer.parked())))
+        time.sleep(2 * MOMENT)
+        return run()
+
+    monkeypatch.setattr(worker._trainer, "run", slow_run)
+    _hold_first_step(worker, [_spec(tmp_path, key, 2, 1) for key in ("a", "b", "c")])
+    for key in ("a", "b", "c"):
+        assert _Call(worker, key).report() is not None
+    worker.leave("a")
+    worker.leave("b")
+    worker.join(_spec(tmp_path, "x", 1), "token")
+    going_on = _Call(worker, "c")
+    time.sleep(MOMENT / 2)
+    worker.join(_spec(tmp_path, "y", 1), "token")
+    assert going_on.state() == "done"
+    assert together == [["a", "b", "c"], ["c", "x", "y"]]
+
+
 def test_a_caller_with_a_stale_token_is_sent_away(worker: Worker, tmp_path: Path) -> None:
     spec = _spec(tmp_path, "one", 10_000)
     worker.join(spec, "old")

@@ -1,4 +1,4 @@
-"""What a step costs where the references of a source stand in one step, and where they do not.
+"""What a step costs where references of a source stand in one step, and where they do not.
 
     python tests/bench/order.py                    # SmolLM2-135M on E2E, batches of 8 and 16
     python tests/bench/order.py --batch-sizes 32 --steps 8
@@ -38,9 +38,7 @@ def main() -> None:
     task = TaskConfig(name="e2e", num_test=1)
     base = load_base(options.base, dtype=choose_dtype("auto", "cpu"))
     rows = encode(load_task(task).train, make_template(base, task))
-    print(
-        f"{base.name} in {base.precision}, E2E, {options.trials} trials, one CPU thread, {options.steps} steps of each"
-    )
+    print(f"{base.name} in {base.precision} on E2E: {options.steps} steps of {options.trials} trials, one CPU thread")
     print("batch  order    s/step               targets/s  ratio")
     for batch_size in options.batch_sizes:
         pack = Pack(base, rows, pad_id=0)

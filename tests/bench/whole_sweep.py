@@ -6,7 +6,7 @@
 
 Each arm searches with the same files of rows, base, space, schedule, number of trials and rungs; what each does of it
 stands beside its time: trials that went to the end, steps of all, the best dev loss. "By source" has the references of
-a source in one step, which is another order than the others'. The arms of PEFT are `peft_sweep.py`; ours is
+a source follow one another, another order than the others'. The arms of PEFT are `peft_sweep.py`; ours is
 `python -m prefixray.sweep`, interrupted when its last trial has ended, since a sweep of ours goes on with a final stage
 and a table. The second part trains as many trials at once as it says, for a few steps, for
 its peak memory. What is known is written to results.json after every run.
