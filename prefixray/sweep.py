@@ -74,7 +74,7 @@ def _run(config: SweepConfig, file: Path, options: argparse.Namespace) -> "Outco
         try:
             return run_sweep(config, file, address=options.address, shown=shown)
         except KeyboardInterrupt:
-            print(_so_far(Path("runs") / config.name))
+            print(_so_far(Path("runs") / config.name), flush=True)  # before what stderr gets
             raise
 
 
