@@ -238,9 +238,9 @@ class Binder:
         alone = {trial: self._sites([insert]) for trial, insert in enumerate(inserts) if trial not in mixed}
         return [
             _Bound(self._on_device([0] * len(own)), alone[own[0]], [], even=False, is_apart=True)
-            if is_apart and own[0] in alone
+            if own[0] in alone
             else _Bound(self._on_device(own), sites, [], even=False)
-            for own, is_apart in zip(trials, apart, strict=True)
+            for own in trials
         ]
 
     def is_apart(self, insert: Insert) -> bool:

@@ -289,8 +289,8 @@ class Pack:
     ) -> Iterator[RowGroup]:
         """What is run: what rows of a line share but once, else in training all rows whole."""
         if self._runs_in_line(inserts):
-            shared = [(slot, trees(own, LONGEST_TREE, self.token_budget)) for slot, own in enumerate(rows)]
-            pairs = [(slot, row) for slot, own in shared for row in own]
+            shared = (trees(own, LONGEST_TREE, self.token_budget) for own in rows)
+            pairs = [(slot, row) for slot, own in enumerate(shared) for row in own]
             return iter([RowGroup(inserts, range(len(inserts)), pairs)])
         if not train:
             sizes = {"pad_id": self._pad_id, "token_budget": self.token_budget}

@@ -41,9 +41,9 @@ class RowGroup:
 
 def by_source(rows: Sequence[Row]) -> list[list[int]]:
     """The indices of the rows of each source."""
-    groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
+    groups: dict[tuple[tuple[int, ...], int, tuple[int, ...]], list[int]] = {}
     for index, row in enumerate(rows):
-        groups.setdefault((row.ids[: row.num_prompt], row.encoder_ids), []).append(index)
+        groups.setdefault((row.ids[: row.num_prompt], row.infix_start, row.encoder_ids), []).append(index)
     return list(groups.values())
 
 
@@ -145,14 +145,13 @@ def _by_prompt(rows: Sequence[Row]) -> tuple[list[Row], dict[tuple[tuple[int, ..
 
     The latter by the shared ids and the column where an infix starts in them.
     """
-    groups: dict[tuple[tuple[int, ...], int], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.ids[: row.num_prompt], row.infix_start), []).append(row)
     single: list[Row] = []
     shared: dict[tuple[tuple[int, ...], int], list[Row]] = {}
-    for (prompt, infix_start), some in groups.items():
+    for indices in by_source(rows):
+        some = [rows[index] for index in indices]
+        prompt = some[0].ids[: some[0].num_prompt]
         if len(some) == 1 or len(prompt) == 1 or some[0].encoder_ids:
             single += some
         else:
-            shared[prompt[:-1], infix_start] = [Row(row.ids[len(prompt) - 1 :], 1) for row in some]
+            shared[prompt[:-1], some[0].infix_start] = [Row(row.ids[len(prompt) - 1 :], 1) for row in some]
     return single, shared
