@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import psutil
 import ray
 from ray.exceptions import AuthenticationError
 
 from prefixray.errors import SweepFailed, UserError, first_line
+from prefixray.machine import ALLOCATOR, num_cpus
 from prefixray.nodes import AUTOSCALER_FILE, Devices, num_gpus, present, to_come
 from prefixray.sizes import cpu_workers
 
@@ -49,6 +49,11 @@ class Cluster:
     def worker_resources(self) -> dict[str, int]:
         """What a worker asks of Ray: its device; while there is none for it, the autoscaler sees that one is wanted."""
         return {"num_gpus": 1, "num_cpus": 1} if self.device == "cuda" else {"num_cpus": self.num_threads}
+
+    @property
+    def worker_environment(self) -> dict[str, str]:
+        """The environment that a worker starts in, beside its machine's; the user's own choice goes first."""
+        return {} if self.device == "cuda" else {key: os.environ.get(key, value) for key, value in ALLOCATOR.items()}
 
     def count_devices(self) -> int:
         """For how many workers there are devices now."""
@@ -110,9 +115,9 @@ def _look_around(address: str, namespace: str) -> Cluster:
         num_threads = _threads([*here, *coming], device, num_spare=0 if "trial" in found else 1)
     else:
         raise UserError(f"--address: {address}: this Ray cluster has neither GPUs nor CPUs")
-    num_cpus = sum(node.num_cpus for node in here)
+    count = sum(node.num_cpus for node in here)
     return Cluster(
-        address, namespace, device, num_cpus, num_gpus(here), now, max(now, most), num_threads, trial_resources=trial
+        address, namespace, device, count, num_gpus(here), now, max(now, most), num_threads, trial_resources=trial
     )
 
 
@@ -136,7 +141,7 @@ def _start_here(namespace: str) -> None:
             ray.init(
                 address="local",
                 namespace=namespace,
-                num_cpus=psutil.cpu_count() or 1,
+                num_cpus=num_cpus(),
                 resources={"trial": float(NUM_TRIALS_AT_ONCE)},
                 object_store_memory=_OBJECT_STORE,
                 include_dashboard=False,

@@ -7,11 +7,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from prefixray.base import choose_dtype
 from prefixray.config import SweepConfig
+from prefixray.machine import available_bytes, num_cpus
 from prefixray.sizes import cpu_workers
 from prefixray.speed import Kind, Speed, load_speeds
 
@@ -66,8 +66,8 @@ def this_machine(config: SweepConfig, num_parameters: int) -> Device:
         memory: float = torch.cuda.mem_get_info(0)[0]
     else:
         name = device = "cpu"
-        num_workers, num_threads = cpu_workers(psutil.cpu_count() or 1)
-        memory = psutil.virtual_memory().available / num_workers
+        num_workers, num_threads = cpu_workers(num_cpus())
+        memory = available_bytes() / num_workers
     dtype = choose_dtype(config.train.precision, device)
     precision = "4bit" if config.train.precision == "4bit" else "bf16" if dtype == torch.bfloat16 else "fp32"
     matmul = _matmul_flops(device, dtype, num_threads)

@@ -5,7 +5,6 @@ only those see test. The untuned base, decoded with the same settings, is the fl
 """
 
 import logging
-import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from prefixray.config import ArmConfig, SweepConfig, TrialConfig
 from prefixray.hypotheses import read_hypotheses, score_all
+from prefixray.machine import num_cpus, total_bytes
 from prefixray.metrics import Floats, Scored, higher_is_better
 from prefixray.results import ArmResult, ExampleOutputs, GroupResult, Interval, Results, SearchTrial, SeedResult
 from prefixray.speed import cpu_fact
@@ -307,8 +306,8 @@ def _machine(found: Mapping[str, Any]) -> dict[str, object]:
         "device": found["device"],
         "num_threads": found["num_threads"],
         "cpu": cpu_fact("model name") or platform.processor() or platform.machine(),
-        "num_cpus": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "num_cpus": num_cpus(),
+        "memory_gib": round(total_bytes() / 2**30, 1),
         "python": sys.version.split()[0],
         "system": platform.platform(),
     }

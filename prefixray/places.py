@@ -190,6 +190,7 @@ def start_place(name: str, cluster: Cluster, setup: WorkerSetup, record: Path, s
         namespace=cluster.namespace,
         max_restarts=-1,
         max_concurrency=2 * MOST_SLOTS + 8,
+        runtime_env={"env_vars": cluster.worker_environment},
         **cluster.worker_resources,
         **away_from(shunned),
     )

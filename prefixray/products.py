@@ -11,7 +11,6 @@ lines, an encoder-decoder's rows, the head's chunks and targets in the last bloc
 """
 
 import functools
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +21,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from prefixray.machine import total_bytes
 from prefixray.speed import cpu_fact
 
 Forward = Callable[[Tensor], Tensor]
@@ -173,8 +173,8 @@ def _pays(model: PreTrainedModel, dtype: torch.dtype) -> bool:
 
 
 def _is_small(num_bytes: int) -> bool:
-    """By the machine's whole memory, so that it is always the same."""
-    return num_bytes <= MOST_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """By the whole memory that there is here, so that it is always the same."""
+    return num_bytes <= MOST_MEMORY * total_bytes()
 
 
 def _weights(module: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -16,6 +16,7 @@ from prefixray.config import ArmConfig, TrialConfig
 from prefixray.errors import UserError
 from prefixray.exits import leave
 from prefixray.logs import quieten
+from prefixray.machine import num_cpus
 from prefixray.space import AnyDimension, Choice, Int, LogUniform, Scalar, Uniform
 from prefixray.sweepfile import load_sweep
 from prefixray.trial import Report, TrialSpec
@@ -74,8 +75,6 @@ def _train(trainer: "Trainer", spec: TrialSpec, profile: str | None) -> Report:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from psutil import cpu_count
-
     parser = argparse.ArgumentParser(
         prog="python -m prefixray.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -90,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     parser.add_argument("--profile", metavar="FILE", help="write a trace of the second step, print where its time goes")
-    parser.add_argument("--threads", type=int, default=cpu_count() or 1, help="on a CPU (all)")
+    parser.add_argument("--threads", type=int, default=num_cpus(), help="on a CPU (all)")
     return parser
 
 

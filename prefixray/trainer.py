@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from prefixray.batching import Template, encode, make_template, row_lengths
 from prefixray.checkpoint import artifact_meta, load_checkpoint, save_artifact, save_checkpoint
 from prefixray.config import AnyTrial, ArmConfig, PrefixTrial, TaskConfig, TrainConfig
 from prefixray.errors import UserError
+from prefixray.machine import available_bytes
 from prefixray.methods import Method, build_method
 from prefixray.pack import Member, Outcome, Pack, Seeds, learning_rate
 from prefixray.prompts import lengths_run
@@ -82,7 +82,7 @@ class Trainer:
             "shape": asdict(self.base.shape),
             "precision": self.base.precision,
             "device": torch.cuda.get_device_name(device) if cuda else "cpu",
-            "free_bytes": torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available,
+            "free_bytes": torch.cuda.mem_get_info(device)[0] if cuda else available_bytes(),
             "num_threads": torch.get_num_threads(),
             "num_test_total": self.task.num_test_total,
             "num_test": len(self.task.test_sources),

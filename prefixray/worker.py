@@ -23,6 +23,7 @@ from prefixray.config import ArmConfig, TaskConfig, TrainConfig
 from prefixray.errors import SweepFailed, UserError, disk_problem, first_line
 from prefixray.hypotheses import Split
 from prefixray.logs import quieten, to_file
+from prefixray.machine import give_back
 from prefixray.triage import JOINING, Triage
 from prefixray.trial import Admission, Report, TrialSpec, WorkerStatus
 
@@ -273,6 +274,8 @@ class Worker:
 
     def _once(self) -> None:
         """Wait for something to do; calls first, then verdicts, then one step of the pack."""
+        if not (self._jobs or self._trainer.keys()):
+            give_back()
         with self._changed:
             self._busy_since = None
             self._changed.wait_for(lambda: self._jobs or self._released or self._unparked())

@@ -37,6 +37,7 @@ PLAIN = [
     "speed",
     "logs",
     "exits",
+    "machine",
     "rows",
 ]
 # The trainer: torch, but nothing that knows of a search.

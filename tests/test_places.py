@@ -1,12 +1,20 @@
 """How a worker's life goes by what Ray's table says of it."""
 
 import math
+import os
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import ray
 
+from prefixray.cluster import connected
+from prefixray.config import TaskConfig, TrainConfig
+from prefixray.machine import ALLOCATOR
 from prefixray.nodes import Sight
-from prefixray.places import LOADING_SECONDS, MOST_LOADS, Life, State, seen
+from prefixray.places import LOADING_SECONDS, MOST_LOADS, Life, State, seen, start_place
+from prefixray.worker import WorkerSetup
 
 READY = Life(State.READY, 0.0, pid=7, has_served=True)
 LATER = 100.0
@@ -83,3 +91,13 @@ def test_trials_of_a_machine_that_was_about_to_go_need_not_wait_for_it() -> None
 def test_a_table_that_is_behind_says_nothing() -> None:
     life = replace(READY, num_restarts=2)
     assert _after(life, _sight("RESTARTING", 1)) == life
+
+
+@pytest.mark.ray
+def test_a_worker_on_a_cpu_allocates_as_steps_do_best(tmp_path: Path, base_folders: Mapping[str, Path]) -> None:
+    task, train = TaskConfig(name="e2e", num_train=4), TrainConfig(num_steps=1)
+    setup = WorkerSetup(str(base_folders["gpt2"]), task, train, "cpu", 1)
+    with connected("local") as cluster:
+        worker = start_place("worker-0", cluster, setup, tmp_path / "record").handle
+        found = ray.get(worker.__ray_call__.remote(lambda _, keys=list(ALLOCATOR): [os.environ[key] for key in keys]))
+    assert found == list(ALLOCATOR.values())

@@ -255,9 +255,9 @@ def speed(base: str, kind: str, rate: float, **other: object) -> Speed:
 
 
 def _threads() -> int:
-    from prefixray.devices import cpu_workers, psutil
+    from prefixray.devices import cpu_workers, num_cpus
 
-    return cpu_workers(psutil.cpu_count() or 1)[1]
+    return cpu_workers(num_cpus())[1]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the speeds are a CPU's")
