@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 VERDICT_SECONDS = 5.0  # how long the pack waits for the verdicts on trials that reached a rung, then goes on without
 NEWCOMER_SECONDS = 0.5  # how long the pack waits for who comes in a trial's place, and no longer than a step takes
+IDLE_SECONDS = 10.0  # without work after which memory is given back that the next step would take again
 SPEED_SECONDS = 30.0  # tokens per second are counted over this window
 
 
@@ -274,11 +275,11 @@ class Worker:
 
     def _once(self) -> None:
         """Wait for something to do; calls first, then verdicts, then one step of the pack."""
-        if not (self._jobs or self._trainer.keys()):
-            give_back()
         with self._changed:
             self._busy_since = None
-            self._changed.wait_for(lambda: self._jobs or self._released or self._unparked())
+            if not self._changed.wait_for(self._has_work, IDLE_SECONDS):
+                give_back()
+                self._changed.wait_for(self._has_work)
             self._busy_since = time.monotonic()
             jobs = list(self._jobs)
             self._jobs.clear()
@@ -319,6 +320,9 @@ class Worker:
             for key in steps:
                 self._trainer.drop(key)
         return reports
+
+    def _has_work(self) -> bool:
+        return bool(self._jobs or self._released or self._unparked())
 
     def _unparked(self) -> bool:
         return len(self._trainer.parked()) < len(self._trainer.keys())

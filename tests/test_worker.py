@@ -410,6 +410,24 @@ def test_a_loop_without_work_is_not_silent_and_one_that_hangs_is(
     _wait_for(lambda: worker.status().seconds_silent == 0.0)
 
 
+def test_a_worker_without_work_gives_back_what_it_has_freed_once_and_not_between_two_trials(
+    make_worker: MakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+    monkeypatch.setattr(worker_module, "give_back", lambda: given.append(time.monotonic()))
+    monkeypatch.setattr(worker_module, "IDLE_SECONDS", SECONDS)
+    worker = make_worker()
+    for key in ("one", "two"):
+        worker.join(_spec(tmp_path, key, 1), "token")
+        assert _Call(worker, key).state() == "done"
+    assert not given
+    monkeypatch.setattr(worker_module, "IDLE_SECONDS", MOMENT)
+    worker.leave("two")  # wakes it
+    _wait_for(lambda: bool(given))
+    time.sleep(2 * MOMENT)
+    assert len(given) == 1
+
+
 def test_decoding_writes_three_files_and_does_nothing_twice(worker: Worker, tmp_path: Path) -> None:
     worker.join(_spec(tmp_path, "one", 3), "token")
     assert _Call(worker, "one").state() == "done"
