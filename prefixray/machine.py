@@ -15,15 +15,16 @@ ALLOCATOR = {
     "GLIBC_TUNABLES": ":".join(
         (
             "glibc.malloc.hugetlb=1",  # transparent huge pages, where the kernel gives them to who asks
-            "glibc.malloc.mmap_max=0",  # what is freed stays, or each step would have its pages zeroed anew
+            "glibc.malloc.mmap_threshold=33554432",  # what is freed is kept, or its pages are zeroed anew
             "glibc.malloc.trim_threshold=17179869184",
+            "glibc.malloc.top_pad=67108864",
             "glibc.malloc.arena_max=1",  # one heap, since one thread allocates
         )
     )
 }
 """The environment in which a process that trains on a CPU starts; C libraries other than glibc (2.35 on) pass it over.
 
-A step's tensors are a few MB each, and come and go in every step. Measured: README, "A whole sweep".
+A step's tensors are a few MB each, and come and go in every step. Measured by tests/bench/allocator.py.
 """
 
 _GROUPS = Path("/sys/fs/cgroup")

@@ -1,5 +1,6 @@
 """Tiny real models and a tiny real tokenizer for all tests; no network."""
 
+import json
 import os
 import tempfile
 
@@ -7,11 +8,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("PREFIXRAY_CACHE", os.path.join(tempfile.gettempdir(), "prefixray-tests"))
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from calls import SECONDS, MakeWorker
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -27,7 +29,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from prefixray import worker as worker_module
 from prefixray.base import Base, load_base, wrap_model
+from prefixray.config import TaskConfig, TrainConfig
+from prefixray.worker import Worker, WorkerSetup
 
 torch.set_num_threads(1)  # the models are tiny, and tests run side by side
 
@@ -130,6 +135,49 @@ def stock_model(base: Base) -> PreTrainedModel:
     model.requires_grad_(False)
     model.train(False)
     return model
+
+
+@pytest.fixture
+def worker_setup(base_folders: Mapping[str, Path], tmp_path: Path) -> WorkerSetup:
+    lines = [
+        {"source": f"name : {name} | food : tea", "target": f"{name} serves tea."}
+        for name in ("The Eagle", "The Mill", "Aromi", "The Vaults")
+    ]
+    for split, part in (("train", lines), ("dev", lines[:2]), ("test", lines[2:])):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in part))
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "dev", "test")}
+    task = TaskConfig(name="custom", **files)  # type: ignore[arg-type]
+    return WorkerSetup(
+        base=str(base_folders["gpt2"]),
+        task=task,
+        train=TrainConfig(num_steps=1, precision="fp32"),
+        device="cpu",
+        num_threads=1,
+    )
+
+
+@pytest.fixture
+def make_worker(worker_setup: WorkerSetup) -> Iterator[MakeWorker]:
+    made: list[Worker] = []
+
+    def make() -> Worker:
+        made.append(Worker(worker_setup, on_crash=lambda: None))
+        return made[-1]
+
+    yield make
+    for worker in made:
+        worker.suspend()
+
+
+@pytest.fixture
+def worker(make_worker: MakeWorker) -> Worker:
+    return make_worker()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pack waits for verdicts for longer than any test takes."""
+    monkeypatch.setattr(worker_module, "VERDICT_SECONDS", 10 * SECONDS)
 
 
 def _train_tokenizer(bos: str | None, eos: str) -> PreTrainedTokenizerFast:

@@ -72,6 +72,13 @@ def test_the_orders_are_timed_on_any_base(base_folders: Mapping[str, Path]) -> N
     assert rows[0][-1] == "1.00" and float(rows[1][-1]) > 0
 
 
+@pytest.mark.slow
+def test_the_allocators_settings_are_timed_in_processes_of_their_own(tmp_path: Path) -> None:
+    lines = [line.split() for line in _run(tmp_path, "allocator.py", "--rounds", "1").splitlines()[2:]]
+    assert [line[1:3] for line in lines] == [[arm, part] for arm in ("ours", "PEFT") for part in ("step", "validation")]
+    assert all(float(number) > 0 for line in lines for number in line[3:6])
+
+
 def test_a_profile_is_a_trace_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with profiled(tmp_path / "trace.json"):
         torch.ones(8, 8) @ torch.ones(8, 8)

@@ -1,226 +1,46 @@
 """A worker as a plain object: calls from several threads, one loop, no Ray."""
 
-import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from calls import MOMENT, SECONDS, Call, MakeWorker, hold_first_step, trial_spec, wait_until
 
 from prefixray import worker as worker_module
 from prefixray.checkpoint import load_checkpoint
-from prefixray.config import ArmConfig, PrefixTrial, TaskConfig, TrainConfig, TrialConfig
+from prefixray.config import ArmConfig, TrainConfig
 from prefixray.errors import UserError
 from prefixray.space import Choice
 from prefixray.triage import Triage
-from prefixray.trial import Admission, Report, TrialSpec
+from prefixray.trial import Admission, Report
 from prefixray.worker import Worker, WorkerSetup
 
-SECONDS = 60.0  # after which a call that should have returned has failed
-MOMENT = 0.2  # in which what must not happen would have happened
 SETTINGS = {"num_beams": 2, "max_new_tokens": 6}
-
-MakeWorker = Callable[[], Worker]
-
-
-@pytest.fixture
-def setup(base_folders: Mapping[str, Path], tmp_path: Path) -> WorkerSetup:
-    lines = [
-        {"source": f"name : {name} | food : tea", "target": f"{name} serves tea."}
-        for name in ("The Eagle", "The Mill", "Aromi", "The Vaults")
-    ]
-    for split, part in (("train", lines), ("dev", lines[:2]), ("test", lines[2:])):
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in part))
-    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "dev", "test")}
-    task = TaskConfig(name="custom", **files)  # type: ignore[arg-type]
-    return WorkerSetup(
-        base=str(base_folders["gpt2"]),
-        task=task,
-        train=TrainConfig(num_steps=1, precision="fp32"),
-        device="cpu",
-        num_threads=1,
-    )
-
-
-@pytest.fixture
-def make_worker(setup: WorkerSetup) -> Iterator[MakeWorker]:
-    made: list[Worker] = []
-
-    def make() -> Worker:
-        made.append(Worker(setup, on_crash=lambda: None))
-        return made[-1]
-
-    yield make
-    for worker in made:
-        worker.suspend()
-
-
-@pytest.fixture
-def worker(make_worker: MakeWorker) -> Worker:
-    return make_worker()
-
-
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pack waits for verdicts for longer than any test takes."""
-    monkeypatch.setattr(worker_module, "VERDICT_SECONDS", 10 * SECONDS)
-
-
-def _spec(
-    folder: Path, key: str, num_steps: int, *rungs: int, preseqlen: int = 3, eval_every: int | None = None
-) -> TrialSpec:
-    method = PrefixTrial(preseqlen=preseqlen, mid_dim=None, init_token=None)
-    config = TrialConfig(
-        arm="prefix", learning_rate=1e-2, batch_size=2, num_steps=num_steps, eval_every=eval_every, method=method
-    )
-    return TrialSpec(key, config, seed=1, replicate=0, rungs=rungs, folder=str(folder / key))
-
-
-class _Call:
-    """A call in a thread of its own."""
-
-    def __init__(self, worker: Worker, key: str, token: str = "token") -> None:
-        self._result: Future[Report | None] = Future()
-
-        def run() -> None:
-            try:
-                self._result.set_result(worker.next_report(key, token))
-            except BaseException as error:
-                self._result.set_exception(error)
-
-        threading.Thread(target=run, daemon=True).start()
-
-    def report(self) -> Report | None:
-        """What the call returns."""
-        return self._result.result(SECONDS)
-
-    def state(self) -> str | None:
-        """The state in the report that it returns."""
-        report = self.report()
-        return None if report is None else report.state
-
-    def waits(self) -> bool:
-        """Whether it has not returned yet, after a moment."""
-        time.sleep(MOMENT)
-        return not self._result.done()
-
-
-def _wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def test_a_trial_joins_and_its_reports_come_one_by_one_until_it_ends(worker: Worker, tmp_path: Path) -> None:
-    assert worker.join(_spec(tmp_path, "one", 6, eval_every=2), "token") == Admission("joined")
-    reports = [_Call(worker, "one").report() for _ in range(3)]
+    assert worker.join(trial_spec(tmp_path, "one", 6, eval_every=2), "token") == Admission("joined")
+    reports = [Call(worker, "one").report() for _ in range(3)]
     assert [(report.step, report.state) for report in reports if report] == [
         (2, "running"),
         (4, "running"),
         (6, "done"),
     ]
-    assert _Call(worker, "one").report() is None
-
-
-def test_a_trial_at_a_rung_waits_until_its_caller_comes_back(worker: Worker, tmp_path: Path, patient: None) -> None:
-    worker.join(_spec(tmp_path, "one", 4, 2), "token")
-    report = _Call(worker, "one").report()
-    assert report is not None and (report.rung, report.packmates) == (2, {"one": report.metrics["dev/loss"]})
-    time.sleep(MOMENT)
-    assert worker.status().steps == {"one": 2}
-    assert _Call(worker, "one").state() == "done"
-
-
-def test_the_pack_waits_for_all_verdicts_of_a_rung(worker: Worker, tmp_path: Path, patient: None) -> None:
-    _hold_first_step(worker, [_spec(tmp_path, key, 4, 2) for key in ("goes on", "stops")])
-    first = [_Call(worker, key).report() for key in ("goes on", "stops")]
-    assert [len(report.packmates) for report in first if report] == [2, 2]
-    going_on = _Call(worker, "goes on")
-    assert going_on.waits()
-    worker.leave("stops")
-    assert going_on.state() == "done"
-    assert _Call(worker, "stops").report() is None
-
-
-def test_the_others_train_on_when_a_verdict_does_not_come(
-    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker_module, "VERDICT_SECONDS", 1.0)
-    _hold_first_step(worker, [_spec(tmp_path, "waits", 4, 2), _spec(tmp_path, "trains on", 40)])
-    report = _Call(worker, "waits").report()
-    started = time.monotonic()
-    assert report is not None and report.rung == 2
-    assert _Call(worker, "trains on").state() == "done"
-    assert time.monotonic() - started < 20, "the pack waits once, not before every step"
-    assert worker.status().steps["waits"] == 2
-    assert _Call(worker, "waits").state() == "done"
-
-
-def test_a_trial_may_join_while_the_pack_waits_for_a_verdict(worker: Worker, tmp_path: Path, patient: None) -> None:
-    worker.join(_spec(tmp_path, "first", 4, 2), "token")
-    _Call(worker, "first").report()
-    assert worker.join(_spec(tmp_path, "second", 3), "token") == Admission("joined")
-    assert _Call(worker, "first").state() == "done"
-    assert _Call(worker, "second").state() == "done"
-
-
-def test_the_pack_waits_a_moment_for_who_comes_in_a_trials_place(
-    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, together = worker._trainer.run, []
-
-    def slow_run() -> list[Report]:
-        together.append(worker._trainer.keys())
-        time.sleep(2 * MOMENT)  # as long as the pack waits at the most
-        return run()
-
-    monkeypatch.setattr(worker._trainer, "run", slow_run)
-    _hold_first_step(worker, [_spec(tmp_path, "ends", 1), _spec(tmp_path, "stays", 5)])
-    assert _Call(worker, "ends").state() == "done"
-    time.sleep(MOMENT / 2)
-    worker.join(_spec(tmp_path, "comes", 1), "token")
-    assert _Call(worker, "stays").state() == "done"
-    assert together == [["ends", "stays"], ["stays", "comes"], *[["stays"]] * 3]
-
-
-def test_places_that_trials_leave_at_a_rung_are_kept_while_verdicts_come(
-    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patient: None
-) -> None:
-    run, together = worker._trainer.run, []
-
-    def slow_run() -> list[Report]:
-        together.append(sorted(set(worker._trainer.keys()) - set(worker._trainer.parked())))
-        time.sleep(2 * MOMENT)
-        return run()
-
-    monkeypatch.setattr(worker._trainer, "run", slow_run)
-    _hold_first_step(worker, [_spec(tmp_path, key, 2, 1) for key in ("a", "b", "c")])
-    for key in ("a", "b", "c"):
-        assert _Call(worker, key).report() is not None
-    worker.leave("a")
-    worker.leave("b")
-    worker.join(_spec(tmp_path, "x", 1), "token")
-    going_on = _Call(worker, "c")
-    time.sleep(MOMENT / 2)
-    worker.join(_spec(tmp_path, "y", 1), "token")
-    assert going_on.state() == "done"
-    assert together == [["a", "b", "c"], ["c", "x", "y"]]
+    assert Call(worker, "one").report() is None
 
 
 def test_a_caller_with_a_stale_token_is_sent_away(worker: Worker, tmp_path: Path) -> None:
-    spec = _spec(tmp_path, "one", 10_000)
+    spec = trial_spec(tmp_path, "one", 10_000)
     worker.join(spec, "old")
-    stale = _Call(worker, "one", "old")
+    stale = Call(worker, "one", "old")
     assert stale.waits()
     worker.join(spec, "new")
     assert stale.report() is None
-    assert _Call(worker, "one", "old").report() is None
-    assert _Call(worker, "unknown").report() is None
-    current = _Call(worker, "one", "new")
+    assert Call(worker, "one", "old").report() is None
+    assert Call(worker, "unknown").report() is None
+    current = Call(worker, "one", "new")
     assert current.waits()
     worker.leave("one")
     assert current.report() is None
@@ -230,57 +50,61 @@ def test_a_stopped_trial_ends_with_a_last_report_and_the_others_train_on(
     worker: Worker, tmp_path: Path, patient: None
 ) -> None:
     worker.stop("waits")  # not there yet
-    _hold_first_step(worker, [_spec(tmp_path, "waits", 4, 2), _spec(tmp_path, "runs", 10**6), _spec(tmp_path, "on", 4)])
-    assert _Call(worker, "waits").report() is not None
-    blocked = _Call(worker, "runs")
+    hold_first_step(
+        worker,
+        [trial_spec(tmp_path, "waits", 4, 2), trial_spec(tmp_path, "runs", 10**6), trial_spec(tmp_path, "on", 4)],
+    )
+    assert Call(worker, "waits").report() is not None
+    blocked = Call(worker, "runs")
     for key in ("waits", "waits", "runs"):
         worker.stop(key)
-    assert _Call(worker, "waits").report() == Report("waits", 2, "stopped")
+    assert Call(worker, "waits").report() == Report("waits", 2, "stopped")
     assert blocked.state() == "stopped"
-    assert _Call(worker, "waits").report() is _Call(worker, "runs").report() is None
-    assert _Call(worker, "on").state() == "done"
+    assert Call(worker, "waits").report() is Call(worker, "runs").report() is None
+    assert Call(worker, "on").state() == "done"
 
 
 def test_leaving_twice_is_harmless(worker: Worker, tmp_path: Path) -> None:
-    worker.join(_spec(tmp_path, "one", 10_000), "token")
+    worker.join(trial_spec(tmp_path, "one", 10_000), "token")
     worker.leave("one")
     worker.leave("one")
-    assert _Call(worker, "one").report() is None
-    _wait_for(lambda: worker.status().steps == {})
+    assert Call(worker, "one").report() is None
+    wait_until(lambda: worker.status().steps == {})
 
 
 def test_suspended_trials_are_checkpointed_and_go_on_where_they_join_again(
     make_worker: MakeWorker, tmp_path: Path, patient: None
 ) -> None:
     worker, undisturbed = make_worker(), make_worker()
-    specs = [_spec(tmp_path / "suspended", "rung", 9, 3), _spec(tmp_path / "suspended", "midway", 7)]
-    _hold_first_step(worker, specs)
-    report = _Call(worker, "rung").report()
+    specs = [trial_spec(tmp_path / "suspended", "rung", 9, 3), trial_spec(tmp_path / "suspended", "midway", 7)]
+    hold_first_step(worker, specs)
+    report = Call(worker, "rung").report()
     assert report is not None and report.rung == 3
-    midway = _Call(worker, "midway")
+    midway = Call(worker, "midway")
     assert midway.waits()  # since the pack waits for a verdict
     assert sorted(worker.suspend()) == ["midway", "rung"]
-    assert midway.report() is None and _Call(worker, "rung").report() is None
+    assert midway.report() is None and Call(worker, "rung").report() is None
     assert [saved[0] for spec in specs if (saved := load_checkpoint(Path(spec.folder)))] == [3, 3]
-    _hold_first_step(worker, specs)
-    again = _Call(worker, "rung").report()
+    hold_first_step(worker, specs)
+    again = Call(worker, "rung").report()
     assert again is not None and again.rung == 3 and again.metrics["dev/loss"] == report.metrics["dev/loss"]
-    ended = {key: _Call(worker, key).report() for key in ("rung", "midway")}
-    _hold_first_step(
-        undisturbed, [_spec(tmp_path / "undisturbed", "rung", 9), _spec(tmp_path / "undisturbed", "midway", 7)]
+    ended = {key: Call(worker, key).report() for key in ("rung", "midway")}
+    hold_first_step(
+        undisturbed,
+        [trial_spec(tmp_path / "undisturbed", "rung", 9), trial_spec(tmp_path / "undisturbed", "midway", 7)],
     )
     for key, ours in ended.items():
-        theirs = _Call(undisturbed, key).report()
+        theirs = Call(undisturbed, key).report()
         assert ours is not None and theirs is not None and (ours.state, ours.step) == (theirs.state, theirs.step)
         assert ours.metrics["dev/loss"] == pytest.approx(theirs.metrics["dev/loss"], abs=1e-5)
 
 
 def test_a_trial_that_cannot_be_built_is_refused_with_the_reason(worker: Worker, tmp_path: Path) -> None:
-    worker.join(_spec(tmp_path, "one", 30), "token")
-    answer = worker.join(_spec(tmp_path, "two", 4, preseqlen=256), "token")
+    worker.join(trial_spec(tmp_path, "one", 30), "token")
+    answer = worker.join(trial_spec(tmp_path, "two", 4, preseqlen=256), "token")
     assert answer.state == "refused" and "preseqlen: 256" in (answer.note or "")
-    assert _Call(worker, "two").report() is None
-    assert _Call(worker, "one").state() == "done"
+    assert Call(worker, "two").report() is None
+    assert Call(worker, "one").state() == "done"
 
 
 def test_ranges_that_make_no_sense_on_the_base_are_refused_all_at_once(worker: Worker) -> None:
@@ -302,53 +126,53 @@ def test_ranges_that_make_no_sense_on_the_base_are_refused_all_at_once(worker: W
 
 
 def test_an_error_in_a_call_is_its_callers_and_the_loop_goes_on(worker: Worker, tmp_path: Path) -> None:
-    worker.join(_spec(tmp_path, "one", 30), "token")
+    worker.join(trial_spec(tmp_path, "one", 30), "token")
     with pytest.raises(UserError, match="no artifact here"):
         worker.decode(str(tmp_path / "nothing"), str(tmp_path / "out"), "test", SETTINGS)
-    assert _Call(worker, "one").state() == "done"
+    assert Call(worker, "one").state() == "done"
 
 
 def test_an_error_in_the_loop_ends_the_process(
-    setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    worker_setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     crashed = threading.Event()
-    worker = Worker(setup, on_crash=crashed.set)
+    worker = Worker(worker_setup, on_crash=crashed.set)
     monkeypatch.setattr("prefixray.trainer.Trainer.run", _explode)
-    worker.join(_spec(tmp_path, "one", 5), "token")
+    worker.join(trial_spec(tmp_path, "one", 5), "token")
     assert crashed.wait(SECONDS)
     assert "the device is gone" in caplog.text
 
 
 def test_after_a_death_those_who_were_in_the_step_come_back_in_halves(
-    setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    worker_setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorded = replace(setup, record=str(tmp_path / "worker-0.json"))
-    specs = {key: _spec(tmp_path, key, 10_000, eval_every=2) for key in ("a", "b", "c")}
+    recorded = replace(worker_setup, record=str(tmp_path / "worker-0.json"))
+    specs = {key: trial_spec(tmp_path, key, 10_000, eval_every=2) for key in ("a", "b", "c")}
     with monkeypatch.context() as dying:
         dying.setattr("prefixray.trainer.Trainer.run", _explode)
         crashed = threading.Event()
-        _hold_first_step(Worker(recorded, on_crash=crashed.set), list(specs.values()))
+        hold_first_step(Worker(recorded, on_crash=crashed.set), list(specs.values()))
         assert crashed.wait(SECONDS)
     worker = Worker(recorded, on_crash=lambda: None)
     status = worker.status()
     assert (status.num_deaths, status.last_death) == (1, "RuntimeError: the device is gone, in its step: a, b, c")
     assert worker.join(specs["c"], "token").state == "later"
     assert [worker.join(specs[key], "token").state for key in ("a", "b")] == ["joined", "joined"]
-    assert _Call(worker, "a").report() is None, "past the step it makes room for the others"
-    _wait_for(lambda: worker.join(specs["c"], "token").state == "joined")
-    _wait_for(lambda: worker.join(specs["a"], "token").state == "joined")
-    report = _Call(worker, "a").report()
+    assert Call(worker, "a").report() is None, "past the step it makes room for the others"
+    wait_until(lambda: worker.join(specs["c"], "token").state == "joined")
+    wait_until(lambda: worker.join(specs["a"], "token").state == "joined")
+    report = Call(worker, "a").report()
     assert report is not None and report.step == 2
     worker.suspend()
 
 
 def test_a_worker_that_is_ended_on_purpose_checkpoints_its_trials_and_takes_none(
-    setup: WorkerSetup, tmp_path: Path, patient: None
+    worker_setup: WorkerSetup, tmp_path: Path, patient: None
 ) -> None:
-    recorded = replace(setup, record=str(tmp_path / "worker-0.json"))
-    worker, spec = Worker(recorded, on_crash=lambda: None), _spec(tmp_path, "one", 9, 3)
+    recorded = replace(worker_setup, record=str(tmp_path / "worker-0.json"))
+    worker, spec = Worker(recorded, on_crash=lambda: None), trial_spec(tmp_path, "one", 9, 3)
     worker.join(spec, "token")
-    _Call(worker, "one").report()
+    Call(worker, "one").report()
     worker.retire()
     assert (load_checkpoint(Path(spec.folder)) or [None])[0] == 3
     assert worker.join(spec, "token") == Admission("later")
@@ -356,48 +180,50 @@ def test_a_worker_that_is_ended_on_purpose_checkpoints_its_trials_and_takes_none
     assert (status.num_deaths, status.last_death) == (0, None)
 
 
-def test_trials_that_come_from_a_worker_that_has_died_have_their_turn_first(setup: WorkerSetup, tmp_path: Path) -> None:
+def test_trials_that_come_from_a_worker_that_has_died_have_their_turn_first(
+    worker_setup: WorkerSetup, tmp_path: Path
+) -> None:
     Triage(tmp_path / "worker-0.json", 3).begins({"moved": 2})
-    worker = Worker(replace(setup, record=str(tmp_path / "worker-1.json")), on_crash=lambda: None)
-    own, moved = _spec(tmp_path, "own", 10_000), _spec(tmp_path, "moved", 10_000)
+    worker = Worker(replace(worker_setup, record=str(tmp_path / "worker-1.json")), on_crash=lambda: None)
+    own, moved = trial_spec(tmp_path, "own", 10_000), trial_spec(tmp_path, "moved", 10_000)
     worker.join(own, "token")
-    waiting = _Call(worker, "own")
+    waiting = Call(worker, "own")
     worker.inherit(str(tmp_path / "worker-0.json"), ["moved"])
     assert waiting.report() is None, "it makes room"
     assert worker.join(own, "token") == Admission("later")
     assert worker.join(moved, "token") == Admission("joined")
-    _wait_for(lambda: worker.join(own, "token") == Admission("joined"))
+    wait_until(lambda: worker.join(own, "token") == Admission("joined"))
     worker.suspend()
 
 
 @pytest.mark.parametrize("error", [UserError("base: no such folder"), RuntimeError("no such device\nmore of it")])
 def test_a_worker_that_cannot_load_the_base_says_why_and_has_trials_wait(
-    setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    worker_setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*given: object, **settings: object) -> None:
         raise error
 
     monkeypatch.setattr("prefixray.trainer.load_trainer", fail)
-    worker = Worker(setup, on_crash=lambda: None)
+    worker = Worker(worker_setup, on_crash=lambda: None)
     with pytest.raises(UserError, match=r"^base: no such folder$|^RuntimeError: no such device$"):
         worker.ready()
-    assert worker.join(_spec(tmp_path, "one", 9), "token") == Admission("later")
+    assert worker.join(trial_spec(tmp_path, "one", 9), "token") == Admission("later")
 
 
 def test_where_nothing_can_be_written_trials_are_lost_and_not_failed(worker: Worker, tmp_path: Path) -> None:
     (tmp_path / "two").write_text("a file in the way")
-    _hold_first_step(worker, [_spec(tmp_path, "one", 10_000), _spec(tmp_path, "two", 10_000, eval_every=2)])
-    reports = [_Call(worker, key).report() for key in ("one", "two")]
+    hold_first_step(worker, [trial_spec(tmp_path, "one", 10_000), trial_spec(tmp_path, "two", 10_000, eval_every=2)])
+    reports = [Call(worker, key).report() for key in ("one", "two")]
     for report in reports:
         assert report is not None and report.lost
         assert str(tmp_path / "two") in (report.note or "") and "run the same command again" in (report.note or "")
     (tmp_path / "two").unlink()
-    worker.join(_spec(tmp_path, "two", 4), "token")
-    assert _Call(worker, "two").state() == "done"
+    worker.join(trial_spec(tmp_path, "two", 4), "token")
+    assert Call(worker, "two").state() == "done"
 
 
 def test_a_loop_without_work_is_not_silent_and_one_that_hangs_is(
-    setup: WorkerSetup, worker: Worker, tmp_path: Path
+    worker_setup: WorkerSetup, worker: Worker, tmp_path: Path
 ) -> None:
     time.sleep(MOMENT)
     assert worker.status().seconds_silent == 0.0
@@ -407,7 +233,7 @@ def test_a_loop_without_work_is_not_silent_and_one_that_hangs_is(
     time.sleep(MOMENT)
     assert worker.status().seconds_silent >= MOMENT
     released.set()
-    _wait_for(lambda: worker.status().seconds_silent == 0.0)
+    wait_until(lambda: worker.status().seconds_silent == 0.0)
 
 
 def test_a_worker_without_work_gives_back_what_it_has_freed_once_and_not_between_two_trials(
@@ -418,19 +244,19 @@ def test_a_worker_without_work_gives_back_what_it_has_freed_once_and_not_between
     monkeypatch.setattr(worker_module, "IDLE_SECONDS", SECONDS)
     worker = make_worker()
     for key in ("one", "two"):
-        worker.join(_spec(tmp_path, key, 1), "token")
-        assert _Call(worker, key).state() == "done"
+        worker.join(trial_spec(tmp_path, key, 1), "token")
+        assert Call(worker, key).state() == "done"
     assert not given
     monkeypatch.setattr(worker_module, "IDLE_SECONDS", MOMENT)
     worker.leave("two")  # wakes it
-    _wait_for(lambda: bool(given))
+    wait_until(lambda: bool(given))
     time.sleep(2 * MOMENT)
     assert len(given) == 1
 
 
 def test_decoding_writes_three_files_and_does_nothing_twice(worker: Worker, tmp_path: Path) -> None:
-    worker.join(_spec(tmp_path, "one", 3), "token")
-    assert _Call(worker, "one").state() == "done"
+    worker.join(trial_spec(tmp_path, "one", 3), "token")
+    assert Call(worker, "one").state() == "done"
     artifact, out = str(tmp_path / "one" / "artifact"), tmp_path / "out"
     worker.decode(artifact, str(out), "test", SETTINGS)
     assert {path.name for path in out.iterdir()} >= {"test.hyp", "test.ref", "test.src"}
@@ -452,11 +278,11 @@ def test_decoding_between_two_steps_does_not_disturb_a_trial(
     losses = []
     for decodes in (True, False):
         worker = make_worker()
-        worker.join(_spec(tmp_path / str(decodes), "one", 6, 3), "token")
-        _Call(worker, "one").report()
+        worker.join(trial_spec(tmp_path / str(decodes), "one", 6, 3), "token")
+        Call(worker, "one").report()
         if decodes:
             worker.decode(None, str(tmp_path / "out"), "test", SETTINGS)
-        report = _Call(worker, "one").report()
+        report = Call(worker, "one").report()
         assert report is not None
         losses.append(report.metrics["dev/loss"])
     assert losses[0] == losses[1]
@@ -466,32 +292,12 @@ def test_a_worker_says_what_it_is_and_what_it_does(worker: Worker, tmp_path: Pat
     found = worker.ready()
     assert (found["precision"], found["device"], found["num_threads"]) == ("fp32", "cpu", 1)
     assert worker.status().steps == {}
-    worker.join(_spec(tmp_path, "one", 6, 3), "token")
-    _Call(worker, "one").report()
-    _wait_for(lambda: worker.status().steps == {"one": 3})
+    worker.join(trial_spec(tmp_path, "one", 6, 3), "token")
+    Call(worker, "one").report()
+    wait_until(lambda: worker.status().steps == {"one": 3})
     status = worker.status()
     assert status.tokens_per_second > 0 and status.memory_bytes > 0
 
 
 def _explode(trainer: object) -> list[Report]:
     raise RuntimeError("the device is gone")
-
-
-def _hold_first_step(worker: Worker, specs: list[TrialSpec]) -> None:
-    """Let several trials join before the pack's next step."""
-    holding, together = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        holding.set()
-        together.wait(SECONDS)
-
-    held = threading.Thread(target=worker._call, args=(hold,), daemon=True)
-    held.start()
-    assert holding.wait(SECONDS)
-    joins = [threading.Thread(target=worker.join, args=(spec, "token"), daemon=True) for spec in specs]
-    for number, join in enumerate(joins, start=1):
-        join.start()
-        _wait_for(lambda number=number: len(worker._jobs) == number)  # type: ignore[misc]
-    together.set()
-    for thread in (held, *joins):
-        thread.join(SECONDS)
