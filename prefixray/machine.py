@@ -15,7 +15,7 @@ ALLOCATOR = {
     "GLIBC_TUNABLES": ":".join(
         (
             "glibc.malloc.hugetlb=1",  # transparent huge pages, where the kernel gives them to who asks
-            "glibc.malloc.mmap_threshold=33554432",  # what is freed is kept, or its pages are zeroed anew
+            "glibc.malloc.mmap_max=0",  # what is freed is kept, or its pages are zeroed anew
             "glibc.malloc.trim_threshold=17179869184",
             "glibc.malloc.top_pad=67108864",
             "glibc.malloc.arena_max=1",  # one heap, since one thread allocates

@@ -25,7 +25,7 @@ from table import PRECISIONS, ratios, spread, timed
 from prefixray.logs import quieten
 from prefixray.machine import ALLOCATOR
 
-DEFAULT_CASES = ["6-layer, E2E, 5", "GPT-2-small, E2E, 5", "GPT-2-small, E2E, 200", "SmolLM2-135M, E2E, 5"]
+DEFAULT_CASES = ["6-layer, E2E, 5", "SmolLM2-135M, E2E, 5"]
 ARMS = ("ours", "PEFT")
 PARTS = ("step", "validation")
 
@@ -34,16 +34,8 @@ class Server:
     """A process with one arm, which runs a part whenever it is asked."""
 
     def __init__(self, case: str, precision: str, arm: str, environment: dict[str, str]) -> None:
-        command = [
-            sys.executable,
-            str(Path(__file__).resolve()),
-            "--case",
-            case,
-            "--precision",
-            precision,
-            "--arm",
-            arm,
-        ]
+        choices = f"--arm={arm}", f"--case={case}", f"--precision={precision}"
+        command = [sys.executable, str(Path(__file__).resolve()), *choices]
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
