@@ -52,7 +52,7 @@ class Cluster:
 
     @property
     def worker_environment(self) -> dict[str, str]:
-        """The environment that a worker starts in, beside its machine's; the user's own choice goes first."""
+        """What a worker's environment has beside its machine's; what is set where the driver runs goes first."""
         return {} if self.device == "cuda" else {key: os.environ.get(key, value) for key, value in ALLOCATOR.items()}
 
     def count_devices(self) -> int:

@@ -1,4 +1,4 @@
-"""What of this machine a process may use, and how one that computes on a CPU allocates.
+"""What of this machine a process may use, and how a worker on a CPU allocates.
 
 In a container, or under a batch system, that is less than the machine has. CPUs are counted by joblib; of memory,
 psutil sees the whole machine, so the limits of the control groups that the process is in are read here.
@@ -18,11 +18,11 @@ ALLOCATOR = {
             "glibc.malloc.mmap_max=0",  # what is freed is kept, or its pages are zeroed anew
             "glibc.malloc.trim_threshold=17179869184",
             "glibc.malloc.top_pad=67108864",
-            "glibc.malloc.arena_max=1",  # one heap, since one thread allocates
+            "glibc.malloc.arena_max=1",  # the loop is not the main thread, and would have an arena of small heaps
         )
     )
 }
-"""The environment in which a process that trains on a CPU starts; C libraries other than glibc (2.35 on) pass it over.
+"""The environment in which a worker on a CPU starts; glibc before 2.35 has no huge pages, other libraries none of it.
 
 A step's tensors are a few MB each, and come and go in every step. Measured by tests/bench/allocator.py.
 """
@@ -45,7 +45,7 @@ def total_bytes() -> int:
 
 
 def available_bytes() -> int:
-    """What of that could be allocated now."""
+    """What of that could surely be allocated now: in a container, files that were read of late count as used."""
     return min([psutil.virtual_memory().available, *(max(0, limit - used) for limit, used in _limits())])
 
 

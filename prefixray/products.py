@@ -26,7 +26,7 @@ from prefixray.speed import cpu_fact
 
 Forward = Callable[[Tensor], Tensor]
 
-MOST_MEMORY = 0.1  # of the machine's, that a second copy of the weights may take
+MOST_MEMORY = 0.1  # of all that there is here, that a second copy of the weights may take
 MULTIPLE = 64  # of tokens that are filled up to one
 
 

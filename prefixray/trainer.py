@@ -20,9 +20,9 @@ from prefixray.attention import Binder
 from prefixray.base import Base, checkpointed, load_in
 from prefixray.batching import Template, encode, make_template, row_lengths
 from prefixray.checkpoint import artifact_meta, load_checkpoint, save_artifact, save_checkpoint
-from prefixray.config import AnyTrial, ArmConfig, PrefixTrial, TaskConfig, TrainConfig
+from prefixray.config import AnyTrial, ArmConfig, FinetuneTrial, PrefixTrial, TaskConfig, TrainConfig
 from prefixray.errors import UserError
-from prefixray.machine import available_bytes
+from prefixray.machine import available_bytes, give_back
 from prefixray.methods import Method, build_method
 from prefixray.pack import Member, Outcome, Pack, Seeds, learning_rate
 from prefixray.prompts import lengths_run
@@ -75,6 +75,8 @@ class Trainer:
         """What a sweep wants to know of the base and the device."""
         device = self.base.device
         cuda = device.type == "cuda"
+        if not cuda:
+            give_back()  # what loading has freed
         return {
             "base_digest": self.base.digest,
             "data_digest": self.task.digest,
@@ -115,8 +117,10 @@ class Trainer:
     def drop(self, key: str) -> None:
         """Let a trial go."""
         if key in self._progress:
-            del self._progress[key]
+            is_large = isinstance(self._progress.pop(key).spec.config.method, FinetuneTrial)
             self.pack.drop(key)
+            if is_large:
+                give_back()  # others on this machine may need it
 
     def go_on(self, key: str) -> None:
         """The verdict of a rung was to go on."""

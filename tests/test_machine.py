@@ -21,9 +21,10 @@ needs_glibc = pytest.mark.skipif(
 )
 _HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
-# Prints resident and huge MiB: with 400 MiB in tensors of 4 MiB, with one that was made after they were freed, and
-# when what is free has been given back.
+# In a thread like a worker's loop: prints resident and huge MiB before and with 400 MiB in tensors of 4 MiB, after they
+# were freed while a later one keeps them from the heap's end, and when what is free has been given back.
 ALLOCATING = """
+import threading
 import psutil, torch
 from prefixray.machine import give_back
 
@@ -33,14 +34,19 @@ def show():
         huge = sum(int(line.split()[1]) for line in maps if line.startswith("AnonHugePages")) >> 10
     print(resident, huge)
 
-show()
-tensors = [torch.ones(1 << 20) for _ in range(100)]
-show()
-last = torch.ones(1)
-del tensors
-show()
-give_back()
-show()
+def run():
+    show()
+    tensors = [torch.ones(1 << 20) for _ in range(100)]
+    show()
+    last = torch.ones(1)
+    del tensors
+    show()
+    give_back()
+    show()
+
+loop = threading.Thread(target=run)
+loop.start()
+loop.join()
 """
 
 

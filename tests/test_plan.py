@@ -255,7 +255,8 @@ def speed(base: str, kind: str, rate: float, **other: object) -> Speed:
 
 
 def _threads() -> int:
-    from prefixray.devices import cpu_workers, num_cpus
+    from prefixray.devices import cpu_workers
+    from prefixray.machine import num_cpus
 
     return cpu_workers(num_cpus())[1]
 

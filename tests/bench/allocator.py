@@ -13,6 +13,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -65,7 +66,9 @@ def main() -> None:
     options = parser.parse_args()
     cases = options.case or DEFAULT_CASES
     if options.arm is not None:
-        _serve(cases[0], options.precision, options.arm)
+        loop = threading.Thread(target=_serve, args=(cases[0], options.precision, options.arm))  # as a worker has one
+        loop.start()
+        loop.join()
         return
     print(f"{options.precision}, one CPU thread, {options.rounds} rounds")
     print(f"{'case':<24} {'arm':<5} {'part':<10}  usual s   set s  {'ratio':<17}  MiB usual, set")
