@@ -20,10 +20,7 @@ from prefixray.products import back_through, filled, filled_up, through
 
 CHUNK_MULTIPLE = 16  # tokens; see `products` for why there are few sizes
 CHUNK = {"cpu": 256, "cuda": 4096}  # tokens that are multiplied with the head at once, at the most
-CHUNK_BYTES = {
-    "cpu": 30 << 20,
-    "cuda": 1 << 30,
-}  # of their logits: an unset malloc gives up to 32 MiB without new pages
+CHUNK_BYTES = {"cpu": 30 << 20, "cuda": 1 << 30}  # of their logits: malloc unset keeps blocks of up to 32 MiB
 LEAST = 1e-30  # likelihood that has a logarithm: a smaller one may have been rounded to nothing
 BLOCK = {"cpu": 220_000, "cuda": 1 << 26}  # logits that are looked at at once: those of 4 tokens at GPT-2's vocabulary
 

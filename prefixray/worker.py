@@ -211,7 +211,6 @@ class Worker:
         made_by = None if artifact is None else Path(artifact)
         try:
             self._call(lambda: decode_for_sweep(self._trainer, made_by, Path(folder), split, settings))
-            give_back()
         except OSError as error:
             raise SweepFailed(disk_problem(error)) from error
 
