@@ -25,7 +25,6 @@ from prefixray.machine import total_bytes
 from prefixray.speed import cpu_fact
 
 Forward = Callable[[Tensor], Tensor]
-_total_bytes = functools.cache(total_bytes)  # it reads files, and is asked for in every step
 
 MOST_MEMORY = 0.1  # of all that there is here, that a second copy of the weights may take
 MULTIPLE = 64  # of tokens that are filled up to one
@@ -175,7 +174,7 @@ def _pays(model: PreTrainedModel, dtype: torch.dtype) -> bool:
 
 def _is_small(num_bytes: int) -> bool:
     """By the whole memory that there is here, so that it is always the same."""
-    return num_bytes <= MOST_MEMORY * _total_bytes()
+    return num_bytes <= MOST_MEMORY * total_bytes()
 
 
 def _weights(module: nn.Module) -> tuple[Tensor, Tensor | None]:
