@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -280,7 +281,16 @@ class _Store:
 
         for chatty in ("mlflow", "alembic"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
-        return MlflowClient(tracking_uri=self._uri or f"sqlite:///{self._folder / 'mlflow.db'}")
+        if self._uri is not None:
+            return MlflowClient(tracking_uri=self._uri)
+        database = self._folder / "mlflow.db"
+        if not database.exists():
+            # in a place of its own first: MLflow takes a second for its tables, and can't open half of them again
+            with TemporaryDirectory(prefix=".mlflow.", dir=self._folder) as place:
+                made = Path(place) / database.name
+                MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments(max_results=1)
+                made.rename(database)
+        return MlflowClient(tracking_uri=f"sqlite:///{database}")
 
     @cached_property
     def _experiment(self) -> str:

@@ -170,6 +170,24 @@ def test_a_relaunch_continues_the_same_runs_and_ends_all(folder: Path) -> None:
     assert after.parent.data.tags["changed.search.num_trials"] == "12"
 
 
+def test_a_driver_killed_while_mlflow_makes_its_tables_loses_nothing(folder: Path) -> None:
+    database = folder / "mlflow.db"
+    database.unlink()
+    opening = f"from prefixray.tracking import *; open_tracker(TrackingConfig(), Path({str(folder)!r}), 'sweep', {{}})"
+    starting = ".start({}, {}, []); __import__('time').sleep(60)"
+    driver = subprocess.Popen([sys.executable, "-c", opening + starting])
+    while not any(path.stat().st_size for path in folder.rglob("mlflow.db")):
+        assert driver.poll() is None
+        time.sleep(0.01)
+    driver.kill()
+    driver.wait()
+    assert not database.exists()  # not half of it, which MLflow could not open
+    tracker = open_sweep(folder)
+    run_trials(tracker, folder)
+    tracker.close("finished")
+    assert local(folder).statuses() == ["FINISHED", "FINISHED", "FAILED", "KILLED"]
+
+
 def test_every_run_says_where_it_comes_from_and_the_sweeps_says_what_came_of_it(folder: Path) -> None:
     tracker = open_sweep(folder)
     run_trials(tracker, folder)
