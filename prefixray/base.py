@@ -4,15 +4,14 @@ A base is named by a hub id, a folder, a GGUF file, or `package:file` for a file
 GGUF weights are dequantised once and kept as safetensors in the user's cache, so that later loads take under a second.
 """
 
+import fcntl
 import functools
 import hashlib
 import importlib.util
 import inspect
 import logging
 import os
-import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +38,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from prefixray.errors import UserError, first_line
 from prefixray.speed import cache_folder, cpu_fact
+from prefixray.whole import clear_scratch, whole_folder
 
 logger = logging.getLogger(__name__)
 disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -383,24 +383,28 @@ def _converted(path: Path, digest: str) -> Path:
 
 
 def _convert_gguf(path: Path) -> tuple[str, str]:
-    """Dequantise a GGUF file to a safetensors folder in the cache, once."""
+    """Dequantise a GGUF file to a safetensors folder in the cache, once; other processes wait for the one that does."""
     digest = _digest(path)
     folder = _converted(path, digest)
     if not folder.is_dir():
-        logger.info("converting %s to safetensors, once (%s)", path.name, folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-        where, file = str(path.parent), path.name
-        model = AutoModelForCausalLM.from_pretrained(
-            where, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
-        model.save_pretrained(scratch)
-        AutoTokenizer.from_pretrained(where, gguf_file=file).save_pretrained(scratch)
-        try:
-            scratch.rename(folder)
-        except OSError:  # another process was faster
-            shutil.rmtree(scratch)
+        with folder.with_name(f".{folder.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.is_dir():
+                clear_scratch(folder.parent, folder.name)
+                with whole_folder(folder) as scratch:
+                    logger.info("converting %s to safetensors, once (%s)", path.name, folder)
+                    _save_converted(path, scratch)
     return str(folder), digest
+
+
+def _save_converted(path: Path, folder: Path) -> None:
+    where, file = str(path.parent), path.name
+    model = AutoModelForCausalLM.from_pretrained(
+        where, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(where, gguf_file=file).save_pretrained(folder)
 
 
 def _digest(*paths: Path) -> str:

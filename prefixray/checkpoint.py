@@ -8,10 +8,8 @@ temporary name, synced and renamed: whoever reads finds the whole of it or nothi
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +24,7 @@ from prefixray.base import Base
 from prefixray.config import METHODS, TaskConfig, TrialConfig
 from prefixray.errors import UserError
 from prefixray.methods import Method, Recorder, build_method
+from prefixray.whole import clear_scratch, whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ def save_artifact(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str
     Raises `OSError` where the disk does.
     """
     _write(folder, tensors, meta, stems=_artifact_stems(meta["method"]))
-    _clear(folder.parent, f".{folder.name}.*.tmp")
+    clear_scratch(folder.parent, folder.name)
 
 
 def load_artifact(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -149,7 +148,7 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
     _write(path, tensors, {"step": step, "state": dict(state)}, stems=_CHECKPOINT_STEMS)
     for old in [other for other in _steps(folder) if other <= step][_NUM_KEPT:]:
         shutil.rmtree(folder / f"step-{old}", ignore_errors=True)  # the driver deletes all of a trial that has ended
-    _clear(folder, ".step-*.tmp")
+    clear_scratch(folder, "step-*")
     return path
 
 
@@ -182,20 +181,12 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _write(folder: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any], *, stems: tuple[str, str]) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp"
-    scratch.mkdir()
-    try:
+    with whole_folder(folder) as scratch:
         tensor_file, json_file = scratch / f"{stems[1]}.safetensors", scratch / f"{stems[0]}.json"
         _write_tensors(tensor_file, tensors)
         body = json.loads(json.dumps(content))
         digest = _digest(body, tensor_file)
         json_file.write_text(json.dumps({**body, "sha256": digest}, indent=1) + "\n", encoding="utf-8")
-        for path in (tensor_file, json_file, scratch):
-            _sync(path)
-        _replace(folder, scratch)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -203,31 +194,6 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:
         raise OSError(f"{path}: cannot be written: {error}") from error
-
-
-def _replace(folder: Path, scratch: Path) -> None:
-    """Give `scratch` the name of `folder`; the folder that had it goes."""
-    old = scratch.with_name(f"{scratch.stem}.old.tmp")
-    if folder.exists():
-        folder.rename(old)
-    scratch.rename(folder)
-    _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _clear(folder: Path, pattern: str) -> None:
-    """Delete what a writer that was killed has left."""
-    for path in folder.glob(pattern):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read(folder: Path, *, stems: tuple[str, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

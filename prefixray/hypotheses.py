@@ -12,6 +12,7 @@ from prefixray.metrics import Scored, higher_is_better, score
 from prefixray.results import is_finished, load_results
 from prefixray.sweepfile import find_sweep
 from prefixray.tasks import Sourced, Task
+from prefixray.whole import write_whole
 
 Split = Literal["dev", "test"]
 _SUFFIXES = ("hyp", "ref", "src")
@@ -43,7 +44,7 @@ def write_hypotheses(folder: Path, split: str, hypotheses: Sequence[str], source
         "".join(f"{_one_line(sourced.source)}\n" for sourced in sources),
     )
     for suffix, content in zip(_SUFFIXES, contents, strict=True):
-        (folder / f"{split}.{suffix}").write_text(content, encoding="utf-8", newline="\n")
+        write_whole(folder / f"{split}.{suffix}", content)
 
 
 def read_hypotheses(folder: Path, split: str) -> list[str]:
