@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import ssl
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
@@ -28,6 +29,7 @@ from prefixray.runviews import EXPERIMENT_TAGS, origin, saved_views
 from prefixray.sending import Point, Sender
 from prefixray.space import Scalar
 from prefixray.trial import Ended
+from prefixray.whole import write_whole
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -303,11 +305,20 @@ class _Store:
 
     @cached_property
     def _parent(self) -> str:
-        for run in self._search(f"tags.`prefixray.sweep` = '{self._sweep}'"):
-            if run.data.tags.get("prefixray.folder") == str(self._folder):
-                return str(run.info.run_id)
-        tags = {**self._origin, "prefixray.sweep": self._sweep, "prefixray.folder": str(self._folder)}
+        found = self._search(f"tags.`prefixray.id` = '{self._id}'")
+        if found:
+            return str(found[0].info.run_id)
+        own = {"prefixray.id": self._id, "prefixray.sweep": self._sweep, "prefixray.folder": str(self._folder)}
+        tags = {**self._origin, **own}
         return str(self._client.create_run(self._experiment, tags=tags, run_name=self._sweep).info.run_id)
+
+    @cached_property
+    def _id(self) -> str:
+        """What the sweep's run is found by: a server may know another sweep of this name from this very folder."""
+        path = self._folder / "mlflow.id"
+        if not path.is_file():
+            write_whole(path, f"{uuid.uuid4().hex}\n")
+        return path.read_text(encoding="utf-8").strip()
 
     @cached_property
     def _origin(self) -> dict[str, str]:

@@ -188,6 +188,30 @@ def test_a_driver_killed_while_mlflow_makes_its_tables_loses_nothing(folder: Pat
     assert local(folder).statuses() == ["FINISHED", "FINISHED", "FAILED", "KILLED"]
 
 
+def test_a_sweep_that_begins_anew_in_a_folder_has_runs_of_its_own_on_a_server_that_knows_the_one_before(
+    folder: Path,
+) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    for rate in (0.001, 0.5):
+        tracker = open_sweep(folder, uri)
+        tracker.trial("prefix/0", {"learning_rate": rate}, {})
+        tracker.log("prefix/0", 10, {"dev/loss": 10 * rate})
+        tracker.end("prefix/0", "done", None)
+        tracker.close("finished")
+        for path in folder.iterdir():  # but the server's own
+            if path.is_file() and path.suffix not in (".db", ".yaml"):
+                path.unlink()
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("sweep")
+    assert experiment is not None
+    runs = [run for run in client.search_runs([experiment.experiment_id]) if "prefixray.key" in run.data.tags]
+    found = {run.data.params["learning_rate"]: run.data.metrics["dev/loss"] for run in runs}
+    assert found == {"0.001": 0.01, "0.5": 5.0}
+    assert len({run.data.tags["mlflow.parentRunId"] for run in runs}) == 2
+
+
 def test_every_run_says_where_it_comes_from_and_the_sweeps_says_what_came_of_it(folder: Path) -> None:
     tracker = open_sweep(folder)
     run_trials(tracker, folder)
