@@ -24,6 +24,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def is_of_disk(error: Exception) -> bool:
+    """Whether it comes from a file system, not from the network or from elsewhere."""
+    return isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
+
+
 def disk_problem(error: OSError) -> str:
     """What the file system has against it, and what to do."""
     place = f"{error.filename}: " if error.filename else ""

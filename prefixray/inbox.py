@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from prefixray.config import Strict
-from prefixray.errors import UserError
+from prefixray.errors import UserError, is_of_disk
 from prefixray.space import Scalar
 from prefixray.whole import write_whole
 
@@ -99,8 +99,8 @@ class Inbox:
     def serve(self, act: Callable[[str, Request], str | None]) -> list[str]:
         """Execute what waits, the oldest first, and answer it; returns what came of it, a line each.
 
-        `act` gets an ID and a request, and returns what it did, or None to leave the request for later. Nothing that
-        goes wrong with a request reaches the caller: it is the answer.
+        `act` gets an ID and a request, and returns what it did, or None to leave the request for later. What goes
+        wrong with a request is its answer; only what the disk refuses reaches the caller, as an `OSError`.
         """
         lines = []
         for path in self._waiting():
@@ -119,7 +119,9 @@ class Inbox:
             return Answer(ok=False, text=str(error))
         except ValidationError as error:
             return Answer(ok=False, text=f"{path}: is no request: {error}")
-        except Exception:
+        except Exception as error:
+            if is_of_disk(error):
+                raise  # not the request's fault: it waits for the next driver
             logger.exception("request %s has failed", path.stem)
             return Answer(ok=False, text=f"{path}: could not be executed; the sweep's sweep.log says why")
         return None if text is None else Answer(ok=True, text=text)

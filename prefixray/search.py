@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from prefixray.arms import read_configuration
 from prefixray.budget import Budget
 from prefixray.config import ArmConfig, SearchConfig
-from prefixray.errors import SweepFailed, UserError, disk_problem
+from prefixray.errors import SweepFailed, UserError, disk_problem, is_of_disk
 from prefixray.inbox import Add, Extend, Finish, Inbox, Request, Stop
 from prefixray.live import Row, State, View
 from prefixray.pool import DecodeJob, NoWorkers, Pool
@@ -28,6 +28,7 @@ from prefixray.space import Scalar
 from prefixray.study import ArmStudy, Proposal, Record, TrialSource
 from prefixray.tracking import Tracker
 from prefixray.trial import Ended, Report, TrialSpec, WorkerStatus, read_result, write_result
+from prefixray.whole import clear_scratch
 from prefixray.yamlfile import Document, suggestion
 
 SUSPEND_SECONDS = 20.0  # for checkpoints after an interrupt
@@ -274,7 +275,7 @@ class Coordinator:
         try:
             yield
         except OSError as error:
-            if not isinstance(error, ConnectionError | TimeoutError):  # the cluster's
+            if is_of_disk(error):
                 self.broken = disk_problem(error)
             raise
         except NoWorkers as error:
@@ -376,7 +377,6 @@ class Coordinator:
         last = max(record.reports, default=0)
         if record.state == "running" and record.stopped_by is not None and read_result(Path(spec.folder)) is None:
             write_result(spec, Report(spec.key, last, "stopped", note=BY_REQUEST), "stopped")
-            _drop_checkpoints(spec)
         if record.state == "running" and (result := read_result(Path(spec.folder))) is not None:
             record = _settle(stage, record, result)
         for step in spec.rungs:
@@ -390,6 +390,7 @@ class Coordinator:
         for step, value in record.reports.items():
             self._tracker.log(spec.key, step, {"dev/loss": value})
         self._tracker.end(spec.key, record.state, _small_artifact(spec))
+        _drop_checkpoints(spec)
 
 
 def _search_of(arm: str, searches: Searches) -> tuple[Stage, ArmStudy]:
@@ -420,6 +421,7 @@ def _budget_text(study: ArmStudy) -> str:
 def _drop_checkpoints(spec: TrialSpec) -> None:
     for checkpoint in Path(spec.folder).glob("step-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
+    clear_scratch(Path(spec.folder), "step-*")
 
 
 def _settle(stage: Stage, record: Record, result: Mapping[str, Any]) -> Record:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -215,6 +216,17 @@ def test_what_goes_wrong_with_a_request_is_its_answer_and_the_next_is_served(tmp
     assert inbox.answer(third, seconds=0) == Answer(ok=True, text="finished")
 
 
+def test_a_full_disk_is_not_the_requests_fault_which_waits(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    request_id = driver.inbox.post(Extend(num_trials=2))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(driver.coordinator, "_act", mock.Mock(side_effect=OSError(28, "No space left on device")))
+        driver.coordinator.serve()
+    again = Driver(driver.folder)
+    again.coordinator.serve()
+    answer = again.inbox.answer(request_id, seconds=0)
+    assert answer is not None and answer.ok
+
+
 def test_a_stopped_trial_is_told_with_its_last_value_and_its_slot_goes_on(driver: Driver) -> None:
     assert driver.start() == ["prefix/0", "prefix/1"]
     assert driver.report("prefix/0", 5, loss=2.25)
@@ -252,6 +264,21 @@ def test_only_a_running_trial_of_the_search_can_be_stopped(driver: Driver) -> No
     driver.final().serve()
     refused = driver.inbox.answer(request_id, seconds=0)
     assert refused is not None and not refused.ok and "needs all its runs" in refused.text
+
+
+def test_checkpoints_of_a_trial_that_ended_go_with_the_next_driver_where_the_first_was_killed(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, running = driver.start()
+    monkeypatch.setattr("prefixray.search._drop_checkpoints", lambda spec: None)
+    driver.report(ended, 40)
+    monkeypatch.undo()
+    for key in (ended, running):
+        for name in ("step-40", ".step-40.0.tmp", "artifact"):
+            (driver.folder / "trials" / key / name).mkdir(parents=True)
+    Driver(driver.folder)
+    left = {key: {path.name for path in (driver.folder / "trials" / key).iterdir()} for key in (ended, running)}
+    assert left == {ended: {"artifact", "result.json"}, running: {"artifact", "step-40", ".step-40.0.tmp"}}
 
 
 def test_a_trial_to_be_stopped_when_its_driver_died_is_not_run_by_the_next(driver: Driver) -> None:
