@@ -8,6 +8,7 @@ happens to run here.
 import logging
 import os
 import signal
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def connected(address: str | None) -> Iterator[Cluster]:
     address = address or os.environ.get("RAY_ADDRESS") or ("auto" if is_head else "local")
     os.environ.setdefault("RAY_AUTH_MODE", "disabled" if address == "local" else "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    namespace = f"prefixray-{os.getpid()}"
+    namespace = f"prefixray-{uuid.uuid4().hex}"
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address == "local":

@@ -7,7 +7,6 @@ import fcntl
 import json
 import logging
 import os
-import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from prefixray.inbox import Inbox
 from prefixray.live import LiveView, View
 from prefixray.page import write_page
 from prefixray.pool import DecodeJob, Pool
-from prefixray.results import Importance, Results, SearchTrial, is_finished, load_results
+from prefixray.results import Importance, Results, SearchTrial, Stored, is_finished, load_results
 from prefixray.runviews import column
 from prefixray.search import Coordinator, MakeSpec, Stage
 from prefixray.seeds import CANDIDATE_REPLICATE
@@ -67,7 +66,7 @@ def run_sweep(config: SweepConfig, file: Path, *, address: str | None = None, sh
         _check_identity(config, file, folder)
         write_whole(folder / "sweep.json", json.dumps(dump(config), indent=1) + "\n")
         if file.resolve() != (folder / "sweep.yaml").resolve():
-            shutil.copyfile(file, folder / "sweep.yaml")
+            write_whole(folder / "sweep.yaml", file.read_text(encoding="utf-8"))
         repair_journal(folder / "study.journal")
         _check_data(config.task)
         check_server(config.tracking)
@@ -158,8 +157,8 @@ class _Sweep:
 
     def _store_search(self, studies: Mapping[str, ArmStudy]) -> None:
         """Write what the search has found, where there are no results of a final stage."""
-        path = self._folder / "results.json"
-        if not path.is_file() or not is_finished(load_results(self._folder)):
+        stored = self._stored()
+        if stored is None or not is_finished(stored):
             rungs, importance = list(self._config.search.rungs), self._importance()
             self._store({"search": self._search_trials(studies), "rungs": rungs, "importance": importance})
 
@@ -336,11 +335,25 @@ class _Sweep:
 
     def _keep_older(self, results: Results) -> None:
         """Where an extension has changed a winner, the older results stay beside the new ones."""
-        path = self._folder / "results.json"
-        older = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if "arms" in older and older["arms"] != results["arms"]:
-            count = len(list(self._folder.glob("results.*.json")))
-            path.rename(self._folder / f"results.{count + 1}.json")
+        older = self._stored()
+        if older is not None and is_finished(older) and older["arms"] != results["arms"]:
+            self._put_aside()
+
+    def _stored(self) -> Stored | None:
+        """The results that the folder holds, if it does; such as cannot be read stay beside the new ones."""
+        if not (self._folder / "results.json").is_file():
+            return None
+        try:
+            return load_results(self._folder)
+        except UserError as error:
+            logger.warning("%s; it is kept as %s", error, self._put_aside().name)
+            return None
+
+    def _put_aside(self) -> Path:
+        """Give `results.json` the next number that no older one has."""
+        numbers = [path.suffixes[0][1:] for path in self._folder.glob("results.*.json")]
+        number = 1 + max((int(number) for number in numbers if number.isdecimal()), default=0)
+        return (self._folder / "results.json").rename(self._folder / f"results.{number}.json")
 
 
 def _search_trial(config: SweepConfig, arm: ArmConfig, record: Record) -> SearchTrial:

@@ -7,6 +7,7 @@ Ray Tune, Optuna and MLflow; real faults hit it, and its numbers are compared wi
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -154,6 +155,20 @@ def test_a_driver_killed_at_any_time_is_followed_by_one_that_goes_on(sweep: Swee
         printed.append(process.stdout.readline())
         assert printed[-1], "".join(printed)
     kill(process)  # while the table is written
+    sweep.finish()
+    assert_complete(sweep)
+    assert_same(sweep, undisturbed)
+
+
+def test_drivers_killed_at_random_moments_lose_nothing(sweep: Sweep, undisturbed: Sweep) -> None:
+    moments = [random.SystemRandom().uniform(0.0, 25.0) for _ in range(8)]
+    print("killed after", moments, "seconds")
+    for moment in moments:
+        process = sweep.start()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            output_of(process, seconds=moment)
+            break  # nothing was left to do
+        kill(process)
     sweep.finish()
     assert_complete(sweep)
     assert_same(sweep, undisturbed)

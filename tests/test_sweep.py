@@ -274,6 +274,8 @@ def test_what_the_user_can_mend_is_said_plainly_and_can_be_mended_in_the_same_sw
 def test_candidates_are_compared_on_dev_and_more_seeds_keep_the_older_results(sweep: Sweep) -> None:
     sweep.write(num_steps=8, num_trials=3)
     candidates = "--set", "final.candidates=2"
+    sweep.results.mkdir(parents=True)
+    (sweep.results / "results.json").write_text("{")  # what another version may have left
     assert " slots on " in sweep.finish(*candidates, "--verbose")
     first = _results(sweep)
     assert sweep.states()["candidates/prefix"]["COMPLETE"] >= 1
@@ -281,7 +283,8 @@ def test_candidates_are_compared_on_dev_and_more_seeds_keep_the_older_results(sw
     assert len(dev) == sweep.states()["candidates/prefix"]["COMPLETE"]
     sweep.finish(*candidates, "--set", "final.num_seeds=3")
     assert [len(arm["seeds"]) for arm in _results(sweep)["arms"]] == [1, 3, 3, 3]
-    assert json.loads((sweep.results / "results.1.json").read_text())["arms"] == first["arms"]
+    assert (sweep.results / "results.1.json").read_text() == "{"
+    assert json.loads((sweep.results / "results.2.json").read_text())["arms"] == first["arms"]
 
 
 def _results(sweep: Sweep) -> dict[str, Any]:
