@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from calls import SECONDS, MakeWorker
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -35,6 +36,8 @@ from prefixray.config import TaskConfig, TrainConfig
 from prefixray.worker import Worker, WorkerSetup
 
 torch.set_num_threads(1)  # the models are tiny, and tests run side by side
+settings.register_profile("default", deadline=None)  # how long an example takes is the machine's affair
+settings.load_profile("default")
 
 MakeBase = Callable[[str, torch.dtype], Base]
 
@@ -157,7 +160,9 @@ def worker_setup(base_folders: Mapping[str, Path], tmp_path: Path) -> WorkerSetu
 
 
 @pytest.fixture
-def make_worker(worker_setup: WorkerSetup) -> Iterator[MakeWorker]:
+def make_worker(worker_setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeWorker]:
+    """A function to workers of which none gives memory back by itself: their threads outlive their test."""
+    monkeypatch.setattr(worker_module, "IDLE_SECONDS", 10 * SECONDS)
     made: list[Worker] = []
 
     def make() -> Worker:

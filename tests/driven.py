@@ -1,5 +1,6 @@
 """A sweep as a user has it: a folder of its own, a driver that is a process, and what both leave in their stores."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -89,11 +90,16 @@ def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]", 
 
 
 def kill(process: "subprocess.Popen[str]") -> None:
-    """SIGKILL the driver alone, and wait until what it owned has gone with it."""
+    """SIGKILL the driver alone, and wait until what it owned has gone; Ray's agents would stay for a minute."""
     owned = psutil.Process(process.pid).children(recursive=True)
+    agents = [child for child in owned if _title(child).endswith("Agent")]
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    psutil.wait_procs(owned, timeout=30)
+    _, alive = psutil.wait_procs(set(owned) - set(agents), timeout=60)
+    assert not alive, [_title(child) for child in alive]
+    for agent in agents:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            agent.kill()
 
 
 def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:

@@ -136,7 +136,7 @@ def test_what_is_no_artifact_is_said(tmp_path: Path, tiny_gpt2: Base) -> None:
 _VALUES = json_values(st.integers(-3, 10**20) | st.floats(), max_size=5, max_leaves=4)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_changed_record_is_refused_or_binds(
     artifact: Path, tiny_gpt2: Base, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -149,7 +149,7 @@ def test_a_changed_record_is_refused_or_binds(
     _refused_or_bound(folder, tiny_gpt2)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_changed_bytes_are_refused(
     artifact: Path, tiny_gpt2: Base, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

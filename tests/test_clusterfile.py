@@ -204,7 +204,7 @@ def test_ports_of_a_security_group_that_are_open_to_the_world_are_told(check: Ch
 LINES = edited(SHIPPED).splitlines()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, len(LINES) - 1),
     st.sampled_from(

@@ -20,7 +20,7 @@ from prefixray.tasks import load_task
 
 SPLITS = ("train", "dev", "test")
 PAIRS = [("name : The Mill", "The Mill is a pub."), ("name : Café", 'It is "good",\nand cheap.'), ("a", "b")]
-_FUZZ = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_FUZZ = settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def _jsonl() -> bytes:

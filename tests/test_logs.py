@@ -40,8 +40,11 @@ def test_a_followed_file_shows_what_is_added_meanwhile(tmp_path: Path, capsys: p
     with followed(path), path.open("a") as file:
         file.write("from a worker\n")
         file.flush()
-        time.sleep(0.8)
-        assert capsys.readouterr().err == "from a worker\n"
+        shown, deadline = "", time.monotonic() + 60
+        while not shown and time.monotonic() < deadline:
+            time.sleep(0.05)
+            shown = capsys.readouterr().err
+        assert shown == "from a worker\n"
         file.write("at the end\n")
     assert capsys.readouterr().err == "at the end\n"
     with path.open("a") as file:

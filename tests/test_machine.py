@@ -92,7 +92,7 @@ def test_limits_of_the_first_kind_of_groups_count_too(groups: Path) -> None:
     assert total_bytes() == GIB and available_bytes() == GIB // 2
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux has it")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux says on which CPUs a process may run")
 def test_cpus_are_those_that_the_process_may_run_on() -> None:
     allowed = os.sched_getaffinity(0)
     assert 1 <= num_cpus() <= len(allowed)
@@ -109,7 +109,7 @@ def test_what_is_freed_is_kept_for_the_next_step_until_it_is_given_back() -> Non
     printed = subprocess.run(command, env={**os.environ, **ALLOCATOR}, capture_output=True, text=True, check=True)
     (before, _), (full, huge), (freed, _), (left, _) = (map(int, line.split()) for line in printed.stdout.splitlines())
     assert full > before + 390 and freed > before + 390 and left < before + 50
-    if _HUGE.is_file() and "[never]" not in _HUGE.read_text():
+    if _HUGE.is_file() and "[never]" not in _HUGE.read_text() and "madvise]" in (_HUGE.parent / "defrag").read_text():
         assert huge > 200
 
 

@@ -10,6 +10,8 @@ from prefixray import worker as worker_module
 from prefixray.trial import Admission, Report
 from prefixray.worker import Worker
 
+LONG_STEP = 3.0  # seconds; the pack waits no longer for who comes in a trial's place
+
 
 def test_a_trial_at_a_rung_waits_until_its_caller_comes_back(worker: Worker, tmp_path: Path, patient: None) -> None:
     worker.join(trial_spec(tmp_path, "one", 4, 2), "token")
@@ -60,9 +62,11 @@ def test_the_pack_waits_a_moment_for_who_comes_in_a_trials_place(
 
     def slow_run() -> list[Report]:
         together.append(worker._trainer.keys())
-        time.sleep(2 * MOMENT)  # as long as the pack waits at the most
+        if len(together) == 1:
+            time.sleep(LONG_STEP)
         return run()
 
+    monkeypatch.setattr(worker_module, "NEWCOMER_SECONDS", LONG_STEP)
     monkeypatch.setattr(worker._trainer, "run", slow_run)
     hold_first_step(worker, [trial_spec(tmp_path, "ends", 1), trial_spec(tmp_path, "stays", 5)])
     assert Call(worker, "ends").state() == "done"
@@ -79,9 +83,11 @@ def test_places_that_trials_leave_at_a_rung_are_kept_while_verdicts_come(
 
     def slow_run() -> list[Report]:
         together.append(sorted(set(worker._trainer.keys()) - set(worker._trainer.parked())))
-        time.sleep(2 * MOMENT)
+        if len(together) == 1:
+            time.sleep(LONG_STEP)
         return run()
 
+    monkeypatch.setattr(worker_module, "NEWCOMER_SECONDS", LONG_STEP)
     monkeypatch.setattr(worker._trainer, "run", slow_run)
     hold_first_step(worker, [trial_spec(tmp_path, key, 2, 1) for key in ("a", "b", "c")])
     for key in ("a", "b", "c"):

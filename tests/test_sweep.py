@@ -219,7 +219,7 @@ def test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_
     def running() -> list[int]:
         return [trial.number for trial in own("prefix") if trial.state is TrialState.RUNNING]
 
-    _wait_for(lambda: sweep.control("stop", f"prefix/{running()[-1]}").returncode == 0, process)
+    _wait_for(lambda: any(sweep.control("stop", f"prefix/{n}").returncode == 0 for n in running()[-1:]), process)
     _wait_for(lambda: any("added_by" in trial.user_attrs and trial.params for trial in own("prefix")), process)
     _wait_for(lambda: sweep.control("finish").returncode == 0, process)
     output, _ = process.communicate(timeout=240)

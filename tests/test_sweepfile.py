@@ -700,7 +700,7 @@ def test_a_typo_is_reported_within_a_second_and_imports_nothing_heavy() -> None:
     assert min(seconds) < 1.0
 
 
-_SETTINGS = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_SETTINGS = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 _NAMES = st.sampled_from(["choice", "int", "log_uniform", "when", "method", "first", "preseqlen", "train", "rungs"])
 _VALUES = st.recursive(

@@ -12,6 +12,7 @@ import threading
 import time
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
@@ -176,9 +177,11 @@ def test_a_driver_killed_while_mlflow_makes_its_tables_loses_nothing(folder: Pat
     opening = f"from prefixray.tracking import *; open_tracker(TrackingConfig(), Path({str(folder)!r}), 'sweep', {{}})"
     starting = ".start({}, {}, []); __import__('time').sleep(60)"
     driver = subprocess.Popen([sys.executable, "-c", opening + starting])
-    while not any(path.stat().st_size for path in folder.rglob("mlflow.db")):
+    begun = False
+    while not begun:
         assert driver.poll() is None
-        time.sleep(0.01)
+        with suppress(FileNotFoundError):  # it was renamed meanwhile
+            begun = any(path.stat().st_size for path in folder.rglob("mlflow.db"))
     driver.kill()
     driver.wait()
     assert not database.exists()  # not half of it, which MLflow could not open
@@ -363,13 +366,13 @@ def free_port() -> int:
 def test_a_server_that_is_away_holds_nothing_up_and_the_loss_is_said(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sending, "_PATIENCE_AWAY", 0.5)
+    monkeypatch.setattr(sending, "_PATIENCE_AWAY", 5.0)
     monkeypatch.setattr(sending, "_MOST_WAITING", 5)
     uri = f"http://127.0.0.1:{free_port()}"
     before = time.monotonic()
     tracker = open_sweep(folder, uri)
     run_trials(tracker, folder)  # 1 start, 4 trials, 3 ends; and 8 points, of which 3 still find room
-    assert time.monotonic() - before < 0.5
+    assert time.monotonic() - before < 4.0, "no call waits for the server"
     tracker.close("finished")
     messages = [record.getMessage() for record in caplog.records if record.name == sending.__name__]
     assert f"MLflow at {uri} is away; the sweep goes on" in messages[0]

@@ -157,7 +157,7 @@ def test_after_a_death_those_who_were_in_the_step_come_back_in_halves(
     status = worker.status()
     assert (status.num_deaths, status.last_death) == (1, "RuntimeError: the device is gone, in its step: a, b, c")
     assert worker.join(specs["c"], "token").state == "later"
-    assert [worker.join(specs[key], "token").state for key in ("a", "b")] == ["joined", "joined"]
+    hold_first_step(worker, [specs["a"], specs["b"]])
     assert Call(worker, "a").report() is None, "past the step it makes room for the others"
     wait_until(lambda: worker.join(specs["c"], "token").state == "joined")
     wait_until(lambda: worker.join(specs["a"], "token").state == "joined")
