@@ -116,6 +116,6 @@ def end_all() -> None:
 
 def _title(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline())
+        return " ".join(process.cmdline()).rstrip()  # Ray fills its titles up
     except psutil.Error:
         return ""
