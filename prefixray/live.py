@@ -41,6 +41,7 @@ class Row:
     score: float | None  # of its last report; lower is better
     state: State
     note: str | None = None  # "at rung 2", or why it failed
+    adopted: bool = False  # an earlier driver had it running
 
     @property
     def name(self) -> str:
@@ -160,7 +161,7 @@ def _row_events(before: Row | None, row: Row) -> list[str]:
         return []
     if before is None or before.state != "running":
         values = "  ".join(f"{SHORT.get(key, key)} {value_text(key, value)}" for key, value in row.values.items())
-        resumed = f" again from step {row.step}" if row.step else ""
+        resumed = (" again" + (f" from step {row.step}" if row.step else "")) if row.adopted else ""
         return [f"{row.name} started{resumed}" + (f"  {values}" if values else "")]
     return [f"{row.name} {at}"] if row.score is not None and row.score != before.score else []
 

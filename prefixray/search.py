@@ -439,7 +439,8 @@ def _small_artifact(spec: TrialSpec) -> Path | None:
 
 def _row(stage: Stage, spec: TrialSpec, trial: Proposal | Record, *, state: State) -> Row:
     shown: Mapping[str, Scalar] = {"seed": spec.replicate} if "item" in trial.values else trial.values
-    return Row(stage.name, trial.number, shown, 0, spec.config.num_steps, None, state)
+    adopted = isinstance(trial, Proposal) and trial.adopted
+    return Row(stage.name, trial.number, shown, 0, spec.config.num_steps, None, state, adopted=adopted)
 
 
 def _params(spec: TrialSpec) -> dict[str, Scalar]:

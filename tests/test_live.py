@@ -260,12 +260,19 @@ def test_a_forced_colour_does_not_make_a_terminal(monkeypatch: pytest.MonkeyPatc
 
 
 def test_trials_of_an_earlier_run_are_counted_not_told_again() -> None:
-    lines = events(None, view(row(1, "done", 40, 1.6), row(2, "stopped", 10, 2.6), row(3, "running", 10, 2.0)))
+    running = [replace(row(number, "running", step), adopted=True) for number, step in ((3, 10), (4, 0))]
+    lines = events(None, view(row(1, "done", 40, 1.6), row(2, "stopped", 10, 2.6), *running))
     assert lines[1:] == [
         "from an earlier run: done 1  stopped 1",
         "search",
         "prefix/3 started again from step 10  preseqlen 5  mid_dim -  init restaurant  lr 3.0e-3",
+        "prefix/4 started again  preseqlen 5  mid_dim -  init restaurant  lr 4.0e-3",
     ]
+
+
+def test_a_trial_that_has_taken_steps_when_it_is_first_seen_was_started_no_second_time() -> None:
+    lines = events(view(), view(row(1, "running", 6)))
+    assert lines == ["prefix/1 started  preseqlen 5  mid_dim -  init restaurant  lr 1.0e-3"]
 
 
 def test_a_trial_that_begins_and_ends_between_two_views_is_told_once() -> None:
