@@ -8,7 +8,7 @@ import logging
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from prefixray.hypotheses import read_hypotheses, score_all
 from prefixray.machine import num_cpus, total_bytes
 from prefixray.metrics import Floats, Scored, higher_is_better
 from prefixray.results import ArmResult, ExampleOutputs, GroupResult, Interval, Results, SearchTrial, SeedResult
+from prefixray.seeds import subset_of
 from prefixray.speed import cpu_fact
 from prefixray.statistics import Comparison, Estimate, compare, intervals, resolution, sd
 from prefixray.study import Record
@@ -112,19 +113,19 @@ def make_results(
     scored = {arm: [score_of(folder, "test", sources, metrics) for folder in own] for arm, own in folders.items()}
     reference = _reference(config, runs)
     by_metric = {metric: {arm: [seed[metric] for seed in seeds] for arm, seeds in scored.items()} for metric in metrics}
+    draws: dict[str, Any] = {"seed": config.search.seed, "subsets": _subsets(config, runs)}
     estimates = {
-        metric: {one.arm: one for one in intervals(own, reference, seed=config.search.seed)}
-        for metric, own in by_metric.items()
+        metric: {one.arm: one for one in intervals(own, reference, **draws)} for metric, own in by_metric.items()
     }
     rivals = {arm: seeds for arm, seeds in by_metric[primary].items() if arm != UNTUNED or arm == reference}
-    compared = compare(rivals, reference, seed=config.search.seed)  # the floor is no rival: it costs no arm its p
+    compared = compare(rivals, reference, **draws)  # the floor is no rival: it costs no arm its p
     estimates[primary].update({one.arm: one for one in compared})
     arms = [
         _arm_result(facts, arm, list(runs.get(arm, ())), scored[arm], {m: estimates[m][arm] for m in metrics}, primary)
         for arm in scored
     ]
     for name, rows in _groups(sources).items():
-        _add_group(name, rows, arms, scored, reference, primary, seed=config.search.seed)
+        _add_group(name, rows, arms, scored, reference, primary, draws)
     return Results(
         sweep=config.name,
         base=config.base,
@@ -145,12 +146,20 @@ def make_results(
         machine=_machine(facts.found),
         seed=config.search.seed,
         arms=arms,
-        resolution=resolution(compared),
+        resolution=max((resolution(**asdict(one.difference)) for one in compared if one.difference), default=0.0),
         notes=_notes(config, runs),
         examples=_examples(folders, scored, sources, primary, reference),
         search=list(facts.search),
         budget={"minutes": facts.sweep_minutes},
     )
+
+
+def _subsets(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> dict[str, list[int]]:
+    """The subset of low data that each run of an arm was trained on; nothing where there are none."""
+    low = config.task.low_data
+    if low is None:
+        return {}
+    return {arm: [subset_of(run.replicate, low.num_subsets) for run in own] for arm, own in runs.items()}
 
 
 def _groups(sources: Sequence[Sourced]) -> dict[str, list[int]]:
@@ -169,8 +178,7 @@ def _add_group(
     scored: Mapping[str, Sequence[Mapping[str, Scored]]],
     reference: str,
     primary: str,
-    *,
-    seed: int,
+    draws: Mapping[str, Any],
 ) -> None:
     """Score a group alone and write that into the arms; NIST's and CIDEr's weights stay those of all references."""
     for metric in next(iter(scored.values()))[0]:
@@ -178,7 +186,7 @@ def _add_group(
             arm: [replace(one[metric], statistics=one[metric].statistics[rows]) for one in seeds]
             for arm, seeds in scored.items()
         }
-        compared = {one.arm: one for one in intervals(part, reference, seed=seed)}
+        compared = {one.arm: one for one in intervals(part, reference, **draws)}
         for arm in arms:
             found = compared[arm["arm"]]
             empty = GroupResult(num_sources=len(rows), scores={}, difference=None)

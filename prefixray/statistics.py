@@ -1,13 +1,16 @@
 """What a difference between arms is worth: bootstrap intervals, a paired randomisation test, Holm's correction.
 
 The unit is a source with all its references. An arm's score is the mean over its seeds of the corpus score; a bootstrap
-replicate draws sources (the same draw for all arms, which makes differences paired) and, within each arm, seeds. Every
-draw depends on the seed, the arm's name and what it is for alone: an arm's interval does not change with its company.
+replicate draws sources (the same draw for all arms, which makes differences paired) and, within each arm, seeds. Runs
+on subsets of low data are drawn by subset, the same draw for all arms: two runs on one subset are not independent, and
+an easy subset is easy for all. Every draw depends on the seed, the arm's name and what it is for alone: an arm's
+interval does not change with its company.
 
-What seeds contribute to an interval is approximate: for k seeds the variance between them comes out (k - 1) / k of what
-it is (0 for one seed), while what is really noise of sources is partly counted twice. The randomisation test is about
-the trained models as they are: it swaps their outputs and does not ask what other seeds would have given. So p may be
-small where the interval of the difference includes 0.
+What was drawn of k seeds is moved away from their mean by sqrt(k / (k - 1)), since k draws from k values vary by
+(k - 1) / k too little. With few seeds intervals are still too short, as a normal quantile is beside Student's; one seed
+says nothing of others, and an interval is then about the trained models as they are. So is the randomisation test,
+always: it swaps their outputs and does not ask what other seeds would have given. So p may be small where the interval
+of the difference includes 0.
 """
 
 import math
@@ -48,24 +51,35 @@ class Comparison:
 
 
 def compare(
-    arms: Mapping[str, Sequence[Scored]], reference: str, *, seed: int, num_resamples: int = 10_000
+    arms: Mapping[str, Sequence[Scored]],
+    reference: str,
+    *,
+    seed: int,
+    subsets: Mapping[str, Sequence[int]] | None = None,
+    num_resamples: int = 10_000,
 ) -> list[Comparison]:
     """Intervals, differences and p values of the arms, each given as one Scored per seed; for the primary metric.
 
-    p is two-sided, (1 + k) / (1 + B); p_holm is corrected for the number of arms that are compared.
+    `subsets` are those that an arm's runs were trained on, in low data; an arm may be missing there. p is two-sided,
+    (1 + k) / (1 + B); p_holm is corrected for the number of arms that are compared.
     """
-    without = intervals(arms, reference, seed=seed, num_resamples=num_resamples)
+    without = intervals(arms, reference, seed=seed, subsets=subsets, num_resamples=num_resamples)
     values = _randomisation(arms, reference, seed=seed, num_resamples=num_resamples)
     corrected = holm(values)
     return [replace(each, p=values.get(each.arm), p_holm=corrected.get(each.arm)) for each in without]
 
 
 def intervals(
-    arms: Mapping[str, Sequence[Scored]], reference: str, *, seed: int, num_resamples: int = 10_000
+    arms: Mapping[str, Sequence[Scored]],
+    reference: str,
+    *,
+    seed: int,
+    subsets: Mapping[str, Sequence[int]] | None = None,
+    num_resamples: int = 10_000,
 ) -> list[Comparison]:
     """What `compare` says without p values, which are for one metric only; in the order of the arms."""
     _check(arms, reference)
-    replicates = _bootstrap(arms, seed=seed, num_resamples=num_resamples)
+    replicates = _bootstrap(arms, subsets or {}, seed=seed, num_resamples=num_resamples)
     values = {arm: float(np.mean([each.corpus() for each in scored])) for arm, scored in arms.items()}
     return [
         Comparison(
@@ -89,13 +103,9 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return corrected
 
 
-def resolution(comparisons: Sequence[Comparison]) -> float:
-    """The smallest difference that these comparisons can tell apart: the longest arm of a difference's interval.
-
-    0 where there is no difference. Leave out arms that are out of the race, like the untuned base.
-    """
-    differences = [each.difference for each in comparisons if each.difference is not None]
-    return max((max(d.high - d.value, d.value - d.low) for d in differences), default=0.0)
+def resolution(low: float, value: float, high: float) -> float:
+    """The smallest difference that a comparison with this interval can tell from 0: the interval's longer side."""
+    return max(high - value, value - low)
 
 
 def sd(values: Sequence[float]) -> float | None:
@@ -110,19 +120,36 @@ def _check(arms: Mapping[str, Sequence[Scored]], reference: str) -> None:
     assert len(kinds) == 1, f"arms differ in metric or number of sources: {kinds}"
 
 
-def _bootstrap(arms: Mapping[str, Sequence[Scored]], *, seed: int, num_resamples: int) -> dict[str, Floats]:
+def _bootstrap(
+    arms: Mapping[str, Sequence[Scored]], subsets: Mapping[str, Sequence[int]], *, seed: int, num_resamples: int
+) -> dict[str, Floats]:
     """Each arm's score in every replicate, (R,) per arm."""
     num_sources = len(next(iter(arms.values()))[0].statistics)
     sources = np.random.default_rng(derive_seed(seed, 0, "bootstrap/sources"))
     seeds = {arm: np.random.default_rng(derive_seed(seed, 0, f"bootstrap/seeds/{arm}")) for arm in arms}
+    common = np.random.default_rng(derive_seed(seed, 0, "bootstrap/subsets"))
+    every = sorted({subset for own in subsets.values() for subset in own})
     parts: dict[str, list[Floats]] = {arm: [] for arm in arms}
     for size in _chunks(num_resamples, num_sources):
         weights = _draw(sources, size, num_sources).astype(np.float64)
+        drawn_subsets = _draw(common, size, len(every)) if len(every) > 1 else None
         for arm, scored in arms.items():
             scores = np.stack([each.resampled(weights) for each in scored], axis=1)  # (R, S)
-            drawn = _draw(seeds[arm], size, len(scored))
-            parts[arm].append((scores * drawn).sum(axis=1) / len(scored))
+            own = subsets.get(arm, ())
+            if drawn_subsets is not None and set(own) == set(every):
+                units = np.stack([scores[:, np.equal(own, subset)].mean(axis=1) for subset in every], axis=1)
+                drawn = drawn_subsets
+            else:
+                units, drawn = scores, _draw(seeds[arm], size, len(scored))
+            parts[arm].append(scores.mean(axis=1) + _deviation(units, drawn))
     return {arm: np.concatenate(part) for arm, part in parts.items()}
+
+
+def _deviation(units: Floats, drawn: NDArray[np.int64]) -> Floats:
+    """How far the drawn of k units (R, k) are from the mean of all, with the variance that other units would give."""
+    number = units.shape[1]
+    away: Floats = (units * drawn).sum(axis=1) / number - units.mean(axis=1)
+    return away * math.sqrt(number / (number - 1)) if number > 1 else away
 
 
 def _draw(generator: np.random.Generator, size: int, number: int) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """Results as tables: the terminal's, Markdown and CSV, all from the one record that the final stage writes.
 
 `results.json` is the source; every number that is printed can be traced to it, and nothing is computed here but shares,
-order and rounding. A difference inside the resolution is never called a win.
+order and rounding. A difference that may be chance is never called a win.
 """
 
 import csv
@@ -14,6 +14,7 @@ from pathlib import Path
 from prefixray.metrics import higher_is_better, label
 from prefixray.results import ArmResult, ExampleOutputs, Interval, Results, SearchTrial
 from prefixray.space import Scalar
+from prefixray.statistics import resolution
 
 WIDTH = 130  # columns of the longest printed line of prose
 NUM_EXAMPLES = 3  # sources that are printed with their outputs
@@ -150,9 +151,10 @@ def final_grid(results: Results) -> Grid:
     arms, primary = results["arms"], results["metric"]
     others = [name for name in results["metrics"] if name != primary]
     digits = DECIMALS.get(primary, 1)
-    differences = _intervals([arm["difference"] for arm in arms], digits, sign="+")
+    count = results["num_sources"]
+    differences = _intervals([_known(arm["difference"], count) for arm in arms], digits, "+")
     columns: dict[str, list[str]] = {"arm": [arm["arm"] for arm in arms]}
-    columns[f"{label(primary)} [95 %]"] = _intervals([arm["scores"][primary] for arm in arms], digits)
+    columns[f"{label(primary)} [95 %]"] = _intervals([_known(arm["scores"][primary], count) for arm in arms], digits)
     if _num_seeds(results) > 1:
         columns["sd"] = [_optional(arm["sd"].get(primary), f".{digits}f") for arm in arms]
     columns[f"vs {results['reference']} [95 %]"] = [
@@ -178,10 +180,11 @@ def group_grid(results: Results) -> Grid | None:
         return None
     primary = results["metric"]
     digits = DECIMALS.get(primary, 1)
-    differences = _intervals([group["difference"] for _, _, group in parts], digits, sign="+")
+    differences = _intervals([_known(group["difference"], group["num_sources"]) for _, _, group in parts], digits, "+")
     columns: dict[str, list[str]] = {"arm": [arm for arm, _, _ in parts], "group": [name for _, name, _ in parts]}
     columns["sources"] = [f"{group['num_sources']:,}" for _, _, group in parts]
-    columns[f"{label(primary)} [95 %]"] = _intervals([group["scores"][primary] for _, _, group in parts], digits)
+    scores = [_known(group["scores"][primary], group["num_sources"]) for _, _, group in parts]
+    columns[f"{label(primary)} [95 %]"] = _intervals(scores, digits)
     columns[f"vs {results['reference']} [95 %]"] = [
         "reference" if arm == results["reference"] else difference
         for (arm, _, _), difference in zip(parts, differences, strict=True)
@@ -255,17 +258,32 @@ def notes(results: Results) -> list[str]:
         found.append(f"* differs from {results['reference']}: {both}")
     if sum(arm["method"] is not None for arm in arms) < 2:
         return found
+    if _num_seeds(results) == 1:
+        found.append("one seed: intervals, p and * are about these trained models; other seeds would give others")
+    return [*found, f"{_told_apart(results, name)}.", _verdict(results)]
+
+
+def _told_apart(results: Results, name: str) -> str:
+    """The smallest differences that these sources can tell apart, and with one seed what all of them could."""
+    count, total = results["num_sources"], results["num_sources_total"]
+    if count == 1:
+        return "one source tells nothing apart"
+    differences = [arm["difference"] for arm in results["arms"] if arm["method"] is not None]
+    least = [resolution(**difference) for difference in differences if difference is not None]
+    told = f"{count} sources cannot tell apart differences below {_range(least, results)} {name}"
+    if count < total and _num_seeds(results) == 1:
+        told += f"; all {total} could tell about {_range([one * math.sqrt(count / total) for one in least], results)}"
+    return told
+
+
+def _range(numbers: Sequence[float], results: Results) -> str:
+    """`3.1`, or `1.6 to 9.1` where numbers differ."""
     digits = DECIMALS.get(results["metric"], 1)
-    least = f"{results['resolution']:.{digits}f} {name}"
-    told = f"{results['num_sources']} sources cannot tell apart differences below {least}"
-    if results["num_sources"] < results["num_sources_total"] and _num_seeds(results) == 1:
-        reachable = results["resolution"] * math.sqrt(results["num_sources"] / results["num_sources_total"])
-        told += f"; all {results['num_sources_total']} could tell about {reachable:.{digits}f}"
-    return [*found, f"{told}. {_verdict(results)}".rstrip()]
+    return " to ".join(dict.fromkeys(f"{number:.{digits}f}" for number in (min(numbers), max(numbers))))
 
 
 def _verdict(results: Results) -> str:
-    """Who won, if the distance to the second was tested, is one that these sources can tell apart, and is fair."""
+    """Who won, if the distance to the second was tested on several seeds each, told from 0, and is fair."""
     metric, reference = results["metric"], results["reference"]
     sign = -1 if higher_is_better(metric) else 1
     tuned = [arm for arm in results["arms"] if arm["method"] is not None]
@@ -273,11 +291,17 @@ def _verdict(results: Results) -> str:
     best, second = ranked[:2]
     gap = abs(best["scores"][metric]["value"] - second["scores"][metric]["value"])
     tested = second if best["arm"] == reference else best if second["arm"] == reference else None
-    fair = best["num_trials"] == second["num_trials"]
     text = f"{gap:.{DECIMALS.get(metric, 1)}f} {label(metric)}"
-    if fair and tested is not None and gap > results["resolution"] and _is_significant(tested):
-        return f"Winner: {best['arm']}, {text} ahead of {second['arm']}."
-    return f"No winner: {best['arm']} and {second['arm']} are {text} apart."
+    apart = f"No winner: {best['arm']} and {second['arm']} are {text} apart"
+    if tested is None:
+        return f"{apart}, but were not tested against each other."
+    if not _is_significant(tested):
+        return f"{apart}, which may be chance."
+    if best["num_trials"] != second["num_trials"]:
+        return f"{apart}, but were not searched alike."
+    if min(len(best["seeds"]), len(second["seeds"])) == 1:
+        return f"{apart}, but with one seed."
+    return f"Winner: {best['arm']}, {text} ahead of {second['arm']}."
 
 
 def _unequal_training(arms: Sequence[ArmResult]) -> str | None:
@@ -295,7 +319,7 @@ def _is_significant(arm: ArmResult) -> bool:
     difference = arm["difference"]
     if arm["p_holm"] is None or difference is None:
         return False
-    return arm["p_holm"] < SIGNIFICANT and (difference["low"] > 0) == (difference["high"] > 0)
+    return arm["p_holm"] < SIGNIFICANT and (difference["low"] > 0 or difference["high"] < 0)
 
 
 def _num_seeds(results: Results) -> int:
@@ -351,6 +375,13 @@ def _intervals(intervals: Sequence[Interval | None], digits: int, sign: str = ""
     width = max((len(number) for numbers in shown for number in numbers), default=0)
     padded = [[number.rjust(width) for number in numbers] for numbers in shown]
     return [f"{numbers[0]} [{numbers[1]}, {numbers[2]}]" if numbers else "-" for numbers in padded]
+
+
+def _known(interval: Interval | None, num_sources: int) -> Interval | None:
+    """The interval as it can be known: from one source nothing follows for others."""
+    if interval is None or num_sources > 1:
+        return interval
+    return Interval(value=interval["value"], low=-math.inf, high=math.inf)
 
 
 def _numbers(interval: Interval | None) -> list[float | None]:

@@ -12,7 +12,7 @@ import pytest
 
 from prefixray import statistics
 from prefixray.metrics import Scored, score
-from prefixray.statistics import Comparison, Estimate, compare, holm, intervals, resolution, sd
+from prefixray.statistics import Estimate, compare, holm, intervals, resolution, sd
 
 NUM_SOURCES = 100
 NUM_WORLDS = 400
@@ -47,6 +47,46 @@ def test_intervals_hold_the_truth_in_95_of_100_worlds() -> None:
     # 3.1 standard errors (0.011) to either side, and 0.005 below for the percentile interval at 100 sources
     assert 0.911 < np.mean([holds(first.score, 1.1) for first in firsts]) < 0.984
     assert 0.911 < np.mean([holds(first.difference, 0.1) for first in firsts]) < 0.984
+
+
+def seeded(draw: np.random.Generator, effects: np.ndarray) -> list[Scored]:
+    """Runs whose true scores are these; their sources have noise of 0.5."""
+    return [mean_of(effect + 0.5 * draw.normal(size=NUM_SOURCES)) for effect in effects]
+
+
+def test_seeds_that_differ_are_in_the_interval_as_far_as_their_number_allows() -> None:
+    draw = np.random.default_rng(12)
+    for num_seeds, least, most in ((3, 0.80, 0.93), (8, 0.89, 0.97)):  # Student's t says 0.82 and 0.91 of them
+        hits = []
+        for i in range(NUM_WORLDS):
+            arms = {arm: seeded(draw, draw.normal(size=num_seeds)) for arm in "ab"}
+            hits.append(holds(intervals(arms, "b", seed=i, num_resamples=400)[0].difference, 0.0))
+        assert least < np.mean(hits) < most
+
+
+def test_runs_on_subsets_are_as_many_as_their_subsets_and_an_easy_subset_is_easy_for_all_arms() -> None:
+    draw = np.random.default_rng(13)
+    subsets = [k % 5 for k in range(10)]
+    scores, differences, widths = [], [], []
+    for i in range(NUM_WORLDS):
+        easy = draw.normal(size=5)[subsets]
+        arms = {arm: seeded(draw, easy + 0.2 * draw.normal(size=10)) for arm in "ab"}
+        first = intervals(arms, "b", seed=i, subsets=dict.fromkeys("ab", subsets), num_resamples=400)[0]
+        scores.append(holds(first.score, 0.0))
+        differences.append(holds(first.difference, 0.0))
+        assert first.difference is not None
+        widths.append((first.difference.high - first.difference.low) / (first.score.high - first.score.low))
+    assert 0.80 < np.mean(scores) < 0.95 and 0.85 < np.mean(differences) < 0.97
+    assert np.median(widths) < 0.5, "what the subsets have in common is not in a difference"
+
+
+def test_an_arm_that_lacks_a_subset_has_its_runs_drawn_one_by_one() -> None:
+    arms = world(np.random.default_rng(14), num_seeds=(3, 4))
+    given = {"0": [0, 1, 0], "1": [0, 1, 2, 0]}
+    alone = intervals(arms, "1", seed=1, num_resamples=300)[0].score
+    assert intervals(arms, "1", seed=1, subsets=given, num_resamples=300)[0].score == alone
+    one = intervals(arms, "1", seed=1, subsets={"0": [0] * 3, "1": [0] * 4}, num_resamples=300)
+    assert one == intervals(arms, "1", seed=1, num_resamples=300), "one subset is no draw"
 
 
 def test_intervals_of_bleu_hold_the_truth_in_95_of_100_worlds() -> None:
@@ -155,15 +195,9 @@ def test_p_is_corrected_for_the_number_of_arms_compared() -> None:
     assert len(p_values) == 3
 
 
-def test_the_resolution_is_the_longest_arm_of_a_difference() -> None:
-    score_of = Estimate(50.0, 48.0, 52.0)
-    rows = [
-        Comparison("reference", score_of, None),
-        Comparison("a", score_of, Estimate(1.0, -2.0, 3.5)),
-        Comparison("b", score_of, Estimate(-1.0, -2.0, 0.5)),
-    ]
-    assert resolution(rows) == 3.0
-    assert resolution(rows[:1]) == 0.0
+def test_the_resolution_is_the_longer_side_of_an_interval() -> None:
+    assert resolution(low=-2.0, value=1.0, high=3.5) == 3.0
+    assert resolution(low=-2.0, value=-1.0, high=0.5) == 1.5
 
 
 def test_more_sources_tell_smaller_differences_apart() -> None:
@@ -171,7 +205,9 @@ def test_more_sources_tell_smaller_differences_apart() -> None:
     found = []
     for num_sources in (50, 200, 800):
         arms = {arm: [mean_of(draw.normal(size=num_sources))] for arm in "ab"}
-        found.append(resolution(intervals(arms, "b", seed=1, num_resamples=1000)))
+        difference = intervals(arms, "b", seed=1, num_resamples=1000)[0].difference
+        assert difference is not None
+        found.append(resolution(difference.low, difference.value, difference.high))
     assert all(1.5 < coarse / fine < 2.7 for coarse, fine in pairwise(found))  # half for four times as many
 
 
