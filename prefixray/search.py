@@ -64,6 +64,7 @@ class _Running:
     spec: TrialSpec
     number: int
     reported: set[int] = field(default_factory=set)  # steps, to this driver
+    passed: set[int] = field(default_factory=set)  # rungs: a trial that goes back behind one is not judged there again
 
 
 class Coordinator:
@@ -135,11 +136,14 @@ class Coordinator:
             if report.state == "stopped" or report.key in self._stopping:
                 self._end(replace(report, note=BY_REQUEST), "stopped", None)
                 return False
-            if report.rung is not None and not self._passes(stage, report):
-                place = running.spec.rungs.index(report.rung) + 1
-                self._end(replace(report, note=f"at rung {place}"), "stopped", None)
-                return False
-            return True
+            if report.rung is None or report.rung in running.passed:
+                return True
+            if self._passes(stage, report):
+                running.passed.add(report.rung)
+                return True
+            place = running.spec.rungs.index(report.rung) + 1
+            self._end(replace(report, note=f"at rung {place}"), "stopped", None)
+            return False
 
     def on_crash(self, key: str, note: str) -> None:
         """The process of a trial has failed in a way that is not the trial's."""
@@ -237,7 +241,7 @@ class Coordinator:
                 self._stopping.add(key)
                 self._pool.stop(key)
             else:
-                self._remember(stage, next(r for r in stage.source.records() if r.number == record.number))
+                self._remember(stage, _record(stage, record.number))
         last = max(record.reports, default=None)
         return f"{key} is stopped" + (f" with dev/loss {record.reports[last]:.3f} of step {last}" if last else "")
 
@@ -329,7 +333,9 @@ class Coordinator:
     def _start(self, stage: Stage, proposal: Proposal) -> dict[str, Any]:
         spec = stage.spec(proposal)
         namespace = self._pool.place(spec, exclusive=stage.arm.exclusive)
-        self._running[spec.key] = _Running(stage, spec, proposal.number)
+        last = max(_record(stage, proposal.number).reports, default=0) if proposal.adopted else 0
+        passed = {rung for rung in spec.rungs if rung < last}
+        self._running[spec.key] = _Running(stage, spec, proposal.number, passed=passed)
         self._rows[spec.key] = _row(stage, spec, proposal, state="running")
         self._tracker.trial(spec.key, _params(spec), _tags(stage, spec))
         return {"spec": spec, "namespace": namespace}
@@ -424,11 +430,16 @@ def _drop_checkpoints(spec: TrialSpec) -> None:
     clear_scratch(Path(spec.folder), "step-*")
 
 
+def _record(stage: Stage, number: int) -> Record:
+    """What the study knows of a trial."""
+    return next(record for record in stage.source.records() if record.number == number)
+
+
 def _settle(stage: Stage, record: Record, result: Mapping[str, Any]) -> Record:
     """Tell the study what its driver had written down, but died before it told."""
     value = result["metrics"]["dev/best_loss"] if result["state"] == "done" else None
     stage.source.tell(record.number, result["state"], value, result["note"])
-    return next(told for told in stage.source.records() if told.number == record.number)
+    return _record(stage, record.number)
 
 
 def _small_artifact(spec: TrialSpec) -> Path | None:

@@ -108,10 +108,10 @@ class Driver:
             keys.append(suggested["spec"].key)
         return keys
 
-    def report(self, key: str, step: int, loss: float = 2.0) -> bool:
+    def report(self, key: str, step: int, loss: float = 2.0, rung: int | None = None) -> bool:
         state = "done" if step == 40 else "running"
         metrics = {"dev/loss": loss, "dev/best_loss": loss}
-        return self.coordinator.on_report(Report(key, step, state, metrics))  # type: ignore[arg-type]
+        return self.coordinator.on_report(Report(key, step, state, metrics, rung=rung))  # type: ignore[arg-type]
 
     def ask(self, request: Request) -> Answer:
         """Post, serve, and read the answer."""
@@ -251,6 +251,19 @@ def test_a_trial_that_reports_before_its_worker_stops_it_ends_there(driver: Driv
     driver.ask(Stop(trial="prefix/0"))
     assert not driver.report("prefix/0", 40, loss=1.5)  # it had come to its end meanwhile
     assert driver.states() == ["done", "stopped"]
+
+
+def test_a_trial_that_falls_back_behind_a_rung_it_has_passed_is_not_judged_there_again(driver: Driver) -> None:
+    early, later = driver.start()
+    assert driver.report(early, 10, loss=2.0, rung=10), "it is the first there"
+    assert driver.report(later, 10, loss=1.9, rung=10)
+    assert driver.report(early, 10, loss=2.0, rung=10), "its worker died, and it comes from an older checkpoint"
+    driver.report(early, 20, loss=1.0)
+    again = Driver(driver.folder)
+    assert again.start() == [early, later]
+    assert again.report(early, 10, loss=2.0, rung=10)
+    assert again.report(later, 10, loss=1.9, rung=10), "the best of two"
+    assert again.report(early, 40, loss=0.9) is False and again.states() == ["done", "running"]
 
 
 def test_only_a_running_trial_of_the_search_can_be_stopped(driver: Driver) -> None:
