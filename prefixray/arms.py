@@ -12,7 +12,7 @@ from typing import Literal, TypeGuard
 from pydantic import BaseModel, ValidationError
 
 from prefixray.config import METHODS, RECIPE_OF_ALL, SITE_JOIN, ArmConfig, TrainConfig, TrialConfig
-from prefixray.space import KINDS, AnyDimension, Kind, Scalar, count_configurations, is_among
+from prefixray.space import KINDS, AnyDimension, Choice, Kind, Scalar, count_configurations, is_among
 from prefixray.validation import describe, parse, requirement
 from prefixray.yamlfile import Document, Key, Value, is_scalar, shown, suggestion
 
@@ -172,7 +172,7 @@ def _check_conditions(document: Document, arm: ArmConfig) -> None:
                 document.complain(place, f"no such key in this arm{suggestion(other, above, what='above stand')}")
             elif other not in above:
                 document.complain(place, f"{other} must stand above {name}")
-            elif not all(_possible(arm, other, value) for value in allowed):
+            elif not allowed or not all(_possible(arm, other, value) for value in allowed):
                 document.refuse(place, f"must be values that {other} can have")
 
 
@@ -203,19 +203,35 @@ def _check_trials(document: Document, arm: ArmConfig) -> None:
 
 
 def samples(arm: ArmConfig) -> Iterator[dict[str, Scalar]]:
-    """Values of the searched keys in which every two ends of every two dimensions meet."""
+    """Values of the searched keys in which every two ends of every two dimensions meet, where both are searched."""
     dimensions = arm.dimensions
     first = {name: dimension.ends()[0] for name, dimension in dimensions.items()}
     samples = [first]
     for one, other in itertools.combinations_with_replacement(dimensions, 2):
         ends = itertools.product(dimensions[one].ends(), dimensions[other].ends())
-        samples += [{**first, one: a, other: b} for a, b in ends]
+        needed = {**_needed(arm, other), **_needed(arm, one)}
+        samples += [{**first, **needed, one: a, other: b} for a, b in ends]
     for sample in samples:
-        active = dict(arm.fixed)
-        for name, dimension in dimensions.items():
-            if dimension.is_active(active):
-                active[name] = sample[name]
-        yield {name: value for name, value in active.items() if name in dimensions}
+        yield searched(arm, sample)
+
+
+def searched(arm: ArmConfig, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The values of those keys that are searched beside the others."""
+    active = dict(arm.fixed)
+    for name, dimension in arm.dimensions.items():
+        if dimension.is_active(active):
+            active[name] = values[name]
+    return {name: value for name, value in active.items() if name in arm.dimensions}
+
+
+def _needed(arm: ArmConfig, name: str) -> dict[str, Scalar]:
+    """Values of the searched keys above this one with which it is searched."""
+    needed: dict[str, Scalar] = {}
+    above = list(itertools.takewhile(lambda key: key != name, arm.dimensions))
+    for other, allowed in arm.dimensions[name].when.items():
+        if other in above and allowed:
+            needed |= {**_needed(arm, other), other: allowed[0]}
+    return needed
 
 
 def _value_place(arm: ArmConfig, name: str, values: Mapping[str, Scalar]) -> Key:
@@ -260,8 +276,9 @@ def _read_entry(document: Document, arm: ArmConfig, key: Key, entry: Mapping[str
             ends = ", ".join(shown(end) for end in dimension.ends())
             among = f"one of {ends}" if "choice" in type(dimension).model_fields else f"within [{ends}]"
             document.refuse((*key, name), f"must be {among}")
-        else:
-            given[name] = value
+        else:  # 16.0 is 16 where that was listed
+            listed = dimension.choice if isinstance(dimension, Choice) else ()
+            given[name] = next((one for one in listed if is_among(value, (one,))), value)
     return {name: value for name, value in given.items() if name in arm.dimensions}
 
 

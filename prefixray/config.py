@@ -354,7 +354,7 @@ class SearchConfig(Strict):
     seed: int = Field(default=1, ge=0)
     """Every random draw of the sweep derives from it."""
     max_hours: PositiveFloat | None = None
-    """No trial is started after this much wall time of one run of the command; running ones end."""
+    """No trial is started after this much wall time of the search, in all runs of the command; running ones end."""
     max_gpu_hours: PositiveFloat | None = None
     """The same after this many hours of all workers' devices together, GPUs or not."""
     max_failures: PositiveInt = 3

@@ -185,7 +185,7 @@ def importance_figure(one: Importance) -> Figure:
     question = f"{one['arm']}: What sets the best quarter of the trials apart?"
     axis = Axis("importance (share of 1)")
     grid = Grid(["value", "importance"], [[key, f"{share:.2f}"] for key, share in rows], frozenset({"value"}))
-    told = f"PED-ANOVA (Optuna) on {one['num_trials']} trials by their dev loss at step {one['step']}."
+    told = f"PED-ANOVA (Optuna) on {one['num_trials']} trials by their dev loss up to step {one['step']}."
     few = " With so few trials a hint, no more." if one["num_trials"] < 50 else ""
     return Figure(question, bars(rows, axis, title=question), told + few, grid)
 

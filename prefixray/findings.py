@@ -202,15 +202,15 @@ def _early(stored: Stored) -> Section:
     for arm, trials in _arms(stored["search"]):
         for place, step in enumerate(rungs, start=1):
             pairs = [
-                (dict(trial.get("curve", ()))[step], trial["dev_loss"])
+                (losses[step], losses[max(losses)])
                 for trial in trials
-                if trial["state"] == "done" and trial["dev_loss"] is not None and step in dict(trial.get("curve", ()))
+                if trial["state"] == "done" and step in (losses := dict(trial.get("curve", ())))
             ]
             rho = rank_correlation(pairs)
             rows.append([arm, str(place), str(step), "-" if rho is None else f"{rho:+.2f}", str(len(pairs))])
     header = ["arm", "rung", "step", "rank correlation", "n"]
     text = [
-        "Spearman's rank correlation between the dev loss at a rung and the final one: 1 says that the rung orders "
+        "Spearman's rank correlation between the dev loss at a rung and at the last step: 1 says that the rung orders "
         "trials as their end does. Only the n trials that finished have both; stopped trials are missing by design, so "
         "this is the order among survivors, which lie close together and are harder to tell apart than all would "
         f"be. With fewer than {FEW} it says little; a dash: fewer than {_FEWEST_RANKED}, or no two that differ."

@@ -100,11 +100,12 @@ class Coordinator:
             for stage in self._stages:
                 if not self._may_start(stage):
                     continue
-                proposal = stage.source.ask()
-                if proposal is None:
-                    self._exhausted.add(stage.name)
-                    continue
-                return self._start(stage, proposal)
+                while (proposal := stage.source.ask()) is not None:
+                    try:
+                        return self._start(stage, stage.spec(proposal), proposal)
+                    except ValidationError as error:  # no end of a range showed it
+                        stage.source.tell(proposal.number, "failed", None, f"its values do not go together: {error}")
+                self._exhausted.add(stage.name)
             self._over = len(self._exhausted) == len(self._stages) and not self._running
             return "FINISHED" if self._over else None
 
@@ -121,7 +122,7 @@ class Coordinator:
             if report.state == "failed":
                 self._end(report, "failed", None)
                 return False
-            if report.metrics:
+            if "dev/loss" in report.metrics:
                 score = report.metrics["dev/loss"]
                 for step in report.earlier.keys() - running.reported:  # on their way when a driver or a worker died
                     stage.source.report(number, step, report.earlier[step])
@@ -330,8 +331,7 @@ class Coordinator:
                 sharing += at_once
         return sharing, exclusive
 
-    def _start(self, stage: Stage, proposal: Proposal) -> dict[str, Any]:
-        spec = stage.spec(proposal)
+    def _start(self, stage: Stage, spec: TrialSpec, proposal: Proposal) -> dict[str, Any]:
         namespace = self._pool.place(spec, exclusive=stage.arm.exclusive)
         last = max(_record(stage, proposal.number).reports, default=0) if proposal.adopted else 0
         passed = {rung for rung in spec.rungs if rung < last}

@@ -2,10 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, assert_never
 
+from pydantic import ValidationError
+
+from prefixray.arms import samples, searched
 from prefixray.config import AdapterTrial, AnyTrial, ArmConfig, FinetuneTrial, LoraTrial, PrefixTrial
+from prefixray.space import Scalar
 
 BYTES_PER_TRAINED = 16  # fp32 value, gradient and Adam's two moments
 MOST_SLOTS = 64  # trials in a pack at most, whatever the memory
@@ -203,10 +208,16 @@ def largest_trial(arm: ArmConfig, shape: Mapping[str, Any]) -> int:
 
 def largest_method(arm: ArmConfig, shape: Mapping[str, Any]) -> AnyTrial:
     """The method of an arm's largest trial."""
+    methods = [arm.trial(values).method for values in samples(arm)]
     values = {key: dimension.ends()[0] for key, dimension in arm.dimensions.items()}
     for key, dimension in arm.dimensions.items():
-        values[key] = max(dimension.ends(), key=lambda end, key=key: _size(arm, {**values, key: end}, shape))  # type: ignore[misc]
-    return arm.trial(values).method
+        sizes: dict[Scalar, int] = {}
+        for end in dimension.ends():
+            with suppress(ValidationError):  # three values may not go together where every two do
+                methods.append(arm.trial(searched(arm, {**values, key: end})).method)
+                sizes[end] = trained_parameters(methods[-1], shape)
+        values[key] = max(sizes, key=sizes.__getitem__, default=values[key])
+    return max(methods, key=lambda method: trained_parameters(method, shape))
 
 
 def num_slots(free_bytes: float, trial_bytes: float) -> int:
@@ -228,10 +239,6 @@ def cpu_workers(num_cpus: int) -> tuple[int, int]:
     """
     num_workers = min(2, num_cpus)
     return num_workers, num_cpus // num_workers
-
-
-def _size(arm: ArmConfig, values: Mapping[str, object], shape: Mapping[str, Any]) -> int:
-    return trained_parameters(arm.trial(values).method, shape)
 
 
 def _kv_width(site: Mapping[str, int]) -> int:

@@ -36,6 +36,7 @@ _STATES: Mapping[TrialState, State] = {
 }
 _HIDDEN = "duplicate"  # user attribute of trials that were drawn but never run
 _ADDED = "added_by"  # user attribute: the request that a trial was added by
+_FAILED = "failed"  # user attribute of trials that have failed, which are pruned ones to Optuna
 _STOP = "stopped_by"  # user attribute: the request that stops a trial
 _BUDGET = "budget"  # user attribute of a study: what requests have made of num_trials
 _NUM_DRAWS = 4  # the sampler's duplicates before a new point is chosen at random
@@ -91,6 +92,10 @@ def started_trials(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in trials if _HIDDEN not in trial.user_attrs]
 
 
+def _state(trial: FrozenTrial) -> State:
+    return "failed" if trial.state is TrialState.PRUNED and _FAILED in trial.user_attrs else _STATES[trial.state]
+
+
 class TrialSource(ABC):
     """A study: says what to run next, is told what came of it, and remembers both across drivers."""
 
@@ -137,8 +142,11 @@ class TrialSource(ABC):
                 self._study.tell(number, value, skip_if_finished=True)
             case "stopped":
                 self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
-            case "failed":
-                self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+            case "failed":  # to a sampler the place of Optuna's own failed trials is unexplored, and it seeks them out
+                trial = Trial(self._study, frozen._trial_id)
+                trial.set_user_attr(_FAILED, True)
+                trial.set_constraint("has a finite loss", 1.0)
+                self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
             case _:
                 assert_never(state)
 
@@ -167,7 +175,7 @@ class TrialSource(ABC):
         """What a trial tries."""
 
     def _record(self, trial: FrozenTrial) -> Record:
-        state = _STATES[trial.state]
+        state = _state(trial)
         value = None if state == "failed" else trial.value
         note = trial.user_attrs.get("note")
         reports, stopped_by = dict(trial.intermediate_values), trial.user_attrs.get(_STOP)
@@ -260,6 +268,8 @@ class ArmStudy(TrialSource):
     def add(self, values: Mapping[str, Scalar], request: str) -> int:
         """Queue a configuration as one trial more and return its number; the same request again changes nothing.
 
+        What waits before it, as after an end that was asked for, will run as well.
+
         Raises `UserError` where a trial has these values already.
         """
         dimensions = self._arm.dimensions
@@ -271,7 +281,10 @@ class ArmStudy(TrialSource):
             self._study.enqueue_trial(exact, user_attrs={_ADDED: request})
             number = self._number_added_by(request)
         assert number is not None, "it was just queued"
-        self.extend(1, request)
+        if self._budget.get("request") != request:
+            queued = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))  # they come before it
+            room = len(started_trials(self._study)) + len(queued)
+            self._set_budget(max(self.num_wanted() + 1, room), request)
         return number
 
     def drop(self, number: int, request: str) -> bool:
@@ -301,7 +314,7 @@ class ArmStudy(TrialSource):
             waits = trial.state is TrialState.WAITING
             known = trial.system_attrs.get("fixed_params", {}) if waits else self._values(trial)
             if _HIDDEN not in trial.user_attrs and _identity(known) == _identity(values):
-                state = "queued" if waits else _STATES[trial.state]
+                state = "queued" if waits else _state(trial)
                 name = f"{self._arm.name}/{trial.number}"
                 raise UserError(f"add: {name} has these values already ({state}); change one of them")
 

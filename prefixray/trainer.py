@@ -164,6 +164,11 @@ class Trainer:
                 self._progress[key].seconds += share
         return ended + self._reports(scores)
 
+    def costs(self, key: str) -> dict[str, float]:
+        """What a trial has taken so far, as metrics: whatever comes of it, it was spent."""
+        progress = self._progress[key]
+        return {"train/tokens": progress.num_tokens, "train/seconds": progress.seconds}
+
     def checkpoint(self, keys: Iterable[str]) -> None:
         """Write a resumable checkpoint of each of these trials."""
         for key in keys:
@@ -181,8 +186,9 @@ class Trainer:
         progress.num_tokens += outcome.num_tokens
         if outcome.failed is None:
             return None
+        report = Report(key, member.step, "failed", self.costs(key), note=outcome.failed)
         self.drop(key)
-        return Report(key=key, step=member.step, state="failed", note=outcome.failed)
+        return report
 
     def _evaluate(self, keys: Sequence[str]) -> dict[str, float]:
         """The dev loss of each of these trials, those of one subset together."""
@@ -222,12 +228,13 @@ class Trainer:
         progress, member = self._progress[key], self.pack.members[key]
         progress.owes_report = False
         if not math.isfinite(score):
-            return Report(key, member.step, "failed", note=f"dev loss is not finite at step {member.step}")
+            note = f"dev loss is not finite at step {member.step}"
+            return Report(key, member.step, "failed", self.costs(key), note=note)
         if score < progress.best:
             progress.best = score
             if progress.spec.keep_artifact:
                 self._save_artifact(member, progress)
-        metrics = _metrics(member, progress, score)
+        metrics = {**_metrics(member, progress, score), **self.costs(key)}
         progress.losses, progress.norms = [], []
         earlier = dict(progress.curve)
         progress.curve[member.step] = score
@@ -335,8 +342,6 @@ def _metrics(member: Member, progress: _Progress, score: float) -> dict[str, flo
         **recent,
         "train/clipped_share": progress.num_clipped / max(1, member.step),
         "train/learning_rate": learning_rate(member.config, max(0, member.step - 1)),
-        "train/tokens": progress.num_tokens,
-        "train/seconds": progress.seconds,
         **{f"size/{name}": size for name, size in member.method.sizes().items()},
     }
 

@@ -169,7 +169,7 @@ class Worker:
 
         def end() -> None:
             if key in (steps := self._trainer.steps()):
-                last = Report(key, steps[key], "stopped")
+                last = Report(key, steps[key], "stopped", self._trainer.costs(key))
                 self._trainer.drop(key)
                 self._vacate(1)
                 with self._changed:

@@ -56,8 +56,9 @@ class DrivenSweep:
         }
 
     def states(self) -> dict[str, Counter[str]]:
-        """The states of all trials in the journal, by study."""
-        return {name: Counter(trial.state.name for trial in trials) for name, trials in self.trials().items()}
+        """The states of all trials in the journal, by study; FAIL are those that failed, which are pruned to Optuna."""
+        every = self.trials().items()
+        return {n: Counter("FAIL" if "failed" in t.user_attrs else t.state.name for t in own) for n, own in every}
 
     def runs(self, uri: str | None = None) -> list[Any]:
         """All runs in MLflow."""

@@ -5,6 +5,7 @@ The driver's side runs here without Ray: a pool and a worker's reports are playe
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -358,6 +359,34 @@ def test_a_configuration_that_was_tried_or_is_queued_is_refused(driver: Driver) 
     assert "prefix/0 has these values already (running)" in driver.ask(Add(arm="prefix", values=FREE)).text
     assert driver.study.num_wanted() == 5
     assert "(did you mean 'prefix'?)" in driver.ask(Add(arm="prefx", values=FREE)).text
+
+
+def test_an_added_configuration_runs_whatever_waits_before_it(driver: Driver) -> None:
+    driver.start()
+    for key in ("prefix/0", "prefix/1"):
+        driver.report(key, 5)
+    driver.ask(Add(arm="prefix", values={**FREE, "preseqlen": 10}))
+    assert driver.ask(Finish()).ok
+    answer = driver.ask(Add(arm="prefix", values=FREE))
+    assert "prefix/3 is queued" in answer.text and "of 4 trials" in answer.text
+    for key in ("prefix/0", "prefix/1"):
+        driver.report(key, 10)
+    assert driver.start() == ["prefix/2", "prefix/3"]
+    assert [record.values["preseqlen"] for record in driver.study.records()[2:]] == [10, 5]
+
+
+def test_a_trial_whose_values_do_not_go_together_has_failed_and_the_next_is_started(driver: Driver) -> None:
+    (stage,) = driver.coordinator._stages
+
+    def spec(trial: Proposal | Record) -> TrialSpec:
+        if trial.number == 0:
+            PrefixTrial(preseqlen=0, mid_dim=None, init_token=None)
+        return stage.spec(trial)
+
+    driver.coordinator._stages = [replace(stage, spec=spec)]
+    assert driver.start() == ["prefix/1", "prefix/2"]
+    record = driver.study.records()[0]
+    assert record.state == "failed" and (record.note or "").startswith("its values do not go together: ")
 
 
 def test_a_search_may_be_extended_until_its_last_trial_has_ended(driver: Driver) -> None:

@@ -12,7 +12,7 @@ from prefixray.config import AdapterTrial, AnyTrial, ArmConfig, FinetuneTrial, L
 from prefixray.methods import build_method
 from prefixray.methods.finetune import trained_names
 from prefixray.sizes import BYTES_PER_TRAINED, largest_trial, trained_parameters
-from prefixray.space import Choice, LogUniform
+from prefixray.space import Choice, LogUniform, Uniform
 
 METHODS: list[AnyTrial] = [
     PrefixTrial(preseqlen=5, mid_dim=None, init_token=None),
@@ -110,4 +110,20 @@ def test_the_largest_trial_of_an_arm_has_the_largest_value_of_every_dimension(ti
         train=TrainConfig(num_steps=3),
     )
     largest = PrefixTrial(preseqlen=9, mid_dim=512, init_token=None)
+    assert largest_trial(arm, asdict(tiny_llama.shape)) == BYTES_PER_TRAINED * _made(largest, tiny_llama)
+
+
+def test_the_largest_trial_of_an_arm_with_conditions_is_one_that_may_be_drawn(tiny_llama: Base) -> None:
+    arm = ArmConfig(
+        name="adapter",
+        method="adapter",
+        fixed={"learning_rate": 1e-3},
+        dimensions={
+            "bottleneck": Choice(choice=(None, 2)),
+            "percent": Uniform(uniform=(0.5, 8.0), when={"bottleneck": (None,)}),
+        },
+        num_trials=4,
+        train=TrainConfig(num_steps=3),
+    )
+    largest = AdapterTrial(percent=8.0)
     assert largest_trial(arm, asdict(tiny_llama.shape)) == BYTES_PER_TRAINED * _made(largest, tiny_llama)

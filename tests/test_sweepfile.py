@@ -130,6 +130,26 @@ def test_configurations_to_be_tried_first_are_kept() -> None:
     }
 
 
+def test_a_whole_number_that_is_listed_is_meant_however_it_is_written() -> None:
+    entry = "{preseqlen: 5.0, mid_dim: 512, init_token: null, learning_rate: 1e-3, prefix_dropout: 0}"
+    (first,) = load(VALID, f"arms.prefix.first=[{entry}]").arm("prefix").first
+    assert (type(first["preseqlen"]), type(first["prefix_dropout"])) == (int, float)
+
+
+def test_values_that_do_not_go_together_under_a_condition_are_found() -> None:
+    message = complaint(
+        VALID,
+        "arms.prefix.prefix_dropout=0.0",
+        "arms.prefix.prefix_mode={choice: [activation, embedding]}",
+        "arms.prefix.format_mode={choice: [cat, infix], when: {mid_dim: [512]}}",
+    )
+    assert "format_mode" in message or "prefix_mode" in message
+
+
+def test_a_condition_that_no_value_meets_is_refused() -> None:
+    assert "must be values that mid_dim can have" in complaint(changed("when: {mid_dim: [512]}", "when: {mid_dim: []}"))
+
+
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: str(file.relative_to(SWEEPS)))
 def test_every_sweep_that_ships_is_valid_at_every_scale_and_says_what_it_is(file: Path) -> None:
     Path("data").mkdir()

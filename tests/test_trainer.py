@@ -248,7 +248,9 @@ def test_a_trial_whose_numbers_are_not_finite_is_reported_and_gone(trainer: Trai
     trainer.run()
     with torch.no_grad():
         next(trainer.pack.members["ends"].method.parameters()).fill_(float("nan"))
-    assert trainer.run() == [Report("ends", 1, "failed", note="loss is not finite at step 2")]
+    (ends,) = trainer.run()
+    assert ends == Report("ends", 1, "failed", ends.metrics, note="loss is not finite at step 2")
+    assert ends.metrics["train/tokens"] > 0 and "dev/loss" not in ends.metrics
     assert trainer.keys() == ["stays"] and trainer.steps() == {"stays": 2}
     assert [(report.key, report.state) for report in _run(trainer)] == [("stays", "done")]
 
@@ -260,7 +262,8 @@ def test_a_dev_loss_that_is_not_finite_fails_the_trial_and_no_packmate_hears_of_
     trainer.admit(_spec(tmp_path, "mad", _config(learning_rate=3e38), rungs=[1]))
     trainer.admit(_spec(tmp_path, "sane", _config(), rungs=[1]))
     mad, sane = trainer.run()
-    assert mad == Report("mad", 1, "failed", note="dev loss is not finite at step 1")
+    assert mad == Report("mad", 1, "failed", mad.metrics, note="dev loss is not finite at step 1")
+    assert mad.metrics["train/tokens"] > 0 and "dev/loss" not in mad.metrics
     assert list(sane.packmates) == ["sane"]
     assert trainer.keys() == ["sane"]
     assert not (tmp_path / "mad").exists()

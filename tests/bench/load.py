@@ -121,6 +121,10 @@ class CurveTrainer:
         """How many steps each trial has done."""
         return dict(self._steps)
 
+    def costs(self, key: str) -> dict[str, float]:
+        """What a trial has taken: nothing was trained."""
+        return {}
+
     def checkpoint(self, keys: Iterable[str]) -> None:
         """Nothing to keep: a trial that comes back begins anew, and its study knows its reports."""
 
