@@ -37,6 +37,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
 from prefixray.errors import UserError, first_line
+from prefixray.sites import attentions
 from prefixray.speed import cache_folder, cpu_fact
 from prefixray.whole import clear_scratch, whole_folder
 
@@ -208,7 +209,14 @@ def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, na
     model.requires_grad_(False)
     model.train(False)
     fuse_gelu(model)
-    return Base(name, digest, model, tokenizer, describe(model.config, model.num_parameters()))
+    try:
+        shape = describe(model.config, model.num_parameters())
+    except (AttributeError, RuntimeError) as error:  # the second is what transformers raises of layers that differ
+        raise UserError(
+            f"base: {name}: {type(model).__name__} does not say its sizes once for all layers: {first_line(error)}; "
+            "take another base"
+        ) from error
+    return Base(name, digest, model, tokenizer, shape)
 
 
 def _check_reachable(model: PreTrainedModel, name: str) -> None:
@@ -226,6 +234,7 @@ def _check_reachable(model: PreTrainedModel, name: str) -> None:
         raise UserError(
             f"base: {name}: {kind} takes no position_ids, so that no row could start behind a prefix; take another base"
         )
+    list(attentions(model))  # raises where there is not one in each layer
 
 
 def fuse_gelu(model: PreTrainedModel) -> None:
@@ -261,17 +270,20 @@ def describe(config: PreTrainedConfig, num_parameters: int) -> Shape:
 
 
 def _max_positions(config: PreTrainedConfig) -> int | None:
-    """Positions of a row; where a layer's attention reaches back over a window alone, as many as that has.
+    """Positions of a row; where a layer's attention reaches back over a window or chunk alone, as many as that has.
 
     A prefix is seen from everywhere, and so is a prompt that rows share: beyond the window they would see more than
     the base was trained to.
     """
-    known: int | None = getattr(config, "max_position_embeddings", None)
-    window: int | None = getattr(config, "sliding_window", None)
+    limits = [getattr(config, "max_position_embeddings", None), getattr(config, "attention_chunk_size", None)]
     kinds = getattr(config, "layer_types", None)
-    if window is None or (kinds is not None and "sliding_attention" not in kinds):
-        return known
-    return window if known is None else min(known, window)
+    if kinds is None or "sliding_attention" in kinds:
+        limits.append(getattr(config, "sliding_window", None))
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":  # beyond these, one long row changes the positions of all rows beside it
+        own = getattr(config, "original_max_position_embeddings", None)
+        limits.append(rope.get("original_max_position_embeddings", own))
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _first(config: PreTrainedConfig, *names: str) -> int | None:

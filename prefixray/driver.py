@@ -96,6 +96,7 @@ class _Sweep:
             config.train,
             cluster.device,
             cluster.num_threads,
+            max_new_tokens=config.final.max_new_tokens,
             log=log,
             trust_remote_code=config.trust_remote_code,
             max_failures=config.search.max_failures,

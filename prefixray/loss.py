@@ -57,14 +57,14 @@ def plain_head(model: PreTrainedModel) -> Head | None:
         return None
     seen: list[Tensor] = []
     hook = head.register_forward_hook(lambda module, args, output: seen.append(output))
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    token = torch.arange(4, device=model.device)[None]  # a padding token's embedding may be 0, and its logits then too
     others = {"decoder_input_ids": token} if model.config.is_encoder_decoder else {"position_ids": token}
     try:
         with torch.no_grad():
             logits = model(input_ids=token, use_cache=False, **others).logits
     finally:
         hook.remove()
-    return Head(head) if torch.equal(seen[0], logits) else None
+    return Head(head) if torch.equal(seen[0], logits) and bool(logits.any()) else None
 
 
 def losses_of_hidden(head: Head, hidden: Tensor, ids: Tensor, objective: Objective | None) -> Tensor:

@@ -23,12 +23,13 @@ from prefixray.attention import Binder, Insert
 from prefixray.base import Base
 from prefixray.batching import collate, collate_line, cut_by_length, cut_evenly
 from prefixray.config import TrialConfig
+from prefixray.errors import UserError, first_line
 from prefixray.line import GROUP_MULTIPLE, Line
 from prefixray.loss import Objective, losses_of_hidden, losses_of_logits, plain_head
 from prefixray.methods import Method, build_method
 from prefixray.norms import frozen_norms, rms_norms
 from prefixray.products import filled, frozen_layers
-from prefixray.prompts import RowGroup, by_source, row_groups, trees
+from prefixray.prompts import Prompt, RowGroup, by_source, extended, row_groups, trees
 from prefixray.rows import Row, Tree
 from prefixray.seeds import derive_seed
 
@@ -89,6 +90,8 @@ class Member:
         self.order_seed = seeds.data
         matrices = [p for p in self.method.parameters() if p.requires_grad and p.ndim > 1]
         others = [p for p in self.method.parameters() if p.requires_grad and p.ndim <= 1]
+        if not matrices and not others:
+            raise UserError(f"arm {config.arm}: nothing of {base.name} would be trained with these values")
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True)
 
@@ -143,6 +146,9 @@ def learning_rate(config: TrialConfig, step: int) -> float:
             return config.learning_rate
 
 
+_UNFIT = "rows do not go on from the keys and values of their beginnings, which prefixes and shared prompts need"
+
+
 class Pack:
     """The members that share one base, and the rows they train and are evaluated on."""
 
@@ -150,6 +156,7 @@ class Pack:
         self.base, self.binder = base, Binder(base.model)
         self._head, self._norms = plain_head(base.model), rms_norms(base.model)
         self._activated = activated_layers(base.model)
+        _check_continued(base, self.binder)
         self._knows_lines = _knows_lines(base, self.binder)
         if not (self._knows_lines or base.shape.is_encoder_decoder):
             logger.info("rows of this base run side by side, not one behind another")
@@ -365,6 +372,34 @@ class Pack:
                 assert bound.hidden is not None, "the forward came to the head"
                 nll = losses_of_hidden(head, bound.hidden, batch.target_ids, objective)
         return nll.new_zeros(len(rows)).index_add(0, batch.target_rows, nll)
+
+
+def _check_continued(base: Base, binder: Binder) -> None:
+    """Refuse a decoder-only base of which rows, cut in two, are not what they are whole.
+
+    Its tokens look ahead, or hand on more than the keys and values of one attention per layer: a state, say. Losses of
+    rows that share a prompt would be wrong, and whatever is decoded. In bf16 a deep base's own rounding reaches a tenth
+    of the logits.
+    """
+    if base.shape.is_encoder_decoder:
+        return
+    ids = torch.arange(1, 1 + min(6, base.shape.max_positions or 6), device=base.device)[None]
+    begun, rest = ids.tensor_split([ids.shape[1] // 2], dim=1)
+    prompt = Prompt(0, tuple(begun[0].tolist()), begun.shape[1])
+    try:
+        with torch.no_grad():
+            whole, before = (base.model(input_ids=some, use_cache=False).logits.double() for some in (ids, begun))
+            inserts = extended(binder, [Insert()], [prompt], pad_id=0, device=base.device)
+            places = torch.arange(rest.shape[1], device=base.device)[None]
+            with binder.bind(inserts, [0]):
+                after = base.model(input_ids=rest, position_ids=places, use_cache=False).logits.double()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise UserError(f"base: {base.name}: {_UNFIT}: {first_line(error)}; take another base") from error
+    apart = float((torch.cat([before, after], dim=1) - whole).abs().max() / whole.abs().max())
+    if not apart <= (0.3 if base.model.dtype in (torch.bfloat16, torch.float16) else 0.01):
+        raise UserError(f"base: {base.name}: {_UNFIT} (logits are {apart:.0%} apart); take another base")
 
 
 def _knows_lines(base: Base, binder: Binder) -> bool:

@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.train,
             device=options.device,
             num_threads=options.threads,
+            max_new_tokens=config.final.max_new_tokens,
             trust_remote_code=config.trust_remote_code,
         )
         report = _train(trainer, spec, options.profile)

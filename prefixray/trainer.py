@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,8 +59,11 @@ class _Progress:
 class Trainer:
     """Trains the trials that it is given, together."""
 
-    def __init__(self, base: Base, task: Task, config: TaskConfig, *, token_budget: int | None = None) -> None:
+    def __init__(
+        self, base: Base, task: Task, config: TaskConfig, *, max_new_tokens: int = 0, token_budget: int | None = None
+    ) -> None:
         self.base, self.task, self._task_config = base, task, config
+        self._max_new_tokens = max_new_tokens  # that what is trained will decode
         self.template: Template = make_template(base, config)
         self._subsets = [
             (encode(subset.train, self.template), encode(subset.dev, self.template)) for subset in task.subsets
@@ -266,15 +270,28 @@ class Trainer:
             raise UserError(*problems)
 
     def _check_room(self, method: Method) -> None:
-        """Refuse a trial whose prefix leaves no room for the longest example."""
+        """Refuse a trial whose prefix leaves no room for the longest example, or for decoding the longest source."""
         insert, limit = method.insert(None), self.base.shape.max_positions
         num_positions = insert.num_positions() + insert.infix_length
-        shares = not self.base.shape.is_encoder_decoder  # there, positions are not shifted by a prefix
-        if limit is not None and shares and num_positions + self._longest > limit:
+        if limit is None or self.base.shape.is_encoder_decoder:  # there, positions are not shifted by a prefix
+            return
+        if num_positions + self._longest > limit:
             raise UserError(
                 f"preseqlen: {num_positions}: with the longest example ({self._longest} tokens) beyond the {limit} "
                 f"positions of {self.base.name}; lower preseqlen, task.max_source_tokens or task.max_target_tokens"
             )
+        if num_positions + self._longest_source + self._max_new_tokens > limit:
+            raise UserError(
+                f"preseqlen: {num_positions}: with the longest source ({self._longest_source} tokens) and the "
+                f"{self._max_new_tokens} that are decoded beyond the {limit} positions of {self.base.name}; lower "
+                "preseqlen, task.max_source_tokens or final.max_new_tokens"
+            )
+
+    @cached_property
+    def _longest_source(self) -> int:
+        """Tokens of the longest prompt that will be decoded."""
+        sources = [one.source for one in (*self.task.dev_sources, *self.task.test_sources)]
+        return max(map(len, self.template.encode_sources(sources)), default=0)
 
     def _save_artifact(self, member: Member, progress: _Progress) -> None:
         """Keep the best state so far for decoding."""
@@ -304,9 +321,13 @@ def load_trainer(
     *,
     device: str,
     num_threads: int,
+    max_new_tokens: int,
     trust_remote_code: bool = False,
 ) -> Trainer:
-    """Load a base and a task by name. Raises `UserError` with what is wrong with either."""
+    """Load a base and a task by name, for trials that will decode `max_new_tokens`.
+
+    Raises `UserError` with what is wrong with either.
+    """
     if device == "cpu":
         torch.set_num_threads(num_threads)
     problems: list[str] = []
@@ -315,7 +336,8 @@ def load_trainer(
     data = _or_problems(lambda: load_task(task), problems)
     if base is None or data is None:
         raise UserError(*problems)
-    return Trainer(checkpointed(base) if train.gradient_checkpointing else base, data, task)
+    base = checkpointed(base) if train.gradient_checkpointing else base
+    return Trainer(base, data, task, max_new_tokens=max_new_tokens)
 
 
 def _flat(method: AnyTrial) -> AnyTrial:

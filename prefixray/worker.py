@@ -48,6 +48,7 @@ class WorkerSetup:
     train: TrainConfig
     device: str  # "cpu" or "cuda"
     num_threads: int
+    max_new_tokens: int = 0  # that the final stage decodes
     log: str | None = None  # the file that it writes to what it has to say
     trust_remote_code: bool = False  # see `SweepConfig`
     record: str | None = None  # the file by which the next worker in its place learns what it died of
@@ -80,6 +81,7 @@ class Worker:
                 setup.train,
                 device=setup.device,
                 num_threads=setup.num_threads,
+                max_new_tokens=setup.max_new_tokens,
                 trust_remote_code=setup.trust_remote_code,
             )
         except UserError as error:

@@ -92,13 +92,14 @@ def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]", 
 
 def kill(process: "subprocess.Popen[str]") -> None:
     """SIGKILL the driver alone, and wait until what it owned has gone; Ray's agents would stay for a minute."""
-    owned = psutil.Process(process.pid).children(recursive=True)
-    agents = [child for child in owned if _title(child).endswith("Agent")]
+    left = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    _, alive = psutil.wait_procs(set(owned) - set(agents), timeout=60)
-    assert not alive, [_title(child) for child in alive]
-    for agent in agents:
+    deadline = time.monotonic() + 60
+    while not all(_title(child).endswith("Agent") for child in left):
+        assert time.monotonic() < deadline, [_title(child) for child in left]
+        _, left = psutil.wait_procs(left, timeout=0.2)
+    for agent in left:
         with contextlib.suppress(psutil.NoSuchProcess):
             agent.kill()
 

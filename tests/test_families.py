@@ -10,9 +10,15 @@ from transformers import (
     BartConfig,
     BartForCausalLM,
     BlenderbotSmallConfig,
+    DeepseekV3Config,
+    DiffLlamaConfig,
     FalconConfig,
+    FalconH1Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GPTNeoXConfig,
+    Lfm2Config,
+    Llama4TextConfig,
     MarianConfig,
     MBartConfig,
     MistralConfig,
@@ -22,6 +28,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
     Qwen3Config,
+    RobertaConfig,
 )
 
 from prefixray.attention import Binder, Insert
@@ -127,12 +134,64 @@ def test_embeddings_of_words_are_read_as_the_words_where_a_family_scales_them(
         (MistralConfig(sliding_window=4096, max_position_embeddings=32768), 4096),
         (MistralConfig(sliding_window=None, max_position_embeddings=32768), 32768),
         (Qwen3Config(max_position_embeddings=32768), 32768),
+        (Llama4TextConfig(attention_chunk_size=8192, max_position_embeddings=32768), 8192),
+        (
+            Phi3Config(
+                max_position_embeddings=131072,
+                original_max_position_embeddings=4096,
+                rope_parameters={
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "short_factor": [1.0] * 48,
+                    "long_factor": [2.0] * 48,
+                },
+            ),
+            4096,
+        ),
     ],
 )
 def test_rows_stay_within_the_window_of_a_base_that_looks_back_no_further(
     config: PreTrainedConfig, positions: int
 ) -> None:
     assert describe(config, 1).max_positions == positions
+
+
+_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+_MAMBA = {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "config",
+    [
+        FalconH1Config(**_SIZES, **_MAMBA, num_key_value_heads=2),  # a state beside each attention
+        DiffLlamaConfig(**_SIZES, num_key_value_heads=2),  # two attentions in one
+        RobertaConfig(**_SIZES),  # tokens that look ahead
+        DeepseekV3Config(**_SIZES, num_key_value_heads=4),  # keys that are wider than values
+    ],
+    ids=lambda config: str(config.model_type),
+)
+def test_a_family_whose_rows_do_not_go_on_from_their_beginnings_is_refused(
+    config: PreTrainedConfig, dtype: torch.dtype, tiny_llama: Base
+) -> None:
+    config.vocab_size, config.pad_token_id = len(tiny_llama.tokenizer), 0
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2) if parameter.ndim > 1 else None
+    base = wrap_model(model, tiny_llama.tokenizer, name="x/y", digest="")
+    with pytest.raises(UserError, match=r"^base: x/y: rows do not go on from the keys and values of their beginnings"):
+        Pack(base, [], pad_id=0)
+
+
+def test_layers_that_differ_or_have_no_attention_are_refused_before_there_are_weights(tiny_llama: Base) -> None:
+    gemma, lfm2 = Gemma4TextConfig(**_SIZES), Lfm2Config(**_SIZES, layer_types=["conv", "full_attention"])
+    for config, told in ((gemma, "does not say its sizes once for all layers"), (lfm2, "has 1 attentions in 2 layers")):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        with pytest.raises(UserError, match=told):
+            wrap_model(model, tiny_llama.tokenizer, name="x/y", digest="")
 
 
 def test_a_family_that_no_prefix_can_reach_is_refused(tiny_llama: Base) -> None:

@@ -43,6 +43,7 @@ PLAIN = [
 # The trainer: torch, but nothing that knows of a search.
 TRAINING = [
     "profiling",
+    "sites",
     "base",
     "products",
     "activations",
@@ -52,7 +53,6 @@ TRAINING = [
     "line",
     "beamcache",
     "kernels",
-    "sites",
     "attention",
     "batching",
     "methods",

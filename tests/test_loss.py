@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, GraniteConfig
 
 from prefixray import loss, products
 from prefixray.base import Base
@@ -69,6 +70,15 @@ def test_a_head_that_is_the_last_of_a_model_is_found(make_base: MakeBase, name: 
     model = make_base(name, torch.float32).model
     head = plain_head(model)
     assert head is not None and head.weight.data_ptr() == model.get_output_embeddings().weight.data_ptr()
+
+
+def test_a_head_whose_logits_are_scaled_is_not_plain_though_padding_has_none() -> None:
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = GraniteConfig(vocab_size=50, num_key_value_heads=2, pad_token_id=0, logits_scaling=8.0, **sizes)
+    model = AutoModelForCausalLM.from_config(config)
+    assert not model.get_input_embeddings().weight[0].any()
+    assert plain_head(model) is None
 
 
 def test_a_head_whose_logits_are_changed_afterwards_is_not_plain(make_base: MakeBase) -> None:

@@ -225,6 +225,17 @@ def test_a_checkpoint_is_written_at_a_report_where_it_is_small_or_the_last_is_ol
     assert saved is not None and saved[0] == 5
 
 
+def test_a_trial_whose_winner_could_not_be_decoded_is_refused(make_base: MakeBase, tmp_path: Path) -> None:
+    base = make_base("gpt2", torch.float32)
+    method = PrefixTrial(preseqlen=130, mid_dim=None, init_token=None)
+    _trainer(base).admit(_spec(tmp_path, "one", _config(method)))
+    trainer = Trainer(base, TASK, TaskConfig(name="custom"), max_new_tokens=120)
+    message = r"^preseqlen: 130: with the longest source \(\d+ tokens\) and the 120 that are decoded beyond the 256 "
+    with pytest.raises(UserError, match=message):
+        trainer.admit(_spec(tmp_path, "two", _config(method)))
+    trainer.admit(_spec(tmp_path, "three", _config(PrefixTrial(preseqlen=90, mid_dim=None, init_token=None))))
+
+
 def test_a_trial_that_cannot_be_built_leaves_the_pack_as_it_was(make_base: MakeBase, tmp_path: Path) -> None:
     trainer, alone = (_trainer(make_base("gpt2", torch.float64)) for _ in range(2))
     for one in (trainer, alone):
