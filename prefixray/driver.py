@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from prefixray.basefile import check_base
 from prefixray.budget import Budget
-from prefixray.cluster import Cluster, connected
+from prefixray.cluster import Cluster, chosen_address, connected
 from prefixray.config import DECODING, ArmConfig, SweepConfig, TaskConfig
 from prefixray.engine import run_stages
 from prefixray.errors import UserError
@@ -60,6 +61,8 @@ def run_sweep(config: SweepConfig, file: Path, *, address: str | None = None, sh
 
     Raises `UserError` where another driver holds the sweep, or where its folder holds a sweep with other settings.
     """
+    if chosen_address(address) == "local":
+        check_base(config.base)
     folder = Path("runs") / config.name
     folder.mkdir(parents=True, exist_ok=True)
     with _held(folder):

@@ -134,7 +134,8 @@ def load_results(folder: Path) -> Stored:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder} has no results yet: run python -m prefixray.sweep on its YAML first") from None
+        hint = "they come when the search has ended (python -m prefixray.sweep)"
+        raise UserError(f"{folder} has no results yet: {hint}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not JSON ({error}); run the sweep again to write it anew") from None
     if problems := _problems(stored):

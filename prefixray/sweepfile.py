@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from prefixray.arms import read_arms
 from prefixray.config import (
+    METHODS,
     TASK_METRICS,
     ArmConfig,
     FinalConfig,
@@ -50,7 +51,7 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = (), scales: Sequence
     document = read_document(path)
     apply_scales(document, scales)
     for override in overrides:
-        document.override(override)
+        document.override(_in_its_place(override, document))
     config = _validated(document)
     train = _section(document, "train", TrainConfig)
     search = _section(document, "search", SearchConfig)
@@ -65,6 +66,17 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = (), scales: Sequence
     document.raise_problems()
     assert config is not None, "a file that cannot be read has problems"
     return config.model_copy(update={"arms": arms})
+
+
+def _in_its_place(override: str, document: Document) -> str:
+    """The override; `UserError` where its key is an arm's, but does not say which arm's."""
+    key = override.partition("=")[0].strip()
+    names = {name for method in METHODS.values() for name in method.model_fields} | {"learning_rate"}
+    if key in names or key == "train.learning_rate":
+        arms = document.mapping(("arms",)) or {"ARM": None}
+        meant = (f"--set arms.{arm}.{override.removeprefix('train.')}" for arm in arms)
+        raise UserError(f"--set {override}: is a value of an arm: {', '.join(meant)}")
+    return override
 
 
 def dump(config: SweepConfig) -> dict[str, Any]:
@@ -133,6 +145,7 @@ def find_sweep(where: Path | str, scales: Sequence[str] = ()) -> Path:
             return folder
     names = sorted(folder.name for folder in _RUNS.glob("*") if _has_results(folder))
     hint = suggestion(str(where), names, what=f"in {_RUNS} there are")
+    hint = hint or " (python -m prefixray.sweep on a sweep file makes one)"
     raise UserError(f"{where}: is no results folder, no name under {_RUNS}/ and no sweep file{hint}")
 
 

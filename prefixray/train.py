@@ -29,7 +29,10 @@ NUM_REPORTS = 8  # where the file sets no eval_every
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, print a line per report, say where the artifact is; 1 where the trial failed, 2 for the user to mend."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.threads < 1 or options.replicate < 0:
+        parser.error("--threads must be 1 or more, --replicate 0 or more")
     try:
         names = [arm.name for arm in load_sweep(options.sweep, (), options.scale).arms]
         if options.arm not in names:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from prefixray.artifact import check_template
+from prefixray.artifact import check_decoding, check_template
 from prefixray.attention import Binder
 from prefixray.base import Base, load_in
 from prefixray.batching import Template
@@ -41,6 +41,7 @@ class OpenBase:
 
         Raises `UserError` where the artifact is damaged, or was made for another base.
         """
+        check_decoding(decoding or {})
         tensors, record = load_artifact(Path(artifact))
         shape = self.base.shape
         check_template(
@@ -98,7 +99,10 @@ class Tuned:
         return cls.load(artifact, device=device, decoding=decoding)
 
     def generate(self, sources: Sequence[str]) -> list[str]:
-        """A hypothesis per source; sources are linearised as the task's are."""
+        """A hypothesis per source; sources are linearised as the task's are.
+
+        Raises `UserError` for a single text, which would be a source a letter.
+        """
         return generate_together(sources, [self] * len(sources))
 
 
@@ -108,6 +112,8 @@ def generate_together(sources: Sequence[str], tuned: Sequence[Tuned]) -> list[st
     Those that run on one base with one template and one decoding share batches; fine-tuning runs on a model of its
     own, and so by itself.
     """
+    if isinstance(sources, str):
+        raise UserError("sources: must be a list of texts, not one text: generate([text])")
     if len(sources) != len(tuned):
         raise UserError(f"sources: {len(sources)} of them, artifacts: {len(tuned)}; give one artifact per source")
     hypotheses = [""] * len(sources)

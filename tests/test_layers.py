@@ -33,6 +33,7 @@ PLAIN = [
     "budget",
     "notebook",
     "hypotheses",
+    "basefile",
     "sizes",
     "speed",
     "logs",

@@ -167,6 +167,14 @@ def test_every_sweep_that_ships_is_valid_at_every_scale_and_says_what_it_is(file
 # Messages
 
 
+@pytest.mark.parametrize("key", ["preseqlen", "learning_rate", "train.learning_rate"])
+def test_a_value_of_an_arm_that_is_set_without_the_arm_is_told_where_it_belongs(key: str) -> None:
+    name = key.removeprefix("train.")
+    assert complaint(VALID, f"{key}=1") == (
+        f"--set {key}=1: is a value of an arm: --set arms.prefix.{name}=1, --set arms.finetune.{name}=1"
+    )
+
+
 def test_a_misspelt_key_is_named_with_its_nearest() -> None:
     problem = "x.yaml:9: arms.prefix.presqlen: no such key for a prefix (did you mean 'preseqlen'?)"
     assert complaint(changed("preseqlen:", "presqlen:")) == problem

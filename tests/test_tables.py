@@ -256,7 +256,7 @@ def test_numbers_are_short() -> None:
 
 
 def test_a_folder_without_results_is_told_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"quickstart has no results yet: run python -m prefixray.sweep"):
+    with pytest.raises(UserError, match=r"quickstart has no results yet: they come when the search has ended"):
         load_results(tmp_path / "quickstart")
 
 

@@ -97,3 +97,26 @@ def test_an_artifact_per_source_is_asked_for(any_base: Base, artifacts: Mapping[
     with pytest.raises(UserError, match="sources: 3 of them, artifacts: 1; give one artifact per source"):
         generate_together(SOURCES, [tuned])
     assert generate_together([], []) == []
+
+
+def test_a_single_text_is_no_list_of_sources_and_settings_must_make_sense(
+    any_base: Base, artifacts: Mapping[str, Path]
+) -> None:
+    artifact = artifacts["short"]
+    with pytest.raises(UserError, match=r"^sources: must be a list of texts"):
+        Tuned.load(artifact).generate("name : The Mill")
+    for settings, told in (
+        ({"num_beams": 0}, "num_beams: 0: Input should be greater than 0"),
+        ({"max_new_tokens": 0, "batch_size": -1}, "max_new_tokens: 0: .*\nbatch_size: -1: "),
+        ({"beams": 2}, "decoding: no such setting: beams"),
+    ):
+        with pytest.raises(UserError, match=told):
+            Tuned.load(artifact, decoding=settings)
+
+
+def test_a_device_that_is_not_there_is_told(any_base: Base) -> None:
+    with pytest.raises(UserError, match=r"^device: gpu: must be cpu or cuda: "):
+        open_base(any_base.name, device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"^device: cuda: torch finds no GPU here"):
+            open_base(any_base.name, device="cuda")
