@@ -28,7 +28,7 @@ COMMANDS: Mapping[str, str] = {
 behind the name and returns the exit code."""
 _EXIT_CODES = """exit codes:
   0    done
-  1    a trial, an arm or the sweep has failed
+  1    the sweep, an arm of its table, or the trial of train has failed
   2    there is something for you to mend: the message says what and how
   130  interrupted; the same command goes on
   141  nobody read the output to its end, as in prefixray plan ... | head

@@ -15,7 +15,8 @@ from prefixray.clusterfile import check_cluster
 from prefixray.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 SHIPPED = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```yaml\n(# cluster\.(\w+)\.yaml.*?)```", README, re.DOTALL)
 

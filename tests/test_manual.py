@@ -1,4 +1,4 @@
-"""Every command that README shows is understood by its own parser, names files that exist, and runs in a named test.
+"""Every command that the pages show is understood by its own parser, names files that exist, and runs in a named test.
 
 What cannot run here is marked where it stands: behind it README says `needs a cluster`, `needs a GPU` or `downloads`.
 A command of a form that stands in neither place fails: add its test to `RUN_BY`.
@@ -20,7 +20,8 @@ import pytest
 from prefixray.sweepfile import load_sweep
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 RUN_BY: Mapping[str, str] = {
     "sweep": "test_sweep.py::test_a_sweep_runs_from_its_file_to_its_table",

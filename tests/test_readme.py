@@ -1,4 +1,4 @@
-"""The README is the manual: it names every key of a sweep file, and its links, modules and imports exist."""
+"""The README is the manual: it names every key of a sweep file; links, modules and imports of all pages exist."""
 
 import ast
 import re
@@ -9,7 +9,9 @@ import pytest
 from prefixray.config import METHODS, FinalConfig, SearchConfig, SweepConfig, TaskConfig, TrackingConfig, TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = PAGES[0].read_text(encoding="utf-8")
+EVERY_PAGE = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 SECTIONS = [SweepConfig, TaskConfig, TrainConfig, SearchConfig, FinalConfig, TrackingConfig, *METHODS.values()]
 
 
@@ -26,19 +28,24 @@ def test_every_module_is_in_the_list_of_files() -> None:
     assert not [name for name in modules if name not in listed]
 
 
-def test_every_link_leads_somewhere() -> None:
-    prose = re.sub(r"^```.*?^```", "", README, flags=re.M | re.S)
-    headings = {_anchor(title) for title in re.findall(r"^#+ (.*)$", prose, flags=re.M)}
-    links = re.findall(r"\]\(([^)\s]+)\)", prose)
-    broken = [link for link in links if not _leads_somewhere(link, headings)]
-    assert not broken
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", _prose(page))
+    assert not [link for link in links if not _leads_somewhere(link, page)]
 
 
-def _leads_somewhere(link: str, headings: set[str]) -> bool:
+def _prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def _leads_somewhere(link: str, page: Path) -> bool:
     if link.startswith(("https://", "mailto:")):
         return True
     path, _, anchor = link.partition("#")
-    return (anchor in headings if not path else (ROOT / path).exists()) and not link.startswith("/")
+    target = page.parent / path if path else page
+    if link.startswith("/") or not target.exists():
+        return False
+    return not anchor or anchor in {_anchor(title) for title in re.findall(r"^#+ (.*)$", _prose(target), flags=re.M)}
 
 
 def _anchor(title: str) -> str:
@@ -46,7 +53,7 @@ def _anchor(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("code", re.findall(r"^```python\n(.*?)^```", README, flags=re.M | re.S))
+@pytest.mark.parametrize("code", re.findall(r"^```python\n(.*?)^```", EVERY_PAGE, flags=re.M | re.S))
 def test_the_python_of_the_manual_names_what_exists(code: str) -> None:
     lines = ast.parse(code).body
     imports = [line for line in lines if isinstance(line, ast.Import | ast.ImportFrom)]
@@ -55,5 +62,5 @@ def test_the_python_of_the_manual_names_what_exists(code: str) -> None:
 
 
 def test_every_path_that_is_named_exists() -> None:
-    paths = re.findall(r"`((?:prefixray|sweeps|tests)/[A-Za-z0-9_./]+)`", README)
+    paths = re.findall(r"`((?:prefixray|sweeps|tests)/[A-Za-z0-9_./]+)`", EVERY_PAGE)
     assert paths and not [path for path in paths if not (ROOT / path).exists()]

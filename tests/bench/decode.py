@@ -1,6 +1,6 @@
 """The decoding benchmark: beam search as the original does it, as PEFT does it in batches, and ours, in one table.
 
-    python tests/bench/decode.py                                    # all cases on one CPU thread; README has the time
+    python tests/bench/decode.py                                    # all cases on one CPU thread, in minutes
     python tests/bench/decode.py --case "6-layer, E2E, 5" --rounds 5
     python tests/bench/decode.py --case "gpt2-medium, E2E, 5" --device cuda
     python tests/bench/decode.py --case "6-layer, E2E, 5" --profile trace.json    # where the time goes

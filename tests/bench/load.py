@@ -1,6 +1,6 @@
 """A thousand trials through the real driver, Ray Tune, Optuna and MLflow, killed once in the middle.
 
-    python tests/bench/load.py                     # 1,000 trials of 20 reports, 64 at once: see README for the time
+    python tests/bench/load.py                     # 1,000 trials of 20 reports, 64 at once, in a quarter of an hour
     python tests/bench/load.py --trials 100
 
 What is not real is the trainer inside the workers: its trials follow a known curve instead of training. The driver is

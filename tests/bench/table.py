@@ -1,6 +1,6 @@
 """The benchmark: a training step and a validation against PEFT's prefix tuning, on every case, in one table.
 
-    python tests/bench/table.py                                   # all cases on one CPU thread: see README for the time
+    python tests/bench/table.py                                   # all cases on one CPU thread, in minutes
     python tests/bench/table.py --case "6-layer, E2E, 5" --rounds 5
     python tests/bench/table.py --case "gpt2-medium, E2E, 5" --device cuda
     python tests/bench/table.py --case "6-layer, E2E, 5" --profile trace.json    # where a step's time goes
