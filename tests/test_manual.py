@@ -130,7 +130,9 @@ def _form(name: str, arguments: list[str]) -> str:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.text)
-def test_a_command_of_the_manual_is_run_by_a_test_or_marked(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_of_the_manual_is_run_by_a_test_or_marked(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     own = command.own()
     is_marked = any(mark in command.comment for mark in MARKS)
@@ -145,12 +147,12 @@ def test_a_command_of_the_manual_is_run_by_a_test_or_marked(command: Command, mo
     if "..." in arguments or not arguments or arguments == ["SWEEP"]:
         importlib.import_module(f"prefixray.{name}")
         return
-    _check_own(name, arguments, monkeypatch)
+    _check_own(name, arguments, tmp_path, monkeypatch)
     form = _form(name, arguments)
     assert is_marked or form in RUN_BY, f"{command.text}: no test is named in RUN_BY for {form!r}"
 
 
-def _check_own(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def _check_own(name: str, arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cli = importlib.import_module("prefixray.cli")
     options = _parse(lambda: cli.main([name, *arguments]), monkeypatch)
     monkeypatch.undo()
@@ -160,7 +162,11 @@ def _check_own(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch)
     file = vars(options).get("sweep")
     if file is not None and Path(str(file)).is_file():
         place = f"arms.{options.arm}." if name == "train" else ""
-        load_sweep(Path(str(file)), [f"{place}{text}" for text in vars(options).get("set", [])])
+        (folder / "data").mkdir()
+        for split in ("train", "dev", "test"):
+            (folder / "data" / f"{split}.jsonl").touch()
+        monkeypatch.chdir(folder)
+        load_sweep(ROOT / str(file), [f"{place}{text}" for text in vars(options).get("set", [])])
 
 
 def _check_foreign(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
