@@ -196,6 +196,7 @@ class _Sweep:
         facts = Facts(
             config=config,
             found=self._pool.found,
+            leak=task.leak,
             decoding=self._decoding(),
             search=self._search_trials(studies),
             minutes=self._minutes(runs),
@@ -410,7 +411,9 @@ def _absolute_paths(task: TaskConfig) -> TaskConfig:
 def _check_data(task: TaskConfig) -> None:
     """Read files that lie here once before Ray starts, which takes longer: a row that is wrong is said at once."""
     if task.paths and all(Path(path).expanduser().exists() for path in task.paths.values()):
-        load_task(task)
+        leak = load_task(task).leak
+        if leak is not None:
+            logger.warning("task: %s", leak)
 
 
 @contextmanager

@@ -97,6 +97,7 @@ class Facts:
     search: Sequence[SearchTrial]
     minutes: Mapping[str, float]  # training time of each arm's search
     sweep_minutes: float
+    leak: str | None = None  # what is to be said of test sources that are trained on
 
 
 def make_results(
@@ -147,7 +148,7 @@ def make_results(
         seed=config.search.seed,
         arms=arms,
         resolution=max((resolution(**asdict(one.difference)) for one in compared if one.difference), default=0.0),
-        notes=_notes(config, runs),
+        notes=[*([facts.leak] if facts.leak else ()), *_notes(config, runs)],
         examples=_examples(folders, scored, sources, primary, reference),
         search=list(facts.search),
         budget={"minutes": facts.sweep_minutes},

@@ -60,13 +60,14 @@ def results(folder: Path, groups: Sequence[str | None]) -> Results:
         "device": "cpu",
         "num_threads": 1,
     }
-    facts = Facts(config, found, {"num_beams": 1}, search=[], minutes={}, sweep_minutes=1.0)
+    facts = Facts(config, found, {"num_beams": 1}, search=[], minutes={}, sweep_minutes=1.0, leak="1 of 4 is known")
     return make_results(facts, runs, folder / "final/untuned", sources)
 
 
 def test_further_metrics_stand_behind_the_primary_and_the_tasks_own_once_each(tmp_path: Path) -> None:
     made = results(tmp_path, [None] * 4)
     assert made["metrics"] == ["bleu", "ter"]
+    assert made["notes"][0] == "1 of 4 is known"
     assert all(set(arm["scores"]) == {"bleu", "ter"} and "groups" not in arm for arm in made["arms"])
 
 

@@ -218,6 +218,14 @@ def test_own_data_may_name_the_group_of_a_source(tmp_path: Path) -> None:
     assert {sourced.group for sourced in load_task(TaskConfig.model_validate(files)).test_sources} == {None}
 
 
+def test_test_sources_that_are_trained_on_are_counted(tmp_path: Path, e2e: Task) -> None:
+    train = write(tmp_path / "train.jsonl", jsonl([{"source": s, "target": "t"} for s in "abc"]))
+    test = write(tmp_path / "test.jsonl", jsonl([{"source": s, "target": "t"} for s in "cde"]))
+    task = load_task(TaskConfig(name="custom", train=train, dev=train, test=test))
+    assert task.leak == "1 of 3 test sources are in train as well: scores on them are no test"
+    assert e2e.leak is None
+
+
 # WebNLG
 
 WebnlgEntry = tuple[str, list[tuple[str, str, str]], list[tuple[str, str]]]  # category, triples, (verdict, text)s

@@ -63,6 +63,13 @@ class Task:
         return (Subset(self.train, self.dev), *self.others)
 
     @property
+    def leak(self) -> str | None:
+        """What is to be said of test sources that are trained on as well; None where there are none."""
+        known = {pair.source for subset in self.subsets for pair in subset.train}
+        count, total = sum(one.source in known for one in self.test_sources), len(self.test_sources)
+        return f"{count} of {total} test sources are in train as well: scores on them are no test" if count else None
+
+    @property
     def digest(self) -> str:
         """The data's revision: of every text that is trained on, compared by or decoded, in this order."""
         texts = [text for pair in (*self.train, *self.dev) for text in (pair.source, pair.target)]
