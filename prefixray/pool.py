@@ -55,6 +55,7 @@ class Pool:
         shutil.rmtree(records, ignore_errors=True)
         records.mkdir(parents=True)
         self._places: list[Place] = []
+        self._spared: Place | None = None  # gets no more trials that share, so that an exclusive one finds it empty
         self._num_started = 0
         self._rooms: list[int] = []  # on one machine: what workers had that others are to be started for
         self._refusals: list[tuple[str, UserError]] = []  # where workers were never ready, and why
@@ -114,6 +115,16 @@ class Pool:
         for _ in range(wanted - num_useful):
             self._start_worker()
         self._retire(num_useful - wanted)
+
+    def spare(self, wanted: bool) -> None:
+        """Keep one worker, the emptiest, from new trials that share it, while an exclusive one waits for it."""
+        if not wanted:
+            self._spared = None
+            return
+        need = self._exclusive_need()
+        fit = [p for p in self._places if p.is_ready and not p.exclusive and need <= p.free_bytes]
+        if self._spared not in fit:
+            self._spared = min(fit, key=lambda place: len(place.keys), default=None)
 
     def has_room(self, *, exclusive: bool) -> bool:
         """Whether a trial could be placed now; an exclusive one needs an empty worker."""
@@ -252,10 +263,14 @@ class Pool:
     def _choose(self, *, exclusive: bool) -> Place | None:
         places = [place for place in self._places if place.is_ready]
         if exclusive:
-            need = max(_exclusive_bytes(self._arms, self.found).values(), default=0)
+            need = self._exclusive_need()
             return next((place for place in places if not place.keys and need <= place.free_bytes), None)
-        open_places = [p for p in places if not p.exclusive and len(p.keys) < p.num_slots]
+        open_places = [p for p in places if not p.exclusive and len(p.keys) < p.num_slots and p is not self._spared]
         return min(open_places, key=lambda place: len(place.keys) / place.num_slots, default=None)
+
+    def _exclusive_need(self) -> int:
+        """Bytes that the largest exclusive trial takes beside the base."""
+        return max(_exclusive_bytes(self._arms, self.found).values(), default=0)
 
     def _start_worker(self) -> None:
         name = f"worker-{self._num_started}"

@@ -97,7 +97,9 @@ class Coordinator:
     def next(self) -> dict[str, Any] | Literal["FINISHED"] | None:
         """What Tune shall start: a trial's configuration; None: nothing now."""
         with self._lock, self._noting_end():
-            for stage in self._stages:
+            due = self._due()
+            self._pool.spare(any(self._num_active(stage) < stage.concurrency for stage in due))
+            for stage in sorted(self._stages, key=lambda stage: stage not in due):
                 if not self._may_start(stage):
                     continue
                 while (proposal := stage.source.ask()) is not None:
@@ -305,9 +307,25 @@ class Coordinator:
         pace = (done - self._steps_before) / (time.monotonic() - self._started)
         return max(0.0, expected - done) / pace
 
+    def _due(self) -> list[Stage]:
+        """Stages that need workers of their own and wait for them: when the others have begun half of their trials.
+
+        Else they would come when all others have ended, and what ends a search early would leave them out.
+        """
+        sharing = [stage for stage in self._stages if not stage.arm.exclusive]
+        if not all(self._is_half_begun(stage) for stage in sharing):
+            return []
+        return [stage for stage in self._stages if stage.arm.exclusive and not self._is_half_begun(stage)]
+
+    def _is_half_begun(self, stage: Stage) -> bool:
+        begun = sum(row.arm == stage.name for row in self._rows.values())
+        return stage.name in self._exhausted or 2 * begun >= stage.source.num_wanted()
+
+    def _num_active(self, stage: Stage) -> int:
+        return sum(running.stage is stage for running in self._running.values())
+
     def _may_start(self, stage: Stage) -> bool:
-        active = sum(running.stage is stage for running in self._running.values())
-        if stage.name in self._exhausted or active >= stage.concurrency:
+        if stage.name in self._exhausted or self._num_active(stage) >= stage.concurrency:
             return False
         if self._is_spent() and not stage.source.num_orphans():
             self._exhausted.add(stage.name)
@@ -321,7 +339,7 @@ class Coordinator:
         """Trials that run or could be started now: those that share a worker, and those that need one each."""
         sharing = exclusive = 0
         for stage in self._stages:
-            active = sum(running.stage is stage for running in self._running.values())
+            active = self._num_active(stage)
             begun = sum(row.arm == stage.name for row in self._rows.values())
             left = 0 if stage.name in self._exhausted else max(0, stage.source.num_wanted() - begun)
             at_once = active + min(stage.concurrency - active, left)

@@ -47,18 +47,26 @@ search: {num_trials: 4}
 
 
 class PlayedPool:
-    """Room for two trials; remembers who was asked to stop and who was released."""
+    """One worker with room for two trials, or for one alone; remembers who was asked to stop and who was released."""
 
     num_slots, most_workers, device_seconds = 2, 1, 0.0
 
     def __init__(self) -> None:
         self.keys: set[str] = set()
+        self.is_alone = self.is_spared = False
         self.stopped: list[str] = []
 
     def has_room(self, *, exclusive: bool) -> bool:
-        return len(self.keys) < self.num_slots
+        if not self.keys:
+            return exclusive or not self.is_spared
+        return not (exclusive or self.is_alone or self.is_spared) and len(self.keys) < self.num_slots
+
+    def spare(self, wanted: bool) -> None:
+        """There is one worker."""
+        self.is_spared = wanted
 
     def place(self, spec: TrialSpec, *, exclusive: bool) -> str:
+        self.is_alone = exclusive
         self.keys.add(spec.key)
         return "namespace"
 
@@ -161,6 +169,25 @@ def test_no_trial_starts_once_devices_were_held_for_as_long_as_was_allowed(drive
     for key in running:
         driver.report(key, 40)
     assert driver.coordinator.next() == "FINISHED" and driver.states() == ["done", "done"]
+
+
+def test_trials_that_need_a_worker_alone_come_at_half_time_and_not_when_all_others_have_ended(driver: Driver) -> None:
+    (sharing,) = driver.coordinator._stages
+    arm = driver.arm.model_copy(update={"name": "finetune", "method": "finetune", "num_trials": 2})
+    study = ArmStudy(driver.folder / "study.journal", "small", arm, seed=1, num_startup=1)
+
+    def spec(trial: Proposal | Record) -> TrialSpec:
+        folder = str(driver.folder / "trials" / "finetune" / str(trial.number))
+        return replace(sharing.spec(trial), key=f"finetune/{trial.number}", folder=folder)
+
+    driver.coordinator._stages = [sharing, Stage("finetune", arm, study, 1, spec)]
+    starts: list[list[str]] = []
+    while started := driver.start():
+        starts.append(started)
+        for key in started:
+            driver.report(key, 40)
+    halves = [["prefix/0", "prefix/1"], ["finetune/0"]], [["prefix/2", "prefix/3"], ["finetune/1"]]
+    assert starts == [*halves[0], *halves[1]]
 
 
 def test_a_request_is_answered_once_and_its_files_say_so(tmp_path: Path) -> None:

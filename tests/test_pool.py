@@ -349,6 +349,26 @@ def test_on_one_machine_the_trials_of_a_worker_that_is_over_go_on_with_the_other
     assert "worker-0 is given up, and another is started in its place" in workers.news()[0]
 
 
+def test_a_worker_that_is_spared_for_an_exclusive_trial_gets_no_others(tmp_path: Path, played: PlayedRay) -> None:
+    workers = _pool(tmp_path)
+    workers.wait([_arm("lora", rank=2), _arm("finetune", top_layers=1, tune_embeddings=False)])
+    specs = [_spec(tmp_path, number) for number in range(4)]
+    for spec in specs[:2]:
+        workers.place(spec, exclusive=False)
+    assert {spec.placed_on() for spec in specs[:2]} == {"worker-0", "worker-1"}
+    workers.release("lora/1")
+    workers.spare(True)
+    workers.spare(True)
+    for spec in specs[2:]:
+        workers.place(spec, exclusive=False)
+    assert {spec.placed_on() for spec in specs[2:]} == {specs[0].placed_on()}
+    assert workers.has_room(exclusive=True)
+    workers.spare(False)
+    last = _spec(tmp_path, 4)
+    workers.place(last, exclusive=False)
+    assert last.placed_on() == specs[1].placed_on()
+
+
 def test_an_exclusive_trial_waits_for_the_worker_that_is_started_in_place_of_one_that_is_over(
     tmp_path: Path, played: PlayedRay
 ) -> None:
