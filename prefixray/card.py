@@ -153,7 +153,7 @@ def _scores(origin: Origin | None) -> str:
     decoding = ", ".join(f"{key} {value}" for key, value in results["decoding"].items())
     text = [
         f"{results['num_sources']} of {results['num_sources_total']} {results['split']} sources; {decoding}. The "
-        "interval is of a bootstrap over sources and seeds.",
+        f"interval is of a bootstrap over sources{' and seeds' if num > 1 else '; no other seed was tried'}.",
         *_against_reference(results, arm),
         f"Metrics: {'; '.join(f'{label(name)}: {signature}' for name, signature in results['signatures'].items())}.",
     ]
