@@ -114,7 +114,11 @@ def make_results(
     scored = {arm: [score_of(folder, "test", sources, metrics) for folder in own] for arm, own in folders.items()}
     reference = _reference(config, runs)
     by_metric = {metric: {arm: [seed[metric] for seed in seeds] for arm, seeds in scored.items()} for metric in metrics}
-    draws: dict[str, Any] = {"seed": config.search.seed, "subsets": _subsets(config, runs)}
+    low = config.task.low_data
+    draws: dict[str, Any] = {"seed": config.search.seed}
+    if low is not None:
+        own = {arm: [subset_of(run.replicate, low.num_subsets) for run in some] for arm, some in runs.items()}
+        draws |= {"subsets": own, "num_subsets": low.num_subsets}
     estimates = {
         metric: {one.arm: one for one in intervals(own, reference, **draws)} for metric, own in by_metric.items()
     }
@@ -153,14 +157,6 @@ def make_results(
         search=list(facts.search),
         budget={"minutes": facts.sweep_minutes},
     )
-
-
-def _subsets(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> dict[str, list[int]]:
-    """The subset of low data that each run of an arm was trained on; nothing where there are none."""
-    low = config.task.low_data
-    if low is None:
-        return {}
-    return {arm: [subset_of(run.replicate, low.num_subsets) for run in own] for arm, own in runs.items()}
 
 
 def _groups(sources: Sequence[Sourced]) -> dict[str, list[int]]:

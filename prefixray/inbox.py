@@ -114,7 +114,11 @@ class Inbox:
 
     def _execute(self, path: Path, act: Callable[[str, Request], str | None]) -> Answer | None:
         try:
-            text = act(path.stem, _PARSER.validate_json(path.read_bytes(), strict=True))
+            written = path.read_bytes()
+        except OSError as error:
+            return Answer(ok=False, text=f"{path}: cannot be read: {error.strerror}")
+        try:
+            text = act(path.stem, _PARSER.validate_json(written, strict=True))
         except UserError as error:
             return Answer(ok=False, text=str(error))
         except ValidationError as error:
@@ -129,7 +133,7 @@ class Inbox:
     def _waiting(self) -> list[Path]:
         """The requests without an answer; one whose driver died between answering and removing it is removed."""
         waiting = []
-        for path in sorted(self._folder.glob("*.json")):
+        for path in sorted(path for path in self._folder.glob("*.json") if path.is_file()):
             if path.with_suffix(".done").exists():
                 path.unlink(missing_ok=True)
             else:

@@ -260,12 +260,13 @@ class Pool:
         logger.info(line)
         self._news.append(line)
 
-    def _choose(self, *, exclusive: bool) -> Place | None:
+    def _choose(self, *, exclusive: bool, spared_too: bool = False) -> Place | None:
         places = [place for place in self._places if place.is_ready]
         if exclusive:
             need = self._exclusive_need()
             return next((place for place in places if not place.keys and need <= place.free_bytes), None)
-        open_places = [p for p in places if not p.exclusive and len(p.keys) < p.num_slots and p is not self._spared]
+        spared = None if spared_too else self._spared
+        open_places = [p for p in places if not p.exclusive and len(p.keys) < p.num_slots and p is not spared]
         return min(open_places, key=lambda place: len(place.keys) / place.num_slots, default=None)
 
     def _exclusive_need(self) -> int:
@@ -379,7 +380,7 @@ class Pool:
         for place in (place for place in self._places if place.is_stranded):
             moved: dict[str, list[TrialSpec]] = {}
             for key, spec in list(place.keys.items()):
-                other = self._choose(exclusive=place.exclusive)
+                other = self._choose(exclusive=place.exclusive, spared_too=True)
                 if other is not None:
                     other.exclusive, place.exclusive = place.exclusive, False
                     other.keys[key] = place.keys.pop(key)

@@ -5,6 +5,7 @@ studies and tracker. `engine.py` lets Ray Tune carry the trials there and their 
 """
 
 import json
+import logging
 import math
 import shutil
 import threading
@@ -30,6 +31,8 @@ from prefixray.tracking import Tracker
 from prefixray.trial import Ended, Report, TrialSpec, WorkerStatus, read_result, write_result
 from prefixray.whole import clear_scratch
 from prefixray.yamlfile import Document, suggestion
+
+logger = logging.getLogger(__name__)
 
 SUSPEND_SECONDS = 20.0  # for checkpoints after an interrupt
 BY_REQUEST = "by request"  # why a trial was stopped, where no rung did it
@@ -97,16 +100,14 @@ class Coordinator:
     def next(self) -> dict[str, Any] | Literal["FINISHED"] | None:
         """What Tune shall start: a trial's configuration; None: nothing now."""
         with self._lock, self._noting_end():
-            due = self._due()
-            self._pool.spare(any(self._num_active(stage) < stage.concurrency for stage in due))
-            for stage in sorted(self._stages, key=lambda stage: stage not in due):
+            for stage in self._in_turn():
                 if not self._may_start(stage):
                     continue
                 while (proposal := stage.source.ask()) is not None:
                     try:
                         return self._start(stage, stage.spec(proposal), proposal)
                     except ValidationError as error:  # no end of a range showed it
-                        stage.source.tell(proposal.number, "failed", None, f"its values do not go together: {error}")
+                        self._cannot_be_built(stage, proposal, error)
                 self._exhausted.add(stage.name)
             self._over = len(self._exhausted) == len(self._stages) and not self._running
             return "FINISHED" if self._over else None
@@ -307,15 +308,25 @@ class Coordinator:
         pace = (done - self._steps_before) / (time.monotonic() - self._started)
         return max(0.0, expected - done) / pace
 
-    def _due(self) -> list[Stage]:
-        """Stages that need workers of their own and wait for them: when the others have begun half of their trials.
+    def _cannot_be_built(self, stage: Stage, proposal: Proposal, error: ValidationError) -> None:
+        note = f"its values do not go together: {error.errors()[0]['msg']}"
+        logger.warning("%s/%d %s: %s", stage.name, proposal.number, note, json.dumps(dict(proposal.values)))
+        stage.source.tell(proposal.number, "failed", None, note)
+        self._rows[f"{stage.name}/{proposal.number}"] = _unbuilt(stage, _record(stage, proposal.number))
 
-        Else they would come when all others have ended, and what ends a search early would leave them out.
+    def _in_turn(self) -> list[Stage]:
+        """The stages in the order in which they are asked.
+
+        In a search those that need workers of their own come last, and first when the others have begun half of their
+        trials, until they have too: after that what ends a search early finds every arm half searched. While one waits
+        for a worker to be empty, no trials that share are placed there.
         """
         sharing = [stage for stage in self._stages if not stage.arm.exclusive]
-        if not all(self._is_half_begun(stage) for stage in sharing):
-            return []
-        return [stage for stage in self._stages if stage.arm.exclusive and not self._is_half_begun(stage)]
+        is_half = all(self._is_half_begun(stage) for stage in sharing)
+        due = [s for s in self._stages if is_half and s.arm.exclusive and not self._is_half_begun(s)]
+        self._pool.spare(any(self._num_active(stage) < stage.concurrency for stage in due))
+        last = [s for s in self._stages if s.arm.exclusive and s not in due and isinstance(s.source, ArmStudy)]
+        return [*due, *(stage for stage in self._stages if stage not in due and stage not in last), *last]
 
     def _is_half_begun(self, stage: Stage) -> bool:
         begun = sum(row.arm == stage.name for row in self._rows.values())
@@ -396,8 +407,10 @@ class Coordinator:
         """Take over what an earlier driver has left: rungs, rows, and what the tracker may lack."""
         try:
             spec = stage.spec(record)
-        except ValidationError:
-            return  # its driver died before all its values were drawn
+        except ValidationError:  # its driver died before all its values were drawn, or they do not go together
+            if record.state == "failed":
+                self._rows[f"{stage.name}/{record.number}"] = _unbuilt(stage, record)
+            return
         last = max(record.reports, default=0)
         if record.state == "running" and record.stopped_by is not None and read_result(Path(spec.folder)) is None:
             write_result(spec, Report(spec.key, last, "stopped", note=BY_REQUEST), "stopped")
@@ -446,6 +459,10 @@ def _drop_checkpoints(spec: TrialSpec) -> None:
     for checkpoint in Path(spec.folder).glob("step-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
     clear_scratch(Path(spec.folder), "step-*")
+
+
+def _unbuilt(stage: Stage, record: Record) -> Row:
+    return Row(stage.name, record.number, record.values, 0, stage.arm.num_steps, None, "failed", record.note)
 
 
 def _record(stage: Stage, number: int) -> Record:

@@ -56,15 +56,17 @@ def compare(
     *,
     seed: int,
     subsets: Mapping[str, Sequence[int]] | None = None,
+    num_subsets: int = 1,
     num_resamples: int = 10_000,
 ) -> list[Comparison]:
     """Intervals, differences and p values of the arms, each given as one Scored per seed; for the primary metric.
 
-    `subsets` are those that an arm's runs were trained on, in low data; an arm may be missing there. p is two-sided,
-    (1 + k) / (1 + B); p_holm is corrected for the number of arms that are compared.
+    `subsets` are those of `num_subsets` that an arm's runs were trained on, in low data; an arm that is trained on none
+    is missing there. p is two-sided, (1 + k) / (1 + B); p_holm is corrected for the number of arms that are compared.
     """
-    without = intervals(arms, reference, seed=seed, subsets=subsets, num_resamples=num_resamples)
-    values = _randomisation(arms, reference, seed=seed, num_resamples=num_resamples)
+    draws = {"seed": seed, "num_resamples": num_resamples}
+    without = intervals(arms, reference, subsets=subsets, num_subsets=num_subsets, **draws)
+    values = _randomisation(arms, reference, **draws)
     corrected = holm(values)
     return [replace(each, p=values.get(each.arm), p_holm=corrected.get(each.arm)) for each in without]
 
@@ -75,11 +77,12 @@ def intervals(
     *,
     seed: int,
     subsets: Mapping[str, Sequence[int]] | None = None,
+    num_subsets: int = 1,
     num_resamples: int = 10_000,
 ) -> list[Comparison]:
     """What `compare` says without p values, which are for one metric only; in the order of the arms."""
     _check(arms, reference)
-    replicates = _bootstrap(arms, subsets or {}, seed=seed, num_resamples=num_resamples)
+    replicates = _bootstrap(arms, subsets or {}, num_subsets, seed=seed, num_resamples=num_resamples)
     values = {arm: float(np.mean([each.corpus() for each in scored])) for arm, scored in arms.items()}
     return [
         Comparison(
@@ -121,24 +124,28 @@ def _check(arms: Mapping[str, Sequence[Scored]], reference: str) -> None:
 
 
 def _bootstrap(
-    arms: Mapping[str, Sequence[Scored]], subsets: Mapping[str, Sequence[int]], *, seed: int, num_resamples: int
+    arms: Mapping[str, Sequence[Scored]],
+    subsets: Mapping[str, Sequence[int]],
+    num_subsets: int,
+    *,
+    seed: int,
+    num_resamples: int,
 ) -> dict[str, Floats]:
     """Each arm's score in every replicate, (R,) per arm."""
     num_sources = len(next(iter(arms.values()))[0].statistics)
     sources = np.random.default_rng(derive_seed(seed, 0, "bootstrap/sources"))
     seeds = {arm: np.random.default_rng(derive_seed(seed, 0, f"bootstrap/seeds/{arm}")) for arm in arms}
     common = np.random.default_rng(derive_seed(seed, 0, "bootstrap/subsets"))
-    every = sorted({subset for own in subsets.values() for subset in own})
     parts: dict[str, list[Floats]] = {arm: [] for arm in arms}
     for size in _chunks(num_resamples, num_sources):
         weights = _draw(sources, size, num_sources).astype(np.float64)
-        drawn_subsets = _draw(common, size, len(every)) if len(every) > 1 else None
+        drawn_subsets = _draw(common, size, num_subsets)
         for arm, scored in arms.items():
             scores = np.stack([each.resampled(weights) for each in scored], axis=1)  # (R, S)
-            own = subsets.get(arm, ())
-            if drawn_subsets is not None and set(own) == set(every):
-                units = np.stack([scores[:, np.equal(own, subset)].mean(axis=1) for subset in every], axis=1)
-                drawn = drawn_subsets
+            own = sorted(set(subsets.get(arm, ())))
+            if len(own) > 1:  # of low data; an arm whose runs have failed may lack some
+                units = np.stack([scores[:, np.equal(subsets[arm], one)].mean(axis=1) for one in own], axis=1)
+                drawn = drawn_subsets[:, own]
             else:
                 units, drawn = scores, _draw(seeds[arm], size, len(scored))
             parts[arm].append(scores.mean(axis=1) + _deviation(units, drawn))
@@ -148,7 +155,8 @@ def _bootstrap(
 def _deviation(units: Floats, drawn: NDArray[np.int64]) -> Floats:
     """How far the drawn of k units (R, k) are from the mean of all, with the variance that other units would give."""
     number = units.shape[1]
-    away: Floats = (units * drawn).sum(axis=1) / number - units.mean(axis=1)
+    centred = units - units.mean(axis=1, keepdims=True)
+    away: Floats = (centred * drawn).sum(axis=1) / np.maximum(1, drawn.sum(axis=1))
     return away * math.sqrt(number / (number - 1)) if number > 1 else away
 
 

@@ -92,7 +92,8 @@ def started_trials(study: optuna.Study) -> list[FrozenTrial]:
     return [trial for trial in trials if _HIDDEN not in trial.user_attrs]
 
 
-def _state(trial: FrozenTrial) -> State:
+def state_of(trial: FrozenTrial) -> State:
+    """How a trial stands; to Optuna one that has failed is pruned."""
     return "failed" if trial.state is TrialState.PRUNED and _FAILED in trial.user_attrs else _STATES[trial.state]
 
 
@@ -175,7 +176,7 @@ class TrialSource(ABC):
         """What a trial tries."""
 
     def _record(self, trial: FrozenTrial) -> Record:
-        state = _state(trial)
+        state = state_of(trial)
         value = None if state == "failed" else trial.value
         note = trial.user_attrs.get("note")
         reports, stopped_by = dict(trial.intermediate_values), trial.user_attrs.get(_STOP)
@@ -314,7 +315,7 @@ class ArmStudy(TrialSource):
             waits = trial.state is TrialState.WAITING
             known = trial.system_attrs.get("fixed_params", {}) if waits else self._values(trial)
             if _HIDDEN not in trial.user_attrs and _identity(known) == _identity(values):
-                state = "queued" if waits else _state(trial)
+                state = "queued" if waits else state_of(trial)
                 name = f"{self._arm.name}/{trial.number}"
                 raise UserError(f"add: {name} has these values already ({state}); change one of them")
 

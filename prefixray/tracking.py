@@ -306,6 +306,10 @@ class _Store:
     @cached_property
     def _parent(self) -> str:
         found = self._search(f"tags.`prefixray.id` = '{self._id}'")
+        if not found and self._uri is None:  # the folder's own database may be older than ids
+            found = self._search(f"tags.`prefixray.sweep` = '{self._sweep}'")
+            for run in found:
+                self._client.set_tag(run.info.run_id, "prefixray.id", self._id)
         if found:
             return str(found[0].info.run_id)
         own = {"prefixray.id": self._id, "prefixray.sweep": self._sweep, "prefixray.folder": str(self._folder)}

@@ -281,16 +281,18 @@ class Trainer:
                 f"positions of {self.base.name}; lower preseqlen, task.max_source_tokens or task.max_target_tokens"
             )
         if num_positions + self._longest_source + self._max_new_tokens > limit:
+            prefix = f" behind a prefix of {num_positions}" if num_positions else ""
             raise UserError(
-                f"preseqlen: {num_positions}: with the longest source ({self._longest_source} tokens) and the "
-                f"{self._max_new_tokens} that are decoded beyond the {limit} positions of {self.base.name}; lower "
-                "preseqlen, task.max_source_tokens or final.max_new_tokens"
+                f"final.max_new_tokens: {self._max_new_tokens}: with the longest test source ({self._longest_source} "
+                f"tokens{prefix}) beyond the {limit} positions of {self.base.name}; lower it"
+                + (", preseqlen" if prefix else "")
+                + " or task.max_source_tokens"
             )
 
     @cached_property
     def _longest_source(self) -> int:
-        """Tokens of the longest prompt that will be decoded."""
-        sources = [one.source for one in (*self.task.dev_sources, *self.task.test_sources)]
+        """Tokens of the longest prompt that the final stage decodes."""
+        sources = [one.source for one in self.task.test_sources]
         return max(map(len, self.template.encode_sources(sources)), default=0)
 
     def _save_artifact(self, member: Member, progress: _Progress) -> None:

@@ -16,7 +16,7 @@ import psutil
 from mlflow import MlflowClient
 from optuna.trial import FrozenTrial
 
-from prefixray.study import open_storage
+from prefixray.study import open_storage, state_of
 
 DRIVER = (sys.executable, "-m", "prefixray.sweep", "small.yaml")
 
@@ -58,7 +58,7 @@ class DrivenSweep:
     def states(self) -> dict[str, Counter[str]]:
         """The states of all trials in the journal, by study; FAIL are those that failed, which are pruned to Optuna."""
         every = self.trials().items()
-        return {n: Counter("FAIL" if "failed" in t.user_attrs else t.state.name for t in own) for n, own in every}
+        return {n: Counter("FAIL" if state_of(t) == "failed" else t.state.name for t in own) for n, own in every}
 
     def runs(self, uri: str | None = None) -> list[Any]:
         """All runs in MLflow."""

@@ -171,7 +171,10 @@ def test_no_trial_starts_once_devices_were_held_for_as_long_as_was_allowed(drive
     assert driver.coordinator.next() == "FINISHED" and driver.states() == ["done", "done"]
 
 
-def test_trials_that_need_a_worker_alone_come_at_half_time_and_not_when_all_others_have_ended(driver: Driver) -> None:
+@pytest.mark.parametrize("is_first", [False, True])
+def test_trials_that_need_a_worker_alone_come_at_half_time_wherever_their_arm_stands(
+    driver: Driver, is_first: bool
+) -> None:
     (sharing,) = driver.coordinator._stages
     arm = driver.arm.model_copy(update={"name": "finetune", "method": "finetune", "num_trials": 2})
     study = ArmStudy(driver.folder / "study.journal", "small", arm, seed=1, num_startup=1)
@@ -180,7 +183,8 @@ def test_trials_that_need_a_worker_alone_come_at_half_time_and_not_when_all_othe
         folder = str(driver.folder / "trials" / "finetune" / str(trial.number))
         return replace(sharing.spec(trial), key=f"finetune/{trial.number}", folder=folder)
 
-    driver.coordinator._stages = [sharing, Stage("finetune", arm, study, 1, spec)]
+    alone = Stage("finetune", arm, study, 1, spec)
+    driver.coordinator._stages = [alone, sharing] if is_first else [sharing, alone]
     starts: list[list[str]] = []
     while started := driver.start():
         starts.append(started)
@@ -215,6 +219,19 @@ def test_a_request_that_was_answered_but_not_removed_is_not_executed_again(tmp_p
     (tmp_path / "control" / f"{request_id}.done").write_text('{"ok": true, "text": "finished"}')
     assert inbox.serve(lambda _, request: "again") == []
     assert not (tmp_path / "control" / f"{request_id}.json").exists()
+
+
+def test_what_cannot_be_read_is_no_request_and_no_reason_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = Inbox(tmp_path)
+    request_id = inbox.post(Finish())
+    (tmp_path / "control" / "1.json").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", mock.Mock(side_effect=PermissionError(13, "Permission denied")))
+        (told,) = inbox.serve(lambda _, request: "never")
+    assert told.endswith(f"{request_id}.json: cannot be read: Permission denied")
+    assert inbox.is_empty()
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"verb": "dance"}', '{"verb": "extend", "num_trials": true}'])
@@ -402,7 +419,9 @@ def test_an_added_configuration_runs_whatever_waits_before_it(driver: Driver) ->
     assert [record.values["preseqlen"] for record in driver.study.records()[2:]] == [10, 5]
 
 
-def test_a_trial_whose_values_do_not_go_together_has_failed_and_the_next_is_started(driver: Driver) -> None:
+def test_a_trial_whose_values_do_not_go_together_has_failed_and_the_next_is_started(
+    driver: Driver, caplog: pytest.LogCaptureFixture
+) -> None:
     (stage,) = driver.coordinator._stages
 
     def spec(trial: Proposal | Record) -> TrialSpec:
@@ -413,7 +432,9 @@ def test_a_trial_whose_values_do_not_go_together_has_failed_and_the_next_is_star
     driver.coordinator._stages = [replace(stage, spec=spec)]
     assert driver.start() == ["prefix/1", "prefix/2"]
     record = driver.study.records()[0]
-    assert record.state == "failed" and (record.note or "").startswith("its values do not go together: ")
+    assert record.state == "failed" and record.note == "its values do not go together: Input should be greater than 0"
+    assert record.note in caplog.text and '"preseqlen": ' in caplog.text
+    assert driver.coordinator._rows["prefix/0"].state == "failed"
 
 
 def test_a_search_may_be_extended_until_its_last_trial_has_ended(driver: Driver) -> None:

@@ -71,7 +71,7 @@ def test_runs_on_subsets_are_as_many_as_their_subsets_and_an_easy_subset_is_easy
     for i in range(NUM_WORLDS):
         easy = draw.normal(size=5)[subsets]
         arms = {arm: seeded(draw, easy + 0.2 * draw.normal(size=10)) for arm in "ab"}
-        first = intervals(arms, "b", seed=i, subsets=dict.fromkeys("ab", subsets), num_resamples=400)[0]
+        first = intervals(arms, "b", seed=i, subsets=dict.fromkeys("ab", subsets), num_subsets=5, num_resamples=400)[0]
         scores.append(holds(first.score, 0.0))
         differences.append(holds(first.difference, 0.0))
         assert first.difference is not None
@@ -80,13 +80,20 @@ def test_runs_on_subsets_are_as_many_as_their_subsets_and_an_easy_subset_is_easy
     assert np.median(widths) < 0.5, "what the subsets have in common is not in a difference"
 
 
-def test_an_arm_that_lacks_a_subset_has_its_runs_drawn_one_by_one() -> None:
-    arms = world(np.random.default_rng(14), num_seeds=(3, 4))
-    given = {"0": [0, 1, 0], "1": [0, 1, 2, 0]}
-    alone = intervals(arms, "1", seed=1, num_resamples=300)[0].score
-    assert intervals(arms, "1", seed=1, subsets=given, num_resamples=300)[0].score == alone
+def test_an_arm_that_lacks_a_subset_changes_nothing_for_others() -> None:
+    arms = world(np.random.default_rng(14), num_seeds=(4, 4, 3))
+    given = {"0": [0, 1, 2, 0], "1": [0, 1, 2, 0], "2": [0, 2, 0]}
+    options = {"seed": 1, "num_subsets": 3, "num_resamples": 300}
+    whole = intervals(arms, "1", subsets=given, **options)
+    few = intervals({"0": arms["0"], "1": arms["1"]}, "1", subsets=given, **options)
+    assert whole[:2] == few
+    assert whole[2].score.low < whole[2].score.value < whole[2].score.high
+
+
+def test_runs_on_a_single_subset_are_drawn_one_by_one() -> None:
+    arms = world(np.random.default_rng(15), num_seeds=(3, 4))
     one = intervals(arms, "1", seed=1, subsets={"0": [0] * 3, "1": [0] * 4}, num_resamples=300)
-    assert one == intervals(arms, "1", seed=1, num_resamples=300), "one subset is no draw"
+    assert one == intervals(arms, "1", seed=1, num_resamples=300)
 
 
 def test_intervals_of_bleu_hold_the_truth_in_95_of_100_worlds() -> None:

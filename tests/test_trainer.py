@@ -230,7 +230,7 @@ def test_a_trial_whose_winner_could_not_be_decoded_is_refused(make_base: MakeBas
     method = PrefixTrial(preseqlen=130, mid_dim=None, init_token=None)
     _trainer(base).admit(_spec(tmp_path, "one", _config(method)))
     trainer = Trainer(base, TASK, TaskConfig(name="custom"), max_new_tokens=120)
-    message = r"^preseqlen: 130: with the longest source \(\d+ tokens\) and the 120 that are decoded beyond the 256 "
+    message = r"^final.max_new_tokens: 120: with the longest test source \(\d+ tokens behind a prefix of 130\) beyond "
     with pytest.raises(UserError, match=message):
         trainer.admit(_spec(tmp_path, "two", _config(method)))
     trainer.admit(_spec(tmp_path, "three", _config(PrefixTrial(preseqlen=90, mid_dim=None, init_token=None))))

@@ -19,7 +19,8 @@ XSUM = Path(__file__).resolve().parents[1] / "sweeps" / "xsum.yaml"
 
 
 def _load(config: SweepConfig) -> Trainer:
-    return load_trainer(config.base, config.task, config.train, device="cpu", num_threads=2)
+    decoded = config.final.max_new_tokens
+    return load_trainer(config.base, config.task, config.train, device="cpu", num_threads=2, max_new_tokens=decoded)
 
 
 def test_without_the_hub_the_model_and_the_data_are_named_with_what_to_do() -> None:

@@ -34,7 +34,7 @@ from sweep_tables import GIB, Run, memory_table, sweep_table, wait_table
 from prefixray.base import load_base
 from prefixray.config import TaskConfig
 from prefixray.logs import quieten
-from prefixray.study import open_storage, started_trials
+from prefixray.study import open_storage, started_trials, state_of
 from prefixray.tasks import load_task
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -342,7 +342,7 @@ def _read_ours(run: Run, results: Path) -> None:
                 ended=ended.timestamp() if ended else (results / "trials" / key / "result.json").stat().st_mtime,
                 steps=max(curve, default=0),
                 losses=[curve[step] for step in sorted(curve)],
-                state="failed" if trial.state == optuna.trial.TrialState.FAIL else "ended",
+                state="failed" if state_of(trial) == "failed" else "ended",
             )
         )
         if key in asked:
