@@ -22,7 +22,7 @@ from prefixray.metrics import Floats, Scored, higher_is_better
 from prefixray.results import ArmResult, ExampleOutputs, GroupResult, Interval, Results, SearchTrial, SeedResult
 from prefixray.seeds import subset_of
 from prefixray.speed import cpu_fact
-from prefixray.statistics import Comparison, Estimate, compare, intervals, resolution, sd
+from prefixray.statistics import Comparison, Draws, Estimate, compare, intervals, resolution, sd
 from prefixray.study import Record
 from prefixray.tables import NUM_EXAMPLES
 from prefixray.tasks import Sourced
@@ -115,7 +115,7 @@ def make_results(
     reference = _reference(config, runs)
     by_metric = {metric: {arm: [seed[metric] for seed in seeds] for arm, seeds in scored.items()} for metric in metrics}
     low = config.task.low_data
-    draws: dict[str, Any] = {"seed": config.search.seed}
+    draws: Draws = {"seed": config.search.seed}
     if low is not None:
         own = {arm: [subset_of(run.replicate, low.num_subsets) for run in some] for arm, some in runs.items()}
         draws |= {"subsets": own, "num_subsets": low.num_subsets}
@@ -175,7 +175,7 @@ def _add_group(
     scored: Mapping[str, Sequence[Mapping[str, Scored]]],
     reference: str,
     primary: str,
-    draws: Mapping[str, Any],
+    draws: Draws,
 ) -> None:
     """Score a group alone and write that into the arms; NIST's and CIDEr's weights stay those of all references."""
     for metric in next(iter(scored.values()))[0]:

@@ -16,6 +16,7 @@ of the difference includes 0.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Required, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from prefixray.metrics import Scored
 from prefixray.seeds import derive_seed
 
 _PERCENTILES = (2.5, 97.5)
+_NUM_RESAMPLES = 10_000
 _CELLS_AT_ONCE = 2_000_000  # sources x replicates held in memory at once
 _TOLERANCE = 1e-9  # a permuted difference this close to the observed one is equal to it
 
@@ -50,39 +52,30 @@ class Comparison:
     p_holm: float | None = None
 
 
-def compare(
-    arms: Mapping[str, Sequence[Scored]],
-    reference: str,
-    *,
-    seed: int,
-    subsets: Mapping[str, Sequence[int]] | None = None,
-    num_subsets: int = 1,
-    num_resamples: int = 10_000,
-) -> list[Comparison]:
+class Draws(TypedDict, total=False):
+    """What is drawn, and how often."""
+
+    seed: Required[int]
+    num_resamples: int  # (10,000)
+    num_subsets: int  # of low data (1)
+    subsets: Mapping[str, Sequence[int]]  # that each arm's runs were trained on; an arm without training has none
+
+
+def compare(arms: Mapping[str, Sequence[Scored]], reference: str, **draws: Unpack[Draws]) -> list[Comparison]:
     """Intervals, differences and p values of the arms, each given as one Scored per seed; for the primary metric.
 
-    `subsets` are those of `num_subsets` that an arm's runs were trained on, in low data; an arm that is trained on none
-    is missing there. p is two-sided, (1 + k) / (1 + B); p_holm is corrected for the number of arms that are compared.
+    p is two-sided, (1 + k) / (1 + B); p_holm is corrected for the number of arms that are compared.
     """
-    draws = {"seed": seed, "num_resamples": num_resamples}
-    without = intervals(arms, reference, subsets=subsets, num_subsets=num_subsets, **draws)
-    values = _randomisation(arms, reference, **draws)
+    without = intervals(arms, reference, **draws)
+    values = _randomisation(arms, reference, draws)
     corrected = holm(values)
     return [replace(each, p=values.get(each.arm), p_holm=corrected.get(each.arm)) for each in without]
 
 
-def intervals(
-    arms: Mapping[str, Sequence[Scored]],
-    reference: str,
-    *,
-    seed: int,
-    subsets: Mapping[str, Sequence[int]] | None = None,
-    num_subsets: int = 1,
-    num_resamples: int = 10_000,
-) -> list[Comparison]:
+def intervals(arms: Mapping[str, Sequence[Scored]], reference: str, **draws: Unpack[Draws]) -> list[Comparison]:
     """What `compare` says without p values, which are for one metric only; in the order of the arms."""
     _check(arms, reference)
-    replicates = _bootstrap(arms, subsets or {}, num_subsets, seed=seed, num_resamples=num_resamples)
+    replicates = _bootstrap(arms, draws)
     values = {arm: float(np.mean([each.corpus() for each in scored])) for arm, scored in arms.items()}
     return [
         Comparison(
@@ -123,21 +116,15 @@ def _check(arms: Mapping[str, Sequence[Scored]], reference: str) -> None:
     assert len(kinds) == 1, f"arms differ in metric or number of sources: {kinds}"
 
 
-def _bootstrap(
-    arms: Mapping[str, Sequence[Scored]],
-    subsets: Mapping[str, Sequence[int]],
-    num_subsets: int,
-    *,
-    seed: int,
-    num_resamples: int,
-) -> dict[str, Floats]:
+def _bootstrap(arms: Mapping[str, Sequence[Scored]], draws: Draws) -> dict[str, Floats]:
     """Each arm's score in every replicate, (R,) per arm."""
+    seed, subsets, num_subsets = draws["seed"], draws.get("subsets", {}), draws.get("num_subsets", 1)
     num_sources = len(next(iter(arms.values()))[0].statistics)
     sources = np.random.default_rng(derive_seed(seed, 0, "bootstrap/sources"))
     seeds = {arm: np.random.default_rng(derive_seed(seed, 0, f"bootstrap/seeds/{arm}")) for arm in arms}
     common = np.random.default_rng(derive_seed(seed, 0, "bootstrap/subsets"))
     parts: dict[str, list[Floats]] = {arm: [] for arm in arms}
-    for size in _chunks(num_resamples, num_sources):
+    for size in _chunks(draws.get("num_resamples", _NUM_RESAMPLES), num_sources):
         weights = _draw(sources, size, num_sources).astype(np.float64)
         drawn_subsets = _draw(common, size, num_subsets)
         for arm, scored in arms.items():
@@ -167,19 +154,17 @@ def _draw(generator: np.random.Generator, size: int, number: int) -> NDArray[np.
     return np.bincount(cells.ravel(), minlength=size * number).reshape(size, number)
 
 
-def _randomisation(
-    arms: Mapping[str, Sequence[Scored]], reference: str, *, seed: int, num_resamples: int
-) -> dict[str, float]:
+def _randomisation(arms: Mapping[str, Sequence[Scored]], reference: str, draws: Draws) -> dict[str, float]:
     """The p of each arm against the reference: how often swapping the two outputs of random sources does as much.
 
     A source is swapped in all seeds at once. Seeds are paired by their index; where one arm has fewer, they are used
     again until both lists are through, so that each seed counts equally and the observed difference is the one that
     is shown.
     """
-    num_sources = len(arms[reference][0].statistics)
+    num_resamples, num_sources = draws.get("num_resamples", _NUM_RESAMPLES), len(arms[reference][0].statistics)
     exceeding = dict.fromkeys((arm for arm in arms if arm != reference), 0)
     observed = {arm: _swapped_difference(arms[arm], arms[reference], np.zeros((1, num_sources))) for arm in exceeding}
-    generator = np.random.default_rng(derive_seed(seed, 0, "randomisation"))
+    generator = np.random.default_rng(derive_seed(draws["seed"], 0, "randomisation"))
     for size in _chunks(num_resamples, num_sources):
         swaps = (generator.random((size, num_sources)) < 0.5).astype(np.float64)
         for arm in exceeding:
