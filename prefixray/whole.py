@@ -39,7 +39,6 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         for path in (*scratch.iterdir(), scratch):
             _sync(path)
         _replace(folder, scratch)
-        _sync(folder.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -60,6 +59,7 @@ def _replace(folder: Path, scratch: Path) -> None:
     if folder.exists():
         folder.rename(old)
     scratch.rename(folder)
+    _sync(folder.parent)  # before the one that it replaces goes
     shutil.rmtree(old, ignore_errors=True)
 
 
