@@ -36,7 +36,7 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
-from prefixray.basefile import gguf_file, hub_id
+from prefixray.basefile import find_base
 from prefixray.errors import UserError, first_line
 from prefixray.sites import attentions
 from prefixray.speed import cache_folder, cpu_fact
@@ -158,16 +158,15 @@ def outline_base(name: str, *, trust_remote_code: bool = False) -> Base:
 
     Nothing is converted, and from the hub come a few small files at most. Raises `UserError` as `load_base` does.
     """
-    gguf = gguf_file(name)
+    found = find_base(name)
     options: dict[str, str | bool] = {"trust_remote_code": trust_remote_code}
-    if gguf is None:
-        folder = Path(name).expanduser()
-        where = str(folder) if folder.is_dir() else hub_id(name)
-    elif (converted := _converted(gguf, _digest(gguf))).is_dir():
+    if isinstance(found, str) or found.is_dir():
+        where = str(found)
+    elif (converted := _converted(found, _digest(found))).is_dir():
         where = str(converted)
     else:
-        where = str(gguf.parent)
-        options["gguf_file"] = gguf.name
+        where = str(found.parent)
+        options["gguf_file"] = found.name
     try:
         config, tokenizer = _small_files(where, options)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -358,13 +357,12 @@ def _has_fast_bf16(device: str) -> bool:
 
 def _resolve(name: str) -> tuple[str, str | None]:
     """The folder or hub id that transformers can load, and a digest of local weights."""
-    gguf = gguf_file(name)
-    if gguf is not None:
-        return _convert_gguf(gguf)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return str(path), _digest(*sorted(path.glob("*.safetensors")), path / "config.json")
-    return hub_id(name), None
+    found = find_base(name)
+    if isinstance(found, str):
+        return found, None
+    if found.is_dir():
+        return str(found), _digest(*sorted(found.glob("*.safetensors")), found / "config.json")
+    return _convert_gguf(found)
 
 
 def _converted(path: Path, digest: str) -> Path:

@@ -6,30 +6,29 @@ from pathlib import Path
 from prefixray.errors import UserError
 
 
-def check_base(name: str) -> None:
-    """Raise `UserError` where this machine's part of the name leads nowhere; whether the hub knows it is not asked."""
-    if gguf_file(name) is None and not Path(name).expanduser().is_dir():
-        hub_id(name)
+def find_base(name: str) -> Path | str:
+    """The GGUF file or the folder that is meant, or else the hub id, of which the hub is not asked.
 
-
-def gguf_file(name: str) -> Path | None:
-    """The GGUF file that is meant; None where the name is a folder's or a hub id. `UserError` where it is not there."""
+    Raises `UserError` where it can only be on this machine, and is not.
+    """
     package, colon, file = name.partition(":")
     if colon and not Path(name).exists():
         return _package_file(name, package, file)
     path = Path(name).expanduser()
-    if path.suffix != ".gguf":
-        return None
-    if not path.is_file():
-        raise UserError(f"base: {name}: no such file")
-    return path
-
-
-def hub_id(name: str) -> str:
-    """The id on the hub, which any other name is taken for; `UserError` for what looks like a folder."""
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"base: {name}: no such file")
+        return path
+    if path.is_dir():
+        return path
+    if is_local(name):
         raise UserError(f"base: {name}: no such folder")
     return name
+
+
+def is_local(name: str) -> bool:
+    """Whether it can only be a local path, not a hub id like owner/name."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _package_file(name: str, package: str, file: str) -> Path:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from prefixray.basefile import check_base
+from prefixray.basefile import find_base
 from prefixray.budget import Budget
 from prefixray.cluster import Cluster, chosen_address, connected
 from prefixray.config import DECODING, ArmConfig, SweepConfig, TaskConfig
@@ -62,7 +62,7 @@ def run_sweep(config: SweepConfig, file: Path, *, address: str | None = None, sh
     Raises `UserError` where another driver holds the sweep, or where its folder holds a sweep with other settings.
     """
     if chosen_address(address) == "local":
-        check_base(config.base)
+        find_base(config.base)  # a wrong one is told before Ray starts
     folder = Path("runs") / config.name
     folder.mkdir(parents=True, exist_ok=True)
     with _held(folder):

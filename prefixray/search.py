@@ -321,16 +321,17 @@ class Coordinator:
         trials, until they have too: after that what ends a search early finds every arm half searched. While one waits
         for a worker to be empty, no trials that share are placed there.
         """
-        sharing = [stage for stage in self._stages if not stage.arm.exclusive]
-        is_half = all(self._is_half_begun(stage) for stage in sharing)
-        due = [s for s in self._stages if is_half and s.arm.exclusive and not self._is_half_begun(s)]
+        due = [stage for stage in self._stages if stage.arm.exclusive and not self._is_half_begun(stage)]
+        if due and not all(self._is_half_begun(stage) for stage in self._stages if not stage.arm.exclusive):
+            due = []
         self._pool.spare(any(self._num_active(stage) < stage.concurrency for stage in due))
-        last = [s for s in self._stages if s.arm.exclusive and s not in due and isinstance(s.source, ArmStudy)]
-        return [*due, *(stage for stage in self._stages if stage not in due and stage not in last), *last]
+        return sorted(self._stages, key=lambda stage: _turn(stage, is_due=stage in due))
 
     def _is_half_begun(self, stage: Stage) -> bool:
-        begun = sum(row.arm == stage.name for row in self._rows.values())
-        return stage.name in self._exhausted or 2 * begun >= stage.source.num_wanted()
+        return stage.name in self._exhausted or 2 * self._num_begun(stage) >= stage.source.num_wanted()
+
+    def _num_begun(self, stage: Stage) -> int:
+        return sum(row.arm == stage.name for row in self._rows.values())
 
     def _num_active(self, stage: Stage) -> int:
         return sum(running.stage is stage for running in self._running.values())
@@ -351,8 +352,7 @@ class Coordinator:
         sharing = exclusive = 0
         for stage in self._stages:
             active = self._num_active(stage)
-            begun = sum(row.arm == stage.name for row in self._rows.values())
-            left = 0 if stage.name in self._exhausted else max(0, stage.source.num_wanted() - begun)
+            left = 0 if stage.name in self._exhausted else max(0, stage.source.num_wanted() - self._num_begun(stage))
             at_once = active + min(stage.concurrency - active, left)
             if stage.arm.exclusive:
                 exclusive += at_once
@@ -428,6 +428,13 @@ class Coordinator:
             self._tracker.log(spec.key, step, {"dev/loss": value})
         self._tracker.end(spec.key, record.state, _small_artifact(spec))
         _drop_checkpoints(spec)
+
+
+def _turn(stage: Stage, *, is_due: bool) -> int:
+    """When a stage is asked; of a list that is fixed, as in the final stage, the order is the driver's."""
+    if is_due:
+        return 0
+    return 2 if stage.arm.exclusive and isinstance(stage.source, ArmStudy) else 1
 
 
 def _search_of(arm: str, searches: Searches) -> tuple[Stage, ArmStudy]:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from prefixray.arms import read_arms
+from prefixray.basefile import is_local
 from prefixray.config import (
     METHODS,
     TASK_METRICS,
@@ -51,7 +52,8 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = (), scales: Sequence
     document = read_document(path)
     apply_scales(document, scales)
     for override in overrides:
-        document.override(_in_its_place(override, document))
+        _check_place(override, document)
+        document.override(override)
     config = _validated(document)
     train = _section(document, "train", TrainConfig)
     search = _section(document, "search", SearchConfig)
@@ -68,15 +70,14 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = (), scales: Sequence
     return config.model_copy(update={"arms": arms})
 
 
-def _in_its_place(override: str, document: Document) -> str:
-    """The override; `UserError` where its key is an arm's, but does not say which arm's."""
+def _check_place(override: str, document: Document) -> None:
+    """Raise `UserError` where the key is an arm's, but does not say which arm's."""
     key = override.partition("=")[0].strip()
     names = {name for method in METHODS.values() for name in method.model_fields} | {"learning_rate"}
     if key in names or key == "train.learning_rate":
         arms = document.mapping(("arms",)) or {"ARM": None}
         meant = (f"--set arms.{arm}.{override.removeprefix('train.')}" for arm in arms)
         raise UserError(f"--set {override}: is a value of an arm: {', '.join(meant)}")
-    return override
 
 
 def dump(config: SweepConfig) -> dict[str, Any]:
@@ -221,8 +222,7 @@ def _check_base(document: Document) -> None:
 
 
 def _leads_nowhere(path: str) -> bool:
-    """Whether it can only be a local path, not a hub id like owner/name, and does not exist."""
-    return (path.startswith((".", "/", "~")) or path.count("/") > 1) and not Path(path).expanduser().exists()
+    return is_local(path) and not Path(path).expanduser().exists()
 
 
 def _check_search(

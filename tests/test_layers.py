@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent / "prefixray"
 PLAIN = [
     "masking",
     "errors",
+    "basefile",
     "whole",
     "space",
     "config",
@@ -33,7 +34,6 @@ PLAIN = [
     "budget",
     "notebook",
     "hypotheses",
-    "basefile",
     "sizes",
     "speed",
     "logs",
