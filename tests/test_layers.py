@@ -59,6 +59,7 @@ TRAINING = [
     "methods",
     "checkpoint",
     "prompts",
+    "probes",
     "loss",
     "pack",
     "trainer",

@@ -16,7 +16,8 @@ from prefixray.base import Base, checkpointed, load_base
 from prefixray.batching import Batch, collate_line, cut_evenly, encode, make_template
 from prefixray.config import PrefixTrial, TaskConfig, TrialConfig
 from prefixray.line import Line
-from prefixray.pack import Pack, Seeds, _is_row_by_row
+from prefixray.pack import Pack, Seeds
+from prefixray.probes import _is_row_by_row
 from prefixray.products import MULTIPLE
 from prefixray.prompts import trees
 from prefixray.rows import Row, Tree
