@@ -30,11 +30,12 @@ from prefixray.page import write_page
 from prefixray.pool import DecodeJob, Pool
 from prefixray.results import Importance, Results, SearchTrial, Stored, is_finished, load_results
 from prefixray.runviews import column
-from prefixray.search import Coordinator, MakeSpec, Stage
+from prefixray.search import Coordinator
 from prefixray.seeds import CANDIDATE_REPLICATE
 from prefixray.sizes import num_at_once
 from prefixray.space import Scalar
 from prefixray.speed import keep_speeds
+from prefixray.stages import MakeSpec, Stage
 from prefixray.study import ArmStudy, FixedStudy, Proposal, Record, repair_journal
 from prefixray.sweepfile import differences, dump, identity, restore
 from prefixray.tables import render_markdown, render_note, write_csv

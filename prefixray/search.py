@@ -7,10 +7,9 @@ studies and tracker. `engine.py` lets Ray Tune carry the trials there and their 
 import json
 import logging
 import math
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,44 +19,35 @@ from pydantic import ValidationError
 
 from prefixray.arms import read_configuration
 from prefixray.budget import Budget
-from prefixray.config import ArmConfig, SearchConfig
+from prefixray.config import SearchConfig
 from prefixray.errors import SweepFailed, UserError, disk_problem, is_of_disk
 from prefixray.inbox import Add, Extend, Finish, Inbox, Request, Stop
-from prefixray.live import Row, State, View
-from prefixray.pool import DecodeJob, NoWorkers, Pool
-from prefixray.space import Scalar
-from prefixray.study import ArmStudy, Proposal, Record, TrialSource
+from prefixray.live import Row, View
+from prefixray.pool import NoWorkers, Pool
+from prefixray.stages import (
+    Stage,
+    budget_of,
+    budget_text,
+    drop_checkpoints,
+    may_lack_a_score,
+    params_of,
+    record_of,
+    row_of,
+    settle,
+    small_artifact,
+    tags_of,
+    turn_of,
+    unbuilt_row,
+)
+from prefixray.study import ArmStudy, Proposal, Record
 from prefixray.tracking import Tracker
 from prefixray.trial import Ended, Report, TrialSpec, WorkerStatus, read_result, write_result
-from prefixray.whole import clear_scratch
 from prefixray.yamlfile import Document, suggestion
 
 logger = logging.getLogger(__name__)
 
 SUSPEND_SECONDS = 20.0  # for checkpoints after an interrupt
 BY_REQUEST = "by request"  # why a trial was stopped, where no rung did it
-MakeSpec = Callable[[Proposal | Record], TrialSpec]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Trials of one arm that are to be run."""
-
-    name: str  # the trials' keys are NAME/NUMBER
-    arm: ArmConfig
-    source: TrialSource
-    concurrency: int
-    spec: MakeSpec
-    rungs: tuple[int, ...] = ()
-    decode: Callable[[TrialSpec], DecodeJob] | None = None  # what is to be decoded of a trial that is done
-
-    def expected_steps(self, keep: float) -> float:
-        """Steps of a trial on average, when the share `keep` goes on at every rung."""
-        ends = [*self.rungs, self.arm.num_steps]
-        starts = [0, *self.rungs]
-        return sum(keep**place * (end - start) for place, (start, end) in enumerate(zip(starts, ends, strict=True)))
-
-
 Searches = Mapping[str, tuple[Stage, ArmStudy]]  # by arm
 
 
@@ -189,7 +179,7 @@ class Coordinator:
                 title=title,
                 stage=stage,
                 rows=rows,
-                budget="; ".join(_budget_of(s, rows) for s in self._stages if isinstance(s.source, ArmStudy)),
+                budget="; ".join(budget_of(s, rows) for s in self._stages if isinstance(s.source, ArmStudy)),
                 tokens_per_second=speed,
                 workers=self._workers_text(statuses),
                 seconds_left=self._seconds_left(),
@@ -211,7 +201,7 @@ class Coordinator:
                     stage, study = _search_of(request.arm, searches)
                     given = Document(f"control/{request_id}.json", json.dumps(dict(request.values), ensure_ascii=False))
                     number = study.add(read_configuration(given, stage.arm), request_id)
-                    return f"{stage.name}/{number} is queued{self._when(stage)}: {_budget_text(study)}"
+                    return f"{stage.name}/{number} is queued{self._when(stage)}: {budget_text(study)}"
                 case Extend():
                     names = list(searches) if request.arm is None else [request.arm]
                     return "; ".join(self._extend(*_search_of(name, searches), request, request_id) for name in names)
@@ -224,7 +214,7 @@ class Coordinator:
         name, _, number = key.rpartition("/")
         for stage, study in searches.values():
             if name == stage.name and number.isdecimal() and study.drop(int(number), request_id):
-                return f"{key} is taken back from the queue: {_budget_text(study)}"
+                return f"{key} is taken back from the queue: {budget_text(study)}"
             for record in study.records():
                 if key != f"{stage.name}/{record.number}":
                     continue
@@ -245,19 +235,19 @@ class Coordinator:
                 self._stopping.add(key)
                 self._pool.stop(key)
             else:
-                self._remember(stage, _record(stage, record.number))
+                self._remember(stage, record_of(stage, record.number))
         last = max(record.reports, default=None)
         return f"{key} is stopped" + (f" with dev/loss {record.reports[last]:.3f} of step {last}" if last else "")
 
     def _extend(self, stage: Stage, study: ArmStudy, request: Extend, request_id: str) -> str:
         study.extend(request.num_trials, request_id)
-        return f"{stage.name} is extended{self._when(stage)}: {_budget_text(study)}"
+        return f"{stage.name} is extended{self._when(stage)}: {budget_text(study)}"
 
     def _finish(self, request_id: str, searches: Searches) -> str:
         """Close every search, unless an arm would be left without a score."""
         if not searches:
             raise UserError("finish: the search is over already; the final stage is running")
-        if blank := [name for name, (_, study) in searches.items() if _may_lack_a_score(study)]:
+        if blank := [name for name, (_, study) in searches.items() if may_lack_a_score(study)]:
             raise UserError(f"finish: {', '.join(blank)}: has no dev/loss yet that the final stage needs; wait for one")
         num_stopped = 0
         for stage, study in searches.values():
@@ -312,7 +302,7 @@ class Coordinator:
         note = f"its values do not go together: {error.errors()[0]['msg']}"
         logger.warning("%s/%d %s: %s", stage.name, proposal.number, note, json.dumps(dict(proposal.values)))
         stage.source.tell(proposal.number, "failed", None, note)
-        self._rows[f"{stage.name}/{proposal.number}"] = _unbuilt(stage, _record(stage, proposal.number))
+        self._rows[f"{stage.name}/{proposal.number}"] = unbuilt_row(stage, record_of(stage, proposal.number))
 
     def _in_turn(self) -> list[Stage]:
         """The stages in the order in which they are asked.
@@ -325,7 +315,7 @@ class Coordinator:
         if due and not all(self._is_half_begun(stage) for stage in self._stages if not stage.arm.exclusive):
             due = []
         self._pool.spare(any(self._num_active(stage) < stage.concurrency for stage in due))
-        return sorted(self._stages, key=lambda stage: _turn(stage, is_due=stage in due))
+        return sorted(self._stages, key=lambda stage: turn_of(stage, is_due=stage in due))
 
     def _is_half_begun(self, stage: Stage) -> bool:
         return stage.name in self._exhausted or 2 * self._num_begun(stage) >= stage.source.num_wanted()
@@ -362,11 +352,11 @@ class Coordinator:
 
     def _start(self, stage: Stage, spec: TrialSpec, proposal: Proposal) -> dict[str, Any]:
         namespace = self._pool.place(spec, exclusive=stage.arm.exclusive)
-        last = max(_record(stage, proposal.number).reports, default=0) if proposal.adopted else 0
+        last = max(record_of(stage, proposal.number).reports, default=0) if proposal.adopted else 0
         passed = {rung for rung in spec.rungs if rung < last}
         self._running[spec.key] = _Running(stage, spec, proposal.number, passed=passed)
-        self._rows[spec.key] = _row(stage, spec, proposal, state="running")
-        self._tracker.trial(spec.key, _params(spec), _tags(stage, spec))
+        self._rows[spec.key] = row_of(stage, spec, proposal, state="running")
+        self._tracker.trial(spec.key, params_of(spec), tags_of(stage, spec))
         return {"spec": spec, "namespace": namespace}
 
     def _lose(self, report: Report) -> None:
@@ -382,7 +372,7 @@ class Coordinator:
         running = self._running.pop(report.key)
         self._pool.release(report.key)
         write_result(running.spec, report, state)
-        self._tracker.end(report.key, state, _small_artifact(running.spec))
+        self._tracker.end(report.key, state, small_artifact(running.spec))
         if state == "done" and running.stage.decode is not None:
             self._pool.decode_when_idle(running.stage.decode(running.spec))
         running.stage.source.tell(running.number, state, value, report.note)
@@ -392,7 +382,7 @@ class Coordinator:
             row, state=state, note=report.note, step=max(report.step, row.step), score=score
         )
         self._stopping.discard(report.key)
-        _drop_checkpoints(running.spec)
+        drop_checkpoints(running.spec)
 
     def _passes(self, stage: Stage, report: Report) -> bool:
         """Whether a trial is among the share that goes on from this rung; all that reached it with it count first."""
@@ -409,98 +399,28 @@ class Coordinator:
             spec = stage.spec(record)
         except ValidationError:  # its driver died before all its values were drawn, or they do not go together
             if record.state == "failed":
-                self._rows[f"{stage.name}/{record.number}"] = _unbuilt(stage, record)
+                self._rows[f"{stage.name}/{record.number}"] = unbuilt_row(stage, record)
             return
         last = max(record.reports, default=0)
         if record.state == "running" and record.stopped_by is not None and read_result(Path(spec.folder)) is None:
             write_result(spec, Report(spec.key, last, "stopped", note=BY_REQUEST), "stopped")
         if record.state == "running" and (result := read_result(Path(spec.folder))) is not None:
-            record = _settle(stage, record, result)
+            record = settle(stage, record, result)
         for step in spec.rungs:
             if step in record.reports:
                 self._rungs.setdefault((stage.name, step), {})[spec.key] = record.reports[step]
         if record.state == "running":
             return
-        row = _row(stage, spec, record, state=record.state)
+        row = row_of(stage, spec, record, state=record.state)
         self._rows[spec.key] = replace(row, step=last, score=record.value, note=record.note)
-        self._tracker.trial(spec.key, _params(spec), _tags(stage, spec))
+        self._tracker.trial(spec.key, params_of(spec), tags_of(stage, spec))
         for step, value in record.reports.items():
             self._tracker.log(spec.key, step, {"dev/loss": value})
-        self._tracker.end(spec.key, record.state, _small_artifact(spec))
-        _drop_checkpoints(spec)
-
-
-def _turn(stage: Stage, *, is_due: bool) -> int:
-    """When a stage is asked; of a list that is fixed, as in the final stage, the order is the driver's."""
-    if is_due:
-        return 0
-    return 2 if stage.arm.exclusive and isinstance(stage.source, ArmStudy) else 1
+        self._tracker.end(spec.key, record.state, small_artifact(spec))
+        drop_checkpoints(spec)
 
 
 def _search_of(arm: str, searches: Searches) -> tuple[Stage, ArmStudy]:
     if arm not in searches:
         raise UserError(f"--arm {arm}: nothing is searched there{suggestion(arm, searches, what='the searches are')}")
     return searches[arm]
-
-
-def _may_lack_a_score(study: ArmStudy) -> bool:
-    """Whether no trial has a score yet, and one may still come."""
-    records = study.records()
-    to_come = len(records) < study.num_wanted() or any(record.state == "running" for record in records)
-    return to_come and not any(record.reports and record.state != "failed" for record in records)
-
-
-def _budget_of(stage: Stage, rows: Sequence[Row]) -> str:
-    """How far a search is, and where it ends; a request may have changed that."""
-    num_started = sum(row.arm == stage.name for row in rows)
-    return f"{stage.name} {num_started} of {stage.source.num_wanted()} trials, {stage.concurrency} at once"
-
-
-def _budget_text(study: ArmStudy) -> str:
-    num_started, num_wanted = len(study.records()), study.num_wanted()
-    all_there_are = ", all that its space has" if num_wanted == study.size() else ""
-    return f"{num_started} of {num_wanted} trials started{all_there_are}"
-
-
-def _drop_checkpoints(spec: TrialSpec) -> None:
-    for checkpoint in Path(spec.folder).glob("step-*"):
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    clear_scratch(Path(spec.folder), "step-*")
-
-
-def _unbuilt(stage: Stage, record: Record) -> Row:
-    return Row(stage.name, record.number, record.values, 0, stage.arm.num_steps, None, "failed", record.note)
-
-
-def _record(stage: Stage, number: int) -> Record:
-    """What the study knows of a trial."""
-    return next(record for record in stage.source.records() if record.number == number)
-
-
-def _settle(stage: Stage, record: Record, result: Mapping[str, Any]) -> Record:
-    """Tell the study what its driver had written down, but died before it told."""
-    value = result["metrics"]["dev/best_loss"] if result["state"] == "done" else None
-    stage.source.tell(record.number, result["state"], value, result["note"])
-    return _record(stage, record.number)
-
-
-def _small_artifact(spec: TrialSpec) -> Path | None:
-    """What a tracker may take a copy of: everything but a whole model."""
-    folder = Path(spec.folder) / "artifact"
-    return folder if folder.is_dir() and spec.config.method.method != "finetune" else None
-
-
-def _row(stage: Stage, spec: TrialSpec, trial: Proposal | Record, *, state: State) -> Row:
-    shown: Mapping[str, Scalar] = {"seed": spec.replicate} if "item" in trial.values else trial.values
-    adopted = isinstance(trial, Proposal) and trial.adopted
-    return Row(stage.name, trial.number, shown, 0, spec.config.num_steps, None, state, adopted=adopted)
-
-
-def _params(spec: TrialSpec) -> dict[str, Scalar]:
-    """A trial's configuration for the tracker: every value under the name it has in the sweep file."""
-    config = spec.config.model_dump(mode="json")
-    return {**config.pop("method"), **config, "replicate": spec.replicate}
-
-
-def _tags(stage: Stage, spec: TrialSpec) -> dict[str, str]:
-    return {"prefixray.arm": stage.arm.name, "prefixray.stage": stage.name, "prefixray.replicate": str(spec.replicate)}

@@ -18,8 +18,9 @@ from prefixray.control import main
 from prefixray.errors import SweepFailed, UserError
 from prefixray.inbox import Add, Answer, Extend, Finish, Inbox, Request, Stop
 from prefixray.pool import NoWorkers
-from prefixray.search import Coordinator, MakeSpec, Stage
+from prefixray.search import Coordinator
 from prefixray.space import AnyDimension, Choice, LogUniform
+from prefixray.stages import MakeSpec, Stage
 from prefixray.study import ArmStudy, FixedStudy, Proposal, Record
 from prefixray.tracking import open_tracker
 from prefixray.trial import Report, TrialSpec
@@ -328,7 +329,7 @@ def test_checkpoints_of_a_trial_that_ended_go_with_the_next_driver_where_the_fir
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended, running = driver.start()
-    monkeypatch.setattr("prefixray.search._drop_checkpoints", lambda spec: None)
+    monkeypatch.setattr("prefixray.search.drop_checkpoints", lambda spec: None)
     driver.report(ended, 40)
     monkeypatch.undo()
     for key in (ended, running):

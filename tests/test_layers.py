@@ -98,6 +98,7 @@ SEARCH = [
     "places",
     "pool",
     "trainable",
+    "stages",
     "search",
     "engine",
     "final",

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from prefixray import attention, kernels
+from prefixray import attention, kernels, probes
 from prefixray import line as line_module
 from prefixray import pack as pack_module
 from prefixray.attention import Binder
@@ -207,7 +207,7 @@ def test_lines_are_run_where_they_are_known_to_give_the_same(
 def test_a_base_that_takes_a_line_for_one_text_runs_rows_side_by_side(
     make_base: MakeBase, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pack_module, "collate_line", _as_one_text)
+    monkeypatch.setattr(probes, "collate_line", _as_one_text)
     assert not Pack(make_base("gpt2", dtype), [Row((1, 2, 3), 1)], pad_id=0)._knows_lines
 
 
@@ -251,7 +251,7 @@ def test_what_depends_on_more_or_less_than_its_row_so_far_is_no_line(
     made = Line.__init__
     monkeypatch.setattr(Line, "__init__", mistaken)
     if wrong == "counted on":
-        monkeypatch.setattr(pack_module, "collate_line", _as_one_text)
+        monkeypatch.setattr(probes, "collate_line", _as_one_text)
     assert not _is_row_by_row(base, binder)
 
 
