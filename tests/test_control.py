@@ -4,29 +4,18 @@ The driver's side runs here without Ray: a pool and a worker's reports are playe
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
+from played import LENGTHS, Driver
 
-from prefixray.budget import Budget
-from prefixray.config import ArmConfig, PrefixTrial, SearchConfig, TrackingConfig, TrainConfig, TrialConfig
 from prefixray.control import main
-from prefixray.errors import SweepFailed, UserError
+from prefixray.errors import UserError
 from prefixray.inbox import Add, Answer, Extend, Finish, Inbox, Request, Stop
-from prefixray.pool import NoWorkers
-from prefixray.search import Coordinator
-from prefixray.space import AnyDimension, Choice, LogUniform
-from prefixray.stages import MakeSpec, Stage
-from prefixray.study import ArmStudy, FixedStudy, Proposal, Record
-from prefixray.tracking import open_tracker
-from prefixray.trial import Report, TrialSpec
+from prefixray.trial import Report
 
-LENGTHS: Mapping[str, AnyDimension] = {"preseqlen": Choice(choice=(1, 5, 10, 20))}
-SPACE: Mapping[str, AnyDimension] = {**LENGTHS, "learning_rate": LogUniform(log_uniform=(1e-4, 1e-1))}
 FREE = {"preseqlen": 5, "learning_rate": 0.02}
 NO_SWEEP = "is no results folder, no name under runs/ and no sweep file"
 NO_TRIAL = "must be ARM/NUMBER, the arm one that is searched (prefix, lora)"
@@ -47,152 +36,9 @@ search: {num_trials: 4}
 """
 
 
-class PlayedPool:
-    """One worker with room for two trials, or for one alone; remembers who was asked to stop and who was released."""
-
-    num_slots, most_workers, device_seconds = 2, 1, 0.0
-
-    def __init__(self) -> None:
-        self.keys: set[str] = set()
-        self.is_alone = self.is_spared = False
-        self.stopped: list[str] = []
-
-    def has_room(self, *, exclusive: bool) -> bool:
-        if not self.keys:
-            return exclusive or not self.is_spared
-        return not (exclusive or self.is_alone or self.is_spared) and len(self.keys) < self.num_slots
-
-    def spare(self, wanted: bool) -> None:
-        """There is one worker."""
-        self.is_spared = wanted
-
-    def place(self, spec: TrialSpec, *, exclusive: bool) -> str:
-        self.is_alone = exclusive
-        self.keys.add(spec.key)
-        return "namespace"
-
-    def release(self, key: str) -> None:
-        self.keys.discard(key)
-
-    def stop(self, key: str) -> None:
-        self.stopped.append(key)
-
-    def status(self, timeout: float) -> list[Any]:
-        return []
-
-    def tend(self, num_sharing: int, num_exclusive: int) -> None:
-        """There is no other device."""
-
-    def news(self) -> list[str]:
-        return []
-
-    def use_idle(self) -> None:
-        """Nothing is decoded here."""
-
-
-class Driver:
-    """One driver after another over the same folder."""
-
-    def __init__(self, folder: Path, num_trials: int = 4, space: Mapping[str, AnyDimension] = SPACE) -> None:
-        self.folder = folder
-        self.pool = PlayedPool()
-        self.inbox = Inbox(folder)
-        train = TrainConfig(num_steps=40)
-        fixed = {} if "learning_rate" in space else {"learning_rate": 1e-3}
-        self.arm = ArmConfig(
-            name="prefix", method="prefix", fixed=fixed, dimensions=space, num_trials=num_trials, train=train
-        )
-        self.study = ArmStudy(folder / "study.journal", "small", self.arm, seed=1, num_startup=2)
-        stage = Stage("prefix", self.arm, self.study, 2, self._spec(), rungs=(10,))
-        self.coordinator = self._coordinate(stage)
-
-    def final(self) -> Coordinator:
-        """The same sweep in its final stage."""
-        study = FixedStudy(self.folder / "study.journal", "small", "final/prefix", ["prefix-1"])
-        return self._coordinate(Stage("final/prefix", self.arm, study, 1, self._spec()))
-
-    def start(self) -> list[str]:
-        """Start all that may be started; the keys."""
-        keys = []
-        while isinstance(suggested := self.coordinator.next(), dict):
-            keys.append(suggested["spec"].key)
-        return keys
-
-    def report(self, key: str, step: int, loss: float = 2.0, rung: int | None = None) -> bool:
-        state = "done" if step == 40 else "running"
-        metrics = {"dev/loss": loss, "dev/best_loss": loss}
-        return self.coordinator.on_report(Report(key, step, state, metrics, rung=rung))  # type: ignore[arg-type]
-
-    def ask(self, request: Request) -> Answer:
-        """Post, serve, and read the answer."""
-        request_id = self.inbox.post(request)
-        self.coordinator.serve()
-        answer = self.inbox.answer(request_id, seconds=0)
-        assert answer is not None
-        return answer
-
-    def states(self) -> list[str]:
-        return [record.state for record in self.study.records()]
-
-    def run_all(self) -> None:
-        """Start and end trials until the search is over."""
-        while self.coordinator.next() != "FINISHED":
-            for key in list(self.pool.keys):
-                self.report(key, 40)
-
-    def _coordinate(self, stage: Stage) -> Coordinator:
-        tracker = open_tracker(TrackingConfig(mlflow=None), self.folder, "small", {})
-        search = SearchConfig(num_trials=4, rungs=(10,))
-        return Coordinator([stage], self.pool, tracker, search, self.inbox)  # type: ignore[arg-type]
-
-    def _spec(self) -> MakeSpec:
-        def spec(trial: Proposal | Record) -> TrialSpec:
-            values = {"preseqlen": 5, "learning_rate": 1e-3, **trial.values}
-            method = PrefixTrial(preseqlen=values["preseqlen"], mid_dim=None, init_token="pub")  # type: ignore[arg-type]
-            config = TrialConfig(arm="prefix", learning_rate=values["learning_rate"], num_steps=40, method=method)  # type: ignore[arg-type]
-            folder = str(self.folder / "trials" / "prefix" / str(trial.number))
-            return TrialSpec(f"prefix/{trial.number}", config, 1, 0, (10,), folder)
-
-        return spec
-
-
 @pytest.fixture
 def driver(tmp_path: Path) -> Driver:
     return Driver(tmp_path)
-
-
-def test_no_trial_starts_once_devices_were_held_for_as_long_as_was_allowed(driver: Driver, tmp_path: Path) -> None:
-    driver.coordinator.budget = Budget(tmp_path, SearchConfig(num_trials=4, max_gpu_hours=10 / 3600))
-    running = driver.start()
-    assert len(running) == 2
-    driver.pool.device_seconds = 11.0
-    driver.coordinator.view("small", "search")
-    for key in running:
-        driver.report(key, 40)
-    assert driver.coordinator.next() == "FINISHED" and driver.states() == ["done", "done"]
-
-
-@pytest.mark.parametrize("is_first", [False, True])
-def test_trials_that_need_a_worker_alone_come_at_half_time_wherever_their_arm_stands(
-    driver: Driver, is_first: bool
-) -> None:
-    (sharing,) = driver.coordinator._stages
-    arm = driver.arm.model_copy(update={"name": "finetune", "method": "finetune", "num_trials": 2})
-    study = ArmStudy(driver.folder / "study.journal", "small", arm, seed=1, num_startup=1)
-
-    def spec(trial: Proposal | Record) -> TrialSpec:
-        folder = str(driver.folder / "trials" / "finetune" / str(trial.number))
-        return replace(sharing.spec(trial), key=f"finetune/{trial.number}", folder=folder)
-
-    alone = Stage("finetune", arm, study, 1, spec)
-    driver.coordinator._stages = [alone, sharing] if is_first else [sharing, alone]
-    starts: list[list[str]] = []
-    while started := driver.start():
-        starts.append(started)
-        for key in started:
-            driver.report(key, 40)
-    halves = [["prefix/0", "prefix/1"], ["finetune/0"]], [["prefix/2", "prefix/3"], ["finetune/1"]]
-    assert starts == [*halves[0], *halves[1]]
 
 
 def test_a_request_is_answered_once_and_its_files_say_so(tmp_path: Path) -> None:
@@ -299,19 +145,6 @@ def test_a_trial_that_reports_before_its_worker_stops_it_ends_there(driver: Driv
     assert driver.states() == ["done", "stopped"]
 
 
-def test_a_trial_that_falls_back_behind_a_rung_it_has_passed_is_not_judged_there_again(driver: Driver) -> None:
-    early, later = driver.start()
-    assert driver.report(early, 10, loss=2.0, rung=10), "it is the first there"
-    assert driver.report(later, 10, loss=1.9, rung=10)
-    assert driver.report(early, 10, loss=2.0, rung=10), "its worker died, and it comes from an older checkpoint"
-    driver.report(early, 20, loss=1.0)
-    again = Driver(driver.folder)
-    assert again.start() == [early, later]
-    assert again.report(early, 10, loss=2.0, rung=10)
-    assert again.report(later, 10, loss=1.9, rung=10), "the best of two"
-    assert again.report(early, 40, loss=0.9) is False and again.states() == ["done", "running"]
-
-
 def test_only_a_running_trial_of_the_search_can_be_stopped(driver: Driver) -> None:
     driver.start()
     driver.report("prefix/0", 40)
@@ -323,21 +156,6 @@ def test_only_a_running_trial_of_the_search_can_be_stopped(driver: Driver) -> No
     driver.final().serve()
     refused = driver.inbox.answer(request_id, seconds=0)
     assert refused is not None and not refused.ok and "needs all its runs" in refused.text
-
-
-def test_checkpoints_of_a_trial_that_ended_go_with_the_next_driver_where_the_first_was_killed(
-    driver: Driver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ended, running = driver.start()
-    monkeypatch.setattr("prefixray.search.drop_checkpoints", lambda spec: None)
-    driver.report(ended, 40)
-    monkeypatch.undo()
-    for key in (ended, running):
-        for name in ("step-40", ".step-40.0.tmp", "artifact"):
-            (driver.folder / "trials" / key / name).mkdir(parents=True)
-    Driver(driver.folder)
-    left = {key: {path.name for path in (driver.folder / "trials" / key).iterdir()} for key in (ended, running)}
-    assert left == {ended: {"artifact", "result.json"}, running: {"artifact", "step-40", ".step-40.0.tmp"}}
 
 
 def test_a_trial_to_be_stopped_when_its_driver_died_is_not_run_by_the_next(driver: Driver) -> None:
@@ -418,24 +236,6 @@ def test_an_added_configuration_runs_whatever_waits_before_it(driver: Driver) ->
         driver.report(key, 10)
     assert driver.start() == ["prefix/2", "prefix/3"]
     assert [record.values["preseqlen"] for record in driver.study.records()[2:]] == [10, 5]
-
-
-def test_a_trial_whose_values_do_not_go_together_has_failed_and_the_next_is_started(
-    driver: Driver, caplog: pytest.LogCaptureFixture
-) -> None:
-    (stage,) = driver.coordinator._stages
-
-    def spec(trial: Proposal | Record) -> TrialSpec:
-        if trial.number == 0:
-            PrefixTrial(preseqlen=0, mid_dim=None, init_token=None)
-        return stage.spec(trial)
-
-    driver.coordinator._stages = [replace(stage, spec=spec)]
-    assert driver.start() == ["prefix/1", "prefix/2"]
-    record = driver.study.records()[0]
-    assert record.state == "failed" and record.note == "its values do not go together: Input should be greater than 0"
-    assert record.note in caplog.text and '"preseqlen": ' in caplog.text
-    assert driver.coordinator._rows["prefix/0"].state == "failed"
 
 
 def test_a_search_may_be_extended_until_its_last_trial_has_ended(driver: Driver) -> None:
@@ -574,42 +374,3 @@ def test_what_the_user_can_mend_is_said_before_anything_is_asked(
     assert main(arguments) == 2
     assert capsys.readouterr().err.splitlines() == problems
     assert posted(stored) == []
-
-
-def test_a_disk_that_refused_once_lets_nothing_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = Driver(tmp_path)
-    full = OSError(28, "No space left on device")
-
-    def refuse(spec: TrialSpec, *, exclusive: bool) -> str:
-        raise full
-
-    monkeypatch.setattr(driver.pool, "place", refuse)
-    with pytest.raises(OSError):
-        driver.coordinator.next()
-    for go_on in (driver.coordinator.next, driver.coordinator.serve, lambda: driver.report("prefix/0", 10)):
-        with pytest.raises(SweepFailed, match="No space left"):
-            go_on()
-
-
-def test_where_no_worker_is_left_nothing_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = Driver(tmp_path)
-
-    def refuse(num_sharing: int, num_exclusive: int) -> None:
-        raise NoWorkers("no worker is left", "base: no such folder")
-
-    monkeypatch.setattr(driver.pool, "tend", refuse)
-    with pytest.raises(NoWorkers):
-        driver.coordinator.view("small", "search")
-    assert driver.coordinator.broken == "no worker is left\nbase: no such folder"
-
-
-def test_a_cluster_that_does_not_answer_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = Driver(tmp_path)
-
-    def refuse(num_sharing: int, num_exclusive: int) -> None:
-        raise ConnectionError("no control service")
-
-    monkeypatch.setattr(driver.pool, "tend", refuse)
-    with pytest.raises(ConnectionError):
-        driver.coordinator.view("small", "search")
-    assert driver.coordinator.broken is None and driver.start() == ["prefix/0", "prefix/1"]
