@@ -8,8 +8,8 @@ import pkgutil
 from pathlib import Path
 
 import prefixray
-from prefixray.config import TaskConfig
-from prefixray.tasks import load_task
+from prefixray.data import load_task
+from prefixray.data.task_config import TaskConfig
 
 package = Path(prefixray.__file__).parent
 assert "site-packages" in package.parts, f"{package} is not the wheel's"

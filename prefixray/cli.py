@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from prefixray.exits import leave
+from prefixray.system.exit_codes import leave
 
 COMMANDS: Mapping[str, str] = {
     "sweep": "run a sweep, or go on with it",

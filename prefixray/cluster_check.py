@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefixray.errors import UserError
-from prefixray.exits import leave
+from prefixray.system.exit_codes import leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("file", type=Path, help="the cluster's YAML file, as for `ray up`")
     options = parser.parse_args(argv)
-    from prefixray.clusterfile import check_cluster
+    from prefixray.cluster.remote.cluster_file import check_cluster
 
     try:
         print(check_cluster(options.file))

@@ -14,13 +14,14 @@ import sys
 from collections.abc import Sequence
 from typing import assert_never
 
-from prefixray.arms import read_configuration
-from prefixray.config import ArmConfig, SweepConfig
+from prefixray.config.arms import read_configuration
+from prefixray.config.identity import stored_config
+from prefixray.config.load import find_sweep
+from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.errors import UserError
-from prefixray.exits import leave
-from prefixray.inbox import Add, Extend, Finish, Inbox, Request, Stop
-from prefixray.sweepfile import find_sweep, stored_config
-from prefixray.yamlfile import inline_document, suggestion
+from prefixray.search.requests import Add, Extend, Finish, Inbox, Request, Stop
+from prefixray.system.exit_codes import leave
+from prefixray.system.yaml_document import inline_document, suggestion
 
 WAIT_SECONDS = 15.0
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from prefixray.artifact import check_new
-from prefixray.config import TaskConfig, TaskName
+from prefixray.artifacts.record import check_new
+from prefixray.data.task_config import TaskConfig, TaskName
 from prefixray.errors import UserError
-from prefixray.exits import leave
-from prefixray.logs import quieten
+from prefixray.system.exit_codes import leave
+from prefixray.system.logs import quieten
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,9 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     quieten()
     try:
         check_new(options.out)
-        from prefixray.base import load_base
-        from prefixray.checkpoint import save_artifact
-        from prefixray.original import convert_checkpoint
+        from prefixray.artifacts.li_liang import convert_checkpoint
+        from prefixray.artifacts.store import save_artifact
+        from prefixray.model.base import load_base
 
         base = load_base(options.base)
         name = options.task or ("xsum" if base.shape.is_encoder_decoder else "e2e")

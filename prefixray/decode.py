@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefixray.errors import UserError
-from prefixray.exits import leave
-from prefixray.hypotheses import find_artifact, read_hypotheses, write_hypotheses
-from prefixray.logs import quieten
 from prefixray.metrics import label
+from prefixray.results.hypotheses import find_artifact, read_hypotheses, write_hypotheses
+from prefixray.system.exit_codes import leave
+from prefixray.system.logs import quieten
 
 _SETTINGS = ("num_beams", "min_new_tokens", "max_new_tokens", "length_penalty", "batch_size")
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     changed = {key: value for key in _SETTINGS if (value := getattr(options, key)) is not None}
     try:
         artifact, recorded = find_artifact(options.where, options.arm)
-        from prefixray.evaluation import decode_artifact  # torch, once there is something to decode
+        from prefixray.decoding.evaluate import decode_artifact  # torch, once there is something to decode
 
         settings, code = {**recorded, **changed}, options.trust_remote_code
         decoded = decode_artifact(

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefixray.errors import UserError
-from prefixray.exits import leave
-from prefixray.logs import quieten
+from prefixray.system.exit_codes import leave
+from prefixray.system.logs import quieten
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError("--out: name a folder to write, or --push USER/NAME")
         if options.out is not None and options.push is not None:
             raise UserError("--push: writes no folder; leave --out out, or take --format hub --out to look at it first")
-        from prefixray.hypotheses import find_artifact
+        from prefixray.results.hypotheses import find_artifact
 
         print(_export(options, find_artifact(options.source, options.arm)[0]))
     except UserError as error:
@@ -56,16 +56,16 @@ def _parser() -> argparse.ArgumentParser:
 def _export(options: argparse.Namespace, artifact: Path) -> str:
     """Do it; what is said of it."""
     if options.push is not None:
-        from prefixray.hub_format import push
+        from prefixray.artifacts.hub import push
 
         url = push(artifact, options.push, private=options.private, licence=options.license)
         return f"{artifact} -> {url}"
     if options.format == "hub":
-        from prefixray.hub_format import export_hub
+        from prefixray.artifacts.hub import export_hub
 
         export_hub(artifact, options.out, licence=options.license)
         return f"{artifact} -> {options.out}\n\nits card is {options.out / 'README.md'}; --push USER/NAME uploads it"
-    from prefixray.peft_format import export_peft
+    from prefixray.artifacts.peft import export_peft
 
     export_peft(artifact, options.out)
     base = "base: the transformers model it was tuned on"

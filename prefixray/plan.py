@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from prefixray.config.load import load_sweep
 from prefixray.errors import UserError
-from prefixray.exits import leave
-from prefixray.logs import quieten
-from prefixray.sweepfile import load_sweep
+from prefixray.system.exit_codes import leave
+from prefixray.system.logs import quieten
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load_sweep(options.sweep, options.set, options.scale)  # before anything heavy
         quieten()
-        from prefixray.plan_text import plan_text, read_prices
+        from prefixray.planning.text import plan_text, read_prices
 
         print(plan_text(config, options.sweep, {} if options.prices is None else read_prices(options.prices)))
     except UserError as error:

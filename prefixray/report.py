@@ -10,13 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from prefixray.config.load import find_sweep
 from prefixray.errors import UserError
-from prefixray.exits import leave
-from prefixray.page import write_page
-from prefixray.paper import LIST, paper_list, paper_text
-from prefixray.results import is_finished, load_results
-from prefixray.sweepfile import find_sweep
-from prefixray.tables import render_text, search_table
+from prefixray.reporting.page import write_page
+from prefixray.reporting.paper import LIST, paper_list, paper_text
+from prefixray.reporting.tables import render_text, search_table
+from prefixray.results.record import is_finished, load_results
+from prefixray.system.exit_codes import leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from http.client import HTTPException
 from typing import Literal, assert_never
 
-from prefixray.exits import leave
+from prefixray.system.exit_codes import leave
 
 POLL_SECONDS = 5.0  # as AWS advises
 _TIMEOUT = 2.0
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     while (notice := read_notice(options.cloud, options.metadata)) is None:
         time.sleep(options.every)
-    from prefixray.nodes import drain, node_at
+    from prefixray.cluster.nodes import drain, node_at
 
     ip = _own_ip(options.address)
     print(f"{ip} is taken back in {notice.seconds:.0f} s: {notice.text}", flush=True)

@@ -18,14 +18,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefixray.config import SweepConfig
+from prefixray.config.load import load_sweep
+from prefixray.config.schema import SweepConfig
 from prefixray.errors import SweepFailed, UserError
-from prefixray.exits import code_of, interruptible, leave
-from prefixray.logs import followed, quieten, to_file
-from prefixray.sweepfile import load_sweep
+from prefixray.system.exit_codes import code_of, interruptible, leave
+from prefixray.system.logs import followed, quieten, to_file
 
 if TYPE_CHECKING:
-    from prefixray.driver import Outcome
+    from prefixray.driver.run import Outcome
 
 _EXAMPLE = 100  # letters of the source that the snippet for Python shows
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted; to go on: {_command(options)}", file=sys.stderr)
         return code_of(interrupt)
-    from prefixray.tables import render_text
+    from prefixray.reporting.tables import render_text
 
     print(render_text(outcome.results))
     if not options.quiet:
@@ -64,7 +64,7 @@ def _run(config: SweepConfig, file: Path, options: argparse.Namespace) -> "Outco
     log = Path("runs") / config.name / "sweep.log"
     quieten()
     to_file(log, terminal=None if options.verbose else logging.ERROR if options.quiet else logging.WARNING)
-    from prefixray.driver import run_sweep
+    from prefixray.driver.run import run_sweep
 
     with ExitStack() as stack:
         stack.enter_context(interruptible())
@@ -89,8 +89,8 @@ def _command(options: argparse.Namespace) -> str:
 
 def _so_far(folder: Path) -> str:
     """The table of the search as it stands."""
-    from prefixray.results import load_results
-    from prefixray.tables import search_table
+    from prefixray.reporting.tables import search_table
+    from prefixray.results.record import load_results
 
     try:
         return search_table(load_results(folder)["search"])
@@ -100,7 +100,7 @@ def _so_far(folder: Path) -> str:
 
 def _run_there(config: SweepConfig, file: Path, options: argparse.Namespace) -> int:
     """Run the sweep on a cluster, with the same options but that."""
-    from prefixray.submit import run_on_cluster
+    from prefixray.cluster.remote.submit import run_on_cluster
 
     handed_on = [f"--set={value}" for value in options.set] + [f"--scale={name}" for name in options.scale]
     handed_on += [f"--{name}" for name in ("quiet", "verbose") if getattr(options, name)]
@@ -109,7 +109,7 @@ def _run_there(config: SweepConfig, file: Path, options: argparse.Namespace) -> 
 
 def _print_plan(config: SweepConfig, file: Path, prices: Path | None) -> int:
     quieten()
-    from prefixray.plan_text import plan_text, read_prices
+    from prefixray.planning.text import plan_text, read_prices
 
     print(plan_text(config, file, {} if prices is None else read_prices(prices)))
     return 0
@@ -154,7 +154,7 @@ def _what_next(folder: Path, tracking_uri: str | None, source: str) -> str:
 python -m prefixray.decode {folder} --split test
 python -m prefixray.report {folder}
 
-from prefixray.tuned import Tuned
+from prefixray import Tuned
 tuned = Tuned.best("{folder}")
 print(tuned.generate([{shown!r}]))"""
 

@@ -12,17 +12,19 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
-from prefixray.config import ArmConfig, TrialConfig
+from prefixray.config.load import load_sweep
+from prefixray.config.schema import ArmConfig
+from prefixray.config.space import AnyDimension, Choice, Int, LogUniform, Uniform
+from prefixray.config.trials import TrialConfig
 from prefixray.errors import UserError
-from prefixray.exits import leave
-from prefixray.logs import quieten
-from prefixray.machine import num_cpus
-from prefixray.space import AnyDimension, Choice, Int, LogUniform, Scalar, Uniform
-from prefixray.sweepfile import load_sweep
+from prefixray.system.exit_codes import leave
+from prefixray.system.logs import quieten
+from prefixray.system.machine import num_cpus
+from prefixray.system.records import Scalar
 from prefixray.trial import Report, TrialSpec
 
 if TYPE_CHECKING:
-    from prefixray.trainer import Trainer
+    from prefixray.training.trainer import Trainer
 
 NUM_REPORTS = 8  # where the file sets no eval_every
 
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_sweep(options.sweep, overrides, options.scale)
         trial = _configuration(config.arm(options.arm))
         quieten()
-        from prefixray.trainer import load_trainer
+        from prefixray.training.trainer import load_trainer
 
         spec = _spec(trial, Path("runs") / config.name / "train", seed=config.search.seed, replicate=options.replicate)
         print(f"{config.name}  {options.arm}  {_shown(trial)}   {spec.folder}", flush=True)
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(trainer: "Trainer", spec: TrialSpec, profile: str | None) -> Report:
     """Run a trial to its end; its last report."""
-    from prefixray.profiling import profiled
+    from prefixray.training.profiling import profiled
 
     first = report = Report(spec.key, trainer.admit(spec), "running")
     while trainer.keys():

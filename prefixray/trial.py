@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from prefixray.config import TrainConfig, TrialConfig
-from prefixray.whole import write_whole
+from prefixray.config.trials import TrainConfig, TrialConfig
+from prefixray.system.atomic_files import write_whole
 
 Ended = Literal["done", "stopped", "failed"]
 _PLACE = "worker"  # the file in a trial's folder that names its worker

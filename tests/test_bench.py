@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefixray import worker
-from prefixray.base import Base
-from prefixray.batching import encode, make_template
-from prefixray.config import TaskConfig
-from prefixray.profiling import profiled
-from prefixray.tasks import load_task
-from prefixray.trainer import Trainer
+from prefixray.batching.batches import encode
+from prefixray.batching.template import make_template
+from prefixray.cluster import worker
+from prefixray.data import load_task
+from prefixray.data.task_config import TaskConfig
+from prefixray.model.base import Base
+from prefixray.training.profiling import profiled
+from prefixray.training.trainer import Trainer
 
 BENCH = Path(__file__).parent / "bench"
 LEFT_ALONE = """

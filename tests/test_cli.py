@@ -11,7 +11,7 @@ import pytest
 
 from prefixray import sweep
 from prefixray.cli import COMMANDS, main
-from prefixray.exits import INTERRUPTED, TERMINATED, UNREAD
+from prefixray.system.exit_codes import INTERRUPTED, TERMINATED, UNREAD
 
 HEAVY = ("torch", "ray", "optuna", "mlflow", "transformers")
 
@@ -113,7 +113,7 @@ ENDS = {
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_command_leaves_with_its_code_and_hides_no_defect(end: str) -> None:
-    script = f"from prefixray.exits import leave\ndef main():\n    {end}\nleave(main)"
+    script = f"from prefixray.system.exit_codes import leave\ndef main():\n    {end}\nleave(main)"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     code, said = ENDS[end]
     assert ran.returncode == code
@@ -122,7 +122,7 @@ def test_a_command_leaves_with_its_code_and_hides_no_defect(end: str) -> None:
 
 SIGNALLED = """
 import os, signal
-from prefixray.exits import interruptible, leave
+from prefixray.system.exit_codes import interruptible, leave
 def main():
     with interruptible():
         try:

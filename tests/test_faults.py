@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driven import DrivenSweep, end_all, kill, wait_for, workers_of
+from support.sweep_process import DrivenSweep, end_all, kill, wait_for, workers_of
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
@@ -264,7 +264,7 @@ ARMED = Path({folder!r}) / "armed"
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        if name == "prefixray.trainer" and "prefixray.driver" not in sys.modules and ARMED.exists():
+        if name == "prefixray.training.trainer" and "prefixray.driver.run" not in sys.modules and ARMED.exists():
             {hit}
 
 sys.meta_path.insert(0, Finder())

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from prefixray.sweepfile import load_sweep
+from prefixray.config.load import load_sweep
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -26,22 +26,25 @@ README = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 RUN_BY: Mapping[str, str] = {
     "sweep": "test_sweep.py::test_a_sweep_runs_from_its_file_to_its_table",
     "sweep --set": "test_sweep.py::test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_outside",
-    "sweep --scale": "test_paper.py::test_a_file_of_the_paper_runs_at_its_scale_to_its_figure",
-    "sweep --scale --set": "test_paper.py::test_a_file_of_the_paper_runs_at_its_scale_to_its_figure",
-    "report --paper": "test_paper.py::test_a_file_of_the_paper_runs_at_its_scale_to_its_figure",
-    "sweep --plan": "test_plan.py::test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing",
+    "sweep --scale": "reporting/test_paper.py::test_a_file_of_the_paper_runs_at_its_scale_to_its_figure",
+    "sweep --scale --set": "reporting/test_paper.py::test_a_file_of_the_paper_runs_at_its_scale_to_its_figure",
+    "report --paper": "reporting/test_paper.py::test_a_file_of_the_paper_runs_at_its_scale_to_its_figure",
+    "sweep --plan": "planning/test_estimate.py::"
+    "test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing",
     "sweep --quiet": "test_sweep.py::test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused",
-    "plan": "test_plan.py::test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing",
+    "plan": "planning/test_estimate.py::test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing",
     "decode --split": "test_sweep.py::test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused",
-    "decode --arm": "test_evaluation.py::test_decoding_again_from_a_sweep_gives_the_same_hypotheses",
-    "report": "test_tables.py::test_the_report_prints_both_tables_again",
+    "decode --arm": "decoding/test_evaluate.py::test_decoding_again_from_a_sweep_gives_the_same_hypotheses",
+    "report": "reporting/test_tables.py::test_the_report_prints_both_tables_again",
     "train --arm --set": "test_train.py::test_a_configuration_is_trained_and_decoded_as_the_command_says",
-    "export --format --out": "test_export.py::test_a_decoder_only_artifact_gives_the_same_logits_and_beams_in_peft",
-    "export --push": "test_hub.py::test_a_push_makes_the_model_and_commits_the_folder",
-    "convert --base --out": "test_convert.py::"
+    "export --format --out": "artifacts/test_peft.py::"
+    "test_a_decoder_only_artifact_gives_the_same_logits_and_beams_in_peft",
+    "export --push": "artifacts/test_hub.py::test_a_push_makes_the_model_and_commits_the_folder",
+    "convert --base --out": "artifacts/test_li_liang.py::"
     "test_a_checkpoint_of_gpt2_keeps_its_keys_and_values_and_decodes_as_transformers_would",
     "control": "test_sweep.py::test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_outside",
-    "cluster check": "test_clusterfile.py::test_the_shipped_file_asks_for_nothing_but_the_lines_that_are_to_be_edited",
+    "cluster check": "cluster/remote/test_cluster_file.py::"
+    "test_the_shipped_file_asks_for_nothing_but_the_lines_that_are_to_be_edited",
 }
 """Our own commands by what they are given: the test that runs such a one to its end."""
 

@@ -43,9 +43,9 @@ def test_the_wheel_has_every_module_the_corpus_and_the_licences_and_nothing_else
     there = {path.relative_to(ROOT).as_posix() for path in (ROOT / "prefixray").rglob("*") if path.is_file()}
     there = {name for name in there if "__pycache__" not in name and ".egg-info" not in name}
     assert package == there and (tracked.returncode != 0 or set(tracked.stdout.split()) <= there)
-    assert {name for name in package if "/data/e2e/" in name} >= {"prefixray/tasks/data/e2e/NOTICE"}
+    assert {name for name in package if "/data/e2e/" in name} >= {"prefixray/data/e2e/NOTICE"}
     licences = {name.partition(".dist-info/licenses/")[2] for name in names if "/licenses/" in name}
-    assert licences == {"LICENSE", "prefixray/tasks/data/e2e/NOTICE"}
+    assert licences == {"LICENSE", "prefixray/data/e2e/NOTICE"}
 
 
 def test_the_source_distribution_has_the_same(built: Path) -> None:

@@ -28,7 +28,7 @@ from recipes.pretrain_bart import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from prefixray.base import load_base
+from prefixray.model.base import load_base
 
 DIALOGUES = (
     "#Person1#: Good morning, is the library open today?\n#Person2#: Yes, it is. It closes at 6.\n#Person1#: Thanks!",

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from prefixray.config import METHODS, FinalConfig, SearchConfig, SweepConfig, TaskConfig, TrackingConfig, TrainConfig
+from prefixray.config.schema import FinalConfig, SearchConfig, SweepConfig, TrackingConfig
+from prefixray.config.trials import METHODS, TrainConfig
+from prefixray.data.task_config import TaskConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -22,10 +24,11 @@ def test_every_key_of_a_section_is_explained(section: type) -> None:
     assert not missing
 
 
-def test_every_module_is_in_the_list_of_files() -> None:
+def test_every_folder_and_command_is_in_the_list_of_files() -> None:
     listed = README[README.index("## Files") : README.index("**To add a method:**")]
     modules = {path.name for path in (ROOT / "prefixray").glob("*.py")} - {"__init__.py"}
-    assert not [name for name in modules if name not in listed]
+    folders = {f"{path.parent.name}/" for path in (ROOT / "prefixray").glob("*/__init__.py")}
+    assert not [name for name in modules | folders if name not in listed]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

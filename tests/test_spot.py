@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster as Machines
 
-from prefixray.nodes import present
+from prefixray.cluster.nodes import present
 from prefixray.spot import Notice, read_notice
 
 TOKEN = "AQAEAK"

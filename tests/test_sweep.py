@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driven import DrivenSweep, end_all, kill, wait_for, workers_of
 from optuna.trial import FrozenTrial, TrialState
+from support.sweep_process import DrivenSweep, end_all, kill, wait_for, workers_of
 
-from prefixray.config import TaskConfig
-from prefixray.tasks import load_task
+from prefixray.data import load_task
+from prefixray.data.task_config import TaskConfig
 
 pytestmark = pytest.mark.ray
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prefixray import decode
-from prefixray.checkpoint import load_artifact
+from prefixray.artifacts.store import load_artifact
 from prefixray.train import main
 
 FILE = """\

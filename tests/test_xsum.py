@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import SENTENCES
+from support.tiny_bases import SENTENCES
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
-from prefixray.config import DECODING, SweepConfig
+from prefixray.config.load import load_sweep
+from prefixray.config.schema import DECODING, SweepConfig
+from prefixray.decoding.evaluate import decode_for_sweep
 from prefixray.errors import UserError
-from prefixray.evaluation import decode_for_sweep
-from prefixray.hypotheses import read_hypotheses
-from prefixray.sweepfile import load_sweep
-from prefixray.trainer import Trainer, load_trainer
+from prefixray.results.hypotheses import read_hypotheses
+from prefixray.training.trainer import Trainer, load_trainer
 from prefixray.trial import TrialSpec
 
 XSUM = Path(__file__).resolve().parents[1] / "sweeps" / "xsum.yaml"

@@ -10,14 +10,14 @@ from typing import assert_never
 
 import torch
 
-from prefixray.base import Base
-from prefixray.config import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial
+from prefixray.config.trials import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial
 from prefixray.methods.adapter import Adapter
 from prefixray.methods.contract import Method, Recorder, Untuned
 from prefixray.methods.finetune import Finetune
 from prefixray.methods.lora import Lora
 from prefixray.methods.prefix import ActivationPrefix
-from prefixray.methods.virtual import EmbeddingPrefix, Infix
+from prefixray.methods.virtual_prefix import EmbeddingPrefix, Infix
+from prefixray.model.base import Base
 
 __all__ = ["Method", "Recorder", "Untuned", "build_method"]
 

@@ -14,13 +14,13 @@ from dataclasses import asdict
 import torch
 from torch import Tensor, nn
 
-from prefixray.attention import Insert
-from prefixray.base import Base
-from prefixray.config import AdapterTrial
+from prefixray.config.trials import AdapterTrial
 from prefixray.errors import UserError
 from prefixray.methods.contract import Method
-from prefixray.sites import attentions
-from prefixray.sizes import adapter_bottleneck
+from prefixray.methods.parameter_counts import adapter_bottleneck
+from prefixray.model.attention import Insert
+from prefixray.model.attention_sites import attentions
+from prefixray.model.base import Base
 
 logger = logging.getLogger(__name__)
 

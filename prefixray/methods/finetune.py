@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefixray.attention import Insert
-from prefixray.base import Base, checkpoint_blocks, fuse_gelu, load_base
-from prefixray.config import FinetuneTrial
+from prefixray.config.trials import FinetuneTrial
 from prefixray.errors import UserError
 from prefixray.methods.contract import Method
+from prefixray.model.attention import Insert
+from prefixray.model.base import Base, checkpoint_blocks, fuse_gelu, load_base
 
 
 class Finetune(Method):

@@ -15,12 +15,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from prefixray.attention import Insert
-from prefixray.base import Base, SiteShape
-from prefixray.config import SITE_JOIN, PrefixTrial
+from prefixray.config.trials import SITE_JOIN, PrefixTrial
 from prefixray.errors import UserError
 from prefixray.methods.contract import Method, Recorder, seeded_dropout
 from prefixray.methods.parametrisation import Parametrisation
+from prefixray.model.attention import Insert
+from prefixray.model.base import Base, SiteShape
 
 logger = logging.getLogger(__name__)
 

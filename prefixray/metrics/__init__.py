@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefixray.errors import UserError
-from prefixray.metrics import coco, meteor, nist, rouge, sacre
+from prefixray.metrics import coco, meteor, nist, rouge
+from prefixray.metrics import sacrebleu_counts as sacre
 
 Floats = NDArray[np.float64]  # N sources, K statistics, R resamplings
 
@@ -89,3 +90,6 @@ def _find(metric: str) -> Metric:
     if metric not in METRICS:
         raise UserError(f"metric: {metric!r} does not exist; metrics are {', '.join(METRICS)}")
     return METRICS[metric]
+
+
+DECIMALS: Mapping[str, int] = {"nist": 2, "cider": 2}  # one for all other metrics

@@ -23,8 +23,8 @@ from arms import PackArm, PeftArm, Setting
 from cases import ALL_CASES, make_model
 from table import PRECISIONS, ratios, spread, timed
 
-from prefixray.logs import quieten
-from prefixray.machine import ALLOCATOR
+from prefixray.system.logs import quieten
+from prefixray.system.machine import ALLOCATOR
 
 DEFAULT_CASES = ["6-layer, E2E, 5", "SmolLM2-135M, E2E, 5"]
 ARMS = ("ours", "PEFT")

@@ -15,11 +15,12 @@ from peft import PrefixTuningConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefixray.base import wrap_model
-from prefixray.config import PrefixTrial, TrialConfig
+from prefixray.batching.rows import Row
+from prefixray.config.trials import PrefixTrial, TrialConfig
 from prefixray.methods.prefix import Prefix
-from prefixray.pack import Pack, Seeds
-from prefixray.rows import Row
+from prefixray.model.base import wrap_model
+from prefixray.training.member import Seeds
+from prefixray.training.pack import Pack
 
 MID_DIM = 512
 LEARNING_RATE = 5e-3

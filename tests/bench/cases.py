@@ -20,9 +20,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from prefixray.config import TaskConfig
-from prefixray.rows import Row
-from prefixray.tasks import load_task
+from prefixray.batching.rows import Row
+from prefixray.data import load_task
+from prefixray.data.task_config import TaskConfig
 
 EOS = 2
 LETTERS_PER_TOKEN = 4.3

@@ -23,10 +23,10 @@ from arms import PackArm, PeftArm, Setting
 from cases import ALL_CASES, EOS, Case, make_model
 from table import PRECISIONS, device_name, make_parser, ratios, spread, timed
 
-from prefixray.batching import Template
-from prefixray.generation import Decoding, generate
-from prefixray.logs import quieten
-from prefixray.profiling import profiled
+from prefixray.batching.template import Template
+from prefixray.decoding.generate import Decoding, generate
+from prefixray.system.logs import quieten
+from prefixray.training.profiling import profiled
 
 CASES = ("6-layer, E2E, 5", "6-layer, E2E, 200", "GPT-2-small, E2E, 5", "SmolLM2-135M, E2E, 5")
 PEFT_BATCH = 16

@@ -24,14 +24,15 @@ from typing import Any, Literal
 
 import psutil
 
-from prefixray import driver, places
-from prefixray.config import ArmConfig
-from prefixray.hypotheses import Split, split_sources, write_hypotheses
-from prefixray.search import Coordinator
-from prefixray.sweepfile import load_sweep
-from prefixray.tasks import Task, load_task
+from prefixray.cluster import worker_handle as places
+from prefixray.cluster.worker import Worker, WorkerSetup
+from prefixray.config.load import load_sweep
+from prefixray.config.schema import ArmConfig
+from prefixray.data import Task, load_task
+from prefixray.driver import run as driver
+from prefixray.driver.coordinator import Coordinator
+from prefixray.results.hypotheses import Split, split_sources, write_hypotheses
 from prefixray.trial import Report, TrialSpec
-from prefixray.worker import Worker, WorkerSetup
 
 NUM_REPORTS = 20
 SHAPE = {
@@ -159,7 +160,7 @@ class CurveWorker(Worker):
     """
 
     def __init__(self, setup: WorkerSetup) -> None:
-        from prefixray import trainer
+        from prefixray.training import trainer
 
         trainer.load_trainer = lambda *_, **__: CurveTrainer(load_task(setup.task))  # type: ignore[assignment]
         self._task = setup.task

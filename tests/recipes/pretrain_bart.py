@@ -27,7 +27,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from torch.nn.functional import cross_entropy
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
-from prefixray.base import choose_dtype
+from prefixray.model.base import choose_dtype
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")  # ids 0 to 4, as BART's
 MAX_TOKENS = 512  # of a document, <s> and </s> included; also the model's positions

@@ -1,0 +1,109 @@
+"""Artifacts as the hub shows them: the two files, a model card, and PEFT's form of it where there is one.
+
+Paths of the machine that made it stay there: a local base or data file goes by its last name.
+"""
+
+import logging
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HTTPError as NoAnswer  # type: ignore[attr-defined]
+
+from prefixray.artifacts.model_card import Facts, Origin, model_card
+from prefixray.artifacts.peft import export_peft
+from prefixray.artifacts.record import check_new
+from prefixray.artifacts.store import load_artifact, save_artifact
+from prefixray.data.task_config import TASK_PATHS
+from prefixray.errors import UserError, first_line
+from prefixray.results.record import is_finished, load_results
+
+logger = logging.getLogger(__name__)
+
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def export_hub(artifact: Path, out: Path, *, repo: str | None = None, licence: str | None = None) -> None:
+    """Write the folder that `push` uploads.
+
+    Raises `UserError` where the artifact is damaged, or where `out` holds something.
+    """
+    check_new(out)
+    tensors, record = load_artifact(artifact)
+    origin = find_origin(artifact)
+    save_artifact(out, tensors, public_record(record))
+    not_in_peft = None
+    try:
+        export_peft(out, out / "peft")
+    except UserError as error:
+        not_in_peft = error.problems[0].partition(": ")[2].partition("; ")[0]
+    num_stored = sum(tensor.numel() for tensor in tensors.values())
+    card = model_card(Facts(public_record(record), num_stored, origin, not_in_peft, repo, licence))
+    card.save(out / "README.md")
+
+
+def push(artifact: Path, repo: str, *, private: bool = False, licence: str | None = None) -> str:
+    """Upload an artifact with its card to the model `USER/NAME` on the hub, made if need be; the commit's address.
+
+    The token is the one of `hf auth login` or HF_TOKEN. Raises `UserError` where the hub cannot be reached or refuses.
+    """
+    if not _REPO.fullmatch(repo):
+        raise UserError(f"--push: {repo}: must be USER/NAME, the model's name on the hub")
+    api = HfApi()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "artifact"
+        export_hub(artifact, folder, repo=repo, licence=licence)
+        try:
+            api.create_repo(repo, private=private or None, exist_ok=True)
+            commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Add an artifact of prefixray")
+        except LocalTokenNotFoundError as error:
+            raise UserError(f"--push: {repo}: no token; log in with `hf auth login`, or set HF_TOKEN") from error
+        except OfflineModeIsEnabled as error:
+            raise UserError(f"--push: {repo}: HF_HUB_OFFLINE is set; unset it to reach the hub") from error
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            hint = (
+                "log in with `hf auth login`, or set HF_TOKEN"
+                if status == 401
+                else "is the name yours, and the token's write access on?"
+            )
+            raise UserError(f"--push: {repo}: {api.endpoint} answers {status}; {hint}") from error
+        except (NoAnswer, OSError, ValueError) as error:
+            raise UserError(f"--push: {repo}: {api.endpoint} cannot be reached: {first_line(error)}") from error
+    return str(commit.commit_url)
+
+
+def find_origin(artifact: Path) -> Origin | None:
+    """The final run of a finished sweep whose artifact this is, found by where it lies."""
+    run = artifact.resolve().parent
+    sweep = run.parent.parent
+    if not (sweep / "results.json").is_file():
+        return None
+    results = load_results(sweep)
+    if not is_finished(results):
+        return None
+    folder = run.relative_to(sweep).as_posix()
+    for arm in results["arms"]:
+        for seed in arm["seeds"]:
+            if seed["folder"] == folder:
+                return Origin(results, arm, seed)
+    return None
+
+
+def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with the last names of local paths in their places."""
+    base = {**record["base"], "name": _last_name(record["base"]["name"])}
+    task = {
+        key: _last_name(value) if isinstance(value, str) and key in TASK_PATHS else value
+        for key, value in record["task"].items()
+    }
+    return {**record, "base": base, "task": task}
+
+
+def _last_name(path: str) -> str:
+    is_local = path.startswith(("/", "~", ".")) or "\\" in path or path.count("/") > 1
+    return Path(path).name if is_local and Path(path).name else path

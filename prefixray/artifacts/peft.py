@@ -1,0 +1,99 @@
+"""Artifacts in PEFT's format: what stock `PeftModel.from_pretrained` loads, with the same logits.
+
+PEFT's prefix tuning reaches the decoder's own attention only, and in encoder-decoder models it ties layers; so prefixes
+of decoder-only bases go over exactly, embedding-only ones as the keys and values they fold to, and LoRA of any base.
+What PEFT cannot express is refused with the reason. PEFT is not needed to write it.
+"""
+
+# L layers, K key/value heads, P prefix positions, D head dim
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, assert_never
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prefixray.artifacts.record import check_new, trial_method
+from prefixray.artifacts.store import load_artifact
+from prefixray.config.trials import AdapterTrial, FinetuneTrial, LoraTrial, PrefixTrial
+from prefixray.errors import UserError
+
+
+def export_peft(artifact: Path, out: Path) -> None:
+    """Write `adapter_config.json`, `adapter_model.safetensors` and the artifact's own record into the folder `out`.
+
+    Raises `UserError` where PEFT has no such method, where the artifact is damaged, or where `out` holds something.
+    """
+    tensors, meta = load_artifact(artifact)
+    check_new(out)
+    method = trial_method(meta)
+    match method:
+        case PrefixTrial(format_mode="infix"):
+            raise UserError(f"{artifact}: PEFT has no infix, only what stands before a row; decode it with prefixray")
+        case PrefixTrial():
+            config, state = _prefix(meta, tensors)
+        case LoraTrial():
+            config, state = _lora(method, meta, tensors)
+        case AdapterTrial():
+            raise UserError(f"{artifact}: PEFT has no bottleneck adapters in blocks; decode it with prefixray")
+        case FinetuneTrial():
+            raise UserError(
+                f"{artifact}: fine-tuning gives new values to the base's own weights ({len(tensors)} tensors in the "
+                "artifact), which is no PEFT adapter; decode it with prefixray"
+            )
+        case _:
+            assert_never(method)
+    out.mkdir(parents=True, exist_ok=True)
+    whole = {"base_model_name_or_path": meta["base"]["name"], "inference_mode": True, "revision": None, **config}
+    (out / "adapter_config.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, out / "adapter_model.safetensors")
+    (out / "prefixray.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+
+
+def _prefix(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """PEFT keeps a row per position: for each layer the keys of all heads, then the values."""
+    if meta["base"]["shape"]["is_encoder_decoder"]:
+        sites = ", ".join(sorted({name.partition(".")[0] for name in tensors}))
+        raise UserError(
+            f"artifact: a prefix at {sites} of an encoder-decoder: PEFT's prefix tuning knows no encoder and no "
+            "cross-attention prefix, and ties the decoder's layers; decode it with prefixray"
+        )
+    both = torch.stack([tensors["decoder.key"], tensors["decoder.value"]])  # (2, L, K, P, D)
+    _, layers, heads, positions, dim = both.shape
+    config = {
+        "peft_type": "PREFIX_TUNING",
+        "task_type": "CAUSAL_LM",
+        "num_virtual_tokens": positions,
+        "num_layers": layers,
+        "num_attention_heads": heads,
+        "token_dim": heads * dim,
+        "num_transformer_submodules": 1,
+        "encoder_hidden_size": heads * dim,
+        "prefix_projection": False,
+    }
+    return config, {"prompt_embeddings": both.permute(3, 1, 0, 2, 4).reshape(positions, -1)}
+
+
+def _lora(
+    method: LoraTrial, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    names = sorted({name.rpartition(".")[0] for name in tensors})
+    is_pair = meta["base"]["shape"]["is_encoder_decoder"]
+    config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_2_SEQ_LM" if is_pair else "CAUSAL_LM",
+        "r": method.rank,
+        "lora_alpha": method.numerator,
+        "lora_dropout": method.dropout,
+        "target_modules": sorted({name.rpartition(".")[2] for name in names}),
+        "fan_in_fan_out": any(name.endswith("c_attn") for name in names),  # GPT-2's Conv1D
+        "bias": "none",
+    }
+    state = {}
+    for name in names:
+        state[f"base_model.model.{name}.lora_A.weight"] = tensors[f"{name}.down"]
+        state[f"base_model.model.{name}.lora_B.weight"] = tensors[f"{name}.up"]
+    return config, state

@@ -1,0 +1,226 @@
+"""A trial on disk: its resumable checkpoints and the artifact that decoding needs.
+
+Both are a folder of two files, tensors as safetensors and the rest as JSON; no pickle. The JSON holds one SHA-256 over
+its own content and the tensors, so that a truncated file and a flipped byte are seen. A folder is written under a
+temporary name, synced and renamed: whoever reads finds the whole of it or nothing.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prefixray.artifacts.record import FORMAT, ConvertedConfig, check_record, trial_method
+from prefixray.config.trials import METHODS, TrialConfig
+from prefixray.data.task_config import TaskConfig
+from prefixray.errors import UserError
+from prefixray.methods import Method, Recorder, build_method
+from prefixray.model.base import Base
+from prefixray.system.atomic_files import clear_scratch, whole_folder
+
+logger = logging.getLogger(__name__)
+
+_NUM_KEPT = 2
+_NUM_SHOWN = 10
+_STEP = re.compile(r"step-(\d+)")
+
+
+class _Damaged(Exception):
+    """A pair of files that is not what was written."""
+
+
+def artifact_meta(
+    base: Base,
+    config: TrialConfig | ConvertedConfig,
+    *,
+    task: TaskConfig,
+    template: Mapping[str, Any],
+    decoding: Mapping[str, Any] | None = None,
+    scores: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """All that an artifact says about itself: where it belongs and how its hypotheses were made."""
+    return {
+        "format": FORMAT,
+        "method": config.method.method,
+        "config": config.model_dump(mode="json"),
+        "base": {"name": base.name, "digest": base.digest, "shape": asdict(base.shape)},
+        "precision": base.precision,
+        "positions": base.positions,
+        "task": task.model_dump(mode="json"),
+        "template": dict(template),
+        "decoding": None if decoding is None else dict(decoding),
+        "scores": dict(scores or {}),
+    }
+
+
+def save_artifact(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write `METHOD_config.json` and `METHOD.safetensors`, in place of what the folder held.
+
+    Raises `OSError` where the disk does.
+    """
+    _write(folder, tensors, meta, stems=_artifact_stems(meta["method"]))
+    clear_scratch(folder.parent, folder.name)
+
+
+def load_artifact(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the record of an artifact, whole and of the right types; `UserError` says what is wrong."""
+    found = [method for method in METHODS if (folder / f"{_artifact_stems(method)[0]}.json").is_file()]
+    if not found:
+        names = ", ".join(f"{_artifact_stems(method)[0]}.json" for method in METHODS)
+        raise UserError(f"{folder}: no artifact here; one has a file {names}")
+    try:
+        tensors, meta = _read(folder, stems=_artifact_stems(found[0]))
+    except _Damaged as error:
+        raise UserError(f"{error}; copy or train the artifact again") from error
+    check_record(str(folder / f"{_artifact_stems(found[0])[0]}.json"), meta, found[0])
+    return tensors, meta
+
+
+def check_artifact(meta: Mapping[str, Any], base: Base) -> None:
+    """Refuse an artifact on another base than it was trained on, naming every difference."""
+    made_for, shape = meta["base"], _flat(asdict(base.shape))
+    wanted = _flat(made_for["shape"])
+    problems = [
+        f"artifact: base {key}: made for {wanted.get(key)}, {base.name} has {shape.get(key)}"
+        for key in {**shape, **wanted}
+        if wanted.get(key) != shape.get(key)
+    ]
+    if made_for["digest"] != base.digest:
+        weights = f"{made_for['name']} with digest {made_for['digest']}"
+        problems.append(f"artifact: base weights: made for {weights}, {base.name} has digest {base.digest}")
+    if meta["positions"] != base.positions:
+        problems.append(f"artifact: positions: {meta['positions']!r}: of {base.name} they are {base.positions!r}")
+    if problems:
+        raise UserError(*problems)
+
+
+def _flat(sizes: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """{"sites": {"decoder": {"head_dim": 8}}} as {"sites.decoder.head_dim": 8}."""
+    flat: dict[str, Any] = {}
+    for key, value in sizes.items():
+        flat |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+    return flat
+
+
+def restore_method(base: Base, record: Recorder, tensors: dict[str, Tensor], meta: Mapping[str, Any]) -> Method:
+    """The method of a loaded artifact on its base, ready to decode; `UserError` where they do not belong together."""
+    check_artifact(meta, base)
+    method = build_method(trial_method(meta), base, record, init_seed=0, dropout_seed=0)
+    _check_tensors(method.artifact(), tensors)
+    method.load_artifact(tensors)
+    return method
+
+
+def _check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not those of the method that the artifact's record describes."""
+    differ = [
+        f"artifact: {name}: {_described(found.get(name))}, where its configuration makes {_described(wanted.get(name))}"
+        for name in sorted({*wanted, *found})
+        if _described(found.get(name)) != _described(wanted.get(name))
+    ]
+    if len(differ) > _NUM_SHOWN:
+        differ[_NUM_SHOWN:] = [f"artifact: and {len(differ) - _NUM_SHOWN} more"]
+    if differ:
+        raise UserError(*differ)
+
+
+def _described(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "no tensor"
+    kind = "numbers" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")
+    return f"{kind} of shape {tuple(tensor.shape)}"
+
+
+def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    """Write `folder/step-K`; older checkpoints than this and the one before it are deleted.
+
+    `state` is anything that JSON can hold. Raises `OSError` where the disk does, older checkpoints untouched.
+    """
+    path = folder / f"step-{step}"
+    _write(path, tensors, {"step": step, "state": dict(state)}, stems=_CHECKPOINT_STEMS)
+    for old in [other for other in _steps(folder) if other <= step][_NUM_KEPT:]:
+        shutil.rmtree(folder / f"step-{old}", ignore_errors=True)  # the driver deletes all of a trial that has ended
+    clear_scratch(folder, "step-*")
+    return path
+
+
+def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+    """Step, tensors and state of the newest whole checkpoint; None where there is none."""
+    for step in _steps(folder):
+        try:
+            tensors, written = _read(folder / f"step-{step}", stems=_CHECKPOINT_STEMS)
+        except _Damaged as error:
+            logger.warning("%s; the checkpoint before it is used", error)
+            continue
+        return step, tensors, written["state"]
+    return None
+
+
+_CHECKPOINT_STEMS = ("checkpoint", "checkpoint")
+
+
+def _artifact_stems(method: str) -> tuple[str, str]:
+    """Names of the JSON and the tensor file, without their endings."""
+    return f"{method}_config", method
+
+
+def _steps(folder: Path) -> list[int]:
+    """The steps of which there are checkpoints, newest first."""
+    if not folder.is_dir():
+        return []
+    matches = (_STEP.fullmatch(path.name) for path in folder.iterdir())
+    return sorted((int(match[1]) for match in matches if match), reverse=True)
+
+
+def _write(folder: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any], *, stems: tuple[str, str]) -> None:
+    with whole_folder(folder) as scratch:
+        tensor_file, json_file = scratch / f"{stems[1]}.safetensors", scratch / f"{stems[0]}.json"
+        _write_tensors(tensor_file, tensors)
+        body = json.loads(json.dumps(content))
+        digest = _digest(body, tensor_file)
+        json_file.write_text(json.dumps({**body, "sha256": digest}, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written: {error}") from error
+
+
+def _read(folder: Path, *, stems: tuple[str, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensor_file, json_file = folder / f"{stems[1]}.safetensors", folder / f"{stems[0]}.json"
+    for path in (json_file, tensor_file):
+        if not path.is_file():
+            raise _Damaged(f"{path}: no such file")
+    try:
+        body = json.loads(json_file.read_text(encoding="utf-8"))
+        expected = body.pop("sha256")
+        is_whole = _digest(body, tensor_file) == expected
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise _Damaged(f"{json_file}: not the JSON that was written") from error
+    except OSError as error:
+        raise _Damaged(f"{folder}: cannot be read: {error.strerror}") from error
+    if not is_whole:
+        raise _Damaged(f"{folder}: damaged: the checksum over {json_file.name} and {tensor_file.name} differs")
+    try:
+        return load_file(tensor_file), body
+    except SafetensorError as error:
+        raise _Damaged(f"{tensor_file}: is no safetensors file: {error}") from error
+
+
+def _digest(body: Mapping[str, Any], tensor_file: Path) -> str:
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode())
+    with tensor_file.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,112 @@
+"""The machines of a Ray cluster: which are there, which the autoscaler may start, which are about to go.
+
+The one place that asks Ray's control service directly; a machine that is being drained counts as gone, since Ray starts
+nothing there any more.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from ray._private import state
+from ray.actor import ActorHandle
+from ray.core.generated import autoscaler_pb2
+
+AUTOSCALER_FILE = Path("~/ray_bootstrap_config.yaml")
+"""Where `ray up` leaves a cluster's file on its head."""
+
+
+@dataclass(frozen=True)
+class ActorState:
+    """What Ray's table of actors says of one."""
+
+    state: str  # ALIVE; DEAD: for good; else it has no process, or one that is in its constructor
+    num_restarts: int
+    pid: int  # of its newest process, dead or not; 0 before the first
+    node: str  # where that is, or was
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What a machine has for workers."""
+
+    num_cpus: int
+    num_gpus: int
+
+
+def present() -> dict[str, Devices]:
+    """The machines that are there, by node id."""
+    leaving = draining()
+    return {
+        node["NodeID"]: _devices(node["Resources"])
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"] and node["NodeID"] not in leaving
+    }
+
+
+def to_come(file: Path = AUTOSCALER_FILE) -> list[Devices]:
+    """The machines that the autoscaler may have running besides the head, at most; none where there is no autoscaler.
+
+    Of several types those with the most devices count first, up to the cluster's `max_workers`.
+    """
+    path = file.expanduser()
+    if not path.is_file():
+        return []
+    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    types = config.get("available_node_types") or {}
+    machines = [
+        _devices(node.get("resources") or {})
+        for name, node in types.items()
+        if name != config.get("head_node_type")
+        for _ in range(node.get("max_workers", config.get("max_workers", 0)))
+    ]
+    machines.sort(key=lambda devices: (devices.num_gpus, devices.num_cpus), reverse=True)
+    return machines[: config.get("max_workers", 0)]
+
+
+def draining() -> set[str]:
+    """The ids of nodes that are about to go."""
+    return set(state.state.get_draining_nodes())
+
+
+def actor_state_of(actor: ActorHandle[Any]) -> ActorState:
+    """How an actor is, as far as Ray's control service knows by now."""
+    found: dict[str, Any] = state.actors(actor._actor_id.hex())
+    if not found:  # it does not know it yet
+        return ActorState("PENDING_CREATION", 0, 0, "")
+    return ActorState(found["State"], found["NumRestarts"], found["Pid"], found["Address"]["NodeID"])
+
+
+def node_at(address: str, ip: str) -> str | None:
+    """The id of the living node with this address, asked of the cluster's control service at `address`."""
+    nodes = _control(address).get_all_node_info(timeout=30)
+    alive = [i.hex() for i, node in nodes.items() if node.node_manager_address == ip and node.state == node.ALIVE]
+    return alive[-1] if alive else None
+
+
+def drain(address: str, node_id: str, reason: str, seconds: float) -> bool:
+    """Tell Ray that a node is taken back in so many seconds; whether Ray has taken note.
+
+    A death after that costs nobody a retry, and what Ray starts from now on it starts elsewhere.
+    """
+    deadline = time.time_ns() // 1_000_000 + int(1000 * seconds)
+    preemption = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
+    is_accepted: bool = _control(address).drain_node(node_id, preemption, reason, deadline)[0]
+    return is_accepted
+
+
+def _control(address: str) -> Any:  # noqa: ANN401
+    return ray._raylet.GcsClient(address=address)  # type: ignore[attr-defined]
+
+
+def num_gpus(machines: Iterable[Devices]) -> int:
+    """All their GPUs."""
+    return sum(devices.num_gpus for devices in machines)
+
+
+def _devices(resources: dict[str, Any]) -> Devices:
+    return Devices(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))

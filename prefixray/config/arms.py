@@ -1,0 +1,292 @@
+"""The arms of a sweep file: which values are fixed, which are searched, and whether each possible trial is valid.
+
+A constant is fixed; a mapping with `choice`, `uniform`, `log_uniform` or `int` is searched. Each end of each dimension
+is put into a trial here, so that a value that could only fail hours later is named with its line now.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from typing import Literal, TypeGuard
+
+from pydantic import BaseModel, ValidationError
+
+from prefixray.config.messages import describe, parse, requirement
+from prefixray.config.schema import RECIPE_OF_ALL, ArmConfig
+from prefixray.config.space import KINDS, AnyDimension, Choice, Kind, count_configurations, is_among
+from prefixray.config.trials import METHODS, SITE_JOIN, TrainConfig, TrialConfig
+from prefixray.system.records import Scalar
+from prefixray.system.yaml_document import Document, Key, Value, is_scalar, shown, suggestion
+
+MethodName = Literal["prefix", "adapter", "lora", "finetune"]
+_OWN_KEYS = ("method", "num_trials", "first")  # keys of an arm that are not values of its trials
+_RESERVED = ("untuned", "final")  # names of rows and folders that are no arm's
+_A_METHOD: Mapping[MethodName, str] = {
+    "prefix": "a prefix",
+    "adapter": "an adapter",
+    "lora": "LoRA",
+    "finetune": "fine-tuning",
+}
+_RANGES: Mapping[Kind, str] = {
+    "choice": "must be a list of single values, at least one",
+    "uniform": "must be two numbers, [low, high]",
+    "log_uniform": "must be two numbers, [low, high]",
+    "int": "must be two whole numbers, [low, high]",
+}
+
+
+def read_arms(document: Document, train: TrainConfig, num_trials: int) -> tuple[ArmConfig, ...]:
+    """The arms that can be read; what is wrong with any of them is added to the document's problems."""
+    bodies = document.mapping(("arms",))
+    if bodies is not None and not bodies:
+        document.complain(("arms",), "must have at least one arm")
+    arms = [_read_arm(document, name, train, num_trials) for name in bodies or {}]
+    return tuple(arm for arm in arms if arm is not None)
+
+
+def read_configuration(document: Document, arm: ArmConfig) -> Mapping[str, Scalar]:
+    """One configuration of an arm, from a document that holds nothing else: a value for every searched key.
+
+    Raises `UserError` with every problem of the document.
+    """
+    values = _read_entry(document, arm, (), document.values)
+    document.raise_problems()
+    return values
+
+
+def _read_arm(document: Document, name: str, train: TrainConfig, num_trials: int) -> ArmConfig | None:
+    key = ("arms", name)
+    if name in _RESERVED:
+        document.complain(key, "is a reserved name: call the arm otherwise")
+    elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        document.complain(key, "an arm's name must be letters, digits, '_' and '-', the first a letter or digit")
+    body = document.mapping(key)
+    method = None if body is None else _read_method(document, key, body)
+    if body is None or method is None:
+        return None
+    dimensions: dict[str, AnyDimension] = {}
+    fixed: dict[str, Scalar] = {}
+    for value_key in _known_keys(document, key, body, method):
+        value = _joined(value_key, body[value_key])
+        if isinstance(value, dict) and value_key == "num_steps":
+            document.complain((*key, value_key), "cannot be searched: trials of an arm are compared on one schedule")
+        elif isinstance(value, dict):
+            dimension = _read_dimension(document, (*key, value_key), value)
+            if dimension is not None:
+                dimensions[value_key] = dimension
+        elif is_scalar(value):
+            fixed[value_key] = value
+        else:
+            document.refuse((*key, value_key), "must be a single value; {choice: [...]} searches a list")
+    count = _read_num_trials(document, key, body, num_trials)
+    count = count_configurations(dimensions, fixed, limit=count) if dimensions else 1
+    arm = ArmConfig(name=name, method=method, fixed=fixed, dimensions=dimensions, num_trials=count, train=train)
+    _check_conditions(document, arm)
+    _check_trials(document, arm)
+    return arm.model_copy(update={"first": _read_first(document, arm)})
+
+
+def _joined(name: str, value: Value) -> Value:
+    """A list of sites as the one text that it is in a trial, and a choice of such lists as a choice of texts."""
+    if name != "sites":
+        return value
+    if isinstance(value, dict) and isinstance(choice := value.get("choice"), list):
+        return {**value, "choice": [_joined(name, one) for one in choice]}
+    if isinstance(value, list) and value and all(isinstance(site, str) for site in value):
+        return SITE_JOIN.join(map(str, value))
+    return value
+
+
+def _read_method(document: Document, key: Key, body: Mapping[str, Value]) -> MethodName | None:
+    name = body.get("method", str(key[-1]))
+    if _is_method(name):
+        return name
+    if "method" in body:
+        hint = suggestion(name, METHODS, what="") if isinstance(name, str) else ""
+        document.refuse((*key, "method"), f"must be one of {', '.join(map(repr, METHODS))}{hint}")
+    else:
+        hint = suggestion(str(name), METHODS, what="the methods are")
+        document.complain((*key, "method"), f"required, because {name!r} is no method{hint}")
+    return None
+
+
+def _known_keys(document: Document, key: Key, body: Mapping[str, Value], method: MethodName) -> list[str]:
+    """The keys of the arm that are values of its trials; a problem for each that is no key of such an arm."""
+    own = [name for name in METHODS[method].model_fields if name != "method"]
+    valid = [*own, "learning_rate", *(name for name in TrainConfig.model_fields if name not in RECIPE_OF_ALL)]
+    for name in body:
+        if name in RECIPE_OF_ALL:
+            document.complain((*key, name), "stands under train only, because it is the same for all arms")
+        elif name not in valid and name not in _OWN_KEYS:
+            document.reject((*key, name), [*valid, *_OWN_KEYS], f"no such key for {_A_METHOD[method]}")
+    return [name for name in body if name in valid]
+
+
+def _read_num_trials(document: Document, key: Key, body: Mapping[str, Value], num_trials: int) -> int:
+    value = body.get("num_trials", num_trials)
+    searched = any(isinstance(body[name], dict) for name in body if name not in _OWN_KEYS)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        document.refuse((*key, "num_trials"), f"must be {describe(ArmConfig, 'num_trials')}")
+    elif value > 1 and "num_trials" in body and not searched:
+        document.refuse((*key, "num_trials"), "must be 1, because nothing is searched in this arm (remove num_trials)")
+    else:
+        return value
+    return 1
+
+
+def _read_dimension(document: Document, key: Key, body: Mapping[str, Value]) -> AnyDimension | None:
+    kinds = [name for name in body if _is_kind(name)]
+    for name in body:
+        if name not in kinds and name != "when":
+            document.reject((*key, name), [*KINDS, "when"], "no such key for a searched value")
+    if len(kinds) != 1:
+        if len(kinds) > 1 or set(body) <= {"when"}:
+            document.complain(key, f"a searched value must have one of {', '.join(KINDS)}, not {len(kinds)} of them")
+        return None
+    kind = kinds[0]
+    try:
+        return parse(KINDS[kind], {name: body[name] for name in body if name in (kind, "when")})
+    except ValidationError as error:
+        for detail in error.errors():
+            if detail["type"] == "value_error":
+                document.refuse((*key, kind), str(detail["ctx"]["error"]))
+            elif detail["loc"][0] == "when":
+                document.refuse((*key, "when"), "must be a mapping of keys of this arm to lists of their values")
+            else:
+                document.refuse((*key, kind), _RANGES[kind])
+        return None
+
+
+def _check_conditions(document: Document, arm: ArmConfig) -> None:
+    """A condition refers to a key above, can be met, and leaves a default to fall back to."""
+    key = ("arms", arm.name)
+    body = document.mapping(key) or {}
+    fields = {**TrialConfig.model_fields, **METHODS[arm.method].model_fields}
+    for name, dimension in arm.dimensions.items():
+        above = list(body)[: list(body).index(name)]
+        if dimension.when and fields[name].is_required():
+            document.complain(
+                (*key, name, "when"), f"{name} has no default to fall back to: write a second arm instead"
+            )
+        for other, allowed in dimension.when.items():
+            place = (*key, name, "when", other)
+            if other not in arm.dimensions and other not in arm.fixed:
+                document.complain(place, f"no such key in this arm{suggestion(other, above, what='above stand')}")
+            elif other not in above:
+                document.complain(place, f"{other} must stand above {name}")
+            elif not allowed or not all(_possible(arm, other, value) for value in allowed):
+                document.refuse(place, f"must be values that {other} can have")
+
+
+def _possible(arm: ArmConfig, key: str, value: Scalar) -> bool:
+    return arm.dimensions[key].contains(value) if key in arm.dimensions else is_among(value, (arm.fixed[key],))
+
+
+def _check_trials(document: Document, arm: ArmConfig) -> None:
+    """Try each end of each dimension beside each end of each other."""
+    body = document.mapping(("arms", arm.name)) or {}
+    for values in samples(arm):
+        try:
+            arm.trial(values)
+        except ValidationError as error:
+            for detail in error.errors():
+                loc = detail["loc"]
+                name = str(loc[2] if loc[0] == "method" else loc[0])  # ("method", "prefix", "preseqlen")
+                owner: type[BaseModel] = METHODS[arm.method] if loc[0] == "method" else TrialConfig
+                if detail["type"] == "missing":
+                    if name not in body:
+                        document.miss(("arms", arm.name, name))
+                    continue
+                place = _value_place(arm, name, values)
+                if name in body:
+                    document.refuse(place, requirement(owner, name, detail, document.at(place)))
+                else:  # its default does not go with the others
+                    document.complain(place, requirement(owner, name, detail, None))
+
+
+def samples(arm: ArmConfig) -> Iterator[dict[str, Scalar]]:
+    """Values of the searched keys in which every two ends of every two dimensions meet, where both are searched."""
+    dimensions = arm.dimensions
+    first = {name: dimension.ends()[0] for name, dimension in dimensions.items()}
+    samples = [first]
+    for one, other in itertools.combinations_with_replacement(dimensions, 2):
+        ends = itertools.product(dimensions[one].ends(), dimensions[other].ends())
+        needed = {**_needed(arm, other), **_needed(arm, one)}
+        samples += [{**first, **needed, one: a, other: b} for a, b in ends]
+    for sample in samples:
+        yield searched(arm, sample)
+
+
+def searched(arm: ArmConfig, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The values of those keys that are searched beside the others."""
+    active = dict(arm.fixed)
+    for name, dimension in arm.dimensions.items():
+        if dimension.is_active(active):
+            active[name] = values[name]
+    return {name: value for name, value in active.items() if name in arm.dimensions}
+
+
+def _needed(arm: ArmConfig, name: str) -> dict[str, Scalar]:
+    """Values of the searched keys above this one with which it is searched."""
+    needed: dict[str, Scalar] = {}
+    above = list(itertools.takewhile(lambda key: key != name, arm.dimensions))
+    for other, allowed in arm.dimensions[name].when.items():
+        if other in above and allowed:
+            needed |= {**_needed(arm, other), other: allowed[0]}
+    return needed
+
+
+def _value_place(arm: ArmConfig, name: str, values: Mapping[str, Scalar]) -> Key:
+    """Where the value of a key stands: of a searched one, its place in the list."""
+    if name not in arm.dimensions:
+        return ("arms", arm.name, name)
+    dimension, value = arm.dimensions[name], values[name]
+    kind = next(kind for kind, model in KINDS.items() if isinstance(dimension, model))
+    index = next(i for i, end in enumerate(dimension.ends()) if is_among(value, (end,)))
+    return ("arms", arm.name, name, kind, index)
+
+
+def _read_first(document: Document, arm: ArmConfig) -> tuple[Mapping[str, Scalar], ...]:
+    """The configurations to be tried first: each gives a value of its dimension for every searched key."""
+    key: Key = ("arms", arm.name, "first")
+    entries = (document.mapping(key[:-1]) or {}).get("first", [])
+    if not isinstance(entries, list):
+        document.refuse(key, "must be a list of mappings, each with a value for every searched key")
+        return ()
+    read: list[Mapping[str, Scalar]] = []
+    for index in range(len(entries)):
+        entry = document.mapping((*key, index))
+        if entry is not None:
+            read.append(_read_entry(document, arm, (*key, index), entry))
+    return tuple(read)
+
+
+def _read_entry(document: Document, arm: ArmConfig, key: Key, entry: Mapping[str, Value]) -> Mapping[str, Scalar]:
+    for name in entry:
+        if name not in arm.dimensions and not document.is_overridden(("arms", arm.name, name)):
+            document.reject((*key, name), arm.dimensions, "is not searched in this arm")
+    given = dict(arm.fixed)
+    for name, dimension in arm.dimensions.items():
+        value = _joined(name, entry.get(name))
+        active = dimension.is_active(given)
+        if name not in entry:
+            if active:
+                document.complain((*key, name), "required, but missing: an entry gives every searched key")
+        elif not active:
+            document.complain((*key, name), f"its condition is not met here ({shown(dict(dimension.when))})")
+        elif not is_scalar(value) or not dimension.contains(value):
+            ends = ", ".join(shown(end) for end in dimension.ends())
+            among = f"one of {ends}" if "choice" in type(dimension).model_fields else f"within [{ends}]"
+            document.refuse((*key, name), f"must be {among}")
+        else:  # 16.0 is 16 where that was listed
+            listed = dimension.choice if isinstance(dimension, Choice) else ()
+            given[name] = next((one for one in listed if is_among(value, (one,))), value)
+    return {name: value for name, value in given.items() if name in arm.dimensions}
+
+
+def _is_method(name: object) -> TypeGuard[MethodName]:
+    return isinstance(name, str) and name in METHODS
+
+
+def _is_kind(name: str) -> TypeGuard[Kind]:
+    return name in KINDS

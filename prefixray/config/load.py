@@ -1,0 +1,229 @@
+"""A sweep file becomes a `SweepConfig`: read, checked as a whole, and compared with what an earlier run was told.
+
+All problems of a file come at once, as `file:line: key: problem`, before anything heavy is imported. Paths in the file
+are relative to the working directory, like the file's own.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from prefixray.config.arms import read_arms
+from prefixray.config.base_path import is_local
+from prefixray.config.messages import explain, parse
+from prefixray.config.scales import apply_scales
+from prefixray.config.schema import TASK_METRICS, ArmConfig, FinalConfig, SearchConfig, SweepConfig
+from prefixray.config.trials import METHODS, TrainConfig
+from prefixray.data.task_config import TaskConfig, TaskName
+from prefixray.errors import UserError
+from prefixray.system.yaml_document import Document, Key, read_document, suggestion
+
+_Section = TypeVar("_Section", bound=BaseModel)
+_RUNS = Path("runs")
+_BUDGETS = frozenset({"num_trials", "max_hours", "max_gpu_hours", "concurrency", "max_failures"})
+_FILES = ("train", "dev", "test")
+_OWN_DATA = ("path", *_FILES, "columns")
+_DATA_OF: Mapping[TaskName, tuple[str, ...]] = {
+    "e2e": (),
+    "custom": _OWN_DATA,
+    "summarization": _OWN_DATA,
+    "xsum_news": ("path", "urls"),
+    "xsum_sport": ("path", "urls"),
+}
+"""The keys that say where a task's data is; of tasks that are not listed, `path` alone."""
+
+
+def load_sweep(path: Path | str, overrides: Sequence[str] = (), scales: Sequence[str] = ()) -> SweepConfig:
+    """Read a sweep file at the scales that are named; each override is `dotted.key=value`, its value YAML.
+
+    Raises `UserError` with every problem of the file, the scales and the overrides.
+    """
+    document = read_document(path)
+    apply_scales(document, scales)
+    for override in overrides:
+        _check_place(override, document)
+        document.override(override)
+    config = _validated(document)
+    train = _section(document, "train", TrainConfig)
+    search = _section(document, "search", SearchConfig)
+    num_trials = search.num_trials if search is not None else 1
+    stand_in = TrainConfig(num_steps=2**62)  # where `train` has problems of its own
+    arms = read_arms(document, train or stand_in, num_trials)
+    _check_task(document)
+    _check_base(document)
+    _check_search(document, search, train, arms)
+    _check_final(document)
+    _check_precision(document, arms)
+    document.raise_problems()
+    assert config is not None, "a file that cannot be read has problems"
+    return config.model_copy(update={"arms": arms})
+
+
+def _check_place(override: str, document: Document) -> None:
+    """Raise `UserError` where the key is an arm's, but does not say which arm's."""
+    key = override.partition("=")[0].strip()
+    names = {name for method in METHODS.values() for name in method.model_fields} | {"learning_rate"}
+    if key in names or key == "train.learning_rate":
+        arms = document.mapping(("arms",)) or {"ARM": None}
+        meant = (f"--set arms.{arm}.{override.removeprefix('train.')}" for arm in arms)
+        raise UserError(f"--set {override}: is a value of an arm: {', '.join(meant)}")
+
+
+def find_sweep(where: Path | str, scales: Sequence[str] = ()) -> Path:
+    """The results folder that is meant: by the folder itself, its name under runs/, or the sweep file and its scales.
+
+    Raises `UserError` where there are no results.
+    """
+    path = Path(where)
+    if path.suffix in (".yaml", ".yml"):
+        document = read_document(path)
+        apply_scales(document, scales)
+        document.raise_problems()
+        name = document.values.get("name")
+        if not isinstance(name, str):
+            raise UserError(f"{path}: name: required, but missing")
+        folder = _RUNS / name
+        if not _has_results(folder):
+            raise UserError(f"{path}: no results in {folder} yet (python -m prefixray.sweep {path})")
+        return folder
+    for folder in (path, _RUNS / path):
+        if _has_results(folder):
+            return folder
+    names = sorted(folder.name for folder in _RUNS.glob("*") if _has_results(folder))
+    hint = suggestion(str(where), names, what=f"in {_RUNS} there are")
+    hint = hint or " (python -m prefixray.sweep on a sweep file makes one)"
+    raise UserError(f"{where}: is no results folder, no name under {_RUNS}/ and no sweep file{hint}")
+
+
+def _has_results(folder: Path) -> bool:
+    return (folder / "sweep.json").is_file()
+
+
+def _validated(document: Document) -> SweepConfig | None:
+    """The configuration without its arms; its problems go to the document."""
+    try:
+        return parse(SweepConfig, {**document.values, "arms": []})
+    except ValidationError as error:
+        explain(error, SweepConfig, document)
+        return None
+
+
+def _section(document: Document, name: str, model: type[_Section]) -> _Section | None:
+    """A section, where it is valid on its own, so that the others' checks can go on."""
+    values = document.values.get(name, {})
+    try:
+        return parse(model, values) if isinstance(values, dict) else None
+    except ValidationError:
+        return None
+
+
+def _check_task(document: Document) -> None:
+    """Each task has the keys that it needs and no others, and its files exist."""
+    task = _section(document, "task", TaskConfig)
+    if task is None:
+        return
+    used = _DATA_OF.get(task.name, ("path",))
+    for key in ("path", "urls", *_FILES, "columns"):
+        if key in task.model_fields_set and key not in used:
+            document.complain(("task", key), f"is not used by task {task.name}: remove it")
+    if task.name in ("webnlg", "dart") and task.path is None:
+        document.complain(("task", "path"), f"required for task {task.name}, but missing")
+    _check_subsets(document, task)
+    if "path" in used and task.path is not None and _leads_nowhere(task.path):
+        document.refuse(("task", "path"), "no such folder; paths are relative to the working directory")
+    for key in (key for key in ("urls", *_FILES) if key in used):
+        file = getattr(task, key)
+        if file is not None and not Path(file).expanduser().is_file():
+            document.refuse(("task", key), "no such file; paths are relative to the working directory")
+        elif file is not None and key in _FILES and task.path is not None:
+            document.complain(("task", key), "is not used beside task.path: remove one of them")
+        elif file is None and key in _FILES and task.path is None:
+            document.complain(("task", key), f"required for task {task.name}, but missing (or set task.path)")
+
+
+def _check_subsets(document: Document, task: TaskConfig) -> None:
+    """How much is trained on is said in one way."""
+    for key, others in {"fraction": ("num_train", "low_data"), "low_data": ("num_train", "num_dev")}.items():
+        for other in others if getattr(task, key) is not None else ():
+            if getattr(task, other) not in (None, "all"):
+                document.complain(("task", other), f"is not used beside task.{key}: remove one of them")
+
+
+def _check_base(document: Document) -> None:
+    base = document.values.get("base")
+    if not isinstance(base, str) or ":" in base:
+        return
+    if _leads_nowhere(base) or (base.endswith(".gguf") and not Path(base).expanduser().is_file()):
+        document.refuse(("base",), "no such file or folder; paths are relative to the working directory")
+
+
+def _leads_nowhere(path: str) -> bool:
+    return is_local(path) and not Path(path).expanduser().exists()
+
+
+def _check_search(
+    document: Document, search: SearchConfig | None, train: TrainConfig | None, arms: Sequence[ArmConfig]
+) -> None:
+    """The rungs lie within the schedule, after twice the warm-up of every arm."""
+    if search is None or train is None or not search.rungs:
+        return
+    key = ("search", "rungs")
+    if list(search.rungs) != sorted(set(search.rungs)):
+        document.refuse(key, "must be ascending")
+    for arm in [None, *arms]:
+        whose, num_steps = ("train", train.num_steps) if arm is None else (f"arms.{arm.name}", arm.num_steps)
+        if max(search.rungs) >= num_steps and (arm is None or "num_steps" in arm.fixed):
+            document.refuse(key, f"must be below {whose}.num_steps ({num_steps}), at which every trial ends")
+        warmup = train.warmup_steps if arm is None else _longest_warmup(arm)
+        if search.rungs[0] < 2 * warmup:
+            problem = f"the first must be at least twice {whose}.warmup_steps ({warmup}): {2 * warmup} or more"
+            document.refuse(key, problem)
+
+
+def _check_precision(document: Document, arms: Sequence[ArmConfig]) -> None:
+    """What is trained in full is not stored in 4 bits."""
+    for arm in arms:
+        if arm.exclusive and arm.train.precision == "4bit":
+            problem = "full fine-tuning trains the base's own weights, and train.precision 4bit stores them in 4 bits"
+            document.complain(("arms", arm.name), f"{problem}: remove the arm, or take another precision")
+
+
+def _longest_warmup(arm: ArmConfig) -> int:
+    own = arm.dimensions["warmup_steps"].ends() if "warmup_steps" in arm.dimensions else ()
+    values = [*own, arm.fixed.get("warmup_steps", 0)]
+    return max(value for value in values if isinstance(value, int))
+
+
+def _check_final(document: Document) -> None:
+    """The reference is an arm, the metric one of the task's, and the lengths leave room for text."""
+    final = _section(document, "final", FinalConfig)
+    task = _section(document, "task", TaskConfig)
+    arms = document.values.get("arms")
+    if final is None:
+        return
+    if final.reference is not None and isinstance(arms, dict) and final.reference not in arms:
+        hint = suggestion(final.reference, arms, what="the arms are")
+        document.refuse(("final", "reference"), f"no such arm{hint}")
+    if task is not None:
+        _check_metrics(document, task.name, final)
+    if final.min_new_tokens > final.max_new_tokens:
+        key = "min_new_tokens" if "min_new_tokens" in final.model_fields_set else "max_new_tokens"
+        document.refuse(("final", key), f"min_new_tokens must be at most max_new_tokens ({final.max_new_tokens})")
+
+
+def _check_metrics(document: Document, task: TaskName, final: FinalConfig) -> None:
+    """Every metric is one of the task's, and what is not in Python is on this machine."""
+    metrics = [f"test/{metric}" for metric in TASK_METRICS[task]]
+    more: list[tuple[Key, str]] = [
+        (("final", "more_metrics", index), name) for index, name in enumerate(final.more_metrics)
+    ]
+    for key, name in [(("final", "metric"), final.metric), *more]:
+        if name not in metrics:
+            document.refuse(key, f"must be one of {', '.join(metrics)} for task {task}")
+        elif name == "test/meteor_1_5":
+            from prefixray.metrics.meteor import meteor_problem  # sacrebleu and numpy, for this alone
+
+            if problem := meteor_problem():
+                document.refuse(key, problem)

@@ -1,0 +1,167 @@
+"""The types that a sweep file becomes: frozen, checked, one class per section, every field explained where it stands.
+
+`sweepfile.py` reads the YAML into them; nothing else constructs a `SweepConfig`.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from prefixray.config.space import AnyDimension
+from prefixray.config.trials import METHODS, TrainConfig, TrialConfig
+from prefixray.data.task_config import TaskConfig, TaskName
+from prefixray.system.records import Scalar, Strict, Text
+
+_DATA_TO_TEXT = ("bleu", "nist", "rouge_l_coco", "cider", "chrf", "ter", "meteor_1_5")
+_ROUGE = ("rouge_1", "rouge_2", "rouge_l")
+TASK_METRICS: Mapping[TaskName, tuple[str, ...]] = {
+    "e2e": _DATA_TO_TEXT,
+    "webnlg": _DATA_TO_TEXT,
+    "dart": _DATA_TO_TEXT,
+    "custom": (*_DATA_TO_TEXT, *_ROUGE),
+    **dict.fromkeys(
+        ("xsum", "xsum_news", "xsum_sport", "cnn_dm", "dialogsum", "scitldr", "summarization"),
+        (*_ROUGE, "bleu", "chrf", "meteor_1_5"),
+    ),
+}
+"""The metrics that `final.metric` and `final.more_metrics` may name, by task."""
+RECIPE_OF_ALL = frozenset({"eval_every", "precision", "gradient_checkpointing"})
+"""Keys of `train` that an arm may not override: they make arms comparable."""
+
+
+class ArmConfig(Strict):
+    """One method with its search space."""
+
+    name: str
+    """The arm's name in the sweep file."""
+    method: Literal["prefix", "adapter", "lora", "finetune"]
+    """The method; in the file it may be left out where the arm is called like it."""
+    fixed: Mapping[str, Scalar]
+    """Values that are not searched."""
+    dimensions: Mapping[str, AnyDimension]
+    """Values that are."""
+    num_trials: PositiveInt
+    """Trials of the search; 1 where nothing is searched."""
+    first: tuple[Mapping[str, Scalar], ...] = ()
+    """Configurations that are tried first."""
+    train: TrainConfig
+    """The recipe that the arm overrides."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of a whole schedule of each of its trials: the same for all of them, so that rungs compare like."""
+        steps = self.fixed.get("num_steps")
+        return steps if isinstance(steps, int) else self.train.num_steps
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether a trial cannot share the base, and so has a worker to itself."""
+        return self.method == "finetune"
+
+    def trial(self, values: Mapping[str, Any]) -> TrialConfig:
+        """The configuration in which the searched keys have these values; pydantic's errors where they are wrong.
+
+        Strict as JSON is: true is not 1, 5.0 is not a whole number, and "5" is no number.
+        """
+        given = {**self.fixed, **values}
+        own = {key: value for key, value in given.items() if key in METHODS[self.method].model_fields}
+        recipe = {key: value for key, value in given.items() if key not in own}
+        method = {**own, "method": self.method}
+        whole = {**self.train.model_dump(), **recipe, "arm": self.name, "method": method}
+        return TrialConfig.model_validate_json(json.dumps(whole), strict=True)
+
+
+class SearchConfig(Strict):
+    """How configurations are proposed, compared and stopped. Counts hold for each arm."""
+
+    metric: Literal["dev/loss"] = "dev/loss"
+    """What trials are compared by; lower is better."""
+    num_trials: PositiveInt
+    """Trials per arm that has something to search."""
+    concurrency: PositiveInt | None = None
+    """Trials of an arm at once; null: a quarter of num_trials, at most the slots (more would blind the sampler)."""
+    rungs: tuple[PositiveInt, ...] = ()
+    """Steps at which the worse trials are stopped."""
+    keep: float = Field(default=0.5, gt=0.0, le=1.0)
+    """The share of trials that goes on at a rung."""
+    seed: int = Field(default=1, ge=0)
+    """Every random draw of the sweep derives from it."""
+    max_hours: PositiveFloat | None = None
+    """No trial is started after this much wall time of the search, in all runs of the command; running ones end."""
+    max_gpu_hours: PositiveFloat | None = None
+    """The same after this many hours of all workers' devices together, GPUs or not."""
+    max_failures: PositiveInt = 3
+    """How often a worker may die in a row with this trial alone in its pack before the trial has failed."""
+
+
+class FinalConfig(Strict):
+    """The final stage: the best configurations again with fresh seeds, decoded and scored on test."""
+
+    candidates: PositiveInt = 1
+    """Configurations per arm that are retrained and compared on dev by `metric`; with 1 there is nothing to compare."""
+    num_seeds: PositiveInt = 1
+    """Fresh seeds of each arm's winner; only these see test."""
+    metric: str = "test/bleu"
+    """The primary metric."""
+    more_metrics: tuple[str, ...] = ()
+    """Metrics that are scored and printed besides it and the task's own: test/ter, test/meteor_1_5 (needs Java)."""
+    reference: str | None = None
+    """The arm that the others are compared with; null: the first."""
+    num_beams: PositiveInt = 5
+    """Beams of the search; 1 is greedy."""
+    min_new_tokens: int = Field(default=0, ge=0)
+    """No end before this many tokens."""
+    max_new_tokens: PositiveInt = 100
+    """Tokens after which a hypothesis is cut."""
+    length_penalty: float = 1.0
+    """Exponent of the length by which a beam's score is divided."""
+    no_repeat_ngram_size: int = Field(default=0, ge=0)
+    """No run of this many tokens comes twice in a hypothesis; 0: no such rule."""
+    early_stopping: bool = False
+    """A source is done when as many hypotheses as beams have ended, not when no better one can come."""
+    batch_size: PositiveInt = Field(default=32)
+    """Sources that are decoded at once, at most."""
+
+
+DECODING = (
+    "num_beams",
+    "min_new_tokens",
+    "max_new_tokens",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    "early_stopping",
+    "batch_size",
+)
+"""The keys of `final` that say how a hypothesis is found: recorded in artifacts and results."""
+
+
+class TrackingConfig(Strict):
+    """Where runs are logged."""
+
+    mlflow: str | None = "auto"
+    """auto: sqlite in the sweep's folder; a tracking URI; null: no MLflow."""
+    artifacts: Literal["finished", "none"] = "finished"
+    """Which trials' artifacts are logged."""
+
+
+class SweepConfig(Strict):
+    """A whole sweep file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Results go to runs/NAME."""
+    base: Text
+    """A hub id, a folder, a GGUF file, or package:file for a file inside an installed package."""
+    trust_remote_code: bool = False
+    """Run Python files that the base brings beside its weights; read them first."""
+    task: TaskConfig
+    train: TrainConfig
+    arms: tuple[ArmConfig, ...]
+    search: SearchConfig
+    final: FinalConfig = FinalConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    def arm(self, name: str) -> ArmConfig:
+        """The arm of that name."""
+        return next(arm for arm in self.arms if arm.name == name)

@@ -1,0 +1,173 @@
+"""One configuration: a method's values and the recipe, nothing left to search."""
+
+from collections.abc import Collection, Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
+
+from prefixray.system.records import Share, Strict, Text
+
+
+class TrainConfig(Strict):
+    """The recipe that all arms share; an arm may override any of it but what `RECIPE_OF_ALL` names."""
+
+    batch_size: PositiveInt = 8
+    """Examples per forward of a trial."""
+    grad_accumulation: PositiveInt = 1
+    """Forwards per step of the optimiser; a step sees batch_size x grad_accumulation examples."""
+    order: Literal["pairs", "sources"] = "pairs"
+    """What is shuffled. pairs: examples, each by itself. sources: sources, whose references follow one another; those
+    that meet in a step share its prompt: fewer tokens are computed, and a step sees fewer sources."""
+    num_steps: PositiveInt
+    """Steps of the optimiser in a whole schedule; a trial stopped early has seen a part of the same schedule."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls to 0 after the warm-up, or that it does not."""
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    """AdamW's, on matrices only."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Each trial's gradient is scaled down to this norm; null: not at all."""
+    objective: Literal["token_mean", "sentence_sum"] = "token_mean"
+    """token_mean: mean over the batch's target tokens. sentence_sum: per example the sum over its target tokens,
+    averaged over examples (the original's default)."""
+    eval_every: PositiveInt | None = None
+    """Steps between evaluations on dev besides the rungs and the end; null: only there."""
+    label_smoothing: Share = 0.0
+    """The share of a training target's probability that is spread over the vocabulary; dev/loss is never smoothed."""
+    gradient_checkpointing: bool = False
+    """Keep only what goes into each block and compute the rest again in the backward: less memory, a third more time.
+    """
+    precision: Literal["auto", "fp32", "bf16", "4bit"] = "auto"
+    """The frozen base's; trained parts are fp32. auto: bf16 where the hardware multiplies bf16 matrices. 4bit: NF4
+    weights, computed in bf16, on a GPU with the extra prefixray[4bit]."""
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _warmup_ends(cls, warmup_steps: int, info: ValidationInfo) -> int:
+        if warmup_steps >= info.data.get("num_steps", warmup_steps + 1):
+            raise ValueError(f"must be below num_steps ({info.data['num_steps']})")
+        return warmup_steps
+
+
+SITES = ("encoder", "decoder", "cross")
+"""Where attention can have a prefix; a decoder-only base has the second alone."""
+
+SITE_JOIN = "+"  # a list of sites is one searchable value: "encoder+cross"
+
+
+class PrefixTrial(Strict):
+    """A prefix: keys and values in front of every attention layer (Li & Liang 2021)."""
+
+    method: Literal["prefix"] = "prefix"
+    preseqlen: PositiveInt | None
+    """Prefix positions; null: as many as init_token has tokens."""
+    mid_dim: PositiveInt | None
+    """Hidden width of the reparametrisation network; null: flat, the keys and values themselves are trained."""
+    init_token: Text | None
+    """Words whose keys and values the prefix starts as; null: random (harmful on a real model)."""
+    prefix_dropout: Share = 0.0
+    """Dropout on the prefix in training."""
+    sites: str | None = None
+    """Where prefixes stand, a list of encoder, decoder and cross (attention from decoder to encoder); null: all that
+    the base has."""
+    prefix_mode: Literal["activation", "embedding"] = "activation"
+    """What is trained: keys and values, or only virtual embeddings, which the base makes them from."""
+    format_mode: Literal["cat", "infix"] = "cat"
+    """cat: before the row. infix: between source and target, added to the keys and values of virtual embeddings there;
+    decoder-only bases."""
+
+    @field_validator("format_mode")
+    @classmethod
+    def _infix_is_of_activations(cls, format_mode: str, info: ValidationInfo) -> str:
+        if format_mode == "infix" and info.data.get("prefix_mode") == "embedding":
+            raise ValueError("must be cat where prefix_mode is embedding (an infix has embeddings of its own)")
+        return format_mode
+
+    @field_validator("sites")
+    @classmethod
+    def _sites_exist(cls, sites: str | None) -> str | None:
+        names = [] if sites is None else sites.split(SITE_JOIN)
+        if sites is not None and (set(names) - set(SITES) or len(set(names)) != len(names)):
+            raise ValueError(f"must be a list of {', '.join(map(repr, SITES))}, each at most once, or null")
+        return sites if sites is None else SITE_JOIN.join(site for site in SITES if site in names)
+
+    def active_sites(self, available: Collection[str]) -> tuple[str, ...]:
+        """The sites, of those that a base has, that get a prefix; in the order of `SITES`."""
+        wanted = SITES if self.sites is None else self.sites.split(SITE_JOIN)
+        return tuple(site for site in SITES if site in wanted and site in available)
+
+    @field_validator("init_token")
+    @classmethod
+    def _length_is_known(cls, init_token: str | None, info: ValidationInfo) -> str | None:
+        if init_token is None and info.data.get("preseqlen", 1) is None:
+            raise ValueError("must be words where preseqlen is null, which takes their number (or give preseqlen)")
+        return init_token
+
+
+class AdapterTrial(Strict):
+    """Bottleneck adapters inside every block."""
+
+    method: Literal["adapter"] = "adapter"
+    bottleneck: PositiveInt | None = None
+    """Width of the adapters' inner layer; null: percent says how large they are."""
+    percent: Annotated[float, Field(gt=0.0, le=100.0)] | None = Field(default=None, validate_default=True)
+    """All adapters' parameters in percent of the base's: the bottleneck that comes nearest."""
+    design: Literal[1, 2] = 1
+    """1: one after each block, behind a LayerNorm (Lin et al. 2020). 2: one after each attention and each feed-forward
+    layer, before its result is added to its input (Houlsby et al. 2019)."""
+
+    @field_validator("percent")
+    @classmethod
+    def _size_is_given_once(cls, percent: float | None, info: ValidationInfo) -> float | None:
+        if "bottleneck" in info.data and (percent is None) == (info.data["bottleneck"] is None):
+            raise ValueError("must be given where bottleneck is not, and only there")
+        return percent
+
+
+class LoraTrial(Strict):
+    """Low-rank updates beside the query and value projections (Hu et al. 2021)."""
+
+    method: Literal["lora"] = "lora"
+    rank: PositiveInt
+    """Rank of the updates."""
+    alpha: PositiveFloat | None = None
+    """The update is scaled by alpha / rank; null: 2 * rank."""
+    dropout: Share = 0.0
+    """Dropout on the updates' inputs in training."""
+
+    @property
+    def numerator(self) -> float:
+        """What stands over the rank in the scale of the update."""
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+
+class FinetuneTrial(Strict):
+    """Fine-tuning: weights of an own copy of the base, fp32 master weights, the model's own dropout."""
+
+    method: Literal["finetune"] = "finetune"
+    top_layers: Annotated[int, Field(ge=0)] | None = None
+    """Train only so many of the last blocks and the norm behind them; null: all weights."""
+    tune_embeddings: bool = True
+    """Whether the word embeddings and the output layer, which most bases tie to them, are trained as well."""
+
+
+AnyTrial = Annotated[PrefixTrial | AdapterTrial | LoraTrial | FinetuneTrial, Field(discriminator="method")]
+
+METHODS: Mapping[str, type[PrefixTrial | AdapterTrial | LoraTrial | FinetuneTrial]] = {
+    "prefix": PrefixTrial,
+    "adapter": AdapterTrial,
+    "lora": LoraTrial,
+    "finetune": FinetuneTrial,
+}
+
+
+class TrialConfig(TrainConfig):
+    """One configuration: a method's values and the recipe, nothing left to search."""
+
+    arm: str
+    """The arm that the configuration comes from."""
+    learning_rate: PositiveFloat
+    """AdamW's peak learning rate."""
+    method: AnyTrial
+    """The method and its values."""

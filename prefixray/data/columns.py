@@ -1,0 +1,178 @@
+"""From rows to entries: which columns hold the source and its references, and what is wrong with a row.
+
+Every row is checked before anything is trained, and all problems of all splits are reported at once, each with its
+file and line.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from prefixray.data.hub import load_hub
+from prefixray.data.row_files import SPLITS, Row, find_splits, is_folder, kind_of, read_rows
+from prefixray.data.task import Entry, Splits
+from prefixray.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+NUM_PROBLEMS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which columns hold what, and how their values become an entry."""
+
+    sources: tuple[str, ...]  # names of the source's column; the first that is there counts
+    targets: tuple[str, ...]  # the same for the target's
+    hint: str = ""  # the end of a message about a missing column; {} is source or target
+    published: bool = False  # a published set: summary1, summary2 .. are references, a list of sentences is a source
+    leaves_out_empty: bool = False  # rows without a source or a target are counted and left out, not refused
+    clean_source: Callable[[str], str] = str.strip
+    clean_target: Callable[[str], str] = str.strip
+    group: Callable[[Row], str | None] | None = None
+
+    def problems(self, columns: Sequence[str]) -> list[str]:
+        """Why rows with these columns cannot be read."""
+        there = ", ".join(columns) or "none"
+        problems = []
+        found = {"source": self._source_column(columns), "target": self._target_columns(columns)}
+        for key, names in {"source": self.sources, "target": self.targets}.items():
+            if not found[key]:
+                called = " or ".join(f'"{name}"' for name in names)
+                problems.append(f"no {called} column; columns are {there}{self.hint.format(key)}")
+        for name in (*self.sources, *self.targets):
+            if columns.count(name) > 1:
+                problems.append(f'{columns.count(name)} columns are named "{name}"')
+        return problems
+
+    def entry(self, row: Row) -> Entry | list[str] | None:
+        """The row as an entry, or what is wrong with it; None where it is left out. Its columns have been checked."""
+        columns = list(row)
+        column = self._source_column(columns)
+        assert column is not None, f"no source among {columns}"
+        source, targets = self._joined(row[column]), self._targets(row)
+        if self.leaves_out_empty:
+            targets = [(name, text) for name, text in targets if not _is_empty(text)]
+            if _is_empty(source) or not targets:
+                return None
+        checked = [(column, source), *targets]
+        problems = [f'"{name}" {problem}' for name, text in checked if (problem := text_problem(text)) is not None]
+        if not targets:
+            problems.append(f'"{self._target_columns(columns)[0]}" is an empty list; it must have a reference')
+        if problems:
+            return problems
+        references = tuple(self.clean_target(str(text)) for _, text in targets)
+        group = None if self.group is None else self.group(row)
+        return Entry(self.clean_source(str(source)), targets=references, references=references, group=group)
+
+    def _targets(self, row: Row) -> list[tuple[str, object]]:
+        """All references, each with the column that it stands in."""
+        targets: list[tuple[str, object]] = []
+        for name in self._target_columns(list(row)):
+            value = row[name]
+            targets += [(name, text) for text in value] if isinstance(value, list) else [(name, value)]
+        return targets
+
+    def _joined(self, source: object) -> object:
+        if self.published and isinstance(source, list) and all(isinstance(sentence, str) for sentence in source):
+            return " ".join(source)
+        return source
+
+    def _source_column(self, columns: Sequence[str]) -> str | None:
+        return next((name for name in self.sources if name in columns), None)
+
+    def _target_columns(self, columns: Sequence[str]) -> list[str]:
+        for name in self.targets:
+            if name in columns:
+                return [name]
+            numbered = [column for column in columns if self.published and re.fullmatch(rf"{name}\d+", column)]
+            if numbered:
+                return numbered
+        return []
+
+
+def read_file(place: str, file: Path, form: Form) -> list[Entry]:
+    """The entries of one file; `place` is the key that names it. Raises `UserError` with all its problems."""
+    return _entries(str(file), f"{file}:", read_rows(place, file, form.problems), form)
+
+
+def read_path(path: str, form: Form, *, hub_config: str | None = None) -> Splits:
+    """The splits from the folder or the hub data set that `task.path` names.
+
+    A hub set is as it is: its rows without a source or a target are left out. Raises `UserError` with all problems,
+    and where a hub set cannot be loaded.
+    """
+    if is_folder(path):
+        files = find_splits(path)
+        return gather(lambda split: read_file("task.path", files[split], form))
+    remedy = "set task.path to a folder with train.jsonl, dev.jsonl and test.jsonl, whose columns are {} and {}"
+    hub = load_hub(path, hub_config, remedy=remedy.format(form.sources[0], form.targets[0]))
+    place, lenient = f"task.path: {path}", replace(form, leaves_out_empty=True)
+
+    def read(split: str) -> list[Entry]:
+        if problems := form.problems(hub[split].columns):
+            raise UserError(*(f"{place}: {split}: {problem}" for problem in problems))
+        return _entries(f"{place}: {split}", f"{place}: {split} row ", enumerate(hub[split].rows), lenient)
+
+    return gather(read)
+
+
+def gather(read: Callable[[str], list[Entry]]) -> Splits:
+    """The three splits, each read by its name. Raises `UserError` with the first 20 problems of all of them."""
+    splits: dict[str, list[Entry]] = {}
+    problems: list[str] = []
+    for split in SPLITS:
+        try:
+            splits[split] = read(split)
+        except UserError as error:
+            problems += error.problems
+    if len(problems) > NUM_PROBLEMS_SHOWN:
+        problems[NUM_PROBLEMS_SHOWN:] = [f"and {len(problems) - NUM_PROBLEMS_SHOWN} more"]
+    if problems:
+        raise UserError(*problems)
+    return Splits(**splits)
+
+
+def _entries(name: str, prefix: str, rows: Iterable[tuple[int, Row | str]], form: Form) -> list[Entry]:
+    """The entries of one split; `prefix` and the number of a row are its place in a message."""
+    entries: list[Entry] = []
+    problems: list[str] = []
+    num_left_out = 0
+    for number, row in rows:
+        entry = [row] if isinstance(row, str) else form.entry(row)
+        match entry:
+            case None:
+                num_left_out += 1
+            case Entry():
+                entries.append(entry)
+            case _:
+                problems += [f"{prefix}{number}: {problem}" for problem in entry]
+    if problems:
+        raise UserError(*problems)
+    if not entries:
+        raise UserError(f"{name}: has no rows" + (f" but {num_left_out} empty ones" if num_left_out else ""))
+    if num_left_out:
+        total = len(entries) + num_left_out
+        logger.warning("%s: %d of %d rows have an empty source or target: left out", name, num_left_out, total)
+    return entries
+
+
+def _is_empty(text: object) -> bool:
+    return text is None or (isinstance(text, str) and not text.strip())
+
+
+def text_problem(text: object) -> str | None:
+    """Why a value from a file is no text that can be read or scored; None where it is one."""
+    if not isinstance(text, str):
+        return f"is {kind_of(text)}; it must be text"
+    if not text.strip():
+        return "is empty"
+    if "\0" in text:
+        return "holds a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "has half a surrogate pair, which is no text"
+    return None

@@ -1,0 +1,45 @@
+"""A user's own data: JSONL or CSV files, plain or gzipped, or a hub data set, whose columns the sweep file names."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from prefixray.data.columns import Form, gather, read_file, read_path
+from prefixray.data.row_files import Row
+from prefixray.data.task import DATA_TO_TEXT_METRICS, SUMMARIZATION_METRICS, Entry, Splits, Task, make_task
+from prefixray.data.task_config import TaskConfig
+from prefixray.errors import UserError
+
+
+def load_custom(config: TaskConfig) -> Task:
+    """Own data-to-text: the files that `task.train`, `task.dev` and `task.test` name, or what `task.path` does.
+
+    Rows with the same source are one source with several references. Raises `UserError` with all problems of all
+    files, the first 20 written out.
+    """
+    return make_task(config, _read(config), DATA_TO_TEXT_METRICS)
+
+
+def load_own_summaries(config: TaskConfig) -> Task:
+    """Own documents and summaries, read as `load_custom` reads, scored as summaries."""
+    return make_task(config, _read(config), SUMMARIZATION_METRICS)
+
+
+def _read(config: TaskConfig) -> Splits:
+    columns = config.columns
+    form = Form((columns.source,), (columns.target,), hint=" (set task.columns.{})", group=_group_of(columns.group))
+    if config.path is not None:
+        return read_path(config.path, form)
+    files = {"train": config.train, "dev": config.dev, "test": config.test}
+
+    def read(split: str) -> list[Entry]:
+        name = files[split]
+        if name is None:
+            raise UserError(f"task.{split}: {config.name} needs a JSONL or CSV file here")
+        return read_file(f"task.{split}", Path(name).expanduser(), form)
+
+    return gather(read)
+
+
+def _group_of(column: str | None) -> Callable[[Row], str | None] | None:
+    """How a row says its group: by the text in a column, which not every row needs to have."""
+    return None if column is None else lambda row: None if row.get(column) is None else str(row[column])

@@ -1,0 +1,271 @@
+"""Data-to-text: E2E (restaurants; in the package), WebNLG 2017 (triples; folder or hub set), DART (triples; folder).
+
+All are linearised as in Li & Liang 2021, so that prefixes and published numbers can be compared.
+E2E's targets are the official references, stripped but not tokenised as the original's files are: the challenge scores
+against the official ones, and a model of cased, untokenised text need not learn another spelling first.
+"""
+
+import csv
+import gzip
+import io
+import json
+import re
+import xml.etree.ElementTree as ET
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from prefixray.data.columns import text_problem
+from prefixray.data.hub import load_hub
+from prefixray.data.row_files import is_folder
+from prefixray.data.task import DATA_TO_TEXT_METRICS, Entry, Splits, Task, make_task
+from prefixray.data.task_config import TaskConfig
+from prefixray.errors import UserError
+
+HUB_CONFIG = "webnlg_challenge_2017"
+
+E2E_FIELDS = {  # the meaning representation's name of a field -> ours, in the order of the linearisation
+    "name": "name",
+    "eatType": "Type",
+    "food": "food",
+    "priceRange": "price",
+    "customer rating": "customer rating",
+    "area": "area",
+    "familyFriendly": "family friendly",
+    "near": "near",
+}
+E2E_PRICES = {"less than £20": "less than £ 20", "£20-25": "£ 20 - 25", "more than £30": "more than £ 30"}
+
+Triple = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class TripleSet:
+    """An entry of WebNLG: triples, and the texts that say them, each with the crowd's verdict on it."""
+
+    category: str
+    triples: tuple[Triple, ...]
+    texts: tuple[str, ...]
+    verdicts: tuple[str, ...]  # "good" or "toFix"
+
+
+def load_e2e(config: TaskConfig) -> Task:
+    """The E2E challenge (Novikova et al. 2017): 42,061 training pairs, 547 dev sources, 630 test sources."""
+    return make_task(config, Splits(_read_e2e("train"), _read_e2e("dev"), _read_e2e("test")), DATA_TO_TEXT_METRICS)
+
+
+def load_webnlg(config: TaskConfig) -> Task:
+    """The WebNLG challenge of 2017, from the folder or the hub data set that `task.path` names.
+
+    The loss is computed on texts marked "good" only; scoring takes all. A source's group says whether its category
+    occurs in train ("seen", "unseen"). Raises `UserError` when the path leads nowhere or a file is broken.
+    """
+    if config.path is None:
+        raise UserError("task.path: webnlg needs the folder of the 2017 challenge's files or a hub data set")
+    path = config.path
+    train, dev, test = _read_folder(Path(path).expanduser()) if is_folder(path) else _read_hub(path)
+    seen = {entry.category for entry in train}
+    splits = Splits(_entries(train, seen), _entries(dev, seen), _entries(_without_copies(test), seen))
+    return make_task(config, splits, DATA_TO_TEXT_METRICS)
+
+
+def load_dart(config: TaskConfig) -> Task:
+    """DART (Nan et al. 2021), version 1.1.1, from a folder with its JSON files: a train, a dev and a test file.
+
+    Raises `UserError` with all problems when a file is missing or broken.
+    """
+    if config.path is None:
+        raise UserError("task.path: dart needs the folder of its JSON files (github.com/Yale-LILY/dart, data/v1.1.1)")
+    folder, splits, problems = Path(config.path).expanduser(), [], []
+    for split in ("train", "dev", "test"):
+        files = sorted(folder.glob(f"*{split}*.json")) + sorted(folder.glob(f"*{split}*.json.gz"))
+        if len(files) != 1:
+            found = ", ".join(file.name for file in files) or "none"
+            problems.append(
+                f"task.path: {folder}: must have one file *{split}*.json or *{split}*.json.gz; found {found}"
+            )
+            continue
+        try:
+            splits.append(_read_dart(files[0]))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(*problems)
+    return make_task(config, Splits(*splits), DATA_TO_TEXT_METRICS)
+
+
+def linearise_meaning(meaning: str) -> str:
+    """`name[The Eagle], priceRange[£20-25]` -> `name : The Eagle | price : £ 20 - 25`, the fields in fixed order."""
+    values = dict(re.findall(r"(\w[\w ]*)\[([^\]]*)\]", meaning))
+    assert values.keys() <= E2E_FIELDS.keys(), f"unknown field in {meaning}"
+    fields = [(ours, values[theirs]) for theirs, ours in E2E_FIELDS.items() if theirs in values]
+    return " | ".join(f"{name} : {E2E_PRICES.get(value, value)}" for name, value in fields)
+
+
+def linearise_triples(triples: Iterable[Triple]) -> str:
+    """` | subject : property : object` for each triple: a bar stands before the first one too."""
+    return "".join(f" | {subject} : {property_} : {object_}" for subject, property_, object_ in triples)
+
+
+def linearise_dart(triples: Iterable[Triple]) -> str:
+    """`subject : relation : object` for each triple, the relation in lower case, a bar between them."""
+    return " | ".join(f"{subject} : {relation.lower()} : {object_}" for subject, relation, object_ in triples)
+
+
+def _read_dart(file: Path) -> list[Entry]:
+    """`[{"tripleset": [[subject, relation, object], ...], "annotations": [{"text": ...}, ...]}, ...]`."""
+    entries = []
+    try:
+        for number, row in enumerate(_read_whole(file), start=1):
+            triples = [(subject, relation, object_) for subject, relation, object_ in row["tripleset"]]
+            texts = [annotation["text"] for annotation in row["annotations"]]
+            _check_texts(f"{file}: entry {number}", [*(part for triple in triples for part in triple), *texts])
+            stripped = tuple(text.strip() for text in texts)
+            entries.append(Entry(linearise_dart(triples), targets=stripped, references=stripped))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: is not in the form of DART's JSON ({error!r})") from error
+    return entries
+
+
+def _read_whole(file: Path) -> Any:  # noqa: ANN401
+    """What a JSON file holds, gzipped or not. Raises `UserError` with its place."""
+    try:
+        content = file.read_bytes()
+        return json.loads(gzip.decompress(content) if file.suffix == ".gz" else content)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: is not JSON: {error.msg}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{file}: is not a whole gzip file: {error}") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: is not JSON that can be read: {error}") from error
+
+
+def _check_texts(place: str, texts: Iterable[object]) -> None:
+    if problems := [
+        f"{place}: {text!r:.40} {problem}" for text in texts if (problem := text_problem(text)) is not None
+    ]:
+        raise UserError(*problems)
+
+
+def _read_e2e(split: str) -> list[Entry]:
+    packed = resources.files("prefixray.data").joinpath("e2e", f"{split}.csv.gz").read_bytes()
+    rows = csv.DictReader(io.StringIO(gzip.decompress(packed).decode(), newline=""))
+    pairs = [(linearise_meaning(row["mr"]), (row["ref"].strip(),)) for row in rows]
+    return [Entry(source, targets=texts, references=texts) for source, texts in pairs]
+
+
+def _entries(sets: Sequence[TripleSet], seen: set[str]) -> list[Entry]:
+    return [
+        Entry(
+            linearise_triples(entry.triples),
+            targets=tuple(t for t, verdict in zip(entry.texts, entry.verdicts, strict=True) if verdict == "good"),
+            references=entry.texts,
+            group="seen" if entry.category in seen else "unseen",
+        )
+        for entry in sets
+    ]
+
+
+def _without_copies(test: Sequence[TripleSet]) -> list[TripleSet]:
+    """The challenge gives test three times: without texts, with them, and the unseen categories once more."""
+    return list(dict.fromkeys(entry for entry in test if entry.texts))
+
+
+def _read_folder(folder: Path) -> list[list[TripleSet]]:
+    """Each split from FOLDER/SPLIT.json or from all XML files under FOLDER/SPLIT/; problems of all of them at once."""
+    splits, problems = [], []
+    for split in ("train", "dev", "test"):
+        one_file, files = folder / f"{split}.json", sorted((folder / split).rglob("*.xml"))
+        sets: list[TripleSet] = []
+        try:
+            if one_file.is_file():
+                sets = _read_json(one_file)
+            elif files:
+                sets = [entry for file in files for entry in _read_xml(file)]
+            else:
+                problems.append(f"task.path: {folder}: has neither {split}.json nor XML files in {split}/")
+        except UserError as error:
+            problems += error.problems
+        splits.append(sets)
+    if problems:
+        raise UserError(*problems)
+    return splits
+
+
+def _read_xml(file: Path) -> list[TripleSet]:
+    try:
+        root = ET.fromstring(file.read_bytes())
+    except ET.ParseError as error:
+        raise UserError(f"{file}:{error.position[0]}: is not XML: {error}") from error
+    except (LookupError, ValueError) as error:
+        raise UserError(f"{file}:1: is not XML that can be read: {error}; save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    sets = []
+    for entry in root.iter("entry"):
+        triples = [triple.text or "" for triple in entry.iterfind("modifiedtripleset/mtriple")]
+        texts = [(text.text or "", text.get("comment", "")) for text in entry.iterfind("lex")]
+        place = f"{file}: entry {entry.get('eid')}"
+        sets.append(_triple_set(place, entry.get("category", ""), [_split_triple(t, place) for t in triples], texts))
+    return sets
+
+
+def _read_json(file: Path) -> list[TripleSet]:
+    """The challenge's JSON: `{"entries": [{"1": {category, modifiedtripleset, lexicalisations}}, ...]}`."""
+    try:
+        entries = [entry for numbered in _read_whole(file)["entries"] for entry in numbered.items()]
+        sets = []
+        for number, entry in entries:
+            triples = [(t["subject"], t["property"], t["object"]) for t in entry["modifiedtripleset"]]
+            texts = [(text["lex"], text["comment"]) for text in entry["lexicalisations"]]
+            sets.append(_triple_set(f"{file}: entry {number}", entry["category"], triples, texts))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: is not in the form of the WebNLG challenge's JSON ({error!r})") from error
+    return sets
+
+
+def _read_hub(name: str) -> list[list[TripleSet]]:
+    hub = load_hub(name, HUB_CONFIG, dev="dev", remedy="give the folder of the 2017 challenge's files")
+    return [_hub_split(name, split, found.rows) for split, found in hub.items()]
+
+
+def _hub_split(name: str, split: str, rows: Iterable[Mapping[str, Any]]) -> list[TripleSet]:
+    """The form of `webnlg-challenge/web_nlg`; the challenge's one modified triple set of an entry is its first."""
+    sets = []
+    for number, row in enumerate(rows):
+        place = f"task.path: {name}: row {number} of {split}"
+        try:
+            triples = [_split_triple(t, place) for t in _column(row["modified_triple_sets"], "mtriple_set")[0]]
+            texts = list(zip(_column(row["lex"], "text"), _column(row["lex"], "comment"), strict=True))
+            category = row["category"]
+        except (KeyError, TypeError, IndexError) as error:
+            raise UserError(f"{place}: is not in the form of webnlg-challenge/web_nlg ({error!r})") from error
+        sets.append(_triple_set(place, category, triples, texts))
+    return sets
+
+
+def _column(records: Mapping[str, list[Any]] | list[Mapping[str, Any]], key: str) -> list[Any]:
+    """One key of all records; `datasets` gives records as a list or, in its older form, as a mapping of lists."""
+    return list(records[key]) if isinstance(records, Mapping) else [record[key] for record in records]
+
+
+def _triple_set(place: str, category: str, triples: Sequence[Triple], texts: Sequence[tuple[str, str]]) -> TripleSet:
+    if not triples:
+        raise UserError(f"{place}: has no modified triple set")
+    if not all(isinstance(value, str) for value in (category, *(verdict for _, verdict in texts))):
+        raise UserError(f"{place}: its category and its comments must be text")
+    _check_texts(place, [*(part for triple in triples for part in triple), *(text for text, _ in texts)])
+    stripped = tuple(text.strip() for text, _ in texts)
+    return TripleSet(category, tuple(triples), stripped, tuple(verdict for _, verdict in texts))
+
+
+def _split_triple(text: str, place: str) -> Triple:
+    parts = [part.strip() for part in text.split(" | ")]
+    if len(parts) != 3:
+        raise UserError(f"{place}: {text!r} is not a triple of the form subject | property | object")
+    return parts[0], parts[1], parts[2]

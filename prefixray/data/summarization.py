@@ -1,0 +1,173 @@
+"""Summarisation: XSum, CNN/DailyMail, DialogSum and SciTLDR, and the extrapolation splits of XSum.
+
+A set is read from its own place on the hub, from another hub data set, or from a folder with train, dev and test as
+JSONL, CSV or the original's pairs of line files. Its own columns hold there as on the hub; `source` and `target` are
+taken too. Rows without a document or a summary, of which XSum and CNN/DailyMail have a few, are left out.
+Line breaks become spaces, as in the original's files, so that a prefix trained from one serves the other; only the
+turns of DialogSum's dialogues stay lines.
+
+The extrapolation splits (Li & Liang 2021, section 6.4) need the articles' topics, which EdinburghNLP/xsum does not
+carry: its rows are id, document and summary. XSum's authors publish a list of the articles' URLs, which end in those
+ids (`task.urls`).
+"""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from prefixray.data.columns import Form, read_path
+from prefixray.data.row_files import Row, find_splits, is_folder, is_line_file, read_lines
+from prefixray.data.task import SUMMARIZATION_METRICS, Entry, Splits, Task, make_task
+from prefixray.data.task_config import TaskConfig
+from prefixray.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_TRAINED_ON = frozenset({"uk", "world", "business"})  # the topics that xsum_news trains on
+_SPORT = "sport"
+_UNTOLD = "news"  # an address like /news/12345678
+
+
+@dataclass(frozen=True)
+class _Published:
+    """Where a set is on the hub, and what its rows look like."""
+
+    hub: str
+    form: Form
+    hub_config: str | None = None
+
+    def read(self, path: str | None, form: Form) -> Splits:
+        """The splits from its own place, or from where `task.path` says."""
+        where = path or self.hub
+        return read_path(where, form, hub_config=self.hub_config if where == self.hub else None)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _form(source: str, target: str) -> Form:
+    sources, targets = tuple(dict.fromkeys((source, "source"))), tuple(dict.fromkeys((target, "target")))
+    return Form(sources, targets, published=True, leaves_out_empty=True, clean_source=_one_line, clean_target=_one_line)
+
+
+_XSUM = _Published("EdinburghNLP/xsum", _form("document", "summary"))
+_SETS: Mapping[str, _Published] = {
+    "xsum": _XSUM,
+    "cnn_dm": _Published("abisee/cnn_dailymail", _form("article", "highlights"), hub_config="3.0.0"),
+    "dialogsum": _Published("knkarthick/dialogsum", replace(_form("dialogue", "summary"), clean_source=str.strip)),
+    "scitldr": _Published("allenai/scitldr", _form("source", "target"), hub_config="Abstract"),
+}
+
+
+def load_summaries(config: TaskConfig) -> Task:
+    """A published set. Raises `UserError` when it cannot be reached or read."""
+    known = _SETS[config.name]
+    return make_task(config, known.read(config.path, known.form), SUMMARIZATION_METRICS)
+
+
+def load_extrapolation(config: TaskConfig) -> Task:
+    """XSum divided by topic: trained and compared on some topics, tested on others.
+
+    xsum_sport: train and dev are the news articles of XSum's own train and dev, test the sports articles of all three.
+    xsum_news: train and dev are the articles on the UK, the world and business, test the other news of all three.
+    A topic comes from a row's `topic` or `url`, else from its `id` and the file that `task.urls` names. A folder of
+    line files, which hold no topics, is taken as divided already. Raises `UserError` where no topic can be found.
+    """
+    if config.path is None and config.urls is None:
+        raise _no_topics(config.name, _XSUM.hub)
+    if config.path is not None and _has_line_files(config.path):
+        return _load_divided(config, config.path)
+    topics = {} if config.urls is None else _read_urls(config.urls)
+    splits = _XSUM.read(config.path, replace(_XSUM.form, group=lambda row: _topic_of_row(row, topics)))
+    if all(entry.group is None for entry in (*splits.train, *splits.dev, *splits.test)):
+        where = config.path or _XSUM.hub
+        if config.urls is None:
+            raise _no_topics(config.name, where)
+        raise UserError(
+            f"task.urls: {config.urls}: has no article of {where}; a row's id must be the number at the end of a URL"
+        )
+    return make_task(config, _divided(config.name, splits), SUMMARIZATION_METRICS)
+
+
+def topic_of_url(url: str) -> str | None:
+    """`http://www.bbc.co.uk/news/uk-england-12345678` -> `uk`; `sport` for all of it; None for what is neither."""
+    found = re.search(r"\bbbc\.(?:co\.uk|com)(?::\d+)?/((?:news|sport)/.*)", url)
+    return None if found is None else _topic(found[1])
+
+
+def _has_line_files(path: str) -> bool:
+    return is_folder(path) and all(is_line_file(file) for file in find_splits(path).values())
+
+
+def _load_divided(config: TaskConfig, path: str) -> Task:
+    if config.urls is not None:
+        problem = "is of no use to .source and .target files, which hold no ids"
+        raise UserError(f"task.urls: {config.urls}: {problem}; remove it, and the folder is taken as divided already")
+    logger.warning("task.path: %s: line files hold no topics; taken as divided for %s already", path, config.name)
+    return make_task(config, _XSUM.read(path, _XSUM.form), SUMMARIZATION_METRICS)
+
+
+def _divided(name: str, splits: Splits) -> Splits:
+    everything = (*splits.train, *splits.dev, *splits.test)
+    train = [entry for entry in splits.train if _tested_on(name, entry.group) is False]
+    dev = [entry for entry in splits.dev if _tested_on(name, entry.group) is False]
+    test = [entry for entry in everything if _tested_on(name, entry.group)]
+    sizes = ", ".join(f"{split} {_counts(part)}" for split, part in {"train": train, "dev": dev, "test": test}.items())
+    num_others = len(everything) - len(train) - len(dev) - len(test)
+    reason = "of XSum's test on the topics of train, or on none of the topics"
+    logger.warning("%s: %s; left out: %d %s", name, sizes, num_others, reason)
+    return Splits(train, dev, test)
+
+
+def _tested_on(name: str, topic: str | None) -> bool | None:
+    """Whether a topic is one that is tested on or one that is trained on; None where it is neither."""
+    if topic is None or (name == "xsum_news" and topic in (_SPORT, _UNTOLD)):
+        return None
+    return topic == _SPORT if name == "xsum_sport" else topic not in _TRAINED_ON
+
+
+def _counts(entries: Sequence[Entry]) -> str:
+    """`1250 (uk 800, world 300, business 150)`: the number of articles, and the most frequent topics."""
+    topics = Counter(entry.group for entry in entries).most_common(4)
+    return f"{len(entries)} ({', '.join(f'{topic} {count}' for topic, count in topics)})"
+
+
+def _topic_of_row(row: Row, topics: Mapping[str, str]) -> str | None:
+    topic, url = row.get("topic"), row.get("url")
+    told = _topic(topic) if isinstance(topic, str) else None
+    told = told or (topic_of_url(url) if isinstance(url, str) else None)
+    return told or topics.get(str(row.get("id")))
+
+
+def _topic(text: str) -> str | None:
+    """The first word of a topic or of an address's path, after "news": `uk` for `News/UK-England`."""
+    words: list[str] = re.findall(r"[a-z]+", text.lower())
+    if words[:1] in (["sport"], ["sports"]):
+        return _SPORT
+    if words[:1] == ["news"] and len(words) > 1:
+        return words[1]
+    return words[0] if words else None
+
+
+def _read_urls(name: str) -> dict[str, str]:
+    """The topic of each article by its id, the number at the end of its URL."""
+    topics = {}
+    for line in read_lines("task.urls", Path(name).expanduser()):
+        number, topic = re.search(r"(\d+)/?\s*$", line), topic_of_url(line)
+        if number is not None and topic is not None:
+            topics[number[1]] = topic
+    if not topics:
+        raise UserError(f"task.urls: {name}: has no URL like http://www.bbc.co.uk/news/uk-england-12345678")
+    return topics
+
+
+def _no_topics(name: str, where: str) -> UserError:
+    return UserError(
+        f"task: {name}: needs the articles' topics, which {where} does not carry: give its rows a topic or url column, "
+        "or set task.urls to the file of the articles' URLs (XSum-WebArxiveUrls.txt, by XSum's authors), or set "
+        "task.path to a folder of .source and .target files that is divided already"
+    )

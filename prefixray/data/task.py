@@ -1,0 +1,187 @@
+"""What a task is, and how every family's entries become one: references grouped by source, subsets chosen by a hash.
+
+A hash of the text, not a random draw, decides what belongs to a subset: it is the same for every arm, seed and machine,
+a larger subset contains the smaller, and the order of the file does not matter.
+"""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prefixray.data.task_config import TaskConfig
+from prefixray.errors import UserError
+from prefixray.system.records import Count
+
+logger = logging.getLogger(__name__)
+
+DATA_TO_TEXT_METRICS = ("bleu", "nist", "rouge_l_coco", "cider")
+SUMMARIZATION_METRICS = ("rouge_1", "rouge_2", "rouge_l")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One pair to train on, or to compute a loss on."""
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Sourced:
+    """One source with all its references: the unit that is decoded and scored."""
+
+    source: str
+    references: tuple[str, ...]
+    group: str | None = None  # the part of the split: WebNLG's "seen" and "unseen" categories
+
+
+@dataclass(frozen=True)
+class Subset:
+    """What one run trains on, and what its dev loss is computed on."""
+
+    train: tuple[Example, ...]
+    dev: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set, cut to the subsets that the sweep file asks for."""
+
+    name: str
+    train: tuple[Example, ...]  # in low data of the first subset, like `dev`
+    dev: tuple[Example, ...]
+    dev_sources: tuple[Sourced, ...]  # the sources of `dev`, each with all its references
+    test_sources: tuple[Sourced, ...]
+    num_test_total: int  # sources in the whole test split
+    metrics: tuple[str, ...]
+    others: tuple[Subset, ...] = ()  # in low data the further subsets
+
+    @property
+    def subsets(self) -> tuple[Subset, ...]:
+        """All subsets, of which there is one but in low data."""
+        return (Subset(self.train, self.dev), *self.others)
+
+    @property
+    def leak(self) -> str | None:
+        """What is to be said of test sources that are trained on as well; None where there are none."""
+        known = {pair.source for subset in self.subsets for pair in subset.train}
+        count, total = sum(one.source in known for one in self.test_sources), len(self.test_sources)
+        return f"{count} of {total} test sources are in train as well: scores on them are no test" if count else None
+
+    @property
+    def digest(self) -> str:
+        """The data's revision: of every text that is trained on, compared by or decoded, in this order."""
+        texts = [text for pair in (*self.train, *self.dev) for text in (pair.source, pair.target)]
+        texts += [text for sourced in self.test_sources for text in (sourced.source, *sourced.references)]
+        return _hash("\0".join(texts))[:16]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A source as a file gives it; the same source may come again."""
+
+    source: str
+    targets: tuple[str, ...]  # what a loss is computed on
+    references: tuple[str, ...]  # what hypotheses are scored against
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three splits whole, in the order of their files."""
+
+    train: Sequence[Entry]
+    dev: Sequence[Entry]
+    test: Sequence[Entry]
+
+
+def make_task(config: TaskConfig, splits: Splits, metrics: tuple[str, ...]) -> Task:
+    """Group references by source and choose the subsets; what is kept stands in the order of the files.
+
+    Raises `UserError` when a split has nothing in it.
+    """
+    train, dev, test = _examples(splits.train), _examples(splits.dev), _grouped(splits.test)
+    sizes = {"train": len(train), "dev": len(dev), "test": len(test)}
+    empty = [f"task: {config.name}: the {split} split has no examples" for split, size in sizes.items() if not size]
+    if empty:
+        raise UserError(*empty)
+    test_hashes = [_hash(sourced.source) for sourced in test]
+    chosen, *others = _subsets(config, train, dev)
+    dev_texts = {example.source for example in chosen.dev}
+    return Task(
+        name=config.name,
+        train=chosen.train,
+        dev=chosen.dev,
+        dev_sources=tuple(sourced for sourced in _grouped(splits.dev) if sourced.source in dev_texts),
+        test_sources=tuple(test[i] for i in _smallest(test_hashes, config.num_test, "num_test")),
+        num_test_total=len(test),
+        metrics=metrics,
+        others=tuple(others),
+    )
+
+
+def _subsets(config: TaskConfig, train: Sequence[Example], dev: Sequence[Example]) -> list[Subset]:
+    """The one subset that the counts ask for, or those of low data, in which a larger `size` contains the smaller."""
+    low = config.low_data
+    if low is not None:
+        salts = [f"{low.seed}/{index}/" for index in range(low.num_subsets)]
+        counts = (low.size, "low_data.size"), (low.num_dev, "low_data.dev_share")
+        return [Subset(_train_part(train, *counts[0], salt), _dev_part(dev, *counts[1], salt)) for salt in salts]
+    count = config.num_train if config.fraction is None else max(1, round(config.fraction * len(train)))
+    return [Subset(_train_part(train, count, "num_train"), _dev_part(dev, config.num_dev, "num_dev"))]
+
+
+def _train_part(train: Sequence[Example], count: Count, name: str, salt: str = "") -> tuple[Example, ...]:
+    hashes = [_hash(salt + example.source + example.target) for example in train]
+    return tuple(train[i] for i in _smallest(hashes, count, name))
+
+
+def _dev_part(dev: Sequence[Example], count: Count, name: str, salt: str = "") -> tuple[Example, ...]:
+    """Pairs by the rank of the reference within its source, then by hash: as many different sources as there can be."""
+    hashes = [(rank, _hash(salt + pair.source)) for rank, pair in zip(_ranks(dev), dev, strict=True)]
+    return tuple(dev[i] for i in _smallest(hashes, count, name))
+
+
+def _examples(entries: Sequence[Entry]) -> list[Example]:
+    return [Example(entry.source, _one_line(target)) for entry in entries for target in entry.targets]
+
+
+def _grouped(entries: Sequence[Entry]) -> list[Sourced]:
+    """One `Sourced` per different source, in the order in which the sources first come."""
+    references: dict[str, list[str]] = {}
+    groups: dict[str, str | None] = {}
+    for entry in entries:
+        references.setdefault(entry.source, []).extend(map(_one_line, entry.references))
+        groups.setdefault(entry.source, entry.group)
+    return [Sourced(source, tuple(texts), groups[source]) for source, texts in references.items() if texts]
+
+
+def _one_line(text: str) -> str:
+    """Line breaks as spaces: a hypothesis ends at its first line break, in every arm."""
+    return " ".join(text.splitlines()) if "\n" in text else text
+
+
+def _ranks(examples: Sequence[Example]) -> list[int]:
+    """For each example, how many of the same source stand before it."""
+    seen: Counter[str] = Counter()
+    ranks = []
+    for example in examples:
+        ranks.append(seen[example.source])
+        seen[example.source] += 1
+    return ranks
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _smallest(keys: Sequence[str] | Sequence[tuple[int, str]], count: Count, name: str) -> list[int]:
+    """The places of the `count` smallest keys, in ascending order of place."""
+    if count == "all":
+        return list(range(len(keys)))
+    if count > len(keys):
+        logger.warning("task.%s: %d asked for, but the split has only %d: all are used", name, count, len(keys))
+    by_key = sorted(range(len(keys)), key=lambda place: keys[place])
+    return sorted(by_key[:count])

@@ -1,0 +1,94 @@
+"""Decode, score, and write hypotheses: what the final stage does with a trial, and `decode` again with its artifact.
+
+Both go through `Tuned.generate`, one artifact at a time, so that the recorded settings give the same batches and the
+same hypotheses.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from prefixray.artifacts.store import load_artifact, restore_method
+from prefixray.batching.template import Template
+from prefixray.data import Sourced, load_task
+from prefixray.data.task_config import TaskConfig
+from prefixray.decoding.beam_search import Decoding
+from prefixray.decoding.tuned_model import Tuned
+from prefixray.methods import Method, Untuned
+from prefixray.metrics import Scored
+from prefixray.model.attention import Binder
+from prefixray.results.hypotheses import Split, score_all, split_sources, write_hypotheses
+from prefixray.system.atomic_files import write_whole
+from prefixray.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded split: a hypothesis per source, and the scores of all."""
+
+    sources: tuple[Sourced, ...]
+    hypotheses: list[str]
+    scores: dict[str, Scored]
+
+
+def decode_artifact(
+    folder: Path,
+    split: Split,
+    *,
+    device: str = "cpu",
+    decoding: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> Decoded:
+    """Decode and score a split of the task that an artifact names.
+
+    Raises `UserError` as `Tuned.load` does, and where the task's data is not there.
+    """
+    _, meta = load_artifact(folder)
+    task = load_task(TaskConfig.model_validate(meta["task"]))
+    sources = split_sources(task, split)
+    tuned = Tuned.load(folder, device=device, decoding=decoding, trust_remote_code=trust_remote_code)
+    hypotheses = tuned.generate([one.source for one in sources])
+    return Decoded(sources, hypotheses, score_all(hypotheses, sources, task.metrics))
+
+
+def decode_for_sweep(
+    trainer: Trainer, artifact: Path | None, folder: Path, split: Split, settings: Mapping[str, Any]
+) -> None:
+    """Decode a split into `folder` with an artifact, or with the untuned base, unless `folder` holds just that already.
+
+    `SPLIT.json` beside the three files says what made them; it is written last.
+    """
+    decoding, sources = Decoding(**settings), split_sources(trainer.task, split)
+    tensors, meta = ({}, {}) if artifact is None else load_artifact(artifact)
+    made_from = {
+        "decoding": asdict(decoding),
+        "artifact": meta,
+        "base": trainer.base.digest,
+        "sources": hashlib.sha256(repr(sources).encode()).hexdigest(),
+    }
+    record = folder / f"{split}.json"
+    if _read_record(record).get("made_from") == made_from:
+        return
+    record.unlink(missing_ok=True)
+    base, binder = trainer.base, trainer.pack.binder
+    method: Method = Untuned() if artifact is None else restore_method(base, binder.record, tensors, meta)
+    started = time.monotonic()
+    template = Template.from_record(base.tokenizer, meta["template"]) if meta else trainer.template
+    tuned = Tuned(base, method, template, decoding, binder if method.own_model is None else Binder(method.own_model))
+    hypotheses = tuned.generate([one.source for one in sources])
+    write_hypotheses(folder, split, hypotheses, sources)
+    seconds = time.monotonic() - started
+    write_whole(record, json.dumps({"made_from": made_from, "seconds": seconds}, indent=1) + "\n")
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """What a decoding has written about itself; nothing where it cannot be read."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return record

@@ -1,0 +1,227 @@
+"""Decoding: beam search with what trials put into the base bound to the rows.
+
+Sources are decoded in batches of like length, and leave their batch when their hypothesis is found. The prompt of a
+decoder-only model runs once per source, all but its last token; its beams then share what it left. An encoder-decoder
+is decoded by transformers' `generate`. Rows of different trials may share a batch. In low precision a hypothesis may
+depend on the rows beside it, so what shall come out the same again is decoded by itself.
+"""
+
+# N sources, B beams of each, S tokens of the longest prompt; of an encoder-decoder B sources
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, PreTrainedModel
+
+from prefixray.batching.batches import pad
+from prefixray.batching.rows import make_room
+from prefixray.batching.template import Template
+from prefixray.decoding.beam_search import Decoding, start_search
+from prefixray.errors import UserError
+from prefixray.model.attention import Binder, Insert
+from prefixray.model.base import Base
+from prefixray.model.beam_cache import BeamCache
+from prefixray.model.fast_cpu.onednn import rearranged
+from prefixray.training.prefill import Prompt, extended
+
+logger = logging.getLogger(__name__)
+
+LEAVING = 8  # sources leave a batch when one of so many is done: until then it costs less to run them on
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One distinct pair of an insert and a source."""
+
+    insert: Insert
+    prompt: tuple[int, ...]  # with room for an infix
+    infix_start: int
+    places: list[int]  # where its hypothesis goes
+
+
+def generate(
+    base: Base,
+    binder: Binder,
+    template: Template,
+    sources: Sequence[str],
+    inserts: Sequence[Insert],
+    decoding: Decoding,
+) -> list[str]:
+    """The best hypothesis for each source, under the insert at the same place in `inserts`.
+
+    `binder` is that of `base.model`, which may be a trial's own copy (`replace(base, model=own)`). Each distinct pair
+    is decoded once. Raises `UserError` where a source leaves no room for its hypothesis.
+    """
+    jobs = _distinct(template, sources, inserts)
+    _check_room(base, template, jobs, decoding)
+    jobs.sort(key=lambda job: -len(job.prompt))  # stable: equal lengths stay in their order
+    hypotheses = [""] * len(sources)
+    with _as_given(base.model), torch.no_grad(), rearranged(base.model):
+        for some in _even_batches(jobs, decoding.batch_size):
+            batch = _together(some)
+            for job, text in zip(batch, _decode(base, binder, template, batch, decoding), strict=True):
+                for place in job.places:
+                    hypotheses[place] = text
+    return hypotheses
+
+
+def generation_config(decoding: Decoding, template: Template) -> GenerationConfig:
+    """The same settings for transformers' `generate`."""
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        num_beams=decoding.num_beams,
+        do_sample=False,
+        early_stopping=decoding.early_stopping,
+        no_repeat_ngram_size=decoding.no_repeat_ngram_size or None,
+        min_new_tokens=decoding.min_new_tokens or None,
+        max_new_tokens=decoding.max_new_tokens,
+        length_penalty=decoding.length_penalty,
+        eos_token_id=template.eos_id,
+        pad_token_id=template.pad_id,
+        decoder_start_token_id=template.target_before[0] if template.is_encoder_decoder else None,
+    )
+
+
+def _distinct(template: Template, sources: Sequence[str], inserts: Sequence[Insert]) -> list[_Job]:
+    jobs: dict[tuple[int, str], _Job] = {}
+    for place, (source, insert) in enumerate(zip(sources, inserts, strict=True)):
+        job = jobs.get((id(insert), source))
+        if job is None:
+            ids = template.encode_source(source)
+            start = len(ids) - template.num_after
+            prompt = make_room(ids, start, insert.infix_length, template.pad_id)
+            job = jobs[id(insert), source] = _Job(insert, prompt, start, [])
+        job.places.append(place)
+    return list(jobs.values())
+
+
+def _check_room(base: Base, template: Template, jobs: Sequence[_Job], decoding: Decoding) -> None:
+    limit = base.shape.max_positions
+    if base.shape.is_encoder_decoder:
+        _check_target_room(base, template, decoding)
+        return
+    longest = max((job.insert.num_positions() + len(job.prompt) for job in jobs), default=0)
+    if limit is not None and longest + decoding.max_new_tokens > limit:
+        raise UserError(
+            f"max_new_tokens: {decoding.max_new_tokens}: prefix and longest source take {longest} of the {limit} "
+            f"positions of {base.name}; lower max_new_tokens or task.max_source_tokens"
+        )
+
+
+def _check_target_room(base: Base, template: Template, decoding: Decoding) -> None:
+    limit, given = base.shape.max_positions, len(template.target_before)
+    if limit is not None and given + decoding.max_new_tokens > limit:
+        raise UserError(
+            f"max_new_tokens: {decoding.max_new_tokens}: the decoder of {base.name} has {limit} positions, of which "
+            f"{given} are given; lower max_new_tokens"
+        )
+
+
+def _even_batches(jobs: Sequence[_Job], batch_size: int) -> list[Sequence[_Job]]:
+    """As few batches as it takes, of like size: 40 jobs at 32 are two batches of 20."""
+    num_batches = math.ceil(len(jobs) / batch_size)
+    cuts = [len(jobs) * i // num_batches for i in range(num_batches + 1)] if jobs else []
+    return [jobs[start:end] for start, end in pairwise(cuts)]
+
+
+def _together(jobs: Sequence[_Job]) -> list[_Job]:
+    """The same jobs with those of one insert side by side."""
+    order = {id(job.insert): None for job in jobs}
+    return [job for insert in order for job in jobs if id(job.insert) == insert]
+
+
+def _decode(base: Base, binder: Binder, template: Template, jobs: Sequence[_Job], decoding: Decoding) -> list[str]:
+    """One batch: the hypotheses of its jobs."""
+    decode = _by_transformers if template.is_encoder_decoder else _by_beams
+    return [_text(base, template, new_ids) for new_ids in decode(base, binder, template, jobs, decoding)]
+
+
+def _by_beams(
+    base: Base, binder: Binder, template: Template, jobs: Sequence[_Job], decoding: Decoding
+) -> list[list[int]]:
+    """The new tokens of each job, whose prompt is run before its beams start."""
+    distinct = {id(job.insert): job.insert for job in jobs}
+    slots = {key: slot for slot, key in enumerate(distinct)}
+    prompts = [Prompt(slots[id(job.insert)], job.prompt[:-1], job.infix_start) for job in jobs]
+    inserts = extended(binder, list(distinct.values()), prompts, pad_id=template.pad_id, device=base.device)
+    none = _no_columns(base)
+    cache = BeamCache([insert.prefixes.get("decoder", none) for insert in inserts])
+    tokens = torch.tensor([job.prompt[-1:] for job in jobs], device=base.device)  # (N, B), one beam at first
+    search = start_search(tokens[:, 0], decoding, template.eos_id)
+    found: list[list[int]] = [[] for _ in jobs]
+    places = list(range(len(jobs)))  # of the sources that are still decoded
+    model: Any = base.model
+    while places:
+        bare = [Insert(functions=inserts[place].functions) for place in places]
+        is_done = [False]
+        with binder.bind(bare, range(len(places)), cache=cache):
+            while sum(is_done) * LEAVING < len(places):
+                positions = cache.begin_step()
+                logits = model(input_ids=tokens.view(-1, 1), position_ids=positions, use_cache=False).logits[:, -1]
+                step = search.advance(logits)
+                cache.follow(step.parents)
+                tokens, is_done = step.tokens, step.is_done.tolist()
+        for place, done, new_ids in zip(places, is_done, search.best(), strict=True):
+            found[place] = new_ids if done else []
+        going = [index for index, done in enumerate(is_done) if not done]
+        places = [places[index] for index in going]
+        if places:
+            kept = torch.tensor(going, device=base.device)
+            search.keep(kept)
+            cache.keep(kept)
+            tokens = tokens[kept]
+    return found
+
+
+def _no_columns(base: Base) -> Tensor:
+    """What a source has that begins with its only token and has no prefix: (2, L, K, 0, D)."""
+    site = base.shape.sites["decoder"]
+    size = (2, site.num_layers, site.num_kv_heads, 0, site.head_dim)
+    return torch.zeros(size, dtype=base.model.dtype, device=base.device)
+
+
+def _by_transformers(
+    base: Base, binder: Binder, template: Template, jobs: Sequence[_Job], decoding: Decoding
+) -> list[list[int]]:
+    """The new tokens of each job of an encoder-decoder."""
+    ids, mask = pad([job.prompt for job in jobs], template.pad_id)  # (B, S)
+    given = torch.tensor([template.target_before] * len(jobs))
+    inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": given}
+    # `generate` itself would give a T5 with more decoder than encoder layers a cache of too few
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    model: Any = base.model
+    with binder.bind([job.insert for job in jobs], range(len(jobs))):
+        on_device = {name: tensor.to(base.device) for name, tensor in inputs.items()}
+        output = model.generate(
+            **on_device, past_key_values=cache, generation_config=generation_config(decoding, template)
+        )
+    new_ids: list[list[int]] = output[:, given.shape[1] :].tolist()
+    return new_ids
+
+
+def _text(base: Base, template: Template, new_ids: list[int]) -> str:
+    """New tokens as text: up to the end token and the first line break, without special tokens."""
+    if template.eos_id in new_ids:
+        new_ids = new_ids[: new_ids.index(template.eos_id)]
+    text: Any = base.tokenizer.decode(new_ids, skip_special_tokens=True)
+    stripped = str(text).strip()
+    return stripped.splitlines()[0].strip() if stripped else ""
+
+
+@contextmanager
+def _as_given(model: PreTrainedModel) -> Iterator[None]:
+    """In eval mode, and without the decoding habits that a base may bring in its generation_config."""
+    was_training, own = model.training, model.generation_config
+    model.train(False)
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = own
+        model.train(was_training)

@@ -1,0 +1,173 @@
+"""Ray Tune as the engine: it starts a thin process per trial, asks for trials, and carries reports to their verdicts.
+
+What is to be run and what comes of it is the coordinator's; nothing of Tune's state is kept or restored.
+"""
+
+import _thread
+import logging
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.exceptions import OutOfMemoryError
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from prefixray.cluster.pool import NoWorkers
+from prefixray.driver.coordinator import Coordinator
+from prefixray.driver.trainable import TrialTrainable
+from prefixray.errors import SweepFailed
+from prefixray.reporting.live import LiveView
+
+logger = logging.getLogger(__name__)
+
+# Tune copies its state into the sweep's folder; nobody reads it, so where that fails there is nothing to be told.
+logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+
+LIVE_SECONDS = 0.5  # between two pictures of the live view
+
+
+_GOES_ON = "the sweep goes on from here when it is started again; see its sweep.log"
+_NO_MEMORY = (
+    "this machine has run out of memory, and Ray has killed trials' processes: end what else runs here, or have fewer "
+    "trials at once (search.concurrency)"
+)
+
+
+def run_stages(
+    coordinator: Coordinator,
+    scratch: Path,
+    trial_resources: Mapping[str, float],
+    live: LiveView,
+    *,
+    title: str,
+    name: str,
+) -> None:
+    """Run all trials of the coordinator's stages through Ray Tune, which keeps files in `scratch` meanwhile."""
+    os.environ.update(
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+        TUNE_GLOBAL_CHECKPOINT_S="3600",
+        RAY_AIR_NEW_OUTPUT="0",
+        TUNE_WARN_THRESHOLD_S="60",
+        TUNE_DISABLE_SIGINT_HANDLER="1",  # Tune would end the run as if it were finished
+    )
+    _serve(coordinator, live)  # what waits from before may mean that there is something to run
+    ended = threading.Event()
+    viewer = threading.Thread(target=_show, args=(coordinator, live, title, name, ended), daemon=True)
+    viewer.start()
+    try:
+        tune.Tuner(
+            tune.with_resources(TrialTrainable, tune.PlacementGroupFactory([dict(trial_resources)])),
+            tune_config=tune.TuneConfig(
+                search_alg=_Proposals(coordinator),
+                scheduler=_Verdicts(coordinator),
+                num_samples=-1,
+                max_concurrent_trials=coordinator.most_at_once(),
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=str(scratch.absolute()),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
+            ),
+        ).fit()
+    except BaseException as error:
+        coordinator.suspend()
+        if coordinator.broken is not None:
+            raise SweepFailed(coordinator.broken) from error
+        if is_of_memory(error):
+            raise SweepFailed(_NO_MEMORY, _GOES_ON) from error
+        raise
+    finally:
+        ended.set()
+        viewer.join()
+        shutil.rmtree(scratch, ignore_errors=True)
+    if coordinator.lost:
+        problems = [f"{', '.join(keys)}: {note}" for note, keys in coordinator.lost.items()]
+        raise SweepFailed(*problems, _GOES_ON)
+
+
+def is_of_memory(error: BaseException | None) -> bool:
+    """Whether Ray has killed processes because the machine ran out of memory, and Tune has fallen over that."""
+    while error is not None and not isinstance(error, OutOfMemoryError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _show(coordinator: Coordinator, live: LiveView, title: str, name: str, ended: threading.Event) -> None:
+    """Show the sweep until its end, and so tend its workers: a cluster that does not answer now may do so again."""
+    is_last, known = False, ""
+    while not is_last:
+        is_last = ended.wait(LIVE_SECONDS)
+        try:
+            if not is_last:
+                _serve(coordinator, live)
+            live.update(coordinator.view(title, name))
+        except Exception as error:
+            if coordinator.broken is not None:
+                if isinstance(error, OSError | NoWorkers):  # else the main thread has met it, and ends already
+                    _thread.interrupt_main(signal.SIGTERM)  # a shell may have it ignore the other one
+                return
+            if str(error) != known:
+                known = str(error)
+                logger.exception("the live view: %s", error)
+
+
+def _serve(coordinator: Coordinator, live: LiveView) -> None:
+    for line in coordinator.serve():
+        live.event(line)
+
+
+class _Unsaved:
+    """Tune pickles its parts for a restore that we never do: what stands here is left out."""
+
+    _coordinator: Coordinator
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_coordinator"}
+
+
+class _Proposals(_Unsaved, Searcher):
+    """Tune's way to ask for a trial."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        super().__init__()
+        self._coordinator = coordinator
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        return self._coordinator.next()
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: `_Verdicts` has seen the same report."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the studies hold the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: a relaunch starts a new Tune run."""
+
+
+class _Verdicts(_Unsaved, FIFOScheduler):
+    """Tune's way to hand over a report and to ask whether its trial goes on."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._coordinator = coordinator
+
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
+        goes_on = self._coordinator.on_report(result["report"])
+        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+    def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> None:
+        self._coordinator.on_report(result["report"])
+
+    def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
+        self._coordinator.on_crash(trial.config["spec"].key, "its Tune process failed")

@@ -1,0 +1,101 @@
+"""Prefixes made of virtual words: embeddings that run through the base (Li & Liang 2021, sections 7.2 and 7.3).
+
+Embedding-only: the base runs over P trained embeddings, once per trial and step and with gradients, and the keys and
+values that it finds stand before the rows as any prefix does. Infix: they stand inside each row, behind its source, so
+that the base's keys and values there know the source, and the trial's own are added to them.
+"""
+
+# P virtual positions, W width of the base
+
+import torch
+from torch import Tensor, nn
+
+from prefixray.config.trials import PrefixTrial
+from prefixray.errors import UserError
+from prefixray.methods.contract import Recorder
+from prefixray.methods.parametrisation import Parametrisation
+from prefixray.methods.prefix import ActivationPrefix, Prefix, cycled
+from prefixray.model.attention import Insert
+from prefixray.model.base import Base
+
+
+class EmbeddingPrefix(Prefix):
+    """Only embeddings are trained, or the network that gives them (`prefix_mode: embedding`).
+
+    An encoder-decoder reads the same ones on both sides, as it does with the words of `init_token`.
+    """
+
+    def __init__(
+        self, config: PrefixTrial, base: Base, record: Recorder, draw: torch.Generator, dropout_seed: int
+    ) -> None:
+        super().__init__(config, base, dropout_seed)
+        self._record, self._dtype, self._width = record, base.model.dtype, base.shape.hidden_size
+        start = None if self.words is None else _embedded(self.words, self.num_positions, base)
+        if start is None and config.mid_dim is None:
+            start = torch.randn(self.num_positions, self._width, generator=draw)
+        sizes = (self.num_positions, self._width, config.mid_dim)
+        self.embedding = Parametrisation(sizes, self._width, start, draw)
+        self.to(base.device)
+        self._say_residual(config.mid_dim)
+
+    def fold(self) -> dict[str, Tensor]:
+        """One forward of the base over the embeddings."""
+        rows: Tensor = self.embedding()
+        found = self._record(rows.to(self._dtype)[None])
+        return {site: found[site].to(rows.dtype) for site in self.active_sites}
+
+    def stored_parameters(self) -> int:
+        """The embeddings are all that is needed; the artifact holds what they fold to, for who has no base at hand."""
+        return self.num_positions * self._width
+
+
+class Infix(ActivationPrefix):
+    """Virtual embeddings behind the source, and what is added to their keys and values (`format_mode: infix`).
+
+    With `init_token` the embeddings are the words' and nothing is added yet: the base reads source and words.
+    """
+
+    def __init__(
+        self, config: PrefixTrial, base: Base, record: Recorder, draw: torch.Generator, dropout_seed: int
+    ) -> None:
+        if base.shape.is_encoder_decoder:
+            raise UserError(
+                f"format_mode: infix: {base.name} is an encoder-decoder, whose source and target are no one row that "
+                "an infix could stand in; take cat"
+            )
+        super().__init__(config, base, record, draw, dropout_seed)
+        words = None if self.words is None else _embedded(self.words, self.num_positions, base)
+        start = torch.randn(self.num_positions, base.shape.hidden_size, generator=draw) if words is None else words
+        self.embedding = nn.Parameter(start.to(base.device))
+
+    def start(self, record: Recorder, base: Base) -> dict[str, Tensor]:
+        """Nothing is added to the words' own keys and values."""
+        site = base.shape.sites["decoder"]
+        return {"decoder": torch.zeros(2, site.num_layers, site.num_kv_heads, self.num_positions, site.head_dim)}
+
+    def insert(self, step: int | None) -> Insert:
+        """What is added, and the embeddings it is added at."""
+        added = super().insert(step).prefixes
+        return Insert(added, infix=self.embedding.detach() if step is None else self.embedding)
+
+    def stored_parameters(self) -> int:
+        """What is added, and the embeddings."""
+        return super().stored_parameters() + self.embedding.numel()
+
+    def artifact(self) -> dict[str, Tensor]:
+        """`decoder.key` and `decoder.value` that are added, and `infix.embedding` (P, W)."""
+        return {**super().artifact(), "infix.embedding": self.embedding.detach().cpu().contiguous()}
+
+    def load_artifact(self, tensors: dict[str, Tensor]) -> None:
+        """Replace the parametrisation by stored tensors."""
+        super().load_artifact(tensors)
+        with torch.no_grad():
+            self.embedding.copy_(tensors["infix.embedding"])
+
+
+def _embedded(words: list[int], length: int, base: Base) -> Tensor:
+    """The base's input embeddings of the words, repeated to this length, (P, W) in fp32."""
+    ids = torch.tensor(cycled(words, length), device=base.device)
+    with torch.no_grad():
+        rows: Tensor = base.model.get_input_embeddings()(ids)
+    return rows.float().cpu().clone()

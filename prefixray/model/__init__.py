@@ -1,0 +1,6 @@
+"""The frozen base, and what its attention looks at.
+
+In: the name of a pretrained model; while a batch runs, what each trial puts into it (`Insert`). Out: a `Base` whose
+forward gives every row its own trial's prefix, adapters or updates.
+Read first: `base.py`, then `attention.py`. What is there for a CPU's speed alone stands in `fast_cpu/`.
+"""

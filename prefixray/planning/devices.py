@@ -1,0 +1,131 @@
+"""The devices that a sweep could run on and how fast they are: this machine, and GPUs by their data sheets.
+
+A speed that an earlier sweep has measured counts before any assumption; `rates_from` says which it is.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from prefixray.config.schema import SweepConfig
+from prefixray.model.base import choose_dtype
+from prefixray.planning.slots import cpu_workers
+from prefixray.planning.speeds import Kind, Speed, load_speeds
+from prefixray.system.machine import available_bytes, num_cpus
+
+SHARE_OF_MATMUL: Mapping[Kind, float] = {
+    "shared": 0.4,
+    "alone": 0.3,
+    "decode": 0.4,
+}
+"""Of the speed of a matrix product: what sweeps/e2e_small.yaml reached on 2 cores."""
+MOST_UNLIKE = 4.0  # times as many parameters, or as few, has a base whose speed counts for another
+SHARE_OF_PEAK: Mapping[Kind, float] = {"shared": 0.35, "alone": 0.35, "decode": 0.1}  # nobody has measured these
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU by its data sheet."""
+
+    name: str
+    memory_gb: int  # billions of bytes
+    bf16_tflops: float  # peaks of dense matrix products; H100 and H200 as SXM
+    fp32_tflops: float
+
+
+GPUS = (
+    Gpu("A10G", 24, 70, 35),
+    Gpu("L4", 24, 121, 30.3),
+    Gpu("A100 40GB", 40, 312, 19.5),
+    Gpu("A100 80GB", 80, 312, 19.5),
+    Gpu("H100", 80, 989, 67),
+    Gpu("H200", 141, 989, 67),
+)
+
+
+@dataclass(frozen=True)
+class Device:
+    """Something that workers could run on."""
+
+    name: str
+    memory: float  # of a worker
+    num_workers: int
+    precision: str
+    rates: Mapping[Kind, float]  # FLOPs a second, of a worker
+    rates_from: Mapping[Kind, str]
+    is_gpu: bool
+
+
+def this_machine(config: SweepConfig, num_parameters: int) -> Device:
+    """The devices here, with what was measured on them, else with what a short matrix product says."""
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        name, device, num_workers, num_threads = properties.name, "cuda", torch.cuda.device_count(), 1
+        memory: float = torch.cuda.mem_get_info(0)[0]
+    else:
+        name = device = "cpu"
+        num_workers, num_threads = cpu_workers(num_cpus())
+        memory = available_bytes() / num_workers
+    dtype = choose_dtype(config.train.precision, device)
+    precision = "4bit" if config.train.precision == "4bit" else "bf16" if dtype == torch.bfloat16 else "fp32"
+    matmul = _matmul_flops(device, dtype, num_threads)
+    rates = {kind: share * matmul for kind, share in SHARE_OF_MATMUL.items()}
+    rates_from = {
+        kind: f"estimated: {share:.0%} of the {matmul / 1e9:,.0f} GFLOP/s of a {precision} matrix product, measured now"
+        for kind, share in SHARE_OF_MATMUL.items()
+    }
+    for speed in _speeds(config, num_parameters):
+        same = (speed.device, speed.precision) == (name, precision)
+        if same and (device == "cuda" or speed.num_threads == num_threads):
+            rates[speed.kind], rates_from[speed.kind] = speed.flops_per_second, _said(speed, config)
+    is_gpu = device == "cuda"
+    return Device(name, memory, num_workers, precision, rates, rates_from, is_gpu)
+
+
+def named_gpu(gpu: Gpu, config: SweepConfig, num_parameters: int) -> Device:
+    """One of these GPUs, with what was measured on its like, else with a share of the data sheet's peak."""
+    precision = config.train.precision if config.train.precision != "auto" else "bf16"
+    peak = 1e12 * (gpu.fp32_tflops if precision == "fp32" else gpu.bf16_tflops)
+    rates = {kind: share * peak for kind, share in SHARE_OF_PEAK.items()}
+    rates_from = dict.fromkeys(rates, "estimated")
+    for speed in _speeds(config, num_parameters):
+        named = all(part in speed.device.replace("-", " ").split() for part in gpu.name.split())
+        if named and speed.precision == precision:
+            rates[speed.kind], rates_from[speed.kind] = speed.flops_per_second, _said(speed, config)
+    return Device(gpu.name, gpu.memory_gb * 1e9, 1, precision, rates, rates_from, is_gpu=True)
+
+
+def _speeds(config: SweepConfig, num_parameters: int) -> list[Speed]:
+    """What was measured with this base, behind what was measured with others of like size."""
+    alike = [one for one in load_speeds() if 1 / MOST_UNLIKE <= one.num_parameters / num_parameters <= MOST_UNLIKE]
+    return sorted(alike, key=lambda speed: speed.base == config.base)
+
+
+def _said(speed: Speed, config: SweepConfig) -> str:
+    other = "" if speed.base == config.base else ", with another base"
+    return f"measured: {speed.flops_per_second / 1e9:,.0f} GFLOP/s in sweep {speed.sweep} ({speed.date}){other}"
+
+
+def _matmul_flops(device: str, dtype: torch.dtype, num_threads: int) -> float:
+    """What a square matrix product reaches here, per second, in a fifth of a second."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    size = 8192 if device == "cuda" else 1024
+    matrix = torch.ones(size, size, dtype=dtype, device=device)
+    try:
+        _multiply(matrix)
+        started, count = time.perf_counter(), 0
+        while time.perf_counter() - started < 0.2:
+            _multiply(matrix)
+            count += 1
+        return count * 2 * size**3 / (time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _multiply(matrix: torch.Tensor) -> None:
+    product = matrix @ matrix
+    if product.is_cuda:
+        torch.cuda.synchronize()

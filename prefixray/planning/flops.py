@@ -1,0 +1,45 @@
+"""How much is computed in training and decoding."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from prefixray.batching.lengths import Lengths
+from prefixray.config.trials import AnyTrial, FinetuneTrial, PrefixTrial
+from prefixray.methods.parameter_counts import infix_positions, matrices, top_share
+
+
+def forward_flops(shape: Mapping[str, Any], lengths: Lengths, *, is_last_whole: bool = False) -> float:
+    """Of one example: two per parameter and token; the head on target tokens alone. Attention scores are left out.
+
+    The last feed-forward layers are on target tokens alone, too, if not `is_last_whole`.
+    """
+    sizes = matrices(shape)
+    inside = sizes.encoder * lengths.encoder + (sizes.decoder - sizes.last) * lengths.decoder
+    last = sizes.last * (lengths.decoder if is_last_whole else lengths.targets)
+    return 2 * (inside + last + sizes.head * lengths.targets)
+
+
+def training_flops(
+    shape: Mapping[str, Any], lengths: Lengths, method: AnyTrial, *, is_checkpointed: bool = False
+) -> float:
+    """Of one example, forward and backward: a frozen base has no gradients of weights; see `forward_flops`.
+
+    Below the blocks that a fine-tuning trains there is no backward, unless the word embeddings are trained. Left out is
+    what trials do once per step, as an embedding-only prefix runs its own positions.
+    """
+    own = infix_positions(method)
+    longer = replace(lengths, decoder=lengths.decoder + own) if own else lengths
+    weights, inputs = 0.0, 1.0  # shares of the base whose weights, and inputs, have gradients
+    if isinstance(method, FinetuneTrial):
+        weights = top_share(method, shape)
+        inputs = 1.0 if method.tune_embeddings else weights
+    once = forward_flops(shape, longer, is_last_whole=not isinstance(method, PrefixTrial))
+    return (1 + weights + inputs + is_checkpointed) * once
+
+
+def decoding_flops(shape: Mapping[str, Any], source: float, *, num_beams: int, max_new_tokens: int) -> float:
+    """Of one source, if every beam runs to `max_new_tokens`."""
+    sizes = matrices(shape)
+    prompt = 2 * (sizes.encoder or sizes.decoder) * source
+    return prompt + 2 * num_beams * max_new_tokens * (sizes.decoder + sizes.head)

@@ -1,0 +1,148 @@
+"""How much is computed in training and decoding, and how fast it was: what a plan estimates hours from.
+
+Work is counted in floating-point operations of the matrix products, from the base's sizes and the lengths of texts
+alone. At its end a sweep writes what its devices did per second to `throughput.json` in the user's cache folder.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from prefixray.batching.lengths import Lengths
+from prefixray.config.schema import SweepConfig
+from prefixray.config.trials import TrialConfig
+from prefixray.planning.flops import decoding_flops, forward_flops, training_flops
+from prefixray.system.atomic_files import write_whole
+from prefixray.system.machine import cache_folder
+from prefixray.trial import report_steps
+
+logger = logging.getLogger(__name__)
+
+MOST_SPEEDS = 200  # that are remembered
+Kind = Literal["shared", "alone", "decode"]
+"""Trials that share the frozen base, fine-tuning, decoding."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a device did per second, in one sweep."""
+
+    base: str
+    num_parameters: int  # of the base
+    device: str
+    precision: str
+    num_threads: int
+    kind: Kind
+    flops: float
+    seconds: float
+    target_tokens: int  # trained on; 0 for decoding
+    sweep: str
+    date: str
+
+    @property
+    def flops_per_second(self) -> float:
+        """Of the work as it is counted here; evaluation on dev and the updates are part of the time."""
+        return self.flops / self.seconds
+
+
+def load_speeds() -> list[Speed]:
+    """All measured speeds; none where the cache has none, or another version's."""
+    try:
+        stored = json.loads(_file().read_text(encoding="utf-8"))
+        return [Speed(**one) for one in stored]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def store_speeds(speeds: Sequence[Speed]) -> None:
+    """Add to the measured speeds; the newest of a kind, base and device replaces the older."""
+    if not speeds:
+        return
+    new = {_key(speed): speed for speed in speeds}
+    kept = [speed for speed in load_speeds() if _key(speed) not in new][-MOST_SPEEDS:]
+    path = _file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps([asdict(one) for one in (*kept, *speeds)], indent=1) + "\n")
+
+
+def keep_speeds(config: SweepConfig, folder: Path, found: Mapping[str, Any], since: float) -> None:
+    """Store what a sweep has measured; a cache that cannot be written to is no reason to fail."""
+    try:
+        store_speeds(measured_speeds(config, folder, found, since))
+    except OSError as error:
+        logger.info("the measured speed is not kept: %s", error)
+
+
+def measured_speeds(config: SweepConfig, folder: Path, found: Mapping[str, Any], since: float) -> list[Speed]:
+    """The speeds of a sweep's runs, from the files that it has written after `since` (`time.time()`).
+
+    `found` is what a worker found out about its base and device.
+    """
+    work: dict[Kind, list[float]] = {"shared": [0, 0, 0], "alone": [0, 0, 0], "decode": [0, 0, 0]}
+    uncounted: set[Kind] = set()
+    for path in _newer(folder, ("trials/*/*/result.json", "final/*/result.json"), since):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if "train/seconds" not in result["metrics"]:
+            continue
+        kind: Kind = "alone" if result["config"]["method"]["method"] == "finetune" else "shared"
+        if result["config"].get("order") == "sources":
+            uncounted.add(kind)  # what rows share in a step is run once; and packmates share their seconds
+        _add(work[kind], _trained(config, found, result), result["metrics"])
+    for path in _newer(folder, ("final/*/test.json",), since):
+        _add(work["decode"], _decoded(config, found), {"train/seconds": json.loads(path.read_text())["seconds"]})
+    return [
+        Speed(
+            base=config.base,
+            num_parameters=found["num_parameters"],
+            device=found["device"],
+            precision=found["precision"],
+            num_threads=found["num_threads"],
+            kind=kind,
+            flops=flops,
+            seconds=seconds,
+            target_tokens=int(tokens),
+            sweep=config.name,
+            date=time.strftime("%Y-%m-%d"),
+        )
+        for kind, (flops, seconds, tokens) in work.items()
+        if seconds and kind not in uncounted
+    ]
+
+
+def _trained(config: SweepConfig, found: Mapping[str, Any], result: Mapping[str, Any]) -> float:
+    """The work of a trial as far as it came: its steps, and its evaluations on dev."""
+    trial, step = TrialConfig.model_validate(result["config"]), result["step"]
+    train, dev = Lengths(**found["lengths"]["train"]), Lengths(**found["lengths"]["dev"])
+    steps = report_steps(config.train, config.search.rungs, trial.num_steps)
+    num_evaluations = sum(one <= step for one in steps)
+    each = training_flops(found["shape"], train, trial.method, is_checkpointed=trial.gradient_checkpointing)
+    num_examples = step * trial.batch_size * trial.grad_accumulation
+    return float(num_examples * each + num_evaluations * found["num_dev"] * forward_flops(found["shape"], dev))
+
+
+def _decoded(config: SweepConfig, found: Mapping[str, Any]) -> float:
+    final, source = config.final, Lengths(**found["lengths"]["train"]).source
+    each = decoding_flops(found["shape"], source, num_beams=final.num_beams, max_new_tokens=final.max_new_tokens)
+    return float(found["num_test"] * each)
+
+
+def _add(work: list[float], flops: float, metrics: Mapping[str, float]) -> None:
+    work[0] += flops
+    work[1] += metrics["train/seconds"]
+    work[2] += metrics.get("train/tokens", 0)
+
+
+def _newer(folder: Path, patterns: Sequence[str], since: float) -> list[Path]:
+    return [path for pattern in patterns for path in folder.glob(pattern) if path.stat().st_mtime >= since]
+
+
+def _key(speed: Speed) -> tuple[object, ...]:
+    return speed.base, speed.device, speed.precision, speed.num_threads, speed.kind
+
+
+def _file() -> Path:
+    return cache_folder() / "throughput.json"

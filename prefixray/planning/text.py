@@ -1,0 +1,270 @@
+"""A plan as text for a terminal, each figure with a word on where it comes from; and the user's price table."""
+
+import math
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+from prefixray.config.schema import ArmConfig, SweepConfig
+from prefixray.config.space import count_configurations
+from prefixray.planning.devices import GPUS, SHARE_OF_PEAK
+from prefixray.planning.estimate import (
+    START_SECONDS,
+    STEP_SECONDS_PER_LAYER,
+    Cost,
+    Known,
+    Plan,
+    num_decodes,
+    plan_sweep,
+)
+from prefixray.planning.speeds import Kind
+from prefixray.reporting.grid import Grid
+from prefixray.system.yaml_document import read_document, suggestion
+
+HERE = "here"  # this machine's name in a price table
+_WIDTH = 98
+_MOST_COUNTED = 10_000  # configurations
+_GIB = 2**30
+_KINDS: Mapping[Kind, str] = {
+    "shared": "trials that share the base",
+    "alone": "fine-tuning",
+    "decode": "decoding",
+}
+
+
+def plan_text(config: SweepConfig, file: Path, prices: Mapping[str, float]) -> str:
+    """What a sweep will do and take; costs where there are prices. Raises `UserError` as `plan_sweep` does."""
+    plan = plan_sweep(config)
+    paragraphs = [
+        f"Plan of {config.name}: {file} -> runs/{config.name}\n"
+        + _wrapped("Nothing is started. Each part says whether its figures are computed, estimated or measured."),
+        _given(plan),
+        _search(plan),
+        _rungs(plan),
+        _work(plan),
+        _final(plan),
+        _devices(plan, prices) if plan.costs else "",
+    ]
+    return "\n\n".join(part for part in paragraphs if part)
+
+
+def read_prices(path: Path) -> dict[str, float]:
+    """Dollars per hour by the name of a GPU, or of this machine: `here`. Raises `UserError` with what is wrong."""
+    document = read_document(path)
+    names = [HERE, *(gpu.name for gpu in GPUS)]
+    prices = {}
+    for name, value in document.values.items():
+        if name not in names:
+            document.complain((name,), f"no such device{suggestion(name, names, what='the names are')}")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            document.refuse((name,), "must be dollars per hour, a number of at least 0")
+        else:
+            prices[name] = float(value)
+    document.raise_problems()
+    return prices
+
+
+def _given(plan: Plan) -> str:
+    config, known = plan.config, plan.known
+    lines = [_wrapped(f"base: {config.base}")]
+    if known.base is not None:
+        shape = known.base.shape
+        layers = " + ".join(f"{site.num_layers} {name}" for name, site in shape.sites.items() if name != "cross")
+        lines.append(f"      {shape.num_parameters:,} parameters, {layers} layers of {shape.hidden_size} (computed)")
+    lines.append(_wrapped(f"task: {_counts(config, known)}"))
+    source, target = known.train.source, known.train.targets
+    lines.append(f"      {source:.0f} source and {target:.0f} target tokens an example")
+    lines.append(f"      ({known.lengths_from})")
+    return "\n".join([_title("Base and data"), *lines, *(_wrapped(f"missing: {one}") for one in known.missing)])
+
+
+def _counts(config: SweepConfig, known: Known) -> str:
+    task, found = config.task, known.task
+    if found is not None:
+        tests = f"{len(found.test_sources):,} of {found.num_test_total:,} test sources"
+        return f"{task.name}, {len(found.train):,} training and {len(found.dev):,} dev examples, {tests} (computed)"
+    num_test = known.num_test
+    published = " (published)" if task.num_test == "all" and num_test is not None else ""
+    tests = "all" if num_test is None else f"{num_test:,}"
+    return f"{task.name}, {task.num_train} training and {task.num_dev} dev examples, {tests} test sources{published}"
+
+
+def _search(plan: Plan) -> str:
+    rows = []
+    for work in plan.arms:
+        arm = work.arm
+        if work.generations:
+            trials = [f"{arm.num_trials}", f"{work.at_once}", f"{work.generations}"]
+        else:
+            trials = ["-", "-", "-"]
+        rows.append([arm.name, arm.method, *trials, _configurations(arm), _searched(arm)])
+    header = ["arm", "method", "trials", "at once", "generations", "configurations", "searched (values or range)"]
+    grid = Grid(header, rows, frozenset({"arm", "method", header[-1]}))
+    return "\n".join([_title("Search (computed)"), _folded(grid), *_cautions(plan)])
+
+
+def _cautions(plan: Plan) -> list[str]:
+    counts = {work.arm.num_trials for work in plan.arms}
+    lines = []
+    if len(counts) > 1:
+        lines.append("The arms have unequal budgets: the table of the results will say so.")
+    if plan.config.search.max_hours is not None:
+        lines.append(f"No trial starts after {plan.config.search.max_hours:g} hours (search.max_hours).")
+    if plan.config.search.max_gpu_hours is not None:
+        lines.append(f"No trial starts after {plan.config.search.max_gpu_hours:g} device hours (search.max_gpu_hours).")
+    return [_wrapped(line) for line in lines]
+
+
+def _configurations(arm: ArmConfig) -> str:
+    if any(dimension.size() == math.inf for dimension in arm.dimensions.values()):
+        return "continuous"
+    count = count_configurations(arm.dimensions, arm.fixed, limit=_MOST_COUNTED)
+    return f"{count:,}" if count < _MOST_COUNTED else f"{count:,} or more"
+
+
+def _searched(arm: ArmConfig) -> str:
+    parts = []
+    for key, dimension in arm.dimensions.items():
+        size, ends = dimension.size(), dimension.ends()
+        parts.append(f"{key} {ends[0]:g}..{ends[1]:g}" if size == math.inf else f"{key} {size:.0f}")
+    return ", ".join(parts) or "nothing"
+
+
+def _rungs(plan: Plan) -> str:
+    searched = [work for work in plan.arms if work.generations]
+    if not searched:
+        return ""
+    lengths = {work.arm.num_steps for work in searched}
+    end = f"step {lengths.pop():,}" if len(lengths) == 1 else "end"
+    header = ["arm", *(f"step {step:,}" for step in plan.config.search.rungs), end]
+    rows = [
+        [work.arm.name, *(_range(low, high) for low, high in zip(work.together, work.expected, strict=True))]
+        for work in searched
+    ]
+    title = f"Trials that reach each rung and the end, keep {plan.config.search.keep:g}"
+    note = "From: all judged together (computed). To: as they come in, in any order (estimated, used below)."
+    return "\n".join([_title(title), Grid(header, rows, frozenset({"arm"})).text(), _wrapped(note)])
+
+
+def _range(low: int, high: float) -> str:
+    return f"{low}" if abs(high - low) < 0.05 else f"{low}-{high:.1f}"
+
+
+def _work(plan: Plan) -> str:
+    known, rows, total = plan.known, [], [0.0] * 4
+    for work in plan.arms:
+        for stage, steps in (("search", work.search_steps), ("final", float(work.final_steps))):
+            if steps:
+                examples = steps * work.rows_per_step
+                numbers = [steps, examples, examples * known.train.targets, examples * known.train.source]
+                total = [one + other for one, other in zip(total, numbers, strict=True)]
+                rows.append([work.arm.name, stage, *map(_rounded, numbers)])
+    rows.append(["all", "", *map(_rounded, total)])
+    header = ["arm", "stage", "steps", "examples", "target tokens", "source tokens"]
+    return "\n".join([_title("Training (estimated)"), Grid(header, rows, frozenset({"arm", "stage"})).text()])
+
+
+def _final(plan: Plan) -> str:
+    final, works = plan.config.final, plan.arms
+    finals, candidates = sum(work.finals for work in works), sum(work.candidates for work in works)
+    num_test = plan.known.num_test
+    sources = "all" if num_test is None else f"{num_test:,}"
+    lines = [f"{finals} training runs: {final.num_seeds} of the winner of each of {len(works)} arms"]
+    if candidates:
+        lines.append(
+            f"{candidates} more before, of the best {final.candidates} of each arm, decoded and compared on dev"
+        )
+    decoding = f"beam {final.num_beams}, at most {final.max_new_tokens} tokens"
+    lines.append(f"{num_decodes(works)} decodings of {sources} test sources, {decoding}; one is the untuned base's")
+    return "\n".join([_title("Final stage (computed)"), *map(_wrapped, lines)])
+
+
+def _devices(plan: Plan, prices: Mapping[str, float]) -> str:
+    here = plan.costs[0]
+    header = ["device", "slots", "memory", "pack", "fine-tune", "search", "final", "decode", "in all"]
+    header += ["cost"] if prices else []
+    rows = [_row(cost, prices, is_here=cost is here) for cost in plan.costs]
+    grid = Grid(header, rows, frozenset({"device"}))
+    workers = f"{here.device.num_workers} workers on {here.device.name}, {here.device.precision}"
+    notes = [
+        f"{HERE}: {workers}; the others are one GPU each, by its data sheet.",
+        "Memory (estimated): GiB of a worker (free here, the whole of a GPU), of its full pack, and of one fine-tuning"
+        " beside the base, without what Python and CUDA take themselves. Slots follow from it. ! does not fit.",
+        *_origins(here),
+        "The GPUs' times are estimated, nobody has measured them: "
+        f"{SHARE_OF_PEAK['shared']:.0%} of the peak in training and {SHARE_OF_PEAK['decode']:.0%} in decoding, at"
+        f" least {1e3 * STEP_SECONDS_PER_LAYER['shared']:g} ms a layer and step of a pack and"
+        f" {1e3 * STEP_SECONDS_PER_LAYER['decode']:g} ms a layer and token decoded.",
+        f"In all: with {START_SECONDS:.0f} s to start (assumed), all workers busy to the end.",
+    ]
+    measured = [
+        c.device.name for c in plan.costs[1:] if any(o.startswith("measured") for o in c.device.rates_from.values())
+    ]
+    if measured:
+        notes.append(f"Measured in an earlier sweep instead: {', '.join(measured)}.")
+    if prices:
+        notes.append("Cost: dollars, hours times your prices (computed).")
+    if here.decode is None:
+        notes.append("The number of test sources is not known here, so decoding is left out.")
+    return "\n".join([_title("Time and memory"), grid.text(), *map(_wrapped, notes)])
+
+
+def _origins(here: Cost) -> list[str]:
+    """Where this machine's rates come from, one line per origin."""
+    kinds: dict[str, list[str]] = {}
+    for kind, origin in here.device.rates_from.items():
+        if kind == "decode" or any(work.kind == kind for work in here.arms):
+            kinds.setdefault(origin, []).append(_KINDS[kind])
+    return [f"{HERE}, {' and '.join(names)}: {origin}, of each worker." for origin, names in kinds.items()]
+
+
+def _row(cost: Cost, prices: Mapping[str, float], *, is_here: bool) -> list[str]:
+    device, name = cost.device, HERE if is_here else cost.device.name
+    row = [name, "-" if cost.pack is None else f"{cost.slots}", f"{device.memory / _GIB:.1f}"]
+    row += [_needed(size, device.memory) for size in (cost.pack, cost.alone)]
+    row += [duration(cost.search), duration(cost.final)]
+    row += ["-" if cost.decode is None else duration(cost.decode), duration(cost.seconds)]
+    if prices:
+        price = prices.get(name)
+        row.append("-" if price is None else f"{price * cost.seconds / 3600:,.2f}")
+    return row
+
+
+def _needed(size: int | None, memory: float) -> str:
+    return "-" if size is None else f"{size / _GIB:.1f}{' !' if size > memory else ''}"
+
+
+def duration(seconds: float) -> str:
+    """`50 s`, `12 min`, `3.4 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:,.1f} h"
+
+
+def _rounded(number: float) -> str:
+    """With three significant figures where it is large: an expected value is no more exact than that."""
+    if number < 1000:
+        return f"{number:.0f}"
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g} {letter}"
+    raise AssertionError("the last limit is below every number that comes here")
+
+
+def _title(text: str) -> str:
+    return f"-- {text} {'-' * max(0, _WIDTH - len(text) - 4)}"
+
+
+def _folded(grid: Grid) -> str:
+    """A grid whose last column may be long: it goes on below itself."""
+    lines = []
+    for line in grid.text().splitlines():
+        indent = grid.text().splitlines()[0].index(grid.header[-1])
+        lines += textwrap.wrap(
+            line, _WIDTH, subsequent_indent=" " * indent, replace_whitespace=False, break_long_words=False
+        )
+    return "\n".join(lines)
+
+
+def _wrapped(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, _WIDTH, subsequent_indent="  "))

@@ -1,0 +1,295 @@
+"""The charts of a report: each with its question, what can be read from it, and its numbers as a table."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from prefixray.metrics import DECIMALS, higher_is_better, label
+from prefixray.reporting.grid import Grid
+from prefixray.reporting.plots import (
+    Axis,
+    Dot,
+    Groups,
+    Line,
+    Series,
+    bars,
+    curves,
+    forest,
+    number_text,
+    scatter,
+    strips,
+    upper_limit,
+)
+from prefixray.reporting.tables import count_text, scientific, value_text
+from prefixray.results.record import ArmResult, Importance, Results, SearchTrial
+from prefixray.system.records import Scalar
+
+_LOSS = "dev loss (nats per token)"
+FEW = 10  # finished trials below which a chart is called thin
+_QUESTIONS = {
+    "preseqlen": "Do longer prefixes help here?",
+    "mid_dim": "Flat, or behind a network?",
+    "init_token": "Which words should a prefix start from?",
+    "learning_rate": "Is the range of learning rates right?",
+    "prefix_mode": "Keys and values, or only embeddings?",
+    "format_mode": "Before the source, or behind it?",
+    "bottleneck": "How wide should the adapter be?",
+    "percent": "How large should the adapters be?",
+    "top_layers": "How many blocks should be trained?",
+    "rank": "How high should the rank be?",
+}
+_UNITS = {
+    "preseqlen": "positions",
+    "mid_dim": "units; flat: no network",
+    "bottleneck": "units",
+    "top_layers": "blocks; none: all",
+    "rank": "dimensions",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its question, what can be read from it, and its numbers."""
+
+    title: str
+    chart: str  # SVG
+    caption: str
+    numbers: Grid
+    reading: str = ""  # how the chart is read
+
+
+def difference_figure(results: Results) -> Figure:
+    """Each tuned arm's distance to the reference, with its interval."""
+    metric, reference = results["metric"], results["reference"]
+    kinds = _kinds(results)
+    digits = DECIMALS.get(metric, 1)
+    dots, rows = [], []
+    for arm in results["arms"]:
+        difference = arm["difference"]
+        if arm["method"] is None or difference is None:
+            continue
+        numbers = [f"{difference[end]:+.{digits}f}" for end in ("value", "low", "high")]
+        tip = f"{arm['arm']}: {numbers[0]} [{numbers[1]}, {numbers[2]}] {label(metric)} to {reference}"
+        ends = (difference["low"], difference["high"])
+        dots.append(Dot(difference["value"], 0, tip, arm["arm"], ends, kinds[arm["arm"]]))
+        rows.append([arm["arm"], *numbers])
+    better = "right" if higher_is_better(metric) else "left"
+    question = "Which differences are real?"
+    axis = Axis(f"{label(metric)} minus {reference}'s (points, 95 % interval)")
+    return Figure(
+        question,
+        forest(dots, axis, title=question, zero=reference),
+        "An interval that holds 0 is compatible with no difference; the sources are the same for all arms.",
+        Grid(["arm", "difference", "low", "high"], rows, frozenset({"arm"})),
+        reading=f"To the {better} of the line is better than {reference}.",
+    )
+
+
+def size_figure(results: Results, tuned: Sequence[ArmResult]) -> Figure:
+    """Score against what has to be stored, for these arms."""
+    metric = results["metric"]
+    digits = DECIMALS.get(metric, 1)
+    kinds = _kinds(results)
+    dots, rows = [], []
+    for arm in tuned:
+        score, stored = arm["scores"][metric], arm["stored_parameters"]
+        numbers = [f"{score[end]:.{digits}f}" for end in ("value", "low", "high")]
+        tip = f"{arm['arm']}: {numbers[0]} [{numbers[1]}, {numbers[2]}] {label(metric)}, {stored:,} parameters stored"
+        if stored > 0:
+            ends = (score["low"], score["high"])
+            dots.append(Dot(stored, score["value"], tip, arm["arm"], ends, kinds[arm["arm"]]))
+        rows.append([arm["arm"], f"{stored:,}", *numbers])
+    floor = " ".join(
+        f"The {arm['arm']} base stores nothing and scores {arm['scores'][metric]['value']:.{digits}f}."
+        for arm in results["arms"]
+        if arm["method"] is None
+    )
+    question = "What does a better score cost in storage?"
+    x_axis = Axis("stored parameters (count, log scale)", log=True, form=_count)
+    y_axis = Axis(f"test {label(metric)} (points, 95 % interval)")
+    chart = scatter(dots, x_axis, y_axis, title=question) if dots else ""
+    return Figure(
+        question,
+        chart,
+        floor,
+        Grid(["arm", "stored", label(metric), "low", "high"], rows, frozenset({"arm"})),
+        reading=f"Up is {'better' if higher_is_better(metric) else 'worse'}, left is smaller.",
+    )
+
+
+def curve_figure(arm: str, trials: Sequence[SearchTrial], limits: tuple[float, float], rungs: Sequence[int]) -> Figure:
+    """The learning curves of an arm's trials."""
+    best = _best(trials)
+    lines, rows = [], []
+    for trial in trials:
+        points = [(step, value) for step, value in trial.get("curve", ()) if math.isfinite(value)]
+        if not points:
+            continue
+        name = f"{arm}/{trial['number']}"
+        shown = ", ".join(f"{key} {value_text(key, value)}" for key, value in trial["config"].items())
+        tip = f"{name}: {shown}; dev loss {points[-1][1]:.3f} at step {points[-1][0]}, {_state(trial)}"
+        lines.append(Line(points, tip, cut=trial["state"] != "done", strong=trial is best))
+        rows.append([name, *(_at(points, step) for step in [*rungs, trial["num_steps"]]), _state(trial)])
+    header = ["trial", *(f"step {step}" for step in rungs), "end", "state"]
+    counts = how_many(trials)
+    told = f"{counts}." + (f" Best: {arm}/{best['number']}, {best['dev_loss']:.3f}." if best else "")
+    chart = curves(
+        lines,
+        Axis("step (optimiser updates)"),
+        Axis(_LOSS),
+        title=f"Learning curves of {arm}",
+        limits=limits,
+        rungs=rungs,
+    )
+    return Figure(arm, chart if lines else "", told, Grid(header, rows, frozenset({"trial", "state"})))
+
+
+def value_figure(arm: str, key: str, trials: Sequence[SearchTrial], rungs: Sequence[int]) -> list[Figure]:
+    """The dev loss over one searched value; nothing where no trial has a loss that can be compared."""
+    words = "init_token" if key != "init_token" and _num_values(trials, "init_token") in (2, 3, 4, 5) else None
+    known = [trial for trial in trials if key in trial["config"]]
+    values = sorted({trial["config"][key] for trial in known}, key=_order)
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    is_range = len(numbers) == len(values) > 6
+    place: Callable[[Scalar], float] = (lambda value: float(value or 0)) if is_range else values.index
+    groups = sorted({trial["config"].get(words) for trial in known}, key=_order) if words else [None]
+    series, rows = [], []
+    for measured, filled, told in ((_final_loss, True, "finished"), (_first_loss, False, _first_name(rungs))):
+        losses = [(trial, loss) for trial in known if (loss := measured(trial, rungs)) is not None]
+        for kind, word in enumerate(groups):
+            own = [(trial, loss) for trial, loss in losses if not words or trial["config"].get(words) == word]
+            name = f"{_name('init_token', word)} ({told})" if words else told
+            dots = [Dot(place(t["config"][key]), loss, f"{arm}/{t['number']}: {loss:.3f}, {told}") for t, loss in own]
+            if dots:
+                series.append(Series(name, dots, kind=kind, filled=filled))
+        for value in [] if is_range else values:
+            own_losses = [loss for trial, loss in losses if trial["config"][key] == value]
+            if own_losses:
+                rows.append([_name(key, value), told, f"{min(own_losses):.3f}", str(len(own_losses))])
+    if not series:
+        return []
+    if is_range:
+        rows = [[_name(key, t["config"][key]), _state(t), _loss_text(t), f"{arm}/{t['number']}"] for t in known]
+        rows.sort(key=lambda row: float(row[0]))
+    header = [key, "trials", "best dev loss", "number"] if not is_range else [key, "state", "last dev loss", "trial"]
+    every = [dot.y for one in series for dot in one.points]
+    axis = _value_axis(key, numbers, [_name(key, value) for value in values] if not is_range else None)
+    question = _QUESTIONS.get(key, f"How does {key} matter?")
+    chart = strips(series, axis, Axis(_LOSS), title=f"{question} {arm}", limits=loss_limits(known, every))
+    grid = Grid(header, rows, frozenset({header[1], "trial"}))
+    return [Figure(f"{arm}: {question}", chart, _answer(key, known), grid)]
+
+
+def importance_figure(one: Importance) -> Figure:
+    """How much each searched value of an arm decides."""
+    rows = sorted(one["shares"].items(), key=lambda pair: -pair[1])
+    question = f"{one['arm']}: What sets the best quarter of the trials apart?"
+    axis = Axis("importance (share of 1)")
+    grid = Grid(["value", "importance"], [[key, f"{share:.2f}"] for key, share in rows], frozenset({"value"}))
+    told = f"PED-ANOVA (Optuna) on {one['num_trials']} trials by their dev loss up to step {one['step']}."
+    few = " With so few trials a hint, no more." if one["num_trials"] < 50 else ""
+    return Figure(question, bars(rows, axis, title=question), told + few, grid)
+
+
+def how_many(trials: Sequence[SearchTrial]) -> str:
+    """Trials by the way they ended, in words."""
+    states = {"done": "finished", "stopped": "stopped early", "failed": "failed", "running": "not ended"}
+    counts = {told: sum(trial["state"] == state for trial in trials) for state, told in states.items()}
+    parts = ", ".join(f"{count} {told}" for told, count in counts.items() if count)
+    return f"{len(trials)} trials, {parts}"
+
+
+def _value_axis(key: str, numbers: Sequence[float], names: Sequence[str] | None) -> Axis | Groups:
+    unit = _UNITS.get(key)
+    if names is not None:
+        return Groups(f"{key} ({unit})" if unit else f"{key} (text)" if key == "init_token" else key, names)
+    log = min(numbers) > 0 and max(numbers) / min(numbers) > 8
+    form = scientific if key == "learning_rate" else number_text
+    scale = "log scale" if log else "linear scale"
+    return Axis(f"{key} ({unit}, {scale})" if unit else f"{key} ({scale})", log=log, form=form)
+
+
+def _answer(key: str, trials: Sequence[SearchTrial]) -> str:
+    """The best finished trial of each value, in words."""
+    done = [trial for trial in trials if trial["state"] == "done" and trial["dev_loss"] is not None]
+    if not done:
+        return "No trial with a value of this finished."
+    best = _best(done)
+    assert best is not None, "a trial is done"
+    tried = f"{len(done)} of {len(trials)} trials finished"
+    few = "" if len(done) >= FEW else ": too few to say that others are worse"
+    value = _name(key, best["config"][key])
+    return f"The best finished trial has {key} {value} (dev loss {best['dev_loss']:.3f}). {tried}{few}."
+
+
+def _kinds(results: Results) -> dict[str, int]:
+    """A colour and shape for each tuned arm."""
+    tuned = [arm["arm"] for arm in results["arms"] if arm["method"] is not None]
+    return {name: kind for kind, name in enumerate(tuned)}
+
+
+def _best(trials: Sequence[SearchTrial]) -> SearchTrial | None:
+    done = [(loss, trial["number"], trial) for trial in trials if (loss := _final_loss(trial, ())) is not None]
+    return min(done, key=lambda entry: entry[:2])[2] if done else None
+
+
+def _final_loss(trial: SearchTrial, rungs: Sequence[int]) -> float | None:
+    loss = trial["dev_loss"]
+    return loss if trial["state"] == "done" and loss is not None and math.isfinite(loss) else None
+
+
+def _first_loss(trial: SearchTrial, rungs: Sequence[int]) -> float | None:
+    """The dev loss at the first rung; of older records, of the trials that were stopped there."""
+    if not rungs:
+        return None
+    if trial["state"] == "stopped" and trial["step"] == rungs[0]:
+        return trial["dev_loss"]
+    return dict(trial.get("curve", ())).get(rungs[0])
+
+
+def _first_name(rungs: Sequence[int]) -> str:
+    return f"at step {rungs[0]}" if rungs else ""
+
+
+def loss_limits(trials: Sequence[SearchTrial], values: Sequence[float]) -> tuple[float, float]:
+    """The range of an axis of losses."""
+    settled = [loss for trial in trials if (loss := _final_loss(trial, ())) is not None]
+    low, high = min([*values, *settled]), upper_limit(settled, values)
+    return low, high if high > low else low + 0.1
+
+
+def _num_values(trials: Sequence[SearchTrial], key: str) -> int:
+    return len({trial["config"][key] for trial in trials if key in trial["config"]})
+
+
+def _order(value: Scalar) -> tuple[int, float, str]:
+    """None first, then numbers, then text."""
+    if value is None:
+        return 0, 0.0, ""
+    return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, str(value))
+
+
+def _name(key: str, value: Scalar) -> str:
+    """A searched value as it stands on an axis."""
+    if value is None:
+        return {"mid_dim": "flat", "init_token": "random", "preseqlen": "as init"}.get(key, "none")
+    return scientific(value) if isinstance(value, float) and value and abs(value) < 0.1 else str(value)
+
+
+def _count(value: float) -> str:
+    """A round count: 1M, not 1.0M."""
+    return count_text(round(value)).replace(".0", "")
+
+
+def _state(trial: SearchTrial) -> str:
+    return trial["state"] if trial["rung"] is None else f"{trial['state']} at rung {trial['rung']}"
+
+
+def _loss_text(trial: SearchTrial) -> str:
+    loss = trial["dev_loss"]
+    return "-" if loss is None or not math.isfinite(loss) else f"{loss:.3f}"
+
+
+def _at(points: Sequence[tuple[float, float]], step: int) -> str:
+    found = dict(points).get(step)
+    return "-" if found is None else f"{found:.3f}"

@@ -1,0 +1,122 @@
+"""A sweep's results beside what the paper reports, and how far they are apart.
+
+Only a sweep of the paper's own base and task can reproduce a number. Everything else is printed too, since a direction
+may be worth seeing, but is called by its name first.
+"""
+
+from prefixray.errors import UserError
+from prefixray.metrics import DECIMALS, METRICS, label
+from prefixray.reporting.grid import Grid
+from prefixray.reporting.published import FIGURES, TABLES, Column, Figure, PaperTable, Row
+from prefixray.reporting.tables import title
+from prefixray.results.record import ArmResult, Interval, Results
+from prefixray.system.yaml_document import suggestion
+
+LIST = "list"
+_DECIMALS = {"rouge_1": 2, "rouge_2": 2, "rouge_l": 2, **DECIMALS}
+
+
+def paper_list() -> str:
+    """Every table and figure by its name, with the sweep file that makes it."""
+    entries: dict[str, PaperTable | Figure] = {**TABLES, **FIGURES}
+    rows = [[key, entry.title, f"sweeps/paper/{entry.sweep}.yaml"] for key, entry in entries.items()]
+    header = ["--paper", "Li & Liang 2021", "made by"]
+    return Grid(header, rows, frozenset(header)).text()
+
+
+def paper_text(results: Results, name: str) -> str:
+    """A table of the paper with ours beside it, or what a figure of it says with ours below; for a terminal.
+
+    Raises `UserError` where the paper has nothing of that name.
+    """
+    if name in TABLES:
+        return _table_text(results, TABLES[name])
+    if name in FIGURES:
+        return _figure_text(results, FIGURES[name])
+    names = [*TABLES, *FIGURES, LIST]
+    raise UserError(f"--paper: {name}: no such table or figure{suggestion(name, names, what='there are')}")
+
+
+def _table_text(results: Results, table: PaperTable) -> str:
+    base = next((base for base in table.rows if base == results["base"]), next(iter(table.rows)))
+    arms = {arm["arm"]: arm for arm in results["arms"]}
+    is_same_test = results["task"] == table.task and results["split"] == table.split
+    lines: list[list[str]] = []
+    for system, row in {**table.rows[base], **table.quoted}.items():
+        for place, column in enumerate(table.columns):
+            ours = _ours(arms.get(system), column)
+            cells = _cells(row, place, ours, column, compare=is_same_test)
+            lines.append([system if place == 0 else "", _name(column), *cells])
+    header = ["arm", "metric", "ours [95 %]", "arXiv v1", "ours - arXiv", "ACL 2021", "ours - ACL"]
+    grid = Grid(header, lines, frozenset({"arm", "metric"}))
+    heading = f"Li & Liang 2021, {table.title}; {base}"
+    return "\n".join([heading, *_warnings(results, table, base), grid.text(), *_footnotes(results, table)])
+
+
+def _figure_text(results: Results, figure: Figure) -> str:
+    primary = results["metric"]
+    own = [[arm["arm"], _interval(arm["scores"][primary], primary)] for arm in results["arms"]]
+    grid = Grid(["arm", f"{label(primary)} [95 %]"], own, frozenset({"arm"}))
+    ours = f"Ours: {results['base']}, {title(results)}. The file says what differs: sweeps/paper/{figure.sweep}.yaml"
+    return "\n".join([f"Li & Liang 2021, {figure.title}", f"The paper: {figure.says}", ours, grid.text()])
+
+
+def _warnings(results: Results, table: PaperTable, base: str) -> list[str]:
+    """What keeps this from being a reproduction."""
+    found = []
+    if results["base"] != base:
+        found.append(f"ANOTHER BASE, {results['base']}: not a reproduction; the differences are between two models.")
+    if results["task"] != table.task:
+        found.append(f"ANOTHER TASK, {results['task']}: not a reproduction; no difference is told.")
+    elif results["split"] != table.split:
+        found.append(f"THE PAPER'S ARE OF {table.split}, ours of {results['split']}: no difference is told.")
+    elif results["num_sources"] < results["num_sources_total"]:
+        found.append(f"Ours on {results['num_sources']} of {results['num_sources_total']} test sources.")
+    return found
+
+
+def _footnotes(results: Results, table: PaperTable) -> list[str]:
+    missing = [column.metric for column in table.columns if column.is_ours and column.metric not in results["metrics"]]
+    notes = ["~ the paper's number lies within our interval. The paper gives neither seeds nor intervals."]
+    if missing:
+        more = ", ".join(f"test/{metric}" for metric in dict.fromkeys(missing))
+        remedy = f"run the sweep again with --set 'final.more_metrics=[{more}]'; nothing is trained"
+        notes.append(f"Not scored yet: {remedy}.")
+    if not all(column.is_ours for column in table.columns):
+        names = ", ".join(column.metric for column in table.columns if not column.is_ours)
+        notes.append(f"{names}: not computed by prefixray.")
+    return notes
+
+
+def _ours(arm: ArmResult | None, column: Column) -> Interval | None:
+    """Our number for a column, where the sweep has it."""
+    if arm is None or not column.is_ours:
+        return None
+    if column.group is None:
+        return arm["scores"].get(column.metric)
+    group = arm.get("groups", {}).get(column.group)
+    return None if group is None else group["scores"].get(column.metric)
+
+
+def _cells(row: Row, place: int, ours: Interval | None, column: Column, *, compare: bool) -> list[str]:
+    """Ours, then each version's number with our distance to it."""
+    cells = ["-" if ours is None else _interval(ours, column.metric)]
+    for numbers in (row.arxiv, row.acl or row.arxiv):
+        number = numbers[place]
+        cells.append("-" if number is None else f"{number:.{column.digits}f}")
+        if number is None or ours is None or not compare:
+            cells.append("-")
+        else:
+            mark = "~" if ours["low"] <= number <= ours["high"] else " "
+            cells.append(f"{ours['value'] - number:+.{_DECIMALS.get(column.metric, 1)}f} {mark}")
+    return cells
+
+
+def _name(column: Column) -> str:
+    name = label(column.metric) if column.metric in METRICS else column.metric
+    return name if column.group is None else f"{name} {column.group}"
+
+
+def _interval(interval: Interval, metric: str) -> str:
+    digits = _DECIMALS.get(metric, 1)
+    return f"{interval['value']:.{digits}f} [{interval['low']:.{digits}f}, {interval['high']:.{digits}f}]"

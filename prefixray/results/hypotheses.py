@@ -1,0 +1,95 @@
+"""Hypotheses as text: written, read again, and scored. No model is needed for any of it.
+
+A decoded split is three files, as the challenge's scorers read them: hypotheses, references grouped by source, sources.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from prefixray.config.load import find_sweep
+from prefixray.data import Sourced, Task
+from prefixray.errors import UserError
+from prefixray.metrics import Scored, higher_is_better, score
+from prefixray.results.record import is_finished, load_results
+from prefixray.system.atomic_files import write_whole
+
+Split = Literal["dev", "test"]
+_SUFFIXES = ("hyp", "ref", "src")
+
+
+def split_sources(task: Task, split: Split) -> tuple[Sourced, ...]:
+    """The sources of a split with their references."""
+    return task.dev_sources if split == "dev" else task.test_sources
+
+
+def score_all(hypotheses: Sequence[str], sources: Sequence[Sourced], metrics: Sequence[str]) -> dict[str, Scored]:
+    """Every metric's score of the hypotheses against all references of their sources."""
+    references = [sourced.references for sourced in sources]
+    return {metric: score(metric, hypotheses, references) for metric in metrics}
+
+
+def write_hypotheses(folder: Path, split: str, hypotheses: Sequence[str], sources: Sequence[Sourced]) -> None:
+    """Write `SPLIT.hyp`, `SPLIT.ref` and `SPLIT.src` as the challenge's scorers read them.
+
+    One hypothesis and one source per line; the references of a source on consecutive lines, a blank line after each
+    source's. Line breaks inside a text become spaces.
+    """
+    assert len(hypotheses) == len(sources), "one hypothesis per source"
+    folder.mkdir(parents=True, exist_ok=True)
+    groups = ["".join(f"{_one_line(text)}\n" for text in sourced.references) for sourced in sources]
+    contents = (
+        "".join(f"{_one_line(text)}\n" for text in hypotheses),
+        "\n".join(groups),
+        "".join(f"{_one_line(sourced.source)}\n" for sourced in sources),
+    )
+    for suffix, content in zip(_SUFFIXES, contents, strict=True):
+        write_whole(folder / f"{split}.{suffix}", content)
+
+
+def read_hypotheses(folder: Path, split: str) -> list[str]:
+    """The hypotheses that `write_hypotheses` has written."""
+    path = folder / f"{split}.hyp"
+    try:
+        return path.read_text(encoding="utf-8").split("\n")[:-1]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; decode the {split} split first") from None
+
+
+def best_run(results: Mapping[str, Any], arm: str | None) -> str:
+    """The folder, inside a sweep's, of an arm's run with the first seed.
+
+    Without a name: the best arm that tunes a prefix, or the best of all where none does. Raises `UserError` for an arm
+    that has no artifact.
+    """
+    tuned = {entry["arm"]: entry for entry in results["arms"] if entry["method"] is not None}
+    if arm is None:
+        sign = 1.0 if higher_is_better(results["metric"]) else -1.0
+        candidates = [entry for entry in tuned.values() if entry["method"] == "prefix"] or list(tuned.values())
+        if not candidates:
+            raise UserError("no final run of this sweep has ended well; there is nothing to decode")
+        chosen = max(candidates, key=lambda entry: sign * entry["scores"][results["metric"]]["value"])
+    elif arm in tuned:
+        chosen = tuned[arm]
+    else:
+        raise UserError(f"--arm: {arm}: no tuned arm of this sweep; they are {', '.join(tuned)}")
+    return str(min(chosen["seeds"], key=lambda run: run["seed"])["folder"])
+
+
+def best_artifact(folder: Path, arm: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """The artifact of `best_run` in a sweep's folder, and the decoding settings of its final stage."""
+    results = load_results(folder)
+    if not is_finished(results):
+        raise UserError(f"{folder}: no final stage yet; decode one of its trials: {folder}/trials/ARM/NUMBER/artifact")
+    return folder / best_run(results, arm) / "artifact", dict(results["decoding"])
+
+
+def find_artifact(where: str, arm: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """The artifact that is meant: its own folder, or `best_artifact` of a sweep as `find_sweep` finds it."""
+    if any(Path(where).glob("*_config.json")):
+        return Path(where), {}
+    return best_artifact(find_sweep(where), arm)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines())

@@ -1,0 +1,144 @@
+"""Requests to a running sweep as files in its folder, so that any machine that sees the folder can make them.
+
+A request is `control/ID.json`, written whole, and its answer `control/ID.done`; IDs sort by time. What has no answer
+yet waits for the next driver. A driver records what a request does under its ID, so that a request which it did not
+live to answer is not executed twice.
+"""
+
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
+
+from prefixray.errors import UserError, is_of_disk
+from prefixray.system.atomic_files import write_whole
+from prefixray.system.records import Scalar, Strict
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.2  # between two looks for an answer
+
+
+class Stop(Strict):
+    """Stop a trial as a rung would."""
+
+    verb: Literal["stop"] = "stop"
+    trial: str
+    """ARM/NUMBER."""
+
+
+class Add(Strict):
+    """Try a configuration of the user's choice next; it counts as one more trial of its arm."""
+
+    verb: Literal["add"] = "add"
+    arm: str
+    values: Mapping[str, Scalar]
+    """Of every searched key."""
+
+
+class Extend(Strict):
+    """Raise the number of trials."""
+
+    verb: Literal["extend"] = "extend"
+    num_trials: PositiveInt
+    """By how much, for each arm."""
+    arm: str | None = None
+    """null: every arm that is searched."""
+
+
+class Finish(Strict):
+    """End the search with what there is, and start the final stage."""
+
+    verb: Literal["finish"] = "finish"
+
+
+Request = Stop | Add | Extend | Finish
+_PARSER: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="verb")])
+
+
+class Answer(Strict):
+    """What came of a request."""
+
+    ok: bool
+    text: str
+    """For the user; where it is not ok, a problem per line."""
+
+
+class Inbox:
+    """The requests of one sweep."""
+
+    def __init__(self, sweep: Path) -> None:
+        self._folder = sweep / "control"
+
+    def post(self, request: Request) -> str:
+        """Leave a request; returns its ID."""
+        request_id = f"{time.time_ns():020}-{secrets.token_hex(3)}"
+        self._write(self._folder / f"{request_id}.json", request.model_dump(mode="json"))
+        return request_id
+
+    def answer(self, request_id: str, *, seconds: float) -> Answer | None:
+        """Wait for what came of a request; None where nobody has answered in time."""
+        deadline = time.monotonic() + seconds
+        path = self._folder / f"{request_id}.done"
+        while not path.is_file():
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(POLL_SECONDS)
+        return Answer.model_validate_json(path.read_text(encoding="utf-8"))
+
+    def is_empty(self) -> bool:
+        """Whether no request waits."""
+        return not self._waiting()
+
+    def serve(self, act: Callable[[str, Request], str | None]) -> list[str]:
+        """Execute what waits, the oldest first, and answer it; returns what came of it, a line each.
+
+        `act` gets an ID and a request, and returns what it did, or None to leave the request for later. What goes
+        wrong with a request is its answer; only what the disk refuses reaches the caller, as an `OSError`.
+        """
+        lines = []
+        for path in self._waiting():
+            answer = self._execute(path, act)
+            if answer is not None:
+                self._write(path.with_suffix(".done"), answer.model_dump())
+                path.unlink(missing_ok=True)
+                lines.append(answer.text)
+                logger.info("request %s: %s", path.stem, answer.text)
+        return lines
+
+    def _execute(self, path: Path, act: Callable[[str, Request], str | None]) -> Answer | None:
+        try:
+            written = path.read_bytes()
+        except OSError as error:
+            return Answer(ok=False, text=f"{path}: cannot be read: {error.strerror}")
+        try:
+            text = act(path.stem, _PARSER.validate_json(written, strict=True))
+        except UserError as error:
+            return Answer(ok=False, text=str(error))
+        except ValidationError as error:
+            return Answer(ok=False, text=f"{path}: is no request: {error}")
+        except Exception as error:
+            if is_of_disk(error):
+                raise  # not the request's fault: it waits for the next driver
+            logger.exception("request %s has failed", path.stem)
+            return Answer(ok=False, text=f"{path}: could not be executed; the sweep's sweep.log says why")
+        return None if text is None else Answer(ok=True, text=text)
+
+    def _waiting(self) -> list[Path]:
+        """The requests without an answer; one whose driver died between answering and removing it is removed."""
+        waiting = []
+        for path in sorted(path for path in self._folder.glob("*.json") if path.is_file()):
+            if path.with_suffix(".done").exists():
+                path.unlink(missing_ok=True)
+            else:
+                waiting.append(path)
+        return waiting
+
+    def _write(self, path: Path, content: Mapping[str, object]) -> None:
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, json.dumps(content) + "\n")

@@ -1,0 +1,57 @@
+"""The state of a sweep's trials at one moment, as the live view shows it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from prefixray.system.records import Scalar
+
+State = Literal["waiting", "running", "done", "stopped", "failed"]
+
+ENDED: frozenset[State] = frozenset({"done", "stopped", "failed"})
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial as it stands."""
+
+    arm: str
+    number: int
+    values: Mapping[str, Scalar]  # the searched ones
+    step: int
+    num_steps: int
+    score: float | None  # of its last report; lower is better
+    state: State
+    note: str | None = None  # "at rung 2", or why it failed
+    adopted: bool = False  # an earlier driver had it running
+
+    @property
+    def name(self) -> str:
+        """Unique in the view."""
+        return f"{self.arm}/{self.number}"
+
+    @property
+    def state_text(self) -> str:
+        """The state with its note."""
+        between = ": " if self.state == "failed" else " "
+        return self.state + (between + self.note if self.note else "")
+
+    @property
+    def comparable(self) -> float:
+        """The score, infinite where there is none."""
+        return self.score if self.score is not None and math.isfinite(self.score) else math.inf
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture of the whole sweep."""
+
+    title: str  # "quickstart  SmolLM2-135M on e2e   runs/quickstart"
+    stage: str  # "search", "final", ...
+    rows: Sequence[Row] = field(default_factory=tuple)
+    budget: str = ""  # "prefix 5 of 8 trials, 4 at once"
+    tokens_per_second: float = 0.0
+    workers: str = ""  # "2 workers x 64 slots, 3.1 GiB"
+    seconds_left: float | None = None
+    message: str | None = None  # what is going on where no row says it

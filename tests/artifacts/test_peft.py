@@ -1,0 +1,115 @@
+"""What is exported loads in stock PEFT, with the same logits and the same beams; what cannot be is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from prefixray.artifacts.store import artifact_meta, save_artifact
+from prefixray.batching.template import make_template
+from prefixray.config.trials import AdapterTrial, AnyTrial, LoraTrial, PrefixTrial, TrialConfig
+from prefixray.data.task_config import TaskConfig
+from prefixray.decoding.generate import Decoding, generate
+from prefixray.export import main
+from prefixray.methods import Method, build_method
+from prefixray.model.attention import Binder
+from prefixray.model.base import Base
+
+TASK = TaskConfig(name="e2e")
+SOURCES = ["name : The Eagle | food : Chinese", "name : The Mill"]
+
+
+def _artifact(folder: Path, base: Base, binder: Binder, trial: AnyTrial) -> Method:
+    method = build_method(trial, base, binder.record, init_seed=1, dropout_seed=1)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+    config = TrialConfig(arm="tested", learning_rate=1e-3, num_steps=3, method=trial)
+    meta = artifact_meta(base, config, task=TASK, template=make_template(base, TASK).record())
+    save_artifact(folder, method.artifact(), meta)
+    return method
+
+
+def _export(artifact: Path, out: Path) -> int:
+    return main([str(artifact), "--format", "peft", "--out", str(out)])
+
+
+@pytest.mark.parametrize(
+    "trial",
+    [
+        PrefixTrial(preseqlen=5, mid_dim=8, init_token="restaurant"),
+        PrefixTrial(preseqlen=3, mid_dim=None, init_token=None),
+        LoraTrial(rank=3, alpha=5.0, dropout=0.1),
+    ],
+    ids=["network", "flat", "lora"],
+)
+def test_a_decoder_only_artifact_gives_the_same_logits_and_beams_in_peft(
+    tiny_base: Base, tmp_path: Path, trial: AnyTrial
+) -> None:
+    binder = Binder(tiny_base.model)
+    method = _artifact(tmp_path / "artifact", tiny_base, binder, trial)
+    assert _export(tmp_path / "artifact", tmp_path / "peft") == 0
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base.name), tmp_path / "peft").eval()
+    template, ids = make_template(tiny_base, TASK), torch.tensor([[5, 9, 40, 41, 42], [7, 8, 60, 61, 62]])
+    positions = torch.arange(5).expand_as(ids)
+    with torch.no_grad(), binder.bind([method.insert(None)], [0, 0]):
+        ours = tiny_base.model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        theirs = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    assert (ours - theirs).abs().max() < 1e-5
+    decoding = Decoding(num_beams=4, max_new_tokens=8)
+    expected = []
+    for source in SOURCES:
+        prompt = torch.tensor([template.encode_source(source)])
+        settings = {
+            "num_beams": 4,
+            "max_new_tokens": 8,
+            "eos_token_id": template.eos_id,
+            "pad_token_id": template.pad_id,
+        }
+        output = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **settings)
+        expected.append(_text(tiny_base, output[0, prompt.shape[1] :]))
+    inserts = [method.insert(None)] * len(SOURCES)
+    assert generate(tiny_base, binder, template, SOURCES, inserts, decoding) == expected
+
+
+def _text(base: Base, ids: Tensor) -> str:
+    text = base.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return text.splitlines()[0].strip() if text else ""
+
+
+def test_lora_of_an_encoder_decoder_gives_the_same_logits_in_peft(tiny_pair: Base, tmp_path: Path) -> None:
+    binder = Binder(tiny_pair.model)
+    method = _artifact(tmp_path / "artifact", tiny_pair, binder, LoraTrial(rank=2))
+    assert _export(tmp_path / "artifact", tmp_path / "peft") == 0
+    model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(tiny_pair.name), tmp_path / "peft").eval()
+    ids = torch.tensor([[5, 9, 40, 41, 42]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids[:, :3]}
+    with torch.no_grad(), binder.bind([method.insert(None)], [0]):
+        assert (tiny_pair.model(**inputs).logits - model(**inputs).logits).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("trial", "reason"),
+    [
+        (
+            PrefixTrial(preseqlen=2, mid_dim=None, init_token=None),
+            "a prefix at cross, decoder, encoder of an encoder-decoder",
+        ),
+        (AdapterTrial(bottleneck=3), "PEFT has no bottleneck adapters"),
+    ],
+)
+def test_what_peft_cannot_express_is_refused_with_the_reason(
+    tiny_bart: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str], trial: AnyTrial, reason: str
+) -> None:
+    _artifact(tmp_path / "artifact", tiny_bart, Binder(tiny_bart.model), trial)
+    assert _export(tmp_path / "artifact", tmp_path / "peft") == 2
+    assert reason in capsys.readouterr().err and not (tmp_path / "peft").exists()
+
+
+def test_nothing_is_overwritten(tiny_gpt2: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _artifact(tmp_path / "artifact", tiny_gpt2, Binder(tiny_gpt2.model), LoraTrial(rank=2))
+    assert _export(tmp_path / "artifact", tmp_path / "artifact") == 2
+    assert "is not empty; name a new folder" in capsys.readouterr().err

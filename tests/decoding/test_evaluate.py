@@ -1,0 +1,148 @@
+"""What is decoded is written, read and scored; and decoding again from an artifact gives the same hypotheses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from prefixray import decode
+from prefixray.artifacts.store import artifact_meta, save_artifact
+from prefixray.batching.template import make_template
+from prefixray.config.trials import AdapterTrial, AnyTrial, FinetuneTrial, PrefixTrial, TrialConfig
+from prefixray.data import Sourced, load_task
+from prefixray.data.task_config import TaskConfig
+from prefixray.decoding.evaluate import Tuned
+from prefixray.decoding.generate import Decoding
+from prefixray.errors import UserError
+from prefixray.methods import build_method
+from prefixray.model.attention import Binder
+from prefixray.model.base import Base
+from prefixray.results.hypotheses import best_run, read_hypotheses, score_all, write_hypotheses
+from prefixray.results.record import ArmResult, Results
+
+SOURCED = (
+    Sourced("name : The Mill", ("The Mill is a pub.", "There is The\nMill.")),
+    Sourced("name : The Eagle", ("The Eagle.",)),
+)
+ARMS: dict[str, AnyTrial] = {
+    "prefix": PrefixTrial(preseqlen=4, mid_dim=8, init_token=None),
+    "embedding": PrefixTrial(preseqlen=4, mid_dim=8, init_token=None, prefix_mode="embedding"),
+    "infix": PrefixTrial(preseqlen=4, mid_dim=8, init_token=None, format_mode="infix"),
+    "adapter": AdapterTrial(bottleneck=3),
+    "adapters": AdapterTrial(bottleneck=3, design=2),
+    "finetune": FinetuneTrial(),
+    "top": FinetuneTrial(top_layers=1, tune_embeddings=False),
+}
+DECODING = Decoding(num_beams=3, max_new_tokens=10, batch_size=2)
+
+
+def test_three_files_are_written_as_the_challenges_scorers_read_them(tmp_path: Path) -> None:
+    write_hypotheses(tmp_path / "new", "test", ["The Mill\r\nis Café.", ""], SOURCED)
+    contents = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "new").iterdir()}
+    assert contents == {
+        "test.hyp": "The Mill is Café.\n\n",
+        "test.ref": "The Mill is a pub.\nThere is The Mill.\n\nThe Eagle.\n",
+        "test.src": "name : The Mill\nname : The Eagle\n",
+    }
+    assert read_hypotheses(tmp_path / "new", "test") == ["The Mill is Café.", ""]
+
+
+def test_hypotheses_that_were_not_written_are_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"dev\.hyp: no such file; decode the dev split first"):
+        read_hypotheses(tmp_path, "dev")
+
+
+def test_hypotheses_are_scored_against_all_references_of_their_source() -> None:
+    scores = score_all(["There is The\nMill.", "The Eagle."], SOURCED, ("bleu", "rouge_l_coco"))
+    assert list(scores) == ["bleu", "rouge_l_coco"]
+    assert scores["rouge_l_coco"].corpus() == pytest.approx(100)
+
+
+def test_the_best_prefix_is_the_run_of_a_sweep_that_is_meant() -> None:
+    arms = [_arm("short", "prefix", 50.0), _arm("long", "prefix", 60.0), _arm("lora", "lora", 70.0), _arm("untuned")]
+    assert best_run({"metric": "bleu", "arms": arms}, None) == "final/long-1"
+    assert best_run({"metric": "ter", "arms": arms}, None) == "final/short-1"
+    assert best_run({"metric": "bleu", "arms": arms[2:]}, None) == "final/lora-1"
+    assert best_run({"metric": "bleu", "arms": arms}, "lora") == "final/lora-1"
+    with pytest.raises(UserError, match="--arm: untuned: no tuned arm of this sweep; they are short, long, lora"):
+        best_run({"metric": "bleu", "arms": arms}, "untuned")
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_decoding_again_from_a_sweep_gives_the_same_hypotheses(
+    arm: str, tiny_base: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hypotheses = _finish_sweep(tmp_path, arm, tiny_base)
+    assert decode.main([str(tmp_path), "--arm", arm]) == 0
+    printed = capsys.readouterr().out
+    out = tmp_path / "final" / f"{arm}-1" / "decoded"
+    assert "2 of 2 hypotheses are those of the final stage" in printed
+    assert "BLEU" in printed and f"{out}/test.hyp" in printed
+    assert read_hypotheses(out, "test") == hypotheses
+
+
+def test_a_bare_artifact_is_decoded_on_the_task_that_it_names(
+    tiny_gpt2: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hypotheses = _finish_sweep(tmp_path, "prefix", tiny_gpt2)
+    artifact, out = tmp_path / "final" / "prefix-1" / "artifact", tmp_path / "elsewhere"
+    assert decode.main([str(artifact), "--out", str(out)]) == 0
+    assert read_hypotheses(out, "test") == hypotheses
+    assert decode.main([str(artifact), "--out", str(out), "--split", "dev", "--max-new-tokens", "1"]) == 0
+    assert len(read_hypotheses(out, "dev")) == 1
+    assert "dev, 1 sources" in capsys.readouterr().out
+
+
+def test_what_cannot_be_decoded_is_said_without_a_traceback(
+    tiny_gpt2: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert decode.main([str(tmp_path / "nothing")]) == 2
+    _finish_sweep(tmp_path, "prefix", tiny_gpt2)
+    assert decode.main([str(tmp_path), "--arm", "prefx"]) == 2
+    assert "they are prefix" in capsys.readouterr().err
+    (tmp_path / "final" / "prefix-1" / "artifact" / "prefix.safetensors").write_bytes(b"")
+    assert decode.main([str(tmp_path)]) == 2
+    assert "damaged" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text(json.dumps({"search": []}))
+    assert decode.main([str(tmp_path)]) == 2
+    assert "no final stage yet" in capsys.readouterr().err
+
+
+def _finish_sweep(folder: Path, arm: str, base: Base) -> list[str]:
+    """A sweep's folder with one arm that was moved from its start and decoded; its hypotheses."""
+    lines = [
+        {"source": f"name : The {name}", "target": f"The {name} is a pub."} for name in ("Mill", "Eagle", "Vaults")
+    ]
+    for split, part in (("train", lines), ("dev", lines[2:]), ("test", lines[:2])):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in part))
+    task = TaskConfig(name="custom", **{split: str(folder / f"{split}.jsonl") for split in ("train", "dev", "test")})
+    template, binder = make_template(base, task), Binder(base.model)
+    method = build_method(ARMS[arm], base, binder.record, init_seed=1, dropout_seed=1)
+    with torch.no_grad():
+        for parameter in (one for one in method.parameters() if one.requires_grad):
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    running = binder if method.own_model is None else Binder(method.own_model)
+    sources = load_task(task).test_sources
+    hypotheses = Tuned(base, method, template, DECODING, running).generate([one.source for one in sources])
+    config = TrialConfig(arm=arm, learning_rate=1e-3, num_steps=3, method=ARMS[arm])
+    meta = artifact_meta(base, config, task=task, template=template.record(), decoding=vars(DECODING))
+    save_artifact(folder / "final" / f"{arm}-1" / "artifact", method.artifact(), meta)
+    write_hypotheses(folder / "final" / f"{arm}-1", "test", hypotheses, sources)
+    (folder / "sweep.json").write_text("{}")
+    (folder / "results.json").write_text(json.dumps(_results(_arm(arm, ARMS[arm].method, 50.0))))
+    return hypotheses
+
+
+def _arm(name: str, method: str | None = None, bleu: float = 1.0) -> ArmResult:
+    score = {"value": bleu, "low": bleu, "high": bleu}
+    seeds = [{"seed": seed, "scores": {}, "dev_loss": 1.5, "folder": f"final/{name}-{seed}"} for seed in (2, 1)]
+    counts = {"trained_parameters": 1, "stored_parameters": 1, "num_trials": 1, "minutes": 0.1, "searched": True}
+    none = {"difference": None, "p": None, "p_holm": None, "sd": {}}
+    both = {"bleu": score, "ter": score}
+    return {"arm": name, "method": method, "config": {}, "seeds": seeds, "scores": both, **counts, **none}  # type: ignore[typeddict-item]
+
+
+def _results(arm: ArmResult) -> Results:
+    empty = dict.fromkeys(Results.__required_keys__)
+    return {**empty, "metric": "bleu", "search": [], "arms": [arm], "decoding": vars(DECODING)}  # type: ignore[typeddict-item]

@@ -1,0 +1,144 @@
+"""The coordinator: which trial starts when, what is judged, what an earlier driver has left, and what ends it all.
+
+The pool and the workers' reports are played. `tests/search/test_requests.py` has the requests, `tests/test_sweep.py`
+the whole.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.fake_pool import Driver
+
+from prefixray.cluster.pool import NoWorkers
+from prefixray.config.schema import SearchConfig
+from prefixray.config.trials import PrefixTrial
+from prefixray.driver.stage import Stage
+from prefixray.errors import SweepFailed
+from prefixray.search.budget import Budget
+from prefixray.search.study import ArmStudy, Proposal, Record
+from prefixray.trial import TrialSpec
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Driver:
+    return Driver(tmp_path)
+
+
+def test_no_trial_starts_once_devices_were_held_for_as_long_as_was_allowed(driver: Driver, tmp_path: Path) -> None:
+    driver.coordinator.budget = Budget(tmp_path, SearchConfig(num_trials=4, max_gpu_hours=10 / 3600))
+    running = driver.start()
+    assert len(running) == 2
+    driver.pool.device_seconds = 11.0
+    driver.coordinator.view("small", "search")
+    for key in running:
+        driver.report(key, 40)
+    assert driver.coordinator.next() == "FINISHED" and driver.states() == ["done", "done"]
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_trials_that_need_a_worker_alone_come_at_half_time_wherever_their_arm_stands(
+    driver: Driver, is_first: bool
+) -> None:
+    (sharing,) = driver.coordinator._stages
+    arm = driver.arm.model_copy(update={"name": "finetune", "method": "finetune", "num_trials": 2})
+    study = ArmStudy(driver.folder / "study.journal", "small", arm, seed=1, num_startup=1)
+
+    def spec(trial: Proposal | Record) -> TrialSpec:
+        folder = str(driver.folder / "trials" / "finetune" / str(trial.number))
+        return replace(sharing.spec(trial), key=f"finetune/{trial.number}", folder=folder)
+
+    alone = Stage("finetune", arm, study, 1, spec)
+    driver.coordinator._stages = [alone, sharing] if is_first else [sharing, alone]
+    starts: list[list[str]] = []
+    while started := driver.start():
+        starts.append(started)
+        for key in started:
+            driver.report(key, 40)
+    halves = [["prefix/0", "prefix/1"], ["finetune/0"]], [["prefix/2", "prefix/3"], ["finetune/1"]]
+    assert starts == [*halves[0], *halves[1]]
+
+
+def test_a_trial_that_falls_back_behind_a_rung_it_has_passed_is_not_judged_there_again(driver: Driver) -> None:
+    early, later = driver.start()
+    assert driver.report(early, 10, loss=2.0, rung=10), "it is the first there"
+    assert driver.report(later, 10, loss=1.9, rung=10)
+    assert driver.report(early, 10, loss=2.0, rung=10), "its worker died, and it comes from an older checkpoint"
+    driver.report(early, 20, loss=1.0)
+    again = Driver(driver.folder)
+    assert again.start() == [early, later]
+    assert again.report(early, 10, loss=2.0, rung=10)
+    assert again.report(later, 10, loss=1.9, rung=10), "the best of two"
+    assert again.report(early, 40, loss=0.9) is False and again.states() == ["done", "running"]
+
+
+def test_checkpoints_of_a_trial_that_ended_go_with_the_next_driver_where_the_first_was_killed(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended, running = driver.start()
+    monkeypatch.setattr("prefixray.driver.coordinator.drop_checkpoints", lambda spec: None)
+    driver.report(ended, 40)
+    monkeypatch.undo()
+    for key in (ended, running):
+        for name in ("step-40", ".step-40.0.tmp", "artifact"):
+            (driver.folder / "trials" / key / name).mkdir(parents=True)
+    Driver(driver.folder)
+    left = {key: {path.name for path in (driver.folder / "trials" / key).iterdir()} for key in (ended, running)}
+    assert left == {ended: {"artifact", "result.json"}, running: {"artifact", "step-40", ".step-40.0.tmp"}}
+
+
+def test_a_trial_whose_values_do_not_go_together_has_failed_and_the_next_is_started(
+    driver: Driver, caplog: pytest.LogCaptureFixture
+) -> None:
+    (stage,) = driver.coordinator._stages
+
+    def spec(trial: Proposal | Record) -> TrialSpec:
+        if trial.number == 0:
+            PrefixTrial(preseqlen=0, mid_dim=None, init_token=None)
+        return stage.spec(trial)
+
+    driver.coordinator._stages = [replace(stage, spec=spec)]
+    assert driver.start() == ["prefix/1", "prefix/2"]
+    record = driver.study.records()[0]
+    assert record.state == "failed" and record.note == "its values do not go together: Input should be greater than 0"
+    assert record.note in caplog.text and '"preseqlen": ' in caplog.text
+    assert driver.coordinator._rows["prefix/0"].state == "failed"
+
+
+def test_a_disk_that_refused_once_lets_nothing_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(tmp_path)
+    full = OSError(28, "No space left on device")
+
+    def refuse(spec: TrialSpec, *, exclusive: bool) -> str:
+        raise full
+
+    monkeypatch.setattr(driver.pool, "place", refuse)
+    with pytest.raises(OSError):
+        driver.coordinator.next()
+    for go_on in (driver.coordinator.next, driver.coordinator.serve, lambda: driver.report("prefix/0", 10)):
+        with pytest.raises(SweepFailed, match="No space left"):
+            go_on()
+
+
+def test_where_no_worker_is_left_nothing_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(tmp_path)
+
+    def refuse(num_sharing: int, num_exclusive: int) -> None:
+        raise NoWorkers("no worker is left", "base: no such folder")
+
+    monkeypatch.setattr(driver.pool, "rescale", refuse)
+    with pytest.raises(NoWorkers):
+        driver.coordinator.view("small", "search")
+    assert driver.coordinator.broken == "no worker is left\nbase: no such folder"
+
+
+def test_a_cluster_that_does_not_answer_is_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(tmp_path)
+
+    def refuse(num_sharing: int, num_exclusive: int) -> None:
+        raise ConnectionError("no control service")
+
+    monkeypatch.setattr(driver.pool, "rescale", refuse)
+    with pytest.raises(ConnectionError):
+        driver.coordinator.view("small", "search")
+    assert driver.coordinator.broken is None and driver.start() == ["prefix/0", "prefix/1"]

@@ -1,0 +1,131 @@
+"""Sizes that are computed from the configuration are those of the tensors that are then made."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from prefixray.config.schema import ArmConfig
+from prefixray.config.space import Choice, LogUniform, Uniform
+from prefixray.config.trials import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial, TrainConfig
+from prefixray.methods import build_method
+from prefixray.methods.finetune import trained_names
+from prefixray.methods.parameter_counts import trained_parameters
+from prefixray.model.attention import Binder
+from prefixray.model.base import Base, wrap_model
+from prefixray.planning.memory import BYTES_PER_TRAINED, largest_trial
+
+METHODS: list[AnyTrial] = [
+    PrefixTrial(preseqlen=5, mid_dim=None, init_token=None),
+    PrefixTrial(preseqlen=7, mid_dim=16, init_token=None),
+    PrefixTrial(preseqlen=7, mid_dim=16, init_token=None, sites="decoder"),
+    PrefixTrial(preseqlen=7, mid_dim=None, init_token=None, prefix_mode="embedding"),
+    PrefixTrial(preseqlen=7, mid_dim=16, init_token=None, prefix_mode="embedding"),
+    AdapterTrial(bottleneck=6),
+    AdapterTrial(bottleneck=6, design=2),
+    AdapterTrial(percent=4.0, design=2),
+    FinetuneTrial(),
+]
+
+
+def _made(method: AnyTrial, base: Base) -> int:
+    return build_method(method, base, Binder(base.model).record, init_seed=1, dropout_seed=1).trained_parameters()
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method.method))
+def test_trained_parameters_are_those_that_are_made(method: AnyTrial, any_base: Base) -> None:
+    assert trained_parameters(method, asdict(any_base.shape)) == _made(method, any_base)
+
+
+def test_an_infix_trains_its_embeddings_too(tiny_base: Base) -> None:
+    method = PrefixTrial(preseqlen=7, mid_dim=16, init_token=None, format_mode="infix")
+    assert trained_parameters(method, asdict(tiny_base.shape)) == _made(method, tiny_base)
+
+
+@pytest.mark.parametrize("tune_embeddings", [True, False])
+@pytest.mark.parametrize("top_layers", [None, 1, 2])
+def test_a_fine_tuning_of_a_part_is_about_as_large_as_said(
+    any_base: Base, top_layers: int | None, tune_embeddings: bool
+) -> None:
+    """Within the share that a tiny base's position table has, which is taken for a third matrix of its feed-forward."""
+    method = FinetuneTrial(top_layers=top_layers, tune_embeddings=tune_embeddings)
+    assert trained_parameters(method, asdict(any_base.shape)) == pytest.approx(_made(method, any_base), rel=0.3)
+
+
+def _gpt2_medium() -> Base:
+    """Its shapes alone, no weights."""
+    config = GPT2Config(n_embd=1024, n_layer=24, n_head=16)
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(config)
+    return wrap_model(model, None, name="gpt2-medium", digest="")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [
+        (AdapterTrial(bottleneck=100), 4_991_328),
+        (AdapterTrial(bottleneck=6), 368_784),
+        (AdapterTrial(percent=0.1), 368_784),
+        (AdapterTrial(bottleneck=224), 11_089_152),
+        (AdapterTrial(percent=3.125), 11_089_152),
+        (AdapterTrial(bottleneck=100, design=2), 9_884_352),
+    ],
+)
+def test_adapters_of_gpt2_medium_are_as_large_as_the_originals(method: AdapterTrial, count: int) -> None:
+    assert trained_parameters(method, asdict(_gpt2_medium().shape)) == count
+
+
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [
+        (FinetuneTrial(top_layers=2, tune_embeddings=False), 25_194_496),
+        (FinetuneTrial(top_layers=2), 25_194_496 + 50_257 * 1024),
+        (FinetuneTrial(top_layers=1, tune_embeddings=False), 12_598_272),
+        (FinetuneTrial(top_layers=0), 2048 + 50_257 * 1024),
+        (FinetuneTrial(), 354_823_168),
+    ],
+)
+def test_the_last_blocks_of_gpt2_medium_are_as_large_as_the_papers(method: FinetuneTrial, count: int) -> None:
+    base = _gpt2_medium()
+    trained = trained_names(method, base)
+    assert sum(p.numel() for name, p in base.model.named_parameters() if name in trained) == count
+    assert trained_parameters(method, asdict(base.shape)) == pytest.approx(count, rel=0.01)
+
+
+def test_lora_is_no_larger_than_said(any_base: Base) -> None:
+    method = LoraTrial(rank=3)
+    assert 0 < _made(method, any_base) <= trained_parameters(method, asdict(any_base.shape))
+
+
+def test_the_largest_trial_of_an_arm_has_the_largest_value_of_every_dimension(tiny_llama: Base) -> None:
+    arm = ArmConfig(
+        name="prefix",
+        method="prefix",
+        fixed={"init_token": None},
+        dimensions={
+            "preseqlen": Choice(choice=(2, 9, 4)),
+            "mid_dim": Choice(choice=(None, 512)),
+            "learning_rate": LogUniform(log_uniform=(1e-4, 1e-2)),
+        },
+        num_trials=4,
+        train=TrainConfig(num_steps=3),
+    )
+    largest = PrefixTrial(preseqlen=9, mid_dim=512, init_token=None)
+    assert largest_trial(arm, asdict(tiny_llama.shape)) == BYTES_PER_TRAINED * _made(largest, tiny_llama)
+
+
+def test_the_largest_trial_of_an_arm_with_conditions_is_one_that_may_be_drawn(tiny_llama: Base) -> None:
+    arm = ArmConfig(
+        name="adapter",
+        method="adapter",
+        fixed={"learning_rate": 1e-3},
+        dimensions={
+            "bottleneck": Choice(choice=(None, 2)),
+            "percent": Uniform(uniform=(0.5, 8.0), when={"bottleneck": (None,)}),
+        },
+        num_trials=4,
+        train=TrainConfig(num_steps=3),
+    )
+    largest = AdapterTrial(percent=8.0)
+    assert largest_trial(arm, asdict(tiny_llama.shape)) == BYTES_PER_TRAINED * _made(largest, tiny_llama)

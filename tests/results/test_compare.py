@@ -1,0 +1,97 @@
+"""The final stage's record, from hypotheses on disk: what is scored, on all sources and on their groups."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from prefixray.config.load import load_sweep
+from prefixray.config.schema import SweepConfig
+from prefixray.data import Sourced
+from prefixray.driver.final_stage import final_runs
+from prefixray.metrics import score
+from prefixray.results.compare import Facts, FinalRun, make_results
+from prefixray.results.hypotheses import write_hypotheses
+from prefixray.results.record import Results
+
+SWEEP = """\
+name: small
+base: a-hub-id
+task: {name: e2e}
+train: {num_steps: 4}
+arms:
+  prefix: {preseqlen: 1, mid_dim: null, init_token: null, learning_rate: 1e-3}
+  finetune: {learning_rate: 1e-3}
+search: {num_trials: 1}
+final: {metric: test/bleu, more_metrics: [test/ter, test/bleu], reference: finetune}
+"""
+TEXTS = [
+    "the eagle is a cheap pub",
+    "the mill serves italian food",
+    "aromi is near the river",
+    "zizzi is a coffee shop",
+]
+OUTPUTS: Mapping[str, Sequence[str]] = {
+    "untuned": ["the", "mill", "river", "shop"],
+    "prefix": [TEXTS[0], "the mill serves italian food near here", "aromi is by the river bank", "zizzi is a pub"],
+    "finetune": ["the eagle is a pub", TEXTS[1], "aromi is near a river", TEXTS[3]],
+}
+
+
+def results(folder: Path, groups: Sequence[str | None]) -> Results:
+    (folder / "x.yaml").write_text(SWEEP, encoding="utf-8")
+    config: SweepConfig = load_sweep(folder / "x.yaml")
+    sources = [
+        Sourced(f"source {i}", (text,), group) for i, (text, group) in enumerate(zip(TEXTS, groups, strict=True))
+    ]
+    runs: dict[str, list[FinalRun]] = {arm.name: final_runs(arm, None, [1], folder) for arm in config.arms}
+    for name, (run,) in runs.items():
+        write_hypotheses(run.folder, "test", OUTPUTS[name], sources)
+        done = {"state": "done", "metrics": {"dev/best_loss": 1.0, "size/trained": 9, "size/stored": 9}}
+        (run.folder / "result.json").write_text(json.dumps(done), encoding="utf-8")
+    write_hypotheses(folder / "final/untuned", "test", OUTPUTS["untuned"], sources)
+    found = {
+        "metrics": ["bleu"],
+        "base_digest": "0",
+        "data_digest": "0",
+        "num_test_total": len(sources),
+        "precision": "fp32",
+        "num_parameters": 100,
+        "device": "cpu",
+        "num_threads": 1,
+    }
+    facts = Facts(config, found, {"num_beams": 1}, search=[], minutes={}, sweep_minutes=1.0, leak="1 of 4 is known")
+    return make_results(facts, runs, folder / "final/untuned", sources)
+
+
+def test_further_metrics_stand_behind_the_primary_and_the_tasks_own_once_each(tmp_path: Path) -> None:
+    made = results(tmp_path, [None] * 4)
+    assert made["metrics"] == ["bleu", "ter"]
+    assert made["notes"][0] == "1 of 4 is known"
+    assert all(set(arm["scores"]) == {"bleu", "ter"} and "groups" not in arm for arm in made["arms"])
+
+
+def test_each_group_of_sources_is_scored_alone(tmp_path: Path) -> None:
+    made = results(tmp_path, ["unseen", "seen", "unseen", "seen"])
+    for arm in made["arms"]:
+        assert list(arm["groups"]) == ["seen", "unseen"]
+        for name, rows in {"seen": [1, 3], "unseen": [0, 2]}.items():
+            group = arm["groups"][name]
+            assert group["num_sources"] == 2
+            for metric in ("bleu", "ter"):
+                alone = score(metric, [OUTPUTS[arm["arm"]][i] for i in rows], [[TEXTS[i]] for i in rows]).corpus()
+                interval = group["scores"][metric]
+                assert interval["value"] == pytest.approx(alone) and interval["low"] <= alone <= interval["high"]
+    prefix, finetune = (next(arm for arm in made["arms"] if arm["arm"] == name) for name in ("prefix", "finetune"))
+    assert finetune["groups"]["seen"]["difference"] is None
+    for name, better in {"seen": -1, "unseen": 1}.items():
+        difference = prefix["groups"][name]["difference"]
+        assert difference is not None and difference["value"] * better > 0
+        assert difference["value"] == pytest.approx(
+            prefix["groups"][name]["scores"]["bleu"]["value"] - finetune["groups"][name]["scores"]["bleu"]["value"]
+        )
+
+
+def test_sources_of_one_group_or_of_very_many_have_no_table_of_their_own(tmp_path: Path) -> None:
+    assert all("groups" not in arm for arm in results(tmp_path, ["sport"] * 4)["arms"])

@@ -1,0 +1,71 @@
+"""A sweep in a notebook: its trials as a table, its winners, before and after the final stage."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefixray.config.identity import dump
+from prefixray.config.load import load_sweep
+from prefixray.errors import UserError
+from prefixray.results.notebook import open_sweep
+from prefixray.results.record import ArmResult, Results
+
+SWEEP = """
+name: small
+base: some/model
+task: {name: e2e}
+train: {num_steps: 40}
+arms:
+  prefix: {preseqlen: {choice: [1, 5]}, mid_dim: null, init_token: pub, learning_rate: {log_uniform: [1e-3, 3e-2]}}
+  finetune: {learning_rate: 1e-3}
+search: {num_trials: 3}
+"""
+
+
+def trial(number: int, preseqlen: int, loss: float | None, state: str) -> dict[str, Any]:
+    config = {"preseqlen": preseqlen, "learning_rate": 0.01}
+    ended = {"step": 40, "num_steps": 40, "dev_loss": loss, "state": state, "rung": None, "curve": [[40, loss]]}
+    return {"arm": "prefix", "number": number, "config": config, **ended}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(SWEEP)
+    folder = tmp_path / "runs" / "small"
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").write_text(json.dumps(dump(load_sweep("small.yaml"))))
+    return folder
+
+
+def test_the_trials_are_a_table_and_the_best_is_the_lowest_done(folder: Path) -> None:
+    search = [trial(0, 1, 2.5, "done"), trial(1, 5, 2.0, "done"), trial(2, 1, None, "failed")]
+    (folder / "results.json").write_text(json.dumps({"search": search}))
+    sweep = open_sweep("small")
+    columns = ["arm", "number", "preseqlen", "learning_rate", "step", "num_steps", "dev_loss", "state", "rung"]
+    assert list(sweep.trials.columns) == columns
+    assert sweep.trials.sort_values("dev_loss")["number"].tolist() == [1, 0, 2]
+    assert sweep.best == {"prefix": {"preseqlen": 5, "learning_rate": 0.01}}
+    assert sweep.config.arm("prefix").num_trials == 3 and len(sweep.results["search"]) == 3
+
+
+def test_after_the_final_stage_the_best_is_its_winner(folder: Path) -> None:
+    method = {"method": "prefix", "preseqlen": 1, "mid_dim": None, "init_token": "pub"}
+    empty = dict.fromkeys(ArmResult.__required_keys__)
+    arms = [
+        {**empty, "arm": "untuned"},
+        {**empty, "arm": "prefix", "method": "prefix", "config": {"learning_rate": 0.02, "method": method}},
+        {**empty, "arm": "finetune", "method": "finetune", "config": {"learning_rate": 1e-3, "method": {}}},
+    ]
+    whole = {**dict.fromkeys(Results.__required_keys__), "search": [trial(0, 5, 2.0, "done")], "arms": arms}
+    (folder / "results.json").write_text(json.dumps(whole))
+    assert open_sweep("small").best == {"prefix": {"preseqlen": 1, "learning_rate": 0.02}, "finetune": {}}
+
+
+def test_what_is_not_there_is_said(folder: Path) -> None:
+    with pytest.raises(UserError, match="has no results yet"):
+        open_sweep("small.yaml")
+    with pytest.raises(UserError, match="did you mean 'small'"):
+        open_sweep("smal")

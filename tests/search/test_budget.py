@@ -1,0 +1,62 @@
+"""What a search has spent goes on from driver to driver."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from prefixray.config.schema import SearchConfig
+from prefixray.driver.coordinator import budget as budget_module
+from prefixray.search.budget import Budget
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The time, by hand; in hours."""
+    clock = SimpleNamespace(hours=0.0)
+    monkeypatch.setattr(budget_module, "time", SimpleNamespace(monotonic=lambda: 1e6 + 3600 * clock.hours))
+    return clock
+
+
+def _budget(folder: Path, **most: float) -> Budget:
+    return Budget(folder, SearchConfig(num_trials=4, **most))  # type: ignore[arg-type]
+
+
+def test_hours_of_earlier_drivers_count(tmp_path: Path, clock: SimpleNamespace) -> None:
+    for number in range(3):
+        budget = _budget(tmp_path, max_hours=2.5)
+        assert budget.problem() is None, number
+        clock.hours += 1  # before this driver's first look
+        budget.note(0.0)
+        if number < 2:
+            clock.hours += 1 / 120  # lost: it is killed half a minute later
+    told = "search.max_hours: 3 of 2.5 hours are spent: no trial is started any more, unless it is raised"
+    assert budget.problem() == told == _budget(tmp_path, max_hours=2.5).problem()
+    assert _budget(tmp_path, max_hours=4).problem() is None and _budget(tmp_path).problem() is None
+
+
+def test_hours_of_devices_count_apart(tmp_path: Path, clock: SimpleNamespace) -> None:
+    for device_hours in (3, 4):
+        budget = _budget(tmp_path, max_hours=9, max_gpu_hours=6.5)
+        for hours in range(device_hours):
+            budget.note(3600.0 * hours)
+        assert budget.problem() is None
+        budget.note(3600.0 * device_hours, is_last=True)
+    assert "search.max_gpu_hours: 7 of 6.5 hours" in (_budget(tmp_path, max_gpu_hours=6.5).problem() or "")
+
+
+def test_what_the_final_stage_takes_is_not_the_searchs(tmp_path: Path, clock: SimpleNamespace) -> None:
+    budget = _budget(tmp_path, max_hours=1, max_gpu_hours=1)
+    clock.hours += 0.4
+    budget.note(0.4 * 3600, is_last=True)
+    clock.hours += 5
+    budget.resume(5.4 * 3600)
+    clock.hours += 0.4
+    budget.note(5.8 * 3600, is_last=True)
+    assert budget.problem() is None and _budget(tmp_path, max_hours=0.7).problem() is not None
+
+
+@pytest.mark.parametrize("left", ["", "[]", '{"max_hours": "x"}', '{"max_hours": NaN, "max_gpu_hours": 1}'])
+def test_a_file_that_its_disk_has_damaged_counts_as_nothing(tmp_path: Path, left: str) -> None:
+    (tmp_path / "spent.json").write_text(left)
+    assert _budget(tmp_path, max_hours=1).problem() is None

@@ -1,0 +1,127 @@
+"""The driver's side of a search without Ray: a pool and a worker's reports are played."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefixray.config.schema import ArmConfig, SearchConfig, TrackingConfig
+from prefixray.config.space import AnyDimension, Choice, LogUniform
+from prefixray.config.trials import PrefixTrial, TrainConfig, TrialConfig
+from prefixray.driver.coordinator import Coordinator
+from prefixray.driver.stage import MakeSpec, Stage
+from prefixray.search.requests import Answer, Inbox, Request
+from prefixray.search.study import ArmStudy, FixedStudy, Proposal, Record
+from prefixray.tracking.tracker import open_tracker
+from prefixray.trial import Report, TrialSpec
+
+LENGTHS: Mapping[str, AnyDimension] = {"preseqlen": Choice(choice=(1, 5, 10, 20))}
+SPACE: Mapping[str, AnyDimension] = {**LENGTHS, "learning_rate": LogUniform(log_uniform=(1e-4, 1e-1))}
+
+
+class PlayedPool:
+    """One worker with room for two trials, or for one alone; remembers who was asked to stop and who was released."""
+
+    num_slots, most_workers, device_seconds = 2, 1, 0.0
+
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
+        self.is_alone = self.is_spared = False
+        self.stopped: list[str] = []
+
+    def has_room(self, *, exclusive: bool) -> bool:
+        if not self.keys:
+            return exclusive or not self.is_spared
+        return not (exclusive or self.is_alone or self.is_spared) and len(self.keys) < self.num_slots
+
+    def reserve(self, wanted: bool) -> None:
+        """There is one worker."""
+        self.is_spared = wanted
+
+    def place(self, spec: TrialSpec, *, exclusive: bool) -> str:
+        self.is_alone = exclusive
+        self.keys.add(spec.key)
+        return "namespace"
+
+    def release(self, key: str) -> None:
+        self.keys.discard(key)
+
+    def stop(self, key: str) -> None:
+        self.stopped.append(key)
+
+    def status(self, timeout: float) -> list[Any]:
+        return []
+
+    def rescale(self, num_sharing: int, num_exclusive: int) -> None:
+        """There is no other device."""
+
+    def news(self) -> list[str]:
+        return []
+
+    def use_idle(self) -> None:
+        """Nothing is decoded here."""
+
+
+class Driver:
+    """One driver after another over the same folder."""
+
+    def __init__(self, folder: Path, num_trials: int = 4, space: Mapping[str, AnyDimension] = SPACE) -> None:
+        self.folder = folder
+        self.pool = PlayedPool()
+        self.inbox = Inbox(folder)
+        train = TrainConfig(num_steps=40)
+        fixed = {} if "learning_rate" in space else {"learning_rate": 1e-3}
+        self.arm = ArmConfig(
+            name="prefix", method="prefix", fixed=fixed, dimensions=space, num_trials=num_trials, train=train
+        )
+        self.study = ArmStudy(folder / "study.journal", "small", self.arm, seed=1, num_startup=2)
+        stage = Stage("prefix", self.arm, self.study, 2, self._spec(), rungs=(10,))
+        self.coordinator = self._coordinate(stage)
+
+    def final(self) -> Coordinator:
+        """The same sweep in its final stage."""
+        study = FixedStudy(self.folder / "study.journal", "small", "final/prefix", ["prefix-1"])
+        return self._coordinate(Stage("final/prefix", self.arm, study, 1, self._spec()))
+
+    def start(self) -> list[str]:
+        """Start all that may be started; the keys."""
+        keys = []
+        while isinstance(suggested := self.coordinator.next(), dict):
+            keys.append(suggested["spec"].key)
+        return keys
+
+    def report(self, key: str, step: int, loss: float = 2.0, rung: int | None = None) -> bool:
+        state = "done" if step == 40 else "running"
+        metrics = {"dev/loss": loss, "dev/best_loss": loss}
+        return self.coordinator.on_report(Report(key, step, state, metrics, rung=rung))  # type: ignore[arg-type]
+
+    def ask(self, request: Request) -> Answer:
+        """Post, serve, and read the answer."""
+        request_id = self.inbox.post(request)
+        self.coordinator.serve()
+        answer = self.inbox.answer(request_id, seconds=0)
+        assert answer is not None
+        return answer
+
+    def states(self) -> list[str]:
+        return [record.state for record in self.study.records()]
+
+    def run_all(self) -> None:
+        """Start and end trials until the search is over."""
+        while self.coordinator.next() != "FINISHED":
+            for key in list(self.pool.keys):
+                self.report(key, 40)
+
+    def _coordinate(self, stage: Stage) -> Coordinator:
+        tracker = open_tracker(TrackingConfig(mlflow=None), self.folder, "small", {})
+        search = SearchConfig(num_trials=4, rungs=(10,))
+        return Coordinator([stage], self.pool, tracker, search, self.inbox)  # type: ignore[arg-type]
+
+    def _spec(self) -> MakeSpec:
+        def spec(trial: Proposal | Record) -> TrialSpec:
+            values = {"preseqlen": 5, "learning_rate": 1e-3, **trial.values}
+            method = PrefixTrial(preseqlen=values["preseqlen"], mid_dim=None, init_token="pub")  # type: ignore[arg-type]
+            config = TrialConfig(arm="prefix", learning_rate=values["learning_rate"], num_steps=40, method=method)  # type: ignore[arg-type]
+            folder = str(self.folder / "trials" / "prefix" / str(trial.number))
+            return TrialSpec(f"prefix/{trial.number}", config, 1, 0, (10,), folder)
+
+        return spec
