@@ -28,6 +28,7 @@ from prefixray.errors import SweepFailed, UserError, first_line
 from prefixray.planning.memory import BYTES_PER_TRAINED, largest_trial
 from prefixray.planning.slots import num_slots
 from prefixray.results.hypotheses import Split
+from prefixray.training.facts import WorkerFacts
 from prefixray.trial import TrialSpec, WorkerStatus
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Pool:
         self._rooms: list[int] = []  # on one machine: what workers had that others are to be started for
         self._refusals: list[tuple[str, UserError]] = []  # where workers were never ready, and why
         self.num_slots = 1
-        self.found: Mapping[str, Any] = {}
+        self._facts: WorkerFacts | None = None
         self.device_seconds = 0.0
         """How long workers have held devices, all together."""
         self._arms: list[ArmConfig] = []
@@ -89,8 +90,14 @@ class Pool:
             if self._refusals and not (is_elastic and self._places):
                 raise self._refusals[0][1]
         _answer(ready[0].handle.check.remote(self._arms))
-        check_exclusive(arms, self.found, max(place.free_bytes for place in ready))
+        check_exclusive(arms, self.facts, max(place.free_bytes for place in ready))
         self.num_slots = min(place.num_slots for place in ready)
+
+    @property
+    def facts(self) -> WorkerFacts:
+        """The base, the data and the device, as the first worker that was ready found them."""
+        assert self._facts is not None, "wait comes first"
+        return self._facts
 
     @property
     def most_workers(self) -> int:
@@ -274,7 +281,7 @@ class Pool:
 
     def _exclusive_need(self) -> int:
         """Bytes that the largest exclusive trial takes beside the base."""
-        return max(_exclusive_bytes(self._arms, self.found).values(), default=0)
+        return max(_exclusive_bytes(self._arms, self.facts).values(), default=0)
 
     def _start_worker(self) -> None:
         name = f"worker-{self._num_started}"
@@ -291,9 +298,9 @@ class Pool:
         for place in self._places:
             if place.is_over:
                 continue
-            found = place.look()
-            if found is not None:
-                self._welcome(place, found)
+            facts = place.look()
+            if facts is not None:
+                self._welcome(place, facts)
             elif place.life.cause is not None:
                 self._give_up(place, place.life.cause)
         self._places = [place for place in self._places if not (place.is_over and place.is_idle)]
@@ -345,17 +352,17 @@ class Pool:
             here = self._cluster.devices()
             self._refusals = [(node, cause) for node, cause in self._refusals if node in here or not node]
 
-    def _welcome(self, place: WorkerHandle, found: Mapping[str, Any]) -> None:
+    def _welcome(self, place: WorkerHandle, facts: WorkerFacts) -> None:
         """A worker is ready: it gets the slots that its memory has room for."""
-        self.found = self.found or found
-        shared = found["device"] == "cpu" and not self._cluster.is_elastic  # workers of one machine see the same memory
+        self._facts = self._facts or facts
+        shared = facts.device == "cpu" and not self._cluster.is_elastic  # workers of one machine see the same memory
         sharing = [arm for arm in self._arms if not arm.exclusive]
-        trial_bytes = max((largest_trial(arm, found["shape"]) for arm in sharing), default=1)
-        free_bytes = int(found["free_bytes"]) // (len(self._places) if shared else 1)
+        trial_bytes = max((largest_trial(arm, facts.shape) for arm in sharing), default=1)
+        free_bytes = facts.free_bytes // (len(self._places) if shared else 1)
         # One that comes again to the same machine finds less, but only for what the other workers' trials have taken.
         place.free_bytes = free_bytes if self._cluster.is_elastic else max(free_bytes, place.free_bytes)
         place.num_slots = num_slots(place.free_bytes, trial_bytes)
-        told = place.name, place.num_slots, found["device"], place.free_bytes / 2**30, trial_bytes / 2**30
+        told = place.name, place.num_slots, facts.device, place.free_bytes / 2**30, trial_bytes / 2**30
         logger.info("%s: %d slots on %s: %.1f GiB free, %.2f GiB a trial", *told)
 
     def _retire(self, num_too_many: int) -> None:
@@ -406,12 +413,12 @@ def workers_wanted(num_trials: int, num_full: int, *, num_devices: int, most: in
     return max(1, min(most, num_trials, max(num_devices, num_full)))
 
 
-def check_exclusive(arms: Sequence[ArmConfig], found: Mapping[str, Any], free: int) -> None:
+def check_exclusive(arms: Sequence[ArmConfig], facts: WorkerFacts, free: int) -> None:
     """Refuse fine-tuning that cannot fit: master weights, and gradients and Adam's moments of what trains, in fp32."""
-    needs = _exclusive_bytes(arms, found)
+    needs = _exclusive_bytes(arms, facts)
     problems = [
         f"arms.{name}: fine-tuning needs {need / 2**30:.1f} GiB beside the base ({BYTES_PER_TRAINED} bytes for each "
-        f"parameter that is trained, 4 for each other), and a worker on {found['device']} has {free / 2**30:.1f} GiB "
+        f"parameter that is trained, 4 for each other), and a worker on {facts.device} has {free / 2**30:.1f} GiB "
         "free; remove the arm, train fewer top_layers, or take a smaller base or a larger device"
         for name, need in needs.items()
         if need > free
@@ -420,9 +427,9 @@ def check_exclusive(arms: Sequence[ArmConfig], found: Mapping[str, Any], free: i
         raise UserError(*problems)
 
 
-def _exclusive_bytes(arms: Sequence[ArmConfig], found: Mapping[str, Any]) -> dict[str, int]:
+def _exclusive_bytes(arms: Sequence[ArmConfig], facts: WorkerFacts) -> dict[str, int]:
     """What the largest trial of each arm that needs a worker to itself takes there."""
-    return {arm.name: largest_trial(arm, found["shape"]) for arm in arms if arm.exclusive}
+    return {arm.name: largest_trial(arm, facts.shape) for arm in arms if arm.exclusive}
 
 
 def _answer(reference: Any) -> Any:  # noqa: ANN401

@@ -27,6 +27,7 @@ from prefixray.errors import SweepFailed, UserError, disk_problem, first_line
 from prefixray.results.hypotheses import Split
 from prefixray.system.logs import quieten, to_file
 from prefixray.system.machine import give_back
+from prefixray.training.facts import WorkerFacts
 from prefixray.trial import Admission, Report, TrialSpec, WorkerStatus
 
 # torch, transformers and all that needs them are imported where a worker is made: the driver only names the class.
@@ -115,7 +116,7 @@ class Worker:
         )
         threading.Thread(target=self._run, name="loop", daemon=True).start()
 
-    def ready(self) -> dict[str, Any]:
+    def ready(self) -> WorkerFacts:
         """What the worker found out about its base and device, or the `UserError` that kept it from loading them."""
         if self._refusal is not None:
             raise self._refusal

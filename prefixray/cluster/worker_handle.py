@@ -7,7 +7,7 @@ unless it is dead for good.
 
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from pathlib import Path
@@ -22,6 +22,7 @@ from prefixray.cluster.nodes import ActorState, actor_state_of
 from prefixray.cluster.worker import Worker, WorkerSetup
 from prefixray.errors import SweepFailed, UserError, first_line
 from prefixray.planning.slots import MOST_SLOTS
+from prefixray.training.facts import WorkerFacts
 from prefixray.trial import TrialSpec, WorkerStatus
 
 MOST_LOADS = 3  # processes in a row that die while they load the base
@@ -133,7 +134,7 @@ class WorkerHandle:
         is_late = self.life.state is State.STARTING and time.monotonic() > self.life.since + MOVE_SECONDS
         return self.is_over or (is_late and bool(self.keys))
 
-    def look(self) -> Mapping[str, Any] | None:
+    def look(self) -> WorkerFacts | None:
         """See how it is; what it has found out about its base and device, where it has just become ready."""
         before = self.life
         sight = actor_state_of(self.handle)
@@ -146,14 +147,14 @@ class WorkerHandle:
         is_asked = self.life.state in (State.LOADING, State.SILENT) and sight.state == "ALIVE"
         return self._ask() if is_asked else None
 
-    def _ask(self) -> Mapping[str, Any] | None:
+    def _ask(self) -> WorkerFacts | None:
         """Ask whether it is ready, and what it has found; the answer may come at a later look."""
         self._answer = self._answer or self.handle.ready.remote()
         if not ray.wait([self._answer], timeout=0)[0]:
             return None
         answer, self._answer, now = self._answer, None, time.monotonic()
         try:
-            found: Mapping[str, Any] = ray.get(answer)
+            facts: WorkerFacts = ray.get(answer)
         except RayTaskError as error:
             is_told = isinstance(error.cause, UserError)
             cause = type(error.cause)(*error.cause.problems) if is_told else SweepFailed(first_line(error))
@@ -163,7 +164,7 @@ class WorkerHandle:
         else:
             self.life = replace(self.life.to(State.READY, now), num_failed=0, has_served=True)
             self.heard_at = now
-            return found
+            return facts
         return None
 
     def miss(self) -> None:

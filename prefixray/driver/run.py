@@ -123,7 +123,7 @@ class _Sweep:
                 self._budget.resume(self._pool.device_seconds)
                 studies = self._search()
                 results = self._final(studies)
-            keep_speeds(self._config, self._folder, self._pool.found, self._began)
+            keep_speeds(self._config, self._folder, self._pool.facts, self._began)
             state = "finished"
         except KeyboardInterrupt:
             state = "interrupted"
@@ -134,7 +134,8 @@ class _Sweep:
 
     def _revisions(self) -> dict[str, str]:
         """Which weights and which data the sweep is about, as tags."""
-        digests = {f"prefixray.{name}": str(self._pool.found[name]) for name in ("base_digest", "data_digest")}
+        facts = self._pool.facts
+        digests = {"prefixray.base_digest": facts.base_digest, "prefixray.data_digest": facts.data_digest}
         return {"prefixray.stage": "sweep", "prefixray.task": self._config.task.name, **digests}
 
     def _search(self) -> dict[str, ArmStudy]:
@@ -199,7 +200,7 @@ class _Sweep:
         self._live.update(View(title=self._title, stage="score", message="scoring and comparing"))
         facts = Facts(
             config=config,
-            found=self._pool.found,
+            provenance=self._pool.facts,
             leak=task.leak,
             decoding=self._decoding(),
             search=self._search_trials(studies),

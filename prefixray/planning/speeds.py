@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from prefixray.batching.lengths import Lengths
 from prefixray.config.schema import SweepConfig
 from prefixray.config.trials import TrialConfig
 from prefixray.planning.flops import decoding_flops, forward_flops, training_flops
 from prefixray.system.atomic_files import write_whole
 from prefixray.system.machine import cache_folder
+from prefixray.training.facts import WorkerFacts
 from prefixray.trial import report_steps
 
 logger = logging.getLogger(__name__)
@@ -69,19 +69,16 @@ def store_speeds(speeds: Sequence[Speed]) -> None:
     write_whole(path, json.dumps([asdict(one) for one in (*kept, *speeds)], indent=1) + "\n")
 
 
-def keep_speeds(config: SweepConfig, folder: Path, found: Mapping[str, Any], since: float) -> None:
+def keep_speeds(config: SweepConfig, folder: Path, facts: WorkerFacts, since: float) -> None:
     """Store what a sweep has measured; a cache that cannot be written to is no reason to fail."""
     try:
-        store_speeds(measured_speeds(config, folder, found, since))
+        store_speeds(measured_speeds(config, folder, facts, since))
     except OSError as error:
         logger.info("the measured speed is not kept: %s", error)
 
 
-def measured_speeds(config: SweepConfig, folder: Path, found: Mapping[str, Any], since: float) -> list[Speed]:
-    """The speeds of a sweep's runs, from the files that it has written after `since` (`time.time()`).
-
-    `found` is what a worker found out about its base and device.
-    """
+def measured_speeds(config: SweepConfig, folder: Path, facts: WorkerFacts, since: float) -> list[Speed]:
+    """The speeds of a sweep's runs, from the files that it has written after `since` (`time.time()`)."""
     work: dict[Kind, list[float]] = {"shared": [0, 0, 0], "alone": [0, 0, 0], "decode": [0, 0, 0]}
     uncounted: set[Kind] = set()
     for path in _newer(folder, ("trials/*/*/result.json", "final/*/result.json"), since):
@@ -91,16 +88,16 @@ def measured_speeds(config: SweepConfig, folder: Path, found: Mapping[str, Any],
         kind: Kind = "alone" if result["config"]["method"]["method"] == "finetune" else "shared"
         if result["config"].get("order") == "sources":
             uncounted.add(kind)  # what rows share in a step is run once; and packmates share their seconds
-        _add(work[kind], _trained(config, found, result), result["metrics"])
+        _add(work[kind], _trained(config, facts, result), result["metrics"])
     for path in _newer(folder, ("final/*/test.json",), since):
-        _add(work["decode"], _decoded(config, found), {"train/seconds": json.loads(path.read_text())["seconds"]})
+        _add(work["decode"], _decoded(config, facts), {"train/seconds": json.loads(path.read_text())["seconds"]})
     return [
         Speed(
             base=config.base,
-            num_parameters=found["num_parameters"],
-            device=found["device"],
-            precision=found["precision"],
-            num_threads=found["num_threads"],
+            num_parameters=facts.num_parameters,
+            device=facts.device,
+            precision=facts.precision,
+            num_threads=facts.num_threads,
             kind=kind,
             flops=flops,
             seconds=seconds,
@@ -113,21 +110,20 @@ def measured_speeds(config: SweepConfig, folder: Path, found: Mapping[str, Any],
     ]
 
 
-def _trained(config: SweepConfig, found: Mapping[str, Any], result: Mapping[str, Any]) -> float:
+def _trained(config: SweepConfig, facts: WorkerFacts, result: Mapping[str, Any]) -> float:
     """The work of a trial as far as it came: its steps, and its evaluations on dev."""
     trial, step = TrialConfig.model_validate(result["config"]), result["step"]
-    train, dev = Lengths(**found["lengths"]["train"]), Lengths(**found["lengths"]["dev"])
     steps = report_steps(config.train, config.search.rungs, trial.num_steps)
     num_evaluations = sum(one <= step for one in steps)
-    each = training_flops(found["shape"], train, trial.method, is_checkpointed=trial.gradient_checkpointing)
+    each = training_flops(facts.shape, facts.train_lengths, trial.method, is_checkpointed=trial.gradient_checkpointing)
     num_examples = step * trial.batch_size * trial.grad_accumulation
-    return float(num_examples * each + num_evaluations * found["num_dev"] * forward_flops(found["shape"], dev))
+    return float(num_examples * each + num_evaluations * facts.num_dev * forward_flops(facts.shape, facts.dev_lengths))
 
 
-def _decoded(config: SweepConfig, found: Mapping[str, Any]) -> float:
-    final, source = config.final, Lengths(**found["lengths"]["train"]).source
-    each = decoding_flops(found["shape"], source, num_beams=final.num_beams, max_new_tokens=final.max_new_tokens)
-    return float(found["num_test"] * each)
+def _decoded(config: SweepConfig, facts: WorkerFacts) -> float:
+    final, source = config.final, facts.train_lengths.source
+    each = decoding_flops(facts.shape, source, num_beams=final.num_beams, max_new_tokens=final.max_new_tokens)
+    return float(facts.num_test * each)
 
 
 def _add(work: list[float], flops: float, metrics: Mapping[str, float]) -> None:

@@ -20,7 +20,16 @@ from prefixray.config.trials import TrialConfig
 from prefixray.data import Sourced
 from prefixray.metrics import Floats, Scored, higher_is_better
 from prefixray.results.hypotheses import read_hypotheses, score_all
-from prefixray.results.record import ArmResult, ExampleOutputs, GroupResult, Interval, Results, SearchTrial, SeedResult
+from prefixray.results.record import (
+    ArmResult,
+    ExampleOutputs,
+    GroupResult,
+    Interval,
+    Provenance,
+    Results,
+    SearchTrial,
+    SeedResult,
+)
 from prefixray.results.statistics import Comparison, Draws, Estimate, compare, intervals, resolution, sd
 from prefixray.system.machine import cpu_fact, num_cpus, total_bytes
 from prefixray.system.seeds import subset_of
@@ -68,7 +77,7 @@ class Facts:
     """What a table needs to know besides the scores."""
 
     config: SweepConfig
-    found: Mapping[str, Any]  # of the base and the device, from a worker
+    provenance: Provenance
     decoding: Mapping[str, Any]
     search: Sequence[SearchTrial]
     minutes: Mapping[str, float]  # training time of each arm's search
@@ -80,7 +89,7 @@ def make_results(
     facts: Facts, runs: Mapping[str, Sequence[FinalRun]], floor: Path, sources: Sequence[Sourced]
 ) -> Results:
     """Score everything and compare it: the whole content of results.json. `runs` are those that ended well, by arm."""
-    config, metrics = facts.config, list(facts.found["metrics"])
+    config, provenance, metrics = facts.config, facts.provenance, list(facts.provenance.metrics)
     primary = config.final.metric.removeprefix("test/")
     if primary not in metrics:
         metrics.insert(0, primary)
@@ -110,21 +119,21 @@ def make_results(
     return Results(
         sweep=config.name,
         base=config.base,
-        base_digest=facts.found["base_digest"],
+        base_digest=provenance.base_digest,
         task=config.task.name,
-        data_digest=facts.found["data_digest"],
+        data_digest=provenance.data_digest,
         split="test",
         num_sources=len(sources),
-        num_sources_total=facts.found["num_test_total"],
+        num_sources_total=provenance.num_test_total,
         metric=primary,
         reference=reference,
         metrics=metrics,
         signatures={metric: scored[UNTUNED][0][metric].signature for metric in metrics},
         decoding=dict(facts.decoding),
-        precision=facts.found["precision"],
-        num_parameters=facts.found["num_parameters"],
+        precision=provenance.precision,
+        num_parameters=provenance.num_parameters,
         versions={package: metadata.version(package) for package in _PACKAGES},
-        machine=_machine(facts.found),
+        machine=_machine(provenance),
         seed=config.search.seed,
         arms=arms,
         resolution=max((resolution(**asdict(one.difference)) for one in compared if one.difference), default=0.0),
@@ -282,10 +291,10 @@ def _extremes(scores: Mapping[str, Floats], reference: str, sign: float) -> dict
     return chosen
 
 
-def _machine(found: Mapping[str, Any]) -> dict[str, object]:
+def _machine(provenance: Provenance) -> dict[str, object]:
     return {
-        "device": found["device"],
-        "num_threads": found["num_threads"],
+        "device": provenance.device,
+        "num_threads": provenance.num_threads,
         "cpu": cpu_fact("model name") or platform.processor() or platform.machine(),
         "num_cpus": num_cpus(),
         "memory_gib": round(total_bytes() / 2**30, 1),

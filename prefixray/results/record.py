@@ -4,11 +4,26 @@ The search writes its trials into it, the final stage the rest; every table and 
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired, TypedDict, TypeGuard
 
 from prefixray.errors import UserError
 from prefixray.system.records import Scalar
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Which weights, which data and which device the numbers of a sweep come from."""
+
+    base_digest: str
+    num_parameters: int  # of the base
+    precision: str
+    data_digest: str
+    num_test_total: int  # sources in the whole test split
+    metrics: tuple[str, ...]  # the task's own
+    device: str  # a GPU's name, or "cpu"
+    num_threads: int
 
 
 class Interval(TypedDict):

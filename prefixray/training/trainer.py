@@ -32,6 +32,7 @@ from prefixray.model.attention import Binder
 from prefixray.model.base import Base, checkpointed, load_in
 from prefixray.system.machine import available_bytes, give_back
 from prefixray.system.seeds import subset_of
+from prefixray.training.facts import WorkerFacts
 from prefixray.training.member import Member, Seeds, learning_rate
 from prefixray.training.pack import Pack, StepResult
 from prefixray.trial import Report, TrialSpec
@@ -80,27 +81,28 @@ class Trainer:
         self.last_tokens = 0
         """Target tokens that the last step trained on."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> WorkerFacts:
         """What a sweep wants to know of the base and the device."""
         device = self.base.device
         cuda = device.type == "cuda"
         if not cuda:
             give_back()  # what loading has freed
-        return {
-            "base_digest": self.base.digest,
-            "data_digest": self.task.digest,
-            "num_parameters": self.base.shape.num_parameters,
-            "shape": asdict(self.base.shape),
-            "precision": self.base.precision,
-            "device": torch.cuda.get_device_name(device) if cuda else "cpu",
-            "free_bytes": torch.cuda.mem_get_info(device)[0] if cuda else available_bytes(),
-            "num_threads": torch.get_num_threads(),
-            "num_test_total": self.task.num_test_total,
-            "num_test": len(self.task.test_sources),
-            "num_dev": len(self._dev),
-            "lengths": {"train": asdict(row_lengths(self._train)), "dev": asdict(lengths_run(self._dev))},
-            "metrics": list(self.task.metrics),
-        }
+        return WorkerFacts(
+            base_digest=self.base.digest,
+            num_parameters=self.base.shape.num_parameters,
+            precision=self.base.precision,
+            data_digest=self.task.digest,
+            num_test_total=self.task.num_test_total,
+            metrics=self.task.metrics,
+            device=torch.cuda.get_device_name(device) if cuda else "cpu",
+            num_threads=torch.get_num_threads(),
+            shape=asdict(self.base.shape),
+            free_bytes=torch.cuda.mem_get_info(device)[0] if cuda else available_bytes(),
+            num_dev=len(self._dev),
+            num_test=len(self.task.test_sources),
+            train_lengths=row_lengths(self._train),
+            dev_lengths=lengths_run(self._dev),
+        )
 
     def admit(self, spec: TrialSpec) -> int:
         """Let a trial join, from its newest valid checkpoint where there is one; return the step it stands at.

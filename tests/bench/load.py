@@ -24,7 +24,8 @@ from typing import Any, Literal
 
 import psutil
 
-from prefixray.cluster import worker_handle as places
+from prefixray.batching.lengths import Lengths
+from prefixray.cluster import worker_handle
 from prefixray.cluster.worker import Worker, WorkerSetup
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import ArmConfig
@@ -32,6 +33,7 @@ from prefixray.data import Task, load_task
 from prefixray.driver import run as driver
 from prefixray.driver.coordinator import Coordinator
 from prefixray.results.hypotheses import Split, split_sources, write_hypotheses
+from prefixray.training.facts import WorkerFacts
 from prefixray.trial import Report, TrialSpec
 
 NUM_REPORTS = 20
@@ -69,24 +71,25 @@ class CurveTrainer:
         self._steps: dict[str, int] = {}
         self._parked: set[str] = set()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> WorkerFacts:
         """As `Trainer.describe`."""
-        lengths = {"encoder": 0.0, "decoder": 8.0, "targets": 4.0}
-        return {
-            "base_digest": "none",
-            "data_digest": "none",
-            "num_parameters": 1000,
-            "shape": SHAPE,
-            "precision": "fp32",
-            "device": "cpu",
-            "free_bytes": 1 << 40,
-            "num_threads": 1,
-            "num_test_total": len(self.task.test_sources),
-            "num_test": len(self.task.test_sources),
-            "num_dev": len(self.task.dev),
-            "lengths": {"train": lengths, "dev": lengths},
-            "metrics": list(self.task.metrics),
-        }
+        lengths = Lengths(encoder=0.0, decoder=8.0, targets=4.0)
+        return WorkerFacts(
+            base_digest="none",
+            num_parameters=1000,
+            precision="fp32",
+            data_digest="none",
+            num_test_total=len(self.task.test_sources),
+            metrics=self.task.metrics,
+            device="cpu",
+            num_threads=1,
+            shape=SHAPE,
+            free_bytes=1 << 40,
+            num_dev=len(self.task.dev),
+            num_test=len(self.task.test_sources),
+            train_lengths=lengths,
+            dev_lengths=lengths,
+        )
 
     def check(self, arms: Sequence[ArmConfig]) -> None:
         """Nothing can be wrong with them."""
@@ -284,7 +287,7 @@ def _drive(folder: Path) -> None:
     """Be `prefixray.sweep` with the metered coordinator and the workers that follow curves."""
     MeteredCoordinator.file = folder / (folder / "costs").read_text()
     driver.Coordinator = MeteredCoordinator  # type: ignore[misc]
-    places.Worker = CurveWorker  # type: ignore[misc]
+    worker_handle.Worker = CurveWorker  # type: ignore[misc]
     with (folder / "shown.txt").open("a", encoding="utf-8") as shown:
         driver.run_sweep(load_sweep(str(folder / "load.yaml")), folder / "load.yaml", shown=shown)
 

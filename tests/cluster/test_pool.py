@@ -1,6 +1,7 @@
 """How many workers the pool wants, what it refuses, and what it does while workers die or hang: Ray is played here."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayTaskError
 
+from prefixray.batching.lengths import Lengths
 from prefixray.cluster import pool
 from prefixray.cluster import worker_handle as places
 from prefixray.cluster.connect import Cluster
@@ -19,6 +21,7 @@ from prefixray.config.schema import ArmConfig
 from prefixray.config.trials import LoraTrial, TrainConfig, TrialConfig
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import SweepFailed, UserError
+from prefixray.training.facts import WorkerFacts
 from prefixray.trial import TrialSpec, WorkerStatus
 
 SITE = {"num_layers": 12, "num_kv_heads": 16, "head_dim": 64}
@@ -30,7 +33,22 @@ SHAPE = {
     "vocab_size": 50_265,
     "num_parameters": 406_291_456,
 }
-FOUND: dict[str, Any] = {"num_parameters": 406_291_456, "device": "NVIDIA A10G", "shape": SHAPE}
+FACTS = WorkerFacts(
+    base_digest="0",
+    num_parameters=406_291_456,
+    precision="fp32",
+    data_digest="0",
+    num_test_total=2,
+    metrics=("bleu",),
+    device="NVIDIA A10G",
+    num_threads=1,
+    shape=SHAPE,
+    free_bytes=0,
+    num_dev=2,
+    num_test=2,
+    train_lengths=Lengths(8, 4, 4),
+    dev_lengths=Lengths(8, 4, 4),
+)
 
 
 def _arm(method: str, **fixed: Any) -> ArmConfig:  # noqa: ANN401
@@ -42,21 +60,21 @@ def _arm(method: str, **fixed: Any) -> ArmConfig:  # noqa: ANN401
 def test_fine_tuning_that_cannot_fit_is_refused_with_what_it_needs() -> None:
     arms = [_arm("lora", rank=2), _arm("finetune")]
     with pytest.raises(UserError) as refused:
-        check_exclusive(arms, FOUND, free=6 << 30)
+        check_exclusive(arms, FACTS, free=6 << 30)
     assert str(refused.value) == (
         "arms.my-finetune: fine-tuning needs 6.1 GiB beside the base (16 bytes for each parameter that is trained, 4 "
         "for each other), and a worker on NVIDIA A10G has 6.0 GiB free; remove the arm, train fewer top_layers, or "
         "take a smaller base or a larger device"
     )
-    check_exclusive(arms, FOUND, free=7 << 30)
-    check_exclusive(arms[:1], FOUND, free=1 << 30)
+    check_exclusive(arms, FACTS, free=7 << 30)
+    check_exclusive(arms[:1], FACTS, free=1 << 30)
 
 
 def test_fine_tuning_of_the_last_blocks_needs_less() -> None:
     arm = _arm("finetune", top_layers=2, tune_embeddings=False)
-    check_exclusive([arm], FOUND, free=2 << 30)
+    check_exclusive([arm], FACTS, free=2 << 30)
     with pytest.raises(UserError, match=r"needs 1\.\d GiB"):
-        check_exclusive([arm], FOUND, free=1 << 30)
+        check_exclusive([arm], FACTS, free=1 << 30)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +169,7 @@ class PlayedWorker:
             case "ready" if self.refusal is not None:
                 return RayTaskError("ready", "a traceback", self.refusal)
             case "ready":
-                return {**FOUND, "device": "cpu", "free_bytes": self.free_bytes}
+                return replace(FACTS, device="cpu", free_bytes=self.free_bytes)
             case "status":
                 return WorkerStatus({}, 0.0, 0)
             case "decode" if self.num_deaths.get(given[1], 0):

@@ -292,8 +292,8 @@ def test_decoding_between_two_steps_does_not_disturb_a_trial(
 
 
 def test_a_worker_says_what_it_is_and_what_it_does(worker: Worker, tmp_path: Path, patient: None) -> None:
-    found = worker.ready()
-    assert (found["precision"], found["device"], found["num_threads"]) == ("fp32", "cpu", 1)
+    facts = worker.ready()
+    assert (facts.precision, facts.device, facts.num_threads) == ("fp32", "cpu", 1)
     assert worker.status().steps == {}
     worker.join(trial_spec(tmp_path, "one", 6, 3), "token")
     Call(worker, "one").report()

@@ -39,6 +39,7 @@ from prefixray.planning.slots import num_slots
 from prefixray.planning.speeds import Speed, load_speeds, measured_speeds, store_speeds
 from prefixray.planning.text import plan_text, read_prices
 from prefixray.system.yaml_document import read_document
+from prefixray.training.facts import WorkerFacts
 
 FILE = """
 name: small
@@ -297,16 +298,22 @@ def test_the_speed_of_a_sweep_is_its_work_over_its_seconds(
     config: SweepConfig, tiny_llama: Base, tmp_path: Path
 ) -> None:
     lengths, shape = Lengths(0, 20, 8), asdict(tiny_llama.shape)
-    found = {
-        "shape": shape,
-        "num_parameters": 30_000,
-        "num_dev": 2,
-        "num_test": 2,
-        "device": "cpu",
-        "precision": "fp32",
-        "num_threads": 1,
-    }
-    found["lengths"] = {"train": asdict(lengths), "dev": asdict(lengths)}
+    facts = WorkerFacts(
+        base_digest="0",
+        num_parameters=30_000,
+        precision="fp32",
+        data_digest="0",
+        num_test_total=2,
+        metrics=("bleu",),
+        device="cpu",
+        num_threads=1,
+        shape=shape,
+        free_bytes=1 << 30,
+        num_dev=2,
+        num_test=2,
+        train_lengths=lengths,
+        dev_lengths=lengths,
+    )
     recipe = {"learning_rate": 1e-3, "num_steps": 8, "batch_size": 2, "grad_accumulation": 3}
     trial = {
         **recipe,
@@ -317,16 +324,16 @@ def test_the_speed_of_a_sweep_is_its_work_over_its_seconds(
     folder = tmp_path / "trials" / "prefix" / "0"
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps({"config": trial, "step": 4, "metrics": metrics}))
-    (one,) = measured_speeds(config, tmp_path, found, since=0.0)
+    (one,) = measured_speeds(config, tmp_path, facts, since=0.0)
     once = forward_flops(shape, lengths)
     assert one.flops == 4 * 6 * 2 * once + 2 * 2 * once, "four steps of six rows, and dev twice: at 2 and at 4"
     assert (one.kind, one.seconds, one.target_tokens, one.flops_per_second) == ("shared", 5.0, 192, one.flops / 5)
-    assert measured_speeds(config, tmp_path, found, since=math.inf) == []
+    assert measured_speeds(config, tmp_path, facts, since=math.inf) == []
     beside = tmp_path / "trials" / "prefix" / "1"
     beside.mkdir()
     by_source = {"config": {**trial, "order": "sources"}, "step": 4, "metrics": metrics}
     (beside / "result.json").write_text(json.dumps(by_source))
-    assert measured_speeds(config, tmp_path, found, since=0.0) == [], "packmates share their seconds"
+    assert measured_speeds(config, tmp_path, facts, since=0.0) == [], "packmates share their seconds"
 
 
 def test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing(file: Path, tmp_path: Path) -> None:

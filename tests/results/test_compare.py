@@ -13,7 +13,7 @@ from prefixray.driver.final_stage import final_runs
 from prefixray.metrics import score
 from prefixray.results.compare import Facts, FinalRun, make_results
 from prefixray.results.hypotheses import write_hypotheses
-from prefixray.results.record import Results
+from prefixray.results.record import Provenance, Results
 
 SWEEP = """\
 name: small
@@ -51,17 +51,18 @@ def results(folder: Path, groups: Sequence[str | None]) -> Results:
         done = {"state": "done", "metrics": {"dev/best_loss": 1.0, "size/trained": 9, "size/stored": 9}}
         (run.folder / "result.json").write_text(json.dumps(done), encoding="utf-8")
     write_hypotheses(folder / "final/untuned", "test", OUTPUTS["untuned"], sources)
-    found = {
-        "metrics": ["bleu"],
-        "base_digest": "0",
-        "data_digest": "0",
-        "num_test_total": len(sources),
-        "precision": "fp32",
-        "num_parameters": 100,
-        "device": "cpu",
-        "num_threads": 1,
-    }
-    facts = Facts(config, found, {"num_beams": 1}, search=[], minutes={}, sweep_minutes=1.0, leak="1 of 4 is known")
+    provenance = Provenance(
+        base_digest="0",
+        num_parameters=100,
+        precision="fp32",
+        data_digest="0",
+        num_test_total=len(sources),
+        metrics=("bleu",),
+        device="cpu",
+        num_threads=1,
+    )
+    decoding = {"num_beams": 1}
+    facts = Facts(config, provenance, decoding, search=[], minutes={}, sweep_minutes=1.0, leak="1 of 4 is known")
     return make_results(facts, runs, folder / "final/untuned", sources)
 
 

@@ -1,0 +1,23 @@
+"""The facts that a worker finds out when it has loaded the base and the data; slots, speeds and tables need them.
+
+The driver reads them, so this module is free of torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prefixray.batching.lengths import Lengths
+from prefixray.results.record import Provenance
+
+
+@dataclass(frozen=True)
+class WorkerFacts(Provenance):
+    """The provenance of a worker's numbers, and the sizes that its memory and its speed are computed from."""
+
+    shape: Mapping[str, Any]  # the base's `Shape`
+    free_bytes: int  # of the device's memory, beside the base
+    num_dev: int  # examples that the dev loss is taken over
+    num_test: int  # sources that are decoded
+    train_lengths: Lengths
+    dev_lengths: Lengths  # what a prompt that several rows share is counted once
