@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if report.state != "done":
         return 1
-    print(f"\npython -m prefixray.decode {spec.folder}/artifact --split test")
+    print(f"\npython -m prefixray.decode {spec.files.artifact} --split test")
     return 0
 
 

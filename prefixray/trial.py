@@ -1,20 +1,23 @@
-"""What is said about a trial between processes: its specification on the way in, its reports on the way out, its end.
+"""A trial as processes speak of it: its specification, its folder, its reports, and a worker's answers.
 
-Both are plain records in a module without torch, so that the thin processes that Ray Tune starts can read them.
+All of these are plain records in a module without torch, because the thin process that Ray Tune starts for each trial
+imports them.
 """
 
 import json
+import re
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from prefixray.config.trials import TrainConfig, TrialConfig
-from prefixray.system.atomic_files import write_whole
+from prefixray.system.atomic_files import clear_scratch, write_whole
 
 Ended = Literal["done", "stopped", "failed"]
-_PLACE = "worker"  # the file in a trial's folder that names its worker
-_RESULT = "result.json"  # the file there that says what came of it
+RESULT_FILE = "result.json"
+_CHECKPOINT = re.compile(r"step-(\d+)")
 
 
 def report_steps(recipe: TrainConfig, also: Iterable[int], num_steps: int) -> tuple[int, ...]:
@@ -23,6 +26,53 @@ def report_steps(recipe: TrainConfig, also: Iterable[int], num_steps: int) -> tu
     if recipe.eval_every is not None:
         steps.update(range(recipe.eval_every, num_steps, recipe.eval_every))
     return tuple(sorted(step for step in steps if step <= num_steps))
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    """Where the files of a trial lie."""
+
+    path: Path
+
+    @property
+    def artifact(self) -> Path:
+        """The folder of the state with the best dev loss."""
+        return self.path / "artifact"
+
+    @property
+    def result_file(self) -> Path:
+        """The file that says how the trial ended."""
+        return self.path / RESULT_FILE
+
+    @property
+    def worker_file(self) -> Path:
+        """The file that names the worker which trains the trial."""
+        return self.path / "worker"
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint of this step."""
+        return self.path / f"step-{step}"
+
+    def checkpoint_steps(self) -> list[int]:
+        """The steps that have a checkpoint, newest first."""
+        if not self.path.is_dir():
+            return []
+        matches = (_CHECKPOINT.fullmatch(path.name) for path in self.path.iterdir())
+        return sorted((int(match[1]) for match in matches if match), reverse=True)
+
+    def delete_checkpoints(self) -> None:
+        """Delete all checkpoints, and those that a killed process has left half written."""
+        for step in self.checkpoint_steps():
+            shutil.rmtree(self.checkpoint(step), ignore_errors=True)
+        self.clear_scratch_checkpoints()
+
+    def clear_scratch_checkpoints(self) -> None:
+        """Delete the checkpoints that a killed process has left half written."""
+        clear_scratch(self.path, "step-*")
+
+    def result(self) -> dict[str, Any] | None:
+        """The content of `result.json`; None where the trial has not ended."""
+        return json.loads(self.result_file.read_text(encoding="utf-8")) if self.result_file.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -39,19 +89,36 @@ class TrialSpec:
     eval_at: tuple[int, ...] = ()  # steps at which it is evaluated without a verdict
     decoding: Mapping[str, Any] | None = None  # the settings that its artifact shall record
 
+    @property
+    def files(self) -> TrialFolder:
+        """Where the trial's files lie."""
+        return TrialFolder(Path(self.folder))
+
     def report_steps(self) -> tuple[int, ...]:
         """The steps after which the trial is evaluated, ascending; the last is the end of its schedule."""
         return report_steps(self.config, (*self.rungs, *self.eval_at), self.config.num_steps)
 
     def place_on(self, worker: str) -> None:
-        """Write down which worker trains it, for its process to read; it changes when that worker's machine is gone."""
-        folder = Path(self.folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / _PLACE, worker)
+        """Write down which worker trains the trial; it changes when the worker's machine is gone."""
+        self._write(self.files.worker_file, worker)
 
     def placed_on(self) -> str:
-        """The worker that trains it."""
-        return (Path(self.folder) / _PLACE).read_text(encoding="utf-8")
+        """The worker that trains the trial."""
+        return self.files.worker_file.read_text(encoding="utf-8")
+
+    def write_result(self, report: "Report", state: Ended) -> None:
+        """Write `result.json`: the trial's last report, how it ended, and its configuration."""
+        content = {
+            **asdict(report),
+            "state": state,
+            "replicate": self.replicate,
+            "config": self.config.model_dump(mode="json"),
+        }
+        self._write(self.files.result_file, json.dumps(content, indent=1) + "\n")
+
+    def _write(self, file: Path, content: str) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, content)
 
 
 @dataclass(frozen=True)
@@ -67,25 +134,6 @@ class Report:
     earlier: Mapping[int, float] = field(default_factory=dict)  # dev losses by step, in case their reports were lost
     note: str | None = None  # why it failed
     lost: bool = False  # it did not fail, but nobody can run it now
-
-
-def write_result(spec: TrialSpec, report: Report, state: Ended) -> None:
-    """Write down what came of a trial, in its folder."""
-    folder = Path(spec.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {
-        **asdict(report),
-        "state": state,
-        "replicate": spec.replicate,
-        "config": spec.config.model_dump(mode="json"),
-    }
-    write_whole(folder / _RESULT, json.dumps(content, indent=1) + "\n")
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """What came of the trial of this folder; None where it has not ended."""
-    path = folder / _RESULT
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 @dataclass(frozen=True)

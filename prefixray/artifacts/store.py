@@ -8,7 +8,6 @@ temporary name, synced and renamed: whoever reads finds the whole of it or nothi
 import hashlib
 import json
 import logging
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -26,12 +25,12 @@ from prefixray.errors import UserError
 from prefixray.methods import Method, Recorder, build_method
 from prefixray.model.base import Base
 from prefixray.system.atomic_files import clear_scratch, whole_folder
+from prefixray.trial import TrialFolder
 
 logger = logging.getLogger(__name__)
 
 _NUM_KEPT = 2
 _NUM_SHOWN = 10
-_STEP = re.compile(r"step-(\d+)")
 
 
 class _Damaged(Exception):
@@ -145,19 +144,21 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], stat
 
     `state` is anything that JSON can hold. Raises `OSError` where the disk does, older checkpoints untouched.
     """
-    path = folder / f"step-{step}"
+    trial = TrialFolder(folder)
+    path = trial.checkpoint(step)
     _write(path, tensors, {"step": step, "state": dict(state)}, stems=_CHECKPOINT_STEMS)
-    for old in [other for other in _steps(folder) if other <= step][_NUM_KEPT:]:
-        shutil.rmtree(folder / f"step-{old}", ignore_errors=True)  # the driver deletes all of a trial that has ended
-    clear_scratch(folder, "step-*")
+    for old in [other for other in trial.checkpoint_steps() if other <= step][_NUM_KEPT:]:
+        shutil.rmtree(trial.checkpoint(old), ignore_errors=True)  # the driver deletes all of a trial that has ended
+    trial.clear_scratch_checkpoints()
     return path
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
     """Step, tensors and state of the newest whole checkpoint; None where there is none."""
-    for step in _steps(folder):
+    trial = TrialFolder(folder)
+    for step in trial.checkpoint_steps():
         try:
-            tensors, written = _read(folder / f"step-{step}", stems=_CHECKPOINT_STEMS)
+            tensors, written = _read(trial.checkpoint(step), stems=_CHECKPOINT_STEMS)
         except _Damaged as error:
             logger.warning("%s; the checkpoint before it is used", error)
             continue
@@ -171,14 +172,6 @@ _CHECKPOINT_STEMS = ("checkpoint", "checkpoint")
 def _artifact_stems(method: str) -> tuple[str, str]:
     """Names of the JSON and the tensor file, without their endings."""
     return f"{method}_config", method
-
-
-def _steps(folder: Path) -> list[int]:
-    """The steps of which there are checkpoints, newest first."""
-    if not folder.is_dir():
-        return []
-    matches = (_STEP.fullmatch(path.name) for path in folder.iterdir())
-    return sorted((int(match[1]) for match in matches if match), reverse=True)
 
 
 def _write(folder: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any], *, stems: tuple[str, str]) -> None:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, assert_never
 
 from pydantic import ValidationError
@@ -24,7 +23,6 @@ from prefixray.driver.stage import (
     Stage,
     budget_of,
     budget_text,
-    drop_checkpoints,
     may_lack_a_score,
     params_of,
     record_of,
@@ -42,7 +40,7 @@ from prefixray.search.status import Row, View
 from prefixray.search.study import ArmStudy, Proposal, Record
 from prefixray.system.yaml_document import Document, suggestion
 from prefixray.tracking.tracker import Tracker
-from prefixray.trial import Ended, Report, TrialSpec, WorkerStatus, read_result, write_result
+from prefixray.trial import Ended, Report, TrialSpec, WorkerStatus
 
 logger = logging.getLogger(__name__)
 
@@ -371,7 +369,7 @@ class Coordinator:
         """Tell everyone, the study last: a trial that it calls ended has its result on disk."""
         running = self._running.pop(report.key)
         self._pool.release(report.key)
-        write_result(running.spec, report, state)
+        running.spec.write_result(report, state)
         self._tracker.end(report.key, state, small_artifact(running.spec))
         if state == "done" and running.stage.decode is not None:
             self._pool.decode_when_idle(running.stage.decode(running.spec))
@@ -382,7 +380,7 @@ class Coordinator:
             row, state=state, note=report.note, step=max(report.step, row.step), score=score
         )
         self._stopping.discard(report.key)
-        drop_checkpoints(running.spec)
+        running.spec.files.delete_checkpoints()
 
     def _passes(self, stage: Stage, report: Report) -> bool:
         """Whether a trial is among the share that goes on from this rung; all that reached it with it count first."""
@@ -402,9 +400,9 @@ class Coordinator:
                 self._rows[f"{stage.name}/{record.number}"] = unbuilt_row(stage, record)
             return
         last = max(record.reports, default=0)
-        if record.state == "running" and record.stopped_by is not None and read_result(Path(spec.folder)) is None:
-            write_result(spec, Report(spec.key, last, "stopped", note=BY_REQUEST), "stopped")
-        if record.state == "running" and (result := read_result(Path(spec.folder))) is not None:
+        if record.state == "running" and record.stopped_by is not None and spec.files.result() is None:
+            spec.write_result(Report(spec.key, last, "stopped", note=BY_REQUEST), "stopped")
+        if record.state == "running" and (result := spec.files.result()) is not None:
             record = settle(stage, record, result)
         for step in spec.rungs:
             if step in record.reports:
@@ -417,7 +415,7 @@ class Coordinator:
         for step, value in record.reports.items():
             self._tracker.log(spec.key, step, {"dev/loss": value})
         self._tracker.end(spec.key, record.state, small_artifact(spec))
-        drop_checkpoints(spec)
+        spec.files.delete_checkpoints()
 
 
 def _search_of(arm: str, searches: Searches) -> tuple[Stage, ArmStudy]:

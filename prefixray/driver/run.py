@@ -46,7 +46,7 @@ from prefixray.system.records import Scalar
 from prefixray.system.seeds import CANDIDATE_REPLICATE
 from prefixray.tracking.tracker import Tracker, check_server, open_tracker
 from prefixray.tracking.views import column
-from prefixray.trial import TrialSpec, read_result
+from prefixray.trial import TrialFolder, TrialSpec
 
 logger = logging.getLogger(__name__)
 
@@ -237,7 +237,7 @@ class _Sweep:
             split: Split = "test" if stage == "final" else "dev"
 
             def decode(spec: TrialSpec, split: Split = split) -> DecodeJob:
-                return self._job(Path(spec.folder) / "artifact", Path(spec.folder), split)
+                return self._job(spec.files.artifact, spec.files.path, split)
 
             stages.append(Stage(name, arm, study, len(runs), self._final_spec(name, arm, runs), decode=decode))
         self._run(stage, stages)
@@ -314,7 +314,8 @@ class _Sweep:
         """Training time of each arm's search; of an arm with nothing to search, of one final run."""
         minutes = {}
         for arm in self._config.arms:
-            ended = [result for folder in self._folder.glob(f"trials/{arm.name}/*") if (result := read_result(folder))]
+            folders = map(TrialFolder, self._folder.glob(f"trials/{arm.name}/*"))
+            ended = [result for folder in folders if (result := folder.result())]
             results = ended or [run.result() or {} for run in runs.get(arm.name, ())[:1]]
             minutes[arm.name] = sum(result.get("metrics", {}).get("train/seconds", 0.0) for result in results) / 60
         return minutes

@@ -1,6 +1,5 @@
 """An arm's trials that are to be run, and what the study, the tracker and the live view are told of each."""
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ from prefixray.cluster.pool import DecodeJob
 from prefixray.config.schema import ArmConfig
 from prefixray.search.status import Row, State
 from prefixray.search.study import ArmStudy, Proposal, Record, TrialSource
-from prefixray.system.atomic_files import clear_scratch
 from prefixray.system.records import Scalar
 from prefixray.trial import TrialSpec
 
@@ -100,12 +98,5 @@ def tags_of(stage: Stage, spec: TrialSpec) -> dict[str, str]:
 
 def small_artifact(spec: TrialSpec) -> Path | None:
     """What a tracker may take a copy of: everything but a whole model."""
-    folder = Path(spec.folder) / "artifact"
+    folder = spec.files.artifact
     return folder if folder.is_dir() and spec.config.method.method != "finetune" else None
-
-
-def drop_checkpoints(spec: TrialSpec) -> None:
-    """Delete what a trial that has ended would have gone on from."""
-    for checkpoint in Path(spec.folder).glob("step-*"):
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    clear_scratch(Path(spec.folder), "step-*")

@@ -18,7 +18,7 @@ from prefixray.planning.flops import decoding_flops, forward_flops, training_flo
 from prefixray.system.atomic_files import write_whole
 from prefixray.system.machine import cache_folder
 from prefixray.training.facts import WorkerFacts
-from prefixray.trial import report_steps
+from prefixray.trial import RESULT_FILE, report_steps
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def measured_speeds(config: SweepConfig, folder: Path, facts: WorkerFacts, since
     """The speeds of a sweep's runs, from the files that it has written after `since` (`time.time()`)."""
     work: dict[Kind, list[float]] = {"shared": [0, 0, 0], "alone": [0, 0, 0], "decode": [0, 0, 0]}
     uncounted: set[Kind] = set()
-    for path in _newer(folder, ("trials/*/*/result.json", "final/*/result.json"), since):
+    for path in _newer(folder, (f"trials/*/*/{RESULT_FILE}", f"final/*/{RESULT_FILE}"), since):
         result = json.loads(path.read_text(encoding="utf-8"))
         if "train/seconds" not in result["metrics"]:
             continue

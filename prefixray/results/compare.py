@@ -33,7 +33,7 @@ from prefixray.results.record import (
 from prefixray.results.statistics import Comparison, Draws, Estimate, compare, intervals, resolution, sd
 from prefixray.system.machine import cpu_fact, num_cpus, total_bytes
 from prefixray.system.seeds import subset_of
-from prefixray.trial import read_result
+from prefixray.trial import TrialFolder
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +64,11 @@ class FinalRun:
     @property
     def artifact(self) -> Path:
         """The state with the best dev loss."""
-        return self.folder / "artifact"
+        return TrialFolder(self.folder).artifact
 
     def result(self) -> dict[str, Any] | None:
         """What came of it; None where it has not ended well."""
-        result = read_result(self.folder)
+        result = TrialFolder(self.folder).result()
         return None if result is None or result["state"] != "done" else result
 
 

@@ -13,6 +13,7 @@ from prefixray.errors import UserError
 from prefixray.metrics import Scored, higher_is_better, score
 from prefixray.results.record import is_finished, load_results
 from prefixray.system.atomic_files import write_whole
+from prefixray.trial import TrialFolder
 
 Split = Literal["dev", "test"]
 _SUFFIXES = ("hyp", "ref", "src")
@@ -81,7 +82,7 @@ def best_artifact(folder: Path, arm: str | None = None) -> tuple[Path, dict[str,
     results = load_results(folder)
     if not is_finished(results):
         raise UserError(f"{folder}: no final stage yet; decode one of its trials: {folder}/trials/ARM/NUMBER/artifact")
-    return folder / best_run(results, arm) / "artifact", dict(results["decoding"])
+    return TrialFolder(folder / best_run(results, arm)).artifact, dict(results["decoding"])
 
 
 def find_artifact(where: str, arm: str | None = None) -> tuple[Path, dict[str, Any]]:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -115,7 +114,7 @@ class Trainer:
         progress = _Progress(spec)
         try:
             self._check_room(member.method)
-            saved = load_checkpoint(Path(spec.folder))
+            saved = load_checkpoint(spec.files.path)
             if saved is not None:
                 _restore(member, progress, *saved)
         except BaseException:
@@ -185,7 +184,7 @@ class Trainer:
         for key in keys:
             progress, member = self._progress[key], self.pack.members[key]
             tensors, state = _snapshot(member, progress)
-            save_checkpoint(Path(progress.spec.folder), member.step, tensors, state)
+            save_checkpoint(progress.spec.files.path, member.step, tensors, state)
             progress.saved_at = time.monotonic()
 
     def _after_step(self, key: str, outcome: StepResult) -> Report | None:
@@ -312,7 +311,7 @@ class Trainer:
             decoding=progress.spec.decoding,
             scores={"dev/loss": progress.best},
         )
-        save_artifact(Path(progress.spec.folder) / "artifact", member.method.artifact(), meta)
+        save_artifact(progress.spec.files.artifact, member.method.artifact(), meta)
 
     def _checkpoint_if_due(self, key: str) -> None:
         num_bytes = 12 * self.pack.members[key].method.trained_parameters()

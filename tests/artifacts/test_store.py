@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefixray.artifacts import store as checkpoint
 from prefixray.artifacts.store import (
     artifact_meta,
     check_artifact,
@@ -24,6 +23,7 @@ from prefixray.config.trials import FinetuneTrial, TrialConfig
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.model.base import Base
+from prefixray.trial import TrialFolder
 
 STATE = {"step": 3, "best": 1.5625, "loss": 0.1 + 0.2, "order": [3, 1, 2], "nested": {"eos": None, "name": "Café"}}
 
@@ -94,7 +94,7 @@ def test_an_older_checkpoint_that_its_trials_end_deletes_meanwhile_is_no_fault_o
 ) -> None:
     for step in (1, 2):
         save_checkpoint(tmp_path, step, _tensors(step), {})
-    monkeypatch.setattr(checkpoint, "_steps", lambda folder: [3, 2, 1, 0])  # the driver has deleted 0 by now
+    monkeypatch.setattr(TrialFolder, "checkpoint_steps", lambda folder: [3, 2, 1, 0])  # the driver has deleted 0 by now
     save_checkpoint(tmp_path, 3, _tensors(3), {})
     assert _steps(tmp_path) == ["step-2", "step-3"]
 

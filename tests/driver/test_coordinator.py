@@ -17,7 +17,7 @@ from prefixray.driver.stage import Stage
 from prefixray.errors import SweepFailed
 from prefixray.search.budget import Budget
 from prefixray.search.study import ArmStudy, Proposal, Record
-from prefixray.trial import TrialSpec
+from prefixray.trial import TrialFolder, TrialSpec
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_checkpoints_of_a_trial_that_ended_go_with_the_next_driver_where_the_fir
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended, running = driver.start()
-    monkeypatch.setattr("prefixray.driver.coordinator.drop_checkpoints", lambda spec: None)
+    monkeypatch.setattr(TrialFolder, "delete_checkpoints", lambda folder: None)
     driver.report(ended, 40)
     monkeypatch.undo()
     for key in (ended, running):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from prefixray.config.schema import SearchConfig
-from prefixray.driver.coordinator import budget as budget_module
+from prefixray.search import budget as budget_module
 from prefixray.search.budget import Budget
 
 
