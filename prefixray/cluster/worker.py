@@ -25,6 +25,7 @@ from prefixray.config.trials import TrainConfig
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import SweepFailed, UserError, disk_problem, first_line
 from prefixray.results.hypotheses import Split
+from prefixray.system.heartbeat import last_beat
 from prefixray.system.logs import quieten, to_file
 from prefixray.system.machine import give_back
 from prefixray.training.facts import WorkerFacts
@@ -222,7 +223,7 @@ class Worker:
     def status(self) -> WorkerStatus:
         """Where the trials stand, without waiting for the loop."""
         busy_since = self._busy_since
-        last_sign = None if busy_since is None else max(busy_since, self._trainer.last_forward())
+        last_sign = None if busy_since is None else max(busy_since, last_beat())
         silent = 0.0 if last_sign is None else time.monotonic() - last_sign
         return replace(self._status, seconds_silent=silent)
 

@@ -21,7 +21,6 @@ The way in is transformers' attention interface: a function registered by name f
 # D head dim
 
 import itertools
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +40,7 @@ from prefixray.model.fast_cpu.attention import attend, attend_apart, attend_from
 from prefixray.model.infix import Infixes, place_infixes
 from prefixray.model.last_ffn import Targets, run_on_targets
 from prefixray.model.ragged import Ragged
+from prefixray.system.heartbeat import beat
 
 RowFunction = Callable[[Tensor, Tensor], Tensor]  # (input of the module, output of the module) -> new output
 
@@ -126,9 +126,6 @@ class _Bound:
 
 class Binder:
     """Binds trials to the rows of a model's forwards."""
-
-    last_forward = 0.0
-    """The `time.monotonic()` at which a forward of any model last came to its head: a sign of life."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -296,7 +293,7 @@ class Binder:
 
     def _select_targets(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """The head's input at the bound target positions: (B, S, width) -> (N, width)."""
-        Binder.last_forward = time.monotonic()
+        beat()
         if self._bound is None or self._bound.targets is None:
             return None
         picked = args[0][self._bound.targets]

@@ -27,7 +27,6 @@ from prefixray.data import Task, load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.methods import Method, build_method
-from prefixray.model.attention import Binder
 from prefixray.model.base import Base, checkpointed, load_in
 from prefixray.system.machine import available_bytes, give_back
 from prefixray.system.seeds import subset_of
@@ -143,10 +142,6 @@ class Trainer:
     def parked(self) -> list[str]:
         """The trials that wait at a rung."""
         return [key for key, progress in self._progress.items() if progress.parked]
-
-    def last_forward(self) -> float:
-        """The `time.monotonic()` of the last forward of a model in this process, in training or decoding."""
-        return Binder.last_forward
 
     def steps(self) -> dict[str, int]:
         """How many steps each trial has done."""

@@ -94,10 +94,6 @@ class CurveTrainer:
     def check(self, arms: Sequence[ArmConfig]) -> None:
         """Nothing can be wrong with them."""
 
-    def last_forward(self) -> float:
-        """As if one had just been."""
-        return time.monotonic()
-
     def admit(self, spec: TrialSpec) -> int:
         """Let a trial begin."""
         self._specs[spec.key], self._steps[spec.key] = spec, 0
