@@ -22,7 +22,7 @@ from torch import Tensor
 from prefixray.batching.rows import Row, Tree
 from prefixray.batching.template import Template
 from prefixray.data import Example
-from prefixray.model.fast_cpu.padding import filled
+from prefixray.model.backend import padded_count
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def collate_line(rows: Sequence[Row | Tree], *, device: torch.device) -> Batch:
     where, columns, wanted = _targets(rows, device)
     starts = torch.tensor([0, *itertools.accumulate(row.num_inputs for row in rows)], device=device)
     tokens = [token for row in rows for token in row.inputs]
-    fillers = [0] * (filled(len(tokens)) - len(tokens))
+    fillers = [0] * (padded_count(len(tokens)) - len(tokens))
     ids = torch.tensor([tokens + fillers], device=device)
     places = [place for row in rows for place in row.places]
     positions = torch.tensor([places + fillers], device=device)
@@ -73,7 +73,7 @@ def collate_line(rows: Sequence[Row | Tree], *, device: torch.device) -> Batch:
 def collate(rows: Sequence[Row], *, pad_id: int, device: torch.device, max_positions: int | None = None) -> Batch:
     """Pad rows to the longest; targets are listed, so that the head is run on them alone.
 
-    Both sides of an encoder-decoder's rows are filled up to few lengths (see `products`), within `max_positions`.
+    Both sides of an encoder-decoder's rows are filled up to few lengths (see `padded_count`), within `max_positions`.
     """
     where, columns, wanted = _targets(rows, device)
     if rows[0].encoder_ids:
@@ -102,7 +102,7 @@ def pad(
     S is the next multiple of the longest, or the limit where that is less, and no less than the longest.
     """
     longest = max(map(len, rows))
-    ids = torch.full((len(rows), max(longest, min(filled(longest, multiple), limit or sys.maxsize))), pad_id)
+    ids = torch.full((len(rows), max(longest, min(padded_count(longest, multiple), limit or sys.maxsize))), pad_id)
     mask = torch.zeros_like(ids)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = torch.tensor(row)

@@ -26,9 +26,9 @@ from prefixray.batching.template import Template
 from prefixray.decoding.beam_search import Decoding, start_search
 from prefixray.errors import UserError
 from prefixray.model.attention import Binder, Insert
+from prefixray.model.backend import backend_for
 from prefixray.model.base import Base
 from prefixray.model.beam_cache import BeamCache
-from prefixray.model.fast_cpu.onednn import rearranged
 from prefixray.training.prefill import Prompt, extended
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def generate(
     _check_room(base, template, jobs, decoding)
     jobs.sort(key=lambda job: -len(job.prompt))  # stable: equal lengths stay in their order
     hypotheses = [""] * len(sources)
-    with _as_given(base.model), torch.no_grad(), rearranged(base.model):
+    with _as_given(base.model), torch.no_grad(), backend_for(base.device).decoding(base.model):
         for some in _even_batches(jobs, decoding.batch_size):
             batch = _together(some)
             for job, text in zip(batch, _decode(base, binder, template, batch, decoding), strict=True):

@@ -35,8 +35,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from prefixray.model.attention_sites import attentions
+from prefixray.model.backend import backend_for
 from prefixray.model.beam_cache import BeamCache
-from prefixray.model.fast_cpu.attention import attend, attend_apart, attend_from_one_token, is_apart
 from prefixray.model.infix import Infixes, place_infixes
 from prefixray.model.last_ffn import Targets, run_on_targets
 from prefixray.model.ragged import Ragged
@@ -83,7 +83,7 @@ class _Bound:
     cache: BeamCache | None = None  # what the rows, each one token of a beam, look at
     line: Ragged | None = None  # in which the rows run
     groups: "Sequence[_Bound]" = ()  # the line's, as rows that attend
-    is_apart: bool = False  # the rows are all of one trial, with a long prefix
+    has_long_prefix: bool = False  # the rows are all of one trial, with a long prefix
     is_headless: bool = False
     hidden: Tensor | None = None
     """Where the forward is headless: the head's input at the targets, (N, width)."""
@@ -229,21 +229,22 @@ class Binder:
     def _groups(self, inserts: Sequence[Insert], row_trial: Sequence[int], line: Ragged) -> list[_Bound]:
         """A line's groups. One whose rows are of one trial with a long prefix knows that trial alone."""
         trials = [[row_trial[row] for row in group] for group in line.groups]
-        apart = [len(set(own)) == 1 and self.is_apart(inserts[own[0]]) for own in trials]
+        apart = [len(set(own)) == 1 and self.has_long_prefix(inserts[own[0]]) for own in trials]
         mixed = {trial for own, is_apart in zip(trials, apart, strict=True) if not is_apart for trial in own}
         sites = self._sites([insert if trial in mixed else Insert() for trial, insert in enumerate(inserts)])
         alone = {trial: self._sites([insert]) for trial, insert in enumerate(inserts) if trial not in mixed}
         return [
-            _Bound(self._on_device([0] * len(own)), alone[own[0]], [], even=False, is_apart=True)
+            _Bound(self._on_device([0] * len(own)), alone[own[0]], [], even=False, has_long_prefix=True)
             if own[0] in alone
             else _Bound(self._on_device(own), sites, [], even=False)
             for own in trials
         ]
 
-    def is_apart(self, insert: Insert) -> bool:
-        """Whether rows of a trial had better attend apart from others', in the mode of gradients that is on."""
+    def has_long_prefix(self, insert: Insert) -> bool:
+        """Whether rows of a trial should attend to its prefix apart from others' rows, in this mode of gradients."""
         longest = max((_length(insert, site) for site in insert.prefixes), default=0)
-        return insert.infix is None and is_apart(longest, self._model.device, self._model.dtype)
+        is_long = backend_for(self._model.device).has_long_prefix(longest, self._model.dtype)
+        return insert.infix is None and is_long
 
     def _sites(self, inserts: Sequence[Insert]) -> dict[str, _SitePrefix]:
         found = {}
@@ -397,10 +398,10 @@ def _attend_groups(
     """Attention in groups that have the same prefixes."""
     bound = groups[0][0]
     is_plain = site in bound.sites and not options.get("dropout") and options.get("softcap") is None
-    if is_plain and bound.is_apart:
+    if is_plain and bound.has_long_prefix:
         prefix = bound.sites[site].layers[layer].squeeze(0)  # (2, K, P, D)
         rows = [(q, k, v, group.mask(site, own, q, None)[..., prefix.shape[2] :]) for group, q, k, v, own in groups]
-        return attend_apart(rows, prefix, options.get("scaling"))
+        return backend_for(rows[0][0].device).attend_to_long_prefix(rows, prefix, options.get("scaling"))
     return [_attend(group, module, site, layer, q, k, v, own, **options) for group, q, k, v, own in groups]
 
 
@@ -420,13 +421,39 @@ def _attend(
     if site in bound.sites:
         prefix = bound.sites[site].layers[layer]  # (T, 2, K, P, D)
         if query.shape[2] == 1 and bound.even and options.get("softcap") is None:
-            return attend_from_one_token(query, key, value, prefix, mask, options.get("scaling"))
+            return _attend_from_one_token(query, key, value, prefix, mask, options.get("scaling"))
         prefix_key, prefix_value = prefix.index_select(0, bound.row_trials(query.shape[0])).unbind(1)  # (B, K, P, D)
         if bound.infixes is not None:
             prefix_key, prefix_value = bound.infixes.added(prefix_key, key), bound.infixes.added(prefix_value, value)
         key = torch.cat([prefix_key, key], dim=2)
         value = torch.cat([prefix_value, value], dim=2)
-    return attend(module, query, key, value, mask, **options)
+    return backend_for(query.device).attend(module, query, key, value, mask, **options)
+
+
+def _attend_from_one_token(
+    query: Tensor, key: Tensor, value: Tensor, prefix: Tensor, mask: Tensor, scaling: float | None
+) -> Tensor:
+    """Attention where S is 1, (B, 1, H, D): all rows of a trial, as beams are, look at one copy of its prefix."""
+    num_rows, num_heads, _, dim = query.shape
+    num_trials, _, num_kv, num_positions, _ = prefix.shape
+    repeats, groups = num_rows // num_trials, num_heads // num_kv
+
+    def by_trial(rows: Tensor) -> Tensor:  # (B, K, G, X) -> (T, K, rows of a trial * G, X)
+        return rows.reshape(num_trials, repeats, num_kv, groups, -1).transpose(1, 2).flatten(2, 3)
+
+    def by_row(trials: Tensor) -> Tensor:
+        return trials.view(num_trials, num_kv, repeats, groups, -1).transpose(1, 2).flatten(0, 1)
+
+    prefix_key, prefix_value = prefix.unbind(1)  # (T, K, P, D)
+    query = query.view(num_rows, num_kv, groups, dim)
+    if mask.shape[1] == num_heads:
+        mask = mask.view(num_rows, num_kv, groups, -1)  # else (B, 1, 1, P + S')
+    shared = by_row(by_trial(query) @ prefix_key.transpose(2, 3))  # (B, K, G, P)
+    scores = torch.cat([shared, query @ key.transpose(2, 3)], dim=3) * (scaling or dim**-0.5) + mask
+    weights = torch.softmax(scores, dim=3, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    shared, own = weights.split([num_positions, key.shape[2]], dim=3)
+    output: Tensor = by_row(by_trial(shared) @ prefix_value) + own @ value  # (B, K, G, D)
+    return output.reshape(num_rows, 1, num_heads, dim)
 
 
 def _mask(**arguments: Any) -> Tensor | None:  # noqa: ANN401

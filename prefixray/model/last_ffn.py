@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from prefixray.model.fast_cpu.padding import filled, filled_up
+from prefixray.model.backend import pad_rows, padded_count
 
 Targets = tuple[Tensor, Tensor]  # rows (N,) and columns (N,)
 
@@ -39,10 +39,10 @@ def run_on_targets(model: PreTrainedModel, targets: Callable[[], Targets | None]
         wanted = targets()
         if wanted is None or named or len(args) != 1 or args[0].ndim != 3 or module.training:
             return None
-        if filled(len(wanted[0])) >= args[0].shape[:2].numel():
+        if padded_count(len(wanted[0])) >= args[0].shape[:2].numel():
             return None
         away.append((wanted, args[0].shape))
-        return (filled_up(args[0][wanted])[None],), named
+        return (pad_rows(args[0][wanted])[None],), named
 
     def put_back(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ANN401
         """The filled (1, N, W) -> (B, S, W); what else the network may return stays as it is."""

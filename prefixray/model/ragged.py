@@ -4,7 +4,7 @@ Everything but attention treats tokens one by one, so a micro-batch of a decoder
 tokens. Where it attends, queries, keys and values stand in rows of their own again, in groups of like length, padded on
 the right to their group's longest. A row may be a tree of rows that share their prompt (see `rows`).
 
-Lines are filled up to few lengths (see `products`). Fillers attend to nothing, and nothing looks at them.
+Lines are filled up to few lengths (see `padded_count`). Fillers attend to nothing, and nothing looks at them.
 """
 
 # N tokens of the line with its fillers, B rows of a group, S tokens of its longest, M padded tokens of all groups,
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefixray.model.fast_cpu.padding import filled
+from prefixray.model.backend import padded_count
 
 Move = Callable[[Tensor], Tensor]
 
@@ -38,11 +38,13 @@ class Ragged:
         """Rows of `lengths` in the order of the line, which of them each group has, and where their branches start."""
         self.groups = groups
         self._num_tokens = sum(lengths)
-        num_fillers = filled(self._num_tokens) - self._num_tokens
+        num_fillers = padded_count(self._num_tokens) - self._num_tokens
         repeats = torch.tensor([*lengths[:-1], lengths[-1] + num_fillers])
         self.token_rows = torch.arange(len(lengths)).repeat_interleave(repeats).to(device)
         """(N,) the row of each token; fillers count to the last."""
-        self._sizes = [(len(group), filled(max(lengths[row] for row in group), GROUP_MULTIPLE)) for group in groups]
+        self._sizes = [
+            (len(group), padded_count(max(lengths[row] for row in group), GROUP_MULTIPLE)) for group in groups
+        ]
         firsts = [0, *itertools.accumulate(lengths)]
         tokens, is_token = [], []  # of each place: the token there, and whether it is not a row's last once more
         for group, (_, longest) in zip(groups, self._sizes, strict=True):

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from prefixray.model.fast_cpu.onednn import back_through, through
-from prefixray.model.fast_cpu.padding import filled, filled_up
+from prefixray.model.backend import backend_for, pad_rows, padded_count
 
-CHUNK_MULTIPLE = 16  # tokens; see `products` for why there are few sizes
+CHUNK_MULTIPLE = 16  # tokens; see `padded_count` for why there are few sizes
 CHUNK = {"cpu": 256, "cuda": 4096}  # tokens that are multiplied with the head at once, at the most
 CHUNK_BYTES = {"cpu": 30 << 20, "cuda": 1 << 30}  # of their logits: malloc unset keeps blocks of up to 32 MiB
 LEAST = 1e-30  # likelihood that has a logarithm: a smaller one may have been rounded to nothing
@@ -39,8 +38,7 @@ class Head:
 
     def __init__(self, module: nn.Linear) -> None:
         self.weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
-        self.logits = through(self.weight, bias)  # hidden (n, W) -> (n, V)
-        self.back = back_through(self.weight)  # slopes (n, V) -> gradients (n, W)
+        self.logits, self.back = backend_for(self.weight.device).head_products(self.weight, bias)
 
     def chunks(self, count: int) -> Iterator[slice]:
         """Which of so many tokens are multiplied with it at once: few chunks of one size, the last maybe smaller."""
@@ -48,7 +46,7 @@ class Head:
         limit = min(CHUNK[device], CHUNK_BYTES[device] // row_bytes)
         most = max(1, limit // CHUNK_MULTIPLE) * CHUNK_MULTIPLE
         share = math.ceil(count / max(1, math.ceil(count / most)))
-        return _slices(count, max(CHUNK_MULTIPLE, filled(share, CHUNK_MULTIPLE)))
+        return _slices(count, max(CHUNK_MULTIPLE, padded_count(share, CHUNK_MULTIPLE)))
 
 
 def plain_head(model: PreTrainedModel) -> Head | None:
@@ -79,7 +77,7 @@ def losses_of_hidden(head: Head, hidden: Tensor, ids: Tensor, objective: Objecti
     with torch.no_grad():
         for some in head.chunks(len(ids)):
             own = hidden[some]
-            logits = head.logits(filled_up(own, CHUNK_MULTIPLE))
+            logits = head.logits(pad_rows(own, CHUNK_MULTIPLE))
             if objective is None:
                 nll[some] = _losses(logits[: len(own)], ids[some], exact)
             else:

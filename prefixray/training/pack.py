@@ -25,11 +25,8 @@ from prefixray.batching.rows import Row, Tree
 from prefixray.batching.shared_prompts import by_source, trees
 from prefixray.config.trials import TrialConfig
 from prefixray.model.attention import Binder, Insert
+from prefixray.model.backend import backend_for, padded_count
 from prefixray.model.base import Base
-from prefixray.model.fast_cpu.fused_activation import activated_layers, fused
-from prefixray.model.fast_cpu.onednn import frozen_layers
-from prefixray.model.fast_cpu.padding import filled
-from prefixray.model.fast_cpu.rms_norm import frozen_norms, rms_norms
 from prefixray.model.ragged import GROUP_MULTIPLE, Ragged
 from prefixray.training.base_checks import check_continued, knows_lines
 from prefixray.training.loss import Objective, losses_of_hidden, losses_of_logits, plain_head
@@ -59,8 +56,7 @@ class Pack:
 
     def __init__(self, base: Base, train: Sequence[Row], *, pad_id: int, token_budget: int | None = None) -> None:
         self.base, self.binder = base, Binder(base.model)
-        self._head, self._norms = plain_head(base.model), rms_norms(base.model)
-        self._activated = activated_layers(base.model)
+        self._head = plain_head(base.model)
         check_continued(base, self.binder)
         self._knows_lines = knows_lines(base, self.binder)
         if not (self._knows_lines or base.shape.is_encoder_decoder):
@@ -170,8 +166,8 @@ class Pack:
         inserts = [member.method.insert(member.step if train else None) for member in members]
         weights = [_objective_weight(member.config, own) for member, own in zip(members, rows, strict=True)]
         totals = [0.0] * len(members)
-        is_bare = not train and all(not insert.functions for insert in inserts)
-        with self._running(members[0], train=train), fused(self._activated if is_bare else ()):
+        has_hooks = any(insert.functions for insert in inserts)
+        with self._running(members[0], train=train, has_hooks=has_hooks):
             for group in self._row_groups(members[0].binder, inserts, rows, train=train):
                 for piece in self._pieces(group):
                     picked = sorted((group.rows[i] for i in piece), key=lambda pair: pair[0])
@@ -181,11 +177,12 @@ class Pack:
         return totals
 
     @contextmanager
-    def _running(self, member: Member, *, train: bool) -> Iterator[None]:
+    def _running(self, member: Member, *, train: bool, has_hooks: bool) -> Iterator[None]:
         """The base runs as it is, a model of a trial's own under autocast and, in training, with seeded dropout."""
         own = member.method.own_model
         if own is None:
-            with frozen_layers(self.base.model), frozen_norms(self._norms):
+            backend, model = backend_for(self.base.device), self.base.model
+            with backend.training(model) if train else backend.evaluation(model, has_hooks=has_hooks):
                 yield
             return
         device = self.base.device.type
@@ -222,9 +219,9 @@ class Pack:
         return self._knows_lines and all(not insert.functions and insert.infix is None for insert in inserts)
 
     def _line(self, inserts: Sequence[Insert], rows: Sequence[tuple[int, Row | Tree]]) -> Ragged:
-        lengths = [(0, filled(row.num_inputs, GROUP_MULTIPLE)) for _, row in rows]
+        lengths = [(0, padded_count(row.num_inputs, GROUP_MULTIPLE)) for _, row in rows]
         padding = min(GROUP_COST[self.base.device.type], self.token_budget // 8)
-        apart = [self.binder.is_apart(insert) for insert in inserts]
+        apart = [self.binder.has_long_prefix(insert) for insert in inserts]
         sharing: dict[int, list[int]] = {}  # rows of a trial that attends apart, or of all others
         for index, (slot, _) in enumerate(rows):
             sharing.setdefault(slot if apart[slot] else -1, []).append(index)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from prefixray.model.attention import Binder, Insert
+from prefixray.model.backend import padded_count
 from prefixray.model.base import Base
-from prefixray.model.fast_cpu.padding import filled
 from prefixray.model.last_ffn import ENDS
 
 MakeBase = Callable[[str, torch.dtype], Base]
@@ -23,7 +23,7 @@ def test_logits_and_gradients_are_those_of_all_positions(make_base: MakeBase, na
     binder, seen = Binder(base.model), _inputs_seen(base)
     logits, gradient = _run(base, binder, {})
     full_logits, full_gradient = _run(base, binder, {base.blocks()[0][0]: lambda given, output: output})
-    assert seen == [(1, filled(len(TARGETS[0]))), (NUM_ROWS, LENGTH)]
+    assert seen == [(1, padded_count(len(TARGETS[0]))), (NUM_ROWS, LENGTH)]
     assert torch.allclose(logits, full_logits, atol=1e-10)
     assert torch.allclose(gradient, full_gradient, atol=1e-10)
     assert gradient.abs().max() > 0.01
@@ -34,7 +34,7 @@ def test_where_about_every_position_is_a_target_or_nothing_is_bound_it_runs_on_a
     binder, seen = Binder(base.model), _inputs_seen(base)
     ids = torch.ones(2, 40, dtype=torch.long)
     inputs = {"input_ids": ids, "position_ids": torch.arange(40).expand(2, 40)}
-    for count in (80, 65, 64):  # 65 would be filled up to more than there are
+    for count in (80, 65, 64):  # 65 would be rounded up to more than there are
         rows, columns = torch.arange(count) // 40, torch.arange(count) % 40
         with binder.bind([Insert()], [0, 0], targets=(rows, columns)):
             base.model(**inputs, use_cache=False)

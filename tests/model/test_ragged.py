@@ -16,14 +16,14 @@ from prefixray.batching.template import make_template
 from prefixray.config.trials import PrefixTrial, TrialConfig
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
-from prefixray.model import attention
-from prefixray.model import attention as kernels
-from prefixray.model import ragged as line_module
+from prefixray.model import ragged
 from prefixray.model.attention import Binder
+from prefixray.model.backend import TOKEN_MULTIPLE
 from prefixray.model.base import Base, checkpointed, load_base
-from prefixray.model.fast_cpu.padding import MULTIPLE
+from prefixray.model.fast_cpu.backend import CPUBackend
+from prefixray.model.plain import RowGroup
 from prefixray.model.ragged import Ragged
-from prefixray.training import base_checks as probes
+from prefixray.training import base_checks
 from prefixray.training import pack as pack_module
 from prefixray.training.base_checks import _is_row_by_row
 from prefixray.training.member import Seeds
@@ -43,23 +43,23 @@ METHODS = {
 @pytest.fixture(autouse=True)
 def group_multiple(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small enough for rows of a few tokens."""
-    monkeypatch.setattr(line_module, "GROUP_MULTIPLE", 2)
+    monkeypatch.setattr(ragged, "GROUP_MULTIPLE", 2)
 
 
 def test_a_groups_rows_have_their_tokens_and_behind_them_their_last_once_more() -> None:
     line = Ragged(LENGTHS, GROUPS, torch.device("cpu"))
-    tokens = torch.arange(64.0).repeat(HEADS, 1)[None, :, :, None].expand(1, HEADS, MULTIPLE, DIM)
+    tokens = torch.arange(64.0).repeat(HEADS, 1)[None, :, :, None].expand(1, HEADS, TOKEN_MULTIPLE, DIM)
     first, second = line.spread(tokens)
     assert first.shape == (2, HEADS, 4, DIM) and second.shape == (1, HEADS, 2, DIM)
     assert first[:, 0, :, 0].tolist() == [[2, 3, 4, 4], [5, 5, 5, 5]] and second[0, 1, :, 2].tolist() == [0, 1]
-    assert line.token_rows.tolist() == [0, 0, 1, 1, 1, 2, *[2] * (MULTIPLE - 6)]
+    assert line.token_rows.tolist() == [0, 0, 1, 1, 1, 2, *[2] * (TOKEN_MULTIPLE - 6)]
     assert line.causal[0].shape == (2, 1, 4, 4) and line.causal[0][1, 0].tolist()[1] == [True, True, False, False]
 
 
 def test_a_line_is_filled_up_to_one_of_few_lengths() -> None:
     batch = collate_line([Row((7, 8, 9), 1), Row((5, 6, 5, 6), 2)], device=torch.device("cpu"))
-    assert batch.inputs["input_ids"].tolist() == [[7, 8, 5, 6, 5, *[0] * (MULTIPLE - 5)]]
-    assert batch.inputs["position_ids"].tolist() == [[0, 1, 0, 1, 2, *[0] * (MULTIPLE - 5)]]
+    assert batch.inputs["input_ids"].tolist() == [[7, 8, 5, 6, 5, *[0] * (TOKEN_MULTIPLE - 5)]]
+    assert batch.inputs["position_ids"].tolist() == [[0, 1, 0, 1, 2, *[0] * (TOKEN_MULTIPLE - 5)]]
     assert [column.item() for column in batch.targets[1]] == [0, 1, 3, 4]
 
 
@@ -92,14 +92,14 @@ def test_a_tree_has_the_tokens_positions_and_targets_of_its_rows() -> None:
 
 def test_what_is_spread_is_joined_again_and_nothing_flows_back_from_padding() -> None:
     line = Ragged(LENGTHS, GROUPS, torch.device("cpu"))
-    tokens = torch.randn(1, HEADS, MULTIPLE, DIM, dtype=torch.float64, requires_grad=True)
+    tokens = torch.randn(1, HEADS, TOKEN_MULTIPLE, DIM, dtype=torch.float64, requires_grad=True)
 
     def attend(tokens: Tensor) -> Tensor:  # each token adds up those of its row up to itself, as in attention
         parts = [part.cumsum(2).transpose(1, 2) for part in line.spread(tokens)]
         return line.joined(parts).transpose(1, 2)
 
     alone = [tokens[:, :, start:end].cumsum(2) for start, end in ((0, 2), (2, 5), (5, 6))]
-    assert torch.allclose(attend(tokens), torch.cat([*alone, torch.zeros(1, HEADS, MULTIPLE - 6, DIM)], dim=2))
+    assert torch.allclose(attend(tokens), torch.cat([*alone, torch.zeros(1, HEADS, TOKEN_MULTIPLE - 6, DIM)], dim=2))
     assert torch.autograd.gradcheck(attend, (tokens,))
 
 
@@ -148,12 +148,15 @@ def test_a_step_with_long_prefixes_apart_is_that_of_rows_side_by_side(
     longer = METHODS["short"].preseqlen
     apart: list[int] = []
 
-    def counted(groups: Sequence[kernels.Rows], prefix: Tensor, scaling: float | None) -> Sequence[Tensor]:
+    def counted(
+        self: CPUBackend, groups: Sequence[RowGroup], prefix: Tensor, scaling: float | None
+    ) -> Sequence[Tensor]:
         apart.append(prefix.shape[2])
-        return kernels.attend_apart(groups, prefix, scaling)
+        return attend_to_long_prefix(self, groups, prefix, scaling)
 
-    monkeypatch.setattr(attention, "is_apart", lambda num_positions, *_: num_positions > longer)
-    monkeypatch.setattr(attention, "attend_apart", counted)
+    attend_to_long_prefix = CPUBackend.attend_to_long_prefix
+    monkeypatch.setattr(CPUBackend, "has_long_prefix", lambda self, num_positions, dtype: num_positions > longer)
+    monkeypatch.setattr(CPUBackend, "attend_to_long_prefix", counted)
     base = make_base(architecture, torch.float64)
     line = _steps(checkpointed(base) if is_checkpointed else base, knows_lines=True)
     assert set(apart) == {METHODS["long"].preseqlen}
@@ -175,18 +178,22 @@ def test_rows_of_long_prefixes_attend_apart_in_training_in_bf16(
 ) -> None:
     lengths: set[int] = set()
     together: set[int] = set()  # prefix positions of what attends in the other way
-    attend, attend_apart = attention.attend, kernels.attend_apart
+    attend, attend_to_long_prefix = CPUBackend.attend, CPUBackend.attend_to_long_prefix
 
-    def counted(groups: Sequence[kernels.Rows], prefix: Tensor, scaling: float | None) -> Sequence[Tensor]:
+    def counted(
+        self: CPUBackend, groups: Sequence[RowGroup], prefix: Tensor, scaling: float | None
+    ) -> Sequence[Tensor]:
         lengths.add(prefix.shape[2])
-        return attend_apart(groups, prefix, scaling)
+        return attend_to_long_prefix(self, groups, prefix, scaling)
 
-    def seen(module: nn.Module, query: Tensor, key: Tensor, *rest: Tensor, **options: float) -> Tensor:
+    def seen(
+        self: CPUBackend, module: nn.Module, query: Tensor, key: Tensor, *rest: Tensor, **options: float
+    ) -> Tensor:
         together.add(key.shape[2] - query.shape[2])
-        return attend(module, query, key, *rest, **options)
+        return attend(self, module, query, key, *rest, **options)
 
-    monkeypatch.setattr(attention, "attend_apart", counted)
-    monkeypatch.setattr(attention, "attend", seen)
+    monkeypatch.setattr(CPUBackend, "attend_to_long_prefix", counted)
+    monkeypatch.setattr(CPUBackend, "attend", seen)
     rows = [Row((5, 6, 7, 8), 2), Row((9, 6, 7), 1)]
     pack = Pack(make_base("gpt2", dtype), rows, pad_id=0)
     for key, length in (("long", num_positions), ("short", 3)):
@@ -213,7 +220,7 @@ def test_lines_are_run_where_they_are_known_to_give_the_same(
 def test_a_base_that_takes_a_line_for_one_text_runs_rows_side_by_side(
     make_base: MakeBase, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probes, "collate_line", _as_one_text)
+    monkeypatch.setattr(base_checks, "collate_line", _as_one_text)
     assert not Pack(make_base("gpt2", dtype), [Row((1, 2, 3), 1)], pad_id=0)._knows_lines
 
 
@@ -257,7 +264,7 @@ def test_what_depends_on_more_or_less_than_its_row_so_far_is_no_line(
     made = Ragged.__init__
     monkeypatch.setattr(Ragged, "__init__", mistaken)
     if wrong == "counted on":
-        monkeypatch.setattr(probes, "collate_line", _as_one_text)
+        monkeypatch.setattr(base_checks, "collate_line", _as_one_text)
     assert not _is_row_by_row(base, binder)
 
 

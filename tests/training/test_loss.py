@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GraniteConfig
 
 from prefixray.model.base import Base
-from prefixray.model.fast_cpu import onednn as products
+from prefixray.model.fast_cpu import onednn
 from prefixray.training import loss
 from prefixray.training.loss import Head, Objective, losses_of_hidden, losses_of_logits, plain_head
 
@@ -25,8 +25,8 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}
 def test_chunks_give_the_losses_and_gradients_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, smoothing: float, has_amx: bool
 ) -> None:
-    monkeypatch.setattr(products, "_is_amd_with_avx512", lambda: True)
-    monkeypatch.setattr(products, "_has_amx", lambda: has_amx)
+    monkeypatch.setattr(onednn, "_is_amd_with_avx512", lambda: True)
+    monkeypatch.setattr(onednn, "_has_amx", lambda: has_amx)
     monkeypatch.setattr(loss, "CHUNK_MULTIPLE", 4)
     monkeypatch.setitem(loss.CHUNK, "cpu", 5)
     monkeypatch.setitem(loss.BLOCK, "cpu", 2 * VOCABULARY)

@@ -6,80 +6,42 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from prefixray.model.fast_cpu.padding import filled
-
-Rows = tuple[Tensor, Tensor, Tensor, Tensor]  # queries, keys, values and mask of rows
+from prefixray.model.plain import RowGroup
 
 LONG_PREFIX = 64  # positions, from which on a prefix is worth products of its own
 VECTOR = 32  # columns: a softmax and its backward take longer over 272 columns than over 288
 
 
-def attend(
-    module: nn.Module,
-    query: Tensor,  # (B, H, S, D)
-    key: Tensor,  # (B, K, S', D)
-    value: Tensor,
-    mask: Tensor,  # (B, 1 or H, S, S'), added to the scores
-    **options: Any,  # noqa: ANN401
-) -> Tensor:
-    """The output of an attention module, (B, S, H, D), with the options that transformers calls it with."""
-    if query.device.type != "cpu" or options.get("softcap") is not None:
-        return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
-    if _is_slow_for_sdpa(query.dtype) and not options.get("dropout"):
-        return _attend_in_products(query, key, value, mask, options.get("scaling"))
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, dropout: float) -> Tensor:
+    """Attention of queries (B, H, S, D) to keys (B, K, S', D) under a mask that is added to scores: (B, S, H, D)."""
+    if _is_slow_for_sdpa(query.dtype) and not dropout:
+        return _attend_in_products(query, key, value, mask, scaling)
     output = functional.scaled_dot_product_attention(  # needs no copy of keys and values for each query head
-        query, key, value, mask, options.get("dropout", 0.0), scale=options.get("scaling"), enable_gqa=True
+        query, key, value, mask, dropout, scale=scaling, enable_gqa=True
     )
     return output.transpose(1, 2).contiguous()
 
 
-def attend_from_one_token(
-    query: Tensor, key: Tensor, value: Tensor, prefix: Tensor, mask: Tensor, scaling: float | None
-) -> Tensor:
-    """Attention where S is 1, (B, 1, H, D): all rows of a trial, as beams are, look at one copy of its prefix."""
-    num_rows, num_heads, _, dim = query.shape
-    num_trials, _, num_kv, num_positions, _ = prefix.shape
-    repeats, groups = num_rows // num_trials, num_heads // num_kv
-
-    def by_trial(rows: Tensor) -> Tensor:  # (B, K, G, X) -> (T, K, rows of a trial * G, X)
-        return rows.reshape(num_trials, repeats, num_kv, groups, -1).transpose(1, 2).flatten(2, 3)
-
-    def by_row(trials: Tensor) -> Tensor:
-        return trials.view(num_trials, num_kv, repeats, groups, -1).transpose(1, 2).flatten(0, 1)
-
-    prefix_key, prefix_value = prefix.unbind(1)  # (T, K, P, D)
-    query = query.view(num_rows, num_kv, groups, dim)
-    if mask.shape[1] == num_heads:
-        mask = mask.view(num_rows, num_kv, groups, -1)  # else (B, 1, 1, P + S')
-    shared = by_row(by_trial(query) @ prefix_key.transpose(2, 3))  # (B, K, G, P)
-    scores = torch.cat([shared, query @ key.transpose(2, 3)], dim=3) * (scaling or dim**-0.5) + mask
-    weights = torch.softmax(scores, dim=3, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-    shared, own = weights.split([num_positions, key.shape[2]], dim=3)
-    output: Tensor = by_row(by_trial(shared) @ prefix_value) + own @ value  # (B, K, G, D)
-    return output.reshape(num_rows, 1, num_heads, dim)
+def has_long_prefix(num_positions: int, dtype: torch.dtype) -> bool:
+    """Whether `attend_to_long_prefix` is faster for rows of one trial; only with gradients."""
+    return num_positions >= LONG_PREFIX and _is_slow_for_sdpa(dtype)
 
 
-def is_apart(num_positions: int, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether rows had better attend trial by trial, by `attend_apart`; with gradients alone."""
-    return num_positions >= LONG_PREFIX and device.type == "cpu" and _is_slow_for_sdpa(dtype)
-
-
-def attend_apart(groups: Sequence[Rows], prefix: Tensor, scaling: float | None) -> Sequence[Tensor]:
+def attend_to_long_prefix(groups: Sequence[RowGroup], prefix: Tensor, scaling: float | None) -> Sequence[Tensor]:
     """Attention in groups of rows of one trial, (B, S, H, D) each, all to one copy of its prefix, (2, K, P, D).
 
     Masks, (B, 1 or H, S, S'), are those of the rows' own keys, and get no gradient.
     """
     masks = [mask for *_, mask in groups]
     tokens = [one for query, key, value, _ in groups for one in (query, key, value)]
-    outputs: tuple[Tensor, ...] = _Apart.apply(prefix, scaling, masks, *tokens)  # type: ignore[no-untyped-call]
+    outputs: tuple[Tensor, ...] = _LongPrefixAttention.apply(prefix, scaling, masks, *tokens)  # type: ignore[no-untyped-call]
     return outputs
 
 
-class _Apart(torch.autograd.Function):
+class _LongPrefixAttention(torch.autograd.Function):
     """Products with the prefix and others with a row's own tokens, around one softmax over both.
 
     All tensors begin with the heads, so that the rows stand one behind another for the prefix. The softmax' columns are
@@ -99,7 +61,7 @@ class _Apart(torch.autograd.Function):
             torch.mul(by_row.unflatten(1, (num_kv, groups)).transpose(0, 1), ctx.scaling, out=by_head)
             query = by_head.view(num_kv, -1, dim)  # (K, B * G * S, D)
             own_key, own_value = (own.transpose(0, 1).flatten(0, 1) for own in (key, value))  # (K * B, S', D)
-            weights = query.new_empty(num_kv, num_rows, groups, length, filled(end, VECTOR))
+            weights = query.new_empty(num_kv, num_rows, groups, length, _rounded_up(end))
             of_prefix, of_own, fillers = _parts(weights, num_positions, end)
             torch.bmm(query, turned, out=of_prefix)
             torch.bmm(query.view(len(own_key), -1, dim), own_key.transpose(1, 2), out=of_own)
@@ -163,3 +125,7 @@ def _attend_in_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor,
     weights = torch.softmax(scores + mask, dim=3)
     output: Tensor = weights.view(num_rows, num_kv, -1, key.shape[2]) @ value
     return output.view(num_rows, num_heads, length, dim).transpose(1, 2).contiguous()
+
+
+def _rounded_up(num_columns: int) -> int:
+    return -(-num_columns // VECTOR) * VECTOR

@@ -15,15 +15,15 @@ from transformers.activations import GELUTanh, SiLUActivation
 from prefixray.model.fast_cpu.onednn import Forward, activated, is_faster, linear_layers, running
 
 TOLERANCE = 0.05  # of the largest logit: bf16 rounds otherwise
-Pair = tuple[nn.Module, nn.Module]  # a linear layer, and the activation of its output
+LayerPair = tuple[nn.Module, nn.Module]  # a linear layer, and the activation of its output
 
 
-def activated_layers(model: PreTrainedModel) -> list[Pair]:
+def activated_layers(model: PreTrainedModel) -> list[LayerPair]:
     """Linear layers whose output is an activation's input and nothing else, where the two may be one."""
     if model.dtype != torch.bfloat16 or not is_faster(model.device, model.dtype) or model.config.is_encoder_decoder:
         return []
     outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # by identity; kept, since an id is used again
-    pairs: list[Pair] = []
+    pairs: list[LayerPair] = []
 
     def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         outputs[id(output)] = (module, output)
@@ -50,13 +50,13 @@ def activated_layers(model: PreTrainedModel) -> list[Pair]:
     return pairs if torch.equal(moved, plain) and apart <= TOLERANCE * plain.abs().max() else []
 
 
-def fused(pairs: Sequence[Pair]) -> AbstractContextManager[None]:
+def fused(pairs: Sequence[LayerPair]) -> AbstractContextManager[None]:
     """Run these activations in their layers' products; for forwards without gradients."""
     return _together(pairs, lambda layer, activation: activated(layer, *(_name(activation) or ("none", ""))))
 
 
 def _together(
-    pairs: Sequence[Pair], forward_of: Callable[[nn.Module, nn.Module], Forward]
+    pairs: Sequence[LayerPair], forward_of: Callable[[nn.Module, nn.Module], Forward]
 ) -> AbstractContextManager[None]:
     """Run layers with their activations, and these as nothing."""
     activations = dict(pairs)

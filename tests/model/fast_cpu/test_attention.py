@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefixray.model.fast_cpu.attention import _attend_in_products, attend_apart
+from prefixray.model.fast_cpu.attention import _attend_in_products, attend_to_long_prefix
 
 
 @pytest.mark.parametrize("num_heads", [1, 6], ids=["mask of all heads", "mask of each head"])
@@ -36,7 +36,7 @@ def test_attention_to_one_copy_of_a_prefix_is_that_to_copies(num_kv: int, num_he
         mask = torch.randn(num_rows, num_heads, length, length, generator=draw, dtype=torch.float64)
         groups.append((query, key, value, mask.masked_fill(mask > 1, float("-inf")).to(dtype)))
     by_head = [(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask) for q, k, v, mask in groups]
-    ours = attend_apart(by_head, prefix, None)
+    ours = attend_to_long_prefix(by_head, prefix, None)
     theirs = []
     for query, key, value, mask in by_head:
         copies = prefix[:, None].expand(-1, len(query), -1, -1, -1)

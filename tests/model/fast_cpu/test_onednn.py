@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prefixray.model.base import Base
-from prefixray.model.fast_cpu import onednn as products
+from prefixray.model.fast_cpu import onednn
 from prefixray.model.fast_cpu.onednn import frozen_layers, linear, rearranged
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of logits' largest
@@ -53,7 +53,7 @@ def _inputs_gradients(base: Base) -> tuple[Tensor, Tensor]:
 def test_a_step_through_frozen_layers_is_the_plain_one(
     any_base: Base, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_is_amd_with_avx512", lambda: True)
+    monkeypatch.setattr(onednn, "_is_amd_with_avx512", lambda: True)
     any_base.model.to(dtype)
     plain = _inputs_gradients(any_base)
     with frozen_layers(any_base.model):
@@ -67,7 +67,7 @@ def test_a_step_through_frozen_layers_is_the_plain_one(
 
 @pytest.mark.parametrize("strides", [(1, 0), (0, 1)], ids=["as it is", "transposed"])
 def test_a_product_alone_is_torchs(strides: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_is_amd_with_avx512", lambda: True)
+    monkeypatch.setattr(onednn, "_is_amd_with_avx512", lambda: True)
     weight = torch.randn(20, 20, generator=torch.Generator().manual_seed(1)).permute(strides)
     inputs, bias = torch.randn(2, 5, 20), torch.randn(20)
     torch.testing.assert_close(linear(inputs, weight, bias), functional.linear(inputs, weight, bias))
@@ -94,7 +94,7 @@ def test_float64_and_a_large_model_are_left_alone(tiny_llama: Base, monkeypatch:
             return sum("forward" in vars(module) for module in tiny_llama.model.modules() if type(module) is nn.Linear)
 
     assert num_changed() > 0
-    monkeypatch.setattr(products, "MOST_MEMORY", 1e-9)
+    monkeypatch.setattr(onednn, "MOST_MEMORY", 1e-9)
     assert num_changed() == 0
     monkeypatch.undo()
     tiny_llama.model.to(torch.float64)

@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from prefixray.model.base import Base
-from prefixray.model.fast_cpu import rms_norm as norms
+from prefixray.model.fast_cpu import rms_norm
 from prefixray.model.fast_cpu.rms_norm import frozen_norms, rms_norms
 
 MakeBase = Callable[[str, torch.dtype], Base]
@@ -31,7 +31,7 @@ def _norm(kind: type[nn.Module], dtype: torch.dtype) -> nn.Module:
 def test_outputs_and_gradients_are_the_plain_norms(
     kind: type[nn.Module], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(norms, "BLOCK", 3 * WIDTH)
+    monkeypatch.setattr(rms_norm, "BLOCK", 3 * WIDTH)
     norm, draw = _norm(kind, dtype), torch.Generator().manual_seed(2)
     given = torch.randn(2, 4, WIDTH, generator=draw) * torch.tensor([1e-4, 0.1, 1.0, 100.0])[:, None]
     coming = torch.randn(2, 4, WIDTH, generator=draw).to(dtype)

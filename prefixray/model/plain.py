@@ -1,0 +1,73 @@
+"""The plain backend: a model as stock torch runs it.
+
+It is the reference that every faster backend must agree with, and it declares what a backend may do in another way.
+"""
+
+# B rows, H query heads, K key/value heads, S queries, S' keys, P prefix positions, D head dim
+# n tokens, W width of the model, V vocabulary
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+Product = Callable[[Tensor], Tensor]
+RowGroup = tuple[Tensor, Tensor, Tensor, Tensor]  # queries, keys, values and mask of rows of like length
+
+
+class PlainBackend:
+    """Stock torch."""
+
+    def training(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """Run a frozen model for the gradients of its inputs, its prefixes and what its hooks add."""
+        return nullcontext()
+
+    def evaluation(self, model: PreTrainedModel, *, has_hooks: bool) -> AbstractContextManager[None]:
+        """Run a frozen model without gradients; with `has_hooks`, hooks use the outputs of single layers."""
+        return nullcontext()
+
+    def decoding(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """Run a model without gradients, many times, with few rows each time."""
+        return nullcontext()
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: Tensor,  # (B, H, S, D)
+        key: Tensor,  # (B, K, S', D)
+        value: Tensor,
+        mask: Tensor,  # (B, 1 or H, S, S'), added to the scores
+        **options: Any,  # noqa: ANN401
+    ) -> Tensor:
+        """The output of an attention module, (B, S, H, D), with the options that transformers calls it with."""
+        return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
+
+    def has_long_prefix(self, num_positions: int, dtype: torch.dtype) -> bool:
+        """Whether rows of a trial with so many prefix positions should go through `attend_to_long_prefix`.
+
+        The answer is for the current mode of gradients.
+        """
+        return False
+
+    def attend_to_long_prefix(
+        self, groups: Sequence[RowGroup], prefix: Tensor, scaling: float | None
+    ) -> Sequence[Tensor]:
+        """Attention in groups of rows of one trial, (B, S, H, D) each, to one copy of its prefix, (2, K, P, D).
+
+        A group's mask, (B, 1 or H, S, S'), covers the rows' own keys, and gets no gradient.
+        """
+        raise NotImplementedError("this backend has no attention of its own to long prefixes")
+
+    def head_products(self, weight: Tensor, bias: Tensor | None) -> tuple[Product, Product]:
+        """Products with a frozen head, (V, W): hidden states (n, W) -> logits (n, V), and gradients (n, V) -> (n, W).
+
+        Neither records gradients.
+        """
+        return lambda hidden: functional.linear(hidden, weight, bias), lambda slopes: functional.linear(
+            slopes, weight.t()
+        )
