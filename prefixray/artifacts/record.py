@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     NonNegativeInt,
@@ -66,6 +67,11 @@ class ConvertedConfig(Strict):
     """SHA-256 of the file that it was made from."""
 
 
+def _without_order(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe without the key `order`, which earlier versions wrote: decoding does not depend on it."""
+    return {key: value for key, value in config.items() if key != "order"}
+
+
 def _kind(config: object) -> str:
     return "trained" if isinstance(config, Mapping) and "learning_rate" in config else "converted"
 
@@ -95,7 +101,9 @@ class ArtifactRecord(BaseModel):
 
     method: Literal["prefix", "adapter", "lora", "finetune"]
     config: Annotated[
-        Annotated[TrialConfig, Tag("trained")] | Annotated[ConvertedConfig, Tag("converted")], Discriminator(_kind)
+        Annotated[TrialConfig, BeforeValidator(_without_order), Tag("trained")]
+        | Annotated[ConvertedConfig, Tag("converted")],
+        Discriminator(_kind),
     ]
     base: BaseRecord
     precision: Literal["fp32", "bf16", "4bit"]

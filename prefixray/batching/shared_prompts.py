@@ -16,14 +16,6 @@ from prefixray.batching.lengths import Lengths, row_lengths
 from prefixray.batching.rows import Row, Tree
 
 
-def by_source(rows: Sequence[Row]) -> list[list[int]]:
-    """The indices of the rows of each source."""
-    groups: dict[tuple[tuple[int, ...], int, tuple[int, ...]], list[int]] = {}
-    for index, row in enumerate(rows):
-        groups.setdefault((row.ids[: row.num_prompt], row.infix_start, row.encoder_ids), []).append(index)
-    return list(groups.values())
-
-
 def trees(rows: Sequence[Row], longest: int, token_budget: int) -> list[Row | Tree]:
     """The rows, those that go on from the same prompt as trees.
 
@@ -49,19 +41,20 @@ def _whole(trunk: tuple[int, ...], branch: Row) -> Row:
 
 
 def by_prompt(rows: Sequence[Row]) -> tuple[list[Row], dict[tuple[tuple[int, ...], int], list[Row]]]:
-    """Rows that are run whole; and what is left of those that share all but their prompt's last token.
+    """Rows that are run whole, and the rests of those that share all but their prompt's last token.
 
-    The latter by the shared ids and the column where an infix starts in them.
+    The rests are keyed by the shared ids and the column where an infix starts in them.
     """
+    groups: dict[tuple[tuple[int, ...], int, tuple[int, ...]], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.ids[: row.num_prompt], row.infix_start, row.encoder_ids), []).append(row)
     single: list[Row] = []
     shared: dict[tuple[tuple[int, ...], int], list[Row]] = {}
-    for indices in by_source(rows):
-        some = [rows[index] for index in indices]
-        prompt = some[0].ids[: some[0].num_prompt]
-        if len(some) == 1 or len(prompt) == 1 or some[0].encoder_ids:
-            single += some
+    for (prompt, infix_start, encoder_ids), group in groups.items():
+        if len(group) == 1 or len(prompt) == 1 or encoder_ids:
+            single += group
         else:
-            shared[prompt[:-1], some[0].infix_start] = [Row(row.ids[len(prompt) - 1 :], 1) for row in some]
+            shared[prompt[:-1], infix_start] = [Row(row.ids[len(prompt) - 1 :], 1) for row in group]
     return single, shared
 
 

@@ -15,9 +15,6 @@ class TrainConfig(Strict):
     """Examples per forward of a trial."""
     grad_accumulation: PositiveInt = 1
     """Forwards per step of the optimiser; a step sees batch_size x grad_accumulation examples."""
-    order: Literal["pairs", "sources"] = "pairs"
-    """What is shuffled. pairs: examples, each by itself. sources: sources, whose references follow one another; those
-    that meet in a step share its prompt: fewer tokens are computed, and a step sees fewer sources."""
     num_steps: PositiveInt
     """Steps of the optimiser in a whole schedule; a trial stopped early has seen a part of the same schedule."""
     warmup_steps: int = Field(default=0, ge=0)

@@ -80,14 +80,11 @@ def keep_speeds(config: SweepConfig, folder: Path, facts: WorkerFacts, since: fl
 def measured_speeds(config: SweepConfig, folder: Path, facts: WorkerFacts, since: float) -> list[Speed]:
     """The speeds of a sweep's runs, from the files that it has written after `since` (`time.time()`)."""
     work: dict[Kind, list[float]] = {"shared": [0, 0, 0], "alone": [0, 0, 0], "decode": [0, 0, 0]}
-    uncounted: set[Kind] = set()
     for path in _newer(folder, (f"trials/*/*/{RESULT_FILE}", f"final/*/{RESULT_FILE}"), since):
         result = json.loads(path.read_text(encoding="utf-8"))
         if "train/seconds" not in result["metrics"]:
             continue
         kind: Kind = "alone" if result["config"]["method"]["method"] == "finetune" else "shared"
-        if result["config"].get("order") == "sources":
-            uncounted.add(kind)  # what rows share in a step is run once; and packmates share their seconds
         _add(work[kind], _trained(config, facts, result), result["metrics"])
     for path in _newer(folder, ("final/*/test.json",), since):
         _add(work["decode"], _decoded(config, facts), {"train/seconds": json.loads(path.read_text())["seconds"]})
@@ -106,7 +103,7 @@ def measured_speeds(config: SweepConfig, folder: Path, facts: WorkerFacts, since
             date=time.strftime("%Y-%m-%d"),
         )
         for kind, (flops, seconds, tokens) in work.items()
-        if seconds and kind not in uncounted
+        if seconds
     ]
 
 

@@ -22,7 +22,7 @@ from prefixray.batching.batches import collate, collate_line
 from prefixray.batching.lengths import cut_by_length, cut_evenly
 from prefixray.batching.order import Order
 from prefixray.batching.rows import Row, Tree
-from prefixray.batching.shared_prompts import by_source, trees
+from prefixray.batching.shared_prompts import trees
 from prefixray.config.trials import TrialConfig
 from prefixray.model.attention import Binder, Insert
 from prefixray.model.backend import backend_for, padded_count
@@ -65,7 +65,7 @@ class Pack:
         self.token_budget = self._first_budget = token_budget or TOKEN_BUDGET[base.device.type]
         self._train, self._pad_id = train, pad_id
         self._rows: dict[str, Sequence[Row]] = {}  # what each member trains on
-        self._orders: dict[tuple[int, str], Order] = {}
+        self._orders: dict[int, Order] = {}
 
     def admit(self, key: str, config: TrialConfig, seeds: Seeds, *, train: Sequence[Row] | None = None) -> Member:
         """Make a trial's tensors and let it join the next step; `train`: rows of its own in place of the pack's."""
@@ -122,11 +122,10 @@ class Pack:
 
     def _next_rows(self, member: Member) -> list[Row]:
         rows = self._rows[member.key]
-        kind = (member.order_seed, member.config.order)
-        if kind not in self._orders:
-            groups = by_source(rows) if member.config.order == "sources" else [[index] for index in range(len(rows))]
-            self._orders[kind] = Order(groups, member.order_seed)
-        return [rows[i] for i in self._orders[kind].at(member.step * member.rows_per_step, member.rows_per_step)]
+        if member.order_seed not in self._orders:
+            self._orders[member.order_seed] = Order(len(rows), member.order_seed)
+        order = self._orders[member.order_seed]
+        return [rows[i] for i in order.at(member.step * member.rows_per_step, member.rows_per_step)]
 
     def _within_memory(
         self, members: list[Member], rows: Sequence[Sequence[Row]], *, train: bool

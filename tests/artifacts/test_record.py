@@ -116,6 +116,15 @@ def test_a_record_that_is_wrong_is_refused_with_what_differs(
     assert reason in said and "Traceback" not in said
 
 
+def test_an_artifact_of_an_earlier_version_whose_recipe_has_an_order_binds(artifact: Path, tiny_gpt2: Base) -> None:
+    body = json.loads((artifact / "prefix_config.json").read_text())
+    source = "name : The Eagle"
+    wanted = open_base(tiny_gpt2.name).bind(artifact).generate([source])
+    body["config"]["order"] = "pairs"
+    _sign(artifact, body)
+    assert open_base(tiny_gpt2.name).bind(artifact).generate([source]) == wanted
+
+
 def test_a_key_prefix_that_is_missing_in_the_tensors_is_named(artifact: Path, tiny_gpt2: Base) -> None:
     body = json.loads((artifact / "prefix_config.json").read_text())
     body.pop("sha256")

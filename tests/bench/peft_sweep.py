@@ -60,8 +60,6 @@ class Spec:
     seed: int = 1
     reuses_actors: bool = False
     """Tune's own default."""
-    order: str = "pairs"
-    """Ours alone knows another one."""
 
     @property
     def eval_every(self) -> int:

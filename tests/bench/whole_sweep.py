@@ -5,10 +5,9 @@
     python tests/bench/whole_sweep.py --arms "PEFT fp32" prefixray --parts sweep
 
 Each arm searches with the same files of rows, base, space, schedule, number of trials and rungs; what each does of it
-stands beside its time: trials that went to the end, steps of all, the best dev loss. "By source" has the references of
-a source follow one another, another order than the others'. The arms of PEFT are `peft_sweep.py`; ours is
-`python -m prefixray.sweep`, interrupted when its last trial has ended, since a sweep of ours goes on with a final stage
-and a table. The second part trains as many trials at once as it says, for a few steps, for
+stands beside its time: trials that went to the end, steps of all, the best dev loss. The arms of PEFT are
+`peft_sweep.py`; ours is `python -m prefixray.sweep`, interrupted when its last trial has ended, since a sweep of ours
+goes on with a final stage and a table. The second part trains as many trials at once as it says, for a few steps, for
 its peak memory. What is known is written to results.json after every run.
 """
 
@@ -148,7 +147,6 @@ def sweep_file(spec: Spec, name: str, at_once: int) -> str:
                 "warmup_steps": spec.warmup_steps,
                 "schedule": "linear",
                 "precision": spec.precision,
-                "order": spec.order,
             },
             "arms": {
                 "prefix": {
@@ -210,7 +208,6 @@ ARMS: Mapping[str, tuple[Callable[[Run, Spec, Path], None], dict[str, Any]]] = {
     "PEFT bf16, actors reused": (run_peft, {"precision": "bf16", "reuses_actors": True}),
     "prefixray fp32": (run_ours, {"precision": "fp32"}),
     "prefixray": (run_ours, {"precision": "auto"}),
-    "prefixray, by source": (run_ours, {"precision": "auto", "order": "sources"}),
 }
 DEFAULT_ARMS = {
     "sweep": ("PEFT fp32", "PEFT bf16", "prefixray fp32", "prefixray"),

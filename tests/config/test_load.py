@@ -185,7 +185,7 @@ def test_a_misspelt_key_is_named_with_its_nearest() -> None:
 def test_a_key_like_no_other_is_answered_with_all_keys() -> None:
     assert complaint(changed("{learning_rate: 5e-5}", "{learning_rate: 5e-5, zzz: 1}")) == (
         "x.yaml:14: arms.finetune.zzz: no such key for fine-tuning (the keys are: top_layers, tune_embeddings, "
-        "learning_rate, batch_size, grad_accumulation, order, num_steps, warmup_steps, schedule, weight_decay, "
+        "learning_rate, batch_size, grad_accumulation, num_steps, warmup_steps, schedule, weight_decay, "
         "max_grad_norm, objective, label_smoothing, method, num_trials, first)"
     )
 
@@ -661,6 +661,24 @@ def test_a_training_set_is_measured_in_one_way() -> None:
 def test_a_configuration_survives_json() -> None:
     config = load(VALID, "arms.prefix.weight_decay={int: [0, 2]}")
     assert restore(json.loads(json.dumps(dump(config)))) == config
+
+
+def test_a_sweep_of_an_earlier_version_goes_on_where_its_order_was_the_usual_one() -> None:
+    config = load()
+    earlier = json.loads(json.dumps(dump(config)))
+    for recipe in (earlier["train"], earlier["arms"][0]["train"], earlier["arms"][0]["fixed"]):
+        recipe["order"] = "pairs"
+    assert restore(earlier) == config and differences(identity(restore(earlier)), identity(config)) == []
+    earlier["train"]["order"] = "sources"
+    with pytest.raises(ValueError, match=r"train\.order\s+Extra inputs"):
+        restore(earlier)
+
+
+def test_a_file_that_sets_an_order_is_told_that_there_is_no_such_key() -> None:
+    in_train = complaint(changed("warmup_steps: 4", "warmup_steps: 4\n  order: pairs"))
+    assert in_train.startswith("x.yaml:7: train.order: no such key (the keys are: batch_size, ")
+    in_arm = complaint(changed("{learning_rate: 5e-5}", "{learning_rate: 5e-5, order: sources}"))
+    assert in_arm.startswith("x.yaml:14: arms.finetune.order: no such key for fine-tuning (the keys are: ")
 
 
 @pytest.mark.parametrize(

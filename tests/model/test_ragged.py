@@ -285,7 +285,7 @@ def _steps(base: Base, *, knows_lines: bool) -> list[Tensor]:
     for key, method in METHODS.items():
         pack.admit(
             key,
-            TrialConfig(arm=key, learning_rate=1e-2, num_steps=3, batch_size=4, order="sources", method=method),
+            TrialConfig(arm=key, learning_rate=1e-2, num_steps=3, batch_size=7, method=method),
             Seeds(1, 2, 3),
         )
     losses = [outcome.loss for _ in range(3) for outcome in pack.step(METHODS).values()]

@@ -329,11 +329,6 @@ def test_the_speed_of_a_sweep_is_its_work_over_its_seconds(
     assert one.flops == 4 * 6 * 2 * once + 2 * 2 * once, "four steps of six rows, and dev twice: at 2 and at 4"
     assert (one.kind, one.seconds, one.target_tokens, one.flops_per_second) == ("shared", 5.0, 192, one.flops / 5)
     assert measured_speeds(config, tmp_path, facts, since=math.inf) == []
-    beside = tmp_path / "trials" / "prefix" / "1"
-    beside.mkdir()
-    by_source = {"config": {**trial, "order": "sources"}, "step": 4, "metrics": metrics}
-    (beside / "result.json").write_text(json.dumps(by_source))
-    assert measured_speeds(config, tmp_path, facts, since=0.0) == [], "packmates share their seconds"
 
 
 def test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing(file: Path, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from prefixray.batching.batches import encode
-from prefixray.batching.order import Order
 from prefixray.batching.rows import Row
 from prefixray.batching.template import make_template
 from prefixray.config.trials import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial, TrialConfig
@@ -390,20 +389,6 @@ def test_learning_rates_are_the_hand_worked_ones() -> None:
     assert rates("linear", 5) == pytest.approx([1.6, 3.2, 4.8, 6.4, 8, 8])
 
 
-def test_an_epoch_is_a_permutation_and_no_two_are_alike() -> None:
-    order = Order(_singly(50), seed=1)
-    epochs = [order.at(50 * epoch, 50) for epoch in range(4)]
-    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 4
-
-
-def test_the_order_depends_on_the_seed_alone_and_resumes_anywhere() -> None:
-    whole = Order(_singly(7), seed=3).at(0, 40)
-    assert Order(_singly(7), seed=4).at(0, 40) != whole
-    resumed = Order(_singly(7), seed=3)
-    assert [resumed.at(start, 5) for start in (35, 5, 20)] == [whole[start : start + 5] for start in (35, 5, 20)]
-
-
 def test_the_seeds_of_a_replicate_are_shared_and_each_has_its_purpose() -> None:
     assert Seeds.derive(1, 0) == SEEDS
     all_of_them = [Seeds.derive(seed, replicate) for seed in (1, 2) for replicate in (0, 1)]
@@ -537,16 +522,3 @@ def _naive_adamw(parameter: Tensor, gradient: Tensor, moments: tuple[Tensor, Ten
     decay = 0.2 if parameter.ndim > 1 else 0.0
     corrected = (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
     parameter -= rate * (corrected + decay * parameter)
-
-
-def test_groups_stay_together_and_every_epoch_shuffles_them() -> None:
-    groups = [[0, 3, 5], [1], [2, 4]]
-    order = Order(groups, seed=1)
-    epochs = [order.at(6 * epoch, 6) for epoch in range(8)]
-    assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
-    assert all(epoch[epoch.index(group[0]) :][: len(group)] == group for epoch in epochs for group in groups)
-    assert len(set(map(tuple, epochs))) > 3
-
-
-def _singly(count: int) -> list[list[int]]:
-    return [[index] for index in range(count)]
