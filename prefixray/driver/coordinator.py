@@ -6,7 +6,6 @@ studies and tracker. `engine.py` lets Ray Tune carry the trials there and their 
 
 import json
 import logging
-import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,6 @@ from pydantic import ValidationError
 
 from prefixray.cluster.pool import NoWorkers, Pool
 from prefixray.config.arms import read_configuration
-from prefixray.config.schema import SearchConfig
 from prefixray.driver.stage import (
     Stage,
     budget_of,
@@ -55,20 +53,15 @@ class _Running:
     spec: TrialSpec
     number: int
     reported: set[int] = field(default_factory=set)  # steps, to this driver
-    passed: set[int] = field(default_factory=set)  # rungs: a trial that goes back behind one is not judged there again
 
 
 class Coordinator:
     """The driver's side of all trials of some stages."""
 
-    def __init__(
-        self, stages: Sequence[Stage], pool: Pool, tracker: Tracker, search: SearchConfig, inbox: Inbox
-    ) -> None:
+    def __init__(self, stages: Sequence[Stage], pool: Pool, tracker: Tracker, inbox: Inbox) -> None:
         self._stages, self._pool, self._tracker, self._inbox = list(stages), pool, tracker, inbox
-        self._keep = search.keep
         self._running: dict[str, _Running] = {}
         self._rows: dict[str, Row] = {}
-        self._rungs: dict[tuple[str, int], dict[str, float]] = {}  # (stage, step) -> scores of all that reached it
         self._exhausted: set[str] = set()
         self._over = False  # Tune was told that nothing comes; until then a search may be extended
         self._stopping: set[str] = set()  # trials that a request stops, while their workers do not know it yet
@@ -128,12 +121,12 @@ class Coordinator:
             if report.state == "stopped" or report.key in self._stopping:
                 self._end(replace(report, note=BY_REQUEST), "stopped", None)
                 return False
-            if report.rung is None or report.rung in running.passed:
+            if report.rung is None:
                 return True
-            if self._passes(stage, report):
-                running.passed.add(report.rung)
+            losses = {**report.packmates, report.key: report.metrics["dev/loss"]}
+            if stage.halving.judge(report.key, report.rung, losses) == "continue":
                 return True
-            place = running.spec.rungs.index(report.rung) + 1
+            place = stage.halving.rungs.index(report.rung) + 1
             self._end(replace(report, note=f"at rung {place}"), "stopped", None)
             return False
 
@@ -289,7 +282,9 @@ class Coordinator:
 
     def _seconds_left(self) -> float | None:
         """From the steps that are expected to come, at the pace of this driver so far."""
-        expected = sum(stage.source.num_wanted() * stage.expected_steps(self._keep) for stage in self._stages)
+        expected = sum(
+            stage.source.num_wanted() * stage.halving.expected_steps(stage.arm.num_steps) for stage in self._stages
+        )
         done = self._steps_done()
         if done == self._steps_before:
             return None
@@ -350,9 +345,7 @@ class Coordinator:
 
     def _start(self, stage: Stage, spec: TrialSpec, proposal: Proposal) -> dict[str, Any]:
         namespace = self._pool.place(spec, exclusive=stage.arm.exclusive)
-        last = max(record_of(stage, proposal.number).reports, default=0) if proposal.adopted else 0
-        passed = {rung for rung in spec.rungs if rung < last}
-        self._running[spec.key] = _Running(stage, spec, proposal.number, passed=passed)
+        self._running[spec.key] = _Running(stage, spec, proposal.number)
         self._rows[spec.key] = row_of(stage, spec, proposal, state="running")
         self._tracker.trial(spec.key, params_of(spec), tags_of(stage, spec))
         return {"spec": spec, "namespace": namespace}
@@ -382,15 +375,6 @@ class Coordinator:
         self._stopping.discard(report.key)
         running.spec.files.delete_checkpoints()
 
-    def _passes(self, stage: Stage, report: Report) -> bool:
-        """Whether a trial is among the share that goes on from this rung; all that reached it with it count first."""
-        assert report.rung is not None, "a verdict is for a rung"
-        scores = self._rungs.setdefault((stage.name, report.rung), {})
-        scores.update(report.packmates)
-        scores[report.key] = report.metrics["dev/loss"]
-        num_kept = max(1, math.ceil(self._keep * len(scores)))
-        return sorted(scores.values()).index(scores[report.key]) < num_kept
-
     def _remember(self, stage: Stage, record: Record) -> None:
         """Take over what an earlier driver has left: rungs, rows, and what the tracker may lack."""
         try:
@@ -404,9 +388,7 @@ class Coordinator:
             spec.write_result(Report(spec.key, last, "stopped", note=BY_REQUEST), "stopped")
         if record.state == "running" and (result := spec.files.result()) is not None:
             record = settle(stage, record, result)
-        for step in spec.rungs:
-            if step in record.reports:
-                self._rungs.setdefault((stage.name, step), {})[spec.key] = record.reports[step]
+        stage.halving.remember(spec.key, record.reports)
         if record.state == "running":
             return
         row = row_of(stage, spec, record, state=record.state)

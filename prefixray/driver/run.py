@@ -37,6 +37,7 @@ from prefixray.results.compare import UNTUNED, Facts, FinalRun, make_results
 from prefixray.results.hypotheses import Split
 from prefixray.results.record import Importance, Results, SearchTrial, Stored, is_finished, load_results
 from prefixray.search.budget import Budget
+from prefixray.search.halving import Halving
 from prefixray.search.importance import parameter_importance
 from prefixray.search.requests import Inbox
 from prefixray.search.status import View
@@ -149,7 +150,8 @@ class _Sweep:
                 self._folder / "study.journal", config.name, arm, seed=config.search.seed, num_startup=at_once
             )
             studies[arm.name] = study
-            stages.append(Stage(arm.name, arm, study, at_once, self._search_spec(arm), config.search.rungs))
+            halving = Halving(config.search.rungs, config.search.keep)
+            stages.append(Stage(arm.name, arm, study, at_once, self._search_spec(arm), halving))
         if stages:
             try:
                 if (problem := self._budget.problem()) is not None:
@@ -247,8 +249,7 @@ class _Sweep:
         return {arm: runs for arm, runs in done.items() if runs}
 
     def _run(self, name: str, stages: Sequence[Stage]) -> None:
-        search = self._config.search
-        coordinator = Coordinator(stages, self._pool, self._tracker, search, self._inbox)
+        coordinator = Coordinator(stages, self._pool, self._tracker, self._inbox)
         coordinator.budget = self._budget if name == "search" else None
         scratch, resources = self._folder / "tune", self._cluster.trial_resources
         run_stages(coordinator, scratch, resources, self._live, title=self._title, name=name)

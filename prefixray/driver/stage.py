@@ -1,12 +1,13 @@
 """An arm's trials that are to be run, and what the study, the tracker and the live view are told of each."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prefixray.cluster.pool import DecodeJob
 from prefixray.config.schema import ArmConfig
+from prefixray.search.halving import Halving
 from prefixray.search.status import Row, State
 from prefixray.search.study import ArmStudy, Proposal, Record, TrialSource
 from prefixray.system.records import Scalar
@@ -24,14 +25,8 @@ class Stage:
     source: TrialSource
     concurrency: int
     spec: MakeSpec
-    rungs: tuple[int, ...] = ()
+    halving: Halving = field(default_factory=Halving)  # by default there is no rung
     decode: Callable[[TrialSpec], DecodeJob] | None = None  # what is to be decoded of a trial that is done
-
-    def expected_steps(self, keep: float) -> float:
-        """Steps of a trial on average, when the share `keep` goes on at every rung."""
-        ends = [*self.rungs, self.arm.num_steps]
-        starts = [0, *self.rungs]
-        return sum(keep**place * (end - start) for place, (start, end) in enumerate(zip(starts, ends, strict=True)))
 
 
 def turn_of(stage: Stage, *, is_due: bool) -> int:

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prefixray.config.schema import ArmConfig, SearchConfig, TrackingConfig
+from prefixray.config.schema import ArmConfig, TrackingConfig
 from prefixray.config.space import AnyDimension, Choice, LogUniform
 from prefixray.config.trials import PrefixTrial, TrainConfig, TrialConfig
 from prefixray.driver.coordinator import Coordinator
 from prefixray.driver.stage import MakeSpec, Stage
+from prefixray.search.halving import Halving
 from prefixray.search.requests import Answer, Inbox, Request
 from prefixray.search.study import ArmStudy, FixedStudy, Proposal, Record
 from prefixray.tracking.tracker import open_tracker
@@ -74,7 +75,7 @@ class Driver:
             name="prefix", method="prefix", fixed=fixed, dimensions=space, num_trials=num_trials, train=train
         )
         self.study = ArmStudy(folder / "study.journal", "small", self.arm, seed=1, num_startup=2)
-        stage = Stage("prefix", self.arm, self.study, 2, self._spec(), rungs=(10,))
+        stage = Stage("prefix", self.arm, self.study, 2, self._spec(), Halving((10,), keep=0.5))
         self.coordinator = self._coordinate(stage)
 
     def final(self) -> Coordinator:
@@ -113,8 +114,7 @@ class Driver:
 
     def _coordinate(self, stage: Stage) -> Coordinator:
         tracker = open_tracker(TrackingConfig(mlflow=None), self.folder, "small", {})
-        search = SearchConfig(num_trials=4, rungs=(10,))
-        return Coordinator([stage], self.pool, tracker, search, self.inbox)  # type: ignore[arg-type]
+        return Coordinator([stage], self.pool, tracker, self.inbox)  # type: ignore[arg-type]
 
     def _spec(self) -> MakeSpec:
         def spec(trial: Proposal | Record) -> TrialSpec:
