@@ -62,6 +62,7 @@ class Coordinator:
         self._stages, self._pool, self._tracker, self._inbox = list(stages), pool, tracker, inbox
         self._running: dict[str, _Running] = {}
         self._rows: dict[str, Row] = {}
+        self._statuses: Sequence[WorkerStatus] = ()  # of the last tick
         self._exhausted: set[str] = set()
         self._over = False  # Tune was told that nothing comes; until then a search may be extended
         self._stopping: set[str] = set()  # trials that a request stops, while their workers do not know it yet
@@ -150,21 +151,30 @@ class Coordinator:
         """Checkpoint all trials, for the next driver to go on with."""
         self._pool.suspend(SUSPEND_SECONDS)
 
-    def view(self, title: str, stage: str) -> View:
-        """A picture for the live view."""
-        statuses = self._pool.status(timeout=1.0)
+    def tick(self) -> None:
+        """Look after workers and trials: the driver's one loop calls this every moment, whether it draws or not.
+
+        Asks the workers for their status, starts and ends workers as the trials need, charges the budget, hands out
+        decodings to idle workers, and repeats requests to stop a trial that may have missed its worker.
+        """
+        statuses = self._pool.status(timeout=1.0)  # takes long where a worker does not answer, so without the lock
         with self._lock, self._noting_end():
+            self._statuses = statuses
             self._pool.rescale(*self._demand())
             if self.budget is not None:
                 self.budget.note(self._pool.device_seconds)
             self._pool.use_idle()
-            for key in self._stopping:  # again: it may have been on its way to its worker
+            for key in self._stopping:
                 self._pool.stop(key)
             for status in statuses:
                 for key, step in status.steps.items():
                     if key in self._running:
                         self._rows[key] = replace(self._rows[key], step=max(step, self._rows[key].step))
-            rows = tuple(self._rows.values())
+
+    def view(self, title: str, stage: str) -> View:
+        """A picture for the live view, as of the last report and the last `tick`; changes nothing."""
+        with self._lock:
+            statuses, rows = self._statuses, tuple(self._rows.values())
             speed = sum(status.tokens_per_second for status in statuses) if self._running else 0.0
             return View(
                 title=title,

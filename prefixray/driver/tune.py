@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 # Tune copies its state into the sweep's folder; nobody reads it, so where that fails there is nothing to be told.
 logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
 
-LIVE_SECONDS = 0.5  # between two pictures of the live view
+TICK_SECONDS = 0.5  # between two ticks, and between two pictures of the live view
 
 
 _GOES_ON = "the sweep goes on from here when it is started again; see its sweep.log"
@@ -60,8 +60,8 @@ def run_stages(
     )
     _serve(coordinator, live)  # what waits from before may mean that there is something to run
     ended = threading.Event()
-    viewer = threading.Thread(target=_show, args=(coordinator, live, title, name, ended), daemon=True)
-    viewer.start()
+    loop = threading.Thread(target=_look_after, args=(coordinator, live, title, name, ended), daemon=True)
+    loop.start()
     try:
         tune.Tuner(
             tune.with_resources(TrialTrainable, tune.PlacementGroupFactory([dict(trial_resources)])),
@@ -88,7 +88,7 @@ def run_stages(
         raise
     finally:
         ended.set()
-        viewer.join()
+        loop.join()
         shutil.rmtree(scratch, ignore_errors=True)
     if coordinator.lost:
         problems = [f"{', '.join(keys)}: {note}" for note, keys in coordinator.lost.items()]
@@ -102,14 +102,18 @@ def is_of_memory(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _show(coordinator: Coordinator, live: LiveView, title: str, name: str, ended: threading.Event) -> None:
-    """Show the sweep until its end, and so tend its workers: a cluster that does not answer now may do so again."""
+def _look_after(coordinator: Coordinator, live: LiveView, title: str, name: str, ended: threading.Event) -> None:
+    """The driver's one loop: serve requests, tick, and draw, until the stages have ended; then draw once more.
+
+    An error is logged, and the loop goes on: a cluster that does not answer now may do so again.
+    """
     is_last, known = False, ""
     while not is_last:
-        is_last = ended.wait(LIVE_SECONDS)
+        is_last = ended.wait(TICK_SECONDS)
         try:
             if not is_last:
                 _serve(coordinator, live)
+                coordinator.tick()
             live.update(coordinator.view(title, name))
         except Exception as error:
             if coordinator.broken is not None:

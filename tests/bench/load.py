@@ -214,6 +214,12 @@ class MeteredCoordinator(Coordinator):
             self._note()
         return goes_on
 
+    def tick(self) -> None:
+        """As Coordinator says."""
+        started = time.thread_time()
+        super().tick()
+        self.costs.in_pictures += time.thread_time() - started
+
     def view(self, title: str, stage: str) -> Any:  # noqa: ANN401
         """As Coordinator says."""
         started = time.thread_time()

@@ -16,8 +16,9 @@ from prefixray.config.trials import PrefixTrial
 from prefixray.driver.stage import Stage
 from prefixray.errors import SweepFailed
 from prefixray.search.budget import Budget
+from prefixray.search.requests import Stop
 from prefixray.search.study import ArmStudy, Proposal, Record
-from prefixray.trial import TrialFolder, TrialSpec
+from prefixray.trial import TrialFolder, TrialSpec, WorkerStatus
 
 
 @pytest.fixture
@@ -25,15 +26,41 @@ def driver(tmp_path: Path) -> Driver:
     return Driver(tmp_path)
 
 
+def journal(folder: Path) -> bytes:
+    return (folder / "study.journal").read_bytes()
+
+
 def test_no_trial_starts_once_devices_were_held_for_as_long_as_was_allowed(driver: Driver, tmp_path: Path) -> None:
     driver.coordinator.budget = Budget(tmp_path, SearchConfig(num_trials=4, max_gpu_hours=10 / 3600))
     running = driver.start()
     assert len(running) == 2
     driver.pool.device_seconds = 11.0
-    driver.coordinator.view("small", "search")
+    driver.coordinator.tick()
     for key in running:
         driver.report(key, 40)
     assert driver.coordinator.next() == "FINISHED" and driver.states() == ["done", "done"]
+
+
+def test_a_picture_changes_nothing_and_a_tick_does_all_that_recurs(driver: Driver, tmp_path: Path) -> None:
+    coordinator, pool = driver.coordinator, driver.pool
+    coordinator.budget = Budget(tmp_path, SearchConfig(num_trials=4, max_gpu_hours=10 / 3600))
+    driver.start()
+    driver.report("prefix/0", 5, loss=2.25)
+    driver.ask(Stop(trial="prefix/1"))
+    pool.statuses = [WorkerStatus({"prefix/0": 7}, tokens_per_second=40.0, memory_bytes=2**30)]
+    pool.device_seconds = 11.0
+    pool.calls.clear()
+    before = journal(tmp_path)
+    pictures = [coordinator.view("small", "search") for _ in range(10)]
+    assert pool.calls == [] and journal(tmp_path) == before and coordinator.budget.problem() is None
+    assert all((p.rows, p.tokens_per_second, p.workers) == (pictures[0].rows, 0.0, "") for p in pictures)
+    assert [row.step for row in pictures[0].rows] == [5, 0]
+    coordinator.tick()
+    assert pool.calls == ["status", "rescale 2 0", "use_idle", "stop prefix/1"]
+    assert "search.max_gpu_hours" in (coordinator.budget.problem() or "")
+    picture = coordinator.view("small", "search")
+    assert [row.step for row in picture.rows] == [7, 0]
+    assert (picture.tokens_per_second, picture.workers) == (40.0, "1 workers x 2 slots, 1.0 GiB")
 
 
 @pytest.mark.parametrize("is_first", [False, True])
@@ -128,7 +155,7 @@ def test_where_no_worker_is_left_nothing_goes_on(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(driver.pool, "rescale", refuse)
     with pytest.raises(NoWorkers):
-        driver.coordinator.view("small", "search")
+        driver.coordinator.tick()
     assert driver.coordinator.broken == "no worker is left\nbase: no such folder"
 
 
@@ -140,5 +167,5 @@ def test_a_cluster_that_does_not_answer_is_no_full_disk(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(driver.pool, "rescale", refuse)
     with pytest.raises(ConnectionError):
-        driver.coordinator.view("small", "search")
+        driver.coordinator.tick()
     assert driver.coordinator.broken is None and driver.start() == ["prefix/0", "prefix/1"]

@@ -1,4 +1,4 @@
-"""The thread that shows a sweep, and tends its workers on the way: what may go wrong in it must not end it."""
+"""The driver's loop, which serves requests, ticks and draws: an error in it must not end it."""
 
 import errno
 import signal
@@ -10,57 +10,64 @@ import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError, RpcError
 
 from prefixray.cluster.pool import NoWorkers
-from prefixray.driver import tune as engine
-from prefixray.driver.tune import _show, is_of_memory
+from prefixray.driver import tune
+from prefixray.driver.tune import _look_after, is_of_memory
 from prefixray.errors import SweepFailed
 from prefixray.reporting.live import LiveView
 from prefixray.search.status import View
 
 
 class PlayedCoordinator:
-    """Has these errors in its way, one for each look, and a picture after them, which is the last."""
+    """Raises these errors, one for each tick; after them come good ticks, of which the last ends the sweep."""
 
-    def __init__(self, ended: threading.Event, errors: list[Exception], broken: str | None = None) -> None:
-        self._ended, self._errors = ended, errors
+    def __init__(
+        self, ended: threading.Event, errors: list[Exception], broken: str | None = None, num_good_ticks: int = 1
+    ) -> None:
+        self._ended, self._errors, self._num_good_ticks = ended, errors, num_good_ticks
         self.broken = broken
-        self.num_looks = 0
+        self.num_ticks = self.num_pictures = 0
 
     def serve(self) -> list[str]:
         return []
 
-    def view(self, title: str, stage: str) -> View:
-        self.num_looks += 1
+    def tick(self) -> None:
+        self.num_ticks += 1
         if self._errors:
             raise self._errors.pop(0)
-        self._ended.set()
+        self._num_good_ticks -= 1
+        if self._num_good_ticks == 0:
+            self._ended.set()
+
+    def view(self, title: str, stage: str) -> View:
+        self.num_pictures += 1
         return View(title, stage)
 
 
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Set when the sweep has come to its end."""
-    monkeypatch.setattr(engine, "LIVE_SECONDS", 0.01)
+    monkeypatch.setattr(tune, "TICK_SECONDS", 0.01)
     yield threading.Event()
 
 
-def test_what_goes_wrong_in_a_look_is_logged_once_and_the_next_look_comes(
+def test_what_goes_wrong_in_a_tick_is_logged_once_and_the_next_tick_comes(
     ended: threading.Event, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine._thread, "interrupt_main", lambda signum: pytest.fail("nothing has ended"))
+    monkeypatch.setattr(tune._thread, "interrupt_main", lambda signum: pytest.fail("nothing has ended"))
     refused = [RpcError("the control service does not answer now"), ConnectionError("neither now")]
     coordinator = PlayedCoordinator(ended, [refused[0], refused[0], refused[1], KeyError("an error of ours")])
     with (tmp_path / "shown").open("w") as shown:
-        _show(coordinator, LiveView(shown), "small", "search", ended)  # type: ignore[arg-type]
-    assert coordinator.num_looks == 6, "four errors, a picture, and the last one"
+        _look_after(coordinator, LiveView(shown), "small", "search", ended)  # type: ignore[arg-type]
+    assert (coordinator.num_ticks, coordinator.num_pictures) == (5, 2), "four errors, a picture, and the last one"
     assert "search" in (tmp_path / "shown").read_text()
     assert [record.getMessage().count("does not answer now") for record in caplog.records] == [1, 0, 0]
 
 
 def test_a_terminal_that_is_gone_does_not_leave_the_workers_alone(ended: threading.Event) -> None:
-    coordinator = PlayedCoordinator(ended, [])
+    coordinator = PlayedCoordinator(ended, [], num_good_ticks=3)
     shown = open("/dev/full", "w")  # noqa: SIM115 - closing it fails too
-    _show(coordinator, LiveView(shown), "small", "search", ended)  # type: ignore[arg-type]
-    assert coordinator.num_looks == 2
+    _look_after(coordinator, LiveView(shown), "small", "search", ended)  # type: ignore[arg-type]
+    assert coordinator.num_ticks == 3
     with pytest.raises(OSError):
         shown.close()
 
@@ -70,12 +77,12 @@ def test_a_disk_that_refuses_or_that_no_worker_is_left_ends_the_sweep(
     ended: threading.Event, monkeypatch: pytest.MonkeyPatch, met: Exception
 ) -> None:
     interrupts: list[int] = []
-    monkeypatch.setattr(engine._thread, "interrupt_main", interrupts.append)
+    monkeypatch.setattr(tune._thread, "interrupt_main", interrupts.append)
     coordinator = PlayedCoordinator(ended, [met], broken=str(met))
-    _show(coordinator, LiveView(), "small", "search", ended)  # type: ignore[arg-type]
-    assert interrupts == [signal.SIGTERM] and coordinator.num_looks == 1
+    _look_after(coordinator, LiveView(), "small", "search", ended)  # type: ignore[arg-type]
+    assert interrupts == [signal.SIGTERM] and coordinator.num_ticks == 1
     coordinator = PlayedCoordinator(ended, [SweepFailed("full")], broken="the main thread has met it")
-    _show(coordinator, LiveView(), "small", "search", ended)  # type: ignore[arg-type]
+    _look_after(coordinator, LiveView(), "small", "search", ended)  # type: ignore[arg-type]
     assert interrupts == [signal.SIGTERM]
 
 

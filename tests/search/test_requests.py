@@ -124,7 +124,7 @@ def test_a_stopped_trial_is_told_with_its_last_value_and_its_slot_goes_on(driver
     assert driver.report("prefix/0", 5, loss=2.25)
     assert driver.ask(Stop(trial="prefix/0")).text == "prefix/0 is stopped with dev/loss 2.250 of step 5"
     assert driver.pool.stopped == ["prefix/0"]
-    driver.coordinator.view("", "search")  # it may not have reached its worker yet
+    driver.coordinator.tick()  # it may not have reached its worker yet
     assert driver.pool.stopped == ["prefix/0", "prefix/0"]
     assert not driver.coordinator.on_report(Report("prefix/0", 7, "stopped"))
     record = driver.study.records()[0]

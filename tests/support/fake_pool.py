@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from prefixray.config.schema import ArmConfig, TrackingConfig
 from prefixray.config.space import AnyDimension, Choice, LogUniform
@@ -13,21 +12,22 @@ from prefixray.search.halving import Halving
 from prefixray.search.requests import Answer, Inbox, Request
 from prefixray.search.study import ArmStudy, FixedStudy, Proposal, Record
 from prefixray.tracking.tracker import open_tracker
-from prefixray.trial import Report, TrialSpec
+from prefixray.trial import Report, TrialSpec, WorkerStatus
 
 LENGTHS: Mapping[str, AnyDimension] = {"preseqlen": Choice(choice=(1, 5, 10, 20))}
 SPACE: Mapping[str, AnyDimension] = {**LENGTHS, "learning_rate": LogUniform(log_uniform=(1e-4, 1e-1))}
 
 
 class PlayedPool:
-    """One worker with room for two trials, or for one alone; remembers who was asked to stop and who was released."""
+    """One worker with room for two trials, or for one alone; remembers the calls that steer workers."""
 
     num_slots, most_workers, device_seconds = 2, 1, 0.0
 
     def __init__(self) -> None:
         self.keys: set[str] = set()
         self.is_alone = self.is_spared = False
-        self.stopped: list[str] = []
+        self.calls: list[str] = []
+        self.statuses: list[WorkerStatus] = []
 
     def has_room(self, *, exclusive: bool) -> bool:
         if not self.keys:
@@ -47,19 +47,27 @@ class PlayedPool:
         self.keys.discard(key)
 
     def stop(self, key: str) -> None:
-        self.stopped.append(key)
+        self.calls.append(f"stop {key}")
 
-    def status(self, timeout: float) -> list[Any]:
-        return []
+    @property
+    def stopped(self) -> list[str]:
+        """The trials that were asked to stop, once for each time."""
+        return [call.removeprefix("stop ") for call in self.calls if call.startswith("stop ")]
+
+    def status(self, timeout: float) -> list[WorkerStatus]:
+        self.calls.append("status")
+        return self.statuses
 
     def rescale(self, num_sharing: int, num_exclusive: int) -> None:
         """There is no other device."""
+        self.calls.append(f"rescale {num_sharing} {num_exclusive}")
 
     def news(self) -> list[str]:
         return []
 
     def use_idle(self) -> None:
         """Nothing is decoded here."""
+        self.calls.append("use_idle")
 
 
 class Driver:
