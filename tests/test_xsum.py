@@ -8,7 +8,7 @@ from support.tiny_bases import SENTENCES
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
 from prefixray.config.load import load_sweep
-from prefixray.config.schema import DECODING, SweepConfig
+from prefixray.config.schema import SweepConfig
 from prefixray.decoding.evaluate import decode_for_sweep
 from prefixray.errors import UserError
 from prefixray.results.hypotheses import read_hypotheses
@@ -55,7 +55,7 @@ def _step_and_decode(config: SweepConfig, folder: Path) -> list[str]:
     reports = trainer.run()
     assert [report.state for report in reports] == ["done", "done"]
     assert all(report.metrics["train/grad_norm"] > 0 for report in reports)
-    settings = {key: getattr(config.final, key) for key in DECODING} | {"max_new_tokens": 12}
+    settings = config.final.decoding.model_dump() | {"max_new_tokens": 12}
     decode_for_sweep(trainer, folder / "0" / "artifact", folder / "0", "test", settings)
     meta = json.loads((folder / "0" / "artifact" / "prefix_config.json").read_text())
     assert meta["positions"] == "unshifted" and len(meta["base"]["shape"]["sites"]) == 3

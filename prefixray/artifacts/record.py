@@ -21,7 +21,7 @@ from pydantic import (
     ValidationError,
 )
 
-from prefixray.config.schema import DECODING, FinalConfig
+from prefixray.config.schema import DecodingSettings
 from prefixray.config.trials import METHODS, AnyTrial, PrefixTrial, TrialConfig
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
@@ -77,9 +77,9 @@ def _kind(config: object) -> str:
 
 
 def _are_of_the_beam_search(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    if unknown := sorted(set(settings) - set(DECODING)):
+    if unknown := sorted(set(settings) - set(DecodingSettings.model_fields)):
         raise ValueError(f"no such setting: {', '.join(unknown)}")
-    FinalConfig.model_validate_json(json.dumps(settings), strict=True)
+    DecodingSettings.model_validate_json(json.dumps(settings), strict=True)
     return settings
 
 

@@ -96,19 +96,9 @@ class SearchConfig(Strict):
     """How often a worker may die in a row with this trial alone in its pack before the trial has failed."""
 
 
-class FinalConfig(Strict):
-    """The final stage: the best configurations again with fresh seeds, decoded and scored on test."""
+class DecodingSettings(Strict):
+    """How a hypothesis is found: the same for every arm, recorded in artifacts and results."""
 
-    candidates: PositiveInt = 1
-    """Configurations per arm that are retrained and compared on dev by `metric`; with 1 there is nothing to compare."""
-    num_seeds: PositiveInt = 1
-    """Fresh seeds of each arm's winner; only these see test."""
-    metric: str = "test/bleu"
-    """The primary metric."""
-    more_metrics: tuple[str, ...] = ()
-    """Metrics that are scored and printed besides it and the task's own: test/ter, test/meteor_1_5 (needs Java)."""
-    reference: str | None = None
-    """The arm that the others are compared with; null: the first."""
     num_beams: PositiveInt = 5
     """Beams of the search; 1 is greedy."""
     min_new_tokens: int = Field(default=0, ge=0)
@@ -125,16 +115,28 @@ class FinalConfig(Strict):
     """Sources that are decoded at once, at most."""
 
 
-DECODING = (
-    "num_beams",
-    "min_new_tokens",
-    "max_new_tokens",
-    "length_penalty",
-    "no_repeat_ngram_size",
-    "early_stopping",
-    "batch_size",
-)
-"""The keys of `final` that say how a hypothesis is found: recorded in artifacts and results."""
+class FinalRuns(Strict):
+    """What runs in the final stage, and by what it is compared."""
+
+    candidates: PositiveInt = 1
+    """Configurations per arm that are retrained and compared on dev by `metric`; with 1 there is nothing to compare."""
+    num_seeds: PositiveInt = 1
+    """Fresh seeds of each arm's winner; only these see test."""
+    metric: str = "test/bleu"
+    """The primary metric."""
+    more_metrics: tuple[str, ...] = ()
+    """Metrics that are scored and printed besides it and the task's own: test/ter, test/meteor_1_5 (needs Java)."""
+    reference: str | None = None
+    """The arm that the others are compared with; null: the first."""
+
+
+class FinalConfig(DecodingSettings, FinalRuns):  # pydantic puts the last base's keys first
+    """The final stage: the best configurations again with fresh seeds, decoded and scored on test."""
+
+    @property
+    def decoding(self) -> DecodingSettings:
+        """The settings of the beam search alone."""
+        return DecodingSettings(**{key: getattr(self, key) for key in DecodingSettings.model_fields})
 
 
 class TrackingConfig(Strict):

@@ -11,22 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prefixray.config.schema import DecodingSettings
+
 _NEVER = -1.0e9  # transformers' score of what cannot be chosen
 _BLOCK = 128  # entries of the vocabulary that are looked at by their maximum first
 _ROWS = 8  # of logits that are looked at together on a CPU, so that they stay in its cache
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """The settings of the beam search: the same for every arm, and recorded with the results."""
-
-    num_beams: int = 5
-    min_new_tokens: int = 0
-    max_new_tokens: int = 100
-    length_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    early_stopping: bool = False
-    batch_size: int = 32  # sources at once, at most
 
 
 @dataclass(frozen=True)
@@ -53,7 +42,7 @@ class _Ended:
 class BeamSearch:
     """The beams of some sources. Each source has one row of logits at the first step, and then B."""
 
-    def __init__(self, last: Tensor, decoding: Decoding, eos_id: int) -> None:
+    def __init__(self, last: Tensor, decoding: DecodingSettings, eos_id: int) -> None:
         """`last`: the token before the first new one of each source (N,)."""
         num_sources, num_beams = len(last), decoding.num_beams
         self._decoding, self._eos_id = decoding, eos_id
@@ -140,7 +129,7 @@ class BeamSearch:
 class GreedySearch:
     """The likeliest token of each source, step by step: what one beam means in transformers."""
 
-    def __init__(self, last: Tensor, decoding: Decoding, eos_id: int) -> None:
+    def __init__(self, last: Tensor, decoding: DecodingSettings, eos_id: int) -> None:
         self._decoding, self._eos_id = decoding, eos_id
         self._tokens = last[:, None]  # (N, S)
         self._is_done = torch.zeros(len(last), dtype=torch.bool, device=last.device)
@@ -166,7 +155,7 @@ class GreedySearch:
         self._tokens, self._is_done = self._tokens[sources], self._is_done[sources]
 
 
-def start_search(last: Tensor, decoding: Decoding, eos_id: int) -> BeamSearch | GreedySearch:
+def start_search(last: Tensor, decoding: DecodingSettings, eos_id: int) -> BeamSearch | GreedySearch:
     """The search that goes on from the tokens `last` (N,)."""
     return (GreedySearch if decoding.num_beams == 1 else BeamSearch)(last, decoding, eos_id)
 
@@ -185,7 +174,7 @@ def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return found, torch.where(places < count * _BLOCK, in_blocks, places - count * _BLOCK + cut)
 
 
-def _forbid(scores: Tensor, tokens: Tensor, decoding: Decoding, eos_id: int) -> None:
+def _forbid(scores: Tensor, tokens: Tensor, decoding: DecodingSettings, eos_id: int) -> None:
     """Put -inf into scores (R, V) where an id may not come next after the tokens (R, S)."""
     if decoding.no_repeat_ngram_size:
         rows, ids = _repeating(tokens, decoding.no_repeat_ngram_size)

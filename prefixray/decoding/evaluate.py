@@ -8,15 +8,15 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefixray.artifacts.store import load_artifact, restore_method
 from prefixray.batching.template import Template
+from prefixray.config.schema import DecodingSettings
 from prefixray.data import Sourced, load_task
 from prefixray.data.task_config import TaskConfig
-from prefixray.decoding.beam_search import Decoding
 from prefixray.decoding.tuned_model import Tuned
 from prefixray.methods import Method, Untuned
 from prefixray.metrics import Scored
@@ -62,10 +62,10 @@ def decode_for_sweep(
 
     `SPLIT.json` beside the three files says what made them; it is written last.
     """
-    decoding, sources = Decoding(**settings), split_sources(trainer.task, split)
+    decoding, sources = DecodingSettings(**settings), split_sources(trainer.task, split)
     tensors, meta = ({}, {}) if artifact is None else load_artifact(artifact)
     made_from = {
-        "decoding": asdict(decoding),
+        "decoding": decoding.model_dump(),
         "artifact": meta,
         "base": trainer.base.digest,
         "sources": hashlib.sha256(repr(sources).encode()).hexdigest(),

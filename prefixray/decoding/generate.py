@@ -23,7 +23,8 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, Pr
 from prefixray.batching.batches import pad
 from prefixray.batching.rows import make_room
 from prefixray.batching.template import Template
-from prefixray.decoding.beam_search import Decoding, start_search
+from prefixray.config.schema import DecodingSettings
+from prefixray.decoding.beam_search import start_search
 from prefixray.errors import UserError
 from prefixray.model.attention import Binder, Insert
 from prefixray.model.backend import backend_for
@@ -52,7 +53,7 @@ def generate(
     template: Template,
     sources: Sequence[str],
     inserts: Sequence[Insert],
-    decoding: Decoding,
+    decoding: DecodingSettings,
 ) -> list[str]:
     """The best hypothesis for each source, under the insert at the same place in `inserts`.
 
@@ -72,7 +73,7 @@ def generate(
     return hypotheses
 
 
-def generation_config(decoding: Decoding, template: Template) -> GenerationConfig:
+def generation_config(decoding: DecodingSettings, template: Template) -> GenerationConfig:
     """The same settings for transformers' `generate`."""
     return GenerationConfig(  # type: ignore[no-untyped-call]
         num_beams=decoding.num_beams,
@@ -101,7 +102,7 @@ def _distinct(template: Template, sources: Sequence[str], inserts: Sequence[Inse
     return list(jobs.values())
 
 
-def _check_room(base: Base, template: Template, jobs: Sequence[_Job], decoding: Decoding) -> None:
+def _check_room(base: Base, template: Template, jobs: Sequence[_Job], decoding: DecodingSettings) -> None:
     limit = base.shape.max_positions
     if base.shape.is_encoder_decoder:
         _check_target_room(base, template, decoding)
@@ -114,7 +115,7 @@ def _check_room(base: Base, template: Template, jobs: Sequence[_Job], decoding: 
         )
 
 
-def _check_target_room(base: Base, template: Template, decoding: Decoding) -> None:
+def _check_target_room(base: Base, template: Template, decoding: DecodingSettings) -> None:
     limit, given = base.shape.max_positions, len(template.target_before)
     if limit is not None and given + decoding.max_new_tokens > limit:
         raise UserError(
@@ -136,14 +137,16 @@ def _together(jobs: Sequence[_Job]) -> list[_Job]:
     return [job for insert in order for job in jobs if id(job.insert) == insert]
 
 
-def _decode(base: Base, binder: Binder, template: Template, jobs: Sequence[_Job], decoding: Decoding) -> list[str]:
+def _decode(
+    base: Base, binder: Binder, template: Template, jobs: Sequence[_Job], decoding: DecodingSettings
+) -> list[str]:
     """One batch: the hypotheses of its jobs."""
     decode = _by_transformers if template.is_encoder_decoder else _by_beams
     return [_text(base, template, new_ids) for new_ids in decode(base, binder, template, jobs, decoding)]
 
 
 def _by_beams(
-    base: Base, binder: Binder, template: Template, jobs: Sequence[_Job], decoding: Decoding
+    base: Base, binder: Binder, template: Template, jobs: Sequence[_Job], decoding: DecodingSettings
 ) -> list[list[int]]:
     """The new tokens of each job, whose prompt is run before its beams start."""
     distinct = {id(job.insert): job.insert for job in jobs}
@@ -187,7 +190,7 @@ def _no_columns(base: Base) -> Tensor:
 
 
 def _by_transformers(
-    base: Base, binder: Binder, template: Template, jobs: Sequence[_Job], decoding: Decoding
+    base: Base, binder: Binder, template: Template, jobs: Sequence[_Job], decoding: DecodingSettings
 ) -> list[list[int]]:
     """The new tokens of each job of an encoder-decoder."""
     ids, mask = pad([job.prompt for job in jobs], template.pad_id)  # (B, S)

@@ -20,7 +20,7 @@ from prefixray.artifacts.record import check_decoding, check_template
 from prefixray.artifacts.store import load_artifact, restore_method
 from prefixray.batching.template import Template
 from prefixray.config.load import find_sweep
-from prefixray.decoding.beam_search import Decoding
+from prefixray.config.schema import DecodingSettings
 from prefixray.decoding.generate import generate
 from prefixray.errors import UserError
 from prefixray.methods import Method
@@ -51,7 +51,7 @@ class OpenBase:
             is_encoder_decoder=shape.is_encoder_decoder,
         )
         method = restore_method(self.base, self.binder.record, tensors, record)
-        settings = Decoding(**{**(record["decoding"] or {}), **(decoding or {})})
+        settings = DecodingSettings(**{**(record["decoding"] or {}), **(decoding or {})})
         template = Template.from_record(self.base.tokenizer, record["template"])
         own = method.own_model
         return Tuned(self.base, method, template, settings, self.binder if own is None else Binder(own))
@@ -69,7 +69,9 @@ def open_base(name: str, *, precision: str = "fp32", device: str = "cpu", trust_
 class Tuned:
     """An artifact bound to its base."""
 
-    def __init__(self, base: Base, method: Method, template: Template, decoding: Decoding, binder: Binder) -> None:
+    def __init__(
+        self, base: Base, method: Method, template: Template, decoding: DecodingSettings, binder: Binder
+    ) -> None:
         self.base, self.method, self.template, self.decoding = base, method, template, decoding
         self.binder = binder
         self._insert = method.insert(None)

@@ -20,7 +20,7 @@ from prefixray.cluster.pool import DecodeJob, Pool
 from prefixray.cluster.worker import WorkerSetup
 from prefixray.config.base_path import find_base
 from prefixray.config.identity import differences, dump, identity, restore
-from prefixray.config.schema import DECODING, ArmConfig, SweepConfig
+from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.driver.coordinator import Coordinator
@@ -264,8 +264,7 @@ class _Sweep:
         return made_by, str(folder.absolute()), split, self._decoding()
 
     def _decoding(self) -> dict[str, Any]:
-        final = self._config.final
-        return {key: getattr(final, key) for key in DECODING}
+        return self._config.final.decoding.model_dump()
 
     def _concurrency(self, arm: ArmConfig) -> int:
         slots, workers = self._pool.num_slots, self._pool.most_workers

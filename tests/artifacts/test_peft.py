@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from prefixray.artifacts.store import artifact_meta, save_artifact
 from prefixray.batching.template import make_template
+from prefixray.config.schema import DecodingSettings
 from prefixray.config.trials import AdapterTrial, AnyTrial, LoraTrial, PrefixTrial, TrialConfig
 from prefixray.data.task_config import TaskConfig
-from prefixray.decoding.generate import Decoding, generate
+from prefixray.decoding.generate import generate
 from prefixray.export import main
 from prefixray.methods import Method, build_method
 from prefixray.model.attention import Binder
@@ -59,7 +60,7 @@ def test_a_decoder_only_artifact_gives_the_same_logits_and_beams_in_peft(
         ours = tiny_base.model(input_ids=ids, position_ids=positions, use_cache=False).logits
         theirs = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     assert (ours - theirs).abs().max() < 1e-5
-    decoding = Decoding(num_beams=4, max_new_tokens=8)
+    decoding = DecodingSettings(num_beams=4, max_new_tokens=8)
     expected = []
     for source in SOURCES:
         prompt = torch.tensor([template.encode_source(source)])

@@ -24,7 +24,8 @@ from cases import ALL_CASES, EOS, Case, make_model
 from table import PRECISIONS, device_name, make_parser, ratios, spread, timed
 
 from prefixray.batching.template import Template
-from prefixray.decoding.generate import Decoding, generate
+from prefixray.config.schema import DecodingSettings
+from prefixray.decoding.generate import generate
 from prefixray.system.logs import quieten
 from prefixray.training.profiling import profiled
 
@@ -77,7 +78,7 @@ class Bench:
         self._prompts = [row.ids[: row.num_prompt] for row in rows]
         self._device, self._precisions, self._trials = torch.device(options.device), precisions, options.trials
         count = options.new_tokens
-        self._decoding = Decoding(num_beams=options.beams, min_new_tokens=count, max_new_tokens=count)
+        self._decoding = DecodingSettings(num_beams=options.beams, min_new_tokens=count, max_new_tokens=count)
         setting = Setting(rows, case.batch_size, case.preseqlen, self._device)
         self._ours, self._peft = {}, {}
         for name in precisions:

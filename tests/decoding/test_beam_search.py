@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from prefixray.batching.template import Template, make_template
+from prefixray.config.schema import DecodingSettings
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
-from prefixray.decoding.beam_search import BeamSearch, Decoding, largest
+from prefixray.decoding.beam_search import BeamSearch, largest
 from prefixray.decoding.generate import generate, generation_config
 from prefixray.model.attention import Binder, Insert
 from prefixray.model.base import Base, load_base
@@ -47,7 +48,7 @@ def _inserts(base: Base, seed: int) -> list[Insert]:
 
 
 def _by_transformers(
-    base: Base, binder: Binder, template: Template, pairs: Sequence[tuple[str, Insert]], decoding: Decoding
+    base: Base, binder: Binder, template: Template, pairs: Sequence[tuple[str, Insert]], decoding: DecodingSettings
 ) -> list[str]:
     """Pair by pair, `generate` on the prompt's last token behind what stands before it, as ids."""
     found = []
@@ -64,9 +65,9 @@ def _by_transformers(
     return found
 
 
-def _decoding(draw: random.Random) -> Decoding:
+def _decoding(draw: random.Random) -> DecodingSettings:
     max_new_tokens = draw.choice([1, 2, 9, 24])
-    return Decoding(
+    return DecodingSettings(
         num_beams=draw.choice([1, 2, 3, 5, 8]),
         min_new_tokens=min(draw.choice([0, 0, 3, 9]), max_new_tokens),
         max_new_tokens=max_new_tokens,
@@ -84,7 +85,7 @@ def test_hypotheses_of_a_mixed_batch_are_those_of_transformers_alone(exact_base:
     binder, decoding = Binder(base.model), _decoding(draw)
     template = replace(make_template(exact_base, TaskConfig(name="e2e")), tokenizer=base.tokenizer)
     pairs = [(source, insert) for source in SOURCES for insert in _inserts(base, seed)]
-    free = Decoding(num_beams=3, max_new_tokens=9)
+    free = DecodingSettings(num_beams=3, max_new_tokens=9)
     said = [int(token) for text in _by_transformers(base, binder, template, pairs, free) for token in text.split()]
     template = replace(template, eos_id=draw.choice(said))  # an end that some hypotheses come to
     expected = _by_transformers(base, binder, template, pairs, decoding)
@@ -104,7 +105,7 @@ def test_hypotheses_of_real_weights_are_those_of_transformers(num_beams: int) ->
     words = torch.tensor([loaded.tokenizer(" a family friendly pub").input_ids])
     inserts = [Insert(), Insert({"decoder": binder.record(words)["decoder"]})]
     pairs = [(one.source, insert) for one in load_task(task).test_sources for insert in inserts]
-    decoding = Decoding(num_beams=num_beams, max_new_tokens=50)
+    decoding = DecodingSettings(num_beams=num_beams, max_new_tokens=50)
     expected = _by_transformers(base, binder, template, pairs, decoding)
     sources, given = [source for source, _ in pairs], [insert for _, insert in pairs]
     assert generate(base, binder, template, sources, given, decoding) == expected
@@ -123,7 +124,7 @@ def test_the_largest_are_found_in_blocks_as_in_the_whole(width: int) -> None:
 
 def test_a_source_leaves_when_nothing_can_change_its_hypothesis(exact_base: Base) -> None:
     """One source's only likely token is the end, the other's is not."""
-    search = BeamSearch(torch.tensor([7, 7]), Decoding(num_beams=2, max_new_tokens=5), eos_id=1)
+    search = BeamSearch(torch.tensor([7, 7]), DecodingSettings(num_beams=2, max_new_tokens=5), eos_id=1)
     logits = torch.full((2, 6), -9.0)
     logits[0, 1], logits[1, 4] = 9.0, 9.0
     assert search.advance(logits).is_done.tolist() == [False, False], "two hypotheses are kept of each"
@@ -139,7 +140,7 @@ def test_rows_leave_the_batch_with_their_source(tiny_llama: Base) -> None:
     tiny_llama.model.register_forward_pre_hook(
         lambda module, args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
     )
-    greedy = Decoding(num_beams=1, max_new_tokens=30)
+    greedy = DecodingSettings(num_beams=1, max_new_tokens=30)
     binder, inserts = Binder(tiny_llama.model), [Insert()] * 4
     ids = replace(tiny_llama, tokenizer=_Ids(tiny_llama.tokenizer))
     said = generate(ids, binder, template, sources, inserts, greedy)

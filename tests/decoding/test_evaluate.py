@@ -9,11 +9,11 @@ import torch
 from prefixray import decode
 from prefixray.artifacts.store import artifact_meta, save_artifact
 from prefixray.batching.template import make_template
+from prefixray.config.schema import DecodingSettings
 from prefixray.config.trials import AdapterTrial, AnyTrial, FinetuneTrial, PrefixTrial, TrialConfig
 from prefixray.data import Sourced, load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.evaluate import Tuned
-from prefixray.decoding.generate import Decoding
 from prefixray.errors import UserError
 from prefixray.methods import build_method
 from prefixray.model.attention import Binder
@@ -34,7 +34,7 @@ ARMS: dict[str, AnyTrial] = {
     "finetune": FinetuneTrial(),
     "top": FinetuneTrial(top_layers=1, tune_embeddings=False),
 }
-DECODING = Decoding(num_beams=3, max_new_tokens=10, batch_size=2)
+DECODING = DecodingSettings(num_beams=3, max_new_tokens=10, batch_size=2)
 
 
 def test_three_files_are_written_as_the_challenges_scorers_read_them(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def _finish_sweep(folder: Path, arm: str, base: Base) -> list[str]:
     sources = load_task(task).test_sources
     hypotheses = Tuned(base, method, template, DECODING, running).generate([one.source for one in sources])
     config = TrialConfig(arm=arm, learning_rate=1e-3, num_steps=3, method=ARMS[arm])
-    meta = artifact_meta(base, config, task=task, template=template.record(), decoding=vars(DECODING))
+    meta = artifact_meta(base, config, task=task, template=template.record(), decoding=DECODING.model_dump())
     save_artifact(folder / "final" / f"{arm}-1" / "artifact", method.artifact(), meta)
     write_hypotheses(folder / "final" / f"{arm}-1", "test", hypotheses, sources)
     (folder / "sweep.json").write_text("{}")
@@ -145,4 +145,4 @@ def _arm(name: str, method: str | None = None, bleu: float = 1.0) -> ArmResult:
 
 def _results(arm: ArmResult) -> Results:
     empty = dict.fromkeys(Results.__required_keys__)
-    return {**empty, "metric": "bleu", "search": [], "arms": [arm], "decoding": vars(DECODING)}  # type: ignore[typeddict-item]
+    return {**empty, "metric": "bleu", "search": [], "arms": [arm], "decoding": DECODING.model_dump()}  # type: ignore[typeddict-item]

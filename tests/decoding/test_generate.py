@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
 from prefixray.batching.template import Template, make_template
+from prefixray.config.schema import DecodingSettings
 from prefixray.data.task_config import TaskConfig
-from prefixray.decoding.generate import Decoding, generate
+from prefixray.decoding.generate import generate
 from prefixray.errors import UserError
 from prefixray.model.attention import Binder, Insert
 from prefixray.model.base import Base
@@ -22,7 +23,7 @@ SOURCES = (
     "name : Aromi | Type : restaurant | customer rating : 5 out of 5 | area : city centre | family friendly : yes",
     "food : Italian | near : Café Rouge",
 )
-BEAMS = Decoding(num_beams=5, max_new_tokens=12, batch_size=64)
+BEAMS = DecodingSettings(num_beams=5, max_new_tokens=12, batch_size=64)
 
 
 def _template(base: Base) -> Template:
@@ -35,7 +36,7 @@ def _prefixes(base: Base, lengths: Sequence[int]) -> list[Insert]:
     return [Insert({"decoder": torch.randn(size, generator=draw, dtype=base.model.dtype)}) for size in sizes]
 
 
-def _plain(base: Base, sources: Sequence[str], decoding: Decoding) -> list[str]:
+def _plain(base: Base, sources: Sequence[str], decoding: DecodingSettings) -> list[str]:
     """Hypotheses of the base as it is."""
     return generate(base, Binder(base.model), _template(base), sources, [Insert()] * len(sources), decoding)
 
@@ -100,7 +101,7 @@ def test_batches_are_of_like_size(tiny_gpt2: Base) -> None:
     tiny_gpt2.model.register_forward_pre_hook(
         lambda module, args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
     )
-    _plain(tiny_gpt2, SOURCES, Decoding(num_beams=1, max_new_tokens=1, batch_size=5))
+    _plain(tiny_gpt2, SOURCES, DecodingSettings(num_beams=1, max_new_tokens=1, batch_size=5))
     assert rows == [3, 3]
 
 
@@ -118,7 +119,7 @@ def test_a_repeated_source_is_decoded_once(tiny_gpt2: Base) -> None:
     tiny_gpt2.model.register_forward_pre_hook(
         lambda module, args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
     )
-    greedy = Decoding(num_beams=1, max_new_tokens=3)
+    greedy = DecodingSettings(num_beams=1, max_new_tokens=3)
     hypotheses = _plain(tiny_gpt2, ["a", "b", "a", "a", "b"], greedy)
     assert max(rows) == 2
     assert hypotheses[0] == hypotheses[2] == hypotheses[3] and hypotheses[1] == hypotheses[4]
@@ -145,7 +146,7 @@ def test_a_hypothesis_ends_at_the_end_token_and_at_a_line_break(tiny_llama: Base
     text = "The Mill" + words
     wanted = tiny_llama.tokenizer(f" {text} ", add_special_tokens=False).input_ids
     _speak(tiny_llama, [*wanted, template.eos_id, *wanted])
-    decoding = Decoding(num_beams=2, max_new_tokens=len(wanted) + 8)
+    decoding = DecodingSettings(num_beams=2, max_new_tokens=len(wanted) + 8)
     (hypothesis,) = _plain(tiny_llama, ["The Eagle"], decoding)
     assert hypothesis == text.splitlines()[0].strip()
 
@@ -153,7 +154,7 @@ def test_a_hypothesis_ends_at_the_end_token_and_at_a_line_break(tiny_llama: Base
 def test_no_hypothesis_ends_before_min_new_tokens(tiny_llama: Base) -> None:
     template = _template(tiny_llama)
     _speak(tiny_llama, [template.eos_id] * 20)
-    decoding = Decoding(num_beams=2, min_new_tokens=4, max_new_tokens=8)
+    decoding = DecodingSettings(num_beams=2, min_new_tokens=4, max_new_tokens=8)
     lengths = []
     for at_least in (0, 4):
         settings = replace(decoding, min_new_tokens=at_least)
@@ -176,14 +177,14 @@ def test_the_originals_least_length_of_11_is_9_new_tokens(tiny_bart: Base) -> No
     output = stock.generate(torch.tensor([template.encode_source("Eagle")]), num_beams=2, min_length=11, max_length=62)
     assert output.shape[1] == 12, "eleven and the end"
     wanted = tiny_bart.tokenizer.decode(output[0], skip_special_tokens=True).strip()
-    least = [Decoding(num_beams=2, min_new_tokens=count, max_new_tokens=60) for count in (9, 10)]
+    least = [DecodingSettings(num_beams=2, min_new_tokens=count, max_new_tokens=60) for count in (9, 10)]
     assert [_plain(tiny_bart, ["Eagle"], decoding)[0] == wanted for decoding in least] == [True, False]
 
 
 def test_a_source_that_leaves_no_room_is_refused(tiny_gpt2: Base) -> None:
     (prefix,) = _prefixes(tiny_gpt2, [200])
     with pytest.raises(UserError, match=r"max_new_tokens: 100: prefix and longest source take .* of the 256 positions"):
-        generate(tiny_gpt2, Binder(tiny_gpt2.model), _template(tiny_gpt2), SOURCES, [prefix] * 6, Decoding())
+        generate(tiny_gpt2, Binder(tiny_gpt2.model), _template(tiny_gpt2), SOURCES, [prefix] * 6, DecodingSettings())
 
 
 def test_low_precision_decodes_in_low_precision(tiny_base: Base) -> None:

@@ -20,10 +20,11 @@ from prefixray.artifacts.peft import export_peft
 from prefixray.artifacts.store import artifact_meta, load_artifact, restore_method, save_artifact
 from prefixray.batching.batches import collate, encode
 from prefixray.batching.template import make_template
+from prefixray.config.schema import DecodingSettings
 from prefixray.config.trials import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial, TrialConfig
 from prefixray.data import Example
 from prefixray.data.task_config import TaskConfig
-from prefixray.decoding.generate import Decoding, generate
+from prefixray.decoding.generate import generate
 from prefixray.errors import UserError
 from prefixray.methods import Method, build_method
 from prefixray.methods.prefix import Prefix
@@ -218,7 +219,7 @@ def test_decoding_finds_what_whole_forwards_find(make_base: MakeBase, architectu
     running = replace(pack.base, model=method.own_model or pack.base.model)
     binder, insert = pack.members[name].binder, method.insert(None)
     sources = [example.source for example in EXAMPLES]
-    decoding = Decoding(num_beams=1, max_new_tokens=6)
+    decoding = DecodingSettings(num_beams=1, max_new_tokens=6)
     found = generate(running, binder, template, sources, [insert] * len(sources), decoding)
     for source, hypothesis in zip(sources, found, strict=True):
         rows = encode([Example(source, "")], template)[0].with_room(insert.infix_length, template.pad_id)

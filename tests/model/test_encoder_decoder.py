@@ -16,10 +16,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from prefixray.batching.batches import encode
 from prefixray.batching.rows import Row
 from prefixray.batching.template import make_template
+from prefixray.config.schema import DecodingSettings
 from prefixray.config.trials import SITES, AdapterTrial, FinetuneTrial, LoraTrial, PrefixTrial, TrialConfig
 from prefixray.data import Example
 from prefixray.data.task_config import TaskConfig
-from prefixray.decoding.generate import Decoding, generate
+from prefixray.decoding.generate import generate
 from prefixray.errors import UserError
 from prefixray.methods import build_method
 from prefixray.methods.prefix import Prefix
@@ -286,7 +287,7 @@ def test_smoothing_is_torchs_and_the_reported_loss_is_without_it(tiny_bart: Base
 
 def test_beam_search_in_a_mixed_batch_equals_beam_search_alone(exact_pair: Base) -> None:
     binder, template = Binder(exact_pair.model), make_template(exact_pair, TaskConfig(name="custom"))
-    decoding = Decoding(num_beams=4, max_new_tokens=10, length_penalty=0.8, no_repeat_ngram_size=3)
+    decoding = DecodingSettings(num_beams=4, max_new_tokens=10, length_penalty=0.8, no_repeat_ngram_size=3)
     sources = [source for source in SOURCES for _ in LENGTHS]
     inserts = _inserts(exact_pair) * len(SOURCES)
     together = generate(exact_pair, binder, template, sources, inserts, decoding)
@@ -306,7 +307,7 @@ def test_without_an_insert_the_stock_model_decodes(tiny_bart: Base) -> None:
         )
         text = tiny_bart.tokenizer.decode(output[0], skip_special_tokens=True).strip()
         expected.append(text.splitlines()[0].strip() if text else "")
-    decoding = Decoding(num_beams=4, max_new_tokens=10)
+    decoding = DecodingSettings(num_beams=4, max_new_tokens=10)
     ours = generate(tiny_bart, Binder(tiny_bart.model), template, SOURCES, [Insert()] * len(SOURCES), decoding)
     assert ours == expected
 

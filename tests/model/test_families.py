@@ -33,10 +33,11 @@ from transformers import (
 
 from prefixray.batching.batches import encode
 from prefixray.batching.template import make_template
+from prefixray.config.schema import DecodingSettings
 from prefixray.config.trials import LoraTrial, PrefixTrial, TrialConfig
 from prefixray.data import Example
 from prefixray.data.task_config import TaskConfig
-from prefixray.decoding.generate import Decoding, generate
+from prefixray.decoding.generate import generate
 from prefixray.errors import UserError
 from prefixray.methods import build_method
 from prefixray.model.attention import Binder, Insert
@@ -81,7 +82,7 @@ def test_a_prefix_of_words_decodes_as_the_plain_model_behind_them(base: Base) ->
     binder, template = Binder(base.model), make_template(base, TaskConfig(name="e2e"))
     words = torch.tensor([base.tokenizer(" a cheap pub").input_ids])
     insert = Insert({"decoder": binder.record(words)["decoder"]})
-    decoding = Decoding(num_beams=3, max_new_tokens=8)
+    decoding = DecodingSettings(num_beams=3, max_new_tokens=8)
     ours = generate(base, binder, template, SOURCES, [insert] * 2, decoding)
     for source, hypothesis in zip(SOURCES, ours, strict=True):
         prompt = torch.cat([words, torch.tensor([template.encode_source(source)])], dim=1)

@@ -10,10 +10,11 @@ from transformers import DynamicCache, PreTrainedModel
 
 from prefixray.batching.batches import encode
 from prefixray.batching.template import make_template
+from prefixray.config.schema import DecodingSettings
 from prefixray.config.trials import PrefixTrial, TrialConfig
 from prefixray.data import Example
 from prefixray.data.task_config import TaskConfig
-from prefixray.decoding.generate import Decoding, generate
+from prefixray.decoding.generate import generate
 from prefixray.model.attention import Binder, Insert
 from prefixray.model.base import Base, checkpointed
 from prefixray.training.member import Seeds
@@ -163,7 +164,7 @@ def test_losses_of_a_pack_are_the_plain_ones_in_training_and_evaluation(exact_ba
 
 def test_greedy_decoding_is_the_plain_one(exact_base: Base, inserts: list[Insert]) -> None:
     template, stock = make_template(exact_base, TaskConfig(name="e2e")), stock_model(exact_base)
-    decoding = Decoding(num_beams=1, max_new_tokens=9)
+    decoding = DecodingSettings(num_beams=1, max_new_tokens=9)
     given = [inserts[trial] for trial in (0, 2, 0)]
     found = generate(exact_base, Binder(exact_base.model), template, SOURCES, given, decoding)
     for source, insert, hypothesis in zip(SOURCES, given, found, strict=True):
@@ -183,7 +184,7 @@ def test_beam_search_in_a_mixed_batch_equals_beam_search_alone(exact_base: Base,
     template, binder = make_template(exact_base, TaskConfig(name="e2e")), Binder(exact_base.model)
     sources = [source for source in SOURCES for _ in inserts]
     given = [*inserts] * len(SOURCES)
-    decoding = Decoding(num_beams=4, max_new_tokens=10)
+    decoding = DecodingSettings(num_beams=4, max_new_tokens=10)
     with torch.no_grad():
         together = generate(exact_base, binder, template, sources, given, decoding)
         alone = [
