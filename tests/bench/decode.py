@@ -157,7 +157,7 @@ class Bench:
         base = replace(arm.pack.base, tokenizer=_Numbers())
         inserts = [insert for _ in range(trials) for insert in [arm.prefix.insert(None)] * self.num_sources]
         sources = [" ".join(map(str, prompt)) for prompt in self._prompts] * trials
-        decoding = replace(self._decoding, batch_size=len(sources))
+        decoding = self._decoding.model_copy(update={"batch_size": len(sources)})
         with torch.no_grad():
             texts = generate(base, arm.pack.binder, _template(base.tokenizer), sources, inserts, decoding)
         return [tuple(map(int, text.split())) for text in texts]

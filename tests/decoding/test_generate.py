@@ -1,7 +1,6 @@
 """Decoding in any company equals decoding alone."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 import torch
@@ -42,7 +41,7 @@ def _plain(base: Base, sources: Sequence[str], decoding: DecodingSettings) -> li
 
 
 def _alone(base: Base, binder: Binder, sources: Sequence[str], inserts: Sequence[Insert]) -> list[str]:
-    template, one = _template(base), replace(BEAMS, batch_size=1)
+    template, one = _template(base), BEAMS.model_copy(update={"batch_size": 1})
     pairs = zip(sources, inserts, strict=True)
     return [generate(base, binder, template, [source], [insert], one)[0] for source, insert in pairs]
 
@@ -61,7 +60,8 @@ def test_the_batch_size_does_not_change_hypotheses(exact_base: Base) -> None:
     binder, template = Binder(exact_base.model), _template(exact_base)
     inserts = _prefixes(exact_base, [3, 5]) * 3
     by_size = [
-        generate(exact_base, binder, template, SOURCES, inserts, replace(BEAMS, batch_size=size)) for size in (1, 2, 4)
+        generate(exact_base, binder, template, SOURCES, inserts, BEAMS.model_copy(update={"batch_size": size}))
+        for size in (1, 2, 4)
     ]
     assert by_size[0] == by_size[1] == by_size[2]
 
@@ -157,7 +157,7 @@ def test_no_hypothesis_ends_before_min_new_tokens(tiny_llama: Base) -> None:
     decoding = DecodingSettings(num_beams=2, min_new_tokens=4, max_new_tokens=8)
     lengths = []
     for at_least in (0, 4):
-        settings = replace(decoding, min_new_tokens=at_least)
+        settings = decoding.model_copy(update={"min_new_tokens": at_least})
         lengths.append(len(_plain(tiny_llama, ["The Eagle"], settings)[0]))
     assert lengths[0] == 0 < lengths[1]
 

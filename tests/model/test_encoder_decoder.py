@@ -5,7 +5,6 @@ part of the softmax out.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import pytest
 import torch
@@ -291,7 +290,7 @@ def test_beam_search_in_a_mixed_batch_equals_beam_search_alone(exact_pair: Base)
     sources = [source for source in SOURCES for _ in LENGTHS]
     inserts = _inserts(exact_pair) * len(SOURCES)
     together = generate(exact_pair, binder, template, sources, inserts, decoding)
-    one = replace(decoding, batch_size=1)
+    one = decoding.model_copy(update={"batch_size": 1})
     pairs = zip(sources, inserts, strict=True)
     alone = [generate(exact_pair, binder, template, [source], [insert], one)[0] for source, insert in pairs]
     assert together == alone and len(set(alone)) > len(SOURCES)
