@@ -8,10 +8,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 from prefixray.artifacts.record import check_new
-from prefixray.data.task_config import TaskConfig, TaskName
+from prefixray.data.catalog import CATALOG, default_task
+from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.system.exit_codes import leave
 from prefixray.system.logs import quieten
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from prefixray.model.base import load_base
 
         base = load_base(options.base)
-        name = options.task or ("xsum" if base.shape.is_encoder_decoder else "e2e")
+        name = options.task or default_task(is_encoder_decoder=base.shape.is_encoder_decoder)
         task = TaskConfig.model_validate({"name": name, "path": options.task_path or None})
         tensors, record = convert_checkpoint(options.checkpoint, base, task)
         save_artifact(options.out, tensors, record)
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--base", required=True, help="what it was trained on: a hub id or a folder")
     parser.add_argument("--out", required=True, type=Path, help="the artifact's folder, a new one")
     parser.add_argument(
-        "--task", choices=get_args(TaskName), help="what it was trained for (e2e; of an encoder-decoder xsum)"
+        "--task", choices=tuple(CATALOG), help="what it was trained for (e2e; of an encoder-decoder xsum)"
     )
     parser.add_argument("--task-path", help="where that task's data lies, as task.path of a sweep file")
     return parser

@@ -18,7 +18,7 @@ from prefixray.artifacts.model_card import Facts, Origin, model_card
 from prefixray.artifacts.peft import export_peft
 from prefixray.artifacts.record import check_new
 from prefixray.artifacts.store import load_artifact, save_artifact
-from prefixray.data.task_config import TASK_PATHS
+from prefixray.data.entries import TASK_PATHS
 from prefixray.errors import UserError, first_line
 from prefixray.results.record import is_finished, load_results
 

@@ -13,35 +13,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from prefixray.artifacts.record import trial_method
 from prefixray.config.trials import FinetuneTrial
+from prefixray.data.catalog import CATALOG
 from prefixray.metrics import label
 from prefixray.results.citation import BIBTEX
 from prefixray.results.record import ArmResult, Results, SeedResult
 
-
-@dataclass(frozen=True)
-class DataSet:
-    """A task's data set as a reader knows it, and as the hub does where prefixray reads it from there."""
-
-    title: str
-    hub: str | None = None
-    licence: str = "that of its authors"
-
-
-_XSUM = "EdinburghNLP/xsum"
-DATA_SETS: Mapping[str, DataSet] = {
-    "e2e": DataSet("E2E", licence="CC BY-SA 4.0"),
-    "webnlg": DataSet("WebNLG 2017"),
-    "dart": DataSet("DART"),
-    "xsum": DataSet("XSum", _XSUM),
-    "xsum_news": DataSet("XSum, within news", _XSUM),
-    "xsum_sport": DataSet("XSum, news to sports", _XSUM),
-    "cnn_dm": DataSet("CNN/DailyMail", "abisee/cnn_dailymail"),
-    "dialogsum": DataSet("DialogSum", "knkarthick/dialogsum"),
-    "scitldr": DataSet("SciTLDR", "allenai/scitldr"),
-    "custom": DataSet("data of its owner's"),
-    "summarization": DataSet("documents and summaries of its owner's"),
-}
-_SUMMARIES = frozenset({"xsum", "xsum_news", "xsum_sport", "cnn_dm", "dialogsum", "scitldr", "summarization"})
 _KINDS = {"prefix": "prefix", "adapter": "set of adapters", "lora": "LoRA"}
 
 
@@ -74,7 +50,7 @@ def model_card(facts: Facts) -> ModelCard:
 
 
 def _metadata(facts: Facts) -> ModelCardData:
-    record, data = facts.record, DATA_SETS[facts.record["task"]["name"]]
+    record, data = facts.record, CATALOG[facts.record["task"]["name"]]
     is_on_hub = _is_on_hub(record["base"])
     return ModelCardData(
         base_model=record["base"]["name"] if is_on_hub else None,
@@ -85,7 +61,7 @@ def _metadata(facts: Facts) -> ModelCardData:
         model_name=_title(record),
         eval_results=_eval_results(facts.origin, record) or None,
         metrics=list(facts.origin.arm["scores"]) if facts.origin else None,
-        pipeline_tag="summarization" if record["task"]["name"] in _SUMMARIES else "text-generation",
+        pipeline_tag=data.kind.hub_name,
         tags=[
             "prefix-tuning" if record["method"] == "prefix" else record["method"],
             *([] if facts.not_in_peft else ["peft"]),
@@ -98,12 +74,12 @@ def _eval_results(origin: Origin | None, record: Mapping[str, Any]) -> list[Eval
     if origin is None:
         return []
     results, name = origin.results, record["task"]["name"]
-    data = DATA_SETS[name]
+    data = CATALOG[name]
     return [
         EvalResult(
-            task_type="summarization" if name in _SUMMARIES else "text-generation",
+            task_type=data.kind.hub_name,
             dataset_type=data.hub or name,
-            dataset_name=data.title,
+            dataset_name=data.card_title,
             dataset_split=results["split"],
             metric_type=metric,
             metric_name=label(metric),
@@ -121,7 +97,7 @@ def _eval_results(origin: Origin | None, record: Mapping[str, Any]) -> list[Eval
 
 def _what(facts: Facts) -> str:
     record = facts.record
-    (kind, inside), data = _kind(record), DATA_SETS[record["task"]["name"]].title
+    (kind, inside), data = _kind(record), CATALOG[record["task"]["name"]].card_title
     return (
         f"# {_title(record)}\n\nA {kind} for `{record['base']['name']}` (digest `{record['base']['digest']}`), "
         f"tuned on {data} with prefixray: {facts.num_stored:,} numbers. {inside}. JSON and safetensors, no pickle."
@@ -223,10 +199,10 @@ def _configuration(record: Mapping[str, Any]) -> str:
 
 
 def _licence(facts: Facts) -> str:
-    data, base = DATA_SETS[facts.record["task"]["name"]], facts.record["base"]["name"]
+    data, base = CATALOG[facts.record["task"]["name"]], facts.record["base"]["name"]
     given = f" Its owner gives it under `{facts.licence}`." if facts.licence else ""
     return (
-        f"## Licence\n\nIt was learnt from {data.title} (licence: {data.licence}) on `{base}`; both licences may "
+        f"## Licence\n\nIt was learnt from {data.card_title} (licence: {data.licence}) on `{base}`; both licences may "
         f"bind what is made with them.{given} prefixray is Apache-2.0."
     )
 

@@ -4,7 +4,7 @@ All problems of a file come at once, as `file:line: key: problem`, before anythi
 are relative to the working directory, like the file's own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,9 +14,10 @@ from prefixray.config.arms import read_arms
 from prefixray.config.base_path import is_local
 from prefixray.config.messages import explain, parse
 from prefixray.config.scales import apply_scales
-from prefixray.config.schema import TASK_METRICS, ArmConfig, FinalConfig, SearchConfig, SweepConfig
+from prefixray.config.schema import ArmConfig, FinalConfig, SearchConfig, SweepConfig
 from prefixray.config.trials import METHODS, TrainConfig
-from prefixray.data.task_config import TaskConfig, TaskName
+from prefixray.data.catalog import CATALOG, TaskName
+from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.system.yaml_document import Document, Key, read_document, suggestion
 
@@ -24,15 +25,6 @@ _Section = TypeVar("_Section", bound=BaseModel)
 _RUNS = Path("runs")
 _BUDGETS = frozenset({"num_trials", "max_hours", "max_gpu_hours", "concurrency", "max_failures"})
 _FILES = ("train", "dev", "test")
-_OWN_DATA = ("path", *_FILES, "columns")
-_DATA_OF: Mapping[TaskName, tuple[str, ...]] = {
-    "e2e": (),
-    "custom": _OWN_DATA,
-    "summarization": _OWN_DATA,
-    "xsum_news": ("path", "urls"),
-    "xsum_sport": ("path", "urls"),
-}
-"""The keys that say where a task's data is; of tasks that are not listed, `path` alone."""
 
 
 def load_sweep(path: Path | str, overrides: Sequence[str] = (), scales: Sequence[str] = ()) -> SweepConfig:
@@ -124,11 +116,11 @@ def _check_task(document: Document) -> None:
     task = _section(document, "task", TaskConfig)
     if task is None:
         return
-    used = _DATA_OF.get(task.name, ("path",))
+    used = CATALOG[task.name].keys
     for key in ("path", "urls", *_FILES, "columns"):
         if key in task.model_fields_set and key not in used:
             document.complain(("task", key), f"is not used by task {task.name}: remove it")
-    if task.name in ("webnlg", "dart") and task.path is None:
+    if CATALOG[task.name].needs_path and task.path is None:
         document.complain(("task", "path"), f"required for task {task.name}, but missing")
     _check_subsets(document, task)
     if "path" in used and task.path is not None and _leads_nowhere(task.path):
@@ -215,7 +207,7 @@ def _check_final(document: Document) -> None:
 
 def _check_metrics(document: Document, task: TaskName, final: FinalConfig) -> None:
     """Every metric is one of the task's, and what is not in Python is on this machine."""
-    metrics = [f"test/{metric}" for metric in TASK_METRICS[task]]
+    metrics = [f"test/{metric}" for metric in CATALOG[task].metrics]
     more: list[tuple[Key, str]] = [
         (("final", "more_metrics", index), name) for index, name in enumerate(final.more_metrics)
     ]

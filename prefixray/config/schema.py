@@ -1,6 +1,6 @@
 """The types that a sweep file becomes: frozen, checked, one class per section, every field explained where it stands.
 
-`sweepfile.py` reads the YAML into them; nothing else constructs a `SweepConfig`.
+`load.py` reads the YAML into them; nothing else constructs a `SweepConfig`.
 """
 
 import json
@@ -11,22 +11,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from prefixray.config.space import AnyDimension
 from prefixray.config.trials import METHODS, TrainConfig, TrialConfig
-from prefixray.data.task_config import TaskConfig, TaskName
+from prefixray.data.task_config import TaskConfig
 from prefixray.system.records import Scalar, Strict, Text
 
-_DATA_TO_TEXT = ("bleu", "nist", "rouge_l_coco", "cider", "chrf", "ter", "meteor_1_5")
-_ROUGE = ("rouge_1", "rouge_2", "rouge_l")
-TASK_METRICS: Mapping[TaskName, tuple[str, ...]] = {
-    "e2e": _DATA_TO_TEXT,
-    "webnlg": _DATA_TO_TEXT,
-    "dart": _DATA_TO_TEXT,
-    "custom": (*_DATA_TO_TEXT, *_ROUGE),
-    **dict.fromkeys(
-        ("xsum", "xsum_news", "xsum_sport", "cnn_dm", "dialogsum", "scitldr", "summarization"),
-        (*_ROUGE, "bleu", "chrf", "meteor_1_5"),
-    ),
-}
-"""The metrics that `final.metric` and `final.more_metrics` may name, by task."""
 RECIPE_OF_ALL = frozenset({"eval_every", "precision", "gradient_checkpointing"})
 """Keys of `train` that an arm may not override: they make arms comparable."""
 

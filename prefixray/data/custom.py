@@ -3,28 +3,17 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from prefixray.data.columns import Form, gather, read_file, read_path
+from prefixray.data.entries import DataConfig, Entry, Form, Splits, gather, read_file, read_path
 from prefixray.data.row_files import Row
-from prefixray.data.task import DATA_TO_TEXT_METRICS, SUMMARIZATION_METRICS, Entry, Splits, Task, make_task
-from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 
 
-def load_custom(config: TaskConfig) -> Task:
-    """Own data-to-text: the files that `task.train`, `task.dev` and `task.test` name, or what `task.path` does.
+def load_own_data(config: DataConfig) -> Splits:
+    """The files that `task.train`, `task.dev` and `task.test` name, or what `task.path` names.
 
     Rows with the same source are one source with several references. Raises `UserError` with all problems of all
     files, the first 20 written out.
     """
-    return make_task(config, _read(config), DATA_TO_TEXT_METRICS)
-
-
-def load_own_summaries(config: TaskConfig) -> Task:
-    """Own documents and summaries, read as `load_custom` reads, scored as summaries."""
-    return make_task(config, _read(config), SUMMARIZATION_METRICS)
-
-
-def _read(config: TaskConfig) -> Splits:
     columns = config.columns
     form = Form((columns.source,), (columns.target,), hint=" (set task.columns.{})", group=_group_of(columns.group))
     if config.path is not None:

@@ -18,11 +18,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from prefixray.data.columns import text_problem
+from prefixray.data.entries import DataConfig, Entry, Splits, text_problem
 from prefixray.data.hub import load_hub
 from prefixray.data.row_files import is_folder
-from prefixray.data.task import DATA_TO_TEXT_METRICS, Entry, Splits, Task, make_task
-from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 
 HUB_CONFIG = "webnlg_challenge_2017"
@@ -52,12 +50,12 @@ class TripleSet:
     verdicts: tuple[str, ...]  # "good" or "toFix"
 
 
-def load_e2e(config: TaskConfig) -> Task:
+def load_e2e(config: DataConfig) -> Splits:
     """The E2E challenge (Novikova et al. 2017): 42,061 training pairs, 547 dev sources, 630 test sources."""
-    return make_task(config, Splits(_read_e2e("train"), _read_e2e("dev"), _read_e2e("test")), DATA_TO_TEXT_METRICS)
+    return Splits(_read_e2e("train"), _read_e2e("dev"), _read_e2e("test"))
 
 
-def load_webnlg(config: TaskConfig) -> Task:
+def load_webnlg(config: DataConfig) -> Splits:
     """The WebNLG challenge of 2017, from the folder or the hub data set that `task.path` names.
 
     The loss is computed on texts marked "good" only; scoring takes all. A source's group says whether its category
@@ -68,11 +66,10 @@ def load_webnlg(config: TaskConfig) -> Task:
     path = config.path
     train, dev, test = _read_folder(Path(path).expanduser()) if is_folder(path) else _read_hub(path)
     seen = {entry.category for entry in train}
-    splits = Splits(_entries(train, seen), _entries(dev, seen), _entries(_without_copies(test), seen))
-    return make_task(config, splits, DATA_TO_TEXT_METRICS)
+    return Splits(_entries(train, seen), _entries(dev, seen), _entries(_without_copies(test), seen))
 
 
-def load_dart(config: TaskConfig) -> Task:
+def load_dart(config: DataConfig) -> Splits:
     """DART (Nan et al. 2021), version 1.1.1, from a folder with its JSON files: a train, a dev and a test file.
 
     Raises `UserError` with all problems when a file is missing or broken.
@@ -94,7 +91,7 @@ def load_dart(config: TaskConfig) -> Task:
             problems += error.problems
     if problems:
         raise UserError(*problems)
-    return make_task(config, Splits(*splits), DATA_TO_TEXT_METRICS)
+    return Splits(*splits)
 
 
 def linearise_meaning(meaning: str) -> str:

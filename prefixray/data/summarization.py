@@ -14,33 +14,35 @@ ids (`task.urls`).
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prefixray.data.columns import Form, read_path
+from prefixray.data.entries import DataConfig, Entry, Form, Splits, read_path
 from prefixray.data.row_files import Row, find_splits, is_folder, is_line_file, read_lines
-from prefixray.data.task import SUMMARIZATION_METRICS, Entry, Splits, Task, make_task
-from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 _TRAINED_ON = frozenset({"uk", "world", "business"})  # the topics that xsum_news trains on
 _SPORT = "sport"
-_UNTOLD = "news"  # an address like /news/12345678
+_UNKNOWN_NEWS = "news"  # the topic of an address like /news/12345678
 
 
 @dataclass(frozen=True)
-class _Published:
-    """Where a set is on the hub, and what its rows look like."""
+class PublishedSummaries:
+    """A published set: where it is on the hub, and what its rows look like."""
 
     hub: str
     form: Form
     hub_config: str | None = None
 
+    def load(self, config: DataConfig) -> Splits:
+        """The set from the hub, or from where `task.path` says. Raises `UserError` where it cannot be read."""
+        return self.read(config.path, self.form)
+
     def read(self, path: str | None, form: Form) -> Splits:
-        """The splits from its own place, or from where `task.path` says."""
+        """The same with another form of its rows."""
         where = path or self.hub
         return read_path(where, form, hub_config=self.hub_config if where == self.hub else None)
 
@@ -54,43 +56,42 @@ def _form(source: str, target: str) -> Form:
     return Form(sources, targets, published=True, leaves_out_empty=True, clean_source=_one_line, clean_target=_one_line)
 
 
-_XSUM = _Published("EdinburghNLP/xsum", _form("document", "summary"))
-_SETS: Mapping[str, _Published] = {
-    "xsum": _XSUM,
-    "cnn_dm": _Published("abisee/cnn_dailymail", _form("article", "highlights"), hub_config="3.0.0"),
-    "dialogsum": _Published("knkarthick/dialogsum", replace(_form("dialogue", "summary"), clean_source=str.strip)),
-    "scitldr": _Published("allenai/scitldr", _form("source", "target"), hub_config="Abstract"),
-}
+XSUM = PublishedSummaries("EdinburghNLP/xsum", _form("document", "summary"))
+CNN_DM = PublishedSummaries("abisee/cnn_dailymail", _form("article", "highlights"), hub_config="3.0.0")
+DIALOGSUM = PublishedSummaries("knkarthick/dialogsum", replace(_form("dialogue", "summary"), clean_source=str.strip))
+SCITLDR = PublishedSummaries("allenai/scitldr", _form("source", "target"), hub_config="Abstract")
 
 
-def load_summaries(config: TaskConfig) -> Task:
-    """A published set. Raises `UserError` when it cannot be reached or read."""
-    known = _SETS[config.name]
-    return make_task(config, known.read(config.path, known.form), SUMMARIZATION_METRICS)
+def load_xsum_news(config: DataConfig) -> Splits:
+    """XSum within news: train and dev on the UK, the world and business, test the other news of all three splits."""
+    return _load_by_topic(config, _is_tested_in_news)
 
 
-def load_extrapolation(config: TaskConfig) -> Task:
-    """XSum divided by topic: trained and compared on some topics, tested on others.
+def load_xsum_sport(config: DataConfig) -> Splits:
+    """XSum from news to sport: train and dev are XSum's news articles, test the sports articles of all three splits."""
+    return _load_by_topic(config, _is_tested_in_sport)
 
-    xsum_sport: train and dev are the news articles of XSum's own train and dev, test the sports articles of all three.
-    xsum_news: train and dev are the articles on the UK, the world and business, test the other news of all three.
+
+def _load_by_topic(config: DataConfig, is_tested: Callable[[str], bool | None]) -> Splits:
+    """XSum divided by topic.
+
     A topic comes from a row's `topic` or `url`, else from its `id` and the file that `task.urls` names. A folder of
     line files, which hold no topics, is taken as divided already. Raises `UserError` where no topic can be found.
     """
     if config.path is None and config.urls is None:
-        raise _no_topics(config.name, _XSUM.hub)
+        raise _no_topics(config.name, XSUM.hub)
     if config.path is not None and _has_line_files(config.path):
         return _load_divided(config, config.path)
     topics = {} if config.urls is None else _read_urls(config.urls)
-    splits = _XSUM.read(config.path, replace(_XSUM.form, group=lambda row: _topic_of_row(row, topics)))
+    splits = XSUM.read(config.path, replace(XSUM.form, group=lambda row: _topic_of_row(row, topics)))
     if all(entry.group is None for entry in (*splits.train, *splits.dev, *splits.test)):
-        where = config.path or _XSUM.hub
+        where = config.path or XSUM.hub
         if config.urls is None:
             raise _no_topics(config.name, where)
         raise UserError(
             f"task.urls: {config.urls}: has no article of {where}; a row's id must be the number at the end of a URL"
         )
-    return make_task(config, _divided(config.name, splits), SUMMARIZATION_METRICS)
+    return _divided(config.name, splits, is_tested)
 
 
 def topic_of_url(url: str) -> str | None:
@@ -103,19 +104,23 @@ def _has_line_files(path: str) -> bool:
     return is_folder(path) and all(is_line_file(file) for file in find_splits(path).values())
 
 
-def _load_divided(config: TaskConfig, path: str) -> Task:
+def _load_divided(config: DataConfig, path: str) -> Splits:
     if config.urls is not None:
         problem = "is of no use to .source and .target files, which hold no ids"
         raise UserError(f"task.urls: {config.urls}: {problem}; remove it, and the folder is taken as divided already")
     logger.warning("task.path: %s: line files hold no topics; taken as divided for %s already", path, config.name)
-    return make_task(config, _XSUM.read(path, _XSUM.form), SUMMARIZATION_METRICS)
+    return XSUM.read(path, XSUM.form)
 
 
-def _divided(name: str, splits: Splits) -> Splits:
+def _divided(name: str, splits: Splits, is_tested: Callable[[str], bool | None]) -> Splits:
+    """Train and dev of the topics that are trained on, test of those that are tested on; the others are left out."""
+
+    def among(entries: Iterable[Entry], *, tested: bool) -> list[Entry]:
+        return [entry for entry in entries if entry.group is not None and is_tested(entry.group) is tested]
+
     everything = (*splits.train, *splits.dev, *splits.test)
-    train = [entry for entry in splits.train if _tested_on(name, entry.group) is False]
-    dev = [entry for entry in splits.dev if _tested_on(name, entry.group) is False]
-    test = [entry for entry in everything if _tested_on(name, entry.group)]
+    train, dev = among(splits.train, tested=False), among(splits.dev, tested=False)
+    test = among(everything, tested=True)
     sizes = ", ".join(f"{split} {_counts(part)}" for split, part in {"train": train, "dev": dev, "test": test}.items())
     num_others = len(everything) - len(train) - len(dev) - len(test)
     reason = "of XSum's test on the topics of train, or on none of the topics"
@@ -123,11 +128,14 @@ def _divided(name: str, splits: Splits) -> Splits:
     return Splits(train, dev, test)
 
 
-def _tested_on(name: str, topic: str | None) -> bool | None:
-    """Whether a topic is one that is tested on or one that is trained on; None where it is neither."""
-    if topic is None or (name == "xsum_news" and topic in (_SPORT, _UNTOLD)):
-        return None
-    return topic == _SPORT if name == "xsum_sport" else topic not in _TRAINED_ON
+def _is_tested_in_news(topic: str) -> bool | None:
+    """Whether `xsum_news` tests on a topic; False: it trains on the topic, None: it does neither."""
+    return None if topic in (_SPORT, _UNKNOWN_NEWS) else topic not in _TRAINED_ON
+
+
+def _is_tested_in_sport(topic: str) -> bool | None:
+    """The same for `xsum_sport`."""
+    return topic == _SPORT
 
 
 def _counts(entries: Sequence[Entry]) -> str:

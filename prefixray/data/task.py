@@ -10,14 +10,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prefixray.data.entries import Entry, Splits
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.system.records import Count
 
 logger = logging.getLogger(__name__)
-
-DATA_TO_TEXT_METRICS = ("bleu", "nist", "rouge_l_coco", "cider")
-SUMMARIZATION_METRICS = ("rouge_1", "rouge_2", "rouge_l")
 
 
 @dataclass(frozen=True)
@@ -76,25 +74,6 @@ class Task:
         texts = [text for pair in (*self.train, *self.dev) for text in (pair.source, pair.target)]
         texts += [text for sourced in self.test_sources for text in (sourced.source, *sourced.references)]
         return _hash("\0".join(texts))[:16]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A source as a file gives it; the same source may come again."""
-
-    source: str
-    targets: tuple[str, ...]  # what a loss is computed on
-    references: tuple[str, ...]  # what hypotheses are scored against
-    group: str | None = None
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The three splits whole, in the order of their files."""
-
-    train: Sequence[Entry]
-    dev: Sequence[Entry]
-    test: Sequence[Entry]
 
 
 def make_task(config: TaskConfig, splits: Splits, metrics: tuple[str, ...]) -> Task:

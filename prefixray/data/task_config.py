@@ -1,35 +1,12 @@
-"""The section `task` of a sweep file."""
+"""The section `task` of a sweep file: the data set, how much of it is used, and how its texts become prompts."""
 
 from typing import Literal
 
 from pydantic import Field, PositiveInt
 
+from prefixray.data.catalog import TaskName
+from prefixray.data.entries import DataConfig
 from prefixray.system.records import Count, Strict, Text
-
-TaskName = Literal[
-    "e2e",
-    "webnlg",
-    "dart",
-    "custom",
-    "xsum",
-    "xsum_news",
-    "xsum_sport",
-    "cnn_dm",
-    "dialogsum",
-    "scitldr",
-    "summarization",
-]
-
-
-class ColumnsConfig(Strict):
-    """The names of the columns of a user's own files."""
-
-    source: str = "source"
-    """The input text."""
-    target: str = "target"
-    """The output text; in a JSONL file it may be a list of references."""
-    group: str | None = None
-    """A column that says to which group of the test sources a row belongs; each is scored alone too. null: none."""
 
 
 class LowDataConfig(Strict):
@@ -51,30 +28,12 @@ class LowDataConfig(Strict):
         return max(1, round(self.dev_share * self.size))
 
 
-TASK_PATHS = ("path", "urls", "train", "dev", "test")
-"""The keys of a task that name files, or for `path` a hub data set."""
-
-
-class TaskConfig(Strict):
+class TaskConfig(DataConfig):
     """The data set, and how much of it is used."""
 
     name: TaskName
     """e2e ships with prefixray; webnlg, dart and the summarisation sets are read from `path`; custom (data-to-text) and
     summarization read a user's own data: the files under train, dev and test, or what `path` names."""
-    path: Text | None = None
-    """A folder, or a hub data set. webnlg: the 2017 challenge's XML or JSON files. dart: its JSON files. Summarisation:
-    train, dev and test as JSONL, CSV or the original's .source and .target files; null: the set's own place on the hub.
-    """
-    urls: Text | None = None
-    """xsum_news, xsum_sport: the file of the articles' URLs that tells their topics, where the data does not."""
-    train: Text | None = None
-    """custom, summarization: a JSONL or CSV file of training examples."""
-    dev: Text | None = None
-    """custom, summarization: the file that trials are compared on."""
-    test: Text | None = None
-    """custom, summarization: the file that the final stage scores."""
-    columns: ColumnsConfig = ColumnsConfig()
-    """custom, summarization: the names of the columns."""
     num_train: Count = "all"
     """How many training examples, chosen by a hash of their source."""
     fraction: float | None = Field(default=None, gt=0.0, le=1.0)
@@ -97,8 +56,3 @@ class TaskConfig(Strict):
     """Longer sources are cut at their end, with a count in the log."""
     max_target_tokens: PositiveInt = 128
     """Longer training targets are cut at their end."""
-
-    @property
-    def paths(self) -> dict[str, str]:
-        """What it names of `TASK_PATHS`."""
-        return {key: value for key in TASK_PATHS if (value := getattr(self, key)) is not None}

@@ -19,7 +19,8 @@ from prefixray.batching.shared_prompts import lengths_run
 from prefixray.batching.template import make_template
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.data import Example, Task, load_task
-from prefixray.data.task_config import TaskConfig, TaskName
+from prefixray.data.catalog import CATALOG
+from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.methods.parameter_counts import infix_positions
 from prefixray.model.base import Base, outline_base
@@ -37,7 +38,6 @@ TOKENS_PER_WORD = 1.5  # where the tokenizer is not there
 START_SECONDS = 30.0  # until the first trial runs
 BYTES_OF_WEIGHT = {"fp32": 4, "bf16": 2, "4bit": 1}  # 4bit: its embeddings are bf16
 STEP_SECONDS_PER_LAYER: Mapping[Kind, float] = {"shared": 2e-3, "alone": 2e-3, "decode": 5e-4}  # of a GPU, at least
-TEST_SOURCES: Mapping[TaskName, int] = {"xsum": 11_334, "cnn_dm": 11_490, "dialogsum": 500, "scitldr": 618}  # published
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Known:
         if self.task is not None:
             return len(self.task.test_sources)
         task = self.config.task
-        return _counted(task.num_test) or TEST_SOURCES.get(task.name)
+        return _counted(task.num_test) or CATALOG[task.name].num_test
 
 
 @dataclass(frozen=True)
@@ -333,7 +333,7 @@ def _task_here(config: TaskConfig, missing: list[str]) -> Task | None:
     """The data where it lies on this machine and is small enough to be read for a plan."""
     names = [config.path] if config.path is not None else [config.train, config.dev, config.test]
     given = [Path(name).expanduser() for name in names if name is not None]
-    if config.name != "e2e" and not (given and all(path.exists() for path in given)):
+    if CATALOG[config.name].keys and not (given and all(path.exists() for path in given)):
         missing.append(f"task: {config.name} is not on this machine; a local copy as task.path would be counted")
         return None
     size = sum(file.stat().st_size for path in given for file in ([path] if path.is_file() else path.rglob("*")))

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from prefixray.data.catalog import task_title
 from prefixray.reporting.figures import Figure
 from prefixray.reporting.grid import Grid, escaped
 from prefixray.reporting.sections import Example, Section, sections
-from prefixray.reporting.tables import TASKS
 from prefixray.results.record import Stored, is_finished
 from prefixray.system.atomic_files import write_whole
 
@@ -172,7 +172,7 @@ def _headline(stored: Stored, folder: Path) -> tuple[str, str]:
         return folder.resolve().name, "a search whose final stage is still to come"
     base = stored["base"].partition(":")[2] or stored["base"]
     methods = list(dict.fromkeys(arm["method"] for arm in stored["arms"] if arm["method"] is not None))
-    return stored["sweep"], f"{', '.join(methods)} for {base} on {TASKS.get(stored['task'], stored['task'])}"
+    return stored["sweep"], f"{', '.join(methods)} for {base} on {task_title(stored['task'])}"
 
 
 def _section_html(section: Section) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from prefixray.data.task_config import TaskName
+from prefixray.data.catalog import TaskName
 
 Numbers = tuple[float | None, ...]
 

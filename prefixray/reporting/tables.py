@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from prefixray.data.catalog import task_title
 from prefixray.metrics import DECIMALS, higher_is_better, label
 from prefixray.reporting.grid import Grid, escaped
 from prefixray.results.compare import NUM_EXAMPLES
@@ -19,17 +20,6 @@ from prefixray.system.records import Scalar
 
 WIDTH = 130  # columns of the longest printed line of prose
 SIGNIFICANT = 0.05  # p after Holm's correction below which a difference is marked
-TASKS: Mapping[str, str] = {
-    "e2e": "E2E",
-    "webnlg": "WebNLG",
-    "dart": "DART",
-    "xsum": "XSum",
-    "xsum_news": "XSum news",
-    "xsum_sport": "XSum news to sport",
-    "cnn_dm": "CNN/DailyMail",
-    "dialogsum": "DialogSum",
-    "scitldr": "SciTLDR",
-}
 SHORT: Mapping[str, str] = {"learning_rate": "lr", "init_token": "init"}  # column headers
 
 
@@ -211,7 +201,7 @@ def count_text(count: int) -> str:
 def title(results: Results) -> str:
     """What was decoded, how, and how often."""
     beams = results["decoding"].get("num_beams")
-    task = TASKS.get(results["task"], results["task"])
+    task = task_title(results["task"])
     sources = f"{results['num_sources']} of {results['num_sources_total']} sources"
     seeds = _num_seeds(results)
     search = "greedy" if beams == 1 else f"beam {beams}"

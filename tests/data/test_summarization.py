@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from prefixray.data import Example, Sourced, Task, load_task
+from prefixray.data.catalog import TaskName
+from prefixray.data.entries import ColumnsConfig
 from prefixray.data.summarization import topic_of_url
-from prefixray.data.task_config import ColumnsConfig, TaskConfig, TaskName
+from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 
 ROUGE = ("rouge_1", "rouge_2", "rouge_l")

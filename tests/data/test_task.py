@@ -16,7 +16,8 @@ import pytest
 
 from prefixray.data import Example, Sourced, Task, load_task
 from prefixray.data.data_to_text import linearise_meaning, linearise_triples
-from prefixray.data.task_config import ColumnsConfig, TaskConfig
+from prefixray.data.entries import ColumnsConfig
+from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.system.records import Count
 from prefixray.system.seeds import CANDIDATE_REPLICATE, subset_of

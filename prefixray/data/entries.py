@@ -1,7 +1,7 @@
-"""From rows to entries: which columns hold the source and its references, and what is wrong with a row.
+"""From where a task's data lies to entries: which columns hold what, and what is wrong with a row.
 
-Every row is checked before anything is trained, and all problems of all splits are reported at once, each with its
-file and line.
+A loader takes a `DataConfig` and gives the three splits as `Entry`s. Every row is checked before anything is trained,
+and all problems of all splits are reported at once, each with its file and line.
 """
 
 import logging
@@ -12,12 +12,70 @@ from pathlib import Path
 
 from prefixray.data.hub import load_hub
 from prefixray.data.row_files import SPLITS, Row, find_splits, is_folder, kind_of, read_rows
-from prefixray.data.task import Entry, Splits
 from prefixray.errors import UserError
+from prefixray.system.records import Strict, Text
 
 logger = logging.getLogger(__name__)
 
 NUM_PROBLEMS_SHOWN = 20
+TASK_PATHS = ("path", "urls", "train", "dev", "test")
+"""The keys of a task that name files, or for `path` a hub data set."""
+
+
+class ColumnsConfig(Strict):
+    """The names of the columns of a user's own files."""
+
+    source: str = "source"
+    """The input text."""
+    target: str = "target"
+    """The output text; in a JSONL file it may be a list of references."""
+    group: str | None = None
+    """A column that says to which group of the test sources a row belongs; each is scored alone too. null: none."""
+
+
+class DataConfig(Strict):
+    """What a loader needs of the section `task`: where the data is."""
+
+    name: str
+    """The task's name in the catalog."""
+    path: Text | None = None
+    """A folder, or a hub data set. webnlg: the 2017 challenge's XML or JSON files. dart: its JSON files. Summarisation:
+    train, dev and test as JSONL, CSV or the original's .source and .target files; null: the set's own place on the hub.
+    """
+    urls: Text | None = None
+    """xsum_news, xsum_sport: the file of the articles' URLs that tells their topics, where the data does not."""
+    train: Text | None = None
+    """custom, summarization: a JSONL or CSV file of training examples."""
+    dev: Text | None = None
+    """custom, summarization: the file that trials are compared on."""
+    test: Text | None = None
+    """custom, summarization: the file that the final stage scores."""
+    columns: ColumnsConfig = ColumnsConfig()
+    """custom, summarization: the names of the columns."""
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """What it names of `TASK_PATHS`."""
+        return {key: value for key in TASK_PATHS if (value := getattr(self, key)) is not None}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A source as a file gives it; the same source may come again."""
+
+    source: str
+    targets: tuple[str, ...]  # what a loss is computed on
+    references: tuple[str, ...]  # what hypotheses are scored against
+    group: str | None = None  # the part of the split: WebNLG's "seen" and "unseen" categories
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three splits whole, in the order of their files."""
+
+    train: Sequence[Entry]
+    dev: Sequence[Entry]
+    test: Sequence[Entry]
 
 
 @dataclass(frozen=True)
