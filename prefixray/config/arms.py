@@ -231,8 +231,9 @@ def _needed(arm: ArmConfig, name: str) -> dict[str, Scalar]:
     needed: dict[str, Scalar] = {}
     above = list(itertools.takewhile(lambda key: key != name, arm.dimensions))
     for other, allowed in arm.dimensions[name].when.items():
-        if other in above and allowed:
-            needed |= {**_needed(arm, other), other: allowed[0]}
+        possible = [value for value in allowed if other in above and arm.dimensions[other].contains(value)]
+        if possible:
+            needed |= {**_needed(arm, other), other: possible[0]}
     return needed
 
 

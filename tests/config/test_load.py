@@ -150,6 +150,10 @@ def test_values_that_do_not_go_together_under_a_condition_are_found() -> None:
 
 def test_a_condition_that_no_value_meets_is_refused() -> None:
     assert "must be values that mid_dim can have" in complaint(changed("when: {mid_dim: [512]}", "when: {mid_dim: []}"))
+    for value in ("513", "5:12"):
+        assert complaint(changed("when: {mid_dim: [512]}", f"when: {{mid_dim: [{value}]}}")).endswith(
+            ": must be values that mid_dim can have"
+        )
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: str(file.relative_to(SWEEPS)))
