@@ -1,64 +1,33 @@
-"""A queue of what is to be logged, and the thread that sends it in order, again and again while the server is away.
+"""A queue of events, and the thread that sends them in order, again and again while the server is away.
 
-An entry is a call on the store, with the time in ms at which it was asked for. Points of one trial's curves join the
-entry that waits.
+Every event carries the time in ms at which it happened, so that a late delivery changes no time in MLflow. A point of
+a trial's curve joins the event of that trial that still waits: one request then sends many points.
 """
 
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+
+from prefixray.tracking.events import CurveGrew, Event, Point, TrialEnded, TrialStarted
 
 _logger = logging.getLogger(__name__)
 
-_MOST_WAITING = 50_000  # entries that are kept while the server is away; points of curves beyond that are lost
+_MOST_WAITING = 50_000  # events that are kept while the server is away; points of curves beyond that are lost
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0  # seconds between attempts
 _PATIENCE, _PATIENCE_AWAY = 60.0, 10.0  # seconds without progress after which closing gives up
-_GATHERING = 5.0  # seconds for which points wait for others of their trial; MLflow's page looks every 30 s
+_GATHERING = 5.0  # seconds for which points wait for others of their trial; MLflow's page refreshes every 30 s
 
 
-@dataclass(frozen=True)
-class Point:
-    """What a trial reported at a step, and the time in ms at which it did."""
+class Sender:
+    """The queue and its thread; `deliver` sends one event and raises where it cannot."""
 
-    step: int
-    metrics: Mapping[str, float]
-    when: int
-
-
-class Store(Protocol):
-    """What is sent to: whose calls are entries, points of curves among them."""
-
-    def log(self, key: str, points: Sequence[Point]) -> None:
-        """Add points to a trial's curves."""
-
-
-StoreT = TypeVar("StoreT", bound=Store)
-
-
-@dataclass(frozen=True)
-class Curve:
-    """An entry that more points of its trial may join until it is sent."""
-
-    key: str
-    points: list[Point]
-
-    def __call__(self, store: Store, when: int) -> None:
-        """Send the points that it has by now."""
-        store.log(self.key, self.points)
-
-
-class Sender(Generic[StoreT]):
-    """A queue of entries and the thread that sends them in order."""
-
-    def __init__(self, store: StoreT, uri: str) -> None:
-        self._store = store
+    def __init__(self, deliver: Callable[[Event, int], None], uri: str) -> None:
+        self._deliver = deliver
         self._uri = uri
-        self._entries: deque[tuple[Callable[[StoreT, int], None], int]] = deque()
-        self._open: dict[str, Curve] = {}  # by trial: the entry that its next point joins
+        self._events: deque[tuple[Event, int]] = deque()
+        self._open: dict[str, CurveGrew] = {}  # by trial: the event that its next point joins
         self._num_waiting = 0  # each point counts
         self._changed = threading.Condition()
         self._closing = False
@@ -69,14 +38,15 @@ class Sender(Generic[StoreT]):
         self._thread = threading.Thread(target=self._run, name="mlflow", daemon=True)
         self._thread.start()
 
-    def put(self, entry: Callable[[StoreT, int], None], *, key: str | None = None) -> None:
-        """Add an entry, which points of the trial `key` do not overtake; returns at once."""
+    def put(self, event: Event) -> None:
+        """Add an event; returns at once."""
         with self._changed:
-            self._open.pop(key or "", None)
-            self._add(entry, _now())
+            if isinstance(event, TrialStarted | TrialEnded):
+                self._open.pop(event.key, None)  # later points of the trial must not overtake this event
+            self._add(event, _now())
 
     def put_point(self, key: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Add a point to the entry of its trial that waits, or else a new entry; returns at once."""
+        """Add a point to its trial's event that waits, or else a new event; returns at once."""
         with self._changed:
             point = Point(step, metrics, _now())
             if self._num_waiting >= _MOST_WAITING:
@@ -85,11 +55,11 @@ class Sender(Generic[StoreT]):
                 self._open[key].points.append(point)
                 self._num_waiting += 1
             else:
-                self._open[key] = Curve(key, [point])
+                self._open[key] = CurveGrew(key, [point])
                 self._add(self._open[key], point.when)
 
     def drain(self) -> None:
-        """Wait until all is sent, or until nothing was for a while; say what is lost."""
+        """Wait until everything is sent, or until nothing was sent for a while; warn of what is lost."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -103,38 +73,38 @@ class Sender(Generic[StoreT]):
         if num_lost:
             _logger.warning("MLflow at %s: %d entries could not be logged", self._uri, num_lost)
 
-    def _add(self, entry: Callable[[StoreT, int], None], when: int) -> None:
-        self._entries.append((entry, when))
+    def _add(self, event: Event, when: int) -> None:
+        self._events.append((event, when))
         self._num_waiting += 1
         self._changed.notify()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._entries or self._closing)
-                if not self._entries:
+                self._changed.wait_for(lambda: self._events or self._closing)
+                if not self._events:
                     return
-                entry, when = self._entries[0]
-                if isinstance(entry, Curve):
+                event, when = self._events[0]
+                if isinstance(event, CurveGrew):
                     self._changed.wait_for(lambda: self._closing, timeout=_GATHERING - (_now() - when) / 1000)
-                    if self._open.get(entry.key) is entry:
-                        del self._open[entry.key]
-            if not self._send(entry, when):
+                    if self._open.get(event.key) is event:
+                        del self._open[event.key]
+            if not self._send(event, when):
                 return
             with self._changed:
-                self._entries.popleft()
-                self._num_waiting -= _size(entry)
+                self._events.popleft()
+                self._num_waiting -= _size(event)
                 self._num_sent += 1
 
-    def _send(self, entry: Callable[[StoreT, int], None], when: int) -> bool:
-        """Send an entry, in the end; False when closing has given up."""
+    def _send(self, event: Event, when: int) -> bool:
+        """Send an event, however often that takes; False when closing has given up."""
         pause = _FIRST_PAUSE
         while True:
             try:
-                entry(self._store, when)
+                self._deliver(event, when)
             except Exception as error:  # whatever goes wrong in logging, the sweep goes on
                 if not _is_away(error):
-                    self._refused(error, _size(entry))
+                    self._note_refusal(error, _size(event))
                     return True
                 if not self._away:
                     _logger.warning("MLflow at %s is away; the sweep goes on: %s", self._uri, error)
@@ -146,7 +116,7 @@ class Sender(Generic[StoreT]):
                 return False
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _refused(self, error: Exception, num_entries: int) -> None:
+    def _note_refusal(self, error: Exception, num_entries: int) -> None:
         if not self._num_lost:
             _logger.warning("MLflow at %s refuses what is logged: %s", self._uri, error)
         self._num_lost += num_entries
@@ -165,8 +135,8 @@ def _is_away(error: Exception) -> bool:
     )
 
 
-def _size(entry: object) -> int:
-    return len(entry.points) if isinstance(entry, Curve) else 1
+def _size(event: Event) -> int:
+    return len(event.points) if isinstance(event, CurveGrew) else 1
 
 
 def _now() -> int:

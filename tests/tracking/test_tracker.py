@@ -23,9 +23,9 @@ import pytest
 from prefixray.config.schema import TrackingConfig
 from prefixray.errors import UserError
 from prefixray.system.records import Scalar
-from prefixray.tracking import queue as sending
-from prefixray.tracking import tracker as tracking
-from prefixray.tracking.tracker import Closed, Tracker, check_server, open_tracker
+from prefixray.tracking import queue
+from prefixray.tracking.events import SweepEnding
+from prefixray.tracking.tracker import Tracker, check_server, open_tracker
 from prefixray.trial import Ended
 
 SWEEP: Mapping[str, Scalar] = {"base": "tiny", "search.num_trials": 8}
@@ -225,7 +225,7 @@ def test_every_run_says_where_it_comes_from_and_the_sweeps_says_what_came_of_it(
     tracker.summary({}, [], "| arm | BLEU |")
     tracker.close("finished")
     stored = local(folder)
-    checkout = Path(tracking.__file__).parents[1]
+    checkout = Path(queue.__file__).parents[1]
     git = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
     for run in (stored.parent, *stored.children.values()):
@@ -257,7 +257,7 @@ def test_the_page_has_saved_views_which_a_relaunch_leaves_as_the_user_changed_th
 
 
 @pytest.mark.parametrize(("state", "status"), [("finished", "FINISHED"), ("failed", "FAILED")])
-def test_the_parent_ends_as_the_sweep_did(folder: Path, state: Closed, status: str) -> None:
+def test_the_parent_ends_as_the_sweep_did(folder: Path, state: SweepEnding, status: str) -> None:
     tracker = open_sweep(folder, artifacts="none")
     run_trials(tracker, folder)
     tracker.close(state)
@@ -282,7 +282,7 @@ def test_what_the_store_refuses_is_said_once_and_the_rest_is_logged(
     tracker.log("prefix/0", 10, {"dev/loss": 2.0})
     tracker.close("finished")
     assert local(folder).curve("prefix/0") == [(10, 2.0)]
-    messages = [record.getMessage() for record in caplog.records if record.name == sending.__name__]
+    messages = [record.getMessage() for record in caplog.records if record.name == queue.__name__]
     assert len(messages) == 2
     assert "refuses what is logged" in messages[0]
     assert "2 entries could not be logged" in messages[1]
@@ -368,15 +368,15 @@ def free_port() -> int:
 def test_a_server_that_is_away_holds_nothing_up_and_the_loss_is_said(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sending, "_PATIENCE_AWAY", 5.0)
-    monkeypatch.setattr(sending, "_MOST_WAITING", 5)
+    monkeypatch.setattr(queue, "_PATIENCE_AWAY", 5.0)
+    monkeypatch.setattr(queue, "_MOST_WAITING", 5)
     uri = f"http://127.0.0.1:{free_port()}"
     before = time.monotonic()
     tracker = open_sweep(folder, uri)
     run_trials(tracker, folder)  # 1 start, 4 trials, 3 ends; and 8 points, of which 3 still find room
     assert time.monotonic() - before < 4.0, "no call waits for the server"
     tracker.close("finished")
-    messages = [record.getMessage() for record in caplog.records if record.name == sending.__name__]
+    messages = [record.getMessage() for record in caplog.records if record.name == queue.__name__]
     assert f"MLflow at {uri} is away; the sweep goes on" in messages[0]
     assert messages[1] == f"MLflow at {uri}: 17 entries could not be logged"
 
@@ -387,7 +387,7 @@ def test_a_server_that_comes_back_gets_everything(
     from werkzeug.serving import make_server
 
     port = free_port()
-    monkeypatch.setattr(sending, "_LONGEST_PAUSE", 0.5)
+    monkeypatch.setattr(queue, "_LONGEST_PAUSE", 0.5)
     monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{folder / 'mlflow.db'}")
     monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", str(folder / "server_artifacts"))
     tracker = open_sweep(folder, f"http://127.0.0.1:{port}")

@@ -1,0 +1,242 @@
+"""A sweep in MLflow: a run for the sweep, and a nested run per trial with its curve and its artifact.
+
+Every event can be written twice without harm: a run is found by its tags, and what it holds already is not written
+again. So a relaunch continues the same runs, and may repeat what an earlier driver could not send.
+"""
+
+import logging
+import os
+import uuid
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, assert_never
+
+from prefixray.errors import redacted
+from prefixray.system.atomic_files import write_whole
+from prefixray.system.records import Scalar
+from prefixray.tracking import events
+from prefixray.tracking.events import Point
+from prefixray.tracking.views import EXPERIMENT_TAGS, origin, saved_views
+from prefixray.trial import Ended
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+_STATUS_OF_TRIAL: Mapping[Ended, str] = {"done": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
+_STATUS_OF_SWEEP: Mapping[events.SweepEnding, str] = {
+    "finished": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+}
+_PARAMS_AT_ONCE = 100  # parameters in one request: the server's limit
+_METRICS_AT_ONCE = 1000  # and metrics
+
+
+class MlflowStore:
+    """Writes events to MLflow, each in full when `write` returns. Used by one thread.
+
+    `uri` None is a database in the sweep's folder; `params` are the sweep's, and stand on every run.
+    """
+
+    def __init__(self, folder: Path, sweep: str, params: Mapping[str, Scalar], uri: str | None) -> None:
+        self._folder, self._sweep, self._params, self._uri = folder, sweep, params, uri
+        self._runs: dict[str, str] = {}  # key of a trial -> id of its run
+        self._logged: dict[str, set[tuple[str, int]]] = {}  # key -> (metric, step) that its run has
+        self._ended: set[str] = set()
+
+    def write(self, event: events.Event, when: int) -> None:
+        """Write an event that happened at `when`, in ms."""
+        match event:
+            case events.SweepStarted():
+                self._start_sweep(event, when)
+            case events.TrialStarted(key, params, tags):
+                run_id = self._child(key, when)
+                if key not in self._ended:
+                    self._client.update_run(run_id, status="RUNNING")
+                    self._describe(run_id, {**self._params, **params}, tags)
+            case events.CurveGrew(key, points):
+                self._extend_curve(key, points)
+            case events.TrialEnded():
+                self._end_trial(event, when)
+            case events.TrialScored(key, metrics):
+                run_id = self._child(key, when)
+                known = self._client.get_run(run_id).data.metrics
+                new = {name: value for name, value in metrics.items() if known.get(name) != value}
+                if new:
+                    self._log_metrics(run_id, [Point(0, new, when)])
+            case events.SweepSummarized(metrics, files, note):
+                self._log_metrics(self._parent, [Point(0, metrics, when)])
+                if note:
+                    self._client.set_tag(self._parent, "mlflow.note.content", note)
+                self._attach(self._parent, files)
+            case events.SweepEnded(state):
+                running = f"tags.`mlflow.parentRunId` = '{self._parent}' and attributes.status = 'RUNNING'"
+                for run in self._search(running):
+                    self._client.set_terminated(run.info.run_id, "KILLED", end_time=when)
+                self._client.set_terminated(self._parent, _STATUS_OF_SWEEP[state], end_time=when)
+            case _:
+                assert_never(event)
+
+    def _start_sweep(self, event: events.SweepStarted, when: int) -> None:
+        self._client.update_run(self._parent, status="RUNNING")
+        self._describe(self._parent, {**self._params, **event.params}, event.tags)
+        self._attach(self._parent, event.files)
+        if event.columns:
+            known = self._client.get_experiment(self._experiment).tags  # a view may have been changed on the page
+            for name, view in saved_views(event.columns, when).items():
+                if name not in known:
+                    self._client.set_experiment_tag(self._experiment, name, view)
+
+    def _extend_curve(self, key: str, points: Sequence[Point]) -> None:
+        """Add those points to a trial's curves that its run does not have."""
+        run_id = self._child(key, points[0].when)
+        logged = self._logged.setdefault(key, set())
+        new = [replace(point, metrics=_missing(point, logged)) for point in points]
+        if key not in self._ended:
+            self._log_metrics(run_id, new)
+            logged.update((name, point.step) for point in new for name in point.metrics)
+
+    def _end_trial(self, event: events.TrialEnded, when: int) -> None:
+        run_id = self._child(event.key, when)
+        if event.key in self._ended:
+            return
+        if event.artifact is not None:
+            self._client.log_artifacts(run_id, str(event.artifact), artifact_path=event.artifact.name)
+        self._client.set_terminated(run_id, _STATUS_OF_TRIAL[event.state], end_time=when)
+        self._client.set_tag(run_id, "prefixray.state", event.state)
+        self._ended.add(event.key)
+        self._logged.pop(event.key, None)
+
+    @cached_property
+    def _client(self) -> "MlflowClient":
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the sender tries again by itself
+        from mlflow import MlflowClient
+
+        for chatty in ("mlflow", "alembic"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        if self._uri is not None:
+            return MlflowClient(tracking_uri=self._uri)
+        database = self._folder / "mlflow.db"
+        if not database.exists():
+            # MLflow takes a second to make its tables and cannot open a database that has half of them: so it makes
+            # them in a temporary folder, and the finished database is renamed.
+            with TemporaryDirectory(prefix=".mlflow.", dir=self._folder) as temporary:
+                made = Path(temporary) / database.name
+                MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments(max_results=1)
+                made.rename(database)
+        return MlflowClient(tracking_uri=f"sqlite:///{database}")
+
+    @cached_property
+    def _experiment(self) -> str:
+        known = self._client.get_experiment_by_name(self._sweep)
+        if known is not None:
+            return str(known.experiment_id)
+        location = None if self._uri else (self._folder / "mlartifacts").as_uri()
+        created = self._client.create_experiment(self._sweep, artifact_location=location, tags=dict(EXPERIMENT_TAGS))
+        return str(created)
+
+    @cached_property
+    def _parent(self) -> str:
+        """The id of the sweep's run, which is found or else created."""
+        runs = self._search(f"tags.`prefixray.id` = '{self._id}'")
+        if not runs and self._uri is None:  # the folder's own database may be older than ids
+            runs = self._search(f"tags.`prefixray.sweep` = '{self._sweep}'")
+            for run in runs:
+                self._client.set_tag(run.info.run_id, "prefixray.id", self._id)
+        if runs:
+            return str(runs[0].info.run_id)
+        identity = {"prefixray.id": self._id, "prefixray.sweep": self._sweep, "prefixray.folder": str(self._folder)}
+        tags = {**self._origin, **identity}
+        return str(self._client.create_run(self._experiment, tags=tags, run_name=self._sweep).info.run_id)
+
+    @cached_property
+    def _id(self) -> str:
+        """What the sweep's run is found by: a server may know another sweep of this name from this very folder."""
+        path = self._folder / "mlflow.id"
+        if not path.is_file():
+            write_whole(path, f"{uuid.uuid4().hex}\n")
+        return path.read_text(encoding="utf-8").strip()
+
+    @cached_property
+    def _origin(self) -> dict[str, str]:
+        return origin(self._folder / "sweep.yaml")
+
+    def _child(self, key: str, when: int) -> str:
+        """The id of a trial's run, which is found or else created."""
+        if key not in self._runs:
+            tags = {"mlflow.parentRunId": self._parent, "prefixray.key": key}
+            runs = self._search(" and ".join(f'tags.`{name}` = "{value}"' for name, value in tags.items()))
+            if runs:
+                self._recall(key, runs[0])
+            else:
+                runs = [self._client.create_run(self._experiment, when, {**self._origin, **tags}, run_name=key)]
+            self._runs[key] = str(runs[0].info.run_id)
+        return self._runs[key]
+
+    def _recall(self, key: str, run: "Run") -> None:
+        """Note what an earlier driver has logged of a trial."""
+        if "prefixray.state" in run.data.tags:
+            self._ended.add(key)
+            return
+        names = list(run.data.metrics)
+        histories = {name: self._client.get_metric_history(run.info.run_id, name) for name in names}
+        self._logged[key] = {(name, point.step) for name, history in histories.items() for point in history}
+
+    def _search(self, condition: str) -> "list[Run]":
+        runs: list[Run] = []
+        token: str | None = None
+        while True:
+            page = self._client.search_runs([self._experiment], condition, page_token=token)
+            runs.extend(page)
+            token = page.token
+            if not token:
+                return runs
+
+    def _describe(self, run_id: str, params: Mapping[str, Scalar], tags: Mapping[str, str]) -> None:
+        """Log parameters and tags. MLflow's parameters are final, so one that has changed since goes into a tag."""
+        from mlflow.entities import Param, RunTag
+
+        known = self._client.get_run(run_id).data.params
+        texts = {name: _text(value) for name, value in params.items()}
+        new = [Param(name, text) for name, text in texts.items() if name not in known]
+        for at in range(0, len(new), _PARAMS_AT_ONCE):
+            self._client.log_batch(run_id, params=new[at : at + _PARAMS_AT_ONCE])
+        changed = {f"changed.{name}": text for name, text in texts.items() if known.get(name, text) != text}
+        self._client.log_batch(run_id, tags=[RunTag(name, text) for name, text in {**changed, **tags}.items()])
+
+    def _log_metrics(self, run_id: str, points: Sequence[Point]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(name, value, p.when, p.step) for p in points for name, value in p.metrics.items()]
+        for at in range(0, len(metrics), _METRICS_AT_ONCE):
+            self._client.log_batch(run_id, metrics[at : at + _METRICS_AT_ONCE])
+
+    def _attach(self, run_id: str, files: Sequence[Path]) -> None:
+        """Upload files; a YAML file with credentials goes without them."""
+        for file in files:
+            text = file.read_text(encoding="utf-8", errors="replace") if file.suffix == ".yaml" else ""
+            if redacted(text) == text:
+                self._client.log_artifact(run_id, str(file))
+            else:
+                self._client.log_text(run_id, redacted(text), file.name)
+
+
+def _missing(point: Point, logged: Set[tuple[str, int]]) -> dict[str, float]:
+    return {name: value for name, value in point.metrics.items() if (name, point.step) not in logged}
+
+
+def _text(value: Scalar) -> str:
+    """A value as it stands in a sweep file."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case _:
+            return redacted(str(value))
