@@ -17,7 +17,7 @@ from hypothesis import settings
 from support.tiny_bases import SPECIAL_TOKENS, MakeBase, random_model, train_tokenizer
 from support.worker_calls import SECONDS, MakeWorker
 
-from prefixray.cluster import worker as worker_module
+from prefixray.cluster import loop as loop_module
 from prefixray.cluster.worker import Worker, WorkerSetup
 from prefixray.config.trials import TrainConfig
 from prefixray.data.task_config import TaskConfig
@@ -122,7 +122,7 @@ def worker_setup(base_folders: Mapping[str, Path], tmp_path: Path) -> WorkerSetu
 @pytest.fixture
 def make_worker(worker_setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeWorker]:
     """A function to workers of which none gives memory back by itself: their threads outlive their test."""
-    monkeypatch.setattr(worker_module, "IDLE_SECONDS", 10 * SECONDS)
+    monkeypatch.setattr(loop_module, "IDLE_SECONDS", 10 * SECONDS)
     made: list[Worker] = []
 
     def make() -> Worker:
@@ -142,4 +142,4 @@ def worker(make_worker: MakeWorker) -> Worker:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pack waits for verdicts for longer than any test takes."""
-    monkeypatch.setattr(worker_module, "VERDICT_SECONDS", 10 * SECONDS)
+    monkeypatch.setattr(loop_module, "VERDICT_SECONDS", 10 * SECONDS)

@@ -16,7 +16,7 @@ import torch
 
 from prefixray.batching.batches import encode
 from prefixray.batching.template import make_template
-from prefixray.cluster import worker
+from prefixray.cluster import loop, worker
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.model.base import Base
@@ -115,7 +115,7 @@ def test_the_load_tests_trainer_answers_all_that_a_worker_asks(tiny_llama: Base)
     curves = runpy.run_path(str(BENCH / "load.py"))["CurveTrainer"]
     config = TaskConfig(name="e2e", num_train=2, num_dev=2, num_test=1)
     stand_in = curves(load_task(config))
-    asked = set(re.findall(r"self\._trainer\.(\w+)", inspect.getsource(worker)))
+    asked = set(re.findall(r"self\._trainer\.(\w+)", inspect.getsource(worker) + inspect.getsource(loop)))
     assert asked <= set(dir(stand_in))
     assert type(stand_in.describe()) is type(Trainer(tiny_llama, load_task(config), config).describe())
 

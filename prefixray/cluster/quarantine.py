@@ -1,10 +1,13 @@
-"""Who may be in a worker's pack after a death: those who were in the step that it did not survive come back in halves.
+"""Quarantine after a worker's death: which trials may be in the pack, until the trial that kills workers is found.
 
-Only a trial that was alone in the pack of a worker that died, again and again at the same step, is to blame; its
-packmates get past that step and are free. What has to outlive the process is one line of JSON in the sweep's folder,
-rewritten before and after every step: that reaches the kernel's memory at least, so a process that is killed leaves
-word of what it was doing. Trials that go on with another worker take with them what the record says of them; a process
-that is ended on purpose says so, and is no death.
+The trials of the step that the process did not survive are suspects, and come back in halves. A trial is to blame only
+where it was alone in the pack of a worker that died, again and again at the same step; its packmates get past that step
+and are free.
+
+The record is one line of JSON in the sweep's folder, written anew before and after every step. What a process has
+written reaches the kernel's memory at least, so the next process learns what a killed one was doing. Trials that move
+to another worker take along what the record says of them. A process that is ended on purpose says so in its record, and
+that end is no death.
 """
 
 import json
@@ -17,193 +20,194 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-TURN_SECONDS = 60.0  # within which suspects whose turn has come must have joined; who does not is passed over
+TURN_SECONDS = 60.0  # within which the suspects whose turn it is must have joined; then the others are passed over
 JOINING = -1  # the step of a trial that is being admitted
 
 
 @dataclass
-class _Memory:
-    """What the worker that is started in place of a dead one has to know."""
+class _Record:
+    """What a process leaves to the next one in its place."""
 
-    num_deaths: int = 0  # before this process
-    running: dict[str, int] = field(default_factory=dict)  # the trials in the step that runs, and the steps before it
+    num_deaths: int = 0  # of processes in this place so far
+    running: dict[str, int] = field(default_factory=dict)  # by trial of the step that runs: the steps done before it
     groups: list[dict[str, int]] = field(default_factory=list)  # of suspects, with the step that each has to get past
-    alone: dict[str, int] = field(default_factory=dict)  # by trial: deaths in a row in which no other was in the pack
+    alone: dict[str, int] = field(default_factory=dict)  # by trial: deaths in a row with no other trial in the pack
     was_cleared: bool = False  # all suspects got past their steps, and no trial has ended since
     limit: int | None = None  # of trials in the pack
-    cause: str | None = None  # what the process dies of, where it can tell
+    cause: str | None = None  # of the process's death, where the process can tell
     was_retired: bool = False  # the process was ended on purpose, without trials
 
-    def judge(self) -> str:
-        """Make suspects of those who were in the step that the process did not survive; what is known of its end.
+    def make_suspects(self) -> str:
+        """Make suspects of the trials that ran when the process died; returns what is known of the death.
 
-        Groups of suspects whose turn had not come, or who had not, come after them.
+        The newest suspects come first, then the groups that were waiting, and those of the first group that had not
+        joined.
         """
         whom = f"in its step: {', '.join(self.running)}" if self.running else "between two steps"
-        told = f"{self.cause or 'killed or lost'}, {whom}"
+        death = f"{self.cause or 'killed or lost'}, {whom}"
         first, waiting = self.groups[:1], self.groups[1:]
-        old = first[0] if first else {}
-        suspects = {key: max(step, old.get(key, JOINING)) for key, step in self.running.items()}
-        later = [{key: step for key, step in old.items() if key not in self.running}, *waiting]
+        earlier = first[0] if first else {}
+        suspects = {key: max(step, earlier.get(key, JOINING)) for key, step in self.running.items()}
+        absent = {key: step for key, step in earlier.items() if key not in self.running}
         if len(suspects) > 1 and self.was_cleared:
             self.limit = len(suspects) // 2
         if len(suspects) == 1:
             (key,) = suspects
             self.alone[key] = self.alone.get(key, 0) + 1
-        self.groups = [group for group in (*_halves(suspects), *later) if group]
+        self.groups = [group for group in (*_halves(suspects), absent, *waiting) if group]
         self.running, self.cause, self.was_cleared = {}, None, False
-        return told
+        return death
 
 
-class Triage:
-    """A worker's record of deaths and suspects.
+class Quarantine:
+    """A worker's suspects, and its record of deaths.
 
-    The first of the groups has its turn: its trials alone may be in the pack, until each is past the step at which the
-    worker died. Where trials that all got past their steps die together again before one of them has ended, they are
-    too many for the worker: then half as many may be in its pack, until one ends.
+    The first group of suspects has its turn: its trials alone may be in the pack, until each is past the step at which
+    the worker died. Trials that all got past their steps and die together again, before one of them has ended, are too
+    many for the worker: half as many may be in its pack from then on, until one ends.
     """
 
-    def __init__(self, record: Path | None, max_failures: int) -> None:
+    def __init__(self, file: Path | None, max_failures: int) -> None:
         self._max_failures = max_failures
-        self._file = None if record is None else _open(record)
-        left = None if record is None else _read(record)
-        self._memory = left or _Memory()
+        self._file = None if file is None else _open(file)
+        before = None if file is None else _read(file)
+        self._record = before or _Record()
         self.last_death: str | None = None
-        """What is known of the end of the worker before this one."""
-        if left is not None and not left.was_retired:
-            self._memory.num_deaths += 1
-            self.last_death = self._memory.judge()
+        """What is known of the death of the process before this one."""
+        if before is not None and not before.was_retired:
+            self._record.num_deaths += 1
+            self.last_death = self._record.make_suspects()
             self._drop_refused()
-        self._memory.was_retired = False
+        self._record.was_retired = False
         self._turn_ends = time.monotonic() + TURN_SECONDS
         self._write()
 
     @property
     def num_deaths(self) -> int:
-        """How many workers have died in this place."""
-        return self._memory.num_deaths
+        """How many processes have died in this worker's place."""
+        return self._record.num_deaths
 
     def refusal(self, key: str) -> str | None:
-        """Why a trial is not let in any more."""
-        num_deaths = self._memory.alone.get(key, 0)
+        """Why a trial may not join any more; None where it may."""
+        num_deaths = self._record.alone.get(key, 0)
         if num_deaths <= self._max_failures:
             return None
         return f"its worker died {num_deaths} times with no other trial in the pack ({self.last_death})"
 
     def may_join(self, key: str, present: Collection[str]) -> bool:
-        """Whether a trial may join those that are in the pack now."""
-        memory = self._memory
-        if memory.groups and time.monotonic() > self._turn_ends:
-            self._strike([suspect for suspect in memory.groups[0] if suspect not in present and suspect != key])
-        if memory.groups:
-            return key in memory.groups[0]
-        return memory.limit is None or len(present) < memory.limit
+        """Whether a trial may join now those that are present in the pack."""
+        record = self._record
+        if record.groups and time.monotonic() > self._turn_ends:
+            self._clear([suspect for suspect in record.groups[0] if suspect not in present and suspect != key])
+        if record.groups:
+            return key in record.groups[0]
+        return record.limit is None or len(present) < record.limit
 
-    def begins(self, steps: Mapping[str, int]) -> None:
-        """Note which trials the process may die of now, and how many steps each has done."""
-        self._memory.running = dict(steps)
+    def note_running(self, steps: Mapping[str, int]) -> None:
+        """Note the trials of which the process may die now, and how many steps each has done."""
+        self._record.running = dict(steps)
         self._write()
 
-    def survives(self, steps: Mapping[str, int]) -> bool:
-        """Note that a step is over, by the trials that are left in the pack.
+    def note_survival(self, steps: Mapping[str, int]) -> bool:
+        """Note that the process has survived a step; `steps` are those of the trials still in the pack.
 
-        Returns whether these are to make room: they are past their steps, and others have their turn.
+        Returns whether these have to make room: they are past their steps, and the next group has its turn.
         """
-        ran, self._memory.running = self._memory.running, {}
-        turn = self._memory.groups[0] if self._memory.groups else {}
+        ran, self._record.running = self._record.running, {}
+        turn = self._record.groups[0] if self._record.groups else {}
         past = [key for key in ran if key in turn and (key not in steps or steps[key] > turn[key])]
         for key in past:
-            self._memory.alone.pop(key, None)
-        self._strike(past)
+            self._record.alone.pop(key, None)
+        self._clear(past)
         self._write()
-        return bool(past and not turn and self._memory.groups)
+        return bool(past and not turn and self._record.groups)
 
-    def ends(self, key: str) -> None:
+    def forget(self, key: str) -> None:
         """Forget a trial that will not come back."""
-        memory = self._memory
-        memory.running.pop(key, None)
-        memory.alone.pop(key, None)
-        memory.was_cleared, memory.limit = False, None
-        self._strike([key])
+        record = self._record
+        record.running.pop(key, None)
+        record.alone.pop(key, None)
+        record.was_cleared, record.limit = False, None
+        self._clear([key])
         self._write()
 
-    def dies_of(self, cause: str) -> None:
-        """Leave word of what ends the process."""
-        self._memory.cause = cause
+    def note_cause(self, cause: str) -> None:
+        """Note what ends the process."""
+        self._record.cause = cause
         self._write()
 
-    def retires(self) -> None:
-        """Note that the process is ended on purpose from here on."""
-        self._memory.was_retired = True
+    def note_retirement(self) -> None:
+        """Note that whatever ends the process from now on is on purpose."""
+        self._record.was_retired = True
         self._write()
 
-    def inherits(self, record: Path, keys: Collection[str]) -> bool:
-        """Take over what the record of a worker that is gone says of these trials, which come from there.
+    def inherit(self, file: Path, keys: Collection[str]) -> bool:
+        """Take over what the record of another worker says of trials that come from there.
 
-        Returns whether those that are in the pack are to make room, since suspects among them have their turn.
+        Returns whether the trials in the pack have to make room: there were no suspects, and now there are.
         """
-        memory, left = self._memory, _read(record) or _Memory()
-        if not left.was_retired:
-            self.last_death = left.judge()
+        record, theirs = self._record, _read(file) or _Record()
+        if not theirs.was_retired:
+            self.last_death = theirs.make_suspects()
         for key in keys:
-            memory.alone.pop(key, None)
-            memory.alone |= {key: left.alone[key]} if key in left.alone else {}
-        was_free = not memory.groups
-        found = [{key: step for key, step in group.items() if key in keys} for group in left.groups]
-        memory.groups += [group for group in found if group]
+            record.alone.pop(key, None)
+            record.alone |= {key: theirs.alone[key]} if key in theirs.alone else {}
+        was_free = not record.groups
+        coming = [{key: step for key, step in group.items() if key in keys} for group in theirs.groups]
+        record.groups += [group for group in coming if group]
         self._drop_refused()
         if was_free:
             self._turn_ends = time.monotonic() + TURN_SECONDS
         self._write()
-        return was_free and bool(memory.groups)
+        return was_free and bool(record.groups)
 
     def _drop_refused(self) -> None:
-        """Wait for none of those who are not let in any more."""
-        groups = self._memory.groups
-        kept = [{key: step for key, step in group.items() if self.refusal(key) is None} for group in groups]
-        self._memory.groups = [group for group in kept if group]
+        """Wait for none of the trials that may not join any more."""
+        groups = self._record.groups
+        allowed = [{key: step for key, step in group.items() if self.refusal(key) is None} for group in groups]
+        self._record.groups = [group for group in allowed if group]
 
-    def _strike(self, keys: Iterable[str]) -> None:
-        """Take trials off the groups; when nobody is left in the first, the next has its turn."""
-        memory = self._memory
-        if not memory.groups:
+    def _clear(self, keys: Iterable[str]) -> None:
+        """Take trials off the groups; when the first group is empty, the next has its turn."""
+        record = self._record
+        if not record.groups:
             return
-        for group in memory.groups:
+        for group in record.groups:
             for key in keys:
                 group.pop(key, None)
-        if not memory.groups[0]:
+        if not record.groups[0]:
             self._turn_ends = time.monotonic() + TURN_SECONDS
-        memory.groups = [group for group in memory.groups if group]
-        memory.was_cleared = not memory.groups
+        record.groups = [group for group in record.groups if group]
+        record.was_cleared = not record.groups
 
     def _write(self) -> None:
-        """Write the line anew; what an older, longer one leaves behind its end is not read."""
+        """Write the line anew; the rest of an older, longer line stays behind its end, and is not read."""
         if self._file is None:
             return
         try:
-            os.pwrite(self._file, json.dumps(asdict(self._memory)).encode() + b"\n", 0)
-        except OSError as error:  # without its record a death costs more tries; the sweep need not end here
+            os.pwrite(self._file, json.dumps(asdict(self._record)).encode() + b"\n", 0)
+        except OSError as error:  # without its record a death costs more tries; the sweep need not end
             logger.warning("the worker's record cannot be written: %s", error)
 
 
-def _open(record: Path) -> int | None:
+def _open(file: Path) -> int | None:
     try:
-        return os.open(record, os.O_RDWR | os.O_CREAT, 0o644)
+        return os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         logger.warning("the worker's record cannot be opened: %s", error)
         return None
 
 
-def _read(record: Path) -> _Memory | None:
-    """What the worker before this one has left, if there was one; of a damaged record, only that."""
+def _read(file: Path) -> _Record | None:
+    """The record of an earlier process; None where there was none, an empty one where it is damaged."""
     try:
-        found = record.read_bytes()
-        return _Memory(**json.loads(found.splitlines()[0])) if found else None
+        content = file.read_bytes()
+        return _Record(**json.loads(content.splitlines()[0])) if content else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
         logger.warning("a worker's record cannot be read: %s", error)
-        return _Memory()
+        return _Record()
 
 
 def _halves(suspects: Mapping[str, int]) -> list[dict[str, int]]:

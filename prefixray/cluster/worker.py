@@ -1,46 +1,31 @@
-"""The worker: owns one device, one base, one pack, and runs the training loop in a thread of its own.
+"""The worker as Ray calls it: an actor that owns one device, one base and one pack.
 
-Trials call in from other processes: `join`, then `next_report` until the trial ends, and each call may block.
-Everything that touches the trainer runs in the loop's thread, between two steps. Membership is a trial's key and a
-token, so that the call of a stale process is recognised and ignored. A worker that is started in place of a dead one
-reads from its record who may join (`triage.py`).
+Trials call from their own processes: `join`, then `next_report` until the trial ends; each call may block. Whatever
+touches the trainer is done in the thread of the `TrainingLoop`. A worker that Ray starts in place of a dead one reads
+from its record which trials may join (`quarantine.py`).
 """
 
 import logging
 import os
-import threading
-import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import psutil
-
-from prefixray.cluster.quarantine import JOINING, Triage
+from prefixray.cluster.loop import TrainingLoop
+from prefixray.cluster.quarantine import Quarantine
 from prefixray.config.schema import ArmConfig
 from prefixray.config.trials import TrainConfig
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import SweepFailed, UserError, disk_problem, first_line
 from prefixray.results.hypotheses import Split
-from prefixray.system.heartbeat import last_beat
 from prefixray.system.logs import quieten, to_file
-from prefixray.system.machine import give_back
 from prefixray.training.facts import WorkerFacts
 from prefixray.trial import Admission, Report, TrialSpec, WorkerStatus
 
-# torch, transformers and all that needs them are imported where a worker is made: the driver only names the class.
+# Torch and transformers are imported where a worker is made: the processes of trials load this class without them.
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-VERDICT_SECONDS = 5.0  # how long the pack waits for the verdicts on trials that reached a rung, then goes on without
-NEWCOMER_SECONDS = 0.5  # how long the pack waits for who comes in a trial's place, and no longer than a step takes
-IDLE_SECONDS = 10.0  # without work after which memory is given back that the next step would take again
-SPEED_SECONDS = 30.0  # tokens per second are counted over this window
 
 
 @dataclass(frozen=True)
@@ -53,23 +38,14 @@ class WorkerSetup:
     device: str  # "cpu" or "cuda"
     num_threads: int
     max_new_tokens: int = 0  # that the final stage decodes
-    log: str | None = None  # the file that it writes to what it has to say
+    log: str | None = None  # the file for the worker's log
     trust_remote_code: bool = False  # see `SweepConfig`
-    record: str | None = None  # the file by which the next worker in its place learns what it died of
+    record: str | None = None  # the file that tells the next worker in its place what this one died of
     max_failures: int = 3  # the sweep's
 
 
-@dataclass
-class _Membership:
-    """A trial as its caller sees it."""
-
-    token: str
-    reports: deque[Report] = field(default_factory=deque)
-    verdict_due: bool = False  # the caller has the report of a rung and has not come back yet
-
-
 class Worker:
-    """One base, one pack, one loop. An error in the loop ends the process: whoever waits learns it from Ray."""
+    """One base, one pack, one loop."""
 
     def __init__(self, setup: WorkerSetup, *, on_crash: Callable[[], None] = lambda: os._exit(1)) -> None:
         quieten()
@@ -77,7 +53,7 @@ class Worker:
             to_file(Path(setup.log), terminal=None)
         self._refusal: UserError | None = None
         try:
-            from prefixray.training.trainer import load_trainer  # a broken CUDA is met here
+            from prefixray.training.trainer import load_trainer  # a broken CUDA fails here
 
             self._trainer = load_trainer(
                 setup.base,
@@ -89,294 +65,76 @@ class Worker:
                 trust_remote_code=setup.trust_remote_code,
             )
         except UserError as error:
-            self._refusal = error  # raised here, it would come to the user as a dead actor
+            self._refusal = error  # raised here, it would reach the user as a dead actor
             return
         except Exception as error:
             logger.exception("the base and the data could not be loaded")
             self._refusal = SweepFailed(f"{type(error).__name__}: {first_line(error)}")
             return
-        self._members: dict[str, _Membership] = {}
-        self._released: set[str] = set()  # parked trials that may go on
-        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._changed = threading.Condition()
-        self._on_crash = on_crash
-        self._patience_ends = 0.0  # `time.monotonic()` until which the pack waits for verdicts
-        self._num_vacant = 0  # places that trials have left and nobody has taken yet
-        self._vacant_until = 0.0  # `time.monotonic()` until which the pack waits for somebody
-        self._step_seconds = 0.0  # of the last step
-        self._speed: deque[tuple[float, int]] = deque()
-        self._is_retired = False
-        self._triage = Triage(None if setup.record is None else Path(setup.record), setup.max_failures)
-        self._busy_since: float | None = None  # `time.monotonic()`; None while the loop waits for something to do
-        self._status = WorkerStatus(
-            steps={},
-            tokens_per_second=0.0,
-            memory_bytes=0,
-            num_deaths=self._triage.num_deaths,
-            last_death=self._triage.last_death,
-        )
-        threading.Thread(target=self._run, name="loop", daemon=True).start()
+        quarantine = Quarantine(None if setup.record is None else Path(setup.record), setup.max_failures)
+        self._loop = TrainingLoop(self._trainer, quarantine, on_crash)
 
     def ready(self) -> WorkerFacts:
-        """What the worker found out about its base and device, or the `UserError` that kept it from loading them."""
+        """The facts about its base, data and device; raises the `UserError` that kept the worker from loading them."""
         if self._refusal is not None:
             raise self._refusal
         return self._trainer.describe()
 
     def check(self, arms: Sequence[ArmConfig]) -> None:
-        """Refuse arms of which some trial cannot be built on this base: `UserError` with all that is wrong."""
-        self._call(lambda: self._trainer.check(arms))
+        """Refuse arms with a trial that cannot be built on this base: `UserError` with all problems."""
+        self._loop.call(self._trainer.check, arms)
 
     def join(self, spec: TrialSpec, token: str) -> Admission:
-        """Let a trial join the pack.
+        """Let a trial join the pack; a member under another token joins anew, from its checkpoint.
 
-        A trial that is a member under another token joins anew, from its checkpoint. Raises `UserError` where it could
-        join if something outside were mended. A worker that cannot load the base has it wait for a place elsewhere.
+        A worker that cannot load the base tells the trial to wait for another place. Raises `UserError` where something
+        outside has to be mended first.
         """
         if self._refusal is not None:
             return Admission("later")
         logger.info("%s asks to join", spec.key)
-        return self._call(lambda: self._admit(spec, token))
+        return self._loop.call(self._loop.admit, spec, token)
 
     def next_report(self, key: str, token: str) -> Report | None:
-        """The trial's next report, when there is one; coming back after the report of a rung means to go on.
+        """Wait for the trial's next report; to ask again after the report of a rung is the verdict to go on.
 
-        None: the worker does not know this membership (any more).
+        None: the trial is not in the pack (any more) under this token.
         """
-        with self._changed:
-            while True:
-                member = self._members.get(key)
-                if member is None or member.token != token:
-                    return None
-                if member.verdict_due:
-                    member.verdict_due = False
-                    self._released.add(key)
-                    self._changed.notify_all()
-                if member.reports:
-                    report = member.reports.popleft()
-                    member.verdict_due = report.rung is not None
-                    if report.state != "running":
-                        del self._members[key]
-                    return report
-                self._changed.wait()
+        return self._loop.next_report(key, token)
 
     def leave(self, key: str) -> None:
-        """Let a trial go; one that is not there is gone already."""
-
-        def go() -> None:
-            self._vacate(int(key in self._trainer.steps()))
-            self._forget(key)
-            self._triage.ends(key)
-
-        self._call(go)
+        """Drop a trial for good; one that is not in the pack has left already."""
+        self._loop.call(self._loop.leave, key)
 
     def stop(self, key: str) -> None:
-        """End a trial: its caller gets a last report. One that is not in the pack (yet) is passed over."""
-
-        def end() -> None:
-            if key in (steps := self._trainer.steps()):
-                last = Report(key, steps[key], "stopped", self._trainer.costs(key))
-                self._trainer.drop(key)
-                self._vacate(1)
-                with self._changed:
-                    self._members[key].reports.append(last)
-                    self._changed.notify_all()
-
-        self._call(end)
+        """End a trial with a last report; one that is not in the pack (yet) is passed over."""
+        self._loop.call(self._loop.stop, key)
 
     def suspend(self) -> list[str]:
-        """Checkpoint all trials and let them go; those who wait for a report get None."""
-        return self._call(self._let_go)
+        """Checkpoint all trials and drop them; returns their keys, which may join again."""
+        return self._loop.call(self._loop.suspend)
 
     def retire(self) -> None:
-        """As `suspend`, and take no trial any more: the process is ended on purpose, and nobody is to blame."""
-
-        def go() -> None:
-            self._is_retired = True
-            self._let_go()
-            self._triage.retires()
-
-        self._call(go)
+        """Suspend, and admit no trial any more: the process is about to be ended on purpose."""
+        self._loop.call(self._loop.retire)
 
     def inherit(self, record: str, keys: Sequence[str]) -> None:
-        """Expect these trials, whose worker is gone; what it died of is in its record."""
-
-        def expect() -> None:
-            if self._triage.inherits(Path(record), keys):
-                self._let_go()
-
-        self._call(expect)
+        """Expect trials of another worker, whose deaths are in its record."""
+        self._loop.call(self._loop.inherit, Path(record), keys)
 
     def decode(self, artifact: str | None, folder: str, split: Split, settings: Mapping[str, Any]) -> None:
-        """Decode a split with an artifact, or with the untuned base, into `folder`.
+        """Decode a split into `folder`, with an artifact or with the untuned base, between two steps of the pack.
 
-        Runs between two steps of the pack; nothing is done again that `folder` holds already.
+        What `folder` holds already is not decoded again.
         """
         from prefixray.decoding.evaluate import decode_for_sweep
 
         made_by = None if artifact is None else Path(artifact)
         try:
-            self._call(lambda: decode_for_sweep(self._trainer, made_by, Path(folder), split, settings))
+            self._loop.call(decode_for_sweep, self._trainer, made_by, Path(folder), split, settings)
         except OSError as error:
             raise SweepFailed(disk_problem(error)) from error
 
     def status(self) -> WorkerStatus:
-        """Where the trials stand, without waiting for the loop."""
-        busy_since = self._busy_since
-        last_sign = None if busy_since is None else max(busy_since, last_beat())
-        silent = 0.0 if last_sign is None else time.monotonic() - last_sign
-        return replace(self._status, seconds_silent=silent)
-
-    def _call(self, job: Callable[[], T]) -> T:
-        """Run something in the loop's thread and wait for what it returns."""
-        future: Future[T] = Future()
-        with self._changed:
-            self._jobs.append((job, future))
-            self._changed.notify_all()
-        return future.result()
-
-    def _admit(self, spec: TrialSpec, token: str) -> Admission:
-        self._forget(spec.key)
-        if self._is_retired:
-            return Admission("later")
-        if (refusal := self._triage.refusal(spec.key)) is not None:
-            return Admission("refused", refusal)
-        if not self._triage.may_join(spec.key, self._trainer.keys()):
-            return Admission("later")
-        self._triage.begins({spec.key: JOINING})
-        try:
-            self._trainer.admit(spec)
-        except UserError as error:
-            return Admission("refused", str(error))
-        except OSError as error:
-            raise SweepFailed(disk_problem(error)) from error
-        finally:
-            self._triage.begins({})
-        self._members[spec.key] = _Membership(token)
-        self._num_vacant = max(0, self._num_vacant - 1)
-        return Admission("joined")
-
-    def _let_go(self) -> list[str]:
-        keys = self._trainer.keys()
-        self._trainer.checkpoint(keys)
-        for key in keys:
-            self._forget(key)
-        return keys
-
-    def _forget(self, key: str) -> None:
-        with self._changed:
-            self._members.pop(key, None)
-            self._released.discard(key)
-            self._changed.notify_all()
-        self._trainer.drop(key)
-
-    def _run(self) -> None:
-        try:
-            while True:
-                self._once()
-        except BaseException as error:
-            logger.exception("the loop has ended; Ray starts the worker again")
-            self._triage.dies_of(f"{type(error).__name__}: {error}".splitlines()[0])
-            self._on_crash()
-
-    def _once(self) -> None:
-        """Wait for something to do; calls first, then verdicts, then one step of the pack."""
-        with self._changed:
-            self._busy_since = None
-            if not self._changed.wait_for(self._has_work, IDLE_SECONDS):
-                give_back()
-                self._changed.wait_for(self._has_work)
-            self._busy_since = time.monotonic()
-            jobs = list(self._jobs)
-            self._jobs.clear()
-        for job, future in jobs:
-            _answer(job, future)
-        self._await_verdicts()
-        self._await_newcomers()
-        if self._jobs or self._released:
-            return
-        started = time.monotonic()
-        reports = self._step()
-        seconds = time.monotonic() - started
-        if self._trainer.last_tokens:
-            self._step_seconds = seconds
-        self._vacate(sum(report.state != "running" for report in reports))
-        if any(report.rung is not None for report in reports):
-            self._patience_ends = time.monotonic() + VERDICT_SECONDS
-        with self._changed:
-            for report in reports:
-                if report.key in self._members:
-                    self._members[report.key].reports.append(report)
-            self._changed.notify_all()
-        self._publish(seconds)
-
-    def _step(self) -> list[Report]:
-        """One step of the pack, which the process may not survive. Where the disk fails, no trial can go on here."""
-        steps, parked = self._trainer.steps(), set(self._trainer.parked())
-        self._triage.begins({key: step for key, step in steps.items() if key not in parked})
-        for key in (key for key, step in steps.items() if step == 0):
-            logger.info("%s begins its first step", key)
-        try:
-            reports = self._trainer.run()
-            if self._triage.survives(self._trainer.steps()):
-                self._let_go()
-        except OSError as error:
-            logger.exception("what a trial leaves cannot be written")
-            reports = [Report(key, step, "failed", note=disk_problem(error), lost=True) for key, step in steps.items()]
-            for key in steps:
-                self._trainer.drop(key)
-        return reports
-
-    def _has_work(self) -> bool:
-        return bool(self._jobs or self._released or self._unparked())
-
-    def _unparked(self) -> bool:
-        return len(self._trainer.parked()) < len(self._trainer.keys())
-
-    def _await_verdicts(self) -> None:
-        """Give trials at a rung a moment to be judged together, so that the pack does not drain; calls come first."""
-        with self._changed:
-            while True:
-                for key in self._released & set(self._trainer.parked()):
-                    self._trainer.go_on(key)
-                self._released.clear()
-                waiting = self._trainer.parked()
-                left = self._patience_ends - time.monotonic()
-                if not waiting or self._jobs or left <= 0:
-                    return
-                self._changed.wait(left)
-
-    def _vacate(self, count: int) -> None:
-        if count:
-            self._num_vacant += count
-            self._vacant_until = time.monotonic() + min(NEWCOMER_SECONDS, self._step_seconds)
-
-    def _await_newcomers(self) -> None:
-        """Give who comes in the place of a trial that ended a moment to be there for the next step."""
-        left = self._vacant_until - time.monotonic()
-        if left <= 0:
-            self._num_vacant = 0
-        elif self._num_vacant and self._unparked():
-            with self._changed:
-                self._changed.wait_for(lambda: self._jobs or self._released, left)
-
-    def _publish(self, seconds: float) -> None:
-        now = time.monotonic()
-        self._speed.append((now, self._trainer.last_tokens))
-        while self._speed and self._speed[0][0] < now - SPEED_SECONDS:
-            self._speed.popleft()
-        span = max(1e-9, now - self._speed[0][0] + seconds)
-        self._status = replace(
-            self._status,
-            steps=self._trainer.steps(),
-            tokens_per_second=sum(tokens for _, tokens in self._speed) / span,
-            memory_bytes=psutil.Process().memory_info().rss,
-        )
-
-
-def _answer(job: Callable[[], T], future: "Future[T]") -> None:
-    """Run a call; what goes wrong in it is its caller's."""
-    try:
-        future.set_result(job())
-    except Exception as error:
-        future.set_exception(error)
+        """Where the trials stand; answered without waiting for the loop."""
+        return self._loop.status()

@@ -1,13 +1,14 @@
-"""Whom a worker's pack waits for: verdicts at a rung, and who comes in the place of a trial that ended."""
+"""The training loop: what the pack waits for between two steps, and what the loop does without work and in trouble."""
 
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from support.worker_calls import MOMENT, Call, hold_first_step, trial_spec
+from support.worker_calls import MOMENT, SECONDS, Call, MakeWorker, hold_first_step, trial_spec, wait_until
 
-from prefixray.cluster import worker as worker_module
-from prefixray.cluster.worker import Worker
+from prefixray.cluster import loop as loop_module
+from prefixray.cluster.worker import Worker, WorkerSetup
 from prefixray.trial import Admission, Report
 
 LONG_STEP = 3.0  # seconds; the pack waits no longer for who comes in a trial's place
@@ -36,7 +37,7 @@ def test_the_pack_waits_for_all_verdicts_of_a_rung(worker: Worker, tmp_path: Pat
 def test_the_others_train_on_when_a_verdict_does_not_come(
     worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "VERDICT_SECONDS", 1.0)
+    monkeypatch.setattr(loop_module, "VERDICT_SECONDS", 1.0)
     hold_first_step(worker, [trial_spec(tmp_path, "waits", 4, 2), trial_spec(tmp_path, "trains on", 40)])
     report = Call(worker, "waits").report()
     started = time.monotonic()
@@ -66,7 +67,7 @@ def test_the_pack_waits_a_moment_for_who_comes_in_a_trials_place(
             time.sleep(LONG_STEP)
         return run()
 
-    monkeypatch.setattr(worker_module, "NEWCOMER_SECONDS", LONG_STEP)
+    monkeypatch.setattr(loop_module, "NEWCOMER_SECONDS", LONG_STEP)
     monkeypatch.setattr(worker._trainer, "run", slow_run)
     hold_first_step(worker, [trial_spec(tmp_path, "ends", 1), trial_spec(tmp_path, "stays", 5)])
     assert Call(worker, "ends").state() == "done"
@@ -87,7 +88,7 @@ def test_places_that_trials_leave_at_a_rung_are_kept_while_verdicts_come(
             time.sleep(LONG_STEP)
         return run()
 
-    monkeypatch.setattr(worker_module, "NEWCOMER_SECONDS", LONG_STEP)
+    monkeypatch.setattr(loop_module, "NEWCOMER_SECONDS", LONG_STEP)
     monkeypatch.setattr(worker._trainer, "run", slow_run)
     hold_first_step(worker, [trial_spec(tmp_path, key, 2, 1) for key in ("a", "b", "c")])
     for key in ("a", "b", "c"):
@@ -100,3 +101,66 @@ def test_places_that_trials_leave_at_a_rung_are_kept_while_verdicts_come(
     worker.join(trial_spec(tmp_path, "y", 1), "token")
     assert going_on.state() == "done"
     assert together == [["a", "b", "c"], ["c", "x", "y"]]
+
+
+def test_an_error_in_the_loop_ends_the_process(
+    worker_setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    crashed = threading.Event()
+    worker = Worker(worker_setup, on_crash=crashed.set)
+    monkeypatch.setattr("prefixray.training.trainer.Trainer.run", _explode)
+    worker.join(trial_spec(tmp_path, "one", 5), "token")
+    assert crashed.wait(SECONDS)
+    assert "the device is gone" in caplog.text
+
+
+def test_where_nothing_can_be_written_trials_are_lost_and_not_failed(worker: Worker, tmp_path: Path) -> None:
+    (tmp_path / "two").write_text("a file in the way")
+    hold_first_step(worker, [trial_spec(tmp_path, "one", 10_000), trial_spec(tmp_path, "two", 10_000, eval_every=2)])
+    reports = [Call(worker, key).report() for key in ("one", "two")]
+    for report in reports:
+        assert report is not None and report.lost
+        assert str(tmp_path / "two") in (report.note or "") and "run the same command again" in (report.note or "")
+    (tmp_path / "two").unlink()
+    worker.join(trial_spec(tmp_path, "two", 4), "token")
+    assert Call(worker, "two").state() == "done"
+
+
+def test_a_loop_without_work_is_not_silent_and_one_that_hangs_is(
+    worker_setup: WorkerSetup, worker: Worker, tmp_path: Path
+) -> None:
+    time.sleep(MOMENT)
+    assert worker.status().seconds_silent == 0.0
+    holding, released = threading.Event(), threading.Event()
+    threading.Thread(
+        target=worker._loop.call, args=(lambda: (holding.set(), released.wait(SECONDS)),), daemon=True
+    ).start()
+    assert holding.wait(SECONDS)
+    time.sleep(MOMENT)
+    assert worker.status().seconds_silent >= MOMENT
+    released.set()
+    wait_until(lambda: worker.status().seconds_silent == 0.0)
+
+
+def test_a_worker_without_work_gives_back_what_it_has_freed_once_and_not_between_two_trials(
+    make_worker: MakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+    monkeypatch.setattr(loop_module, "give_back", lambda: given.append(time.monotonic()))
+    monkeypatch.setattr(loop_module, "IDLE_SECONDS", SECONDS)
+    worker = make_worker()
+    for key in ("one", "two"):
+        worker.join(trial_spec(tmp_path, key, 1), "token")
+        assert Call(worker, key).state() == "done"
+    assert not given
+    wait_until(lambda: worker._loop._busy_since is None)
+    with worker._loop._changed:  # the loop waits already, for SECONDS
+        monkeypatch.setattr(loop_module, "IDLE_SECONDS", MOMENT)
+    worker.leave("two")  # wakes it
+    wait_until(lambda: bool(given))
+    time.sleep(2 * MOMENT)
+    assert len(given) == 1
+
+
+def _explode(trainer: object) -> list[Report]:
+    raise RuntimeError("the device is gone")

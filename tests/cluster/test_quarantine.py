@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from prefixray.cluster import quarantine as triage_module
-from prefixray.cluster.quarantine import Triage
+from prefixray.cluster import quarantine as quarantine_module
+from prefixray.cluster.quarantine import Quarantine
 
 PACK = ("a", "b", "c", "d", "e")
 MAX_FAILURES = 2
@@ -17,7 +17,7 @@ class Sweep:
 
     def __init__(self, record: Path, trials: Collection[str] = PACK) -> None:
         self._record = record
-        self.triage = Triage(record, MAX_FAILURES)
+        self.quarantine = Quarantine(record, MAX_FAILURES)
         self.steps, self.failed = dict.fromkeys(trials, 0), dict[str, str]()
         self.pack: list[str] = []
         self.num_tries = dict.fromkeys(trials, 0)
@@ -26,25 +26,25 @@ class Sweep:
     def admit(self) -> list[str]:
         """Let all try to join."""
         for key in self.steps:
-            refusal = self.triage.refusal(key)
+            refusal = self.quarantine.refusal(key)
             if refusal is not None:
                 self.failed[key] = refusal
-            elif key not in self.pack and self.triage.may_join(key, self.pack):
+            elif key not in self.pack and self.quarantine.may_join(key, self.pack):
                 self.pack.append(key)
         for key in self.failed:
             self.steps.pop(key, None)
-            self.triage.ends(key)
+            self.quarantine.forget(key)
         return sorted(self.pack)
 
     def step(self, killers: Collection[str] = (), at: int = 3, most: int = 99) -> None:
         """A step of the pack; a worker dies of a killer's step `at`, and of a pack of more than `most`."""
-        self.triage.begins({key: self.steps[key] for key in self.pack})
+        self.quarantine.note_running({key: self.steps[key] for key in self.pack})
         if len(self.pack) > most or any(self.steps[key] == at for key in self.pack if key in killers):
             self.die()
             return
         for key in self.pack:
             self.steps[key] += 1
-        if self.triage.survives({key: self.steps[key] for key in self.pack}):
+        if self.quarantine.note_survival({key: self.steps[key] for key in self.pack}):
             self.pack = []
 
     def die(self) -> None:
@@ -54,13 +54,13 @@ class Sweep:
             self.num_tries[key] += 1
             self.steps[key] = max(0, self.steps[key] - 1)
         self.pack = []
-        self.triage = Triage(self._record, MAX_FAILURES)
+        self.quarantine = Quarantine(self._record, MAX_FAILURES)
 
 
 def test_before_any_death_all_may_join(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path / "record")
-    assert sweep.admit() == sorted(PACK) and sweep.triage.last_death is None
-    assert Triage(None, MAX_FAILURES).may_join("a", PACK)
+    assert sweep.admit() == sorted(PACK) and sweep.quarantine.last_death is None
+    assert Quarantine(None, MAX_FAILURES).may_join("a", PACK)
 
 
 @pytest.mark.parametrize("killer", PACK)
@@ -92,8 +92,8 @@ def test_a_worker_that_is_killed_from_outside_costs_nobody_anything(tmp_path: Pa
         sweep.admit()
         sweep.step()
         if number % 10 == 0:
-            sweep.triage.ends("another that has ended")
-            sweep.triage.begins({key: sweep.steps[key] for key in sweep.pack})
+            sweep.quarantine.forget("another that has ended")
+            sweep.quarantine.note_running({key: sweep.steps[key] for key in sweep.pack})
             sweep.die()
             assert len(sweep.admit()) == 3
     assert not sweep.failed and sweep.admit() == sorted(PACK)
@@ -105,7 +105,7 @@ def test_a_lone_trial_is_set_aside_only_where_it_gets_no_further(tmp_path: Path)
         sweep.admit()
         sweep.step()
         sweep.step()
-        sweep.triage.begins(sweep.steps)
+        sweep.quarantine.note_running(sweep.steps)
         sweep.die()
     assert not sweep.failed
     sweep.steps["a"] = 5
@@ -125,7 +125,7 @@ def test_trials_that_are_too_many_for_the_worker_share_it_in_halves_until_one_en
     assert not sweep.failed and sweep.num_deaths <= 4
     assert len(sweep.pack) == 2
     sweep.steps.pop(sweep.pack.pop())
-    sweep.triage.ends("a")
+    sweep.quarantine.forget("a")
     assert len(sweep.admit()) == 4
 
 
@@ -133,98 +133,98 @@ def test_a_death_between_two_steps_is_nobodys(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path / "record")
     sweep.admit()
     sweep.step()
-    sweep.triage.dies_of("RuntimeError: gone")
+    sweep.quarantine.note_cause("RuntimeError: gone")
     sweep.die()
-    assert sweep.triage.last_death == "RuntimeError: gone, between two steps"
+    assert sweep.quarantine.last_death == "RuntimeError: gone, between two steps"
     assert sweep.admit() == sorted(PACK)
 
 
 def test_suspects_that_do_not_come_hold_up_nobody_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = Sweep(tmp_path / "record")
     sweep.admit()
-    sweep.triage.begins(sweep.steps)
+    sweep.quarantine.note_running(sweep.steps)
     sweep.die()
-    assert not sweep.triage.may_join("e", [])
-    monkeypatch.setattr(triage_module.time, "monotonic", lambda: 1e12)
-    assert not sweep.triage.may_join("e", ["a"])  # it waits for those who came
-    sweep.triage.ends("a")
-    assert sweep.triage.may_join("e", [])
+    assert not sweep.quarantine.may_join("e", [])
+    monkeypatch.setattr(quarantine_module.time, "monotonic", lambda: 1e12)
+    assert not sweep.quarantine.may_join("e", ["a"])  # it waits for those who came
+    sweep.quarantine.forget("a")
+    assert sweep.quarantine.may_join("e", [])
 
 
 def test_a_process_that_is_ended_on_purpose_is_no_death_and_leaves_no_suspects(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path / "record")
     sweep.admit()
     sweep.step()
-    sweep.triage.retires()
-    again = Triage(tmp_path / "record", MAX_FAILURES)
+    sweep.quarantine.note_retirement()
+    again = Quarantine(tmp_path / "record", MAX_FAILURES)
     assert again.num_deaths == 0 and again.last_death is None
     assert all(again.may_join(key, ["another"]) for key in PACK)
-    again.begins({"a": 1})
-    assert Triage(tmp_path / "record", MAX_FAILURES).num_deaths == 1, "only once"
+    again.note_running({"a": 1})
+    assert Quarantine(tmp_path / "record", MAX_FAILURES).num_deaths == 1, "only once"
 
 
 @pytest.mark.parametrize("killer", PACK)
 def test_a_trial_that_kills_every_worker_it_is_moved_to_is_found(tmp_path: Path, killer: str) -> None:
     """Each worker is lost with its machine, so no other reads its record in its place."""
     trials, gone = dict.fromkeys(PACK, 3), [tmp_path / "0"]
-    Triage(gone[0], MAX_FAILURES).begins(trials)
+    Quarantine(gone[0], MAX_FAILURES).note_running(trials)
     for number in range(1, 20):
         here = tmp_path / str(number)
-        triage = Triage(here, MAX_FAILURES)
-        has_suspects = triage.inherits(gone[-1], list(trials))
-        if triage.refusal(killer) is not None:
+        quarantine = Quarantine(here, MAX_FAILURES)
+        has_suspects = quarantine.inherit(gone[-1], list(trials))
+        if quarantine.refusal(killer) is not None:
             break
         assert has_suspects, "others make room"
         pack: list[str] = []
         while killer not in pack:  # those whose turn comes first get past their step
-            pack = [key for key in trials if triage.may_join(key, pack)]
-            triage.begins({key: trials[key] for key in pack})
+            pack = [key for key in trials if quarantine.may_join(key, pack)]
+            quarantine.note_running({key: trials[key] for key in pack})
             if killer not in pack:
                 trials |= {key: trials[key] + 1 for key in pack}
-                triage.survives({key: trials[key] for key in pack})
+                quarantine.note_survival({key: trials[key] for key in pack})
         gone.append(here)
-    assert f"died {MAX_FAILURES + 1} times with no other trial in the pack" in (triage.refusal(killer) or "")
+    assert f"died {MAX_FAILURES + 1} times with no other trial in the pack" in (quarantine.refusal(killer) or "")
     assert len(gone) <= 3 + MAX_FAILURES + 1  # three halvings of five leave one
-    assert all(triage.refusal(key) is None for key in PACK if key != killer)
+    assert all(quarantine.refusal(key) is None for key in PACK if key != killer)
 
 
 def test_what_is_known_of_a_trial_is_where_it_was_last(tmp_path: Path) -> None:
-    first = Triage(tmp_path / "0", MAX_FAILURES)
-    first.begins({"a": 3})
-    second = Triage(tmp_path / "1", MAX_FAILURES)
-    second.inherits(tmp_path / "0", ["a"])
-    second.begins({"a": 3})
-    assert not second.survives({"a": 4}), "past its step it is free"
-    first = Triage(tmp_path / "0", 0)
+    first = Quarantine(tmp_path / "0", MAX_FAILURES)
+    first.note_running({"a": 3})
+    second = Quarantine(tmp_path / "1", MAX_FAILURES)
+    second.inherit(tmp_path / "0", ["a"])
+    second.note_running({"a": 3})
+    assert not second.note_survival({"a": 4}), "past its step it is free"
+    first = Quarantine(tmp_path / "0", 0)
     assert first.refusal("a") is not None, "this worker has not heard of that"
-    first.inherits(tmp_path / "1", ["a"])
+    first.inherit(tmp_path / "1", ["a"])
     assert first.refusal("a") is None
 
 
 def test_trials_of_a_worker_that_died_between_two_steps_or_left_no_record_come_as_they_are(tmp_path: Path) -> None:
-    triage = Triage(tmp_path / "1", MAX_FAILURES)
-    Triage(tmp_path / "0", MAX_FAILURES)
+    quarantine = Quarantine(tmp_path / "1", MAX_FAILURES)
+    Quarantine(tmp_path / "0", MAX_FAILURES)
     for record in ("0", "none"):
-        assert not triage.inherits(tmp_path / record, PACK)
-        assert all(triage.may_join(key, PACK) for key in PACK)
+        assert not quarantine.inherit(tmp_path / record, PACK)
+        assert all(quarantine.may_join(key, PACK) for key in PACK)
 
 
 def test_a_record_is_read_to_the_end_of_its_line_though_a_longer_one_was_there(tmp_path: Path) -> None:
-    triage = Triage(tmp_path / "record", MAX_FAILURES)
-    triage.dies_of("an error " * 100)
-    triage.dies_of("short")
-    assert Triage(tmp_path / "record", MAX_FAILURES).last_death == "short, between two steps"
+    quarantine = Quarantine(tmp_path / "record", MAX_FAILURES)
+    quarantine.note_cause("an error " * 100)
+    quarantine.note_cause("short")
+    assert Quarantine(tmp_path / "record", MAX_FAILURES).last_death == "short, between two steps"
 
 
 @pytest.mark.parametrize("left", [b'{"num_deaths": 2, "runni', b"\0" * 4096, b"[]\n", b'{"an_older": 1}\n', b"\xff\n"])
 def test_a_worker_starts_from_a_record_that_its_disk_has_damaged(tmp_path: Path, left: bytes) -> None:
     (tmp_path / "record").write_bytes(left)
-    triage = Triage(tmp_path / "record", MAX_FAILURES)
-    assert triage.num_deaths == 1 and triage.may_join("a", PACK)
-    assert Triage(tmp_path / "record", MAX_FAILURES).num_deaths == 2, "it is written anew"
+    quarantine = Quarantine(tmp_path / "record", MAX_FAILURES)
+    assert quarantine.num_deaths == 1 and quarantine.may_join("a", PACK)
+    assert Quarantine(tmp_path / "record", MAX_FAILURES).num_deaths == 2, "it is written anew"
 
 
 def test_a_worker_starts_where_no_record_can_be_kept(tmp_path: Path) -> None:
-    triage = Triage(tmp_path / "no folder" / "record", MAX_FAILURES)
-    triage.begins({"a": 1})
-    assert triage.survives({"a": 2}) is False and triage.may_join("b", ["a"])
+    quarantine = Quarantine(tmp_path / "no folder" / "record", MAX_FAILURES)
+    quarantine.note_running({"a": 1})
+    assert quarantine.note_survival({"a": 2}) is False and quarantine.may_join("b", ["a"])

@@ -1,16 +1,14 @@
 """A worker as a plain object: calls from several threads, one loop, no Ray."""
 
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.worker_calls import MOMENT, SECONDS, Call, MakeWorker, hold_first_step, trial_spec, wait_until
+from support.worker_calls import SECONDS, Call, MakeWorker, hold_first_step, trial_spec, wait_until
 
 from prefixray.artifacts.store import load_checkpoint
-from prefixray.cluster import worker as worker_module
-from prefixray.cluster.quarantine import Triage
+from prefixray.cluster.quarantine import Quarantine
 from prefixray.cluster.worker import Worker, WorkerSetup
 from prefixray.config.schema import ArmConfig
 from prefixray.config.space import Choice
@@ -135,17 +133,6 @@ def test_an_error_in_a_call_is_its_callers_and_the_loop_goes_on(worker: Worker, 
     assert Call(worker, "one").state() == "done"
 
 
-def test_an_error_in_the_loop_ends_the_process(
-    worker_setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    crashed = threading.Event()
-    worker = Worker(worker_setup, on_crash=crashed.set)
-    monkeypatch.setattr("prefixray.training.trainer.Trainer.run", _explode)
-    worker.join(trial_spec(tmp_path, "one", 5), "token")
-    assert crashed.wait(SECONDS)
-    assert "the device is gone" in caplog.text
-
-
 def test_after_a_death_those_who_were_in_the_step_come_back_in_halves(
     worker_setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,7 +173,7 @@ def test_a_worker_that_is_ended_on_purpose_checkpoints_its_trials_and_takes_none
 def test_trials_that_come_from_a_worker_that_has_died_have_their_turn_first(
     worker_setup: WorkerSetup, tmp_path: Path
 ) -> None:
-    Triage(tmp_path / "worker-0.json", 3).begins({"moved": 2})
+    Quarantine(tmp_path / "worker-0.json", 3).note_running({"moved": 2})
     worker = Worker(replace(worker_setup, record=str(tmp_path / "worker-1.json")), on_crash=lambda: None)
     own, moved = trial_spec(tmp_path, "own", 10_000), trial_spec(tmp_path, "moved", 10_000)
     worker.join(own, "token")
@@ -211,50 +198,6 @@ def test_a_worker_that_cannot_load_the_base_says_why_and_has_trials_wait(
     with pytest.raises(UserError, match=r"^base: no such folder$|^RuntimeError: no such device$"):
         worker.ready()
     assert worker.join(trial_spec(tmp_path, "one", 9), "token") == Admission("later")
-
-
-def test_where_nothing_can_be_written_trials_are_lost_and_not_failed(worker: Worker, tmp_path: Path) -> None:
-    (tmp_path / "two").write_text("a file in the way")
-    hold_first_step(worker, [trial_spec(tmp_path, "one", 10_000), trial_spec(tmp_path, "two", 10_000, eval_every=2)])
-    reports = [Call(worker, key).report() for key in ("one", "two")]
-    for report in reports:
-        assert report is not None and report.lost
-        assert str(tmp_path / "two") in (report.note or "") and "run the same command again" in (report.note or "")
-    (tmp_path / "two").unlink()
-    worker.join(trial_spec(tmp_path, "two", 4), "token")
-    assert Call(worker, "two").state() == "done"
-
-
-def test_a_loop_without_work_is_not_silent_and_one_that_hangs_is(
-    worker_setup: WorkerSetup, worker: Worker, tmp_path: Path
-) -> None:
-    time.sleep(MOMENT)
-    assert worker.status().seconds_silent == 0.0
-    holding, released = threading.Event(), threading.Event()
-    threading.Thread(target=worker._call, args=(lambda: (holding.set(), released.wait(SECONDS)),), daemon=True).start()
-    assert holding.wait(SECONDS)
-    time.sleep(MOMENT)
-    assert worker.status().seconds_silent >= MOMENT
-    released.set()
-    wait_until(lambda: worker.status().seconds_silent == 0.0)
-
-
-def test_a_worker_without_work_gives_back_what_it_has_freed_once_and_not_between_two_trials(
-    make_worker: MakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given: list[float] = []
-    monkeypatch.setattr(worker_module, "give_back", lambda: given.append(time.monotonic()))
-    monkeypatch.setattr(worker_module, "IDLE_SECONDS", SECONDS)
-    worker = make_worker()
-    for key in ("one", "two"):
-        worker.join(trial_spec(tmp_path, key, 1), "token")
-        assert Call(worker, key).state() == "done"
-    assert not given
-    monkeypatch.setattr(worker_module, "IDLE_SECONDS", MOMENT)
-    worker.leave("two")  # wakes it
-    wait_until(lambda: bool(given))
-    time.sleep(2 * MOMENT)
-    assert len(given) == 1
 
 
 def test_decoding_writes_three_files_and_does_nothing_twice(worker: Worker, tmp_path: Path) -> None:

@@ -70,13 +70,13 @@ def hold_first_step(worker: Worker, specs: list[TrialSpec]) -> None:
         holding.set()
         together.wait(SECONDS)
 
-    held = threading.Thread(target=worker._call, args=(hold,), daemon=True)
+    held = threading.Thread(target=worker._loop.call, args=(hold,), daemon=True)
     held.start()
     assert holding.wait(SECONDS)
     joins = [threading.Thread(target=worker.join, args=(spec, "token"), daemon=True) for spec in specs]
     for number, join in enumerate(joins, start=1):
         join.start()
-        wait_until(lambda number=number: len(worker._jobs) == number)  # type: ignore[misc]
+        wait_until(lambda number=number: len(worker._loop._jobs) == number)  # type: ignore[misc]
     together.set()
     for thread in (held, *joins):
         thread.join(SECONDS)

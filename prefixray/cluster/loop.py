@@ -1,0 +1,314 @@
+"""A worker's training loop: the one thread that touches the trainer, and steps the pack.
+
+Other threads hand it jobs with `call`; it does them between two steps. After a step it may wait a moment before the
+next: for the verdicts on trials at a rung, and for trials that come in place of those that ended. A trial's membership
+is its key and a token, so a call of a process that has been replaced is recognised, and ignored.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import psutil
+
+from prefixray.cluster.quarantine import JOINING, Quarantine
+from prefixray.errors import SweepFailed, UserError, disk_problem
+from prefixray.system.heartbeat import last_beat
+from prefixray.system.machine import give_back
+from prefixray.trial import Admission, Report, TrialSpec, WorkerStatus
+
+if TYPE_CHECKING:  # the processes of trials load this module, too, and shall not load torch
+    from prefixray.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+VERDICT_SECONDS = 5.0  # how long the pack waits for the verdicts on trials at a rung, before it goes on without them
+NEWCOMER_SECONDS = 0.5  # how long the pack waits for trials in place of those that ended; at most as long as a step
+IDLE_SECONDS = 10.0  # without work, after which the loop gives back memory that the next step would take again
+SPEED_SECONDS = 30.0  # the window over which tokens per second are counted
+
+
+@dataclass
+class _Membership:
+    """A trial in the pack, and the process that asks for its reports."""
+
+    token: str
+    reports: deque[Report] = field(default_factory=deque)  # that the process has not fetched yet
+    verdict_due: bool = False  # the process has the report of a rung, and has not come back yet
+
+
+class _SpeedMeter:
+    """Tokens per second over the last `SPEED_SECONDS`."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[float, int]] = deque()  # the `time.monotonic()` of each one's end, and its tokens
+
+    def speed_after(self, num_tokens: int, seconds: float) -> float:
+        """The speed with a step that ends now and took `seconds`."""
+        now = time.monotonic()
+        self._steps.append((now, num_tokens))
+        while self._steps[0][0] < now - SPEED_SECONDS:
+            self._steps.popleft()
+        return sum(num for _, num in self._steps) / max(1e-9, now - self._steps[0][0] + seconds)
+
+
+class _Members:
+    """The trials in the pack and their reports; used by several threads, under one condition."""
+
+    def __init__(self, changed: threading.Condition) -> None:
+        self._changed = changed
+        self._members: dict[str, _Membership] = {}
+        self.may_go_on: set[str] = set()  # trials at a rung whose verdict is to go on
+
+    def join(self, key: str, token: str) -> None:
+        """Make a trial a member."""
+        with self._changed:
+            self._members[key] = _Membership(token)
+
+    def forget(self, key: str) -> None:
+        """Let a trial be no member any more; its process gets None."""
+        with self._changed:
+            self._members.pop(key, None)
+            self.may_go_on.discard(key)
+            self._changed.notify_all()
+
+    def deliver(self, reports: Sequence[Report]) -> None:
+        """Have reports ready for the processes of their trials."""
+        with self._changed:
+            for report in reports:
+                if report.key in self._members:
+                    self._members[report.key].reports.append(report)
+            self._changed.notify_all()
+
+    def next_report(self, key: str, token: str) -> Report | None:
+        """Wait for a trial's next report. To ask again after the report of a rung is the verdict to go on.
+
+        None: the trial is no member (any more) under this token.
+        """
+        with self._changed:
+            while True:
+                member = self._members.get(key)
+                if member is None or member.token != token:
+                    return None
+                if member.verdict_due:
+                    member.verdict_due = False
+                    self.may_go_on.add(key)
+                    self._changed.notify_all()
+                if member.reports:
+                    report = member.reports.popleft()
+                    member.verdict_due = report.rung is not None
+                    if report.state != "running":
+                        del self._members[key]
+                    return report
+                self._changed.wait()
+
+
+class TrainingLoop:
+    """Trains the pack in a thread of its own. An error there ends the process; those who wait learn it from Ray."""
+
+    def __init__(self, trainer: "Trainer", quarantine: Quarantine, on_crash: Callable[[], None]) -> None:
+        self._trainer, self._quarantine, self._on_crash = trainer, quarantine, on_crash
+        self._changed = threading.Condition()  # guards the jobs and the members
+        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._members = _Members(self._changed)
+        self.next_report = self._members.next_report
+        self._verdicts_until = 0.0  # `time.monotonic()` until which the pack waits for verdicts
+        self._num_vacant = 0  # places that trials have left and no trial has taken yet
+        self._newcomers_until = 0.0  # `time.monotonic()` until which the pack waits for trials to take them
+        self._step_seconds = 0.0  # of the last step
+        self._speed_meter = _SpeedMeter()
+        self._is_retired = False
+        self._busy_since: float | None = None  # `time.monotonic()`; None while the loop has nothing to do
+        self._status = WorkerStatus({}, 0.0, 0, num_deaths=quarantine.num_deaths, last_death=quarantine.last_death)
+        threading.Thread(target=self._run, name="loop", daemon=True).start()
+
+    # From any thread.
+
+    def call(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do a job in the loop's thread, between two steps, and wait for its result; its errors are the caller's."""
+        future: Future[T] = Future()
+        with self._changed:
+            self._jobs.append((partial(job, *args, **kwargs), future))
+            self._changed.notify_all()
+        return future.result()
+
+    def status(self) -> WorkerStatus:
+        """Where the trials stood after the last step, and how long the loop has been busy without a sign of life."""
+        busy_since = self._busy_since
+        silent = 0.0 if busy_since is None else time.monotonic() - max(busy_since, last_beat())
+        return replace(self._status, seconds_silent=silent)
+
+    # In the loop's thread: to be handed to `call`.
+
+    def admit(self, spec: TrialSpec, token: str) -> Admission:
+        """Take a trial into the pack; one that is there already joins anew, from its checkpoint.
+
+        Raises `SweepFailed` where the disk fails.
+        """
+        self._forget(spec.key)
+        if self._is_retired:
+            return Admission("later")
+        if (refusal := self._quarantine.refusal(spec.key)) is not None:
+            return Admission("refused", refusal)
+        if not self._quarantine.may_join(spec.key, self._trainer.keys()):
+            return Admission("later")
+        self._quarantine.note_running({spec.key: JOINING})
+        try:
+            self._trainer.admit(spec)
+        except UserError as error:
+            return Admission("refused", str(error))
+        except OSError as error:
+            raise SweepFailed(disk_problem(error)) from error
+        finally:
+            self._quarantine.note_running({})
+        self._members.join(spec.key, token)
+        self._num_vacant = max(0, self._num_vacant - 1)
+        return Admission("joined")
+
+    def leave(self, key: str) -> None:
+        """Drop a trial for good; one that is not in the pack has left already."""
+        self._vacate(int(key in self._trainer.steps()))
+        self._forget(key)
+        self._quarantine.forget(key)
+
+    def stop(self, key: str) -> None:
+        """End a trial with a last report; one that is not in the pack (yet) is passed over."""
+        steps = self._trainer.steps()
+        if key in steps:
+            last = Report(key, steps[key], "stopped", self._trainer.costs(key))
+            self._trainer.drop(key)
+            self._vacate(1)
+            self._members.deliver([last])
+
+    def suspend(self) -> list[str]:
+        """Checkpoint all trials and drop them; the processes that wait for their reports get None. Returns their keys.
+
+        They may join again.
+        """
+        keys = self._trainer.keys()
+        self._trainer.checkpoint(keys)
+        for key in keys:
+            self._forget(key)
+        return keys
+
+    def retire(self) -> None:
+        """Suspend, and admit no trial any more: the process is about to be ended on purpose."""
+        self._is_retired = True
+        self.suspend()
+        self._quarantine.note_retirement()
+
+    def inherit(self, record: Path, keys: Sequence[str]) -> None:
+        """Expect trials of another worker, whose deaths are in its record."""
+        if self._quarantine.inherit(record, keys):
+            self.suspend()
+
+    # The loop itself.
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._turn()
+        except BaseException as error:
+            logger.exception("the loop has ended; Ray starts the worker again")
+            self._quarantine.note_cause(f"{type(error).__name__}: {error}".splitlines()[0])
+            self._on_crash()
+
+    def _turn(self) -> None:
+        """Wait for something to do. Jobs come first, then verdicts and newcomers, then one step of the pack."""
+        with self._changed:
+            self._busy_since = None
+            if not self._changed.wait_for(self._has_work, IDLE_SECONDS):
+                give_back()
+                self._changed.wait_for(self._has_work)
+            self._busy_since = time.monotonic()
+            jobs = list(self._jobs)
+            self._jobs.clear()
+        for job, future in jobs:
+            try:
+                future.set_result(job())
+            except Exception as error:
+                future.set_exception(error)
+        self._await_verdicts()
+        self._await_newcomers()
+        if not (self._jobs or self._members.may_go_on):
+            self._step_and_report()
+
+    def _step_and_report(self) -> None:
+        started = time.monotonic()
+        reports = self._step()
+        seconds = time.monotonic() - started
+        if self._trainer.last_tokens:
+            self._step_seconds = seconds
+        self._vacate(sum(report.state != "running" for report in reports))
+        if any(report.rung is not None for report in reports):
+            self._verdicts_until = time.monotonic() + VERDICT_SECONDS
+        self._members.deliver(reports)
+        self._status = replace(
+            self._status,
+            steps=self._trainer.steps(),
+            tokens_per_second=self._speed_meter.speed_after(self._trainer.last_tokens, seconds),
+            memory_bytes=psutil.Process().memory_info().rss,
+        )
+
+    def _step(self) -> list[Report]:
+        """One step of the pack, which the process may not survive. Where the disk fails, all trials are lost here."""
+        steps, parked = self._trainer.steps(), set(self._trainer.parked())
+        self._quarantine.note_running({key: step for key, step in steps.items() if key not in parked})
+        for key in (key for key, step in steps.items() if step == 0):
+            logger.info("%s begins its first step", key)
+        try:
+            reports = self._trainer.run()
+            if self._quarantine.note_survival(self._trainer.steps()):
+                self.suspend()
+        except OSError as error:
+            logger.exception("what a trial leaves cannot be written")
+            reports = [Report(key, step, "failed", note=disk_problem(error), lost=True) for key, step in steps.items()]
+            for key in steps:
+                self._trainer.drop(key)
+        return reports
+
+    def _has_work(self) -> bool:
+        return bool(self._jobs or self._members.may_go_on or self._can_step())
+
+    def _can_step(self) -> bool:
+        return len(self._trainer.parked()) < len(self._trainer.keys())
+
+    def _await_verdicts(self) -> None:
+        """Wait until all trials at a rung have their verdict, so that the pack does not drain; jobs come first."""
+        with self._changed:
+            while True:
+                for key in self._members.may_go_on & set(self._trainer.parked()):
+                    self._trainer.go_on(key)
+                self._members.may_go_on.clear()
+                seconds = self._verdicts_until - time.monotonic()
+                if not self._trainer.parked() or self._jobs or seconds <= 0:
+                    return
+                self._changed.wait(seconds)
+
+    def _vacate(self, num_places: int) -> None:
+        if num_places:
+            self._num_vacant += num_places
+            self._newcomers_until = time.monotonic() + min(NEWCOMER_SECONDS, self._step_seconds)
+
+    def _await_newcomers(self) -> None:
+        """Wait a moment for trials to take the places that others have left, so that they are in the next step."""
+        seconds = self._newcomers_until - time.monotonic()
+        if seconds <= 0:
+            self._num_vacant = 0
+        elif self._num_vacant and self._can_step():
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs or self._members.may_go_on, seconds)
+
+    def _forget(self, key: str) -> None:
+        self._members.forget(key)
+        self._trainer.drop(key)
