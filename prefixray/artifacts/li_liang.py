@@ -23,7 +23,8 @@ from prefixray.config.trials import SITE_JOIN, SITES, PrefixTrial
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError, first_line
 from prefixray.model.attention import Binder
-from prefixray.model.base import Base, SiteShape
+from prefixray.model.base import Base
+from prefixray.model.shape import SiteShape
 
 _FILE = "pytorch_model.bin"
 _NAMES = {

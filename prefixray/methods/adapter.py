@@ -9,7 +9,6 @@ an untrained adapter leaves the base as it is. Each trial's adapters see only th
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ class Adapter(Method):
     def __init__(self, config: AdapterTrial, base: Base, draw: torch.Generator) -> None:
         super().__init__()
         width = base.shape.hidden_size
-        self.bottleneck = adapter_bottleneck(config, asdict(base.shape))
+        self.bottleneck = adapter_bottleneck(config, base.shape)
         if config.percent is not None:
             logger.info("adapter: %g percent of %s: bottleneck %d", config.percent, base.name, self.bottleneck)
         is_normed = config.design == 1

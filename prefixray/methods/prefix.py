@@ -20,7 +20,8 @@ from prefixray.errors import UserError
 from prefixray.methods.contract import Method, Recorder, seeded_dropout
 from prefixray.methods.parametrisation import Parametrisation
 from prefixray.model.attention import Insert
-from prefixray.model.base import Base, SiteShape
+from prefixray.model.base import Base
+from prefixray.model.shape import SiteShape
 
 logger = logging.getLogger(__name__)
 

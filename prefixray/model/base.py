@@ -39,33 +39,12 @@ from transformers.utils.logging import disable_progress_bar
 from prefixray.config.base_path import find_base
 from prefixray.errors import UserError, first_line
 from prefixray.model.attention_sites import attentions
+from prefixray.model.shape import Shape, SiteShape
 from prefixray.system.atomic_files import clear_scratch, whole_folder
 from prefixray.system.machine import cache_folder, cpu_fact
 
 logger = logging.getLogger(__name__)
 disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-@dataclass(frozen=True)
-class SiteShape:
-    """The sizes of attention at one site of a base."""
-
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a base that methods are built from."""
-
-    is_encoder_decoder: bool
-    sites: Mapping[str, SiteShape]  # "decoder", of an encoder-decoder model also "encoder" and "cross"
-    hidden_size: int
-    ffn_size: int
-    vocab_size: int
-    num_parameters: int
-    max_positions: int | None  # of a decoder-only model for all of a row, else for each side; None: no limit
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,10 @@ here is missing from the plan, which says so, and the rest stands.
 
 # Work is counted in FLOPs as in `speed`, time in seconds, memory in bytes.
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from prefixray.batching.batches import encode
 from prefixray.batching.lengths import Lengths, row_lengths
@@ -24,6 +22,7 @@ from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.methods.parameter_counts import infix_positions
 from prefixray.model.base import Base, outline_base
+from prefixray.model.shape import Shape
 from prefixray.planning.devices import GPUS, Device, named_gpu, this_machine
 from prefixray.planning.flops import decoding_flops, forward_flops, training_flops
 from prefixray.planning.memory import Load, largest_method, largest_trial, pack_bytes
@@ -52,11 +51,11 @@ class Known:
     lengths_from: str
     missing: tuple[str, ...]
 
-    @functools.cached_property
-    def shape(self) -> dict[str, Any]:
-        """The base's `Shape` as a dict."""
+    @property
+    def shape(self) -> Shape:
+        """The sizes of the base."""
         assert self.base is not None, "memory and time are told of a base that is known"
-        return asdict(self.base.shape)
+        return self.base.shape
 
     @property
     def num_dev(self) -> int:
@@ -199,7 +198,7 @@ def expected_passes(num_arrivals: float, at_once: int, keep: float) -> float:
 def _cost(known: Known, device: Device) -> Cost:
     config, shape = known.config, known.shape
     weight_bytes = BYTES_OF_WEIGHT[device.precision]
-    free = device.memory - weight_bytes * shape["num_parameters"]
+    free = device.memory - weight_bytes * shape.num_parameters
     sharing = [arm for arm in config.arms if not arm.exclusive]
     slots = num_slots(free, max((largest_trial(arm, shape) for arm in sharing), default=1))
     works = arm_works(config, num_slots=slots, num_workers=device.num_workers)
@@ -298,8 +297,7 @@ def _least_seconds(known: Known, device: Device, kind: Kind, num_steps: float) -
     """What so many steps take on a GPU however small they are, unless its speed was measured."""
     if not device.is_gpu or device.rates_from[kind].startswith("measured"):
         return 0.0
-    num_layers = sum(site["num_layers"] for name, site in known.shape["sites"].items() if name != "cross")
-    return float(num_steps * num_layers * STEP_SECONDS_PER_LAYER[kind])
+    return float(num_steps * known.shape.num_blocks * STEP_SECONDS_PER_LAYER[kind])
 
 
 def _look(config: SweepConfig) -> Known:

@@ -1,15 +1,14 @@
 """How much is computed in training and decoding."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from prefixray.batching.lengths import Lengths
 from prefixray.config.trials import AnyTrial, FinetuneTrial, PrefixTrial
 from prefixray.methods.parameter_counts import infix_positions, matrices, top_share
+from prefixray.model.shape import Shape
 
 
-def forward_flops(shape: Mapping[str, Any], lengths: Lengths, *, is_last_whole: bool = False) -> float:
+def forward_flops(shape: Shape, lengths: Lengths, *, is_last_whole: bool = False) -> float:
     """Of one example: two per parameter and token; the head on target tokens alone. Attention scores are left out.
 
     The last feed-forward layers are on target tokens alone, too, if not `is_last_whole`.
@@ -20,9 +19,7 @@ def forward_flops(shape: Mapping[str, Any], lengths: Lengths, *, is_last_whole: 
     return 2 * (inside + last + sizes.head * lengths.targets)
 
 
-def training_flops(
-    shape: Mapping[str, Any], lengths: Lengths, method: AnyTrial, *, is_checkpointed: bool = False
-) -> float:
+def training_flops(shape: Shape, lengths: Lengths, method: AnyTrial, *, is_checkpointed: bool = False) -> float:
     """Of one example, forward and backward: a frozen base has no gradients of weights; see `forward_flops`.
 
     Below the blocks that a fine-tuning trains there is no backward, unless the word embeddings are trained. Left out is
@@ -38,7 +35,7 @@ def training_flops(
     return (1 + weights + inputs + is_checkpointed) * once
 
 
-def decoding_flops(shape: Mapping[str, Any], source: float, *, num_beams: int, max_new_tokens: int) -> float:
+def decoding_flops(shape: Shape, source: float, *, num_beams: int, max_new_tokens: int) -> float:
     """Of one source, if every beam runs to `max_new_tokens`."""
     sizes = matrices(shape)
     prompt = 2 * (sizes.encoder or sizes.decoder) * source

@@ -69,7 +69,7 @@ def _given(plan: Plan) -> str:
     lines = [_wrapped(f"base: {config.base}")]
     if known.base is not None:
         shape = known.base.shape
-        layers = " + ".join(f"{site.num_layers} {name}" for name, site in shape.sites.items() if name != "cross")
+        layers = " + ".join(f"{count} {name}" for name, count in shape.block_counts.items())
         lines.append(f"      {shape.num_parameters:,} parameters, {layers} layers of {shape.hidden_size} (computed)")
     lines.append(_wrapped(f"task: {_counts(config, known)}"))
     source, target = known.train.source, known.train.targets

@@ -3,11 +3,10 @@
 The driver reads them, so this module is free of torch.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from prefixray.batching.lengths import Lengths
+from prefixray.model.shape import Shape
 from prefixray.results.record import Provenance
 
 
@@ -15,7 +14,7 @@ from prefixray.results.record import Provenance
 class WorkerFacts(Provenance):
     """The provenance of a worker's numbers, and the sizes that its memory and its speed are computed from."""
 
-    shape: Mapping[str, Any]  # the base's `Shape`
+    shape: Shape
     free_bytes: int  # of the device's memory, beside the base
     num_dev: int  # examples that the dev loss is taken over
     num_test: int  # sources that are decoded

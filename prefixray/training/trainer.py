@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -94,7 +94,7 @@ class Trainer:
             metrics=self.task.metrics,
             device=torch.cuda.get_device_name(device) if cuda else "cpu",
             num_threads=torch.get_num_threads(),
-            shape=asdict(self.base.shape),
+            shape=self.base.shape,
             free_bytes=torch.cuda.mem_get_info(device)[0] if cuda else available_bytes(),
             num_dev=len(self._dev),
             num_test=len(self.task.test_sources),

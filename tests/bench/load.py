@@ -32,18 +32,21 @@ from prefixray.config.schema import ArmConfig
 from prefixray.data import Task, load_task
 from prefixray.driver import run as driver
 from prefixray.driver.coordinator import Coordinator
+from prefixray.model.shape import Shape, SiteShape
 from prefixray.results.hypotheses import Split, split_sources, write_hypotheses
 from prefixray.training.facts import WorkerFacts
 from prefixray.trial import Report, TrialSpec
 
 NUM_REPORTS = 20
-SHAPE = {
-    "num_parameters": 1000,
-    "hidden_size": 8,
-    "max_positions": 1024,
-    "is_encoder_decoder": False,
-    "sites": {"decoder": {"num_layers": 1, "num_kv_heads": 1, "head_dim": 8}},
-}
+SHAPE = Shape(
+    is_encoder_decoder=False,
+    sites={"decoder": SiteShape(num_layers=1, num_kv_heads=1, head_dim=8)},
+    hidden_size=8,
+    ffn_size=32,
+    vocab_size=16,
+    num_parameters=1000,
+    max_positions=1024,
+)
 SWEEP = """
 name: load
 base: known-curves

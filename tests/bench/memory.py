@@ -8,7 +8,6 @@ import argparse
 import resource
 import subprocess
 import sys
-from dataclasses import asdict
 
 from prefixray.config.trials import PrefixTrial, TrialConfig
 from prefixray.planning.memory import Load, pack_bytes
@@ -47,7 +46,7 @@ def _computed(num_trials: int, is_checkpointed: bool) -> int:
 
     from prefixray.model.base import describe
 
-    shape = asdict(describe(BartConfig(), 406_291_456))
+    shape = describe(BartConfig(), 406_291_456)
     rows = max(1, BUDGET // (SOURCE + TARGET))
     load = Load(rows, rows * TARGET, rows * TARGET, is_checkpointed, rows * SOURCE)
     return pack_bytes([PREFIX] * num_trials, shape, load)

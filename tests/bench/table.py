@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -99,11 +99,10 @@ class Bench:
         self._setting = Setting(train, case.batch_size, case.preseqlen, device)
         self._precisions, self.packs, self._device = precisions, packs, device
         models = {name: make_model(case, PRECISIONS[name], device) for name in precisions}
-        shape = describe(models[precisions[0]].config, models[precisions[0]].num_parameters())
-        self._shape = asdict(shape)
+        self._shape = describe(models[precisions[0]].config, models[precisions[0]].num_parameters())
         self.ours = {name: PackArm(model, self._setting, packs) for name, model in models.items()}
         self._peft = {name: PeftArm(make_model(case, PRECISIONS[name], device), self._setting) for name in precisions}
-        if not shape.is_encoder_decoder:
+        if not self._shape.is_encoder_decoder:
             for name, peft in self._peft.items():
                 peft.start_from(self.ours[name].prefix)
 

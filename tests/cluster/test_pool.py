@@ -21,18 +21,20 @@ from prefixray.config.schema import ArmConfig
 from prefixray.config.trials import LoraTrial, TrainConfig, TrialConfig
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import SweepFailed, UserError
+from prefixray.model.shape import Shape, SiteShape
 from prefixray.training.facts import WorkerFacts
 from prefixray.trial import TrialSpec, WorkerStatus
 
-SITE = {"num_layers": 12, "num_kv_heads": 16, "head_dim": 64}
-SHAPE = {
-    "is_encoder_decoder": True,
-    "sites": {"encoder": SITE, "decoder": SITE, "cross": SITE},
-    "hidden_size": 1024,
-    "ffn_size": 4096,
-    "vocab_size": 50_265,
-    "num_parameters": 406_291_456,
-}
+SITE = SiteShape(num_layers=12, num_kv_heads=16, head_dim=64)
+SHAPE = Shape(
+    is_encoder_decoder=True,
+    sites={"encoder": SITE, "decoder": SITE, "cross": SITE},
+    hidden_size=1024,
+    ffn_size=4096,
+    vocab_size=50_265,
+    num_parameters=406_291_456,
+    max_positions=1024,
+)
 FACTS = WorkerFacts(
     base_digest="0",
     num_parameters=406_291_456,

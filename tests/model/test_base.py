@@ -21,7 +21,8 @@ from prefixray.errors import UserError
 from prefixray.methods import build_method
 from prefixray.model import base as base_module
 from prefixray.model.attention import Binder, Insert
-from prefixray.model.base import Base, SiteShape, choose_dtype, load_base, load_in
+from prefixray.model.base import Base, choose_dtype, load_base, load_in
+from prefixray.model.shape import SiteShape
 from prefixray.training.member import Seeds
 from prefixray.training.pack import Pack
 

@@ -6,7 +6,6 @@ import math
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -141,12 +140,12 @@ def test_a_forward_has_the_products_that_are_counted(name: str) -> None:
             model(ids, **targets)
     products = sum(n for op, n in counter.get_flop_counts()["Global"].items() if str(op) in ("aten.mm", "aten.addmm"))
     lengths = Lengths(20, 8, 8) if config.is_encoder_decoder else Lengths(0, 20, 20)
-    shape = asdict(describe(config, model.num_parameters()))
+    shape = describe(config, model.num_parameters())
     assert forward_flops(shape, lengths) == pytest.approx(products, rel=0.01)
 
 
 def test_a_frozen_base_costs_two_forwards_and_its_own_weights_a_third(tiny_llama: Base) -> None:
-    shape, lengths = asdict(tiny_llama.shape), Lengths(0, 10, 4)
+    shape, lengths = tiny_llama.shape, Lengths(0, 10, 4)
     once = forward_flops(shape, lengths, is_last_whole=True)
     assert training_flops(shape, lengths, LoraTrial(rank=2)) == 2 * once
     assert training_flops(shape, lengths, FinetuneTrial()) == 3 * once
@@ -154,14 +153,14 @@ def test_a_frozen_base_costs_two_forwards_and_its_own_weights_a_third(tiny_llama
 
 
 def test_a_fine_tuning_of_the_last_block_of_two_goes_back_through_half_of_it(tiny_llama: Base) -> None:
-    shape, lengths = asdict(tiny_llama.shape), Lengths(0, 10, 4)
+    shape, lengths = tiny_llama.shape, Lengths(0, 10, 4)
     once = forward_flops(shape, lengths, is_last_whole=True)
     assert training_flops(shape, lengths, FinetuneTrial(top_layers=1, tune_embeddings=False)) == 2 * once
     assert training_flops(shape, lengths, FinetuneTrial(top_layers=1)) == 2.5 * once
 
 
 def test_an_infix_makes_rows_longer(tiny_llama: Base) -> None:
-    shape = asdict(tiny_llama.shape)
+    shape = tiny_llama.shape
     infix = PrefixTrial(preseqlen=5, mid_dim=None, init_token=None, format_mode="infix")
     assert training_flops(shape, Lengths(0, 10, 4), infix) == 2 * forward_flops(shape, Lengths(0, 15, 4))
 
@@ -182,13 +181,13 @@ def test_memory_and_slots_are_those_of_sizes(config: SweepConfig) -> None:
     plan = plan_sweep(config)
     shape, gpu = plan.known.shape, next(cost for cost in plan.costs if cost.device.name == "A10G")
     largest = max(largest_trial(arm, shape) for arm in config.arms if not arm.exclusive)
-    assert gpu.slots == num_slots(24e9 - 4 * shape["num_parameters"], largest) == 64
+    assert gpu.slots == num_slots(24e9 - 4 * shape.num_parameters, largest) == 64
     rows, lengths = 6, plan.known.train
     load = Load(rows, math.ceil(rows * lengths.decoder), math.ceil(rows * lengths.targets))
     assert gpu.alone == pack_bytes([FinetuneTrial()], shape, load, weight_bytes=4)
-    assert gpu.alone > BYTES_PER_TRAINED * shape["num_parameters"]
+    assert gpu.alone > BYTES_PER_TRAINED * shape.num_parameters
     widest = trained_parameters(PrefixTrial(preseqlen=5, mid_dim=16, init_token="eagle"), shape)
-    assert gpu.pack is not None and gpu.pack > 4 * shape["num_parameters"] + 3 * BYTES_PER_TRAINED * widest
+    assert gpu.pack is not None and gpu.pack > 4 * shape.num_parameters + 3 * BYTES_PER_TRAINED * widest
 
 
 def test_tokens_are_counted_where_tokenizer_and_data_are_here(config: SweepConfig) -> None:
@@ -297,7 +296,7 @@ def test_the_newest_speed_of_a_kind_is_kept_and_a_damaged_cache_is_an_empty_one(
 def test_the_speed_of_a_sweep_is_its_work_over_its_seconds(
     config: SweepConfig, tiny_llama: Base, tmp_path: Path
 ) -> None:
-    lengths, shape = Lengths(0, 20, 8), asdict(tiny_llama.shape)
+    lengths, shape = Lengths(0, 20, 8), tiny_llama.shape
     facts = WorkerFacts(
         base_digest="0",
         num_parameters=30_000,
