@@ -249,8 +249,8 @@ class _Sweep:
         return {arm: runs for arm, runs in done.items() if runs}
 
     def _run(self, name: str, stages: Sequence[Stage]) -> None:
-        coordinator = Coordinator(stages, self._pool, self._tracker, self._inbox)
-        coordinator.budget = self._budget if name == "search" else None
+        budget = self._budget if name == "search" else None
+        coordinator = Coordinator(stages, self._pool, self._tracker, self._inbox, budget)
         scratch, resources = self._folder / "tune", self._cluster.trial_resources
         run_stages(coordinator, scratch, resources, self._live, title=self._title, name=name)
 

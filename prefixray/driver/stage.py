@@ -1,16 +1,18 @@
-"""An arm's trials that are to be run, and what the study, the tracker and the live view are told of each."""
+"""Stages, and which of them starts the next trial.
 
-from collections.abc import Callable, Mapping, Sequence
+A stage holds the trials of one arm that are to be run: the arm's search, or its runs in the final stage. A schedule
+decides whose turn it is; it knows how many trials run, but not their losses.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-from prefixray.cluster.pool import DecodeJob
+from prefixray.cluster.pool import DecodeJob, Pool
 from prefixray.config.schema import ArmConfig
+from prefixray.search.budget import Budget
 from prefixray.search.halving import Halving
-from prefixray.search.status import Row, State
 from prefixray.search.study import ArmStudy, Proposal, Record, TrialSource
-from prefixray.system.records import Scalar
 from prefixray.trial import TrialSpec
 
 MakeSpec = Callable[[Proposal | Record], TrialSpec]
@@ -18,7 +20,7 @@ MakeSpec = Callable[[Proposal | Record], TrialSpec]
 
 @dataclass(frozen=True)
 class Stage:
-    """Trials of one arm that are to be run."""
+    """The trials of one arm that are to be run."""
 
     name: str  # the trials' keys are NAME/NUMBER
     arm: ArmConfig
@@ -26,72 +28,90 @@ class Stage:
     concurrency: int
     spec: MakeSpec
     halving: Halving = field(default_factory=Halving)  # by default there is no rung
-    decode: Callable[[TrialSpec], DecodeJob] | None = None  # what is to be decoded of a trial that is done
+    decode: Callable[[TrialSpec], DecodeJob] | None = None  # how a trial that is done is decoded
+
+    def record(self, number: int) -> Record:
+        """What the study knows of a trial."""
+        return next(record for record in self.source.records() if record.number == number)
 
 
-def turn_of(stage: Stage, *, is_due: bool) -> int:
-    """When a stage is asked; of a list that is fixed, as in the final stage, the order is the driver's."""
-    if is_due:
-        return 0
+class Schedule:
+    """Which stage may start a trial now.
+
+    Trials that share workers come first. In a search, trials that need a worker alone come when the other arms have
+    begun half of their trials, until their own arm has begun half too; the rest comes last. So a search that is ended
+    early leaves every arm half searched.
+    """
+
+    def __init__(
+        self, stages: Sequence[Stage], pool: Pool, budget: Budget | None, num_begun: Callable[[Stage], int]
+    ) -> None:
+        self._stages, self._pool, self._budget, self._num_begun = list(stages), pool, budget, num_begun
+        self._num_active: Counter[str] = Counter()  # trials that run, by stage
+        self._closed: set[str] = set()  # stages that start no more trials
+
+    def in_turn(self) -> list[Stage]:
+        """The stages that may start a trial now, in the order in which they are asked.
+
+        While a stage that is due waits for an empty worker, one worker gets no more trials that share it.
+        """
+        due = [stage for stage in self._stages if stage.arm.exclusive and not self._is_half_begun(stage)]
+        if due and not all(self._is_half_begun(stage) for stage in self._stages if not stage.arm.exclusive):
+            due = []
+        self._pool.reserve(any(self._num_active[stage.name] < stage.concurrency for stage in due))
+        turns = {stage.name: 0 if stage in due else _turn(stage) for stage in self._stages}
+        return sorted(self._stages, key=lambda stage: turns[stage.name])
+
+    def may_start(self, stage: Stage) -> bool:
+        """Whether there is a trial's worth of room, of concurrency and of budget."""
+        if stage.name in self._closed or self._num_active[stage.name] >= stage.concurrency:
+            return False
+        if self.is_spent() and not stage.source.num_orphans():
+            self.close(stage)
+            return False
+        return self._pool.has_room(exclusive=stage.arm.exclusive)
+
+    def begin(self, stage: Stage) -> None:
+        """Count a trial that starts."""
+        self._num_active[stage.name] += 1
+
+    def end(self, stage: Stage) -> None:
+        """Count a trial that has ended."""
+        self._num_active[stage.name] -= 1
+
+    def close(self, *stages: Stage) -> None:
+        """Start no more trials of these stages."""
+        self._closed |= {stage.name for stage in stages}
+
+    def reopen(self, stage: Stage) -> None:
+        """Ask a stage again for trials."""
+        self._closed.discard(stage.name)
+
+    def is_over(self) -> bool:
+        """Whether no trial runs and none will start."""
+        return len(self._closed) == len(self._stages) and not self._num_active.total()
+
+    def is_spent(self) -> bool:
+        """Whether the budget is spent."""
+        return self._budget is not None and self._budget.problem() is not None
+
+    def demand(self) -> tuple[int, int]:
+        """Trials that run or could start now: those that share a worker, and those that need a worker alone."""
+        num_sharing = num_exclusive = 0
+        for stage in self._stages:
+            num_active = self._num_active[stage.name]
+            num_left = stage.source.num_wanted() - self._num_begun(stage) if stage.name not in self._closed else 0
+            num_at_once = num_active + min(stage.concurrency - num_active, max(0, num_left))
+            if stage.arm.exclusive:
+                num_exclusive += num_at_once
+            else:
+                num_sharing += num_at_once
+        return num_sharing, num_exclusive
+
+    def _is_half_begun(self, stage: Stage) -> bool:
+        return stage.name in self._closed or 2 * self._num_begun(stage) >= stage.source.num_wanted()
+
+
+def _turn(stage: Stage) -> int:
+    """When a stage that is not due is asked; the final stage keeps the order of its list."""
     return 2 if stage.arm.exclusive and isinstance(stage.source, ArmStudy) else 1
-
-
-def record_of(stage: Stage, number: int) -> Record:
-    """What the study knows of a trial."""
-    return next(record for record in stage.source.records() if record.number == number)
-
-
-def settle(stage: Stage, record: Record, result: Mapping[str, Any]) -> Record:
-    """Tell the study what its driver had written down, but died before it told."""
-    value = result["metrics"]["dev/best_loss"] if result["state"] == "done" else None
-    stage.source.tell(record.number, result["state"], value, result["note"])
-    return record_of(stage, record.number)
-
-
-def may_lack_a_score(study: ArmStudy) -> bool:
-    """Whether no trial has a score yet, and one may still come."""
-    records = study.records()
-    to_come = len(records) < study.num_wanted() or any(record.state == "running" for record in records)
-    return to_come and not any(record.reports and record.state != "failed" for record in records)
-
-
-def budget_of(stage: Stage, rows: Sequence[Row]) -> str:
-    """How far a search is, and where it ends; a request may have changed that."""
-    num_started = sum(row.arm == stage.name for row in rows)
-    return f"{stage.name} {num_started} of {stage.source.num_wanted()} trials, {stage.concurrency} at once"
-
-
-def budget_text(study: ArmStudy) -> str:
-    """How far a search is, for an answer."""
-    num_started, num_wanted = len(study.records()), study.num_wanted()
-    all_there_are = ", all that its space has" if num_wanted == study.size() else ""
-    return f"{num_started} of {num_wanted} trials started{all_there_are}"
-
-
-def row_of(stage: Stage, spec: TrialSpec, trial: Proposal | Record, *, state: State) -> Row:
-    """A trial as the live view shows it."""
-    shown: Mapping[str, Scalar] = {"seed": spec.replicate} if "item" in trial.values else trial.values
-    adopted = isinstance(trial, Proposal) and trial.adopted
-    return Row(stage.name, trial.number, shown, 0, spec.config.num_steps, None, state, adopted=adopted)
-
-
-def unbuilt_row(stage: Stage, record: Record) -> Row:
-    """The line of a trial that has failed since its values do not go together."""
-    return Row(stage.name, record.number, record.values, 0, stage.arm.num_steps, None, "failed", record.note)
-
-
-def params_of(spec: TrialSpec) -> dict[str, Scalar]:
-    """A trial's configuration for the tracker: every value under the name it has in the sweep file."""
-    config = spec.config.model_dump(mode="json")
-    return {**config.pop("method"), **config, "replicate": spec.replicate}
-
-
-def tags_of(stage: Stage, spec: TrialSpec) -> dict[str, str]:
-    """The tags of a trial's run."""
-    return {"prefixray.arm": stage.arm.name, "prefixray.stage": stage.name, "prefixray.replicate": str(spec.replicate)}
-
-
-def small_artifact(spec: TrialSpec) -> Path | None:
-    """What a tracker may take a copy of: everything but a whole model."""
-    folder = spec.files.artifact
-    return folder if folder.is_dir() and spec.config.method.method != "finetune" else None

@@ -234,7 +234,7 @@ class MeteredCoordinator(Coordinator):
     def _note(self) -> None:
         self.costs.cpu = time.process_time() - (self.begun or 0.0)
         self.costs.megabytes = psutil.Process().memory_info().rss / 2**20
-        self.costs.waiting = self._tracker._sender._num_waiting  # type: ignore[attr-defined]
+        self.costs.waiting = self._ledger._tracker._sender._num_waiting  # type: ignore[attr-defined]
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(self.costs)) + "\n")
 

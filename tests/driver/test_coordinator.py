@@ -30,8 +30,9 @@ def journal(folder: Path) -> bytes:
     return (folder / "study.journal").read_bytes()
 
 
-def test_no_trial_starts_once_devices_were_held_for_as_long_as_was_allowed(driver: Driver, tmp_path: Path) -> None:
-    driver.coordinator.budget = Budget(tmp_path, SearchConfig(num_trials=4, max_gpu_hours=10 / 3600))
+def test_no_trial_starts_once_devices_were_held_for_as_long_as_was_allowed(tmp_path: Path) -> None:
+    budget = Budget(tmp_path, SearchConfig(num_trials=4, max_gpu_hours=10 / 3600))
+    driver = Driver(tmp_path, budget=budget)
     running = driver.start()
     assert len(running) == 2
     driver.pool.device_seconds = 11.0
@@ -41,9 +42,10 @@ def test_no_trial_starts_once_devices_were_held_for_as_long_as_was_allowed(drive
     assert driver.coordinator.next() == "FINISHED" and driver.states() == ["done", "done"]
 
 
-def test_a_picture_changes_nothing_and_a_tick_does_all_that_recurs(driver: Driver, tmp_path: Path) -> None:
+def test_a_picture_changes_nothing_and_a_tick_does_all_that_recurs(tmp_path: Path) -> None:
+    budget = Budget(tmp_path, SearchConfig(num_trials=4, max_gpu_hours=10 / 3600))
+    driver = Driver(tmp_path, budget=budget)
     coordinator, pool = driver.coordinator, driver.pool
-    coordinator.budget = Budget(tmp_path, SearchConfig(num_trials=4, max_gpu_hours=10 / 3600))
     driver.start()
     driver.report("prefix/0", 5, loss=2.25)
     driver.ask(Stop(trial="prefix/1"))
@@ -52,12 +54,12 @@ def test_a_picture_changes_nothing_and_a_tick_does_all_that_recurs(driver: Drive
     pool.calls.clear()
     before = journal(tmp_path)
     pictures = [coordinator.view("small", "search") for _ in range(10)]
-    assert pool.calls == [] and journal(tmp_path) == before and coordinator.budget.problem() is None
+    assert pool.calls == [] and journal(tmp_path) == before and budget.problem() is None
     assert all((p.rows, p.tokens_per_second, p.workers) == (pictures[0].rows, 0.0, "") for p in pictures)
     assert [row.step for row in pictures[0].rows] == [5, 0]
     coordinator.tick()
     assert pool.calls == ["status", "rescale 2 0", "use_idle", "stop prefix/1"]
-    assert "search.max_gpu_hours" in (coordinator.budget.problem() or "")
+    assert "search.max_gpu_hours" in (budget.problem() or "")
     picture = coordinator.view("small", "search")
     assert [row.step for row in picture.rows] == [7, 0]
     assert (picture.tokens_per_second, picture.workers) == (40.0, "1 workers x 2 slots, 1.0 GiB")
@@ -67,7 +69,7 @@ def test_a_picture_changes_nothing_and_a_tick_does_all_that_recurs(driver: Drive
 def test_trials_that_need_a_worker_alone_come_at_half_time_wherever_their_arm_stands(
     driver: Driver, is_first: bool
 ) -> None:
-    (sharing,) = driver.coordinator._stages
+    sharing = driver.stage
     arm = driver.arm.model_copy(update={"name": "finetune", "method": "finetune", "num_trials": 2})
     study = ArmStudy(driver.folder / "study.journal", "small", arm, seed=1, num_startup=1)
 
@@ -76,7 +78,7 @@ def test_trials_that_need_a_worker_alone_come_at_half_time_wherever_their_arm_st
         return replace(sharing.spec(trial), key=f"finetune/{trial.number}", folder=folder)
 
     alone = Stage("finetune", arm, study, 1, spec)
-    driver.coordinator._stages = [alone, sharing] if is_first else [sharing, alone]
+    driver.coordinator = driver.coordinate(*([alone, sharing] if is_first else [sharing, alone]))
     starts: list[list[str]] = []
     while started := driver.start():
         starts.append(started)
@@ -117,19 +119,19 @@ def test_checkpoints_of_a_trial_that_ended_go_with_the_next_driver_where_the_fir
 def test_a_trial_whose_values_do_not_go_together_has_failed_and_the_next_is_started(
     driver: Driver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (stage,) = driver.coordinator._stages
+    stage = driver.stage
 
     def spec(trial: Proposal | Record) -> TrialSpec:
         if trial.number == 0:
             PrefixTrial(preseqlen=0, mid_dim=None, init_token=None)
         return stage.spec(trial)
 
-    driver.coordinator._stages = [replace(stage, spec=spec)]
+    driver.coordinator = driver.coordinate(replace(stage, spec=spec))
     assert driver.start() == ["prefix/1", "prefix/2"]
     record = driver.study.records()[0]
     assert record.state == "failed" and record.note == "its values do not go together: Input should be greater than 0"
     assert record.note in caplog.text and '"preseqlen": ' in caplog.text
-    assert driver.coordinator._rows["prefix/0"].state == "failed"
+    assert driver.coordinator.view("small", "search").rows[0].state == "failed"
 
 
 def test_a_disk_that_refused_once_lets_nothing_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from prefixray.config.space import AnyDimension, Choice, LogUniform
 from prefixray.config.trials import PrefixTrial, TrainConfig, TrialConfig
 from prefixray.driver.coordinator import Coordinator
 from prefixray.driver.stage import MakeSpec, Stage
+from prefixray.search.budget import Budget
 from prefixray.search.halving import Halving
 from prefixray.search.requests import Answer, Inbox, Request
 from prefixray.search.study import ArmStudy, FixedStudy, Proposal, Record
@@ -73,7 +74,13 @@ class PlayedPool:
 class Driver:
     """One driver after another over the same folder."""
 
-    def __init__(self, folder: Path, num_trials: int = 4, space: Mapping[str, AnyDimension] = SPACE) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        num_trials: int = 4,
+        space: Mapping[str, AnyDimension] = SPACE,
+        budget: Budget | None = None,
+    ) -> None:
         self.folder = folder
         self.pool = PlayedPool()
         self.inbox = Inbox(folder)
@@ -83,13 +90,18 @@ class Driver:
             name="prefix", method="prefix", fixed=fixed, dimensions=space, num_trials=num_trials, train=train
         )
         self.study = ArmStudy(folder / "study.journal", "small", self.arm, seed=1, num_startup=2)
-        stage = Stage("prefix", self.arm, self.study, 2, self._spec(), Halving((10,), keep=0.5))
-        self.coordinator = self._coordinate(stage)
+        self.stage = Stage("prefix", self.arm, self.study, 2, self._spec(), Halving((10,), keep=0.5))
+        self.coordinator = self.coordinate(self.stage, budget=budget)
 
     def final(self) -> Coordinator:
         """The same sweep in its final stage."""
         study = FixedStudy(self.folder / "study.journal", "small", "final/prefix", ["prefix-1"])
-        return self._coordinate(Stage("final/prefix", self.arm, study, 1, self._spec()))
+        return self.coordinate(Stage("final/prefix", self.arm, study, 1, self._spec()))
+
+    def coordinate(self, *stages: Stage, budget: Budget | None = None) -> Coordinator:
+        """A coordinator of these stages, on the same pool."""
+        tracker = open_tracker(TrackingConfig(mlflow=None), self.folder, "small", {})
+        return Coordinator(stages, self.pool, tracker, self.inbox, budget)  # type: ignore[arg-type]
 
     def start(self) -> list[str]:
         """Start all that may be started; the keys."""
@@ -119,10 +131,6 @@ class Driver:
         while self.coordinator.next() != "FINISHED":
             for key in list(self.pool.keys):
                 self.report(key, 40)
-
-    def _coordinate(self, stage: Stage) -> Coordinator:
-        tracker = open_tracker(TrackingConfig(mlflow=None), self.folder, "small", {})
-        return Coordinator([stage], self.pool, tracker, self.inbox)  # type: ignore[arg-type]
 
     def _spec(self) -> MakeSpec:
         def spec(trial: Proposal | Record) -> TrialSpec:
