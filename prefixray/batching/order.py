@@ -1,25 +1,21 @@
-"""The order in which a trial sees its examples."""
+"""The order in which a trial sees its examples: in each epoch a new permutation, determined by seed and epoch alone."""
+
+import functools
 
 import torch
+from torch import Tensor
 
 from prefixray.system.seeds import derive_seed
 
 
-class Order:
-    """A new permutation of all examples in each epoch, which depends on the seed and the epoch alone."""
+def example_indices(start: int, count: int, *, num_examples: int, seed: int) -> list[int]:
+    """Indices of the examples `start` to `start + count` of the endless sequence of epochs."""
+    assert num_examples > 0, "there is something to train on"
+    positions = (divmod(position, num_examples) for position in range(start, start + count))
+    return [int(_permutation(num_examples, seed, epoch)[offset]) for epoch, offset in positions]
 
-    def __init__(self, num_examples: int, seed: int) -> None:
-        assert num_examples > 0, "there is something to train on"
-        self._num_examples, self._seed = num_examples, seed
-        self._epoch, self._permutation = -1, list[int]()
 
-    def at(self, start: int, count: int) -> list[int]:
-        """Indices of the examples `start` to `start + count` of the endless sequence of epochs."""
-        return [self._index(position) for position in range(start, start + count)]
-
-    def _index(self, position: int) -> int:
-        epoch, offset = divmod(position, self._num_examples)
-        if epoch != self._epoch:
-            draw = torch.Generator().manual_seed(derive_seed(self._seed, epoch, "epoch"))
-            self._epoch, self._permutation = epoch, torch.randperm(self._num_examples, generator=draw).tolist()
-        return self._permutation[offset]
+@functools.lru_cache(maxsize=64)  # trials of one replicate share a seed, and stand in few epochs
+def _permutation(num_examples: int, seed: int, epoch: int) -> Tensor:
+    draw = torch.Generator().manual_seed(derive_seed(seed, epoch, "epoch"))
+    return torch.randperm(num_examples, generator=draw)

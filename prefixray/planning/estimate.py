@@ -28,7 +28,7 @@ from prefixray.planning.flops import decoding_flops, forward_flops, training_flo
 from prefixray.planning.memory import Load, largest_method, largest_trial, pack_bytes
 from prefixray.planning.slots import MOST_SLOTS, num_at_once, num_slots
 from prefixray.planning.speeds import Kind
-from prefixray.training.pack import TOKEN_BUDGET
+from prefixray.training.layout import TOKEN_BUDGET
 from prefixray.trial import report_steps
 
 NUM_TOKENISED = 2000  # training examples whose tokens are counted

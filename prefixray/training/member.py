@@ -1,10 +1,17 @@
-"""A trial inside a pack."""
+"""A trial inside a pack, and the formulas of its recipe.
+
+The defaults are those of transformers' trainer, which Li & Liang (2021, section 5.3) used: AdamW, a linear learning
+rate, weight decay on matrices alone, gradients clipped to the norm 1.
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from prefixray.batching.order import example_indices
+from prefixray.batching.rows import Row
 from prefixray.config.trials import TrialConfig
 from prefixray.errors import UserError
 from prefixray.methods import Method, build_method
@@ -13,31 +20,50 @@ from prefixray.model.base import Base
 from prefixray.system.seeds import derive_seed
 
 
-class Member:
-    """A trial inside a pack: its method, its optimiser, its place in its data."""
+@dataclass(frozen=True)
+class Seeds:
+    """The seeds of one trial, each for one purpose."""
 
-    def __init__(self, key: str, config: TrialConfig, base: Base, binder: Binder, seeds: "Seeds") -> None:
+    data: int
+    init: int
+    dropout: int
+
+    @classmethod
+    def derive(cls, seed: int, replicate: int) -> "Seeds":
+        """The seeds of a replicate of a sweep."""
+        return cls(*(derive_seed(seed, replicate, purpose) for purpose in ("data", "init", "dropout")))
+
+
+class Member:
+    """A trial inside a pack: its method, its optimiser, its rows and its step among them."""
+
+    def __init__(
+        self, key: str, config: TrialConfig, base: Base, binder: Binder, seeds: Seeds, rows: Sequence[Row]
+    ) -> None:
         self.key, self.config = key, config
         self.step = 0
+        self._rows, self._order_seed = rows, seeds.data
         self.method: Method = build_method(
             config.method, base, binder.record, init_seed=seeds.init, dropout_seed=seeds.dropout
         )
         if base.model.dtype == torch.float64:
             self.method.double()
-        own = self.method.own_model
-        self.binder = binder if own is None else Binder(own)
-        self.order_seed = seeds.data
-        matrices = [p for p in self.method.parameters() if p.requires_grad and p.ndim > 1]
-        others = [p for p in self.method.parameters() if p.requires_grad and p.ndim <= 1]
-        if not matrices and not others:
+        own_model = self.method.own_model
+        self.binder = binder if own_model is None else Binder(own_model)
+        trained = [p for p in self.method.parameters() if p.requires_grad]
+        if not trained:
             raise UserError(f"arm {config.arm}: nothing of {base.name} would be trained with these values")
-        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True)
 
-    @property
-    def rows_per_step(self) -> int:
-        """Examples that one step of the optimiser sees."""
-        return self.config.batch_size * self.config.grad_accumulation
+    def next_rows(self) -> list[Row]:
+        """The rows of the coming step: the batches of all its accumulated gradients."""
+        count = self.config.batch_size * self.config.grad_accumulation
+        order = example_indices(self.step * count, count, num_examples=len(self._rows), seed=self._order_seed)
+        return [self._rows[index] for index in order]
 
     def update(self) -> float:
         """Clip, step the optimiser at this step's learning rate, and return the norm before clipping.
@@ -57,22 +83,12 @@ class Member:
         return norm
 
 
-@dataclass(frozen=True)
-class Seeds:
-    """The seeds of one trial, each for one purpose."""
-
-    data: int
-    init: int
-    dropout: int
-
-    @classmethod
-    def derive(cls, seed: int, replicate: int) -> "Seeds":
-        """The seeds of a replicate of a sweep."""
-        return cls(*(derive_seed(seed, replicate, purpose) for purpose in ("data", "init", "dropout")))
-
-
 def learning_rate(config: TrialConfig, step: int) -> float:
-    """The learning rate of update `step` (from 0): a linear warm-up, then the schedule over the rest of `num_steps`."""
+    """The learning rate of update `step` (from 0): a linear warm-up, then the schedule over the rest of `num_steps`.
+
+    The schedules are transformers', of which the original uses the linear one. But transformers' warm-up starts with an
+    update at the rate 0; ours starts one update later.
+    """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     left = (config.num_steps - step) / max(1, config.num_steps - config.warmup_steps)
@@ -83,3 +99,15 @@ def learning_rate(config: TrialConfig, step: int) -> float:
             return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (1 - left)))
         case "constant":
             return config.learning_rate
+
+
+def row_weight(config: TrialConfig, rows: Sequence[Row]) -> float:
+    """The factor of each row's summed negative log-likelihood in the objective of a step over `rows`.
+
+    The objectives are 0 and 1 of the original's `--objective_mode` (its `train_e2e.py`, where 1 is the default).
+    """
+    match config.objective:
+        case "token_mean":
+            return 1.0 / sum(row.num_targets for row in rows)
+        case "sentence_sum":
+            return 1.0 / len(rows)

@@ -105,14 +105,14 @@ class PackArm:
     def __init__(self, model: PreTrainedModel, setting: Setting, sizes: Sequence[int]) -> None:
         base = wrap_model(model, None, name="random", digest="")  # type: ignore[arg-type]
         self.pack = Pack(base, setting.rows, pad_id=EOS)
-        self.pack._next_rows = lambda member: setting.batch(member.step)  # type: ignore[method-assign]
         self._groups = {size: [f"{size}/{number}" for number in range(size)] for size in sizes}
         sites = "decoder" if base.shape.is_encoder_decoder else None
         method = PrefixTrial(preseqlen=setting.preseqlen, mid_dim=MID_DIM, init_token=None, sites=sites)
         recipe = {"num_steps": 10**6, "schedule": "constant", "batch_size": setting.batch_size}
         config = TrialConfig(arm="prefix", learning_rate=LEARNING_RATE, method=method, **recipe)  # type: ignore[arg-type]
         for key in (key for keys in self._groups.values() for key in keys):
-            self.pack.admit(key, config, Seeds.derive(1, 0))
+            member = self.pack.admit(key, config, Seeds.derive(1, 0))
+            member.next_rows = lambda member=member: setting.batch(member.step)  # type: ignore[method-assign, misc]
 
     @property
     def prefix(self) -> Prefix:

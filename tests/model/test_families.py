@@ -106,9 +106,9 @@ def test_rows_one_behind_another_have_the_losses_that_they_have_side_by_side(bas
     rows = encode([Example(SOURCES[0], "A"), Example(SOURCES[1], "It is Chinese.")], template)
     pack, method = Pack(base, rows, pad_id=template.pad_id), PrefixTrial(preseqlen=3, mid_dim=None, init_token=None)
     pack.admit("a", TrialConfig(arm="a", learning_rate=1e-3, num_steps=1, method=method), Seeds(1, 2, 3))
-    assert pack._knows_lines
+    assert pack.layout.knows_lines
     in_line = pack.evaluate(["a"], rows)
-    pack._knows_lines = False
+    pack.layout.knows_lines = False
     assert in_line["a"] == pytest.approx(pack.evaluate(["a"], rows)["a"], abs=1e-5)
 
 

@@ -23,8 +23,7 @@ from prefixray.model.base import Base, checkpointed, load_base
 from prefixray.model.fast_cpu.backend import CPUBackend
 from prefixray.model.plain import RowGroup
 from prefixray.model.ragged import Ragged
-from prefixray.training import base_checks
-from prefixray.training import pack as pack_module
+from prefixray.training import base_checks, layout
 from prefixray.training.base_checks import _is_row_by_row
 from prefixray.training.member import Seeds
 from prefixray.training.pack import Pack
@@ -129,8 +128,8 @@ def test_a_step_in_a_line_is_that_of_rows_side_by_side(
     longest: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(pack_module.GROUP_COST, "cpu", group_cost)
-    monkeypatch.setattr(pack_module, "LONGEST_TREE", longest)
+    monkeypatch.setitem(layout.GROUP_COST, "cpu", group_cost)
+    monkeypatch.setattr(layout, "LONGEST_TREE", longest)
     base = make_base(architecture, torch.float64)
     padded = _steps(base, knows_lines=False)
     base = make_base(architecture, torch.float64)
@@ -213,7 +212,7 @@ def test_lines_are_run_where_they_are_known_to_give_the_same(
     make_base: MakeBase, architecture: str, known: bool
 ) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        assert Pack(make_base(architecture, dtype), [Row((1, 2, 3), 1)], pad_id=0)._knows_lines is known
+        assert Pack(make_base(architecture, dtype), [Row((1, 2, 3), 1)], pad_id=0).layout.knows_lines is known
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -221,7 +220,7 @@ def test_a_base_that_takes_a_line_for_one_text_runs_rows_side_by_side(
     make_base: MakeBase, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base_checks, "collate_line", _as_one_text)
-    assert not Pack(make_base("gpt2", dtype), [Row((1, 2, 3), 1)], pad_id=0)._knows_lines
+    assert not Pack(make_base("gpt2", dtype), [Row((1, 2, 3), 1)], pad_id=0).layout.knows_lines
 
 
 def test_a_deep_base_in_bf16_whose_roundings_grow_runs_lines_too() -> None:
@@ -230,9 +229,9 @@ def test_a_deep_base_in_bf16_whose_roundings_grow_runs_lines_too() -> None:
     rows = encode(load_task(task).train, make_template(base, task))
     pack = Pack(base, rows, pad_id=0)
     pack.admit("a", TrialConfig(arm="a", learning_rate=1e-3, num_steps=1, method=METHODS["short"]), Seeds(1, 2, 3))
-    assert pack._knows_lines
+    assert pack.layout.knows_lines
     in_line = pack.evaluate(["a"], rows)["a"]
-    pack._knows_lines = False
+    pack.layout.knows_lines = False
     assert in_line == pytest.approx(pack.evaluate(["a"], rows)["a"], abs=0.02)
 
 
@@ -280,8 +279,8 @@ def _steps(base: Base, *, knows_lines: bool) -> list[Tensor]:
     rows = [Row(tuple(torch.randint(5, 50, (n,), generator=draw).tolist()), 1 + n // 3) for n in (5, 9, 14, 3, 8)]
     rows += [Row((*rows[2].ids[:5], *target), 5) for target in ((7, 8, 9), (9, 7))]  # of the third one's source
     pack = Pack(base, rows, pad_id=0, token_budget=40)
-    assert pack._knows_lines
-    pack._knows_lines = knows_lines
+    assert pack.layout.knows_lines
+    pack.layout.knows_lines = knows_lines
     for key, method in METHODS.items():
         pack.admit(
             key,

@@ -84,7 +84,7 @@ def test_an_encoder_decoder_runs_every_pair_whole(make_base: MakeBase) -> None:
 
 def test_the_tokens_that_are_run_are_those_that_are_counted(tiny_gpt2: Base) -> None:
     pack, rows = _packed(tiny_gpt2, {"short": METHODS["short"]}, token_budget=1)  # a budget that leaves no padding,
-    pack._knows_lines = False  # and side by side rows have no fillers
+    pack.layout.knows_lines = False  # and side by side rows have no fillers
     sizes: list[int] = []
     pack.base.model.get_input_embeddings().register_forward_pre_hook(lambda _, args: sizes.append(args[0].numel()))
     pack.evaluate(["short"], rows)
