@@ -11,7 +11,7 @@ from prefixray.config.trials import METHODS, TrainConfig
 from prefixray.data.task_config import TaskConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
 EVERY_PAGE = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 SECTIONS = [SweepConfig, TaskConfig, TrainConfig, SearchConfig, FinalConfig, TrackingConfig, *METHODS.values()]
@@ -25,7 +25,7 @@ def test_every_key_of_a_section_is_explained(section: type) -> None:
 
 
 def test_every_folder_and_command_is_in_the_list_of_files() -> None:
-    listed = README[README.index("## Files") : README.index("**To add a method:**")]
+    listed = README[README.index("## Files") : README.index("How to add a task")]
     modules = {path.name for path in (ROOT / "prefixray").glob("*.py")} - {"__init__.py"}
     folders = {f"{path.parent.name}/" for path in (ROOT / "prefixray").glob("*/__init__.py")}
     assert not [name for name in modules | folders if name not in listed]

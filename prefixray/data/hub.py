@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, as rows; `datasets` is needed only here, and imported only when it is."""
+"""Data sets of the Hugging Face hub, as rows. `datasets` is imported here alone, when a data set is loaded."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,12 +21,8 @@ def load_hub(name: str, config: str | None, *, remedy: str, dev: str = "validati
     `dev` is what the hub's own export calls that split. Raises `UserError` where the set cannot be loaded, with the
     `remedy`, and where a split is missing.
     """
-    try:
-        import datasets  # type: ignore[import-untyped, import-not-found, unused-ignore]
-    except ImportError as error:
-        raise UserError(
-            f"task.path: {name}: no such folder, and a hub data set needs `pip install datasets`; {remedy}"
-        ) from error
+    import datasets  # type: ignore[import-untyped, unused-ignore]  # takes a second, and most tasks do not need it
+
     try:
         try:
             hub = datasets.load_dataset(name, config)
