@@ -48,6 +48,7 @@ ALLOWED = {
     "optuna": {"search"},
     "mlflow": {"tracking"},
     "rich": {"reporting"},
+    "jinja2": {"reporting"},
     "huggingface_hub": {"artifacts"},
     "datasets": {"data"},
 }

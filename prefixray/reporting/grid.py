@@ -32,3 +32,8 @@ class Grid:
 def escaped(text: str) -> str:
     """Text that Markdown leaves as it is."""
     return "".join("\\" + char if char in "\\`*_[]<>|#+" else char for char in text)
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks and repeated spaces."""
+    return " ".join(text.split())
