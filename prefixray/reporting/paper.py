@@ -101,7 +101,7 @@ def _ours(arm: ArmResult | None, column: Column) -> Interval | None:
 def _cells(row: Row, place: int, ours: Interval | None, column: Column, *, compare: bool) -> list[str]:
     """Ours, then each version's number with our distance to it."""
     cells = ["-" if ours is None else _interval(ours, column.metric)]
-    for numbers in (row.arxiv, row.acl or row.arxiv):
+    for numbers in (row.arxiv, row.acl):
         number = numbers[place]
         cells.append("-" if number is None else f"{number:.{column.digits}f}")
         if number is None or ours is None or not compare:
