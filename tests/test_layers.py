@@ -48,7 +48,7 @@ ALLOWED = {
     "optuna": {"search"},
     "mlflow": {"tracking"},
     "rich": {"reporting"},
-    "jinja2": {"reporting"},
+    "jinja2": {"batching", "reporting"},
     "huggingface_hub": {"artifacts"},
     "datasets": {"data"},
 }
