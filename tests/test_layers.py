@@ -52,8 +52,16 @@ ALLOWED = {
     "huggingface_hub": {"artifacts"},
     "datasets": {"data"},
 }
-WITHOUT_TORCH = ["config.load", "trial", "results.record", "search.study", "reporting.page", "driver.trainable"]
-"""Modules that must stay thin: Tune starts a process for each `driver.trainable`."""
+WITHOUT_TORCH = [
+    "config.load",
+    "trial",
+    "results.record",
+    "search.study",
+    "reporting.page",
+    "driver.trainable",
+    "driver.run",
+]
+"""Modules that must stay thin: Tune starts a process for each `driver.trainable`, and torch costs it five seconds."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class Import:
     module: str  # the file that says it: "methods.prefix"
     target: str  # what it imports: "prefixray.model.base", "torch.nn"
     line: int
-    deferred: bool  # inside a function
+    deferred: bool  # inside a function, or for type checkers alone: importing the file does not run it
 
     def __str__(self) -> str:
         return f"prefixray.{self.module}:{self.line} imports {self.target}"
@@ -94,7 +102,13 @@ def _walk(node: ast.AST, deferred: bool) -> Iterator[tuple[ast.Import | ast.Impo
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import | ast.ImportFrom):
             yield child, deferred
-        yield from _walk(child, deferred or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
+        yield from _walk(child, deferred or _defers(child))
+
+
+def _defers(node: ast.AST) -> bool:
+    if isinstance(node, ast.If):
+        return ast.unparse(node.test) == "TYPE_CHECKING"
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
 
 
 def _targets(node: ast.Import | ast.ImportFrom, known: dict[str, Path]) -> list[str]:

@@ -22,7 +22,8 @@ from prefixray.artifacts.record import FORMAT, ConvertedConfig, check_record, tr
 from prefixray.config.trials import METHODS, TrialConfig
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
-from prefixray.methods import Method, Recorder, build_method
+from prefixray.methods import build_method
+from prefixray.methods.contract import Method, Recorder
 from prefixray.model.base import Base
 from prefixray.system.atomic_files import clear_scratch, whole_folder
 from prefixray.trial import TrialFolder

@@ -18,7 +18,7 @@ from prefixray.config.schema import DecodingSettings
 from prefixray.data import Sourced, load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.tuned_model import Tuned
-from prefixray.methods import Method, Untuned
+from prefixray.methods.contract import Method, Untuned
 from prefixray.metrics import Scored
 from prefixray.model.attention import Binder
 from prefixray.results.hypotheses import Split, score_all, split_sources, write_hypotheses

@@ -23,7 +23,7 @@ from prefixray.config.load import find_sweep
 from prefixray.config.schema import DecodingSettings
 from prefixray.decoding.generate import generate
 from prefixray.errors import UserError
-from prefixray.methods import Method
+from prefixray.methods.contract import Method
 from prefixray.model.attention import Binder
 from prefixray.model.base import Base, load_in
 from prefixray.results.hypotheses import best_artifact

@@ -6,27 +6,30 @@ the insert back to the trainable tensors, once per step however many forwards th
 A new method is one file here, one line in `build_method`, one line in the contract test.
 """
 
-from typing import assert_never
-
-import torch
+from typing import TYPE_CHECKING, assert_never
 
 from prefixray.config.trials import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial
-from prefixray.methods.adapter import Adapter
-from prefixray.methods.contract import Method, Recorder, Untuned
-from prefixray.methods.finetune import Finetune
-from prefixray.methods.lora import Lora
-from prefixray.methods.prefix import ActivationPrefix
-from prefixray.methods.virtual_prefix import EmbeddingPrefix, Infix
-from prefixray.model.base import Base
 
-__all__ = ["Method", "Recorder", "Untuned", "build_method"]
+if TYPE_CHECKING:
+    from prefixray.methods.contract import Method, Recorder
+    from prefixray.model.base import Base
+
+# The methods themselves, and torch with them, are imported where one is built: `parameter_counts` needs neither.
 
 
-def build_method(config: AnyTrial, base: Base, record: Recorder, *, init_seed: int, dropout_seed: int) -> Method:
+def build_method(config: AnyTrial, base: "Base", record: "Recorder", *, init_seed: int, dropout_seed: int) -> "Method":
     """Make a trial's trainable tensors, drawn from `init_seed`.
 
     `record` runs the base over token ids or embeddings and returns every site's keys and values.
     """
+    import torch
+
+    from prefixray.methods.adapter import Adapter
+    from prefixray.methods.finetune import Finetune
+    from prefixray.methods.lora import Lora
+    from prefixray.methods.prefix import ActivationPrefix
+    from prefixray.methods.virtual_prefix import EmbeddingPrefix, Infix
+
     draw = torch.Generator().manual_seed(init_seed)
     match config:
         case PrefixTrial(format_mode="infix"):

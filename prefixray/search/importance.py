@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState, create_trial
 
 from prefixray.config.schema import ArmConfig
@@ -32,6 +31,8 @@ def parameter_importance(journal: Path, sweep: str, arm: ArmConfig, rungs: Seque
         losses = {n: t.intermediate_values[step] for n, t in trials.items() if step in t.intermediate_values}
     if len(losses) < _FEWEST_TRIALS:
         return None
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances  # scikit-learn: seconds
+
     compared = optuna.create_study()
     for number, loss in losses.items():
         trial = trials[number]

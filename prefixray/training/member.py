@@ -14,7 +14,8 @@ from prefixray.batching.order import example_indices
 from prefixray.batching.rows import Row
 from prefixray.config.trials import TrialConfig
 from prefixray.errors import UserError
-from prefixray.methods import Method, build_method
+from prefixray.methods import build_method
+from prefixray.methods.contract import Method
 from prefixray.model.attention import Binder
 from prefixray.model.base import Base
 from prefixray.system.seeds import derive_seed

@@ -26,7 +26,8 @@ from prefixray.config.trials import AnyTrial, FinetuneTrial, PrefixTrial, TrainC
 from prefixray.data import Task, load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
-from prefixray.methods import Method, build_method
+from prefixray.methods import build_method
+from prefixray.methods.contract import Method
 from prefixray.model.base import Base, checkpointed, load_in
 from prefixray.system.machine import available_bytes, give_back
 from prefixray.system.seeds import subset_of

@@ -15,7 +15,8 @@ from prefixray.config.trials import AdapterTrial, AnyTrial, LoraTrial, PrefixTri
 from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.generate import generate
 from prefixray.export import main
-from prefixray.methods import Method, build_method
+from prefixray.methods import build_method
+from prefixray.methods.contract import Method
 from prefixray.model.attention import Binder
 from prefixray.model.base import Base
 

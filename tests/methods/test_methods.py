@@ -26,7 +26,8 @@ from prefixray.data import Example
 from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.generate import generate
 from prefixray.errors import UserError
-from prefixray.methods import Method, build_method
+from prefixray.methods import build_method
+from prefixray.methods.contract import Method
 from prefixray.methods.prefix import Prefix
 from prefixray.methods.virtual_prefix import EmbeddingPrefix
 from prefixray.model.attention import Binder
