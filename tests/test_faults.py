@@ -230,9 +230,9 @@ os.pwrite = pwrite
 """
 WATCHFUL = """
 import sys
-from prefixray import pool
+from prefixray.cluster import fleet
 from prefixray.sweep import main
-pool.HANG_SECONDS = 20.0
+fleet.HANG_SECONDS = 20.0
 sys.exit(main(["small.yaml"]))
 """
 

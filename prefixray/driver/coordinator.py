@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from prefixray.cluster.pool import NoWorkers, Pool
+from prefixray.cluster.fleet import NoWorkers
+from prefixray.cluster.pool import Pool
 from prefixray.driver.request_handler import RequestHandler
 from prefixray.driver.stage import Schedule, Stage
 from prefixray.driver.status_board import StatusBoard

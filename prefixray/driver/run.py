@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from prefixray.cluster.connect import Cluster, chosen_address, connected
-from prefixray.cluster.pool import DecodeJob, Pool
+from prefixray.cluster.decode_queue import DecodeJob
+from prefixray.cluster.pool import Pool
 from prefixray.cluster.worker import WorkerSetup
 from prefixray.config.base_path import find_base
 from prefixray.config.identity import differences, dump, identity, restore

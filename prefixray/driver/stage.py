@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from prefixray.cluster.pool import DecodeJob, Pool
+from prefixray.cluster.decode_queue import DecodeJob
+from prefixray.cluster.pool import Pool
 from prefixray.config.schema import ArmConfig
 from prefixray.search.budget import Budget
 from prefixray.search.halving import Halving

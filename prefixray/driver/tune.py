@@ -20,7 +20,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from prefixray.cluster.pool import NoWorkers
+from prefixray.cluster.fleet import NoWorkers
 from prefixray.driver.coordinator import Coordinator
 from prefixray.driver.trainable import TrialTrainable
 from prefixray.errors import SweepFailed

@@ -66,8 +66,8 @@ rsync_filter: []
 """
 DRIVER = """
 import sys
-from prefixray.cluster import pool, worker_handle
-pool.IDLE_SECONDS, worker_handle.MOVE_SECONDS = 2.0, 1.0
+from prefixray.cluster import fleet, worker_handle
+fleet.IDLE_SECONDS, worker_handle.MOVE_SECONDS = 2.0, 1.0
 from prefixray.sweep import main
 sys.exit(main())
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.fake_pool import Driver
 
-from prefixray.cluster.pool import NoWorkers
+from prefixray.cluster.fleet import NoWorkers
 from prefixray.config.schema import SearchConfig
 from prefixray.config.trials import PrefixTrial
 from prefixray.driver.stage import Stage

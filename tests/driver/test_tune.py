@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError, RpcError
 
-from prefixray.cluster.pool import NoWorkers
+from prefixray.cluster.fleet import NoWorkers
 from prefixray.driver import tune
 from prefixray.driver.tune import _look_after, is_of_memory
 from prefixray.errors import SweepFailed

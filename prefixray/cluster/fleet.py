@@ -1,0 +1,293 @@
+"""The fleet: how workers come, are watched, and go.
+
+Each worker is an actor that asks Ray for a device. Ray starts a dead one again under the same name, and a worker that
+hangs is killed so that Ray does. A worker that is over (`worker_handle.py`) is dropped: after it had been ready another
+is started in its place, otherwise its device is left alone. On a cluster there are as many workers as the trials need:
+the autoscaler sees a worker that waits for a device, and a worker without work gives its device back. Nothing outlives
+the driver.
+"""
+
+import logging
+import math
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from prefixray.cluster.connect import Cluster
+from prefixray.cluster.nodes import draining
+from prefixray.cluster.worker import WorkerSetup
+from prefixray.cluster.worker_handle import Phase, WorkerHandle, start_worker
+from prefixray.config.schema import ArmConfig
+from prefixray.errors import SweepFailed, UserError
+from prefixray.planning.memory import largest_trial
+from prefixray.planning.slots import num_slots
+from prefixray.training.facts import WorkerFacts
+from prefixray.trial import WorkerStatus
+
+logger = logging.getLogger(__name__)
+
+RESCALE_SECONDS = 2.0  # between two looks at how many workers are needed
+IDLE_SECONDS = 60.0  # without work, after which a worker that is not needed gives its device back
+HANG_SECONDS = 900.0  # without a forward, or without an answer, after which a worker counts as hanging
+WAIT_SECONDS = 0.2  # between two looks while the first workers load the base
+
+
+class NoWorkers(SweepFailed):
+    """No device is left on which a worker could be ready."""
+
+
+class _Refusals:
+    """The devices on which workers were never ready, and why not."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._causes: list[tuple[str, UserError]] = []  # each with its node
+
+    def add(self, node: str, cause: UserError) -> None:
+        """Leave a device of this node alone from now on."""
+        self._causes.append((node, cause))
+
+    def causes(self) -> list[UserError]:
+        """Why, in the order in which they came."""
+        return [cause for _, cause in self._causes]
+
+    def count(self) -> int:
+        """How many devices cannot be used; of a node no more than it has, since workers may have tried one in turn."""
+        if not (self._causes and self._cluster.is_elastic):
+            return len(self._causes)
+        devices = self._cluster.devices()
+        return sum(min(count, devices.get(node, count)) for node, count in self._by_node().items())
+
+    def shunned_nodes(self) -> list[str]:
+        """The nodes of which no device can be used: Ray must not start a worker there."""
+        if not (self._causes and self._cluster.is_elastic):
+            return []
+        refused = self._by_node()
+        return [node for node, num_devices in self._cluster.devices().items() if refused[node] >= num_devices > 0]
+
+    def forget_gone_nodes(self) -> None:
+        """Forget the nodes that have gone: those that come in their place may do."""
+        if self._causes and self._cluster.is_elastic:
+            nodes = self._cluster.devices()
+            self._causes = [(node, cause) for node, cause in self._causes if node in nodes or not node]
+
+    def _by_node(self) -> Counter[str]:
+        return Counter(node for node, _ in self._causes)
+
+
+class Fleet:
+    """The workers of a sweep, whatever runs on them."""
+
+    def __init__(self, cluster: Cluster, setup: WorkerSetup, records: Path) -> None:
+        """Start the workers. Their records of deaths lie in the folder `records`, which each driver begins anew."""
+        self._cluster, self._setup, self._records = cluster, setup, records.absolute()
+        shutil.rmtree(records, ignore_errors=True)
+        records.mkdir(parents=True)
+        self.workers: list[WorkerHandle] = []
+        self.num_slots = 1
+        """For how many trials each worker has room."""
+        self.device_seconds = 0.0
+        """How long workers have held devices, all together."""
+        self._arms: list[ArmConfig] = []
+        self._facts: WorkerFacts | None = None
+        self._refusals = _Refusals(cluster)
+        self._num_started = 0
+        self._lost_bytes: list[int] = []  # on one machine: the free memory of the workers that others will replace
+        self._refreshed_at = time.monotonic()
+        self._news: list[str] = []
+        for _ in range(max(1, cluster.num_workers)):
+            self._start_worker()
+
+    def wait(self, arms: Sequence[ArmConfig]) -> None:
+        """Wait until workers have loaded the base, on one machine all of them; choose the slots from their memory.
+
+        On a cluster the first is enough, which may take as long as a machine takes to come. Raises `UserError` with
+        what has kept a worker from loading it, on a cluster where it was all of them, and where arms cannot be built.
+        """
+        self._arms = list(arms)
+        is_elastic, ready = self._cluster.is_elastic, list[WorkerHandle]()
+        while not ready or (len(ready) < len(self.workers) and not is_elastic):
+            time.sleep(WAIT_SECONDS)
+            self._refresh()
+            ready = [worker for worker in self.workers if worker.is_ready]
+            causes = self._refusals.causes()
+            if causes and not (is_elastic and self.workers):
+                raise causes[0]
+        answer_of(ready[0].actor.check.remote(self._arms))
+        self.num_slots = min(worker.num_slots for worker in ready)
+
+    @property
+    def facts(self) -> WorkerFacts:
+        """The base, the data and the device, as the first worker that was ready found them."""
+        assert self._facts is not None, "wait comes first"
+        return self._facts
+
+    @property
+    def most_workers(self) -> int:
+        """How many workers there may be, the refused devices left out."""
+        return max(len(self.workers), self._cluster.most_workers - self._refusals.count())
+
+    def rescale(self, num_sharing: int, num_exclusive: int) -> None:
+        """Have as many workers as so many trials at once need, on one machine always the same number.
+
+        They need a worker for each exclusive trial and one for each full pack of the others; devices that are free
+        anyway are used, too. Raises `NoWorkers` where no worker can be ready any more.
+        """
+        now = time.monotonic()
+        if now < self._refreshed_at + RESCALE_SECONDS:
+            return
+        self._refresh()
+        for worker in self.workers:
+            if not worker.is_idle:
+                worker.busy_at = now
+        if self._cluster.is_elastic:
+            self._retire_where_machines_go()
+        wanted = self._workers_wanted(num_sharing, num_exclusive)
+        num_useful = sum(not worker.is_over and worker.state.phase is not Phase.RETIRING for worker in self.workers)
+        for _ in range(wanted - num_useful):
+            self._start_worker()
+        self._end_unneeded(num_useful - wanted)
+
+    def status(self, timeout: float) -> list[WorkerStatus]:
+        """The status of every worker; the last one known where it does not answer in time. Kills workers that hang."""
+        for worker in (worker for worker in self.workers if worker.is_ready):
+            try:
+                answer: Any = ray.get(worker.actor.status.remote(), timeout=timeout)
+            except GetTimeoutError:
+                silent = 0.0 if worker.heard_at is None else time.monotonic() - worker.heard_at
+            except RayError:  # it is dead, or started again
+                silent = 0.0
+                worker.note_failed_call()
+            else:
+                self._note_death(worker, answer)
+                silent, worker.heard_at, worker.status = answer.seconds_silent, time.monotonic(), answer
+            if silent > HANG_SECONDS:
+                self._say(f"{worker.name} has given no sign of life for {silent:.0f} s: it is killed and started again")
+                ray.kill(worker.actor, no_restart=False)
+                worker.heard_at = None
+        return [worker.status for worker in self.workers if worker.status is not None]
+
+    def news(self) -> list[str]:
+        """What has happened to workers since the last call."""
+        news, self._news = self._news, []
+        return news
+
+    def suspend(self, timeout: float) -> None:
+        """Have the workers checkpoint their trials; a trial that is not done in time keeps its older checkpoint."""
+        answers: list[Any] = [worker.actor.suspend.remote() for worker in self.workers if worker.is_ready]
+        if answers:
+            ray.wait(answers, num_returns=len(answers), timeout=timeout)
+
+    def _note_death(self, worker: WorkerHandle, answer: WorkerStatus) -> None:
+        num_known = 0 if worker.status is None else worker.status.num_deaths
+        if answer.num_deaths > num_known:
+            self._say(f"{worker.name} died ({answer.last_death}) and was started again; its trials rejoin")
+
+    def _say(self, line: str) -> None:
+        logger.info(line)
+        self._news.append(line)
+
+    def _start_worker(self) -> None:
+        name, shunned = f"worker-{self._num_started}", self._refusals.shunned_nodes()
+        worker = start_worker(name, self._cluster, self._setup, self._records / f"{name}.json", shunned)
+        worker.free_bytes = self._lost_bytes.pop() if self._lost_bytes else 0
+        self.workers.append(worker)
+        self._num_started += 1
+
+    def _refresh(self) -> None:
+        """Bring all states up to date; drop the workers that are over and have no trial left."""
+        now = time.monotonic()
+        self.device_seconds += (now - self._refreshed_at) * sum(worker.has_device for worker in self.workers)
+        self._refreshed_at = now
+        for worker in (worker for worker in self.workers if not worker.is_over):
+            facts = worker.refresh()
+            if facts is not None:
+                self._welcome(worker, facts)
+            elif worker.state.cause is not None:
+                self._give_up(worker, worker.state.cause)
+        self.workers = [worker for worker in self.workers if not (worker.is_over and worker.is_idle)]
+
+    def _welcome(self, worker: WorkerHandle, facts: WorkerFacts) -> None:
+        """Give a worker that is ready the slots for which it has memory."""
+        self._facts = self._facts or facts
+        is_shared = facts.device == "cpu" and not self._cluster.is_elastic  # all workers see the one machine's memory
+        sharing = [arm for arm in self._arms if not arm.exclusive]
+        trial_bytes = max((largest_trial(arm, facts.shape) for arm in sharing), default=1)
+        free_bytes = facts.free_bytes // (len(self.workers) if is_shared else 1)
+        # A worker that comes again on one machine finds less free, but only for the trials of the other workers.
+        worker.free_bytes = free_bytes if self._cluster.is_elastic else max(free_bytes, worker.free_bytes)
+        worker.num_slots = num_slots(worker.free_bytes, trial_bytes)
+        free_gib, trial_gib = worker.free_bytes / 2**30, trial_bytes / 2**30
+        values = worker.name, worker.num_slots, facts.device, free_gib, trial_gib
+        logger.info("%s: %d slots on %s: %.1f GiB free, %.2f GiB a trial", *values)
+
+    def _give_up(self, worker: WorkerHandle, cause: UserError) -> None:
+        ray.kill(worker.actor)
+        is_ours = isinstance(cause, SweepFailed)
+        more = f"; the end of {self._setup.log} says more" if is_ours and self._setup.log else ""
+        if worker.state.phase is Phase.LOST:
+            self._say(f"{worker.name} is given up, and another is started in its place: {cause}{more}")
+            self._lost_bytes += [] if self._cluster.is_elastic else [worker.free_bytes]
+        else:
+            self._say(f"{worker.name} cannot be used, and its device is left alone: {cause}{more}")
+            unusable = SweepFailed(f"{worker.name} cannot be used: {cause}{more}")
+            self._refusals.add(worker.node, unusable if is_ours else cause)
+
+    def _workers_wanted(self, num_sharing: int, num_exclusive: int) -> int:
+        cluster = self._cluster
+        if any(worker.is_ready for worker in self.workers):
+            self._refusals.forget_gone_nodes()
+        num_devices, num_refused = cluster.count_devices(), self._refusals.count()
+        most = max(num_devices, cluster.most_workers) - num_refused
+        if most < 1 and all(worker.is_over for worker in self.workers):
+            raise NoWorkers(
+                "no worker is left", *(line for cause in self._refusals.causes() for line in cause.problems)
+            )
+        if not cluster.is_elastic:
+            return most
+        num_full = num_exclusive + math.ceil(num_sharing / self.num_slots)
+        return workers_wanted(num_sharing + num_exclusive, num_full, num_devices=num_devices - num_refused, most=most)
+
+    def _end_unneeded(self, num_too_many: int) -> None:
+        """End so many workers: first those that are not ready yet, then those that have been idle for a while."""
+        coming = (Phase.STARTING, Phase.LOADING)
+        awaited = [worker for worker in self.workers if worker.state.phase in coming and not worker.trials]
+        is_all_well = all(worker.is_ready for worker in self.workers if worker.trials)  # else trials may have to move
+        busy_before = time.monotonic() - IDLE_SECONDS if is_all_well else -math.inf
+        idle = [w for w in self.workers if w.is_ready and w.is_idle and w.busy_at < busy_before]
+        for worker in [*awaited, *idle][: max(0, num_too_many)]:
+            logger.info("%s %s", worker.name, "is idle: its device is free" if worker in idle else "is not needed")
+            ray.kill(worker.actor)
+            self.workers.remove(worker)
+
+    def _retire_where_machines_go(self) -> None:
+        """Have the trials of machines that are about to go checkpointed; then they go on elsewhere."""
+        leaving = draining()
+        for worker in self.workers:
+            if worker.is_ready and worker.node in leaving:
+                self._say(f"{worker.name}: its machine is about to go; its trials are checkpointed and go on elsewhere")
+                worker.retire()
+
+
+def workers_wanted(num_trials: int, num_full: int, *, num_devices: int, most: int) -> int:
+    """How many workers so many trials at once need, which make `num_full` packs if each is filled before the next.
+
+    All devices that are there are used, since idle ones cost the same; more are asked for only where packs are full.
+    """
+    return max(1, min(most, num_trials, max(num_devices, num_full)))
+
+
+def answer_of(reference: Any) -> Any:  # noqa: ANN401
+    """Wait for a worker's answer; its `UserError` is raised as it is, without Ray's traceback."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise type(error.cause)(*error.cause.problems) from None
+        raise

@@ -1,0 +1,51 @@
+"""What is decoded while workers die, or their machines go."""
+
+from pathlib import Path
+
+import pytest
+from support.fake_ray import FakeRay, decode_job, fake_workers, make_arm, make_pool, make_spec
+
+from prefixray.cluster import fleet
+from prefixray.cluster.connect import Cluster
+from prefixray.cluster.decode_queue import MOST_DEATHS
+from prefixray.cluster.nodes import ActorState
+from prefixray.errors import SweepFailed
+
+
+def test_deaths_are_counted_by_what_is_decoded(tmp_path: Path, ray: FakeRay) -> None:
+    pool = make_pool(tmp_path, num_workers=1)
+    pool.wait([make_arm("lora", rank=2)])
+    (worker,) = fake_workers(pool)
+    worker.num_deaths = {f"final/{number}": MOST_DEATHS for number in range(3)}
+    pool.decode([decode_job(number) for number in range(3)])  # machines that come and go
+    worker.num_deaths = {"final/1": MOST_DEATHS + 1}
+    with pytest.raises(SweepFailed, match=f"final/1: {MOST_DEATHS + 1} workers have died while they decoded"):
+        pool.decode([decode_job(number) for number in range(3)])
+
+
+def test_a_worker_whose_machine_is_about_to_go_is_given_nothing_to_decode_and_is_ended_on_purpose(
+    tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cluster, "devices", lambda cluster: {"node": 1})
+    pool = make_pool(tmp_path, address="auto")
+    pool.wait([make_arm("lora", rank=2)])
+    leaving, staying = fake_workers(pool)
+    leaving.state = ActorState("ALIVE", 0, 1, "spot")
+    leaving.silent, leaving.next_state = {"retire"}, "RESTARTING"
+    spec = make_spec(tmp_path)
+    pool.place(spec, exclusive=False)
+    monkeypatch.setattr(fleet, "draining", lambda: {"spot"})
+    for _ in range(2):
+        ray.now += 3
+        pool.rescale(1, 0)
+    pool.decode_when_idle(decode_job(1))
+    pool.use_idle()
+    pool.decode([decode_job(1), decode_job(2)])
+    assert "decode" not in [method for method, _ in leaving.asked]
+    assert [method for method, _ in staying.asked].count("decode") == 3
+    assert spec.placed_on() == "worker-0" and leaving not in ray.killed
+    next(later for method, later in leaving.asked if method == "retire").answer = [None]
+    for _ in range(2):
+        ray.now += 3
+        pool.rescale(1, 0)
+    assert leaving in ray.killed and spec.placed_on() == "worker-1", "it need not wait"
