@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(trainer: "Trainer", spec: TrialSpec, profile: str | None) -> Report:
     """Run a trial to its end; its last report."""
-    from prefixray.training.profiling import profiled
+    from prefixray.training.trainer import profiled
 
     first = report = Report(spec.key, trainer.admit(spec), "running")
     while trainer.keys():

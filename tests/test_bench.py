@@ -20,8 +20,7 @@ from prefixray.cluster import loop, worker
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.model.base import Base
-from prefixray.training.profiling import profiled
-from prefixray.training.trainer import Trainer
+from prefixray.training.trainer import Trainer, profiled
 
 BENCH = Path(__file__).parent / "bench"
 LEFT_ALONE = """

@@ -1,16 +1,27 @@
-"""What a base can be used for, found by running a few tokens through it.
+"""What a base can be used for: whether rows may be cut in two or run in a line, and which trials it has room for.
 
-Families differ in more than their configurations say; what a pack relies on is tried once when it is made.
+Families differ in more than their configurations say. So a new pack runs a few tokens through the base and looks
+whether the logits are those that it relies on.
 """
 
+# B rows, N target tokens, V vocabulary
+
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from prefixray.batching.batches import collate, collate_line
 from prefixray.batching.rows import Row, Tree
+from prefixray.batching.template import Template
+from prefixray.config.arms import samples
+from prefixray.config.schema import ArmConfig
+from prefixray.config.trials import AnyTrial, PrefixTrial
+from prefixray.data import Sourced
 from prefixray.errors import UserError, first_line
+from prefixray.methods import build_method
+from prefixray.methods.contract import Method
 from prefixray.model.attention import Binder, Insert
 from prefixray.model.base import Base
 from prefixray.model.ragged import Ragged
@@ -20,46 +31,46 @@ _UNFIT = "rows do not go on from the keys and values of their beginnings, which 
 
 
 def check_continued(base: Base, binder: Binder) -> None:
-    """Refuse a decoder-only base of which rows, cut in two, are not what they are whole.
+    """Refuse a decoder-only base whose rows have other logits when they are cut in two: `UserError`.
 
-    Its tokens look ahead, or hand on more than the keys and values of one attention per layer: a state, say. Losses of
-    rows that share a prompt would be wrong, and whatever is decoded. In bf16 a deep base's own rounding reaches a tenth
-    of the logits.
+    Tokens of such a base look ahead, or depend on more of what came before than the keys and values of one attention
+    per layer: on a state, for example. Losses of rows that share a prompt would be wrong, and so would decoding. The
+    tolerance is wide in bf16, where the rounding of a deep base reaches a tenth of the logits.
     """
     if base.shape.is_encoder_decoder:
         return
     ids = torch.arange(1, 1 + min(6, base.shape.max_positions or 6), device=base.device)[None]
-    begun, rest = ids.tensor_split([ids.shape[1] // 2], dim=1)
-    prompt = Prompt(0, tuple(begun[0].tolist()), begun.shape[1])
+    first, second = ids.tensor_split([ids.shape[1] // 2], dim=1)
+    prompt = Prompt(0, tuple(first[0].tolist()), first.shape[1])
     try:
         with torch.no_grad():
-            whole, before = (base.model(input_ids=some, use_cache=False).logits.double() for some in (ids, begun))
+            uncut, before = (base.model(input_ids=part, use_cache=False).logits.double() for part in (ids, first))
             inserts = extended(binder, [Insert()], [prompt], pad_id=0, device=base.device)
-            places = torch.arange(rest.shape[1], device=base.device)[None]
+            positions = torch.arange(second.shape[1], device=base.device)[None]
             with binder.bind(inserts, [0]):
-                after = base.model(input_ids=rest, position_ids=places, use_cache=False).logits.double()
+                after = base.model(input_ids=second, position_ids=positions, use_cache=False).logits.double()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         raise UserError(f"base: {base.name}: {_UNFIT}: {first_line(error)}; take another base") from error
-    apart = float((torch.cat([before, after], dim=1) - whole).abs().max() / whole.abs().max())
+    apart = float((torch.cat([before, after], dim=1) - uncut).abs().max() / uncut.abs().max())
     if not apart <= (0.3 if base.model.dtype in (torch.bfloat16, torch.float16) else 0.01):
         raise UserError(f"base: {base.name}: {_UNFIT} (logits are {apart:.0%} apart); take another base")
 
 
 def knows_lines(base: Base, binder: Binder) -> bool:
-    """Whether rows that run one behind another have the logits that they have side by side.
+    """Whether rows have the same logits one behind another, in a line, as side by side.
 
-    In a line a token looks at all of its row so far. A base that looks back less far is given no longer rows (see
-    `describe`); one whose attention is cut into chunks does not run lines. What bf16 rounds otherwise grows from layer
-    to layer, to a tenth of the logits in a deep base: there a line is known by what it may and may not depend on.
+    In a line a token looks at all of its row so far. A base whose attention is cut into chunks does not run lines; a
+    base that looks back less far is given no longer rows (see `describe`). In bf16 the rounding of a deep base reaches
+    a tenth of the logits; so what the logits of a line may and may not depend on is tried as well.
     """
     if base.shape.is_encoder_decoder or getattr(base.model.config, "attention_chunk_size", None) is not None:
         return False
     forked, alone = Tree((1, 2), (Row((3, 4), 1), Row((3, 5, 4), 1))), Row((5, 4, 3, 2, 1), 1)
     batch = collate([Row((1, 2, 3, 4), 3), Row((1, 2, 3, 5, 4), 3), alone], pad_id=0, device=base.device)
     with binder.bind([Insert()], [0, 0, 0], targets=batch.targets), torch.no_grad():
-        beside = base.model(**batch.inputs, use_cache=False).logits.double()
+        beside = base.model(**batch.inputs, use_cache=False).logits.double()  # (N, V)
     in_line = torch.cat(_line_logits(base, binder, [forked, alone])).double()
     apart = (in_line - beside).abs().max() / beside.abs().max()
     if base.model.dtype not in (torch.bfloat16, torch.float16):
@@ -68,23 +79,27 @@ def knows_lines(base: Base, binder: Binder) -> bool:
 
 
 def _is_row_by_row(base: Base, binder: Binder) -> bool:
-    """Whether a row of a line looks back over itself alone and has the same logits, to the bit, wherever it stands.
+    """Whether rows of a line look back over themselves alone, and branches of a tree over themselves and the trunk.
 
-    And whether a branch of a tree looks back over itself and the trunk alone.
+    Then a row has the same logits, to the bit, wherever it stands in the line.
     """
-    row, other, third = (1, 2, 3, 4, 5), Row((4, 4, 2, 1), 1), Row((5, 3, 1, 2, 4), 1)
+    ids, other, third = (1, 2, 3, 4, 5), Row((4, 4, 2, 1), 1), Row((5, 3, 1, 2, 4), 1)
 
-    def first(*ids: int) -> Tensor:
+    def first_row(*ids: int) -> Tensor:
         return _line_logits(base, binder, [Row(ids, 1), other, third])[0]
 
     def second_branch(trunk: int, before: int) -> Tensor:
         tree = Tree((trunk, 2), (Row((5, before, 1), 1), Row((5, 3, 2), 1)))
         return _line_logits(base, binder, [tree, other])[0][-2:]
 
-    own, early, late = first(*row), first(6, *row[1:]), first(*row[:3], 6, 5)
-    *_, behind = _line_logits(base, binder, [third, other, Row(row, 1)])
-    if not (torch.equal(own, behind) and torch.equal(own[:3], late[:3]) and not torch.equal(own[3], early[3])):
+    # Logits must not depend on the row's place or on later tokens, and must depend on earlier tokens.
+    in_front, changed_early, changed_late = first_row(*ids), first_row(6, *ids[1:]), first_row(*ids[:3], 6, 5)
+    *_, behind = _line_logits(base, binder, [third, other, Row(ids, 1)])
+    is_causal = torch.equal(in_front[:3], changed_late[:3]) and not torch.equal(in_front[3], changed_early[3])
+    if not (torch.equal(in_front, behind) and is_causal):
         return False
+
+    # A branch must not depend on the branch before it, and must depend on the trunk.
     branch = second_branch(1, 4)
     return torch.equal(branch, second_branch(1, 6)) and not torch.equal(branch, second_branch(6, 4))
 
@@ -96,3 +111,60 @@ def _line_logits(base: Base, binder: Binder, rows: Sequence[Row | Tree]) -> list
     with binder.bind([Insert()], [0] * len(rows), targets=batch.targets, line=line), torch.no_grad():
         logits: Tensor = base.model(**batch.inputs, use_cache=False).logits
     return list(logits.split([row.num_targets for row in rows]))
+
+
+class Room:
+    """The positions that a decoder-only base has beside the longest rows: its rows share them with their prefix."""
+
+    def __init__(
+        self, base: Base, template: Template, test_sources: Sequence[Sourced], longest: int, max_new_tokens: int
+    ) -> None:
+        """`longest`: tokens of the longest example; `max_new_tokens`: what a tuned model will decode."""
+        self._base, self._template, self._test_sources = base, template, test_sources
+        self._longest, self._max_new_tokens = longest, max_new_tokens
+
+    def check(self, method: Method) -> None:
+        """Refuse a trial whose prefix leaves no room for the longest example, or for decoding the longest source."""
+        insert, limit = method.insert(None), self._base.shape.max_positions
+        num_positions = insert.num_positions() + insert.infix_length
+        if limit is None or self._base.shape.is_encoder_decoder:  # there, positions are not shifted by a prefix
+            return
+        if num_positions + self._longest > limit:
+            raise UserError(
+                f"preseqlen: {num_positions}: with the longest example ({self._longest} tokens) beyond the {limit} "
+                f"positions of {self._base.name}; lower preseqlen, task.max_source_tokens or task.max_target_tokens"
+            )
+        if num_positions + self._longest_source + self._max_new_tokens > limit:
+            prefix = f" behind a prefix of {num_positions}" if num_positions else ""
+            raise UserError(
+                f"final.max_new_tokens: {self._max_new_tokens}: with the longest test source ({self._longest_source} "
+                f"tokens{prefix}) beyond the {limit} positions of {self._base.name}; lower it"
+                + (", preseqlen" if prefix else "")
+                + " or task.max_source_tokens"
+            )
+
+    @cached_property
+    def _longest_source(self) -> int:
+        """Tokens of the longest prompt that the final stage decodes."""
+        sources = [example.source for example in self._test_sources]
+        return max(map(len, self._template.encode_sources(sources)), default=0)
+
+
+def check_arms(arms: Sequence[ArmConfig], base: Base, binder: Binder, room: Room) -> None:
+    """Refuse arms of which an end of a range cannot be built on this base: `UserError` with all that is wrong."""
+    problems: dict[str, None] = {}
+    for arm in arms:
+        methods = {arm.trial(values).method: None for values in samples(arm)} if not arm.exclusive else {}
+        for method in methods:
+            try:
+                with torch.no_grad():
+                    room.check(build_method(_flat(method), base, binder.record, init_seed=0, dropout_seed=0))
+            except UserError as error:
+                problems |= {f"arms.{arm.name}.{problem}": None for problem in error.problems}
+    if problems:
+        raise UserError(*problems)
+
+
+def _flat(method: AnyTrial) -> AnyTrial:
+    """The same without the network that makes a prefix, which is large and fits any base."""
+    return method.model_copy(update={"mid_dim": None}) if isinstance(method, PrefixTrial) else method

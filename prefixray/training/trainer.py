@@ -1,64 +1,42 @@
 """The training loop: step the pack, evaluate, report, admit and drop trials. A lone trial is a pack of one.
 
-A trial that reaches a rung is parked there until `go_on`; the others train on. Every report snapshots what it needs:
-the artifact when the dev loss is the best so far, a resumable checkpoint when the last one is old.
+A trial that reaches a rung is parked there until `go_on`; the others train on. Every report keeps what it needs: the
+artifact when the dev loss is the best so far, a resumable checkpoint when that is small or the last one is old.
 """
 
-import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
-from prefixray.artifacts.store import artifact_meta, load_checkpoint, save_artifact, save_checkpoint
+from prefixray.artifacts.store import artifact_meta, save_artifact
 from prefixray.batching.batches import encode
 from prefixray.batching.lengths import row_lengths
 from prefixray.batching.shared_prompts import lengths_run
 from prefixray.batching.template import Template, make_template
-from prefixray.config.arms import samples
 from prefixray.config.schema import ArmConfig
-from prefixray.config.trials import AnyTrial, FinetuneTrial, PrefixTrial, TrainConfig
+from prefixray.config.trials import TrainConfig
 from prefixray.data import Task, load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
-from prefixray.methods import build_method
-from prefixray.methods.contract import Method
 from prefixray.model.base import Base, checkpointed, load_in
 from prefixray.system.machine import available_bytes, give_back
 from prefixray.system.seeds import subset_of
+from prefixray.training.base_checks import Room, check_arms
 from prefixray.training.facts import WorkerFacts
-from prefixray.training.member import Member, Seeds, learning_rate
-from prefixray.training.pack import Pack, StepResult
+from prefixray.training.member import Seeds
+from prefixray.training.pack import Pack
+from prefixray.training.progress import Progress
 from prefixray.trial import Report, TrialSpec
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CHECKPOINT_SECONDS = 180.0  # a resumable checkpoint is written when the last one is older
-SMALL_CHECKPOINT_BYTES = 64 << 20  # and at every report where it is no larger than this
-
-
-@dataclass
-class _Progress:
-    """What the trainer remembers of a trial between reports."""
-
-    spec: TrialSpec
-    parked: bool = False
-    owes_report: bool = False  # it came back to a step whose report may never have arrived
-    best: float = math.inf
-    curve: dict[int, float] = field(default_factory=dict)  # dev loss by step
-    losses: list[float] = field(default_factory=list)  # since the last report
-    norms: list[float] = field(default_factory=list)
-    num_clipped: int = 0  # in all
-    num_tokens: int = 0  # in all
-    seconds: float = 0.0  # of the pack's time, shared among its members
-    saved_at: float = field(default_factory=time.monotonic)
+PROFILE_LINES = 15  # of the table that `profiled` prints
 
 
 class Trainer:
@@ -68,21 +46,20 @@ class Trainer:
         self, base: Base, task: Task, config: TaskConfig, *, max_new_tokens: int = 0, token_budget: int | None = None
     ) -> None:
         self.base, self.task, self._task_config = base, task, config
-        self._max_new_tokens = max_new_tokens  # that what is trained will decode
         self.template: Template = make_template(base, config)
         self._subsets = [
             (encode(subset.train, self.template), encode(subset.dev, self.template)) for subset in task.subsets
         ]
-        self._train, self._dev = self._subsets[0]
-        self._longest = max(row.num_inputs for subset in self._subsets for part in subset for row in part)
-        self.pack = Pack(base, self._train, pad_id=self.template.pad_id, token_budget=token_budget)
-        self._progress: dict[str, _Progress] = {}
+        longest = max(row.num_inputs for subset in self._subsets for part in subset for row in part)
+        self._room = Room(base, self.template, task.test_sources, longest, max_new_tokens)
+        self.pack = Pack(base, self._subsets[0][0], pad_id=self.template.pad_id, token_budget=token_budget)
+        self._trials: dict[str, Progress] = {}
         self.last_tokens = 0
         """Target tokens that the last step trained on."""
 
     def describe(self) -> WorkerFacts:
         """What a sweep wants to know of the base and the device."""
-        device = self.base.device
+        device, (train, dev) = self.base.device, self._subsets[0]
         cuda = device.type == "cuda"
         if not cuda:
             give_back()  # what loading has freed
@@ -97,225 +74,161 @@ class Trainer:
             num_threads=torch.get_num_threads(),
             shape=self.base.shape,
             free_bytes=torch.cuda.mem_get_info(device)[0] if cuda else available_bytes(),
-            num_dev=len(self._dev),
+            num_dev=len(dev),
             num_test=len(self.task.test_sources),
-            train_lengths=row_lengths(self._train),
-            dev_lengths=lengths_run(self._dev),
+            train_lengths=row_lengths(train),
+            dev_lengths=lengths_run(dev),
         )
+
+    def check(self, arms: Sequence[ArmConfig]) -> None:
+        """Refuse arms of which an end of a range cannot be built on this base: `UserError` with all that is wrong."""
+        check_arms(arms, self.base, self.pack.binder, self._room)
 
     def admit(self, spec: TrialSpec) -> int:
         """Let a trial join, from its newest valid checkpoint where there is one; return the step it stands at.
 
-        One that comes back to a step with a report reports there again. Raises `UserError` when the configuration
+        A trial that comes back to a step with a report reports there again. Raises `UserError` when the configuration
         cannot be built on this base, and leaves the pack as it was.
         """
         train, _ = self._subsets[self._subset(spec)]
         member = self.pack.admit(spec.key, spec.config, Seeds.derive(spec.seed, spec.replicate), train=train)
-        progress = _Progress(spec)
+        trial = Progress(spec, member)
         try:
-            self._check_room(member.method)
-            saved = load_checkpoint(spec.files.path)
-            if saved is not None:
-                _restore(member, progress, *saved)
+            self._room.check(member.method)
+            trial.restore()
         except BaseException:
             self.pack.drop(spec.key)
             raise
-        self._progress[spec.key] = progress
-        progress.owes_report = self._is_due(spec.key)
+        self._trials[spec.key] = trial
+        trial.owes_report = trial.is_due
         return member.step
 
     def drop(self, key: str) -> None:
         """Let a trial go."""
-        if key in self._progress:
-            is_large = isinstance(self._progress.pop(key).spec.config.method, FinetuneTrial)
+        if key in self._trials:
+            has_own_model = self._trials.pop(key).member.method.own_model is not None
             self.pack.drop(key)
-            if is_large:
-                give_back()  # others on this machine may need it
+            if has_own_model:
+                give_back()  # others on this machine may need its memory
 
     def go_on(self, key: str) -> None:
         """The verdict of a rung was to go on."""
-        self._progress[key].parked = False
+        self._trials[key].is_parked = False
 
     def keys(self) -> list[str]:
         """The trials in the pack."""
-        return list(self._progress)
+        return list(self._trials)
 
     def parked(self) -> list[str]:
         """The trials that wait at a rung."""
-        return [key for key, progress in self._progress.items() if progress.parked]
+        return [key for key, trial in self._trials.items() if trial.is_parked]
 
     def steps(self) -> dict[str, int]:
         """How many steps each trial has done."""
-        return {key: self.pack.members[key].step for key in self._progress}
-
-    def run(self) -> list[Report]:
-        """One step of every trial that is not parked, and the reports that are due after it. Ended trials are gone."""
-        running = [key for key, progress in self._progress.items() if not progress.parked]
-        self.last_tokens = 0
-        if not running:
-            return []
-        started = time.monotonic()
-        outcomes = self.pack.step([key for key in running if not self._progress[key].owes_report])
-        self.last_tokens = sum(outcome.num_tokens for outcome in outcomes.values())
-        reports = [self._after_step(key, outcome) for key, outcome in outcomes.items()]
-        ended = [report for report in reports if report is not None]
-        due = [key for key in running if key in self._progress and self._is_due(key)]
-        scores = self._evaluate(due)
-        for key in running:
-            if key in self._progress and self._is_stale(key):
-                self.checkpoint([key])
-        share = (time.monotonic() - started) / len(running)
-        for key in running:
-            if key in self._progress:
-                self._progress[key].seconds += share
-        return ended + self._reports(scores)
+        return {key: trial.member.step for key, trial in self._trials.items()}
 
     def costs(self, key: str) -> dict[str, float]:
-        """What a trial has taken so far, as metrics: whatever comes of it, it was spent."""
-        progress = self._progress[key]
-        return {"train/tokens": progress.num_tokens, "train/seconds": progress.seconds}
+        """What a trial has taken so far, as metrics."""
+        return self._trials[key].costs()
 
     def checkpoint(self, keys: Iterable[str]) -> None:
         """Write a resumable checkpoint of each of these trials."""
         for key in keys:
-            progress, member = self._progress[key], self.pack.members[key]
-            tensors, state = _snapshot(member, progress)
-            save_checkpoint(progress.spec.files.path, member.step, tensors, state)
-            progress.saved_at = time.monotonic()
+            self._trials[key].save()
 
-    def _after_step(self, key: str, outcome: StepResult) -> Report | None:
-        progress, member = self._progress[key], self.pack.members[key]
-        progress.losses.append(outcome.loss)
-        progress.norms.append(outcome.grad_norm)
-        limit = progress.spec.config.max_grad_norm
-        progress.num_clipped += limit is not None and outcome.grad_norm > limit
-        progress.num_tokens += outcome.num_tokens
-        if outcome.failed is None:
-            return None
-        report = Report(key, member.step, "failed", self.costs(key), note=outcome.failed)
-        self.drop(key)
-        return report
+    def run(self) -> list[Report]:
+        """One step of every trial that is not parked, and the reports that are due after it. Ended trials are gone."""
+        running = [key for key, trial in self._trials.items() if not trial.is_parked]
+        self.last_tokens = 0
+        if not running:
+            return []
+        started = time.monotonic()
+
+        # Step the pack. A trial whose numbers are not finite, or that does not fit into memory, ends here.
+        results = self.pack.step([key for key in running if not self._trials[key].owes_report])
+        self.last_tokens = sum(result.num_tokens for result in results.values())
+        for key, result in results.items():
+            self._trials[key].add(result)
+        ended = [self._failed(key, result.failed) for key, result in results.items() if result.failed is not None]
+        going_on = [key for key in running if key in self._trials]
+
+        # Evaluate the trials that have a report to make, and write checkpoints where the last one is old.
+        dev_losses = self._evaluate([key for key in going_on if self._trials[key].is_due])
+        self.checkpoint([key for key in going_on if self._trials[key].is_stale()])
+
+        # All trials that ran share the time.
+        share = (time.monotonic() - started) / len(running)
+        for key in going_on:
+            self._trials[key].seconds += share
+        return ended + self._reports(dev_losses)
 
     def _evaluate(self, keys: Sequence[str]) -> dict[str, float]:
-        """The dev loss of each of these trials, those of one subset together."""
+        """Dev loss per trial; trials on the same subset share one pass."""
         by_subset: dict[int, list[str]] = {}
         for key in keys:
-            by_subset.setdefault(self._subset(self._progress[key].spec), []).append(key)
-        scores: dict[str, float] = {}
-        for subset, own in by_subset.items():
-            scores |= self.pack.evaluate(own, self._subsets[subset][1])
-        return {key: scores[key] for key in keys}
+            by_subset.setdefault(self._subset(self._trials[key].spec), []).append(key)
+        dev_losses: dict[str, float] = {}
+        for subset, on_subset in by_subset.items():
+            dev_losses |= self.pack.evaluate(on_subset, self._subsets[subset][1])
+        return {key: dev_losses[key] for key in keys}
 
     def _subset(self, spec: TrialSpec) -> int:
         return subset_of(spec.replicate, len(self._subsets))
 
-    def _is_due(self, key: str) -> bool:
-        return self.pack.members[key].step in self._progress[key].spec.report_steps()
-
-    def _reports(self, scores: Mapping[str, float]) -> list[Report]:
+    def _reports(self, dev_losses: Mapping[str, float]) -> list[Report]:
         """Reports of the trials that were evaluated; those that end are dropped, those at a rung are parked."""
-        rungs = {key: self._rung(key) for key in scores}
-        finite = {key: score for key, score in scores.items() if math.isfinite(score)}
-        reports = [self._report(key, score, rungs) for key, score in scores.items()]
-        with_packmates = [
-            replace(report, packmates={key: finite[key] for key in finite if rungs[key] == rungs[report.key]})
-            if report.rung is not None
-            else report
-            for report in reports
+        finite = {key: loss for key, loss in dev_losses.items() if math.isfinite(loss)}
+        failure = "dev loss is not finite at step {}"
+        reports = [
+            self._report(key, finite) if key in finite else self._failed(key, failure.format(self.steps()[key]))
+            for key in dev_losses
         ]
         for report in reports:
             if report.state == "running":
-                self._checkpoint_if_due(report.key)
+                trial = self._trials[report.key]
+                if trial.has_small_checkpoint() or trial.is_stale():
+                    trial.save()
             else:
                 self.drop(report.key)
-        return with_packmates
+        return reports
 
-    def _report(self, key: str, score: float, rungs: Mapping[str, tuple[str, int] | None]) -> Report:
-        progress, member = self._progress[key], self.pack.members[key]
-        progress.owes_report = False
-        if not math.isfinite(score):
-            note = f"dev loss is not finite at step {member.step}"
-            return Report(key, member.step, "failed", self.costs(key), note=note)
-        if score < progress.best:
-            progress.best = score
-            if progress.spec.keep_artifact:
-                self._save_artifact(member, progress)
-        metrics = {**_metrics(member, progress, score), **self.costs(key)}
-        progress.losses, progress.norms = [], []
-        earlier = dict(progress.curve)
-        progress.curve[member.step] = score
-        if member.step == member.config.num_steps:
-            return Report(key, member.step, "done", metrics, earlier=earlier)
-        progress.parked = rungs[key] is not None
-        rung = member.step if progress.parked else None
-        return Report(key, member.step, "running", metrics, rung=rung, earlier=earlier)
+    def _report(self, key: str, dev_losses: Mapping[str, float]) -> Report:
+        """The report of a trial; at a rung, with the dev losses of all trials that reached it together."""
+        trial = self._trials[key]
+        step, dev_loss = trial.member.step, dev_losses[key]
+        trial.owes_report = False
+        if dev_loss < trial.best:
+            trial.best = dev_loss
+            if trial.spec.keep_artifact:
+                self._save_artifact(trial)
+        metrics, earlier = trial.metrics(dev_loss), dict(trial.curve)
+        trial.losses, trial.norms = [], []
+        trial.curve[step] = dev_loss
+        if step == trial.spec.config.num_steps:
+            return Report(key, step, "done", metrics, earlier=earlier)
+        if trial.rung is None:
+            return Report(key, step, "running", metrics, earlier=earlier)
+        trial.is_parked = True
+        packmates = {other: loss for other, loss in dev_losses.items() if self._trials[other].rung == trial.rung}
+        return Report(key, step, "running", metrics, rung=step, packmates=packmates, earlier=earlier)
 
-    def _rung(self, key: str) -> tuple[str, int] | None:
-        """The arm and step of the rung that a trial stands at."""
-        member = self.pack.members[key]
-        at_rung = member.step in self._progress[key].spec.rungs and member.step < member.config.num_steps
-        return (member.config.arm, member.step) if at_rung else None
+    def _failed(self, key: str, reason: str) -> Report:
+        """The last report of a trial, which is dropped."""
+        report = Report(key, self.steps()[key], "failed", self.costs(key), note=reason)
+        self.drop(key)
+        return report
 
-    def check(self, arms: Sequence[ArmConfig]) -> None:
-        """Refuse arms of which an end of a range cannot be built on this base: `UserError` with all that is wrong."""
-        problems: dict[str, None] = {}
-        for arm in arms:
-            methods = {arm.trial(values).method: None for values in samples(arm)} if not arm.exclusive else {}
-            for method in methods:
-                try:
-                    with torch.no_grad():
-                        record = self.pack.binder.record
-                        self._check_room(build_method(_flat(method), self.base, record, init_seed=0, dropout_seed=0))
-                except UserError as error:
-                    problems |= {f"arms.{arm.name}.{problem}": None for problem in error.problems}
-        if problems:
-            raise UserError(*problems)
-
-    def _check_room(self, method: Method) -> None:
-        """Refuse a trial whose prefix leaves no room for the longest example, or for decoding the longest source."""
-        insert, limit = method.insert(None), self.base.shape.max_positions
-        num_positions = insert.num_positions() + insert.infix_length
-        if limit is None or self.base.shape.is_encoder_decoder:  # there, positions are not shifted by a prefix
-            return
-        if num_positions + self._longest > limit:
-            raise UserError(
-                f"preseqlen: {num_positions}: with the longest example ({self._longest} tokens) beyond the {limit} "
-                f"positions of {self.base.name}; lower preseqlen, task.max_source_tokens or task.max_target_tokens"
-            )
-        if num_positions + self._longest_source + self._max_new_tokens > limit:
-            prefix = f" behind a prefix of {num_positions}" if num_positions else ""
-            raise UserError(
-                f"final.max_new_tokens: {self._max_new_tokens}: with the longest test source ({self._longest_source} "
-                f"tokens{prefix}) beyond the {limit} positions of {self.base.name}; lower it"
-                + (", preseqlen" if prefix else "")
-                + " or task.max_source_tokens"
-            )
-
-    @cached_property
-    def _longest_source(self) -> int:
-        """Tokens of the longest prompt that the final stage decodes."""
-        sources = [one.source for one in self.task.test_sources]
-        return max(map(len, self.template.encode_sources(sources)), default=0)
-
-    def _save_artifact(self, member: Member, progress: _Progress) -> None:
+    def _save_artifact(self, trial: Progress) -> None:
         """Keep the best state so far for decoding."""
         meta = artifact_meta(
             self.base,
-            member.config,
+            trial.spec.config,
             task=self._task_config,
             template=self.template.record(),
-            decoding=progress.spec.decoding,
-            scores={"dev/loss": progress.best},
+            decoding=trial.spec.decoding,
+            scores={"dev/loss": trial.best},
         )
-        save_artifact(progress.spec.files.artifact, member.method.artifact(), meta)
-
-    def _checkpoint_if_due(self, key: str) -> None:
-        num_bytes = 12 * self.pack.members[key].method.trained_parameters()
-        if num_bytes <= SMALL_CHECKPOINT_BYTES or self._is_stale(key):
-            self.checkpoint([key])
-
-    def _is_stale(self, key: str) -> bool:
-        return time.monotonic() - self._progress[key].saved_at > CHECKPOINT_SECONDS
+        save_artifact(trial.spec.files.artifact, trial.member.method.artifact(), meta)
 
 
 def load_trainer(
@@ -335,18 +248,12 @@ def load_trainer(
     if device == "cpu":
         torch.set_num_threads(num_threads)
     problems: list[str] = []
-    code = trust_remote_code
-    base = _or_problems(lambda: load_in(name, train.precision, device, trust_remote_code=code), problems)
+    base = _or_problems(lambda: load_in(name, train.precision, device, trust_remote_code=trust_remote_code), problems)
     data = _or_problems(lambda: load_task(task), problems)
     if base is None or data is None:
         raise UserError(*problems)
     base = checkpointed(base) if train.gradient_checkpointing else base
     return Trainer(base, data, task, max_new_tokens=max_new_tokens)
-
-
-def _flat(method: AnyTrial) -> AnyTrial:
-    """The same without the network that makes a prefix, which is large and fits any base."""
-    return method.model_copy(update={"mid_dim": None}) if isinstance(method, PrefixTrial) else method
 
 
 def _or_problems(load: Callable[[], T], problems: list[str]) -> T | None:
@@ -357,47 +264,16 @@ def _or_problems(load: Callable[[], T], problems: list[str]) -> T | None:
         return None
 
 
-def _metrics(member: Member, progress: _Progress, score: float) -> dict[str, float]:
-    recent = {}
-    if progress.losses:
-        recent["train/loss"] = sum(progress.losses) / len(progress.losses)
-        recent["train/grad_norm"] = sum(progress.norms) / len(progress.norms)
-    return {
-        "dev/loss": score,
-        "dev/best_loss": progress.best,
-        **recent,
-        "train/clipped_share": progress.num_clipped / max(1, member.step),
-        "train/learning_rate": learning_rate(member.config, max(0, member.step - 1)),
-        **{f"size/{name}": size for name, size in member.method.sizes().items()},
-    }
+@contextmanager
+def profiled(file: Path | str) -> Iterator[None]:
+    """Profile a step of a trial or a pack: write its trace (for chrome://tracing or Perfetto), print what took longest.
 
-
-def _snapshot(member: Member, progress: _Progress) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A trial's trainable tensors and optimiser state by name, and the numbers beside them."""
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in _trained(member):
-        tensors[f"method/{name}"] = parameter.detach().cpu().contiguous()
-        for kind, value in member.optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer/{name}/{kind}"] = value.detach().cpu().contiguous()
-    counts = {"num_clipped": progress.num_clipped, "num_tokens": progress.num_tokens}
-    return tensors, {**counts, "best": progress.best, "curve": progress.curve, "seconds": progress.seconds}
-
-
-def _trained(member: Member) -> list[tuple[str, Tensor]]:
-    """What a trial trains, by name; the weights of an own model that stay are the base's."""
-    return [(name, parameter) for name, parameter in member.method.named_parameters() if parameter.requires_grad]
-
-
-def _restore(member: Member, progress: _Progress, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    member.step = step
-    with torch.no_grad():
-        for name, parameter in _trained(member):
-            parameter.copy_(tensors[f"method/{name}"])
-            kinds = ("step", "exp_avg", "exp_avg_sq")
-            found = {kind: tensors.get(f"optimizer/{name}/{kind}") for kind in kinds}
-            state_of = {kind: value.clone().to(parameter.device) for kind, value in found.items() if value is not None}
-            if state_of:
-                member.optimizer.state[parameter] = state_of
-    progress.curve = {int(at): loss for at, loss in state.get("curve", {}).items()}  # JSON's keys are texts
-    progress.best, progress.num_clipped = state["best"], state["num_clipped"]
-    progress.num_tokens, progress.seconds = state["num_tokens"], state["seconds"]
+    `python -m prefixray.train --profile FILE` does so, and the benchmarks.
+    """
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    with profile(activities=activities) as profiler:
+        yield
+    profiler.export_chrome_trace(str(file))
+    by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    print(profiler.key_averages().table(sort_by=by, row_limit=PROFILE_LINES, max_name_column_width=40))
+    print(f"trace: {file}")

@@ -13,7 +13,7 @@ from prefixray.data import Example, Sourced, Subset, Task
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.model.base import Base
-from prefixray.training import trainer as trainer_module
+from prefixray.training import progress
 from prefixray.training.trainer import Trainer
 from prefixray.trial import Report, TrialSpec
 
@@ -217,10 +217,10 @@ def test_a_checkpoint_is_written_at_a_report_where_it_is_small_or_the_last_is_ol
     trainer.admit(_spec(tmp_path, "one", _config(), rungs=[1, 3, 5]))
     _run(trainer, 2)
     assert [path.name for path in folder.glob("step-*")] == ["step-1"]
-    monkeypatch.setattr(trainer_module, "SMALL_CHECKPOINT_BYTES", 0)
+    monkeypatch.setattr(progress, "SMALL_CHECKPOINT_BYTES", 0)
     _run(trainer, 2)
     assert [path.name for path in folder.glob("step-*")] == ["step-1"]
-    monkeypatch.setattr(trainer_module, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "CHECKPOINT_SECONDS", 0.0)
     _run(trainer, 1)
     saved = load_checkpoint(folder)
     assert saved is not None and saved[0] == 5

@@ -1,0 +1,130 @@
+"""How far a trial has come: what the trainer remembers between two reports, and what a checkpoint keeps of it."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefixray.artifacts.store import load_checkpoint, save_checkpoint
+from prefixray.training.member import Member, learning_rate
+from prefixray.training.pack import StepResult
+from prefixray.trial import TrialSpec
+
+CHECKPOINT_SECONDS = 180.0  # a resumable checkpoint is written when the last one is older
+SMALL_CHECKPOINT_BYTES = 64 << 20  # and at every report where it is no larger than this
+_BYTES_PER_TRAINED = 12  # fp32: a parameter and its two moments
+
+
+@dataclass
+class Progress:
+    """A member of the pack, and how far it has come."""
+
+    spec: TrialSpec
+    member: Member
+    is_parked: bool = False  # it waits at a rung
+    owes_report: bool = False  # it came back to a step whose report may never have arrived
+    best: float = math.inf
+    curve: dict[int, float] = field(default_factory=dict)  # dev loss by step
+    losses: list[float] = field(default_factory=list)  # since the last report
+    norms: list[float] = field(default_factory=list)  # since the last report
+    num_clipped: int = 0  # in all
+    num_tokens: int = 0  # in all
+    seconds: float = 0.0  # of the pack's time, shared among its members
+    saved_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the trial reports at its step."""
+        return self.member.step in self.spec.report_steps()
+
+    @property
+    def rung(self) -> tuple[str, int] | None:
+        """The arm and step of the rung that the trial stands at; the end of its schedule is no rung."""
+        step, config = self.member.step, self.spec.config
+        return (config.arm, step) if step in self.spec.rungs and step < config.num_steps else None
+
+    def add(self, result: StepResult) -> None:
+        """Count a step."""
+        self.losses.append(result.loss)
+        self.norms.append(result.grad_norm)
+        limit = self.spec.config.max_grad_norm
+        self.num_clipped += limit is not None and result.grad_norm > limit
+        self.num_tokens += result.num_tokens
+
+    def costs(self) -> dict[str, float]:
+        """What the trial has taken so far, as metrics: whatever comes of it, it was spent."""
+        return {"train/tokens": self.num_tokens, "train/seconds": self.seconds}
+
+    def metrics(self, dev_loss: float) -> dict[str, float]:
+        """What a report says; means are over the steps since the last report."""
+        member, recent = self.member, {}
+        if self.losses:
+            recent["train/loss"] = sum(self.losses) / len(self.losses)
+            recent["train/grad_norm"] = sum(self.norms) / len(self.norms)
+        return {
+            "dev/loss": dev_loss,
+            "dev/best_loss": self.best,
+            **recent,
+            "train/clipped_share": self.num_clipped / max(1, member.step),
+            "train/learning_rate": learning_rate(member.config, max(0, member.step - 1)),
+            **{f"size/{name}": size for name, size in member.method.sizes().items()},
+            **self.costs(),
+        }
+
+    def is_stale(self) -> bool:
+        """Whether the last checkpoint is old."""
+        return time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
+
+    def has_small_checkpoint(self) -> bool:
+        """Whether a checkpoint is so small that each report writes one."""
+        return _BYTES_PER_TRAINED * self.member.method.trained_parameters() <= SMALL_CHECKPOINT_BYTES
+
+    def save(self) -> None:
+        """Write a resumable checkpoint: trainable tensors, optimiser state, and the numbers beside them."""
+        member, tensors = self.member, dict[str, Tensor]()
+        for name, parameter in _trained(member):
+            tensors[f"method/{name}"] = parameter.detach().cpu().contiguous()
+            for kind, value in member.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer/{name}/{kind}"] = value.detach().cpu().contiguous()
+        state = {
+            "num_clipped": self.num_clipped,
+            "num_tokens": self.num_tokens,
+            "best": self.best,
+            "curve": self.curve,
+            "seconds": self.seconds,
+        }
+        save_checkpoint(self.spec.files.path, member.step, tensors, state)
+        self.saved_at = time.monotonic()
+
+    def restore(self) -> None:
+        """Go back to the newest valid checkpoint, where there is one."""
+        saved = load_checkpoint(self.spec.files.path)
+        if saved is None:
+            return
+        self.member.step, tensors, state = saved
+        _restore_tensors(self.member, tensors)
+        self.best, self.seconds = state["best"], state["seconds"]
+        self.num_clipped, self.num_tokens = state["num_clipped"], state["num_tokens"]
+        self.curve = {int(step): loss for step, loss in state.get("curve", {}).items()}  # JSON's keys are texts
+
+
+def _trained(member: Member) -> list[tuple[str, Tensor]]:
+    """What a trial trains, by name; the weights of an own model that stay are the base's."""
+    return [(name, parameter) for name, parameter in member.method.named_parameters() if parameter.requires_grad]
+
+
+def _restore_tensors(member: Member, tensors: Mapping[str, Tensor]) -> None:
+    """Parameters, and AdamW's state of each: its step and two moments."""
+    for name, parameter in _trained(member):
+        with torch.no_grad():
+            parameter.copy_(tensors[f"method/{name}"])
+        stored = {kind: tensors.get(f"optimizer/{name}/{kind}") for kind in ("step", "exp_avg", "exp_avg_sq")}
+        state: dict[str, Any] = {
+            kind: value.clone().to(parameter.device) for kind, value in stored.items() if value is not None
+        }
+        if state:
+            member.optimizer.state[parameter] = state
