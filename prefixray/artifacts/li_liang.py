@@ -22,8 +22,8 @@ from prefixray.batching.template import make_template
 from prefixray.config.trials import SITE_JOIN, SITES, PrefixTrial
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError, first_line
-from prefixray.model.attention import Binder
 from prefixray.model.base import Base
+from prefixray.model.binding.binder import Binder
 from prefixray.model.shape import SiteShape
 
 _FILE = "pytorch_model.bin"
@@ -61,7 +61,9 @@ def convert_checkpoint(checkpoint: Path, base: Base, task: TaskConfig) -> tuple[
         else:
             rows, mid_dim = _rows(parts, place)
             mode = "embedding" if rows.shape[1] == base.shape.hidden_size else mode
-            prefix = Binder(base.model).record(rows[None])[site] if mode == "embedding" else _split(rows, shape, place)
+            prefix = (
+                Binder.of(base.model).record(rows[None])[site] if mode == "embedding" else _split(rows, shape, place)
+            )
         tensors[f"{site}.key"], tensors[f"{site}.value"] = prefix.contiguous()
     trial = PrefixTrial.model_validate(
         {

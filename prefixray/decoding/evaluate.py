@@ -20,7 +20,7 @@ from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.tuned_model import Tuned
 from prefixray.methods.contract import Method, Untuned
 from prefixray.metrics import Scored
-from prefixray.model.attention import Binder
+from prefixray.model.binding.binder import Binder
 from prefixray.results.hypotheses import Split, score_all, split_sources, write_hypotheses
 from prefixray.system.atomic_files import write_whole
 from prefixray.training.trainer import Trainer
@@ -78,7 +78,7 @@ def decode_for_sweep(
     method: Method = Untuned() if artifact is None else restore_method(base, binder.record, tensors, meta)
     started = time.monotonic()
     template = Template.from_record(base.tokenizer, meta["template"]) if meta else trainer.template
-    tuned = Tuned(base, method, template, decoding, binder if method.own_model is None else Binder(method.own_model))
+    tuned = Tuned(base, method, template, decoding, binder if method.own_model is None else Binder.of(method.own_model))
     hypotheses = tuned.generate([one.source for one in sources])
     write_hypotheses(folder, split, hypotheses, sources)
     seconds = time.monotonic() - started

@@ -26,10 +26,11 @@ from prefixray.batching.template import Template
 from prefixray.config.schema import DecodingSettings
 from prefixray.decoding.beam_search import start_search
 from prefixray.errors import UserError
-from prefixray.model.attention import Binder, Insert
 from prefixray.model.backend import backend_for
 from prefixray.model.base import Base
-from prefixray.model.beam_cache import BeamCache
+from prefixray.model.binding.beam_cache import BeamCache
+from prefixray.model.binding.binder import Binder
+from prefixray.model.binding.insert import Insert
 from prefixray.training.prefill import Prompt, extended
 
 logger = logging.getLogger(__name__)

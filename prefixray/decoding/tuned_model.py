@@ -24,8 +24,8 @@ from prefixray.config.schema import DecodingSettings
 from prefixray.decoding.generate import generate
 from prefixray.errors import UserError
 from prefixray.methods.contract import Method
-from prefixray.model.attention import Binder
 from prefixray.model.base import Base, load_in
+from prefixray.model.binding.binder import Binder
 from prefixray.results.hypotheses import best_artifact
 
 
@@ -54,7 +54,7 @@ class OpenBase:
         settings = DecodingSettings(**{**(record["decoding"] or {}), **(decoding or {})})
         template = Template.from_record(self.base.tokenizer, record["template"])
         own = method.own_model
-        return Tuned(self.base, method, template, settings, self.binder if own is None else Binder(own))
+        return Tuned(self.base, method, template, settings, self.binder if own is None else Binder.of(own))
 
 
 def open_base(name: str, *, precision: str = "fp32", device: str = "cpu", trust_remote_code: bool = False) -> OpenBase:
@@ -63,7 +63,7 @@ def open_base(name: str, *, precision: str = "fp32", device: str = "cpu", trust_
     Raises `UserError` as `load_base` does.
     """
     base = load_in(name, precision, device, trust_remote_code=trust_remote_code)
-    return OpenBase(base, Binder(base.model))
+    return OpenBase(base, Binder.of(base.model))
 
 
 class Tuned:

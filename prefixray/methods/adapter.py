@@ -17,9 +17,9 @@ from prefixray.config.trials import AdapterTrial
 from prefixray.errors import UserError
 from prefixray.methods.contract import Method
 from prefixray.methods.parameter_counts import adapter_bottleneck
-from prefixray.model.attention import Insert
 from prefixray.model.attention_sites import attentions
 from prefixray.model.base import Base
+from prefixray.model.binding.insert import Insert
 
 logger = logging.getLogger(__name__)
 

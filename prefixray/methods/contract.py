@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from prefixray.model.attention import Insert
+from prefixray.model.binding.insert import Insert
 
 Recorder = Callable[[Tensor], Mapping[str, Tensor]]
 """Token ids (1, S), or embeddings (1, S, width), -> each site's keys and values (2, L, K, S, D)."""

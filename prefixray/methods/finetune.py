@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from prefixray.config.trials import FinetuneTrial
 from prefixray.errors import UserError
 from prefixray.methods.contract import Method
-from prefixray.model.attention import Insert
 from prefixray.model.base import Base, checkpoint_blocks, fuse_gelu, load_base
+from prefixray.model.binding.insert import Insert
 
 
 class Finetune(Method):

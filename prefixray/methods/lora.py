@@ -15,8 +15,8 @@ from torch.nn import functional
 from prefixray.config.trials import LoraTrial
 from prefixray.errors import UserError
 from prefixray.methods.contract import Method, seeded_dropout
-from prefixray.model.attention import Insert
 from prefixray.model.base import Base
+from prefixray.model.binding.insert import Insert
 
 # PEFT's own choice for these families; the fourth and fifth are T5's
 _TARGETS = ("q_proj", "v_proj", "c_attn", "q", "v", "query_key_value", "qkv_proj")

@@ -19,8 +19,8 @@ from prefixray.config.trials import SITE_JOIN, PrefixTrial
 from prefixray.errors import UserError
 from prefixray.methods.contract import Method, Recorder, seeded_dropout
 from prefixray.methods.parametrisation import Parametrisation
-from prefixray.model.attention import Insert
 from prefixray.model.base import Base
+from prefixray.model.binding.insert import Insert
 from prefixray.model.shape import SiteShape
 
 logger = logging.getLogger(__name__)

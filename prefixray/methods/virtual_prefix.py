@@ -15,8 +15,8 @@ from prefixray.errors import UserError
 from prefixray.methods.contract import Recorder
 from prefixray.methods.parametrisation import Parametrisation
 from prefixray.methods.prefix import ActivationPrefix, Prefix, cycled
-from prefixray.model.attention import Insert
 from prefixray.model.base import Base
+from prefixray.model.binding.insert import Insert
 
 
 class EmbeddingPrefix(Prefix):

@@ -22,9 +22,10 @@ from prefixray.data import Sourced
 from prefixray.errors import UserError, first_line
 from prefixray.methods import build_method
 from prefixray.methods.contract import Method
-from prefixray.model.attention import Binder, Insert
 from prefixray.model.base import Base
-from prefixray.model.ragged import Ragged
+from prefixray.model.binding.binder import Binder
+from prefixray.model.binding.insert import Insert
+from prefixray.model.binding.ragged import Ragged
 from prefixray.training.prefill import Prompt, extended
 
 _UNFIT = "rows do not go on from the keys and values of their beginnings, which prefixes and shared prompts need"

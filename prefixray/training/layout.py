@@ -17,10 +17,11 @@ from prefixray.batching.batches import Batch, collate, collate_line
 from prefixray.batching.lengths import cut_by_length, cut_evenly
 from prefixray.batching.rows import Row, Tree
 from prefixray.batching.shared_prompts import trees
-from prefixray.model.attention import Binder, Insert
 from prefixray.model.backend import padded_count
 from prefixray.model.base import Base
-from prefixray.model.ragged import GROUP_MULTIPLE, Ragged
+from prefixray.model.binding.binder import Binder
+from prefixray.model.binding.insert import Insert
+from prefixray.model.binding.ragged import GROUP_MULTIPLE, Ragged
 from prefixray.training.base_checks import knows_lines
 from prefixray.training.prefill import RowGroup, row_groups
 

@@ -16,8 +16,8 @@ from prefixray.config.trials import TrialConfig
 from prefixray.errors import UserError
 from prefixray.methods import build_method
 from prefixray.methods.contract import Method
-from prefixray.model.attention import Binder
 from prefixray.model.base import Base
+from prefixray.model.binding.binder import Binder
 from prefixray.system.seeds import derive_seed
 
 
@@ -50,7 +50,7 @@ class Member:
         if base.model.dtype == torch.float64:
             self.method.double()
         own_model = self.method.own_model
-        self.binder = binder if own_model is None else Binder(own_model)
+        self.binder = binder if own_model is None else Binder.of(own_model)
         trained = [p for p in self.method.parameters() if p.requires_grad]
         if not trained:
             raise UserError(f"arm {config.arm}: nothing of {base.name} would be trained with these values")

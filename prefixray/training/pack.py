@@ -19,9 +19,9 @@ from torch import Tensor
 
 from prefixray.batching.rows import Row
 from prefixray.config.trials import TrialConfig
-from prefixray.model.attention import Binder
 from prefixray.model.backend import backend_for
 from prefixray.model.base import Base
+from prefixray.model.binding.binder import Binder
 from prefixray.training.base_checks import check_continued
 from prefixray.training.layout import TOKEN_BUDGET, Layout, MicroBatch
 from prefixray.training.loss import Objective, losses_of_hidden, losses_of_logits, plain_head
@@ -44,7 +44,7 @@ class Pack:
     """The members that share one base, and the rows they train and are evaluated on."""
 
     def __init__(self, base: Base, train: Sequence[Row], *, pad_id: int, token_budget: int | None = None) -> None:
-        self.base, self.binder = base, Binder(base.model)
+        self.base, self.binder = base, Binder.of(base.model)
         self._train = train
         self._head = plain_head(base.model)
         check_continued(base, self.binder)

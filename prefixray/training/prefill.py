@@ -10,7 +10,8 @@ from prefixray.batching.batches import pad
 from prefixray.batching.lengths import cut_by_length
 from prefixray.batching.rows import Row, Tree
 from prefixray.batching.shared_prompts import by_prompt
-from prefixray.model.attention import Binder, Insert
+from prefixray.model.binding.binder import Binder
+from prefixray.model.binding.insert import Insert
 
 
 @dataclass(frozen=True)

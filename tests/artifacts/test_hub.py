@@ -27,8 +27,8 @@ from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.tuned_model import Tuned, open_base
 from prefixray.export import main
 from prefixray.methods import build_method
-from prefixray.model.attention import Binder
 from prefixray.model.base import Base
+from prefixray.model.binding.binder import Binder
 
 SOURCE = "name : The Mill | food : Italian"
 PREFIX = PrefixTrial(preseqlen=3, mid_dim=8, init_token="restaurant")
@@ -49,7 +49,7 @@ def _interval(value: float) -> Numbers:
 
 def _sweep(folder: Path, base: Base, trial: AnyTrial) -> Path:
     """A finished sweep with one run of two seeds; the artifact of the first."""
-    method = build_method(trial, base, Binder(base.model).record, init_seed=1, dropout_seed=1)
+    method = build_method(trial, base, Binder.of(base.model).record, init_seed=1, dropout_seed=1)
     with torch.no_grad():
         for parameter in method.parameters():
             parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))

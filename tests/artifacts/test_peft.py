@@ -17,8 +17,8 @@ from prefixray.decoding.generate import generate
 from prefixray.export import main
 from prefixray.methods import build_method
 from prefixray.methods.contract import Method
-from prefixray.model.attention import Binder
 from prefixray.model.base import Base
+from prefixray.model.binding.binder import Binder
 
 TASK = TaskConfig(name="e2e")
 SOURCES = ["name : The Eagle | food : Chinese", "name : The Mill"]
@@ -51,7 +51,7 @@ def _export(artifact: Path, out: Path) -> int:
 def test_a_decoder_only_artifact_gives_the_same_logits_and_beams_in_peft(
     tiny_base: Base, tmp_path: Path, trial: AnyTrial
 ) -> None:
-    binder = Binder(tiny_base.model)
+    binder = Binder.of(tiny_base.model)
     method = _artifact(tmp_path / "artifact", tiny_base, binder, trial)
     assert _export(tmp_path / "artifact", tmp_path / "peft") == 0
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base.name), tmp_path / "peft").eval()
@@ -83,7 +83,7 @@ def _text(base: Base, ids: Tensor) -> str:
 
 
 def test_lora_of_an_encoder_decoder_gives_the_same_logits_in_peft(tiny_pair: Base, tmp_path: Path) -> None:
-    binder = Binder(tiny_pair.model)
+    binder = Binder.of(tiny_pair.model)
     method = _artifact(tmp_path / "artifact", tiny_pair, binder, LoraTrial(rank=2))
     assert _export(tmp_path / "artifact", tmp_path / "peft") == 0
     model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(tiny_pair.name), tmp_path / "peft").eval()
@@ -106,12 +106,12 @@ def test_lora_of_an_encoder_decoder_gives_the_same_logits_in_peft(tiny_pair: Bas
 def test_what_peft_cannot_express_is_refused_with_the_reason(
     tiny_bart: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str], trial: AnyTrial, reason: str
 ) -> None:
-    _artifact(tmp_path / "artifact", tiny_bart, Binder(tiny_bart.model), trial)
+    _artifact(tmp_path / "artifact", tiny_bart, Binder.of(tiny_bart.model), trial)
     assert _export(tmp_path / "artifact", tmp_path / "peft") == 2
     assert reason in capsys.readouterr().err and not (tmp_path / "peft").exists()
 
 
 def test_nothing_is_overwritten(tiny_gpt2: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _artifact(tmp_path / "artifact", tiny_gpt2, Binder(tiny_gpt2.model), LoraTrial(rank=2))
+    _artifact(tmp_path / "artifact", tiny_gpt2, Binder.of(tiny_gpt2.model), LoraTrial(rank=2))
     assert _export(tmp_path / "artifact", tmp_path / "artifact") == 2
     assert "is not empty; name a new folder" in capsys.readouterr().err

@@ -23,8 +23,8 @@ from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.tuned_model import OpenBase, open_base
 from prefixray.errors import UserError
 from prefixray.methods import build_method
-from prefixray.model.attention import Binder
 from prefixray.model.base import Base, load_base, outline_base
+from prefixray.model.binding.binder import Binder
 
 ROOT = Path(__file__).resolve().parents[2]
 Edit = Callable[[dict[str, Any]], None]
@@ -34,7 +34,7 @@ Edit = Callable[[dict[str, Any]], None]
 def artifact(tiny_gpt2: Base, tmp_path: Path) -> Path:
     """A whole prefix artifact."""
     trial = PrefixTrial(preseqlen=3, mid_dim=None, init_token=None)
-    method = build_method(trial, tiny_gpt2, Binder(tiny_gpt2.model).record, init_seed=1, dropout_seed=1)
+    method = build_method(trial, tiny_gpt2, Binder.of(tiny_gpt2.model).record, init_seed=1, dropout_seed=1)
     config, task = TrialConfig(arm="a", learning_rate=1e-3, num_steps=3, method=trial), TaskConfig(name="e2e")
     meta = artifact_meta(tiny_gpt2, config, task=task, template=make_template(tiny_gpt2, task).record())
     save_artifact(tmp_path / "artifact", method.artifact(), meta)

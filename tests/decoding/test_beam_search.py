@@ -15,8 +15,9 @@ from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.beam_search import BeamSearch, largest
 from prefixray.decoding.generate import generate, generation_config
-from prefixray.model.attention import Binder, Insert
 from prefixray.model.base import Base, load_base
+from prefixray.model.binding.binder import Binder
+from prefixray.model.binding.insert import Insert
 from prefixray.training.prefill import Prompt, extended
 
 LENGTHS = (1, 4, 9)  # positions of the trials' prefixes
@@ -82,7 +83,7 @@ def _decoding(draw: random.Random) -> DecodingSettings:
 def test_hypotheses_of_a_mixed_batch_are_those_of_transformers_alone(exact_base: Base, seed: int) -> None:
     draw = random.Random(seed)
     base = replace(exact_base, tokenizer=_Ids(exact_base.tokenizer))
-    binder, decoding = Binder(base.model), _decoding(draw)
+    binder, decoding = Binder.of(base.model), _decoding(draw)
     template = replace(make_template(exact_base, TaskConfig(name="e2e")), tokenizer=base.tokenizer)
     pairs = [(source, insert) for source in SOURCES for insert in _inserts(base, seed)]
     free = DecodingSettings(num_beams=3, max_new_tokens=9)
@@ -101,7 +102,7 @@ def test_hypotheses_of_real_weights_are_those_of_transformers(num_beams: int) ->
     task = TaskConfig(name="e2e", template="chat", instruction="Describe it in one short sentence:", num_test=3)
     base, template = replace(loaded, tokenizer=_Ids(loaded.tokenizer)), make_template(loaded, task)
     template = replace(template, tokenizer=base.tokenizer)
-    binder = Binder(base.model)
+    binder = Binder.of(base.model)
     words = torch.tensor([loaded.tokenizer(" a family friendly pub").input_ids])
     inserts = [Insert(), Insert({"decoder": binder.record(words)["decoder"]})]
     pairs = [(one.source, insert) for one in load_task(task).test_sources for insert in inserts]
@@ -141,7 +142,7 @@ def test_rows_leave_the_batch_with_their_source(tiny_llama: Base) -> None:
         lambda module, args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
     )
     greedy = DecodingSettings(num_beams=1, max_new_tokens=30)
-    binder, inserts = Binder(tiny_llama.model), [Insert()] * 4
+    binder, inserts = Binder.of(tiny_llama.model), [Insert()] * 4
     ids = replace(tiny_llama, tokenizer=_Ids(tiny_llama.tokenizer))
     said = generate(ids, binder, template, sources, inserts, greedy)
     ends = int(said[0].split()[5])  # comes early in one of them

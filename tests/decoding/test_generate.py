@@ -11,8 +11,9 @@ from prefixray.config.schema import DecodingSettings
 from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.generate import generate
 from prefixray.errors import UserError
-from prefixray.model.attention import Binder, Insert
 from prefixray.model.base import Base
+from prefixray.model.binding.binder import Binder
+from prefixray.model.binding.insert import Insert
 
 SOURCES = (
     "name : The Eagle | Type : coffee shop | food : Chinese | price : cheap | area : riverside",
@@ -37,7 +38,7 @@ def _prefixes(base: Base, lengths: Sequence[int]) -> list[Insert]:
 
 def _plain(base: Base, sources: Sequence[str], decoding: DecodingSettings) -> list[str]:
     """Hypotheses of the base as it is."""
-    return generate(base, Binder(base.model), _template(base), sources, [Insert()] * len(sources), decoding)
+    return generate(base, Binder.of(base.model), _template(base), sources, [Insert()] * len(sources), decoding)
 
 
 def _alone(base: Base, binder: Binder, sources: Sequence[str], inserts: Sequence[Insert]) -> list[str]:
@@ -47,7 +48,7 @@ def _alone(base: Base, binder: Binder, sources: Sequence[str], inserts: Sequence
 
 
 def test_beam_search_in_a_mixed_batch_equals_beam_search_alone(exact_base: Base) -> None:
-    binder = Binder(exact_base.model)
+    binder = Binder.of(exact_base.model)
     three = _prefixes(exact_base, [1, 4, 9])
     sources = [source for source in SOURCES for _ in range(4)]
     inserts = [*three, Insert()] * len(SOURCES)
@@ -57,7 +58,7 @@ def test_beam_search_in_a_mixed_batch_equals_beam_search_alone(exact_base: Base)
 
 
 def test_the_batch_size_does_not_change_hypotheses(exact_base: Base) -> None:
-    binder, template = Binder(exact_base.model), _template(exact_base)
+    binder, template = Binder.of(exact_base.model), _template(exact_base)
     inserts = _prefixes(exact_base, [3, 5]) * 3
     by_size = [
         generate(exact_base, binder, template, SOURCES, inserts, BEAMS.model_copy(update={"batch_size": size}))
@@ -77,11 +78,11 @@ def test_without_an_insert_the_stock_model_decodes(tiny_base: Base) -> None:
         output = tiny_base.model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
         text = tiny_base.tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True).strip()
         stock.append(text.splitlines()[0].strip() if text else "")
-    assert generate(tiny_base, Binder(tiny_base.model), template, SOURCES, [Insert()] * len(SOURCES), BEAMS) == stock
+    assert generate(tiny_base, Binder.of(tiny_base.model), template, SOURCES, [Insert()] * len(SOURCES), BEAMS) == stock
 
 
 def test_a_prompt_that_beams_share_decodes_as_one_that_each_beam_has_for_itself(exact_base: Base) -> None:
-    binder, template = Binder(exact_base.model), _template(exact_base)
+    binder, template = Binder.of(exact_base.model), _template(exact_base)
     inserts = _prefixes(exact_base, [1, 4, 9]) * 2
     settings = GenerationConfig(
         num_beams=5, max_new_tokens=12, eos_token_id=template.eos_id, pad_token_id=template.pad_id
@@ -106,7 +107,7 @@ def test_batches_are_of_like_size(tiny_gpt2: Base) -> None:
 
 
 def test_functions_on_modules_follow_their_rows_through_the_beams(exact_base: Base) -> None:
-    binder = Binder(exact_base.model)
+    binder = Binder.of(exact_base.model)
     block = exact_base.blocks()[0][0]
     inserts = [Insert(functions={block: lambda inputs, output, by=by: output * by}) for by in (0.5, 2.0)]
     sources = [source for source in SOURCES for _ in inserts]
@@ -184,12 +185,12 @@ def test_the_originals_least_length_of_11_is_9_new_tokens(tiny_bart: Base) -> No
 def test_a_source_that_leaves_no_room_is_refused(tiny_gpt2: Base) -> None:
     (prefix,) = _prefixes(tiny_gpt2, [200])
     with pytest.raises(UserError, match=r"max_new_tokens: 100: prefix and longest source take .* of the 256 positions"):
-        generate(tiny_gpt2, Binder(tiny_gpt2.model), _template(tiny_gpt2), SOURCES, [prefix] * 6, DecodingSettings())
+        generate(tiny_gpt2, Binder.of(tiny_gpt2.model), _template(tiny_gpt2), SOURCES, [prefix] * 6, DecodingSettings())
 
 
 def test_low_precision_decodes_in_low_precision(tiny_base: Base) -> None:
     tiny_base.model.to(torch.bfloat16)
-    binder = Binder(tiny_base.model)
+    binder = Binder.of(tiny_base.model)
     inserts = [Insert({"decoder": one.prefixes["decoder"].float()}) for one in _prefixes(tiny_base, [2, 7])] * 3
     first = generate(tiny_base, binder, _template(tiny_base), SOURCES, inserts, BEAMS)
     assert first == generate(tiny_base, binder, _template(tiny_base), SOURCES, inserts, BEAMS)

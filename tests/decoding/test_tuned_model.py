@@ -16,8 +16,8 @@ from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.tuned_model import Tuned, generate_together, open_base
 from prefixray.errors import UserError
 from prefixray.methods import build_method
-from prefixray.model.attention import Binder
 from prefixray.model.base import Base
+from prefixray.model.binding.binder import Binder
 
 METHODS: Mapping[str, AnyTrial] = {
     "short": PrefixTrial(preseqlen=2, mid_dim=None, init_token=None),
@@ -37,7 +37,7 @@ DECODING = {"num_beams": 3, "max_new_tokens": 8}
 @pytest.fixture
 def artifacts(any_base: Base, tmp_path: Path) -> Mapping[str, Path]:
     """An artifact of every method, each moved from its start."""
-    binder, task = Binder(any_base.model), TaskConfig(name="e2e")
+    binder, task = Binder.of(any_base.model), TaskConfig(name="e2e")
     template = make_template(any_base, task).record()
     methods = METHODS if any_base.shape.is_encoder_decoder else {**METHODS, **DECODER_ONLY}
     for seed, (name, trial) in enumerate(methods.items()):

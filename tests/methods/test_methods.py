@@ -30,8 +30,8 @@ from prefixray.methods import build_method
 from prefixray.methods.contract import Method
 from prefixray.methods.prefix import Prefix
 from prefixray.methods.virtual_prefix import EmbeddingPrefix
-from prefixray.model.attention import Binder
 from prefixray.model.base import Base, checkpointed, wrap_model
+from prefixray.model.binding.binder import Binder
 from prefixray.training.member import Seeds
 from prefixray.training.pack import Pack
 
@@ -83,7 +83,7 @@ def _ids(base: Base, text: str) -> Tensor:
 def _logits(base: Base, binder: Binder, method: Method, ids: Tensor, step: int | None = None) -> Tensor:
     """The model's output (B, S, vocabulary) with the method in it; an infix stands behind the second token."""
     own, insert = method.own_model, method.insert(step)
-    model, binder = (base.model, binder) if own is None else (own, Binder(own))
+    model, binder = (base.model, binder) if own is None else (own, Binder.of(own))
     room = ids.new_zeros(ids.shape[0], insert.infix_length)
     ids = torch.cat([ids[:, :2], room, ids[:, 2:]], dim=1)
     with binder.bind([insert], [0] * ids.shape[0], infix_starts=[2] * ids.shape[0]):
@@ -138,7 +138,7 @@ def test_an_untrained_method_leaves_the_base_exactly_as_it_is(
     make_base: MakeBase, architecture: str, name: str
 ) -> None:
     base = make_base(architecture, torch.float32)
-    binder, ids = Binder(base.model), _ids(base, " name : The Eagle | food : Chinese")
+    binder, ids = Binder.of(base.model), _ids(base, " name : The Eagle | food : Chinese")
     with torch.no_grad():
         plain = base.model(**_inputs(base, ids)).logits
         assert torch.equal(_logits(base, binder, _build(name, base, binder), ids), plain)
@@ -149,7 +149,7 @@ def test_training_moves_the_methods_tensors_and_nothing_of_the_base(
     make_base: MakeBase, architecture: str, name: str
 ) -> None:
     base = make_base(architecture, torch.float32)
-    binder = Binder(base.model)
+    binder = Binder.of(base.model)
     method = _build(name, base, binder)
     initial = {key: p.detach().clone() for key, p in method.named_parameters()}
     trained = {key for key, p in method.named_parameters() if p.requires_grad}
@@ -167,7 +167,7 @@ def test_an_artifact_gives_the_same_logits_and_peft_loads_it_or_the_reason_is_sa
     make_base: MakeBase, tmp_path: Path, architecture: str, name: str
 ) -> None:
     base = make_base(architecture, torch.float32)
-    binder = Binder(base.model)
+    binder = Binder.of(base.model)
     method = _build(name, base, binder)
     _train(base, binder, method)
     held = sum(tensor.numel() for tensor in method.artifact().values())
@@ -237,7 +237,7 @@ def test_decoding_finds_what_whole_forwards_find(make_base: MakeBase, architectu
 @every_case
 def test_a_method_depends_on_its_seed_alone(make_base: MakeBase, architecture: str, name: str) -> None:
     base = make_base(architecture, torch.float32)
-    binder = Binder(base.model)
+    binder = Binder.of(base.model)
     one = _build(name, base, binder, seed=1).artifact()
     torch.manual_seed(99)
     again = _build(name, base, binder, seed=1).artifact()
@@ -248,7 +248,7 @@ def test_a_bottleneck_that_was_worked_out_is_said_in_the_log_and_in_reports(
     tiny_llama: Base, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
-        method = _build("adapter of a size", tiny_llama, Binder(tiny_llama.model))
+        method = _build("adapter of a size", tiny_llama, Binder.of(tiny_llama.model))
     share = method.trained_parameters() / tiny_llama.shape.num_parameters
     assert method.sizes()["bottleneck"] == 4 and share == pytest.approx(0.025, abs=0.003)
     assert "adapter: 2.5 percent of" in caplog.text and "bottleneck 4" in caplog.text
@@ -256,10 +256,10 @@ def test_a_bottleneck_that_was_worked_out_is_said_in_the_log_and_in_reports(
 
 def test_nothing_below_the_last_blocks_is_differentiated(tiny_base: Base) -> None:
     trial = FinetuneTrial(top_layers=1, tune_embeddings=False)
-    method = build_method(trial, tiny_base, Binder(tiny_base.model).record, init_seed=1, dropout_seed=1)
+    method = build_method(trial, tiny_base, Binder.of(tiny_base.model).record, init_seed=1, dropout_seed=1)
     model = method.own_model
     assert model is not None
-    Binder(model)
+    Binder.of(model)
     outputs: list[bool] = []
     for _, block in replace(tiny_base, model=model).blocks():
         block.register_forward_hook(
@@ -279,12 +279,12 @@ def test_layers_that_a_base_does_not_have_are_refused(any_base: Base, binder: Bi
 @pytest.mark.parametrize("name", INFIXES)
 def test_an_infix_in_an_encoder_decoder_is_refused(tiny_pair: Base, name: str) -> None:
     with pytest.raises(UserError, match=r"format_mode: infix: .* is an encoder-decoder.*; take cat"):
-        _build(name, tiny_pair, Binder(tiny_pair.model))
+        _build(name, tiny_pair, Binder.of(tiny_pair.model))
 
 
 @pytest.fixture
 def binder(any_base: Base) -> Binder:
-    return Binder(any_base.model)
+    return Binder.of(any_base.model)
 
 
 @pytest.mark.parametrize("name", ["network", "lora with dropout"])
@@ -307,7 +307,7 @@ def test_dropout_depends_on_the_seed_and_the_step_alone(any_base: Base, binder: 
 
 def test_dropout_keeps_the_prefix_on_average(tiny_gpt2: Base) -> None:
     config = PrefixTrial(preseqlen=5, mid_dim=None, init_token=None, prefix_dropout=0.25)
-    binder = Binder(tiny_gpt2.model)
+    binder = Binder.of(tiny_gpt2.model)
     method = build_method(config, tiny_gpt2, binder.record, init_seed=1, dropout_seed=1)
     whole = method.insert(None).prefixes["decoder"]
     dropped = torch.stack([method.insert(step).prefixes["decoder"] for step in range(400)])
@@ -317,7 +317,7 @@ def test_dropout_keeps_the_prefix_on_average(tiny_gpt2: Base) -> None:
 
 @pytest.mark.parametrize("name", ["flat of words", "network of words", "embedding network of words"])
 def test_a_prefix_of_words_equals_the_model_run_on_the_words_and_the_input(tiny_base: Base, name: str) -> None:
-    binder = Binder(tiny_base.model)
+    binder = Binder.of(tiny_base.model)
     method = _build(name, tiny_base, binder)
     assert isinstance(method, Prefix)
     ids = _ids(tiny_base, " name : The Eagle | food : Chinese")
@@ -334,7 +334,7 @@ def test_embeddings_have_the_gradients_of_the_plain_model_that_reads_them_before
 ) -> None:
     base, ids = wrap(exact_base), _ids(exact_base, " name : The Eagle")
     stock = AutoModelForCausalLM.from_pretrained(base.name, dtype=torch.float64).eval()
-    binder = Binder(base.model)
+    binder = Binder.of(base.model)
     method = _build("embedding", base, binder).double()
     assert isinstance(method, EmbeddingPrefix)
     with binder.bind([method.insert(0)], [0]):
@@ -374,7 +374,7 @@ def test_the_solved_network_reproduces_the_words_keys_and_values(
 def test_what_the_network_cannot_reach_is_said(tiny_gpt2: Base, caplog: pytest.LogCaptureFixture) -> None:
     config = PrefixTrial(preseqlen=12, mid_dim=2, init_token="The Golden Palace serves French food")
     with caplog.at_level("INFO"):
-        method = build_method(config, tiny_gpt2, Binder(tiny_gpt2.model).record, init_seed=1, dropout_seed=1)
+        method = build_method(config, tiny_gpt2, Binder.of(tiny_gpt2.model).record, init_seed=1, dropout_seed=1)
     assert isinstance(method, Prefix) and 0.01 < (method.residual() or 0) < 1
     assert "init_token: the networks reach all but" in caplog.text
 
@@ -388,7 +388,7 @@ def test_a_network_stores_only_what_it_folds_to(any_base: Base, binder: Binder) 
 
 @pytest.mark.parametrize("name", ["network", "flat of words"])
 def test_a_folded_prefix_gives_the_same_logits_in_peft(tiny_base: Base, name: str) -> None:
-    binder = Binder(tiny_base.model)
+    binder = Binder.of(tiny_base.model)
     method = _build(name, tiny_base, binder)
     _train(tiny_base, binder, method)
     tensors = method.artifact()
@@ -401,7 +401,7 @@ def test_a_folded_prefix_gives_the_same_logits_in_peft(tiny_base: Base, name: st
 def test_a_prefix_as_long_as_the_base_is_refused(tiny_gpt2: Base) -> None:
     config = PrefixTrial(preseqlen=256, mid_dim=None, init_token=None)
     with pytest.raises(UserError, match=r"preseqlen: 256: .* has 256 positions"):
-        build_method(config, tiny_gpt2, Binder(tiny_gpt2.model).record, init_seed=1, dropout_seed=1)
+        build_method(config, tiny_gpt2, Binder.of(tiny_gpt2.model).record, init_seed=1, dropout_seed=1)
 
 
 def _in_peft(base: Base, tensors: Mapping[str, Tensor], ids: Tensor) -> Tensor:
@@ -424,7 +424,7 @@ def test_fine_tuning_leaves_computed_position_tables_alone() -> None:
     model = PegasusForConditionalGeneration(config)
     natural = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     base = wrap_model(model, None, name="pegasus", digest="")  # type: ignore[arg-type]
-    method = build_method(FinetuneTrial(), base, Binder(model).record, init_seed=1, dropout_seed=1)
+    method = build_method(FinetuneTrial(), base, Binder.of(model).record, init_seed=1, dropout_seed=1)
     trained = {name.removeprefix("model.") for name, p in method.named_parameters() if p.requires_grad}
     assert trained == natural
     assert not any("embed_positions" in name for name in trained)

@@ -10,8 +10,8 @@ from prefixray.config.trials import AdapterTrial, AnyTrial, FinetuneTrial, LoraT
 from prefixray.methods import build_method
 from prefixray.methods.finetune import trained_names
 from prefixray.methods.parameter_counts import trained_parameters
-from prefixray.model.attention import Binder
 from prefixray.model.base import Base, wrap_model
+from prefixray.model.binding.binder import Binder
 from prefixray.planning.memory import BYTES_PER_TRAINED, largest_trial
 
 METHODS: list[AnyTrial] = [
@@ -28,7 +28,7 @@ METHODS: list[AnyTrial] = [
 
 
 def _made(method: AnyTrial, base: Base) -> int:
-    return build_method(method, base, Binder(base.model).record, init_seed=1, dropout_seed=1).trained_parameters()
+    return build_method(method, base, Binder.of(base.model).record, init_seed=1, dropout_seed=1).trained_parameters()
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method.method))

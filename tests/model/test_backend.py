@@ -8,10 +8,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefixray.batching.batches import encode
 from prefixray.batching.template import make_template
+from prefixray.config.schema import DecodingSettings
 from prefixray.config.trials import AdapterTrial, AnyTrial, PrefixTrial, TrialConfig
 from prefixray.data import Example
 from prefixray.data.task_config import TaskConfig
-from prefixray.decoding.generate import Decoding, generate
+from prefixray.decoding.generate import generate
 from prefixray.model.backend import backend_for, padded_count
 from prefixray.model.base import Base
 from prefixray.model.fast_cpu.backend import CPUBackend
@@ -58,7 +59,7 @@ def _train_and_decode(base: Base) -> Outcome:
     trained = [p.detach() for member in pack.members.values() for p in member.method.parameters()]
     sources = [example.source for example in EXAMPLES]
     insert = pack.members["long"].method.insert(None)
-    decoding = Decoding(num_beams=3, max_new_tokens=8)
+    decoding = DecodingSettings(num_beams=3, max_new_tokens=8)
     return losses, trained, generate(base, pack.binder, template, sources, [insert] * len(sources), decoding)
 
 

@@ -20,8 +20,9 @@ from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.methods import build_method
 from prefixray.model import base as base_module
-from prefixray.model.attention import Binder, Insert
 from prefixray.model.base import Base, choose_dtype, load_base, load_in
+from prefixray.model.binding.binder import Binder
+from prefixray.model.binding.insert import Insert
 from prefixray.model.shape import SiteShape
 from prefixray.training.member import Seeds
 from prefixray.training.pack import Pack
@@ -73,7 +74,7 @@ def test_the_real_model_knows_english_and_a_few_steps_of_a_prefix_teach_it_the_t
 
 @installed
 def test_a_prefix_of_words_is_the_real_model_run_on_those_words_first(smollm: Base) -> None:
-    binder = Binder(smollm.model)
+    binder = Binder.of(smollm.model)
     method = build_method(
         PrefixTrial(preseqlen=None, mid_dim=None, init_token="The Eagle is a cheap coffee shop"),
         smollm,

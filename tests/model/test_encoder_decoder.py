@@ -23,8 +23,10 @@ from prefixray.decoding.generate import generate
 from prefixray.errors import UserError
 from prefixray.methods import build_method
 from prefixray.methods.prefix import Prefix
-from prefixray.model.attention import Binder, Insert
 from prefixray.model.base import Base, checkpointed
+from prefixray.model.binding.attention import place_of
+from prefixray.model.binding.binder import Binder
+from prefixray.model.binding.insert import Insert
 from prefixray.training.member import Seeds
 from prefixray.training.pack import Pack
 
@@ -69,13 +71,13 @@ def _by_hand(base: Base, insert: Insert, source: Tensor, target: Tensor) -> Tens
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: object
     ) -> tuple[Tensor, None]:
-        _, site, layer = module._prefixray
+        place = place_of(module)
         scale, bias = options["scaling"], options.get("position_bias")
         scores = query @ key.transpose(2, 3) * scale
         scores = scores if bias is None else scores + bias
         scores = scores if mask is None else scores + mask
-        if site in insert.prefixes:
-            prefix_key, prefix_value = insert.prefixes[site][:, layer, None]
+        if place.site in insert.prefixes:
+            prefix_key, prefix_value = insert.prefixes[place.site][:, place.layer, None]
             scores = torch.cat([query @ prefix_key.transpose(2, 3) * scale, scores], dim=3)
             value = torch.cat([prefix_value, value], dim=2)
         return (scores.softmax(-1) @ value).transpose(1, 2), None
@@ -91,7 +93,7 @@ def _by_hand(base: Base, insert: Insert, source: Tensor, target: Tensor) -> Tens
 
 @pytest.mark.parametrize("row_trial", [(0, 0, 1, 1), (2, 2, 3, 1), (3, 0, 1, 2), (0, 0, 0, 0)])
 def test_packed_rows_equal_attention_written_out_for_each_alone(exact_pair: Base, row_trial: Sequence[int]) -> None:
-    binder, inserts, rows = Binder(exact_pair.model), _inserts(exact_pair), _rows(exact_pair)
+    binder, inserts, rows = Binder.of(exact_pair.model), _inserts(exact_pair), _rows(exact_pair)
     (source, mask), (target, _) = (_padded([row[side] for row in rows]) for side in (0, 1))
     with torch.no_grad(), binder.bind(inserts, row_trial):
         logits = exact_pair.model(input_ids=source, attention_mask=mask, decoder_input_ids=target).logits
@@ -101,7 +103,7 @@ def test_packed_rows_equal_attention_written_out_for_each_alone(exact_pair: Base
 
 
 def test_each_site_makes_a_difference_of_its_own(exact_pair: Base) -> None:
-    Binder(exact_pair.model)
+    Binder.of(exact_pair.model)
     whole, (source, target) = _inserts(exact_pair)[0], _rows(exact_pair)[0]
     outputs = [_by_hand(exact_pair, Insert({site: whole.prefixes[site]}), source, target) for site in SITES]
     outputs += [_by_hand(exact_pair, insert, source, target) for insert in (whole, Insert())]
@@ -110,7 +112,7 @@ def test_each_site_makes_a_difference_of_its_own(exact_pair: Base) -> None:
 
 
 def test_token_by_token_equals_at_once(exact_pair: Base) -> None:
-    binder, inserts, rows = Binder(exact_pair.model), _inserts(exact_pair), _rows(exact_pair)
+    binder, inserts, rows = Binder.of(exact_pair.model), _inserts(exact_pair), _rows(exact_pair)
     source, mask = _padded([row[0] for row in rows])
     target = torch.stack([row[1][:2] for row in rows])
     with torch.no_grad(), binder.bind(inserts, (0, 1, 2, 3)):
@@ -129,7 +131,7 @@ def test_no_prefix_is_the_stock_model_exactly(make_base: MakeBase) -> None:
         empty = Insert({site: prefix[:, :, :, :0] for site, prefix in _inserts(base)[0].prefixes.items()})
         with torch.no_grad():
             stock = base.model(**inputs).logits
-            binder = Binder(base.model)
+            binder = Binder.of(base.model)
             assert torch.equal(base.model(**inputs).logits, stock)
             for insert in (Insert(), empty):
                 with binder.bind([insert], [0] * 4):
@@ -137,7 +139,7 @@ def test_no_prefix_is_the_stock_model_exactly(make_base: MakeBase) -> None:
 
 
 def test_gradients_of_a_trial_are_those_of_its_rows_alone(exact_pair: Base) -> None:
-    binder, rows, row_trial = Binder(exact_pair.model), _rows(exact_pair), (0, 2, 3, 3)
+    binder, rows, row_trial = Binder.of(exact_pair.model), _rows(exact_pair), (0, 2, 3, 3)
     leaves = [{site: p.clone().requires_grad_() for site, p in i.prefixes.items()} for i in _inserts(exact_pair)]
 
     def backward(picked: Sequence[int]) -> None:
@@ -161,7 +163,7 @@ def test_gradients_of_a_trial_are_those_of_its_rows_alone(exact_pair: Base) -> N
 def test_words_initialise_all_three_sites_in_one_forward(tiny_pair: Base) -> None:
     calls = []
     tiny_pair.model.base_model.register_forward_pre_hook(lambda *_: calls.append(1))
-    binder = Binder(tiny_pair.model)
+    binder = Binder.of(tiny_pair.model)
     flat = PrefixTrial(preseqlen=5, mid_dim=None, init_token="summarize")
     method = build_method(flat, tiny_pair, binder.record, init_seed=1, dropout_seed=1)
     assert len(calls) == 1
@@ -181,13 +183,13 @@ def test_words_initialise_all_three_sites_in_one_forward(tiny_pair: Base) -> Non
 
 
 def test_sites_can_be_switched_off(tiny_bart: Base, tiny_gpt2: Base) -> None:
-    binder = Binder(tiny_bart.model)
+    binder = Binder.of(tiny_bart.model)
     some = PrefixTrial(preseqlen=2, mid_dim=None, init_token=None, sites="cross+encoder")
     method = build_method(some, tiny_bart, binder.record, init_seed=1, dropout_seed=1)
     assert list(method.insert(None).prefixes) == ["encoder", "cross"]
     assert set(method.artifact()) == {"encoder.key", "encoder.value", "cross.key", "cross.value"}
     with pytest.raises(UserError, match=r"sites: cross, encoder: .* has decoder only"):
-        build_method(some, tiny_gpt2, Binder(tiny_gpt2.model).record, init_seed=1, dropout_seed=1)
+        build_method(some, tiny_gpt2, Binder.of(tiny_gpt2.model).record, init_seed=1, dropout_seed=1)
 
 
 EXAMPLES = [Example(source, " ".join(reversed(source.split()))) for source in SOURCES] * 3
@@ -285,7 +287,7 @@ def test_smoothing_is_torchs_and_the_reported_loss_is_without_it(tiny_bart: Base
 
 
 def test_beam_search_in_a_mixed_batch_equals_beam_search_alone(exact_pair: Base) -> None:
-    binder, template = Binder(exact_pair.model), make_template(exact_pair, TaskConfig(name="custom"))
+    binder, template = Binder.of(exact_pair.model), make_template(exact_pair, TaskConfig(name="custom"))
     decoding = DecodingSettings(num_beams=4, max_new_tokens=10, length_penalty=0.8, no_repeat_ngram_size=3)
     sources = [source for source in SOURCES for _ in LENGTHS]
     inserts = _inserts(exact_pair) * len(SOURCES)
@@ -307,7 +309,7 @@ def test_without_an_insert_the_stock_model_decodes(tiny_bart: Base) -> None:
         text = tiny_bart.tokenizer.decode(output[0], skip_special_tokens=True).strip()
         expected.append(text.splitlines()[0].strip() if text else "")
     decoding = DecodingSettings(num_beams=4, max_new_tokens=10)
-    ours = generate(tiny_bart, Binder(tiny_bart.model), template, SOURCES, [Insert()] * len(SOURCES), decoding)
+    ours = generate(tiny_bart, Binder.of(tiny_bart.model), template, SOURCES, [Insert()] * len(SOURCES), decoding)
     assert ours == expected
 
 

@@ -40,8 +40,9 @@ from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.generate import generate
 from prefixray.errors import UserError
 from prefixray.methods import build_method
-from prefixray.model.attention import Binder, Insert
 from prefixray.model.base import Base, describe, wrap_model
+from prefixray.model.binding.binder import Binder
+from prefixray.model.binding.insert import Insert
 from prefixray.training.member import Seeds
 from prefixray.training.pack import Pack
 
@@ -79,7 +80,7 @@ def base(request: pytest.FixtureRequest, tiny_llama: Base) -> Base:
 
 def test_a_prefix_of_words_decodes_as_the_plain_model_behind_them(base: Base) -> None:
     stock = copy.deepcopy(base.model)
-    binder, template = Binder(base.model), make_template(base, TaskConfig(name="e2e"))
+    binder, template = Binder.of(base.model), make_template(base, TaskConfig(name="e2e"))
     words = torch.tensor([base.tokenizer(" a cheap pub").input_ids])
     insert = Insert({"decoder": binder.record(words)["decoder"]})
     decoding = DecodingSettings(num_beams=3, max_new_tokens=8)
@@ -122,7 +123,7 @@ def test_embeddings_of_words_are_read_as_the_words_where_a_family_scales_them(
     base = wrap_model(
         AutoModelForSeq2SeqLM.from_config(sized, attn_implementation="sdpa"), tokenizer, name="", digest=""
     )
-    binder = Binder(base.model)
+    binder = Binder.of(base.model)
     trial = PrefixTrial(preseqlen=None, mid_dim=None, init_token="a pub", prefix_mode="embedding")
     method = build_method(trial, base, binder.record, init_seed=1, dropout_seed=1)
     words = binder.record(torch.tensor([tokenizer(" a pub", add_special_tokens=False).input_ids]))

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prefixray.model.attention import Binder, Insert
 from prefixray.model.backend import padded_count
 from prefixray.model.base import Base
+from prefixray.model.binding.binder import Binder
+from prefixray.model.binding.insert import Insert
 from prefixray.model.last_ffn import ENDS
 
 MakeBase = Callable[[str, torch.dtype], Base]
@@ -20,7 +21,7 @@ TARGETS = torch.tensor([0, 0, 1, 2]), torch.tensor([2, 6, 29, 0])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bart", "t5"])
 def test_logits_and_gradients_are_those_of_all_positions(make_base: MakeBase, name: str) -> None:
     base = make_base(name, torch.float64)
-    binder, seen = Binder(base.model), _inputs_seen(base)
+    binder, seen = Binder.of(base.model), _inputs_seen(base)
     logits, gradient = _run(base, binder, {})
     full_logits, full_gradient = _run(base, binder, {base.blocks()[0][0]: lambda given, output: output})
     assert seen == [(1, padded_count(len(TARGETS[0]))), (NUM_ROWS, LENGTH)]
@@ -31,7 +32,7 @@ def test_logits_and_gradients_are_those_of_all_positions(make_base: MakeBase, na
 
 def test_where_about_every_position_is_a_target_or_nothing_is_bound_it_runs_on_all(make_base: MakeBase) -> None:
     base = make_base("gpt2", torch.float32)
-    binder, seen = Binder(base.model), _inputs_seen(base)
+    binder, seen = Binder.of(base.model), _inputs_seen(base)
     ids = torch.ones(2, 40, dtype=torch.long)
     inputs = {"input_ids": ids, "position_ids": torch.arange(40).expand(2, 40)}
     for count in (80, 65, 64):  # 65 would be rounded up to more than there are

@@ -19,9 +19,9 @@ from prefixray.config.trials import AdapterTrial, AnyTrial, FinetuneTrial, LoraT
 from prefixray.data import Example
 from prefixray.data.task_config import TaskConfig
 from prefixray.methods.prefix import Prefix
-from prefixray.model.attention import Insert
 from prefixray.model.base import Base
-from prefixray.model.ragged import Ragged
+from prefixray.model.binding.insert import Insert
+from prefixray.model.binding.ragged import Ragged
 from prefixray.training.member import Member, Seeds, learning_rate
 from prefixray.training.pack import Pack, StepResult, _is_out_of_memory
 

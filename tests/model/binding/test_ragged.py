@@ -16,13 +16,13 @@ from prefixray.batching.template import make_template
 from prefixray.config.trials import PrefixTrial, TrialConfig
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
-from prefixray.model import ragged
-from prefixray.model.attention import Binder
 from prefixray.model.backend import TOKEN_MULTIPLE
 from prefixray.model.base import Base, checkpointed, load_base
+from prefixray.model.binding import ragged
+from prefixray.model.binding.binder import Binder
+from prefixray.model.binding.ragged import Ragged
 from prefixray.model.fast_cpu.backend import CPUBackend
 from prefixray.model.plain import RowGroup
-from prefixray.model.ragged import Ragged
 from prefixray.training import base_checks, layout
 from prefixray.training.base_checks import _is_row_by_row
 from prefixray.training.member import Seeds
@@ -240,7 +240,7 @@ def test_what_depends_on_more_or_less_than_its_row_so_far_is_no_line(
     make_base: MakeBase, wrong: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = make_base("gpt2", torch.bfloat16)
-    binder = Binder(base.model)
+    binder = Binder.of(base.model)
     assert _is_row_by_row(base, binder)
 
     def mistaken(

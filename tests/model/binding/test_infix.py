@@ -15,8 +15,9 @@ from prefixray.config.trials import PrefixTrial, TrialConfig
 from prefixray.data import Example
 from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.generate import generate
-from prefixray.model.attention import Binder, Insert
 from prefixray.model.base import Base, checkpointed
+from prefixray.model.binding.binder import Binder
+from prefixray.model.binding.insert import Insert
 from prefixray.training.member import Seeds
 from prefixray.training.pack import Pack
 
@@ -117,7 +118,7 @@ def test_rows_of_a_mixed_batch_and_their_gradients_are_the_plain_ones(
     expected = _by_hand(stock_model(exact_base), inserts, ids)
     torch.cat(expected).logsumexp(1).sum().backward()
     wanted = _gradients(inserts)
-    rows = _packed(base, Binder(base.model), inserts, ids)
+    rows = _packed(base, Binder.of(base.model), inserts, ids)
     found = _gradients(inserts)
     assert max(float((a - b).detach().abs().max()) for a, b in zip(rows, expected, strict=True)) < TOLERANCE
     for ours, plain in zip(found, wanted, strict=True):
@@ -132,7 +133,7 @@ def test_nothing_added_to_words_is_the_base_reading_them(exact_base: Base) -> No
     ids = torch.tensor([[7, 8, 0, 0, 0, 60, 61, 62]])
     with torch.no_grad():
         whole = stock(input_ids=torch.cat([ids[:, :2], words[None], ids[:, 5:]], dim=1)).logits
-        with Binder(exact_base.model).bind([insert], [0], infix_starts=[2]):
+        with Binder.of(exact_base.model).bind([insert], [0], infix_starts=[2]):
             ours = exact_base.model(input_ids=ids, position_ids=torch.arange(8)[None], use_cache=False).logits
     assert (ours - whole).abs().max() < TOLERANCE
 
@@ -166,7 +167,7 @@ def test_greedy_decoding_is_the_plain_one(exact_base: Base, inserts: list[Insert
     template, stock = make_template(exact_base, TaskConfig(name="e2e")), stock_model(exact_base)
     decoding = DecodingSettings(num_beams=1, max_new_tokens=9)
     given = [inserts[trial] for trial in (0, 2, 0)]
-    found = generate(exact_base, Binder(exact_base.model), template, SOURCES, given, decoding)
+    found = generate(exact_base, Binder.of(exact_base.model), template, SOURCES, given, decoding)
     for source, insert, hypothesis in zip(SOURCES, given, found, strict=True):
         prompt = torch.tensor(template.encode_source(source))
         before, last = prompt[: -template.num_after], prompt[-template.num_after :]
@@ -181,7 +182,7 @@ def test_greedy_decoding_is_the_plain_one(exact_base: Base, inserts: list[Insert
 
 
 def test_beam_search_in_a_mixed_batch_equals_beam_search_alone(exact_base: Base, inserts: list[Insert]) -> None:
-    template, binder = make_template(exact_base, TaskConfig(name="e2e")), Binder(exact_base.model)
+    template, binder = make_template(exact_base, TaskConfig(name="e2e")), Binder.of(exact_base.model)
     sources = [source for source in SOURCES for _ in inserts]
     given = [*inserts] * len(SOURCES)
     decoding = DecodingSettings(num_beams=4, max_new_tokens=10)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from prefixray.model.attention import Binder, Insert
 from prefixray.model.base import Base
+from prefixray.model.binding.binder import Binder
+from prefixray.model.binding.insert import Insert
 
 TOLERANCE = 1e-5  # of logits of some tens; transformers' RMSNorm rounds to fp32 even in float64
 LENGTHS = (3, 0, 8)  # prefix positions of three trials
@@ -44,7 +45,7 @@ def _stock(base: Base, insert: Insert, ids: Tensor) -> Tensor:
 def test_rows_see_their_own_prefix_at_once_and_token_by_token(
     exact_base: Base, inserts: list[Insert], row_trial: Sequence[int]
 ) -> None:
-    binder, ids = Binder(exact_base.model), _tokens(exact_base, len(row_trial))
+    binder, ids = Binder.of(exact_base.model), _tokens(exact_base, len(row_trial))
     expected = torch.stack([_stock(exact_base, inserts[trial], row) for trial, row in zip(row_trial, ids, strict=True)])
     past, steps = DynamicCache(), []
     with torch.no_grad(), binder.bind(inserts, row_trial):
@@ -57,7 +58,7 @@ def test_rows_see_their_own_prefix_at_once_and_token_by_token(
 
 
 def test_beams_of_a_row_see_its_prefix(exact_base: Base, inserts: list[Insert]) -> None:
-    binder, ids = Binder(exact_base.model), _tokens(exact_base, 3)
+    binder, ids = Binder.of(exact_base.model), _tokens(exact_base, 3)
     with torch.no_grad(), binder.bind(inserts, (0, 1, 2)):
         beams = exact_base.model(input_ids=ids[:, :1].repeat_interleave(4, dim=0), position_ids=torch.tensor([[0]]))
     for row in range(12):
@@ -66,7 +67,7 @@ def test_beams_of_a_row_see_its_prefix(exact_base: Base, inserts: list[Insert]) 
 
 
 def test_gradients_of_a_prefix_are_those_of_its_rows_alone(exact_base: Base, inserts: list[Insert]) -> None:
-    binder, ids = Binder(exact_base.model), _tokens(exact_base, 5)
+    binder, ids = Binder.of(exact_base.model), _tokens(exact_base, 5)
     together = _gradients(exact_base, binder, inserts, (0, 0, 1, 2, 2), ids)
     for trial, rows in ((0, ids[:2]), (2, ids[3:])):
         alone = _gradients(exact_base, binder, inserts, (trial, trial), rows)
@@ -87,7 +88,7 @@ def _gradients(
 
 
 def test_what_is_recorded_under_a_binding_continues_it(exact_base: Base, inserts: list[Insert]) -> None:
-    binder, ids = Binder(exact_base.model), _tokens(exact_base, 3)
+    binder, ids = Binder.of(exact_base.model), _tokens(exact_base, 3)
     with binder.bind(inserts, (0, 1, 2)):
         recorded = binder.record_rows(ids[:, :4])["decoder"]
     for row, insert in enumerate(inserts):

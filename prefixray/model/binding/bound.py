@@ -1,0 +1,116 @@
+"""The state of one binding: which trial each row belongs to, and what its attention and its hooks look up."""
+
+# B rows, T trials, H query heads, S tokens, S' keys, P prefix positions
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from prefixray.model.binding.beam_cache import BeamCache
+from prefixray.model.binding.infix import Infixes
+from prefixray.model.binding.insert import Insert, RowFunction, SitePrefix
+from prefixray.model.binding.ragged import Ragged
+from prefixray.model.last_ffn import Targets
+
+
+@dataclass
+class AttendingRows:
+    """Rows that attend together, and the prefixes they see."""
+
+    row_trial: Tensor  # (B,)
+    sites: Mapping[str, SitePrefix]  # the sites where a trial has a prefix
+    infixes: Infixes | None = None  # None where no row has an infix
+    is_even: bool = False  # the rows are as many of trial 0, then as many of trial 1, ...
+    has_long_prefix: bool = False  # all rows belong to one trial, whose prefix is worth attention of its own
+    masks: dict[str, tuple[Tensor, Tensor | None, Tensor]] = field(default_factory=dict)
+    """By site: this forward's mask, its position bias, and what `mask` made of both."""
+
+    def row_trials(self, num_rows: int) -> Tensor:
+        """The trial of each row, (num_rows,); beam search repeats rows in place."""
+        repeats = num_rows // self.row_trial.shape[0]
+        return self.row_trial if repeats == 1 else self.row_trial.repeat_interleave(repeats)
+
+    def mask(self, site: str, attention_mask: Tensor, query: Tensor, bias: Tensor | None) -> Tensor:
+        """The mask that is added to scores, prefix first: (B, 1 or H, S, P + S'), -inf where a query may not look.
+
+        `attention_mask` is the model's own, (B, 1, S, S'), True where a query may look. `bias` is T5's for the tokens'
+        distance, (1, H, S, S'); to a prefix there is no distance. A mask is made once for all layers of a site.
+        """
+        known = self.masks.get(site)
+        if known is not None and known[0] is attention_mask and known[1] is bias and known[2].dtype == query.dtype:
+            return known[2]
+        num_rows, _, num_queries, _ = query.shape
+        allowed = attention_mask.expand(num_rows, 1, num_queries, -1)
+        if site in self.sites:
+            allowed = self._with_prefix(self.sites[site], allowed)
+        zeros = torch.zeros(allowed.shape, dtype=query.dtype, device=allowed.device)
+        mask = zeros.masked_fill_(~allowed, float("-inf"))
+        if bias is not None:
+            mask = mask + functional.pad(bias, (mask.shape[3] - bias.shape[3], 0))
+        if not mask.requires_grad:  # a trained bias may be seen by one checkpointed block alone
+            self.masks[site] = (attention_mask, bias, mask)
+        return mask
+
+    def _with_prefix(self, prefix: SitePrefix, allowed: Tensor) -> Tensor:
+        """(B, 1, S, S') -> (B, 1, S, P + S'): each row also sees the positions of its own trial's prefix."""
+        num_rows, _, num_queries, num_keys = allowed.shape
+        columns = torch.arange(prefix.layers[0].shape[3], device=allowed.device)
+        seen = columns < prefix.lengths[self.row_trials(num_rows)][:, None]  # (B, P)
+        seen = seen[:, None, None].expand(-1, 1, num_queries, -1)
+        if self.infixes is not None:  # tokens behind an infix see the prefix, and the infix itself sees its columns
+            behind = self.infixes.behind(num_queries)[:, None, :, None]
+            seen = seen & behind
+            allowed = allowed & ~(behind & self.infixes.inside(num_keys)[:, None, None])
+        return torch.cat([seen, allowed], dim=3)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Neighbouring rows whose modules' outputs go through the same functions."""
+
+    functions: Mapping[str, RowFunction]
+    start: int
+    end: int
+
+
+@dataclass
+class Bound:
+    """What is bound to the rows of a model's forwards."""
+
+    rows: AttendingRows
+    segments: Sequence[Segment]
+    shifts: Tensor | None = None  # (T,) prefix positions before a row's first token; None where there are none
+    targets: Targets | None = None  # the positions that the head runs on; None: all
+    cache: BeamCache | None = None  # whose columns the rows see, each row a token of a beam
+    ragged: Ragged | None = None  # the rows stand one behind another
+    groups: Sequence[AttendingRows] = ()  # of the ragged rows
+    is_headless: bool = False
+    hidden: Tensor | None = None
+    """After a headless forward: the head's input at the targets, (N, width)."""
+
+    def has_functions(self, name: str | None = None) -> bool:
+        """Whether rows have functions: on the module called `name`, or on any."""
+        return any(name in segment.functions if name else segment.functions for segment in self.segments)
+
+
+def cut_segments(inserts: Sequence[Insert], row_trial: Sequence[int]) -> list[Segment]:
+    """The rows in runs with the same functions."""
+    trials = list(dict.fromkeys(row_trial))
+    assert sorted(row_trial, key=trials.index) == list(row_trial), "rows of one trial must stand together"
+    segments: list[Segment] = []
+    for row, trial in enumerate(row_trial):
+        functions = inserts[trial].functions
+        if segments and segments[-1].functions is functions:
+            segments[-1] = Segment(functions, segments[-1].start, row + 1)
+        else:
+            segments.append(Segment(functions, row, row + 1))
+    return segments
+
+
+def is_even(row_trial: Sequence[int], num_trials: int) -> bool:
+    """Whether every trial has as many rows, in the order of the trials."""
+    repeats = len(row_trial) // num_trials
+    return list(row_trial) == [trial for trial in range(num_trials) for _ in range(repeats)]
