@@ -44,7 +44,7 @@ from prefixray.model.fast_cpu import backend as cpu_backend
 from prefixray.model.fast_cpu.backend import CPUBackend
 from prefixray.model.plain import PlainBackend
 from prefixray.system.logs import quieten
-from prefixray.training import loss, pack
+from prefixray.training import layout, loss
 from prefixray.training.member import Seeds
 from prefixray.training.pack import Pack
 
@@ -76,8 +76,9 @@ class Bench:
         rows = self._rounds[number]
         keys = list(self.pack.members)
         if part == "step":
-            starts = {key: BATCH_SIZE * place for place, key in enumerate(keys)}
-            self.pack._next_rows = lambda member: rows.train[starts[member.key] :][:BATCH_SIZE]  # type: ignore[method-assign]
+            for place, member in enumerate(self.pack.members.values()):
+                own = list(rows.train[BATCH_SIZE * place :][:BATCH_SIZE])
+                member.next_rows = lambda own=own: own  # type: ignore[method-assign]
             return timed(lambda: self.pack.step(keys)[keys[0]].loss, self.base.device)
         if part == "validation":
             return timed(lambda: self.pack.evaluate(keys, rows.dev)[keys[0]], self.base.device)
@@ -127,7 +128,7 @@ class PlainHead(loss.Head):
 @contextmanager
 def _any_shape(bench: Bench) -> Iterator[None]:
     with ExitStack() as stack:
-        for module in (ragged, last_ffn, batches, pack, loss):
+        for module in (ragged, last_ffn, batches, layout, loss):
             stack.enter_context(patch.object(module, "padded_count", lambda count, multiple=1: count))
         for module in (last_ffn, loss):
             stack.enter_context(patch.object(module, "pad_rows", lambda tokens, multiple=1: tokens))
@@ -191,10 +192,10 @@ TRICKS = {
     ),
     "softmax columns filled": Trick(lambda _: patch.object(attention, "VECTOR", 1), ("step",), BF16, (LONG,)),
     "shapes rounded up": Trick(_any_shape, NO_DECODING, cases=("SmolLM2-135M", GPT2)),
-    "rows in a line": Trick(lambda bench: patch.object(bench.pack, "_knows_lines", False), NO_DECODING),
+    "rows in a line": Trick(lambda bench: patch.object(bench.pack.layout, "knows_lines", False), NO_DECODING),
     "moves with a backward": Trick(lambda _: patch.object(ragged, "_Moved", _MovedByTorch), ("step",)),
     "last FFN on targets": Trick(lambda _: patch.object(last_ffn, "padded_count", lambda *_: 1 << 60), NO_DECODING),
-    "shared prompts as trees": Trick(lambda _: patch.object(pack, "LONGEST_TREE", 1), ("validation",)),
+    "shared prompts as trees": Trick(lambda _: patch.object(layout, "LONGEST_TREE", 1), ("validation",)),
     "loss in chunks": Trick(lambda bench: patch.object(bench.pack, "_head", None), NO_DECODING),
     "loss in blocks": Trick(lambda _: patch.dict(loss.BLOCK, cpu=1 << 40), NO_DECODING),
     "one GELU operation": Trick(_spelt_gelu, NO_DECODING, cases=(GPT2,)),

@@ -40,7 +40,7 @@ def test_a_second_binder_of_a_model_is_impossible(tiny_base: Base) -> None:
     binder = Binder.of(tiny_base.model)
     assert Binder.of(tiny_base.model) is binder
     with pytest.raises(AssertionError, match="a model has one binder"):
-        Binder.of(tiny_base.model)
+        Binder(tiny_base.model)
     assert Binder.of(tiny_base.model) is binder
 
 
