@@ -1,4 +1,4 @@
-"""Check a cluster's file before anything is started: what Ray's own validator says, and what it misses.
+"""Check a cluster's file before anything is started, by Ray's own rules and by further ones.
 
 python -m prefixray.cluster_check cluster.yaml      # the same as prefixray cluster check cluster.yaml
 """

@@ -1,4 +1,4 @@
-"""Watch for the notice that a cloud takes this machine back, then tell Ray, which has its work go on elsewhere.
+"""Watch for the notice that the cloud takes this machine back, then tell Ray, so that the work goes on elsewhere.
 
 python -m prefixray.spot --address $RAY_HEAD_IP:6379     # on every spot machine of a cluster: see cluster.yaml
 """
@@ -19,8 +19,8 @@ from prefixray.system.exit_codes import leave
 
 POLL_SECONDS = 5.0  # as AWS advises
 _TIMEOUT = 2.0
-_METADATA = "http://169.254.169.254"  # of either cloud
-_GCP_SECONDS = 30.0  # all the time that GCP leaves
+_METADATA = "http://169.254.169.254"  # the metadata server of either cloud
+_GCP_SECONDS = 30.0  # from GCP's notice to the end of the machine
 _TOKEN_SECONDS = 21600
 
 Cloud = Literal["aws", "gcp"]
@@ -28,14 +28,14 @@ Cloud = Literal["aws", "gcp"]
 
 @dataclass(frozen=True)
 class Notice:
-    """That the machine is taken back."""
+    """The notice that the machine is taken back."""
 
-    text: str  # what the cloud said
-    seconds: float  # until then
+    text: str  # the cloud's word for it
+    seconds: float  # that are left
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Watch until the notice comes, drain this node, and end; 1 where Ray knows no such node."""
+    """Watch until the notice comes, then drain this node; returns 1 where Ray knows no such node."""
     options = _parser().parse_args(argv)
     while (notice := read_notice(options.cloud, options.metadata)) is None:
         time.sleep(options.every)
@@ -51,28 +51,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_notice(cloud: Cloud, metadata: str) -> Notice | None:
-    """The notice, where the machine's metadata server has one; None where it has none, or does not answer now."""
+    """The notice of the machine's metadata server; None where there is none, or the server does not answer now."""
     try:
         match cloud:
             case "aws":
                 return _read_aws(metadata)
             case "gcp":
-                said = _get(f"{metadata}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
-                return Notice("preempted", _GCP_SECONDS) if said.strip() == "TRUE" else None
+                answer = _get(f"{metadata}/computeMetadata/v1/instance/preempted", {"Metadata-Flavor": "Google"})
+                return Notice("preempted", _GCP_SECONDS) if answer.strip() == "TRUE" else None
             case _:
                 assert_never(cloud)
-    except OSError:  # HTTP's 404 is one too: there is no notice
+    except OSError:  # among them HTTP's 404: there is no notice
         return None
-    except (HTTPException, LookupError, TypeError, ValueError):  # half an answer, or another than a notice
+    except (HTTPException, LookupError, TypeError, ValueError):  # half an answer, or one that is no notice
         return None
 
 
 def _read_aws(metadata: str) -> Notice:
-    """IMDSv2: a token for the session, then the instance action, which is there when there is a notice."""
+    """Ask by IMDSv2: first for a session's token, then for the instance action, which exists once there is a notice."""
     lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}
     token = _get(f"{metadata}/latest/api/token", lifetime, method="PUT")
-    said = _get(f"{metadata}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token})
-    action = json.loads(said)  # {"action": "terminate", "time": "2026-11-24T17:02:07Z"}
+    answer = _get(f"{metadata}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token})
+    action = json.loads(answer)  # {"action": "terminate", "time": "2026-11-24T17:02:07Z"}
     at = datetime.fromisoformat(action["time"])
     return Notice(action["action"], max(0.0, (at - datetime.now(UTC)).total_seconds()))
 
@@ -85,7 +85,7 @@ def _get(url: str, headers: dict[str, str], method: str = "GET") -> str:
 
 
 def _own_ip(address: str) -> str:
-    """The address from which this machine reaches that one: the one by which Ray knows it."""
+    """The IP from which this machine reaches `address`; by that one Ray knows this machine."""
     host, _, port = address.rpartition(":")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # connecting sends nothing
         probe.connect((host, int(port)))

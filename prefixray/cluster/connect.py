@@ -1,7 +1,7 @@
-"""Where a sweep runs: this machine, or a Ray cluster. Connects, counts what is there, says what was found.
+"""Where a sweep runs: on this machine, or on a Ray cluster. Connects, and counts the devices.
 
-On one machine Ray is started for this sweep alone and ends with it; a cluster is joined only when it is named (an
-address, or RAY_ADDRESS) or `ray up` made this machine its head, since a bare connection would attach to any Ray that
+On one machine Ray is started for this sweep alone and ends with it. A cluster is joined only where it is named (by an
+address, or by RAY_ADDRESS) or where `ray up` made this machine its head: a bare connection would attach to any Ray that
 happens to run here.
 """
 
@@ -23,23 +23,23 @@ from prefixray.system.machine import ALLOCATOR, num_cpus
 
 logger = logging.getLogger(__name__)
 
-NUM_TRIALS_AT_ONCE = 512  # processes of trials that one machine may hold
-_OBJECT_STORE = 256 << 20  # nothing large goes through it
+NUM_TRIALS_AT_ONCE = 512  # processes of trials on one machine, at most
+_OBJECT_STORE = 256 << 20  # bytes; nothing large goes through it
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What was found."""
+    """The machine or the cluster that a sweep runs on."""
 
-    address: str  # "local" or the cluster's
-    namespace: str  # workers are found by name in it
-    device: str  # "cuda" or "cpu": what workers compute on
+    address: str  # "local", or the cluster's
+    namespace: str  # Ray's, in which workers are found by name
+    device: str  # that workers compute on: "cuda" or "cpu"
     num_cpus: int
     num_gpus: int
-    num_workers: int  # one per GPU; without any, two on one machine, one per node of a cluster
-    most_workers: int  # with the machines that an autoscaler may start
+    num_workers: int  # one per GPU; without GPUs two on one machine, or one per node of a cluster
+    most_workers: int  # the same, with all machines that an autoscaler may start
     num_threads: int  # of each worker
-    trial_resources: dict[str, float]  # what the thin process of a trial takes
+    trial_resources: dict[str, float]  # that the thin process of a trial asks of Ray
 
     @property
     def is_elastic(self) -> bool:
@@ -48,16 +48,16 @@ class Cluster:
 
     @property
     def worker_resources(self) -> dict[str, int]:
-        """What a worker asks of Ray: its device; while there is none for it, the autoscaler sees that one is wanted."""
+        """The resources that a worker asks of Ray: its device. The autoscaler sees a worker that waits for one."""
         return {"num_gpus": 1, "num_cpus": 1} if self.device == "cuda" else {"num_cpus": self.num_threads}
 
     @property
     def worker_environment(self) -> dict[str, str]:
-        """What a worker's environment has beside its machine's; what is set where the driver runs goes first."""
+        """Extra environment variables for workers; the driver's own values win."""
         return {} if self.device == "cuda" else {key: os.environ.get(key, value) for key, value in ALLOCATOR.items()}
 
     def count_devices(self) -> int:
-        """For how many workers there are devices now."""
+        """For how many workers there are devices now, in all."""
         return sum(self.devices().values()) if self.is_elastic else self.num_workers
 
     def devices(self) -> dict[str, int]:
@@ -71,7 +71,7 @@ class Cluster:
 
 
 def chosen_address(given: str | None) -> str:
-    """The address that `connected` joins: "local" where it starts Ray for this sweep."""
+    """The address that `connected` joins; "local" means that it starts Ray for this sweep."""
     is_head = AUTOSCALER_FILE.expanduser().is_file()
     return given or os.environ.get("RAY_ADDRESS") or ("auto" if is_head else "local")
 
@@ -80,8 +80,8 @@ def chosen_address(given: str | None) -> str:
 def connected(address: str | None) -> Iterator[Cluster]:
     """Start Ray here, or join the cluster at `address` ("auto": the one that runs here); leave it in the end.
 
-    Without an address it is RAY_ADDRESS's cluster, or that whose head this machine is, where `ray up` made it one.
-    Raises `UserError` when the cluster cannot be reached.
+    Without an address, the cluster is RAY_ADDRESS's, or the one of which `ray up` made this machine the head.
+    Raises `UserError` where the cluster cannot be reached, `SweepFailed` where Ray does not start.
     """
     address = chosen_address(address)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled" if address == "local" else "token")
@@ -98,19 +98,19 @@ def connected(address: str | None) -> Iterator[Cluster]:
     except AuthenticationError as error:
         raise UserError(f"--address: {address}: does not let us in: {error}") from error
     if callable(on_sigterm):
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in its place
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has replaced it by its own
     try:
-        cluster = _look_around(address, namespace)
+        cluster = _count_devices(address, namespace)
         logger.info("%s", cluster)
         yield cluster
     finally:
         ray.shutdown()
 
 
-def _look_around(address: str, namespace: str) -> Cluster:
-    """Count what there is, and what may come."""
-    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    trial = {"trial": 1.0} if "trial" in found else {"CPU": 0.01}
+def _count_devices(address: str, namespace: str) -> Cluster:
+    """Count the devices that are there, and those that may come."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    trial = {"trial": 1.0} if "trial" in resources else {"CPU": 0.01}
     here = list(present().values())
     coming = [] if address == "local" else to_come()
     device = "cuda" if num_gpus(here) + num_gpus(coming) else "cpu"
@@ -118,7 +118,7 @@ def _look_around(address: str, namespace: str) -> Cluster:
     if address == "local" and device == "cpu":
         now, num_threads = cpu_workers(here[0].num_cpus)
     elif now + most:
-        num_threads = _threads([*here, *coming], device, num_spare=0 if "trial" in found else 1)
+        num_threads = _threads([*here, *coming], device, num_spare=0 if "trial" in resources else 1)
     else:
         raise UserError(f"--address: {address}: this Ray cluster has neither GPUs nor CPUs")
     count = sum(node.num_cpus for node in here)
@@ -128,19 +128,19 @@ def _look_around(address: str, namespace: str) -> Cluster:
 
 
 def _num_workers(machines: Iterable[Devices], device: str) -> int:
-    """One per GPU, or one per machine that has CPUs to give."""
+    """One per GPU, or one per machine that offers CPUs."""
     return num_gpus(machines) if device == "cuda" else sum(node.num_cpus > 0 for node in machines)
 
 
 def _threads(machines: Sequence[Devices], device: str, *, num_spare: int) -> int:
-    """Threads of each worker: as many as the smallest machine has; on CPUs, `num_spare` stay for trials' processes."""
+    """Threads of each worker: its share of the smallest machine; on CPUs `num_spare` are left to trials' processes."""
     if device == "cuda":
         return max(1, min(node.num_cpus // node.num_gpus for node in machines if node.num_gpus))
     return max(1, min(node.num_cpus for node in machines if node.num_cpus) - num_spare)
 
 
 def _start_here(namespace: str) -> None:
-    """Start Ray on this machine; twice, since on a busy one it gives up after half a minute."""
+    """Start Ray on this machine; try twice, since Ray gives up after half a minute on a busy machine."""
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")
     for tries_left in (1, 0):
         try:
@@ -155,11 +155,10 @@ def _start_here(namespace: str) -> None:
                 log_to_driver=False,
             )
             return
-        except Exception as error:  # Ray raises that very class
+        except Exception as error:  # Ray raises no narrower class
             logger.info("Ray did not start here; %s", "once more" if tries_left else "given up", exc_info=True)
             ray.shutdown()
             if not tries_left:
-                told = f"Ray did not start on this machine, tried twice: {first_line(error)}"
-                raise SweepFailed(
-                    f"{told}; end other work or make memory free, then run the same command again"
-                ) from None
+                problem = f"Ray did not start on this machine, tried twice: {first_line(error)}"
+                remedy = "end other work or make memory free, then run the same command again"
+                raise SweepFailed(f"{problem}; {remedy}") from None

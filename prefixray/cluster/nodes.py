@@ -1,7 +1,7 @@
-"""The machines of a Ray cluster: which are there, which the autoscaler may start, which are about to go.
+"""The nodes of a Ray cluster: which are there, which the autoscaler may start, which are about to go.
 
-The one place that asks Ray's control service directly; a machine that is being drained counts as gone, since Ray starts
-nothing there any more.
+This is the one module that asks Ray's control service directly. A node that is being drained counts as gone, since Ray
+starts nothing there any more.
 """
 
 import time
@@ -22,24 +22,24 @@ AUTOSCALER_FILE = Path("~/ray_bootstrap_config.yaml")
 
 @dataclass(frozen=True)
 class ActorState:
-    """What Ray's table of actors says of one."""
+    """An actor's row in Ray's table."""
 
-    state: str  # ALIVE; DEAD: for good; else it has no process, or one that is in its constructor
+    state: str  # ALIVE; DEAD: for good; any other: it has no process, or its process is in its constructor
     num_restarts: int
     pid: int  # of its newest process, dead or not; 0 before the first
-    node: str  # where that is, or was
+    node: str  # the id of that process's node
 
 
 @dataclass(frozen=True)
 class Devices:
-    """What a machine has for workers."""
+    """What a node offers to workers."""
 
     num_cpus: int
     num_gpus: int
 
 
 def present() -> dict[str, Devices]:
-    """The machines that are there, by node id."""
+    """The nodes that are there, by id."""
     leaving = draining()
     return {
         node["NodeID"]: _devices(node["Resources"])
@@ -49,9 +49,9 @@ def present() -> dict[str, Devices]:
 
 
 def to_come(file: Path = AUTOSCALER_FILE) -> list[Devices]:
-    """The machines that the autoscaler may have running besides the head, at most; none where there is no autoscaler.
+    """The nodes that the autoscaler may have running at most, without the head; none where there is no autoscaler.
 
-    Of several types those with the most devices count first, up to the cluster's `max_workers`.
+    Where the types allow more than the cluster's `max_workers`, the nodes with the most devices count.
     """
     path = file.expanduser()
     if not path.is_file():
@@ -74,11 +74,11 @@ def draining() -> set[str]:
 
 
 def actor_state_of(actor: ActorHandle[Any]) -> ActorState:
-    """How an actor is, as far as Ray's control service knows by now."""
-    found: dict[str, Any] = state.actors(actor._actor_id.hex())
-    if not found:  # it does not know it yet
+    """An actor's state, as far as Ray's control service knows it by now."""
+    row: dict[str, Any] = state.actors(actor._actor_id.hex())
+    if not row:  # the actor is too new
         return ActorState("PENDING_CREATION", 0, 0, "")
-    return ActorState(found["State"], found["NumRestarts"], found["Pid"], found["Address"]["NodeID"])
+    return ActorState(row["State"], row["NumRestarts"], row["Pid"], row["Address"]["NodeID"])
 
 
 def node_at(address: str, ip: str) -> str | None:
@@ -89,9 +89,9 @@ def node_at(address: str, ip: str) -> str | None:
 
 
 def drain(address: str, node_id: str, reason: str, seconds: float) -> bool:
-    """Tell Ray that a node is taken back in so many seconds; whether Ray has taken note.
+    """Tell Ray that a node is taken back in so many seconds; returns whether Ray has taken note.
 
-    A death after that costs nobody a retry, and what Ray starts from now on it starts elsewhere.
+    Ray starts nothing there from now on, and the node's death costs no trial a retry.
     """
     deadline = time.time_ns() // 1_000_000 + int(1000 * seconds)
     preemption = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
@@ -104,7 +104,7 @@ def _control(address: str) -> Any:  # noqa: ANN401
 
 
 def num_gpus(machines: Iterable[Devices]) -> int:
-    """All their GPUs."""
+    """The GPUs of these nodes, in all."""
     return sum(devices.num_gpus for devices in machines)
 
 

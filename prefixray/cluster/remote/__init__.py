@@ -1,5 +1,5 @@
-"""A cluster from elsewhere: its file for `ray up` checked, and a sweep submitted to it.
+"""A cluster used from elsewhere: check its file for `ray up`, and submit a sweep to it.
 
-In: `cluster.yaml`, a sweep file. Out: problems with their line; a Ray job, and what it prints.
+In: `cluster.yaml`, a sweep file. Out: problems with their lines; a Ray job, and its output.
 Read first: `cluster_file.py`.
 """

@@ -1,7 +1,7 @@
-"""A cluster's file, as `ray up` takes it, checked without a network: what Ray's own validator says, and what it misses.
+"""Check a cluster's file for `ray up`, without a network: Ray's own rules, and further ones.
 
-`ray up` has no dry run, and what it does not see costs a started machine, a lost sweep or a port that the world can
-reach. So more is asked of a file here than Ray asks: each rule below says why.
+`ray up` has no dry run, and a mistake that it misses costs a started machine, a lost sweep or a port that is open to
+the world. So this module asks more of a file than Ray does; each rule below says why.
 """
 
 import io
@@ -19,28 +19,29 @@ import ray.autoscaler
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from prefixray.cluster.remote.node_config import check_node_configs
+from prefixray.cluster.remote.node_config import check_node_configs, mapping_or_empty
 from prefixray.system.yaml_document import Document, Key, Value, read_document
 
 HOME = "PREFIXRAY_HOME"
-"""The variable that tells where the sweeps lie: on a file system that all machines see."""
+"""The environment variable with the folder of the sweeps, on a file system that all machines see."""
 _COMMON = ("initialization_commands", "setup_commands")
 _HEAD = (*_COMMON, "head_setup_commands", "head_start_ray_commands")
 _WORKERS = (*_COMMON, "worker_setup_commands", "worker_start_ray_commands")
 _HEAD_OPTIONS = "--num-cpus=0 --resources='{\"trial\": 256}'"
 _TAKES_A_VALUE = ("-r", "-c", "-i", "-p", "-t", "-f", "--python", "--index-url", "--extra-index-url", "--requirement")
+_SEPARATOR = re.compile(r"&&|\|\||[;|\n()]")  # of the commands in a line of shell
 _WORLD = ("0.0.0.0/0", "::/0")
 _TYPES: Key = ("available_node_types",)
 
 
 @dataclass(frozen=True)
 class ClusterFile:
-    """What of a checked file others need to know."""
+    """The facts of a checked file that a submission needs."""
 
     path: Path
-    name: str
+    name: str  # the cluster's
     most_workers: int  # machines besides the head
-    home: str  # where the sweeps lie on its machines
+    home: str  # the folder of the sweeps on its machines
 
     def __str__(self) -> str:
         return f"{self.path}: cluster {self.name}, a head and up to {self.most_workers} workers"
@@ -53,7 +54,7 @@ class _Command:
 
 
 def check_cluster(path: Path) -> ClusterFile:
-    """Read a cluster's file; raises `UserError` with all that is wrong with it, a line each."""
+    """Read a cluster's file; raises `UserError` with all its problems, a line each."""
     document = read_document(path)
     _check_as_ray_does(document, path)
     _check_counts(document)
@@ -70,7 +71,7 @@ def check_cluster(path: Path) -> ClusterFile:
 
 
 def _check_as_ray_does(document: Document, path: Path) -> None:
-    """Ray's schema, all of its problems with their lines; then, where it is met, the rest of what Ray checks."""
+    """Check Ray's schema, every problem with its line; where the file meets it, run Ray's other checks."""
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text(encoding="utf-8"))
     errors = list(jsonschema.Draft7Validator(schema).iter_errors(document.values))
     for error in errors:
@@ -86,17 +87,17 @@ def _check_as_ray_does(document: Document, path: Path) -> None:
                 document.complain(key, error.message)
     if errors:
         return
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with redirect_stdout(said), redirect_stderr(said):
+        with redirect_stdout(printed), redirect_stderr(printed):
             validate_config(prepare_config(yaml.safe_load(path.read_text(encoding="utf-8-sig"))))
-    except Exception as error:  # of whatever kind: Ray's checks end in what the file happens to break
-        reason = str(error) or " ".join(said.getvalue().split())
+    except Exception as error:  # of any kind: Ray's checks run into whatever the file breaks
+        reason = str(error) or " ".join(printed.getvalue().split())
         document.complain((), f"Ray refuses it: {reason or type(error).__name__}")
 
 
 def _check_counts(document: Document) -> None:
-    """Machines that could never be started: Ray takes the smaller number without a word."""
+    """Refuse machines that could never be started: Ray takes the smaller number without a word."""
     overall = _int(document.values.get("max_workers"))
     for name, node in _node_types(document).items():
         low, high = _int(node.get("min_workers")) or 0, _int(node.get("max_workers"))
@@ -109,8 +110,8 @@ def _check_counts(document: Document) -> None:
 
 
 def _check_head(document: Document) -> None:
-    """The head drives: a worker or another's task on it would fight with the driver, and trials belong nowhere else."""
-    if _is_local(document):  # the file describes no machines: `ray start` itself says what the head offers
+    """Keep the head for the driver and the trials' thin processes: a worker there would fight with the driver."""
+    if _is_local(document):  # the file describes no machines: `ray start` itself tells what the head offers
         if starts := [c for c in _commands(document, _HEAD) if "ray start" in c.text and "--head" in c.text]:
             for option in ("--num-cpus=0", '"trial"'):
                 if option not in starts[-1].text:
@@ -119,8 +120,8 @@ def _check_head(document: Document) -> None:
         return
     head = document.values.get("head_node_type")
     if not isinstance(head, str) or head not in (types := _node_types(document)):
-        return  # Ray has said so
-    resources = _mapping(types[head].get("resources"))
+        return  # Ray's schema has refused it
+    resources = mapping_or_empty(types[head].get("resources"))
     key: Key = (*_TYPES, head, "resources")
     if resources.get("CPU") != 0:
         document.complain(key, "the head must offer CPU: 0, so that no worker is started there")
@@ -131,70 +132,70 @@ def _check_head(document: Document) -> None:
 
 
 def _check_files(document: Document) -> None:
-    """What `ray up` copies must be here, and results must not be copied along."""
-    mounts = _mapping(document.values.get("file_mounts"))
-    folders = False
+    """Require that the files which `ray up` copies exist here, and that it copies no results."""
+    mounts = mapping_or_empty(document.values.get("file_mounts"))
+    copies_a_folder = False
     for remote, local in mounts.items():
         path = Path(os.path.expanduser(str(local)))
-        folders = folders or path.is_dir()
+        copies_a_folder = copies_a_folder or path.is_dir()
         if not path.exists():
             hint = "; make it with `ray get-auth-token --generate`" if path.name == "auth_token" else ""
             document.complain(("file_mounts", remote), f"{local}: no such file or folder here{hint}")
-    if folders and "runs" not in _list(document.values.get("rsync_exclude")):
+    if copies_a_folder and "runs" not in _list(document.values.get("rsync_exclude")):
         document.complain(("rsync_exclude",), "must have runs, or results are copied to every machine")
     for name in ("ssh_private_key", "ssh_public_key"):
-        named = _at(document, ("auth", name))
-        if named is not None and not Path(os.path.expanduser(str(named))).is_file():
-            document.complain(("auth", name), f"{named}: no such file here")
+        key_file = _at(document, ("auth", name))
+        if key_file is not None and not Path(os.path.expanduser(str(key_file))).is_file():
+            document.complain(("auth", name), f"{key_file}: no such file here")
 
 
 def _check_commands(document: Document) -> None:
-    """Nothing unpinned is installed, since machines of one cluster come days apart; and the head scales."""
+    """Refuse unpinned packages, since machines of one cluster come days apart; and require that `ray start` scales."""
     for command in _commands(document, (*_HEAD, *_WORKERS)):
         for requirement in _unpinned(command.text):
             document.complain(command.key, f"{requirement}: is installed in any version: pin it (==), or bound it (<)")
-    for keys, what in ((_HEAD, "--autoscaling-config"), (_WORKERS, "--address")):
+    for keys, option in ((_HEAD, "--autoscaling-config"), (_WORKERS, "--address")):
         starts = [command for command in _commands(document, keys) if "ray start" in command.text]
-        if not any(what in command.text for command in starts):
-            document.complain((keys[-1],), f"must `ray start` with {what}: without it no worker ever comes")
+        if not any(option in command.text for command in starts):
+            document.complain((keys[-1],), f"must `ray start` with {option}: without it no worker ever comes")
 
 
 def _check_access(document: Document) -> None:
-    """Whoever reaches Ray's ports runs what he likes, unless he needs a token; and none is open to the world."""
+    """Require a token, since anybody who reaches Ray's ports can run anything; and open no port to the world."""
     for keys in (_HEAD, _WORKERS):
         if not any("RAY_AUTH_MODE=token" in command.text for command in _commands(document, keys)):
             document.complain((keys[-1],), "must have RAY_AUTH_MODE=token, here or in setup_commands")
-    if not any(remote.endswith(".ray/auth_token") for remote in _mapping(document.values.get("file_mounts"))):
+    if not any(remote.endswith(".ray/auth_token") for remote in mapping_or_empty(document.values.get("file_mounts"))):
         document.complain(("file_mounts",), "must bring the token: /home/USER/.ray/auth_token: ~/.ray/auth_token")
     for command in _commands(document, (*_HEAD, *_WORKERS)):
-        if found := re.search(r"--(?:dashboard-)?host[= ](?:0\.0\.0\.0|::)(?!\S)", command.text):
-            document.complain(command.key, f"{found[0]}: opens a port to the world; take 127.0.0.1 and a tunnel")
+        if match := re.search(r"--(?:dashboard-)?host[= ](?:0\.0\.0\.0|::)(?!\S)", command.text):
+            document.complain(command.key, f"{match[0]}: opens a port to the world; take 127.0.0.1 and a tunnel")
     rules = _list(_at(document, ("provider", "security_group", "IpPermissions")))
     for index, rule in enumerate(rules):
         if any(world in json.dumps(rule) for world in _WORLD):
             document.complain(("provider", "security_group", "IpPermissions", index), "is open to the world")
     if _at(document, ("provider", "type")) == "aws":
         for name, node in _node_types(document).items():
-            config = _mapping(node.get("node_config"))
+            config = mapping_or_empty(node.get("node_config"))
             if not config.get("SecurityGroupIds") and not config.get("NetworkInterfaces"):
                 problem = "needs SecurityGroupIds: the group that Ray makes otherwise opens SSH to the world"
                 document.complain((*_TYPES, name, "node_config"), problem)
 
 
 def _check_machines(document: Document) -> None:
-    """Typos in what a cloud is asked for, and spot machines whose end nobody would hear coming."""
+    """Refuse typos in the machines that a cloud is asked for, and spot machines that do not watch for their notice."""
     provider = str(_at(document, ("provider", "type")))
     types = _node_types(document)
     keys: list[Key] = [(*_TYPES, name, "node_config") for name, node in types.items() if "node_config" in node]
     check_node_configs(document, keys, provider)
-    spot = [name for name, node in types.items() if _is_spot(_mapping(node.get("node_config")))]
+    spot = [name for name, node in types.items() if _is_spot(mapping_or_empty(node.get("node_config")))]
     if spot and not any("prefixray.spot" in command.text for command in _commands(document, _WORKERS)):
         problem = f"must start python -m prefixray.spot: {', '.join(spot)} are taken back on short notice"
         document.complain(("worker_start_ray_commands",), problem)
 
 
 def _check_home(document: Document) -> None:
-    """Studies, locks and checkpoints outlive a machine only on a file system that is mounted by all of them."""
+    """Require a folder that all machines mount: studies, locks and checkpoints have to outlive a machine."""
     for keys in (_HEAD, _WORKERS):
         commands = _commands(document, keys)
         homes = _homes(commands)
@@ -208,19 +209,20 @@ def _check_home(document: Document) -> None:
 
 
 def _homes(commands: Sequence[_Command]) -> list[str]:
-    found = (re.search(rf"{HOME}=[\"']?([^\s;\"']+)", command.text) for command in commands)
-    return [match[1] for match in found if match is not None]
+    """The folders that shell commands export as `HOME`."""
+    matches = (re.search(rf"{HOME}=[\"']?([^\s;\"']+)", command.text) for command in commands)
+    return [match[1] for match in matches if match is not None]
 
 
 def _check_edited(document: Document) -> None:
-    """What of a template is still as it came."""
+    """Refuse what a template leaves to be filled in."""
     for key, text in _texts((), document.values):
-        if found := re.search(r"[^\s/:]*YOUR-[A-Z]+[^\s/:]*", text):
-            document.complain(key, f"{found[0]}: put your own in its place")
+        if match := re.search(r"[^\s/:]*YOUR-[A-Z]+[^\s/:]*", text):
+            document.complain(key, f"{match[0]}: put your own in its place")
 
 
 def _texts(key: Key, value: Value) -> Iterator[tuple[Key, str]]:
-    """Every text in the file, and its place."""
+    """Every text in the file, with its key."""
     children: Iterable[tuple[str | int, Value]] = ()
     if isinstance(value, str):
         yield key, value
@@ -233,24 +235,20 @@ def _texts(key: Key, value: Value) -> Iterator[tuple[Key, str]]:
 
 
 def _commands(document: Document, keys: Sequence[str]) -> list[_Command]:
-    """All shell commands of these keys, in their order."""
-    found = []
-    for key in keys:
-        for index, text in enumerate(_list(document.values.get(key))):
-            found.append(_Command((key, index), str(text)))
+    """All shell commands under these keys, in their order; for workers also those of each node type."""
+    lists: list[tuple[Key, Value]] = [((key,), document.values.get(key)) for key in keys]
     if keys == _WORKERS:
-        for name, node in _node_types(document).items():
-            for index, text in enumerate(_list(node.get("worker_setup_commands"))):
-                found.append(_Command((*_TYPES, name, "worker_setup_commands", index), str(text)))
-    return found
+        setup = "worker_setup_commands"
+        lists += [((*_TYPES, name, setup), node.get(setup)) for name, node in _node_types(document).items()]
+    return [_Command((*key, index), str(text)) for key, texts in lists for index, text in enumerate(_list(texts))]
 
 
 def _unpinned(command: str) -> Iterator[str]:
-    """What `pip install` in a shell command would take in whatever version is the newest."""
-    for part in re.split(r"&&|\|\||[;|\n()]", command):
-        if (found := re.search(r"\bpip3?\s+install\s+(.*)", part)) is None:
+    """The requirements of `pip install` in a shell command that do not bound the version."""
+    for part in _SEPARATOR.split(command):
+        if (match := re.search(r"\bpip3?\s+install\s+(.*)", part)) is None:
             continue
-        words = iter(_words(found[1]))
+        words = iter(_words(match[1]))
         for word in words:
             if word.startswith("-"):
                 if word in _TAKES_A_VALUE:
@@ -267,15 +265,14 @@ def _words(command: str) -> list[str]:
 
 
 def _mount_points(command: str) -> list[str]:
-    """The folders that a shell command mounts, or makes sure are mounted."""
-    parts = re.split(r"&&|\|\||[;|\n()]", command)
-    mounts = [part for part in parts if re.search(r"\b(?:mount|mountpoint)\s", part)]
+    """The folders that a shell command mounts, or requires to be mounted."""
+    mounts = [part for part in _SEPARATOR.split(command) if re.search(r"\b(?:mount|mountpoint)\s", part)]
     return [words[-1] for part in mounts if (words := part.split()) and words[-1].startswith("/")]
 
 
 def _is_spot(config: dict[str, Value]) -> bool:
-    aws = _mapping(config.get("InstanceMarketOptions")).get("MarketType") == "spot"
-    gcp = _mapping(config.get("scheduling"))
+    aws = mapping_or_empty(config.get("InstanceMarketOptions")).get("MarketType") == "spot"
+    gcp = mapping_or_empty(config.get("scheduling"))
     return aws or gcp.get("provisioningModel") == "SPOT" or gcp.get("preemptible") is True
 
 
@@ -284,19 +281,16 @@ def _is_local(document: Document) -> bool:
 
 
 def _node_types(document: Document) -> dict[str, dict[str, Value]]:
-    return {name: _mapping(node) for name, node in _mapping(document.values.get("available_node_types")).items()}
+    types = mapping_or_empty(_at(document, _TYPES))
+    return {name: mapping_or_empty(node) for name, node in types.items()}
 
 
-def _at(document: Document, names: Sequence[str]) -> Value:
-    """What stands at these keys; None where nothing does."""
+def _at(document: Document, key: Key) -> Value:
+    """The value at this key; None where there is none."""
     value: Value = document.values
-    for name in names:
-        value = _mapping(value).get(name)
+    for name in key:
+        value = mapping_or_empty(value).get(str(name))
     return value
-
-
-def _mapping(value: Value) -> dict[str, Value]:
-    return value if isinstance(value, dict) else {}
 
 
 def _list(value: Value) -> list[Value]:

@@ -1,6 +1,7 @@
-"""What a cloud takes as the description of a machine: the part of a cluster's file that Ray hands on unread.
+"""Check the descriptions of machines in a cluster's file, which Ray hands on to the cloud unread.
 
-AWS's is checked against botocore's own model of the call that Ray makes, without a network; GCP's by its names alone.
+For AWS they are checked against botocore's own model of the call that Ray makes, without a network; for GCP by the
+names of their keys alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Protocol
 
 from prefixray.system.yaml_document import Document, Key, Value, shown
 
-_RAYS_OWN = ("SubnetIds",)  # Ray chooses one of them
+_RAYS_OWN = ("SubnetIds",)  # a key for Ray itself, which chooses one of the subnets
 _GCP = tuple(
     """
     advancedMachineFeatures canIpForward confidentialInstanceConfig deletionProtection description disks displayDevice
@@ -26,11 +27,11 @@ _KINDS: Mapping[str, type[int] | type[float] | type[str]] = {
     "float": float,
     "double": float,
 }
-_OPEN_ENDED = 20  # a list of names this long, of instance types say, grows: a name may be younger than botocore
+_OPEN_ENDED = 20  # names in an enumeration that still grows, as instance types do: botocore may not know the newest
 
 
 class _Shape(Protocol):
-    """botocore's description of a value, as far as it is used here."""
+    """The part of botocore's description of a value that is used here."""
 
     type_name: str
     members: Mapping[str, "_Shape"]
@@ -39,10 +40,10 @@ class _Shape(Protocol):
 
 
 def check_node_configs(document: Document, keys: Sequence[Key], provider: str) -> None:
-    """Add what a cloud would refuse of the machines described at these keys; of other providers nothing is known."""
+    """Add what a cloud would refuse in the descriptions at these keys; other providers are not checked."""
     if provider == "gcp":
         for key in keys:
-            for name in _mapping(document.at(key)):
+            for name in mapping_or_empty(document.at(key)):
                 if name not in _GCP:
                     document.reject((*key, name), _GCP)
     if provider == "aws":
@@ -56,7 +57,7 @@ def check_node_configs(document: Document, keys: Sequence[Key], provider: str) -
 
 @cache
 def _run_instances() -> _Shape | None:
-    """What EC2's RunInstances takes; None where botocore is not installed."""
+    """The input of EC2's RunInstances; None where botocore is not installed."""
     try:
         from botocore.session import get_session  # type: ignore[import-untyped]
     except ImportError:
@@ -66,7 +67,7 @@ def _run_instances() -> _Shape | None:
 
 
 def _check(document: Document, key: Key, shape: _Shape, extra: Sequence[str] = ()) -> None:
-    """Walk the value and the shape down together."""
+    """Check a value against its shape, and what is inside."""
     value = document.at(key)
     if shape.type_name == "structure" and isinstance(value, dict):
         for name in value:
@@ -86,5 +87,6 @@ def _check(document: Document, key: Key, shape: _Shape, extra: Sequence[str] = (
             document.refuse(key, f"must be one of {', '.join(map(shown, shape.enum))}")
 
 
-def _mapping(value: Value) -> dict[str, Value]:
+def mapping_or_empty(value: Value) -> dict[str, Value]:
+    """The value where it is a mapping; else an empty one."""
     return value if isinstance(value, dict) else {}

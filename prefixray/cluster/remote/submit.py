@@ -1,7 +1,7 @@
-"""A sweep on a cluster, started from elsewhere: its driver is a Ray job on the head, which outlives who has started it.
+"""Start a sweep on a cluster from elsewhere: its driver is a Ray job on the head, and outlives this command.
 
-The way there is an SSH tunnel to the head's dashboard, which answers on 127.0.0.1 alone and to who has the token. Where
-the sweep runs already it is shown, not started: so the one command starts it, and shows it again.
+The way to the head is an SSH tunnel to its dashboard, which answers on 127.0.0.1 alone and requires the token. A sweep
+that runs already is shown, not started: the same command starts it, and shows it again.
 """
 
 import asyncio
@@ -29,17 +29,17 @@ from prefixray.cluster.remote.cluster_file import HOME, ClusterFile, check_clust
 from prefixray.config.schema import SweepConfig
 from prefixray.errors import UserError
 
-TUNNEL_SECONDS = 120.0  # for the head to be found and the tunnel to stand
-STATE_SECONDS = 30.0  # after a job's last line for it to be over
-MOST_BYTES = 200 << 20  # of a sweep's files that are sent along
-_IGNORED = shutil.ignore_patterns(".gitignore", ".rayignore")  # Ray would leave out the data that they name
+TUNNEL_SECONDS = 120.0  # until the head is found and the tunnel stands
+STATE_SECONDS = 30.0  # from a job's last line to its end
+MOST_BYTES = 200 << 20  # of local files that are sent along
+_IGNORED = shutil.ignore_patterns(".gitignore", ".rayignore")  # by them Ray would leave out data
 _OVER = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 
 def run_on_cluster(config: SweepConfig, file: Path, cluster: Path, options: Sequence[str], shown: TextIO) -> int:
-    """Start the sweep on the cluster's head, or find it there, and show what it prints; the driver's exit code.
+    """Start the sweep on the cluster's head, or find it there; show its output, and return the driver's exit code.
 
-    `options` are handed on to the command there. Raises `UserError` where the cluster's file has problems, its head
+    `options` are options of the command there. Raises `UserError` where the cluster's file has problems, its head
     cannot be reached, or a file of the sweep cannot be sent.
     """
     checked = check_cluster(cluster)
@@ -48,11 +48,11 @@ def run_on_cluster(config: SweepConfig, file: Path, cluster: Path, options: Sequ
         client = _client(url, cluster)
         job = running_job(client, config.name)
         if job is None:
-            job, said = submit(client, config, file, options), f"started on {checked.name}"
+            job, state = submit(client, config, file, options), f"started on {checked.name}"
         else:
-            said = f"runs on {checked.name} already, with the file it was started with"
+            state = f"runs on {checked.name} already, with the file it was started with"
         try:
-            print(f"{job}: {said}", file=shown, flush=True)
+            print(f"{job}: {state}", file=shown, flush=True)
             asyncio.run(_show(client, job, shown))
             return _exit_code(client, job, checked, config.name, shown)
         except (KeyboardInterrupt, RuntimeError, OSError) as error:
@@ -63,18 +63,18 @@ def run_on_cluster(config: SweepConfig, file: Path, cluster: Path, options: Sequ
 
 @contextmanager
 def tunnel(cluster: Path) -> Iterator[str]:
-    """The head's dashboard as a URL on this machine, through SSH as Ray does it, with the cluster's own keys."""
+    """The URL of the head's dashboard on this machine, through Ray's own SSH tunnel with the cluster's own keys."""
     port = _free_port()
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as printed:
         process = subprocess.Popen(
-            tunnel_command(cluster, port), stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT
+            tunnel_command(cluster, port), stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT
         )
         try:
             url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + TUNNEL_SECONDS
             while not _answers(url):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    said.seek(0)
-                    lines = [line.strip() for line in said.read().splitlines() if line.strip()]
+                    printed.seek(0)
+                    lines = [line.strip() for line in printed.read().splitlines() if line.strip()]
                     raise UserError(f"{cluster}: no way to its head; is it up (ray up {cluster})?", *lines[-5:])
                 time.sleep(0.5)
             yield url
@@ -83,7 +83,7 @@ def tunnel(cluster: Path) -> Iterator[str]:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and what it has started: Ray's command leaves its ssh behind, and so the tunnel."""
+    """End a process and its children: Ray's command would leave its ssh behind, and so the tunnel."""
     with contextlib.suppress(psutil.NoSuchProcess):
         for inner in psutil.Process(process.pid).children(recursive=True):
             inner.terminate()
@@ -92,29 +92,29 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def tunnel_command(cluster: Path, port: int) -> list[str]:
-    """What forwards a port of this machine to the dashboard's on the head."""
+    """The command that forwards a port of this machine to the dashboard on the head."""
     return [sys.executable, "-m", "ray.scripts.scripts", "dashboard", str(cluster), "--port", str(port)]
 
 
 def running_job(client: JobSubmissionClient, sweep: str) -> str | None:
-    """The job that drives a sweep now."""
+    """The job that drives a sweep now; None where there is none."""
     jobs: list[JobDetails] = client.list_jobs()
     running = [job for job in jobs if _is_of(job, sweep) and job.status not in _OVER]
     return max((str(job.submission_id) for job in running), default=None)
 
 
 def submit(client: JobSubmissionClient, config: SweepConfig, file: Path, options: Sequence[str]) -> str:
-    """Send the sweep's file, and the local files that it names by a relative path; start its driver among the sweeps.
+    """Send the sweep's file and the local files that it names by a relative path; start the driver on the head.
 
-    An absolute path is one on the cluster.
+    An absolute path names a file on the cluster. Returns the job's id.
     """
     named = (str(file), config.base, *config.task.paths.values())
-    sent = [path for path in named if not Path(path).is_absolute() and Path(path).exists()]
-    outside = [path for path in sent if ".." in Path(path).parts]
+    local = [path for path in named if not Path(path).is_absolute() and Path(path).exists()]
+    outside = [path for path in local if ".." in Path(path).parts]
     if outside or Path(file).is_absolute():
         name = outside[0] if outside else str(file)
         raise UserError(f"{name}: must lie below the folder that the command runs in, as it will there")
-    size = sum(_size(Path(path)) for path in sent)
+    size = sum(_size(Path(path)) for path in local)
     if size > MOST_BYTES:
         raise UserError(
             f"{file}: names {size / 2**20:.0f} MiB of local files, above {MOST_BYTES >> 20}: copy them to the "
@@ -122,13 +122,13 @@ def submit(client: JobSubmissionClient, config: SweepConfig, file: Path, options
         )
     command = shlex.join(["python", "-m", "prefixray.sweep", str(file), *options])
     with tempfile.TemporaryDirectory() as folder:
-        for path in sent:
+        for path in local:
             _copy(Path(path), Path(folder) / path)
         return _submit(client, config.name, f'cp -R . "${{{HOME}:?}}" && cd "${HOME}" && exec {command}', folder)
 
 
 def _submit(client: JobSubmissionClient, sweep: str, entrypoint: str, folder: str) -> str:
-    """Start the job; a head that has just come up is given the time to find its job server."""
+    """Start the job; a head that has just come up gets the time to start its job server."""
     deadline = time.monotonic() + TUNNEL_SECONDS
     while True:
         try:
@@ -147,7 +147,7 @@ def _submit(client: JobSubmissionClient, sweep: str, entrypoint: str, folder: st
 
 
 async def _show(client: JobSubmissionClient, job: str, shown: TextIO) -> None:
-    import aiohttp  # which Ray has where it has a job server
+    import aiohttp  # it is installed where Ray has a job server
 
     try:
         async for text in client.tail_job_logs(job):
@@ -158,9 +158,9 @@ async def _show(client: JobSubmissionClient, job: str, shown: TextIO) -> None:
 
 
 def _exit_code(client: JobSubmissionClient, job: str, cluster: ClusterFile, sweep: str, shown: TextIO) -> int:
-    """Wait for the job's state, which comes a moment after its last line, and say how to fetch what it has left.
+    """Wait for the job's final state, which comes a moment after its last line, and say how to fetch the results.
 
-    Raises `ConnectionError` where it does not come: that was not the last line.
+    Raises `ConnectionError` where that state does not come: the line was not the last one.
     """
     deadline = time.monotonic() + STATE_SECONDS
     while (status := client.get_job_status(job)) not in _OVER:
@@ -169,8 +169,8 @@ def _exit_code(client: JobSubmissionClient, job: str, cluster: ClusterFile, swee
         time.sleep(0.5)
     details = client.get_job_info(job)
     if status is JobStatus.SUCCEEDED:
-        there = f"{cluster.home}/runs/{sweep}/"
-        print(f"\nto have it here: ray rsync-down {cluster.path} {there} runs/{sweep}/", file=shown)
+        folder = f"{cluster.home}/runs/{sweep}/"
+        print(f"\nto have it here: ray rsync-down {cluster.path} {folder} runs/{sweep}/", file=shown)
         return 0
     if details.driver_exit_code is None or status is JobStatus.STOPPED:
         print(f"{job}: {status.lower()}: {details.message}", file=sys.stderr)
@@ -218,7 +218,7 @@ def _free_port() -> int:
 
 
 def _answers(url: str) -> bool:
-    """Whether there is somebody, who may well ask for a token."""
+    """Whether a server answers, be it by asking for a token."""
     try:
         urllib.request.urlopen(url, timeout=5.0).close()
     except urllib.error.HTTPError:
