@@ -103,7 +103,7 @@ def _configuration(arm: ArmConfig) -> TrialConfig:
     """A configuration of the arm: what the file says is to be tried first, else the middle of every dimension."""
     values: dict[str, Scalar] = {}
     for key, dimension in arm.dimensions.items():
-        if dimension.is_active({**arm.fixed, **values}):
+        if arm.is_searched(key, values):
             values[key] = arm.first[0][key] if arm.first else _middle(dimension)
     trial = arm.trial(values)
     if trial.eval_every is None:

@@ -21,6 +21,7 @@ from prefixray.artifacts.store import load_artifact, save_artifact
 from prefixray.data.entries import TASK_PATHS
 from prefixray.errors import UserError, first_line
 from prefixray.results.record import is_finished, load_results
+from prefixray.system.path_or_hub import is_path
 
 logger = logging.getLogger(__name__)
 
@@ -105,5 +106,4 @@ def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _last_name(path: str) -> str:
-    is_local = path.startswith(("/", "~", ".")) or "\\" in path or path.count("/") > 1
-    return Path(path).name if is_local and Path(path).name else path
+    return Path(path).name or path if is_path(path) else path

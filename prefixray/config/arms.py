@@ -219,11 +219,11 @@ def samples(arm: ArmConfig) -> Iterator[dict[str, Scalar]]:
 
 def searched(arm: ArmConfig, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
     """The values of those keys that are searched beside the others."""
-    active = dict(arm.fixed)
-    for name, dimension in arm.dimensions.items():
-        if dimension.is_active(active):
+    active: dict[str, Scalar] = {}
+    for name in arm.dimensions:
+        if arm.is_searched(name, active):
             active[name] = values[name]
-    return {name: value for name, value in active.items() if name in arm.dimensions}
+    return active
 
 
 def _needed(arm: ArmConfig, name: str) -> dict[str, Scalar]:
@@ -266,10 +266,10 @@ def _read_entry(document: Document, arm: ArmConfig, key: Key, entry: Mapping[str
     for name in entry:
         if name not in arm.dimensions and not document.is_overridden(("arms", arm.name, name)):
             document.reject((*key, name), arm.dimensions, "is not searched in this arm")
-    given = dict(arm.fixed)
+    given: dict[str, Scalar] = {}
     for name, dimension in arm.dimensions.items():
         value = _joined(name, entry.get(name))
-        active = dimension.is_active(given)
+        active = arm.is_searched(name, given)
         if name not in entry:
             if active:
                 document.complain((*key, name), "required, but missing: an entry gives every searched key")
@@ -281,8 +281,8 @@ def _read_entry(document: Document, arm: ArmConfig, key: Key, entry: Mapping[str
             document.refuse((*key, name), f"must be {among}")
         else:  # 16.0 is 16 where that was listed
             listed = dimension.choice if isinstance(dimension, Choice) else ()
-            given[name] = next((one for one in listed if is_among(value, (one,))), value)
-    return {name: value for name, value in given.items() if name in arm.dimensions}
+            given[name] = next((choice for choice in listed if is_among(value, (choice,))), value)
+    return given
 
 
 def _is_method(name: object) -> TypeGuard[MethodName]:

@@ -1,34 +1,33 @@
-"""Which file, folder or hub id the name of a base means. No torch: a wrong name is told before anything is loaded."""
+"""Which file, folder or hub id the name of a base means.
+
+No torch is imported, so a wrong name is reported before anything is loaded.
+"""
 
 import importlib.util
 from pathlib import Path
 
 from prefixray.errors import UserError
+from prefixray.system.path_or_hub import is_path, local_path
 
 
 def find_base(name: str) -> Path | str:
-    """The GGUF file or the folder that is meant, or else the hub id, of which the hub is not asked.
+    """The GGUF file or the folder that the name means; a hub id is returned as it is, without asking the hub.
 
-    Raises `UserError` where it can only be on this machine, and is not.
+    Raises `UserError` where the name can only mean something on this machine, and nothing is there.
     """
     package, colon, file = name.partition(":")
-    if colon and not Path(name).exists():
+    path = local_path(name)
+    if colon and path is None:
         return _package_file(name, package, file)
-    path = Path(name).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
+    if name.endswith(".gguf"):
+        if path is None or not path.is_file():
             raise UserError(f"base: {name}: no such file")
         return path
-    if path.is_dir():
+    if path is not None and path.is_dir():
         return path
-    if is_local(name):
+    if is_path(name):
         raise UserError(f"base: {name}: no such folder")
     return name
-
-
-def is_local(name: str) -> bool:
-    """Whether it can only be a local path, not a hub id like owner/name."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _package_file(name: str, package: str, file: str) -> Path:

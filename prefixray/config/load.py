@@ -11,7 +11,6 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from prefixray.config.arms import read_arms
-from prefixray.config.base_path import is_local
 from prefixray.config.messages import explain, parse
 from prefixray.config.scales import apply_scales
 from prefixray.config.schema import ArmConfig, FinalConfig, SearchConfig, SweepConfig
@@ -19,6 +18,7 @@ from prefixray.config.trials import METHODS, TrainConfig
 from prefixray.data.catalog import CATALOG, TaskName
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
+from prefixray.system.path_or_hub import leads_nowhere
 from prefixray.system.yaml_document import Document, Key, read_document, suggestion
 
 _Section = TypeVar("_Section", bound=BaseModel)
@@ -123,7 +123,7 @@ def _check_task(document: Document) -> None:
     if CATALOG[task.name].needs_path and task.path is None:
         document.complain(("task", "path"), f"required for task {task.name}, but missing")
     _check_subsets(document, task)
-    if "path" in used and task.path is not None and _leads_nowhere(task.path):
+    if "path" in used and task.path is not None and leads_nowhere(task.path):
         document.refuse(("task", "path"), "no such folder; paths are relative to the working directory")
     for key in (key for key in ("urls", *_FILES) if key in used):
         file = getattr(task, key)
@@ -147,12 +147,8 @@ def _check_base(document: Document) -> None:
     base = document.values.get("base")
     if not isinstance(base, str) or ":" in base:
         return
-    if _leads_nowhere(base) or (base.endswith(".gguf") and not Path(base).expanduser().is_file()):
+    if leads_nowhere(base) or (base.endswith(".gguf") and not Path(base).expanduser().is_file()):
         document.refuse(("base",), "no such file or folder; paths are relative to the working directory")
-
-
-def _leads_nowhere(path: str) -> bool:
-    return is_local(path) and not Path(path).expanduser().exists()
 
 
 def _check_search(

@@ -47,6 +47,10 @@ class ArmConfig(Strict):
         """Whether a trial cannot share the base, and so has a worker to itself."""
         return self.method == "finetune"
 
+    def is_searched(self, key: str, values: Mapping[str, Scalar]) -> bool:
+        """Whether a key is searched beside these values of the keys above it, or is left at its default."""
+        return self.dimensions[key].is_active({**self.fixed, **values})
+
     def trial(self, values: Mapping[str, Any]) -> TrialConfig:
         """The configuration in which the searched keys have these values; pydantic's errors where they are wrong.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from prefixray.errors import UserError
+from prefixray.system.path_or_hub import local_path
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
@@ -34,10 +35,10 @@ Check = Callable[[Sequence[str]], list[str]]  # what is wrong with these columns
 
 def is_folder(path: str) -> bool:
     """Whether `task.path` names a folder here, not a hub data set. Raises `UserError` where it can name neither."""
-    local = Path(path).expanduser()
-    if local.is_dir():
+    local = local_path(path)
+    if local is not None and local.is_dir():
         return True
-    if local.exists():
+    if local is not None:
         raise UserError(f"task.path: {path}: is a file; it must be a folder, or a hub data set")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise UserError(f"task.path: {path}: no such folder")

@@ -44,6 +44,7 @@ from prefixray.search.requests import Inbox
 from prefixray.search.status import View
 from prefixray.search.study import ArmStudy, FixedStudy, Proposal, Record, repair_journal
 from prefixray.system.atomic_files import write_whole
+from prefixray.system.path_or_hub import local_path
 from prefixray.system.records import Scalar
 from prefixray.system.seeds import CANDIDATE_REPLICATE
 from prefixray.tracking.tracker import Tracker, check_server, open_tracker
@@ -408,7 +409,8 @@ def _sweep_params(config: SweepConfig) -> dict[str, Scalar]:
 
 def _absolute(path: str) -> str:
     """A path that exists here, for processes that stand elsewhere; anything else, a hub id say, as it is."""
-    return str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else path
+    local = local_path(path)
+    return path if local is None else str(local.resolve())
 
 
 def _absolute_paths(task: TaskConfig) -> TaskConfig:
@@ -417,7 +419,7 @@ def _absolute_paths(task: TaskConfig) -> TaskConfig:
 
 def _check_data(task: TaskConfig) -> None:
     """Read files that lie here once before Ray starts, which takes longer: a row that is wrong is said at once."""
-    if task.paths and all(Path(path).expanduser().exists() for path in task.paths.values()):
+    if task.paths and all(local_path(path) is not None for path in task.paths.values()):
         leak = load_task(task).leak
         if leak is not None:
             logger.warning("task: %s", leak)

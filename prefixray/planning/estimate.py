@@ -9,7 +9,6 @@ here is missing from the plan, which says so, and the rest stands.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from prefixray.batching.batches import encode
 from prefixray.batching.lengths import Lengths, row_lengths
@@ -28,6 +27,7 @@ from prefixray.planning.flops import decoding_flops, forward_flops, training_flo
 from prefixray.planning.memory import Load, largest_method, largest_trial, pack_bytes
 from prefixray.planning.slots import MOST_SLOTS, num_at_once, num_slots
 from prefixray.planning.speeds import Kind
+from prefixray.system.path_or_hub import local_path
 from prefixray.training.layout import TOKEN_BUDGET
 from prefixray.trial import report_steps
 
@@ -330,11 +330,12 @@ def _base_here(config: SweepConfig, missing: list[str]) -> Base | None:
 def _task_here(config: TaskConfig, missing: list[str]) -> Task | None:
     """The data where it lies on this machine and is small enough to be read for a plan."""
     names = [config.path] if config.path is not None else [config.train, config.dev, config.test]
-    given = [Path(name).expanduser() for name in names if name is not None]
-    if CATALOG[config.name].keys and not (given and all(path.exists() for path in given)):
+    given = [local_path(name) for name in names if name is not None]
+    there = [path for path in given if path is not None]
+    if CATALOG[config.name].keys and not (there and len(there) == len(given)):
         missing.append(f"task: {config.name} is not on this machine; a local copy as task.path would be counted")
         return None
-    size = sum(file.stat().st_size for path in given for file in ([path] if path.is_file() else path.rglob("*")))
+    size = sum(file.stat().st_size for path in there for file in ([path] if path.is_file() else path.rglob("*")))
     if size > MOST_DATA_BYTES:
         missing.append(f"task: {size / 2**20:,.0f} MiB of data, more than is read for a plan")
         return None

@@ -328,7 +328,7 @@ class ArmStudy(TrialSource):
         self._study.sampler = RandomSampler(seed=seed) if random_draw else tpe
         values: dict[str, Scalar] = {}
         for key in self._order:
-            if self._active(key, values):
+            if self._arm.is_searched(key, values):
                 values[key] = _suggest(trial, key, self._arm.dimensions[key])
         if _identity(values) in self._tried(before=trial.number):
             self._hide(trial)
@@ -336,11 +336,6 @@ class ArmStudy(TrialSource):
             return None
         self._identities[trial.number] = _identity(values)
         return Proposal(trial.number, values, adopted)
-
-    def _active(self, key: str, values: Mapping[str, Scalar]) -> bool:
-        given = {**self._arm.fixed, **values}
-        conditions = self._arm.dimensions[key].when.items()
-        return all(other in given and given[other] in allowed for other, allowed in conditions)
 
     def _tried(self, before: float = math.inf) -> set[str]:
         return {identity for number, identity in self._identities.items() if number < before}
@@ -379,7 +374,9 @@ class ArmStudy(TrialSource):
             points = [
                 extended
                 for point in points
-                for extended in ([{**point, key: end} for end in ends] if self._active(key, point) else [point])
+                for extended in (
+                    [{**point, key: end} for end in ends] if self._arm.is_searched(key, point) else [point]
+                )
             ]
         return {_identity(point): point for point in points}
 
