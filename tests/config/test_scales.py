@@ -1,0 +1,78 @@
+"""Scales: the values that they replace, and every message that they can cause."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from support.sweep_files import VALID, load
+
+from prefixray.config.load import load_sweep
+from prefixray.config.schema import SweepConfig
+from prefixray.config.space import Choice
+from prefixray.errors import UserError
+
+SCALED = (
+    VALID
+    + """\
+scale:
+  laptop:
+    base: a/small-one
+    task.num_dev: 8
+    train: {num_steps: 20}
+    search.rungs: [10]
+    arms.finetune.learning_rate: {choice: [1e-5, 1e-4]}
+  short: {train.num_steps: 30, search.rungs: []}
+"""
+)
+
+
+def at_scale(text: str, *scales: str, overrides: Sequence[str] = ()) -> SweepConfig:
+    Path("x.yaml").write_text(text, encoding="utf-8")
+    return load_sweep("x.yaml", overrides, scales)
+
+
+def scale_problem(text: str, *scales: str, overrides: Sequence[str] = ()) -> str:
+    with pytest.raises(UserError) as caught:
+        at_scale(text, *scales, overrides=overrides)
+    return str(caught.value)
+
+
+def test_without_a_scale_a_file_is_what_it_is_without_the_block() -> None:
+    assert at_scale(SCALED) == load(VALID)
+
+
+def test_a_scale_takes_the_place_of_values_and_of_whole_sections_and_names_the_sweep() -> None:
+    config = at_scale(SCALED, "laptop")
+    assert (config.name, config.base, config.task.num_dev) == ("small-laptop", "a/small-one", 8)
+    assert (config.train.num_steps, config.train.warmup_steps) == (20, 0)
+    assert config.arm("finetune").dimensions["learning_rate"] == Choice(choice=(1e-5, 1e-4))
+    assert config.arm("prefix").dimensions == load(VALID).arm("prefix").dimensions
+
+
+def test_later_scales_and_then_overrides_have_the_last_word() -> None:
+    both = at_scale(SCALED, "laptop", "short", overrides=["task.num_dev=9"])
+    assert (both.name, both.train.num_steps, both.task.num_dev) == ("small-laptop-short", 30, 9)
+
+
+def test_a_problem_of_a_scaled_value_is_told_with_the_line_of_the_scale() -> None:
+    wrong = SCALED.replace("task.num_dev: 8", "task.num_dev: few").replace("a/small-one", "./nowhere")
+    assert scale_problem(wrong, "laptop").splitlines() == [
+        "x.yaml:19: base: './nowhere': no such file or folder; paths are relative to the working directory",
+        "x.yaml:20: task.num_dev: 'few': must be a whole number above 0, or 'all'",
+    ]
+    assert at_scale(wrong) == load(VALID)  # a path that only a scale needs may be missing
+
+
+def test_the_block_itself_is_checked_whatever_is_chosen() -> None:
+    wrong = SCALED.replace("task.num_dev", "tsk.num_dev").replace("  short:", "  so-short:")
+    problems = scale_problem(wrong).splitlines()
+    assert problems[0].startswith("x.yaml:20: scale.laptop.'tsk.num_dev': must be a dotted key like train.num_steps")
+    assert problems[0].endswith("(did you mean 'task'?)")
+    assert problems[1] == "x.yaml:24: scale.so-short: a scale's name must be letters, digits and '_'"
+    assert scale_problem(VALID + "scale: 3\n") == "x.yaml:17: scale: 3: must be a mapping of keys to values"
+
+
+def test_a_scale_that_is_not_there_is_answered_with_those_that_are() -> None:
+    assert scale_problem(SCALED, "tiny") == "x.yaml:1: --scale tiny: no such scale (the scales are: laptop, short)"
+    assert scale_problem(SCALED, "latop") == "x.yaml:1: --scale latop: no such scale (did you mean 'laptop'?)"
+    assert scale_problem(VALID, "laptop") == "x.yaml:1: --scale laptop: no such scale (the file has no scales)"
