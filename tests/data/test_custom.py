@@ -1,0 +1,174 @@
+"""A user's own files: what they become, and what is said about broken ones."""
+
+import csv
+import gzip
+from pathlib import Path
+
+import pytest
+from support.data_files import custom, jsonl, pairs, write
+
+from prefixray.data import Example, Sourced, load_task
+from prefixray.data.entries import ColumnsConfig
+from prefixray.data.task_config import TaskConfig
+from prefixray.errors import UserError
+
+
+def problems_with(folder: Path, name: str, content: bytes, columns: ColumnsConfig | None = None) -> list[str]:
+    """What is said about this content as a training file; the file's path is shortened to its name."""
+    good = write(folder / "good.jsonl", pairs(("a", "b")))
+    (folder / name).write_bytes(content)
+    if columns is not None:
+        good = write(folder / "good.jsonl", jsonl([{columns.source: "a", columns.target: "b"}]))
+    config = TaskConfig(
+        name="custom", train=str(folder / name), dev=good, test=good, columns=columns or ColumnsConfig()
+    )
+    with pytest.raises(UserError) as caught:
+        load_task(config)
+    return [problem.replace(f"{folder}/", "") for problem in caught.value.problems]
+
+
+def test_repeated_sources_are_one_source_with_all_references(tmp_path: Path) -> None:
+    rows = [{"source": "a ", "target": "1"}, {"source": "b", "target": ["2", " 3\n"]}, {"source": "a", "target": "4"}]
+    task = custom(tmp_path, jsonl(rows))
+    assert task.train == task.dev == (Example("a", "1"), Example("b", "2"), Example("b", "3"), Example("a", "4"))
+    assert task.test_sources == task.dev_sources == (Sourced("a", ("1", "4")), Sourced("b", ("2", "3")))
+    assert (task.name, task.num_test_total, task.metrics) == ("custom", 2, ("bleu", "nist", "rouge_l_coco", "cider"))
+
+
+def test_csv_and_jsonl_plain_and_gzipped_are_the_same(tmp_path: Path) -> None:
+    rows = [("a, b", 'say "hi"'), ("two\nlines", "café\u2028x")]
+    plain_jsonl = jsonl([{"in": source, "out": target, "id": 7} for source, target in rows])
+    with (tmp_path / "data.csv").open("w", encoding="utf-8-sig", newline="") as stream:
+        csv.writer(stream).writerows([("id", "out", "in"), *((7, target, source) for source, target in rows)])
+    write(tmp_path / "data.jsonl", plain_jsonl + "\n\n")
+    for name in ("data.csv", "data.jsonl"):
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+    for name in ("data.csv", "data.jsonl", "data.csv.gz", "data.jsonl.gz"):
+        file = str(tmp_path / name)
+        columns = ColumnsConfig(source="in", target="out")
+        task = load_task(TaskConfig(name="custom", train=file, dev=file, test=file, columns=columns))
+        assert task.train == tuple(Example(source, target) for source, target in rows)
+
+
+def test_a_line_of_ten_megabytes_is_read(tmp_path: Path) -> None:
+    assert len(custom(tmp_path, pairs(("x" * 10_000_000, "long"))).train[0].source) == 10_000_000
+
+
+def test_a_row_without_the_target_column_is_refused(tmp_path: Path) -> None:
+    content = pairs(("a", "b")) + jsonl([{"source": "a", "text": "b"}, {}])
+    assert problems_with(tmp_path, "train.jsonl", content.encode()) == [
+        'train.jsonl:2: no "target" column; columns are source, text (set task.columns.target)',
+        'train.jsonl:3: no "source" column; columns are none (set task.columns.source)',
+        'train.jsonl:3: no "target" column; columns are none (set task.columns.target)',
+    ]
+
+
+def test_a_csv_header_without_a_column_or_with_one_twice_is_reported_once(tmp_path: Path) -> None:
+    columns = ColumnsConfig(source="input", target="text")
+    assert problems_with(tmp_path, "train.csv", b"source,text,text\na,b,c\nd,e,f\n", columns) == [
+        'train.csv:1: no "input" column; columns are source, text, text (set task.columns.source)',
+        'train.csv:1: 2 columns are named "text"',
+    ]
+
+
+def test_wrong_values_are_reported_with_their_kind(tmp_path: Path) -> None:
+    rows = [
+        {"source": 17, "target": None},
+        {"source": ["a"], "target": ["b", 1.5, " "]},
+        {"source": " ", "target": []},
+        {"source": True, "target": {"text": "b"}},
+        {"source": "\ud83d", "target": "b"},
+        ["a", "b"],
+    ]
+    assert problems_with(tmp_path, "train.jsonl", jsonl(rows).encode()) == [
+        'train.jsonl:1: "source" is a number; it must be text',
+        'train.jsonl:1: "target" is null; it must be text',
+        'train.jsonl:2: "source" is a list; it must be text',
+        'train.jsonl:2: "target" is a number; it must be text',
+        'train.jsonl:2: "target" is empty',
+        'train.jsonl:3: "source" is empty',
+        'train.jsonl:3: "target" is an empty list; it must have a reference',
+        'train.jsonl:4: "source" is true or false; it must be text',
+        'train.jsonl:4: "target" is an object; it must be text',
+        'train.jsonl:5: "source" has half a surrogate pair, which is no text',
+        "train.jsonl:6: is a list; it must be an object",
+    ]
+
+
+def test_lines_of_a_csv_are_right_after_fields_of_several_lines(tmp_path: Path) -> None:
+    content = b'source,target\r\n"a\r\nb",c\r\n\r\n"d\r\ne",\r\nf,g,h\r\ni\r\n'
+    assert problems_with(tmp_path, "train.csv", content) == [
+        'train.csv:5: "target" is empty',
+        "train.csv:7: has 3 values for 2 columns",
+        "train.csv:8: has 1 values for 2 columns",
+    ]
+
+
+def test_an_open_quote_and_a_huge_field_in_a_csv_are_refused(tmp_path: Path) -> None:
+    assert problems_with(tmp_path, "train.csv", b'source,target\na,b\n"c,d\ne,f\n') == [
+        "train.csv:3: is not CSV: unexpected end of data"
+    ]
+    huge = b"source,target\na,b\n" + b"x" * 10_000_000 + b",c\n"
+    assert problems_with(tmp_path, "train.csv", huge) == [
+        "train.csv:3: is not CSV: field larger than field limit (131072)"
+    ]
+
+
+def test_invalid_json_is_reported_with_its_column(tmp_path: Path) -> None:
+    content = pairs(("a", "b")) + '\n{"source": "a" "target": "b"}\n' + "[" * 100_000 + "\n" + "9" * 5000 + "\n"
+    problems = problems_with(tmp_path, "train.jsonl", content.encode())
+    assert problems[0] == "train.jsonl:3: is not JSON: Expecting ',' delimiter at column 16"
+    assert [problem[:26] for problem in problems[1:]] == [f"train.jsonl:{line}: is not JSON" for line in (4, 5)]
+
+
+def test_a_file_that_is_not_utf8_is_refused_at_its_line(tmp_path: Path) -> None:
+    content = pairs(("a", "b")).encode() + '{"source": "café", "target": "b"}\n'.encode("latin-1")
+    assert problems_with(tmp_path, "train.jsonl", content) == [
+        "train.jsonl:2: is not UTF-8 (byte 0xe9); save it as UTF-8"
+    ]
+    assert problems_with(tmp_path, "train.csv", "source,target\na,b\n".encode("utf-16")) == [
+        "train.csv:1: is not UTF-8 (byte 0xff); save it as UTF-8"
+    ]
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.csv"])
+def test_an_empty_file_is_refused(tmp_path: Path, name: str) -> None:
+    assert problems_with(tmp_path, name, b"\n \n" if name == "train.jsonl" else b"\n") == [f"{name}: has no rows"]
+    assert problems_with(tmp_path, name, b"") == [f"{name}: has no rows"]
+    assert problems_with(tmp_path, "train.csv", b"source,target\n") == ["train.csv: has no rows"]
+
+
+def test_a_damaged_gzip_file_is_refused(tmp_path: Path) -> None:
+    whole = gzip.compress(pairs(("a", "b")).encode())
+    assert problems_with(tmp_path, "train.jsonl.gz", whole[:-9]) == [
+        "task.train: train.jsonl.gz: is not a whole gzip file: "
+        "Compressed file ended before the end-of-stream marker was reached"
+    ]
+    assert problems_with(tmp_path, "train.csv.gz", b"source,target\na,b\n") == [
+        "task.train: train.csv.gz: is not a whole gzip file: Not a gzipped file (b'so')"
+    ]
+
+
+def test_all_three_files_are_reported_at_once(tmp_path: Path) -> None:
+    text = write(tmp_path / "dev.txt", "a b")
+    with pytest.raises(UserError) as caught:
+        load_task(TaskConfig(name="custom", dev=text, test=f"{tmp_path}/test.csv"))
+    assert str(caught.value).replace(f"{tmp_path}/", "") == (
+        "task.train: custom needs a JSONL or CSV file here\n"
+        "task.dev: dev.txt: must be a .jsonl, .csv, .jsonl.gz or .csv.gz file\n"
+        "task.test: test.csv: cannot be read: No such file or directory"
+    )
+
+
+def test_of_many_problems_the_first_twenty_are_shown(tmp_path: Path) -> None:
+    problems = problems_with(tmp_path, "train.jsonl", pairs(*[("", "b")] * 137).encode())
+    assert problems == [f'train.jsonl:{line}: "source" is empty' for line in range(1, 21)] + ["and 117 more"]
+
+
+def test_own_data_may_name_the_group_of_a_source(tmp_path: Path) -> None:
+    rows = [{"source": "a", "target": "b", "topic": "old"}, {"source": "c", "target": "d", "topic": None}]
+    file = write(tmp_path / "data.jsonl", jsonl([*rows, {"source": "e", "target": "f"}]))
+    files = {"name": "custom", "train": file, "dev": file, "test": file}
+    grouped = load_task(TaskConfig.model_validate({**files, "columns": {"group": "topic"}}))
+    assert [sourced.group for sourced in grouped.test_sources] == ["old", None, None]
+    assert {sourced.group for sourced in load_task(TaskConfig.model_validate(files)).test_sources} == {None}
