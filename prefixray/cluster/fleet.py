@@ -1,10 +1,12 @@
-"""The fleet: how workers come, are watched, and go.
+"""The fleet: how workers are started, watched and ended.
 
-Each worker is an actor that asks Ray for a device. Ray starts a dead one again under the same name, and a worker that
-hangs is killed so that Ray does. A worker that is over (`worker_handle.py`) is dropped: after it had been ready another
-is started in its place, otherwise its device is left alone. On a cluster there are as many workers as the trials need:
-the autoscaler sees a worker that waits for a device, and a worker without work gives its device back. Nothing outlives
-the driver.
+- Each worker is an actor that asks Ray for a device. Ray starts a dead worker again under the same name.
+- A worker that hangs is killed, so that Ray starts it again.
+- A worker that is over (`worker_handle.py`) is dropped. If it had been ready, another is started in its place; if not,
+  its device is left alone.
+- On a cluster there are as many workers as the trials need. The autoscaler sees the workers that wait for a device; a
+  worker without work gives its device back.
+- No worker outlives the driver.
 """
 
 import logging
@@ -72,7 +74,7 @@ class _Refusals:
         return [node for node, num_devices in self._cluster.devices().items() if refused[node] >= num_devices > 0]
 
     def forget_gone_nodes(self) -> None:
-        """Forget the nodes that have gone: those that come in their place may do."""
+        """Forget the nodes that have gone: the nodes that replace them may be able to load the base."""
         if self._causes and self._cluster.is_elastic:
             nodes = self._cluster.devices()
             self._causes = [(node, cause) for node, cause in self._causes if node in nodes or not node]
@@ -105,10 +107,11 @@ class Fleet:
             self._start_worker()
 
     def wait(self, arms: Sequence[ArmConfig]) -> None:
-        """Wait until workers have loaded the base, on one machine all of them; choose the slots from their memory.
+        """Wait until the workers have loaded the base, and choose the number of slots from their memory.
 
-        On a cluster the first is enough, which may take as long as a machine takes to come. Raises `UserError` with
-        what has kept a worker from loading it, on a cluster where it was all of them, and where arms cannot be built.
+        On one machine all workers have to; on a cluster the first one is enough, for which a machine may have to come.
+        Raises the `UserError` that keeps a worker (on a cluster: every worker) from loading the base, or with which an
+        arm cannot be built.
         """
         self._arms = list(arms)
         is_elastic, ready = self._cluster.is_elastic, list[WorkerHandle]()
@@ -124,7 +127,7 @@ class Fleet:
 
     @property
     def facts(self) -> WorkerFacts:
-        """The base, the data and the device, as the first worker that was ready found them."""
+        """The facts of the first worker that was ready."""
         assert self._facts is not None, "wait comes first"
         return self._facts
 
@@ -136,8 +139,8 @@ class Fleet:
     def rescale(self, num_sharing: int, num_exclusive: int) -> None:
         """Have as many workers as so many trials at once need, on one machine always the same number.
 
-        They need a worker for each exclusive trial and one for each full pack of the others; devices that are free
-        anyway are used, too. Raises `NoWorkers` where no worker can be ready any more.
+        Each exclusive trial needs a worker, and so does each full pack of the others; further devices that are free
+        are used, too. Raises `NoWorkers` where no worker can be ready any more.
         """
         now = time.monotonic()
         if now < self._refreshed_at + RESCALE_SECONDS:
@@ -276,9 +279,10 @@ class Fleet:
 
 
 def workers_wanted(num_trials: int, num_full: int, *, num_devices: int, most: int) -> int:
-    """How many workers so many trials at once need, which make `num_full` packs if each is filled before the next.
+    """How many workers so many trials at once need; they make `num_full` packs where each is filled before the next.
 
-    All devices that are there are used, since idle ones cost the same; more are asked for only where packs are full.
+    All devices that are there are used, since idle devices cost the same; more devices are asked for only where the
+    packs on these are full.
     """
     return max(1, min(most, num_trials, max(num_devices, num_full)))
 

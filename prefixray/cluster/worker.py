@@ -87,8 +87,8 @@ class Worker:
     def join(self, spec: TrialSpec, token: str) -> Admission:
         """Let a trial join the pack; a member under another token joins anew, from its checkpoint.
 
-        A worker that cannot load the base tells the trial to wait for another place. Raises `UserError` where something
-        outside has to be mended first.
+        A worker that cannot load the base answers "later": the trial will be placed on another worker. Raises
+        `UserError` where the user has to mend something first, such as a full disk.
         """
         if self._refusal is not None:
             return Admission("later")

@@ -52,7 +52,7 @@ def test_on_one_machine_the_trials_of_a_worker_that_is_over_go_on_with_the_other
     assert "worker-0 is given up, and another is started in its place" in pool.news()[0]
 
 
-def test_a_worker_that_is_spared_for_an_exclusive_trial_gets_no_others(tmp_path: Path, ray: FakeRay) -> None:
+def test_a_worker_that_is_reserved_for_an_exclusive_trial_gets_no_others(tmp_path: Path, ray: FakeRay) -> None:
     pool = make_pool(tmp_path)
     pool.wait([make_arm("lora", rank=2), make_arm("finetune", top_layers=1, tune_embeddings=False)])
     specs = [make_spec(tmp_path, number) for number in range(4)]

@@ -33,7 +33,7 @@ def test_a_new_worker_waits_for_a_device_then_loads_the_base() -> None:
     assert _after(state, _actor("PENDING_CREATION", pid=0)) == state
     loading = _after(state, _actor("PENDING_CREATION", pid=7))
     assert (loading.phase, loading.since) == (Phase.LOADING, LATER)
-    assert _after(loading, _actor("ALIVE")).phase is Phase.LOADING, "until it says what it has found"
+    assert _after(loading, _actor("ALIVE")).phase is Phase.LOADING, "until it answers with its facts"
 
 
 def test_one_that_has_died_waits_for_a_device_until_it_has_another_process() -> None:
