@@ -1,31 +1,135 @@
-"""The final runs of each arm."""
+"""The final stage: each arm's best configuration is trained again with fresh seeds, and decodes test.
+
+Only the search's ranking goes into the stage, none of its scores. Where `final.candidates` is above 1, an arm's best
+configurations are trained with one seed first, and their hypotheses on dev decide which of them goes on.
+"""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from prefixray.config.schema import ArmConfig
+from prefixray.cluster.decode_queue import DecodeJob
+from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.data import Sourced
+from prefixray.driver.results_folder import ResultsFolder
+from prefixray.driver.stage import MakeSpec, Stage
+from prefixray.driver.tune import Engine
 from prefixray.metrics import higher_is_better
 from prefixray.results.compare import FinalRun, score_of
-from prefixray.search.study import Record
+from prefixray.results.hypotheses import Split
+from prefixray.search.study import ArmStudy, FixedStudy, Proposal, Record
+from prefixray.system.seeds import CANDIDATE_REPLICATE
+from prefixray.trial import TrialSpec
 
 logger = logging.getLogger(__name__)
 
 
-def final_runs(arm: ArmConfig, record: Record | None, replicates: Sequence[int], folder: Path) -> list[FinalRun]:
-    """The runs of one configuration: a record of the search, or the arm's only configuration."""
-    number = 0 if record is None else record.number
-    config = arm.trial({} if record is None else record.values)
-    return [
-        FinalRun(arm, config, number, replicate, folder / "final" / f"{arm.name}-{number}-{replicate}")
-        for replicate in replicates
-    ]
+class FinalStage:
+    """The final stage of one sweep."""
+
+    def __init__(self, config: SweepConfig, folder: ResultsFolder, engine: Engine) -> None:
+        self._config, self._folder, self._engine = config, folder, engine
+
+    def run(self, studies: Mapping[str, ArmStudy], dev_sources: Sequence[Sourced]) -> dict[str, list[FinalRun]]:
+        """Train and decode what is not on disk yet; by arm, the runs that ended well.
+
+        `studies` are the searches, by arm. The untuned base decodes test too, into the folder of its own.
+        """
+        best = {arm.name: self._best(arm, studies) for arm in self._config.arms}
+        candidates = {arm: records for arm, records in best.items() if len(records) > 1}
+        if candidates:
+            best |= self._choose(candidates, dev_sources)
+        seeds = range(1, self._config.final.num_seeds + 1)
+        untuned = self._decode_job(None, self._folder.untuned, "test")
+        self._engine.pool.decode_when_idle(untuned)
+        runs = self._train("final", {arm: self._runs(arm, records[:1], seeds) for arm, records in best.items()})
+        self._engine.decode([untuned, *self._decode_jobs(runs, "test")])
+        return runs
+
+    def _best(self, arm: ArmConfig, studies: Mapping[str, ArmStudy]) -> Sequence[Record | None]:
+        """The records whose configurations go on, best first; None is the only configuration of an unsearched arm."""
+        if arm.name not in studies:
+            return [None]
+        best = studies[arm.name].best(self._config.final.candidates)
+        if not best:
+            logger.warning("no trial of %s has a score: it is left out of the final stage", arm.name)
+        return best
+
+    def _choose(
+        self, candidates: Mapping[str, Sequence[Record | None]], dev_sources: Sequence[Sourced]
+    ) -> dict[str, list[Record | None]]:
+        """Of each arm's candidates the one whose hypotheses on dev score best; an arm without any run is left out."""
+        seeds = [CANDIDATE_REPLICATE]
+        runs = self._train("candidates", {arm: self._runs(arm, records, seeds) for arm, records in candidates.items()})
+        self._engine.decode(self._decode_jobs(runs, "dev"))
+        metric = self._config.final.metric.removeprefix("test/")
+        chosen = {arm: best_candidate(arm_runs, dev_sources, metric).number for arm, arm_runs in runs.items()}
+        return {arm: [r for r in candidates[arm] if r and r.number == number] for arm, number in chosen.items()}
+
+    def _runs(self, arm_name: str, records: Sequence[Record | None], replicates: Sequence[int]) -> list[FinalRun]:
+        """The runs of these configurations with these seeds."""
+        arm, runs = self._config.arm(arm_name), []
+        for record in records:
+            number = 0 if record is None else record.number
+            trial = arm.trial({} if record is None else record.values)
+            folders = {replicate: self._folder.final_run(arm.name, number, replicate) for replicate in replicates}
+            runs += [FinalRun(arm, trial, number, replicate, folder) for replicate, folder in folders.items()]
+        return runs
+
+    def _train(self, name: str, wanted: Mapping[str, Sequence[FinalRun]]) -> dict[str, list[FinalRun]]:
+        """Train these runs; by arm, those that ended well."""
+        split: Split = "test" if name == "final" else "dev"
+        arms = sorted(self._config.arms, key=lambda arm: not arm.exclusive)  # those that need an empty worker first
+        studies = {
+            arm.name: FixedStudy(
+                self._folder.journal, self._config.name, f"{name}/{arm.name}", [run.item for run in wanted[arm.name]]
+            )
+            for arm in arms
+            if wanted.get(arm.name)
+        }
+        stages = [self._stage(f"{name}/{arm}", wanted[arm], study, split) for arm, study in studies.items()]
+        self._engine.run(name, stages)
+        for study in studies.values():
+            study.withdraw()
+        ended_well = {arm: [run for run in runs if run.result() is not None] for arm, runs in wanted.items()}
+        return {arm: runs for arm, runs in ended_well.items() if runs}
+
+    def _stage(self, name: str, runs: Sequence[FinalRun], study: FixedStudy, split: Split) -> Stage:
+        def decode(spec: TrialSpec) -> DecodeJob:
+            return self._decode_job(spec.files.artifact, spec.files.path, split)
+
+        return Stage(name, runs[0].arm, study, len(runs), self._make_spec(name, runs), decode=decode)
+
+    def _make_spec(self, stage: str, runs: Sequence[FinalRun]) -> MakeSpec:
+        by_item = {run.item: run for run in runs}
+
+        def spec(trial: Proposal | Record) -> TrialSpec:
+            run = by_item[str(trial.values["item"])]
+            return TrialSpec(
+                key=f"{stage}/{run.item}",
+                config=run.config,
+                seed=self._config.search.seed,
+                replicate=run.replicate,
+                rungs=(),
+                eval_at=self._config.search.rungs,
+                folder=str(run.folder.absolute()),
+                decoding=self._config.final.decoding.model_dump(),
+            )
+
+        return spec
+
+    def _decode_jobs(self, runs: Mapping[str, Sequence[FinalRun]], split: Split) -> list[DecodeJob]:
+        return [self._decode_job(run.artifact, run.folder, split) for arm_runs in runs.values() for run in arm_runs]
+
+    def _decode_job(self, artifact: Path | None, folder: Path, split: Split) -> DecodeJob:
+        """Decode a split into `folder` with an artifact; None is the untuned base."""
+        artifact_path = None if artifact is None else str(artifact.absolute())
+        return artifact_path, str(folder.absolute()), split, self._config.final.decoding.model_dump()
 
 
-def best_candidate(runs: Sequence[FinalRun], sources: Sequence[Sourced], metric: str) -> FinalRun:
-    """The candidate whose dev hypotheses score best."""
+def best_candidate(runs: Sequence[FinalRun], dev_sources: Sequence[Sourced], metric: str) -> FinalRun:
+    """The run whose hypotheses on dev score best."""
     sign = 1.0 if higher_is_better(metric) else -1.0
-    scores = {run.item: score_of(run.folder, "dev", sources, [metric])[metric].corpus() for run in runs}
+    scores = {run.item: score_of(run.folder, "dev", dev_sources, [metric])[metric].corpus() for run in runs}
     logger.info("candidates on dev: %s", ", ".join(f"{item} {value:.2f}" for item, value in scores.items()))
     return max(runs, key=lambda run: sign * scores[run.item])

@@ -1,6 +1,6 @@
-"""Ray Tune as the engine: it starts a thin process per trial, asks for trials, and carries reports to their verdicts.
+"""Ray Tune as the engine: it starts a thin process for each trial, asks for trials, and hands over their reports.
 
-What is to be run and what comes of it is the coordinator's; nothing of Tune's state is kept or restored.
+The coordinator decides which trials run and what becomes of them. Nothing of Tune's own state is kept or restored.
 """
 
 import _thread
@@ -9,7 +9,8 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,19 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from prefixray.cluster.connect import Cluster
+from prefixray.cluster.decode_queue import DecodeJob
 from prefixray.cluster.fleet import NoWorkers
+from prefixray.cluster.pool import Pool
 from prefixray.driver.coordinator import Coordinator
+from prefixray.driver.stage import Stage
 from prefixray.driver.trainable import TrialTrainable
 from prefixray.errors import SweepFailed
 from prefixray.reporting.live import LiveView
+from prefixray.search.budget import Budget
+from prefixray.search.requests import Inbox
+from prefixray.search.status import View
+from prefixray.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -41,16 +50,57 @@ _NO_MEMORY = (
 )
 
 
-def run_stages(
-    coordinator: Coordinator,
-    scratch: Path,
-    trial_resources: Mapping[str, float],
-    live: LiveView,
-    *,
-    title: str,
-    name: str,
-) -> None:
-    """Run all trials of the coordinator's stages through Ray Tune, which keeps files in `scratch` meanwhile."""
+@dataclass(frozen=True)
+class Engine:
+    """Runs the stages of one sweep on its workers, and shows them."""
+
+    cluster: Cluster
+    pool: Pool
+    tracker: Tracker
+    inbox: Inbox
+    live: LiveView
+    title: str  # of the live view
+    folder: Path  # the sweep's; Tune keeps files in it while a stage runs
+
+    def run(self, name: str, stages: Sequence[Stage], budget: Budget | None = None) -> None:
+        """Run all trials of these stages; once `budget` is spent, no new trial starts.
+
+        Raises `SweepFailed` where trials are left that nobody can run now.
+        """
+        coordinator = Coordinator(stages, self.pool, self.tracker, self.inbox, budget)
+        scratch = self.folder / "tune"
+        _serve(coordinator, self.live)  # a request from before may mean that there is something to run
+        ended = threading.Event()
+        loop = threading.Thread(target=_look_after, args=(coordinator, self.live, self.title, name, ended), daemon=True)
+        loop.start()
+        try:
+            _tuner(coordinator, name, scratch, self.cluster.trial_resources).fit()
+        except BaseException as error:
+            coordinator.suspend()
+            if coordinator.broken is not None:
+                raise SweepFailed(coordinator.broken) from error
+            if is_of_memory(error):
+                raise SweepFailed(_NO_MEMORY, _GOES_ON) from error
+            raise
+        finally:
+            ended.set()
+            loop.join()
+            shutil.rmtree(scratch, ignore_errors=True)
+        if coordinator.lost:
+            problems = [f"{', '.join(keys)}: {note}" for note, keys in coordinator.lost.items()]
+            raise SweepFailed(*problems, _GOES_ON)
+
+    def decode(self, jobs: Sequence[DecodeJob]) -> None:
+        """Decode what is not on disk yet."""
+        self.show("decode", f"decoding with {len(jobs)} models")
+        self.pool.decode(jobs)
+
+    def show(self, stage: str, message: str) -> None:
+        """Show what goes on while no trial runs."""
+        self.live.update(View(title=self.title, stage=stage, message=message))
+
+
+def _tuner(coordinator: Coordinator, name: str, scratch: Path, trial_resources: Mapping[str, float]) -> tune.Tuner:
     os.environ.update(
         TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
         TUNE_GLOBAL_CHECKPOINT_S="3600",
@@ -58,41 +108,22 @@ def run_stages(
         TUNE_WARN_THRESHOLD_S="60",
         TUNE_DISABLE_SIGINT_HANDLER="1",  # Tune would end the run as if it were finished
     )
-    _serve(coordinator, live)  # what waits from before may mean that there is something to run
-    ended = threading.Event()
-    loop = threading.Thread(target=_look_after, args=(coordinator, live, title, name, ended), daemon=True)
-    loop.start()
-    try:
-        tune.Tuner(
-            tune.with_resources(TrialTrainable, tune.PlacementGroupFactory([dict(trial_resources)])),
-            tune_config=tune.TuneConfig(
-                search_alg=_Proposals(coordinator),
-                scheduler=_Verdicts(coordinator),
-                num_samples=-1,
-                max_concurrent_trials=coordinator.most_at_once(),
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name=name,
-                storage_path=str(scratch.absolute()),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                verbose=0,
-            ),
-        ).fit()
-    except BaseException as error:
-        coordinator.suspend()
-        if coordinator.broken is not None:
-            raise SweepFailed(coordinator.broken) from error
-        if is_of_memory(error):
-            raise SweepFailed(_NO_MEMORY, _GOES_ON) from error
-        raise
-    finally:
-        ended.set()
-        loop.join()
-        shutil.rmtree(scratch, ignore_errors=True)
-    if coordinator.lost:
-        problems = [f"{', '.join(keys)}: {note}" for note, keys in coordinator.lost.items()]
-        raise SweepFailed(*problems, _GOES_ON)
+    return tune.Tuner(
+        tune.with_resources(TrialTrainable, tune.PlacementGroupFactory([dict(trial_resources)])),
+        tune_config=tune.TuneConfig(
+            search_alg=_Proposals(coordinator),
+            scheduler=_Verdicts(coordinator),
+            num_samples=-1,
+            max_concurrent_trials=coordinator.most_at_once(),
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=str(scratch.absolute()),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+        ),
+    )
 
 
 def is_of_memory(error: BaseException | None) -> bool:

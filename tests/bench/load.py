@@ -30,7 +30,7 @@ from prefixray.cluster.worker import Worker, WorkerSetup
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import ArmConfig
 from prefixray.data import Task, load_task
-from prefixray.driver import run as driver
+from prefixray.driver import run, tune
 from prefixray.driver.coordinator import Coordinator
 from prefixray.model.shape import Shape, SiteShape
 from prefixray.results.hypotheses import Split, split_sources, write_hypotheses
@@ -291,10 +291,10 @@ def _start(folder: Path, name: str) -> "subprocess.Popen[bytes]":
 def _drive(folder: Path) -> None:
     """Be `prefixray.sweep` with the metered coordinator and the workers that follow curves."""
     MeteredCoordinator.file = folder / (folder / "costs").read_text()
-    driver.Coordinator = MeteredCoordinator  # type: ignore[misc]
+    tune.Coordinator = MeteredCoordinator  # type: ignore[misc]
     worker_handle.Worker = CurveWorker  # type: ignore[misc]
     with (folder / "shown.txt").open("a", encoding="utf-8") as shown:
-        driver.run_sweep(load_sweep(str(folder / "load.yaml")), folder / "load.yaml", shown=shown)
+        run.run_sweep(load_sweep(str(folder / "load.yaml")), folder / "load.yaml", shown=shown)
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

@@ -1,0 +1,129 @@
+"""A sweep's folder, `runs/NAME`: where its files lie, and what a driver writes there.
+
+One driver at a time: the kernel locks the folder, so a killed driver's lock is gone with its process.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefixray.config.identity import differences, dump, identity, restore
+from prefixray.config.schema import SweepConfig
+from prefixray.errors import UserError
+from prefixray.reporting.page import write_page
+from prefixray.reporting.tables import render_markdown, write_csv
+from prefixray.results.compare import UNTUNED
+from prefixray.results.record import Results, Stored, is_finished, load_results
+from prefixray.system.atomic_files import write_whole
+from prefixray.trial import TrialFolder
+
+logger = logging.getLogger(__name__)
+
+
+class ResultsFolder:
+    """The folder of one sweep."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sweep_file = path / "sweep.yaml"
+        self.journal = path / "study.journal"
+        self.untuned = path / "final" / UNTUNED
+        self._config_file, self._results_file = path / "sweep.json", path / "results.json"
+
+    def trial(self, arm: str, number: int) -> Path:
+        """The folder of a trial of the search."""
+        return self.path / "trials" / arm / str(number)
+
+    def final_run(self, arm: str, number: int, replicate: int) -> Path:
+        """The folder of a run in the final stage: the configuration of trial `number` with the seeds of `replicate`."""
+        return self.path / "final" / f"{arm}-{number}-{replicate}"
+
+    def trial_results(self, arm: str) -> list[dict[str, Any]]:
+        """What came of each trial of an arm's search that has ended."""
+        folders = map(TrialFolder, self.path.glob(f"trials/{arm}/*"))
+        return [result for folder in folders if (result := folder.result()) is not None]
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Create and lock the folder; `UserError` names the driver that has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise UserError(f"{self.path}: another driver runs this sweep: {file.read().strip()}") from None
+            file.truncate(0)
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
+            file.flush()
+            yield
+
+    def store_config(self, config: SweepConfig, file: Path) -> None:
+        """Write the configuration and a copy of its sweep file.
+
+        Raises `UserError` where the folder holds a sweep that differs in more than its budget, its tracking or its
+        final stage.
+        """
+        self._check_identity(config, file)
+        write_whole(self._config_file, json.dumps(dump(config), indent=1) + "\n")
+        if file.resolve() != self.sweep_file.resolve():
+            write_whole(self.sweep_file, file.read_text(encoding="utf-8"))
+
+    def store_search(self, results: Mapping[str, Any]) -> None:
+        """Write the results of a search, unless there are results of a final stage."""
+        stored = self._stored()
+        if stored is None or not is_finished(stored):
+            self._store(results)
+
+    def publish(self, results: Results) -> list[Path]:
+        """Write the results in every form; the files. Older results of other winners stay beside the new ones."""
+        stored = self._stored()
+        if stored is not None and is_finished(stored) and stored["arms"] != results["arms"]:
+            self._put_aside()
+        self._store(results)
+        write_whole(self.path / "results.md", render_markdown(results))
+        write_csv(results, self.path / "results.csv")
+        page = write_page(results, self.path)
+        return [*(self.path / f"results.{ending}" for ending in ("json", "md", "csv")), *page]
+
+    def _check_identity(self, config: SweepConfig, file: Path) -> None:
+        path = self._config_file
+        if not path.is_file() or not self.journal.is_file():
+            return  # no trial was proposed yet
+        try:
+            stored = restore(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:  # pydantic's and JSON's are ValueErrors
+            raise UserError(f"{path}: was written by another version; give this sweep another name ({error})") from None
+        changed = differences(identity(stored), identity(config))
+        if changed:
+            raise UserError(
+                f"{file}: {self.path} holds a sweep with other settings; give this one another name, or undo:",
+                *(f"  {line}" for line in changed),
+            )
+
+    def _store(self, results: Mapping[str, Any]) -> None:
+        write_whole(self._results_file, json.dumps(results, indent=1, allow_nan=False) + "\n")
+
+    def _stored(self) -> Stored | None:
+        """The results in the folder; None where there are none. A file that cannot be read is put aside."""
+        if not self._results_file.is_file():
+            return None
+        try:
+            return load_results(self.path)
+        except UserError as error:
+            logger.warning("%s; it is kept as %s", error, self._put_aside().name)
+            return None
+
+    def _put_aside(self) -> Path:
+        """Rename `results.json` to `results.N.json`, with the next free number."""
+        numbers = [path.suffixes[0][1:] for path in self.path.glob("results.*.json")]
+        number = 1 + max((int(number) for number in numbers if number.isdecimal()), default=0)
+        return self._results_file.rename(self.path / f"results.{number}.json")

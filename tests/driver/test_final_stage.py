@@ -1,0 +1,111 @@
+"""The final stage without Ray: what is trained and decoded for which arm. Training and decoding are played."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from prefixray.cluster.decode_queue import DecodeJob
+from prefixray.config.load import load_sweep
+from prefixray.config.schema import SweepConfig
+from prefixray.data import Sourced
+from prefixray.driver.final_stage import FinalStage
+from prefixray.driver.results_folder import ResultsFolder
+from prefixray.driver.stage import Stage
+from prefixray.results.hypotheses import write_hypotheses
+from prefixray.search.study import ArmStudy
+from prefixray.trial import Report, TrialFolder
+
+SWEEP = """
+name: small
+base: some/model
+task: {name: e2e}
+train: {num_steps: 40}
+arms:
+  prefix: {preseqlen: 5, mid_dim: null, init_token: null, learning_rate: {log_uniform: [1e-4, 1e-1]}}
+  lora: {rank: 4, learning_rate: 1e-3}
+  finetune: {learning_rate: 1e-3}
+search: {num_trials: 4, rungs: [10]}
+final: {num_seeds: 2, candidates: 2}
+"""
+SOURCES = [Sourced("name : The Eagle", ("the eagle is a cheap pub near the river",), None)]
+
+
+class PlayedEngine:
+    """Trains every run well but those whose keys are in `failing`; decodes dev with fewer mistakes for prefix/1."""
+
+    def __init__(self, folder: Path, failing: Sequence[str] = ()) -> None:
+        self.folder, self.failing = folder, failing
+        self.pool = SimpleNamespace(decode_when_idle=lambda job: None)
+        self.trained: list[tuple[str, list[str]]] = []
+        self.decoded: list[list[str]] = []
+
+    def run(self, name: str, stages: Sequence[Stage]) -> None:
+        for stage in stages:
+            keys = []
+            while (proposal := stage.source.ask()) is not None:
+                spec = stage.spec(proposal)
+                state = "failed" if spec.key in self.failing else "done"
+                spec.write_result(Report(spec.key, 40, state, {"dev/best_loss": 1.0}), state)  # type: ignore[arg-type]
+                stage.source.tell(proposal.number, state, 1.0)  # type: ignore[arg-type]
+                keys.append(spec.key)
+            self.trained.append((stage.name, keys))
+
+    def decode(self, jobs: Sequence[DecodeJob]) -> None:
+        self.decoded.append([str(Path(folder).relative_to(self.folder)) for _, folder, *_ in jobs])
+        for _, folder, split, _ in jobs:
+            text = SOURCES[0].references[0] if "prefix-1-" in folder else "a river"
+            write_hypotheses(Path(folder), split, [text], SOURCES)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> SweepConfig:
+    (tmp_path / "small.yaml").write_text(SWEEP)
+    return load_sweep(str(tmp_path / "small.yaml"))
+
+
+def searched(folder: ResultsFolder, config: SweepConfig, losses: Sequence[float | None]) -> dict[str, ArmStudy]:
+    """The studies after a search of the prefix arm with these losses; None is a trial that failed."""
+    study = ArmStudy(folder.journal, config.name, config.arm("prefix"), seed=1, num_startup=2)
+    for loss in losses:
+        proposal = study.ask()
+        assert proposal is not None
+        study.tell(proposal.number, "failed" if loss is None else "done", loss)
+    return {"prefix": study}
+
+
+def test_candidates_are_compared_on_dev_and_the_winner_runs_fresh_seeds(tmp_path: Path, config: SweepConfig) -> None:
+    folder, engine = ResultsFolder(tmp_path), PlayedEngine(tmp_path)
+    stage = FinalStage(config, folder, engine)  # type: ignore[arg-type]
+    runs = stage.run(searched(folder, config, [2.0, 1.5, 3.0, 1.0]), SOURCES)
+    assert engine.trained == [
+        ("candidates/prefix", ["candidates/prefix/3@1000", "candidates/prefix/1@1000"]),
+        ("final/finetune", ["final/finetune/0@1", "final/finetune/0@2"]),
+        ("final/prefix", ["final/prefix/1@1", "final/prefix/1@2"]),
+        ("final/lora", ["final/lora/0@1", "final/lora/0@2"]),
+    ], "fine-tuning, which needs an empty worker, is asked first"
+    seeds = [f"final/{arm}-{seed}" for arm in ("prefix-1", "lora-0", "finetune-0") for seed in (1, 2)]
+    assert engine.decoded == [["final/prefix-3-1000", "final/prefix-1-1000"], ["final/untuned", *seeds]]
+    assert list(runs) == ["prefix", "lora", "finetune"]
+    assert [run.folder.relative_to(tmp_path).as_posix() for arm in runs for run in runs[arm]] == seeds
+    result = TrialFolder(runs["prefix"][0].folder).result()
+    assert result is not None and result["replicate"] == 1
+
+
+def test_an_arm_without_a_score_and_runs_that_failed_are_left_out(tmp_path: Path, config: SweepConfig) -> None:
+    folder, engine = ResultsFolder(tmp_path), PlayedEngine(tmp_path, failing=["final/lora/0@1"])
+    runs = FinalStage(config, folder, engine).run(searched(folder, config, [None] * 4), SOURCES)  # type: ignore[arg-type]
+    assert {arm: [run.replicate for run in arm_runs] for arm, arm_runs in runs.items()} == {
+        "lora": [2],
+        "finetune": [1, 2],
+    }
+
+
+def test_where_all_candidates_of_an_arm_fail_its_best_trial_goes_on(tmp_path: Path, config: SweepConfig) -> None:
+    failing = ["candidates/prefix/3@1000", "candidates/prefix/1@1000"]
+    folder, engine = ResultsFolder(tmp_path), PlayedEngine(tmp_path, failing)
+    runs = FinalStage(config, folder, engine).run(  # type: ignore[arg-type]
+        searched(folder, config, [2.0, 1.5, 3.0, 1.0]), SOURCES
+    )
+    assert [run.number for run in runs["prefix"]] == [3, 3]

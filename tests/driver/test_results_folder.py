@@ -1,0 +1,96 @@
+"""A sweep's folder: who may write in it, and what becomes of older results."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from support.example_results import finished_sweep
+
+from prefixray.config.load import load_sweep
+from prefixray.driver.results_folder import ResultsFolder
+from prefixray.errors import UserError
+from prefixray.results.record import Results
+
+SWEEP = """
+name: small
+base: some/model
+task: {name: e2e}
+train: {num_steps: 40}
+arms:
+  lora: {rank: {choice: [1, 2, 4, 8]}, learning_rate: 1e-3}
+search: {num_trials: 4}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ResultsFolder:
+    folder = ResultsFolder(tmp_path / "runs" / "small")
+    with folder.lock():
+        return folder
+
+
+@pytest.fixture
+def results() -> Results:
+    return finished_sweep()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SWEEP)
+    return path
+
+
+def stored(folder: ResultsFolder, name: str = "results.json") -> dict[str, object]:
+    content: dict[str, object] = json.loads((folder.path / name).read_text())
+    return content
+
+
+def test_one_driver_at_a_time_has_the_folder_and_the_next_is_told_which(folder: ResultsFolder) -> None:
+    held_by = f"another driver runs this sweep: process {os.getpid()} on "
+    with folder.lock(), pytest.raises(UserError, match=held_by), ResultsFolder(folder.path).lock():
+        pass
+    with folder.lock():
+        pass
+
+
+def test_a_sweep_with_other_settings_is_refused_once_a_trial_was_proposed(folder: ResultsFolder, file: Path) -> None:
+    folder.store_config(load_sweep(str(file)), file)
+    assert folder.sweep_file.read_text() == SWEEP
+    changed = load_sweep(str(file), ["train.num_steps=60"])
+    folder.store_config(changed, file)  # there is no journal yet
+    folder.journal.touch()
+    folder.store_config(load_sweep(str(file), ["train.num_steps=60", "search.num_trials=9"]), file)
+    with pytest.raises(UserError) as refused:
+        folder.store_config(load_sweep(str(file)), file)
+    hint = "holds a sweep with other settings; give this one another name, or undo:"
+    assert refused.value.problems[0] == f"{file}: {folder.path} {hint}"
+    assert "  train.num_steps: 60 -> 40" in refused.value.problems
+    (folder.path / "sweep.json").write_text("{")
+    with pytest.raises(UserError, match=r"sweep\.json: was written by another version; give this sweep another name"):
+        folder.store_config(changed, file)
+
+
+def test_a_search_does_not_overwrite_the_results_of_a_final_stage(folder: ResultsFolder, results: Results) -> None:
+    folder.store_search({"search": [], "rungs": [10], "importance": []})
+    folder.store_search({"search": [], "rungs": [20], "importance": []})
+    assert stored(folder)["rungs"] == [20]
+    folder.publish(results)
+    folder.store_search({"search": [], "rungs": [30], "importance": []})
+    assert stored(folder)["sweep"] == results["sweep"]
+
+
+def test_results_with_other_winners_and_unreadable_ones_stay_beside_the_new(
+    folder: ResultsFolder, results: Results, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder.path / "results.json").write_text("{")
+    files = folder.publish(results)
+    assert "it is kept as results.1.json" in caplog.text and (folder.path / "results.1.json").read_text() == "{"
+    assert [path.name for path in files][:3] == ["results.json", "results.md", "results.csv"]
+    assert all(path.is_file() for path in files)
+    folder.publish(results)
+    assert not (folder.path / "results.2.json").exists(), "nothing has changed"
+    changed: Results = {**results, "arms": results["arms"][:-1]}
+    folder.publish(changed)
+    assert stored(folder, "results.2.json")["arms"] == results["arms"]
