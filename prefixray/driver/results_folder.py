@@ -20,7 +20,7 @@ from prefixray.errors import UserError
 from prefixray.reporting.page import write_page
 from prefixray.reporting.tables import render_markdown, write_csv
 from prefixray.results.compare import UNTUNED
-from prefixray.results.record import Results, Stored, is_finished, load_results
+from prefixray.results.record import Results, is_finished, load_results
 from prefixray.system.atomic_files import write_whole
 from prefixray.trial import TrialFolder
 
@@ -77,18 +77,27 @@ class ResultsFolder:
         if file.resolve() != self.sweep_file.resolve():
             write_whole(self.sweep_file, file.read_text(encoding="utf-8"))
 
-    def store_search(self, results: Mapping[str, Any]) -> None:
-        """Write the results of a search, unless there are results of a final stage."""
-        stored = self._stored()
-        if stored is None or not is_finished(stored):
-            self._store(results)
+    def final_results(self) -> Results | None:
+        """The results of a final stage; None where there are none. A file that cannot be read is put aside."""
+        if not self._results_file.is_file():
+            return None
+        try:
+            stored = load_results(self.path)
+        except UserError as error:
+            logger.warning("%s; it is kept as %s", error, self._put_aside().name)
+            return None
+        return stored if is_finished(stored) else None
+
+    def store(self, results: Mapping[str, Any]) -> None:
+        """Write `results.json`."""
+        write_whole(self._results_file, json.dumps(results, indent=1, allow_nan=False) + "\n")
 
     def publish(self, results: Results) -> list[Path]:
         """Write the results in every form; the files. Older results of other winners stay beside the new ones."""
-        stored = self._stored()
-        if stored is not None and is_finished(stored) and stored["arms"] != results["arms"]:
+        older = self.final_results()
+        if older is not None and older["arms"] != results["arms"]:
             self._put_aside()
-        self._store(results)
+        self.store(results)
         write_whole(self.path / "results.md", render_markdown(results))
         write_csv(results, self.path / "results.csv")
         page = write_page(results, self.path)
@@ -108,19 +117,6 @@ class ResultsFolder:
                 f"{file}: {self.path} holds a sweep with other settings; give this one another name, or undo:",
                 *(f"  {line}" for line in changed),
             )
-
-    def _store(self, results: Mapping[str, Any]) -> None:
-        write_whole(self._results_file, json.dumps(results, indent=1, allow_nan=False) + "\n")
-
-    def _stored(self) -> Stored | None:
-        """The results in the folder; None where there are none. A file that cannot be read is put aside."""
-        if not self._results_file.is_file():
-            return None
-        try:
-            return load_results(self.path)
-        except UserError as error:
-            logger.warning("%s; it is kept as %s", error, self._put_aside().name)
-            return None
 
     def _put_aside(self) -> Path:
         """Rename `results.json` to `results.N.json`, with the next free number."""

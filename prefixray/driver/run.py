@@ -154,8 +154,10 @@ class _Sweep:
         return Stage(arm.name, arm, study, concurrency, spec, Halving(search.rungs, search.keep))
 
     def _store_search(self, studies: Mapping[str, ArmStudy]) -> None:
-        rungs, importance = list(self._config.search.rungs), self._importance()
-        self._folder.store_search({"search": self._trials(studies), "rungs": rungs, "importance": importance})
+        """Write what the search has found, unless the folder has results of a final stage."""
+        if self._folder.final_results() is None:
+            rungs, importance = list(self._config.search.rungs), self._importance()
+            self._folder.store({"search": self._trials(studies), "rungs": rungs, "importance": importance})
 
     def _finish(self, studies: Mapping[str, ArmStudy]) -> Results:
         """Run the final stage, compare the arms, and publish the results."""

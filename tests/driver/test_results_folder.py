@@ -72,13 +72,13 @@ def test_a_sweep_with_other_settings_is_refused_once_a_trial_was_proposed(folder
         folder.store_config(changed, file)
 
 
-def test_a_search_does_not_overwrite_the_results_of_a_final_stage(folder: ResultsFolder, results: Results) -> None:
-    folder.store_search({"search": [], "rungs": [10], "importance": []})
-    folder.store_search({"search": [], "rungs": [20], "importance": []})
-    assert stored(folder)["rungs"] == [20]
+def test_only_results_of_a_final_stage_count_as_such(folder: ResultsFolder, results: Results) -> None:
+    assert folder.final_results() is None
+    folder.store({"search": [], "rungs": [10], "importance": []})
+    assert folder.final_results() is None
     folder.publish(results)
-    folder.store_search({"search": [], "rungs": [30], "importance": []})
-    assert stored(folder)["sweep"] == results["sweep"]
+    assert folder.final_results() == json.loads(json.dumps(results))
+    assert not list(folder.path.glob("results.*.json"))
 
 
 def test_results_with_other_winners_and_unreadable_ones_stay_beside_the_new(
