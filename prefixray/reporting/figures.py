@@ -5,22 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prefixray.metrics import DECIMALS, higher_is_better, label
-from prefixray.reporting.grid import Grid
-from prefixray.reporting.plots import (
-    Axis,
-    Dot,
-    Groups,
-    Line,
-    Series,
-    bars,
-    curves,
-    forest,
-    number_text,
-    scatter,
-    strips,
-    upper_limit,
-)
-from prefixray.reporting.tables import count_text, scientific, value_text
+from prefixray.reporting.charts.axes import Axis, Groups, number_text, upper_limit
+from prefixray.reporting.charts.plots import Dot, Line, Series, bars, curves, forest, scatter, strips
+from prefixray.reporting.grid import Grid, count_text, scientific, value_text
+from prefixray.reporting.tables import loss_text, state_text
 from prefixray.results.record import ArmResult, Importance, Results, SearchTrial
 from prefixray.system.records import Scalar
 
@@ -127,9 +115,9 @@ def curve_figure(arm: str, trials: Sequence[SearchTrial], limits: tuple[float, f
             continue
         name = f"{arm}/{trial['number']}"
         shown = ", ".join(f"{key} {value_text(key, value)}" for key, value in trial["config"].items())
-        tip = f"{name}: {shown}; dev loss {points[-1][1]:.3f} at step {points[-1][0]}, {_state(trial)}"
+        tip = f"{name}: {shown}; dev loss {points[-1][1]:.3f} at step {points[-1][0]}, {state_text(trial)}"
         lines.append(Line(points, tip, cut=trial["state"] != "done", strong=trial is best))
-        rows.append([name, *(_at(points, step) for step in [*rungs, trial["num_steps"]]), _state(trial)])
+        rows.append([name, *(_at(points, step) for step in [*rungs, trial["num_steps"]]), state_text(trial)])
     header = ["trial", *(f"step {step}" for step in rungs), "end", "state"]
     counts = how_many(trials)
     told = f"{counts}." + (f" Best: {arm}/{best['number']}, {best['dev_loss']:.3f}." if best else "")
@@ -169,7 +157,7 @@ def value_figure(arm: str, key: str, trials: Sequence[SearchTrial], rungs: Seque
     if not series:
         return []
     if is_range:
-        rows = [[_name(key, t["config"][key]), _state(t), _loss_text(t), f"{arm}/{t['number']}"] for t in known]
+        rows = [[_name(key, t["config"][key]), state_text(t), loss_text(t), f"{arm}/{t['number']}"] for t in known]
         rows.sort(key=lambda row: float(row[0]))
     header = [key, "trials", "best dev loss", "number"] if not is_range else [key, "state", "last dev loss", "trial"]
     every = [dot.y for one in series for dot in one.points]
@@ -279,15 +267,6 @@ def _name(key: str, value: Scalar) -> str:
 def _count(value: float) -> str:
     """A round count: 1M, not 1.0M."""
     return count_text(round(value)).replace(".0", "")
-
-
-def _state(trial: SearchTrial) -> str:
-    return trial["state"] if trial["rung"] is None else f"{trial['state']} at rung {trial['rung']}"
-
-
-def _loss_text(trial: SearchTrial) -> str:
-    loss = trial["dev_loss"]
-    return "-" if loss is None or not math.isfinite(loss) else f"{loss:.3f}"
 
 
 def _at(points: Sequence[tuple[float, float]], step: int) -> str:

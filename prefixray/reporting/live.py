@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from prefixray.reporting.tables import SHORT, differing_keys, value_text
+from prefixray.reporting.grid import SHORT, differing_keys, value_text
 from prefixray.search.status import ENDED, Row, State, View
 
 ORDER: tuple[State, ...] = ("running", "done", "stopped", "failed", "waiting")

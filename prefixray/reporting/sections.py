@@ -22,7 +22,8 @@ from prefixray.reporting.figures import (
     value_figure,
 )
 from prefixray.reporting.grid import Grid
-from prefixray.reporting.tables import final_grid, group_grid, notes, search_grid, title
+from prefixray.reporting.tables import final_grid, group_grid, search_grid, title
+from prefixray.reporting.verdict import notes
 from prefixray.results.citation import BIBTEX
 from prefixray.results.hypotheses import best_run
 from prefixray.results.record import ExampleOutputs, Importance, Results, SearchTrial, Stored, is_finished

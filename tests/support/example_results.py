@@ -1,5 +1,8 @@
 """An invented record of a finished sweep, with all that a report can show."""
 
+import copy
+from typing import Any
+
 from prefixray.results.record import ArmResult, ExampleOutputs, Results, SearchTrial
 from prefixray.system.records import Scalar
 
@@ -99,3 +102,16 @@ def finished_sweep() -> Results:
         "examples": examples,
         "budget": {"minutes": 12.0},
     }
+
+
+def older_sweep(results: Results) -> Results:
+    """The record as it was before curves, scores of examples, rungs and importance stood in it."""
+    record: Any = copy.deepcopy(results)
+    del record["rungs"], record["importance"], record["budget"]
+    for one in record["search"]:
+        del one["curve"]
+    for one in record["examples"]:
+        one.pop("scores")
+        one.pop("arm", None)
+    old: Results = record
+    return old

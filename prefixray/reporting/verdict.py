@@ -1,0 +1,99 @@
+"""The notes under the final table, down to the verdict: which arm won, or why none did.
+
+A difference that may be chance is never called a win.
+"""
+
+import math
+from collections.abc import Sequence
+
+from prefixray.metrics import DECIMALS, higher_is_better, label
+from prefixray.results.record import ArmResult, Results
+from prefixray.results.statistics import resolution
+
+SIGNIFICANT = 0.05  # p after Holm's correction below which a difference is marked
+
+
+def notes(results: Results) -> list[str]:
+    """The notes that a reader of the table needs, the verdict last."""
+    arms = results["arms"]
+    most = max(arms, key=lambda arm: arm["num_trials"])
+    lines = list(results.get("notes", ()))
+    if any(arm["method"] is not None and arm["num_trials"] < most["num_trials"] for arm in arms):
+        lines.append(f"+ searched less than {most['arm']}: not a fair comparison")
+    if unequal := _unequal_training(arms):
+        lines.append(unequal)
+    if any(is_significant(arm) for arm in arms):
+        both = f"p < {SIGNIFICANT} after Holm's correction, and an interval clear of 0"
+        lines.append(f"* differs from {results['reference']}: {both}")
+    if sum(arm["method"] is not None for arm in arms) < 2:
+        return lines
+    if num_seeds(results) == 1:
+        lines.append("one seed: intervals, p and * are about these trained models; other seeds would give others")
+    return [*lines, f"{_smallest_differences(results)}.", _verdict(results)]
+
+
+def is_significant(arm: ArmResult) -> bool:
+    """Whether an arm is marked: by p, which takes the trained models as given, and by the interval over seeds, too."""
+    difference = arm["difference"]
+    if arm["p_holm"] is None or difference is None:
+        return False
+    return arm["p_holm"] < SIGNIFICANT and (difference["low"] > 0 or difference["high"] < 0)
+
+
+def num_seeds(results: Results) -> int:
+    """Seeds of the arm that has most."""
+    return max(len(arm["seeds"]) for arm in results["arms"])
+
+
+def _smallest_differences(results: Results) -> str:
+    """The smallest differences that these sources can tell apart; with one seed also those that all sources could."""
+    count, total, name = results["num_sources"], results["num_sources_total"], label(results["metric"])
+    if count == 1:
+        return "one source tells nothing apart"
+    differences = [arm["difference"] for arm in results["arms"] if arm["method"] is not None]
+    smallest = [resolution(**difference) for difference in differences if difference is not None]
+    text = f"{count} sources cannot tell apart differences below {_range(smallest, results)} {name}"
+    if count < total and num_seeds(results) == 1:
+        of_all = [difference * math.sqrt(count / total) for difference in smallest]
+        text += f"; all {total} could tell about {_range(of_all, results)}"
+    return text
+
+
+def _range(numbers: Sequence[float], results: Results) -> str:
+    """`3.1`, or `1.6 to 9.1` where the numbers differ."""
+    digits = DECIMALS.get(results["metric"], 1)
+    return " to ".join(dict.fromkeys(f"{number:.{digits}f}" for number in (min(numbers), max(numbers))))
+
+
+def _verdict(results: Results) -> str:
+    """The winner, if its lead was tested, is significant, and rests on equal searches and several seeds each."""
+    metric, reference = results["metric"], results["reference"]
+    sign = -1 if higher_is_better(metric) else 1
+    tuned = [arm for arm in results["arms"] if arm["method"] is not None]
+    best, second = sorted(tuned, key=lambda arm: sign * arm["scores"][metric]["value"])[:2]
+    gap = abs(best["scores"][metric]["value"] - second["scores"][metric]["value"])
+    tested = second if best["arm"] == reference else best if second["arm"] == reference else None
+    lead = f"{gap:.{DECIMALS.get(metric, 1)}f} {label(metric)}"
+    no_winner = f"No winner: {best['arm']} and {second['arm']} are {lead} apart"
+    if tested is None:
+        return f"{no_winner}, but were not tested against each other."
+    if not is_significant(tested):
+        return f"{no_winner}, which may be chance."
+    if best["num_trials"] != second["num_trials"]:
+        return f"{no_winner}, but were not searched alike."
+    if min(len(best["seeds"]), len(second["seeds"])) == 1:
+        return f"{no_winner}, but with one seed."
+    return f"Winner: {best['arm']}, {lead} ahead of {second['arm']}."
+
+
+def _unequal_training(arms: Sequence[ArmResult]) -> str | None:
+    """A note on the number of training examples, where the arms' numbers differ."""
+    factors = ("num_steps", "batch_size", "grad_accumulation")
+    counts = {
+        arm["arm"]: math.prod(n for key in factors if isinstance(n := arm["config"].get(key), int))
+        for arm in arms
+        if arm["method"] is not None
+    }
+    if len(set(counts.values())) < 2:
+        return None
+    return "trained on unequal numbers of examples: " + ", ".join(f"{name} {n:,}" for name, n in counts.items())

@@ -1,0 +1,71 @@
+"""The sections of a report, from a finished sweep's record, from an older one and from an unfinished one."""
+
+from pathlib import Path
+
+import pytest
+from support.example_results import finished_sweep, older_sweep
+
+from prefixray.reporting.sections import Section, rank_correlation, sections
+from prefixray.results.record import Results
+
+FOLDER = Path("runs/tiny")
+
+
+@pytest.fixture
+def results() -> Results:
+    return finished_sweep()
+
+
+def section(results: Results, key: str) -> Section:
+    return next(one for one in sections(results, FOLDER) if one.key == key)
+
+
+def test_flat_and_random_are_called_so_and_come_first(results: Results) -> None:
+    figures = {figure.title: figure for figure in section(results, "values").figures}
+    flat = figures["prefix: Flat, or behind a network?"]
+    assert [row[0] for row in flat.numbers.rows] == ["flat", "512", "flat", "512"]
+    assert ">flat</text>" in flat.chart and ">random (finished)</text>" in flat.chart
+    longer = figures["prefix: Do longer prefixes help here?"]
+    assert longer.numbers.rows[0] == ["5", "finished", "1.600", "2"]
+    assert "has preseqlen 5 (dev loss 1.600)" in longer.caption and "6 of 12 trials finished" in longer.caption
+    assert "too few" in longer.caption
+
+
+def test_rungs_are_correlated_with_the_end_over_finished_trials_only(results: Results) -> None:
+    grid = section(results, "early").grid
+    assert grid is not None
+    assert [list(row) for row in grid.rows] == [["prefix", "1", "8", "+1.00", "6"], ["prefix", "2", "16", "+1.00", "6"]]
+    assert "missing by design" in " ".join(section(results, "early").text)
+
+
+def test_rank_correlation_is_spearmans() -> None:
+    assert rank_correlation([(1, 10), (2, 20), (3, 300)]) == pytest.approx(1.0)
+    assert rank_correlation([(1, 3), (2, 2), (3, 1)]) == pytest.approx(-1.0)
+    assert rank_correlation([(1, 1), (1, 2), (2, 3), (3, 4)]) == pytest.approx(0.9486833, abs=1e-6)  # scipy's
+    assert rank_correlation([(1, 2), (2, 1)]) is None
+    assert rank_correlation([(1, 2), (1, 1), (1, 3)]) is None
+
+
+def test_outputs_stand_worst_first_then_best(results: Results) -> None:
+    shown = section(results, "outputs").examples
+    assert len(shown) == 20
+    assert shown[0].why == "prefix 7.0 BLEU behind finetune"
+    assert shown[0].source == "name : Place 3", "the first three of the split were not chosen"
+    places = [one.why.split()[3] for one in shown]
+    assert places == sorted(places, reverse=True), "behind, then ahead"
+    ahead = [float(one.why.split()[1]) for one in shown if "ahead" in one.why]
+    assert ahead == sorted(ahead, reverse=True) and ahead[0] == 19.0
+
+
+def test_an_older_record_says_what_it_lacks(results: Results) -> None:
+    old = older_sweep(results)
+    for key, lacking in (("search", "learning curves"), ("values", "importance"), ("early", "losses at the rungs")):
+        assert any("does not hold" in text and lacking in text for text in section(old, key).text)
+    assert [one.source for one in section(old, "outputs").examples][:2] == ["name : Place 0", "name : Place 1"]
+    assert len(section(old, "outputs").examples) == 20
+
+
+def test_a_sweep_that_is_not_finished_says_so(results: Results) -> None:
+    found = sections({"search": results["search"], "rungs": [8, 16]}, FOLDER)
+    assert [one.key for one in found] == ["result", "search", "values", "early", "records"]
+    assert found[0].text[0] == "The final stage has not been reached yet."

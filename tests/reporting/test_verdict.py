@@ -1,0 +1,59 @@
+"""The notes under the final table: the smallest differences that can be told, unequal budgets, the winner."""
+
+import pytest
+from support.quickstart_results import interval, quickstart_sweep
+
+from prefixray.reporting.tables import render_text
+from prefixray.results.record import Results
+
+
+@pytest.fixture
+def results() -> Results:
+    return quickstart_sweep()
+
+
+def test_what_cannot_be_told_apart_is_said_for_the_sharpest_and_the_bluntest_comparison(results: Results) -> None:
+    told = "40 sources cannot tell apart differences below 7.7 to 8.1 BLEU; all 630 could tell about 1.9 to 2.0."
+    assert told in render_text(results)
+    results["arms"][2]["difference"] = results["arms"][1]["difference"]
+    assert "cannot tell apart differences below 8.1 BLEU; all 630 could tell about 2.0." in render_text(results)
+
+
+def test_a_winner_was_tested_against_the_second_searched_alike_and_trained_with_several_seeds(results: Results) -> None:
+    prefix, finetune = results["arms"][1], results["arms"][3]
+    assert "No winner: prefix and adapter are 1.3 BLEU apart, but were not tested against each other." in render_text(
+        results
+    )
+    prefix["scores"]["bleu"]["value"], results["arms"][2]["scores"]["bleu"]["value"] = 68.3, 50.0
+    apart = "No winner: prefix and finetune are 12.2 BLEU apart, "
+    assert apart + "which may be chance." in render_text(results), "p is 0.61"
+    prefix["p_holm"] = 0.01
+    assert "0.010  " in render_text(results) and "0.010 *" not in render_text(results), "its interval spans 0"
+    prefix["difference"] = interval(12.2, 0.0, 16)
+    assert apart + "which may be chance." in render_text(results), "its interval reaches 0"
+    prefix["difference"] = interval(12.2, 8, 16)
+    assert apart + "but were not searched alike." in render_text(results)
+    finetune["num_trials"] = prefix["num_trials"]
+    assert apart + "but with one seed." in render_text(results)
+    prefix["seeds"] = prefix["seeds"] * 2
+    assert apart + "but with one seed." in render_text(results)
+    finetune["seeds"] = finetune["seeds"] * 2
+    assert "Winner: prefix, 12.2 BLEU ahead of finetune." in render_text(results)
+
+
+def test_arms_that_are_trained_on_unequal_numbers_of_examples_are_named(results: Results) -> None:
+    for one in results["arms"][1:]:
+        one["config"] = {"num_steps": 40, "batch_size": 8, "grad_accumulation": 1}
+    assert "unequal" not in render_text(results)
+    results["arms"][3]["config"] = {"num_steps": 20, "batch_size": 12, "grad_accumulation": 5}
+    expected = "trained on unequal numbers of examples: prefix 320, adapter 320, finetune 1,200"
+    assert expected in render_text(results).splitlines()
+
+
+def test_a_lower_error_rate_wins(results: Results) -> None:
+    results["metric"], results["metrics"] = "ter", ["ter"]
+    for one, value in zip(results["arms"], (95.0, 40.0, 56.0, 55.0), strict=True):
+        one["scores"]["ter"] = interval(value, value - 1, value + 1)
+        one["num_trials"], one["seeds"] = 8, one["seeds"] * 2
+    results["arms"][1]["p_holm"], results["arms"][1]["difference"] = 0.01, interval(-15, -18, -12)
+    assert "Winner: prefix, 15.0 TER ahead of finetune." in render_text(results)
