@@ -1,22 +1,14 @@
 """The base: a pretrained language model, decoder-only or encoder-decoder, loaded once, frozen, and described.
 
 A base is named by a hub id, a folder, a GGUF file, or `package:file` for a file inside an installed Python package.
-GGUF weights are dequantised once and kept as safetensors in the user's cache, so that later loads take under a second.
 """
 
-import fcntl
 import functools
-import hashlib
 import importlib.util
 import inspect
-import logging
-import os
-import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 import torch.utils.checkpoint
@@ -27,8 +19,6 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    GgufConfig,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -36,28 +26,27 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.logging import disable_progress_bar
 
-from prefixray.config.base_path import find_base
 from prefixray.errors import UserError, first_line
 from prefixray.model.attention_sites import attentions
-from prefixray.model.shape import Shape, SiteShape
-from prefixray.system.atomic_files import clear_scratch, whole_folder
-from prefixray.system.machine import cache_folder, cpu_fact
+from prefixray.model.base_files import find_weights, load_small_files
+from prefixray.model.describe import describe
+from prefixray.model.shape import Shape
+from prefixray.system.machine import cpu_fact
 
-logger = logging.getLogger(__name__)
 disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen model in eval mode, its tokenizer, and what they are."""
+    """A frozen model in eval mode, its tokenizer, and its description."""
 
     name: str
-    digest: str
+    digest: str  # of local weights, or the hub's commit; "unknown" without weights
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     shape: Shape
     is_checkpointed: bool = False  # see `checkpointed`
-    trusts_code: bool = False  # whether Python files beside the weights were let run, and may again
+    trusts_code: bool = False  # whether Python files beside the weights were run, and may run again
 
     @property
     def device(self) -> torch.device:
@@ -66,14 +55,14 @@ class Base:
 
     @property
     def precision(self) -> str:
-        """Of the frozen weights: "fp32", "bf16" or "4bit"."""
+        """The precision of the frozen weights: "fp32", "bf16" or "4bit"."""
         if getattr(self.model, "is_loaded_in_4bit", False):
             return "4bit"
         return "bf16" if self.model.dtype == torch.bfloat16 else "fp32"
 
     @property
     def positions(self) -> str:
-        """The original's policies: a row's own positions start behind its prefix ("offset"), or at 0 ("unshifted")."""
+        """Where a row's own positions start, as in the original: behind its prefix ("offset") or at 0 ("unshifted")."""
         return "unshifted" if self.shape.is_encoder_decoder else "offset"
 
     def blocks(self) -> list[tuple[str, torch.nn.Module]]:
@@ -89,14 +78,14 @@ def load_base(
     four_bit: bool = False,
     trust_remote_code: bool = False,
 ) -> Base:
-    """Load, freeze and describe the base called `name`; `four_bit`: its matrices as NF4, on a GPU.
+    """Load, freeze and describe the base called `name`; with `four_bit`, its matrices as NF4 on a GPU.
 
-    Python files beside the weights are run only with `trust_remote_code`. Raises `UserError` when the name leads
-    nowhere, when the model is no language model, or when the hub cannot be reached.
+    Python files beside the weights run only with `trust_remote_code`. Raises `UserError` where the name names nothing,
+    where the model is no language model, and where the hub cannot be reached.
     """
     _check_device(device)
     quantization = _nf4(device) if four_bit else None
-    path, digest = _resolve(name)
+    path, digest = find_weights(name)
     try:
         code = {"trust_remote_code": trust_remote_code}
         config = AutoConfig.from_pretrained(path, **code)
@@ -133,21 +122,12 @@ def _unfit(name: str, error: ValueError) -> str:
 
 
 def outline_base(name: str, *, trust_remote_code: bool = False) -> Base:
-    """The base called `name` without its weights: its sizes, its configuration and tokenizer, on the meta device.
+    """The base called `name` without its weights, on the meta device: sizes, configuration and tokenizer.
 
-    Nothing is converted, and from the hub come a few small files at most. Raises `UserError` as `load_base` does.
+    Nothing is converted, and at most a few small files come from the hub. Raises `UserError` as `load_base` does.
     """
-    found = find_base(name)
-    options: dict[str, str | bool] = {"trust_remote_code": trust_remote_code}
-    if isinstance(found, str) or found.is_dir():
-        where = str(found)
-    elif (converted := _converted(found, _digest(found))).is_dir():
-        where = str(converted)
-    else:
-        where = str(found.parent)
-        options["gguf_file"] = found.name
     try:
-        config, tokenizer = _small_files(where, options)
+        config, tokenizer = load_small_files(name, trust_remote_code=trust_remote_code)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         with torch.device("meta"):
             code = {"trust_remote_code": trust_remote_code}
@@ -159,30 +139,6 @@ def outline_base(name: str, *, trust_remote_code: bool = False) -> Base:
     return wrap_model(model, tokenizer, name=name, digest="unknown")
 
 
-def _small_files(where: str, options: Mapping[str, str | bool]) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """Configuration and tokenizer: from this machine, else from the hub if it answers."""
-    for is_local in (True, False):
-        try:
-            config = AutoConfig.from_pretrained(where, local_files_only=is_local, **options)
-            return config, AutoTokenizer.from_pretrained(where, local_files_only=is_local, **options)
-        except OSError:
-            if not is_local or Path(where).is_dir() or not _hub_answers():
-                raise
-    raise AssertionError("the second try returns or raises")
-
-
-def _hub_answers() -> bool:
-    """Whether it is worth trying: transformers itself would try for half a minute."""
-    if any(name in os.environ for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    try:
-        socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), 3.0).close()
-    except OSError:
-        return False
-    return True
-
-
 def load_in(name: str, precision: str, device: str, *, trust_remote_code: bool = False) -> Base:
     """Load a base in a precision of the sweep file: "auto", "fp32", "bf16" or "4bit"."""
     dtype, four_bit = choose_dtype(precision, device), precision == "4bit"
@@ -190,9 +146,9 @@ def load_in(name: str, precision: str, device: str, *, trust_remote_code: bool =
 
 
 def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, digest: str) -> Base:
-    """Freeze a model that is already in memory and describe it.
+    """Freeze a model that is in memory already, and describe it.
 
-    Raises `UserError` where its attention or its positions cannot be reached from outside.
+    Raises `UserError` where prefixes cannot reach its attention, or shifts its positions.
     """
     _check_reachable(model, name)
     model.requires_grad_(False)
@@ -200,7 +156,7 @@ def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, na
     fuse_gelu(model)
     try:
         shape = describe(model.config, model.num_parameters())
-    except (AttributeError, RuntimeError) as error:  # the second is what transformers raises of layers that differ
+    except (AttributeError, RuntimeError) as error:  # transformers raises the second for layers that differ
         raise UserError(
             f"base: {name}: {type(model).__name__} does not say its sizes once for all layers: {first_line(error)}; "
             "take another base"
@@ -209,7 +165,7 @@ def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, na
 
 
 def _check_reachable(model: PreTrainedModel, name: str) -> None:
-    """Falcon, for one, would train as if there were no prefix."""
+    """Refuse models such as Falcon, which would train as if there were no prefix."""
     kind = type(model).__name__
     if not model._can_set_attn_implementation():
         raise UserError(
@@ -223,73 +179,27 @@ def _check_reachable(model: PreTrainedModel, name: str) -> None:
         raise UserError(
             f"base: {name}: {kind} takes no position_ids, so that no row could start behind a prefix; take another base"
         )
-    list(attentions(model))  # raises where there is not one in each layer
+    list(attentions(model))  # raises where a layer has none, or several
 
 
 def fuse_gelu(model: PreTrainedModel) -> None:
-    """GPT-2's GELU as one operation: transformers' spells the same function out and keeps what stands between."""
+    """Make GPT-2's GELU one operation; transformers spells it out and keeps every step's result for the backward."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is NewGELUActivation:
                 setattr(module, name, nn.GELU(approximate="tanh"))
 
 
-def describe(config: PreTrainedConfig, num_parameters: int) -> Shape:
-    """Read the sizes of a model off its configuration."""
-    text = config.get_text_config()
-    num_heads = text.num_attention_heads
-    num_kv_heads = _first(text, "num_key_value_heads") or num_heads
-    head_dim = _first(text, "head_dim") or text.hidden_size // num_heads
-    first = SiteShape(text.num_hidden_layers, num_kv_heads, head_dim)
-    sites = {"decoder": first}
-    if config.is_encoder_decoder:
-        layers = _first(text, "decoder_layers", "num_decoder_layers") or first.num_layers
-        heads = _first(text, "decoder_attention_heads") or num_heads
-        second = SiteShape(layers, heads, head_dim if heads == num_heads else text.hidden_size // heads)
-        sites = {"encoder": first, "decoder": second, "cross": second}
-    return Shape(
-        is_encoder_decoder=config.is_encoder_decoder,
-        sites=sites,
-        hidden_size=text.hidden_size,
-        ffn_size=_first(text, "intermediate_size", "encoder_ffn_dim", "d_ff", "n_inner") or 4 * text.hidden_size,
-        vocab_size=text.vocab_size,
-        num_parameters=num_parameters,
-        max_positions=_max_positions(text),
-    )
-
-
-def _max_positions(config: PreTrainedConfig) -> int | None:
-    """Positions of a row; where a layer's attention reaches back over a window or chunk alone, as many as that has.
-
-    A prefix is seen from everywhere, and so is a prompt that rows share: beyond the window they would see more than
-    the base was trained to.
-    """
-    limits = [getattr(config, "max_position_embeddings", None), getattr(config, "attention_chunk_size", None)]
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None or "sliding_attention" in kinds:
-        limits.append(getattr(config, "sliding_window", None))
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":  # beyond these, one long row changes the positions of all rows beside it
-        own = getattr(config, "original_max_position_embeddings", None)
-        limits.append(rope.get("original_max_position_embeddings", own))
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _first(config: PreTrainedConfig, *names: str) -> int | None:
-    """The first of these that a configuration has."""
-    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
-
-
 def checkpointed(base: Base) -> Base:
-    """The base with gradient checkpointing, which copies of it for fine-tuning shall have too."""
+    """The base with gradient checkpointing; its copies for fine-tuning will have it, too."""
     checkpoint_blocks(base.model)
     return replace(base, is_checkpointed=True)
 
 
 def checkpoint_blocks(model: PreTrainedModel) -> None:
-    """Let each block keep only its input for the backward, and run again there.
+    """Let each block keep only its input for the backward, where it runs again.
 
-    transformers' own switch works in training mode alone, where the base's dropout would be on.
+    The switch of transformers works in training mode only, in which the base's dropout would be on.
     """
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
@@ -326,59 +236,9 @@ def choose_dtype(precision: str, device: str) -> torch.dtype:
 
 
 def _has_fast_bf16(device: str) -> bool:
-    """AMX, or AVX-512 BF16 on AMD; Intel's AVX-512 BF16 without AMX is slower than fp32 (89 against 148 GFLOP/s)."""
+    """Whether the device has AMX, or AMD's AVX-512 BF16; Intel's is slower than fp32 (89 against 148 GFLOP/s)."""
     if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported())
     if torch.cpu._is_amx_tile_supported():
         return True
     return bool(torch.cpu._is_avx512_bf16_supported()) and cpu_fact("vendor_id") == "AuthenticAMD"
-
-
-def _resolve(name: str) -> tuple[str, str | None]:
-    """The folder or hub id that transformers can load, and a digest of local weights."""
-    found = find_base(name)
-    if isinstance(found, str):
-        return found, None
-    if found.is_dir():
-        return str(found), _digest(*sorted(found.glob("*.safetensors")), found / "config.json")
-    return _convert_gguf(found)
-
-
-def _converted(path: Path, digest: str) -> Path:
-    """The folder in the cache that a GGUF file is converted to."""
-    return cache_folder() / f"{path.stem}-{digest}"
-
-
-def _convert_gguf(path: Path) -> tuple[str, str]:
-    """Dequantise a GGUF file to a safetensors folder in the cache, once; other processes wait for the one that does."""
-    digest = _digest(path)
-    folder = _converted(path, digest)
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder.with_name(f".{folder.name}.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.is_dir():
-                clear_scratch(folder.parent, folder.name)
-                with whole_folder(folder) as scratch:
-                    logger.info("converting %s to safetensors, once (%s)", path.name, folder)
-                    _save_converted(path, scratch)
-    return str(folder), digest
-
-
-def _save_converted(path: Path, folder: Path) -> None:
-    where, file = str(path.parent), path.name
-    model = AutoModelForCausalLM.from_pretrained(
-        where, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-    )
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(where, gguf_file=file).save_pretrained(folder)
-
-
-def _digest(*paths: Path) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        if path.is_file():
-            with path.open("rb") as file:
-                while block := file.read(1 << 22):
-                    digest.update(block)
-    return digest.hexdigest()[:16]

@@ -44,7 +44,7 @@ def main() -> None:
 def _computed(num_trials: int, is_checkpointed: bool) -> int:
     from transformers import BartConfig
 
-    from prefixray.model.base import describe
+    from prefixray.model.describe import describe
 
     shape = describe(BartConfig(), 406_291_456)
     rows = max(1, BUDGET // (SOURCE + TARGET))

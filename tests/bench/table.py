@@ -26,7 +26,7 @@ from cases import ALL_CASES, CASES, Case, make_model
 
 from prefixray.batching.lengths import row_lengths
 from prefixray.batching.rows import Row
-from prefixray.model.base import describe
+from prefixray.model.describe import describe
 from prefixray.model.fast_cpu.onednn import linear
 from prefixray.planning.flops import forward_flops
 from prefixray.system.logs import quieten

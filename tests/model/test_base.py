@@ -1,10 +1,7 @@
 """Bases by name; and the real model of the quickstart, read from the installed wheel, is a language model."""
 
 import importlib.util
-import shutil
-import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,7 +16,6 @@ from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.methods import build_method
-from prefixray.model import base as base_module
 from prefixray.model.base import Base, choose_dtype, load_base, load_in
 from prefixray.model.binding.binder import Binder
 from prefixray.model.binding.insert import Insert
@@ -91,34 +87,6 @@ def test_a_prefix_of_words_is_the_real_model_run_on_those_words_first(smollm: Ba
         with binder.bind([insert], [0]):
             behind = smollm.model(torch.tensor([rest]), position_ids=positions, use_cache=False).logits
     assert torch.allclose(behind, whole, atol=1e-3), float((behind - whole).abs().max())
-
-
-def test_a_gguf_file_is_converted_by_one_process_and_one_that_failed_or_was_killed_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gguf, cache = tmp_path / "some.gguf", tmp_path / "cache"
-    gguf.write_bytes(b"weights")
-    monkeypatch.setenv("PREFIXRAY_CACHE", str(cache))
-    conversions = []
-
-    def save(path: Path, folder: Path) -> None:
-        conversions.append(folder)
-        (folder / "model.safetensors").write_bytes(path.read_bytes())
-        time.sleep(0.2)
-        if len(conversions) == 1:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(base_module, "_save_converted", save)
-    with pytest.raises(OSError, match="No space"):
-        load_base(str(gguf))
-    left = [path for path in cache.iterdir() if path.is_dir()]
-    assert left == []
-    converted, digest = base_module._resolve(str(gguf))
-    killed = cache / f".{Path(converted).name}.0.tmp"
-    shutil.move(converted, killed)
-    with ThreadPoolExecutor(2) as threads:
-        assert set(threads.map(base_module._resolve, [str(gguf)] * 2)) == {(converted, digest)}
-    assert len(conversions) == 3 and [path for path in cache.iterdir() if path.is_dir()] == [Path(converted)]
 
 
 def test_a_base_that_is_not_there_is_said_plainly(tmp_path: Path) -> None:

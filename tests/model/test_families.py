@@ -40,9 +40,10 @@ from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.generate import generate
 from prefixray.errors import UserError
 from prefixray.methods import build_method
-from prefixray.model.base import Base, describe, wrap_model
+from prefixray.model.base import Base, wrap_model
 from prefixray.model.binding.binder import Binder
 from prefixray.model.binding.insert import Insert
+from prefixray.model.describe import describe
 from prefixray.training.member import Seeds
 from prefixray.training.pack import Pack
 

@@ -29,7 +29,8 @@ from prefixray.config.schema import SweepConfig
 from prefixray.config.trials import FinetuneTrial, LoraTrial, PrefixTrial
 from prefixray.errors import UserError
 from prefixray.methods.parameter_counts import trained_parameters
-from prefixray.model.base import Base, describe, load_base, outline_base
+from prefixray.model.base import Base, load_base, outline_base
+from prefixray.model.describe import describe
 from prefixray.plan import main
 from prefixray.planning.estimate import START_SECONDS, arm_works, expected_passes, plan_sweep
 from prefixray.planning.flops import forward_flops, training_flops

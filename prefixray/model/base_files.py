@@ -1,0 +1,114 @@
+"""The files of a base: where its weights lie, and its configuration and tokenizer without them.
+
+GGUF weights are dequantised once and kept as safetensors in the user's cache, so that later loads take under a second.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from prefixray.config.base_path import find_base
+from prefixray.system.atomic_files import clear_scratch, whole_folder
+from prefixray.system.machine import cache_folder
+
+logger = logging.getLogger(__name__)
+
+
+def find_weights(name: str) -> tuple[str, str | None]:
+    """The folder or hub id that transformers can load, and a digest of local weights."""
+    base = find_base(name)
+    if isinstance(base, str):
+        return base, None
+    if base.is_dir():
+        return str(base), _digest(*sorted(base.glob("*.safetensors")), base / "config.json")
+    return _convert_gguf(base)
+
+
+def load_small_files(name: str, *, trust_remote_code: bool) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Configuration and tokenizer of a base: from this machine, else from the hub if it answers.
+
+    Nothing is converted; of a GGUF file that is not converted yet, its own header is read.
+    """
+    base, options = find_base(name), dict[str, Any](trust_remote_code=trust_remote_code)
+    if isinstance(base, str) or base.is_dir():
+        where = str(base)
+    elif (converted := _converted_folder(base, _digest(base))).is_dir():
+        where = str(converted)
+    else:
+        where, options["gguf_file"] = str(base.parent), base.name
+    for is_local in (True, False):
+        try:
+            config = AutoConfig.from_pretrained(where, local_files_only=is_local, **options)
+            return config, AutoTokenizer.from_pretrained(where, local_files_only=is_local, **options)
+        except OSError:
+            if not is_local or Path(where).is_dir() or not _hub_answers():
+                raise
+    raise AssertionError("the second try returns or raises")
+
+
+def _converted_folder(path: Path, digest: str) -> Path:
+    """The folder in the cache that a GGUF file is converted to."""
+    return cache_folder() / f"{path.stem}-{digest}"
+
+
+def _convert_gguf(path: Path) -> tuple[str, str]:
+    """Dequantise a GGUF file to a safetensors folder in the cache, once; other processes wait for the one that does."""
+    digest = _digest(path)
+    folder = _converted_folder(path, digest)
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with folder.with_name(f".{folder.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.is_dir():
+                clear_scratch(folder.parent, folder.name)
+                with whole_folder(folder) as scratch:
+                    logger.info("converting %s to safetensors, once (%s)", path.name, folder)
+                    _save_converted(path, scratch)
+    return str(folder), digest
+
+
+def _save_converted(path: Path, folder: Path) -> None:
+    where, file = str(path.parent), path.name
+    model = AutoModelForCausalLM.from_pretrained(
+        where, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(where, gguf_file=file).save_pretrained(folder)
+
+
+def _digest(*paths: Path) -> str:
+    """The beginning of a SHA-256 over the files that exist."""
+    digest = hashlib.sha256()
+    for path in paths:
+        if path.is_file():
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached; transformers would find out in half a minute."""
+    if any(name in os.environ for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), 3.0).close()
+    except OSError:
+        return False
+    return True
