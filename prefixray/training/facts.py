@@ -19,4 +19,4 @@ class WorkerFacts(Provenance):
     num_dev: int  # examples that the dev loss is taken over
     num_test: int  # sources that are decoded
     train_lengths: Lengths
-    dev_lengths: Lengths  # what a prompt that several rows share is counted once
+    dev_lengths: Lengths  # a prompt that several rows share is counted once
