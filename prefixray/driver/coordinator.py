@@ -30,7 +30,7 @@ from prefixray.errors import SweepFailed, disk_problem, is_of_disk
 from prefixray.search.budget import Budget
 from prefixray.search.requests import Inbox, Request
 from prefixray.search.status import View
-from prefixray.search.study import Proposal, Record
+from prefixray.search.trial_source import Proposal, Record
 from prefixray.tracking.tracker import Tracker
 from prefixray.trial import Ended, Report, TrialSpec
 

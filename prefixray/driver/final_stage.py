@@ -17,7 +17,9 @@ from prefixray.driver.tune import Engine
 from prefixray.metrics import higher_is_better
 from prefixray.results.compare import FinalRun, score_of
 from prefixray.results.hypotheses import Split
-from prefixray.search.study import ArmStudy, FixedStudy, Proposal, Record
+from prefixray.search.fixed_study import FixedStudy
+from prefixray.search.study import ArmStudy
+from prefixray.search.trial_source import Proposal, Record
 from prefixray.system.seeds import CANDIDATE_REPLICATE
 from prefixray.trial import TrialSpec
 

@@ -30,7 +30,9 @@ from prefixray.search.halving import Halving
 from prefixray.search.importance import parameter_importance
 from prefixray.search.requests import Inbox
 from prefixray.search.status import View
-from prefixray.search.study import ArmStudy, Proposal, Record, repair_journal
+from prefixray.search.storage import repair_journal
+from prefixray.search.study import ArmStudy
+from prefixray.search.trial_source import Proposal, Record
 from prefixray.system.path_or_hub import local_path
 from prefixray.system.records import Scalar
 from prefixray.tracking.tracker import Tracker, check_server, open_tracker

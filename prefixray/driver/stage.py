@@ -13,7 +13,8 @@ from prefixray.cluster.pool import Pool
 from prefixray.config.schema import ArmConfig
 from prefixray.search.budget import Budget
 from prefixray.search.halving import Halving
-from prefixray.search.study import ArmStudy, Proposal, Record, TrialSource
+from prefixray.search.study import ArmStudy
+from prefixray.search.trial_source import Proposal, Record, TrialSource
 from prefixray.trial import TrialSpec
 
 MakeSpec = Callable[[Proposal | Record], TrialSpec]

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from prefixray.driver.stage import Stage
 from prefixray.search.status import Row, View
-from prefixray.search.study import ArmStudy, Proposal, Record
+from prefixray.search.study import ArmStudy
+from prefixray.search.trial_source import Proposal, Record
 from prefixray.system.records import Scalar
 from prefixray.trial import Ended, Report, TrialSpec, WorkerStatus
 

@@ -8,7 +8,8 @@ from optuna.trial import TrialState, create_trial
 
 from prefixray.config.schema import ArmConfig
 from prefixray.results.record import Importance
-from prefixray.search.study import open_storage, started_trials
+from prefixray.search.storage import open_storage
+from prefixray.search.trial_source import started_trials
 
 _FEWEST_TRIALS = 10  # that importance is worked out from
 _BEST_SHARE = 0.25  # of the trials: importance is what sets them apart

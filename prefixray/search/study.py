@@ -1,210 +1,33 @@
-"""The Optuna studies of a sweep: the source of truth on what was tried; one per arm, and one per arm's final runs.
+"""The study of an arm's search: which configuration is tried next.
 
-All lie in one journal file, `SWEEP/study.journal`, which outlives a killed driver: trials that were running when it
-died are adopted by the next one under their own number. One driver at a time opens it, under the sweep's lock.
+First come the configurations that the sweep file names, then those that a seeded TPE proposes, each once. Where the
+space is small enough to be listed, its last points are drawn from the list.
 """
 
 import graphlib
 import json
 import math
 import random
-import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import Any, assert_never
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import RandomSampler, TPESampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from prefixray.config.schema import ArmConfig
 from prefixray.config.space import AnyDimension, Choice, Int, LogUniform, Uniform
 from prefixray.errors import UserError
+from prefixray.search.trial_source import HIDDEN, Proposal, TrialSource, started_trials, state_of
 from prefixray.system.records import Scalar
 from prefixray.system.seeds import derive_seed
 
-State = Literal["running", "done", "stopped", "failed"]
-_STATES: Mapping[TrialState, State] = {
-    TrialState.RUNNING: "running",
-    TrialState.COMPLETE: "done",
-    TrialState.PRUNED: "stopped",
-    TrialState.FAIL: "failed",
-}
-_HIDDEN = "duplicate"  # user attribute of trials that were drawn but never run
-_ADDED = "added_by"  # user attribute: the request that a trial was added by
-_FAILED = "failed"  # user attribute of trials that have failed, which are pruned ones to Optuna
-_STOP = "stopped_by"  # user attribute: the request that stops a trial
-_BUDGET = "budget"  # user attribute of a study: what requests have made of num_trials
+_ADDED = "added_by"  # user attribute: the request that added a trial
+_BUDGET = "budget"  # user attribute of a study: the number of trials after requests
 _NUM_DRAWS = 4  # the sampler's duplicates before a new point is chosen at random
 _MOST_DRAWS = 100  # duplicates in a row after which a space too large to list has nothing new
 _LARGEST_GRID = 10_000  # points of a space that is listed
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A trial to be run."""
-
-    number: int
-    values: Mapping[str, Scalar]  # of the searched keys that are active; for the others the default holds
-    adopted: bool  # it was running when an earlier driver died: there may be a checkpoint and a run to continue
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is known of a trial that was started."""
-
-    number: int
-    values: Mapping[str, Scalar]
-    state: State
-    value: float | None  # what trials are compared by; of a stopped trial the last report
-    reports: Mapping[int, float]  # step -> value
-    note: str | None  # why it failed or was stopped
-    stopped_by: str | None = None  # the request that has stopped it, or still has to
-
-
-def repair_journal(path: Path) -> None:
-    """Mend what a killed driver left: a half-written last line and a lock. The caller holds the sweep's own lock."""
-    if not path.exists():
-        return
-    journal = path.read_bytes()
-    end = journal.rfind(b"\n") + 1
-    if end < len(journal):
-        with path.open("r+b") as file:
-            file.truncate(end)
-    for stale in path.parent.glob(f"{path.name}.lock*"):
-        stale.unlink()
-
-
-def open_storage(journal: Path) -> JournalStorage:
-    """The storage of all studies of a sweep."""
-    # The default lock is a link to the journal's path as given, and spins for ever on a relative one.
-    lock = JournalFileOpenLock(str(journal))
-    return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
-
-
-def started_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that were started, without those that are queued or were drawn in vain."""
-    trials = study.get_trials(deepcopy=False, states=tuple(_STATES))
-    return [trial for trial in trials if _HIDDEN not in trial.user_attrs]
-
-
-def state_of(trial: FrozenTrial) -> State:
-    """How a trial stands; to Optuna one that has failed is pruned."""
-    return "failed" if trial.state is TrialState.PRUNED and _FAILED in trial.user_attrs else _STATES[trial.state]
-
-
-class TrialSource(ABC):
-    """A study: says what to run next, is told what came of it, and remembers both across drivers."""
-
-    def __init__(self, journal: Path, name: str) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._storage = open_storage(journal)
-        self._study = optuna.create_study(storage=self._storage, study_name=name, load_if_exists=True)
-        self._ids: dict[int, int] = {}  # of trials by number: listing all trials would take longer the more there are
-        if self._study.metric_names is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                self._study.set_metric_names(["dev/loss"])  # for optuna-dashboard, which would say "Objective 0"
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if _HIDDEN in trial.user_attrs:  # its driver died while it hid the trial
-                self._study.tell(trial.number, state=TrialState.FAIL)
-        self._orphans = [trial.number for trial in started_trials(self._study) if trial.state is TrialState.RUNNING]
-
-    @abstractmethod
-    def ask(self) -> Proposal | None:
-        """The next trial to run: those left running by an earlier driver, then new ones; None when there is none."""
-
-    def report(self, number: int, step: int, value: float) -> None:
-        """Store a value that a running trial has reached; one that is not finite, known or too late is passed over."""
-        frozen = self._frozen(number)
-        if frozen.state is TrialState.RUNNING and math.isfinite(value) and step not in frozen.intermediate_values:
-            Trial(self._study, frozen._trial_id).report(value, step)
-
-    def tell(
-        self, number: int, state: Literal["done", "stopped", "failed"], value: float | None, note: str | None = None
-    ) -> None:
-        """End a trial; again is harmless. `value` is a done trial's, a stopped one has its last report.
-
-        A trial without a finite value is not done but failed, since Optuna would leave it running for ever.
-        """
-        frozen = self._frozen(number)
-        if frozen.state.is_finished():
-            return
-        if state == "done" and (value is None or not math.isfinite(value)):
-            state, note = "failed", note or f"its final value is {value}"
-        if note != frozen.user_attrs.get("note"):
-            Trial(self._study, frozen._trial_id).set_user_attr("note", note)
-        match state:
-            case "done":
-                self._study.tell(number, value, skip_if_finished=True)
-            case "stopped":
-                self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
-            case "failed":  # to a sampler the place of Optuna's own failed trials is unexplored, and it seeks them out
-                trial = Trial(self._study, frozen._trial_id)
-                trial.set_user_attr(_FAILED, True)
-                trial.set_constraint("has a finite loss", 1.0)
-                self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
-            case _:
-                assert_never(state)
-
-    def mark_stopped(self, number: int, request: str) -> None:
-        """Note that a running trial is to be stopped by a request, for this driver or the next to do."""
-        Trial(self._study, self._frozen(number)._trial_id).set_user_attr(_STOP, request)
-
-    @abstractmethod
-    def num_wanted(self) -> int:
-        """How many trials there are to be in the end."""
-
-    def records(self) -> list[Record]:
-        """All trials that were started, by number."""
-        return [self._record(trial) for trial in started_trials(self._study)]
-
-    def best(self, k: int) -> list[Record]:
-        """The `k` best done trials, lowest value first; stopped ones only where none is done."""
-        records = self.records()
-        done = [record for record in records if record.state == "done"]
-        ranked = done or [record for record in records if record.state == "stopped"]
-        finite = [(record.value, record.number, record) for record in ranked if record.value is not None]
-        return [record for _, _, record in sorted(finite, key=lambda entry: entry[:2])[:k]]
-
-    @abstractmethod
-    def _values(self, trial: FrozenTrial) -> dict[str, Scalar]:
-        """What a trial tries."""
-
-    def _record(self, trial: FrozenTrial) -> Record:
-        state = state_of(trial)
-        value = None if state == "failed" else trial.value
-        note = trial.user_attrs.get("note")
-        reports, stopped_by = dict(trial.intermediate_values), trial.user_attrs.get(_STOP)
-        return Record(trial.number, self._values(trial), state, value, reports, note, stopped_by)
-
-    def _frozen(self, number: int) -> FrozenTrial:
-        if number not in self._ids:
-            self._ids.update({trial.number: trial._trial_id for trial in self._study.get_trials(deepcopy=False)})
-        return self._storage.get_trial(self._ids[number])
-
-    def _running_orphans(self) -> Iterator[FrozenTrial]:
-        """The trials of an earlier driver that nobody has adopted or ended yet, by number."""
-        for number in list(self._orphans):
-            frozen = self._frozen(number)
-            if frozen.state is TrialState.RUNNING:
-                yield frozen
-            else:
-                self._orphans.remove(number)
-
-    def num_orphans(self) -> int:
-        """How many trials of an earlier driver wait to be adopted."""
-        return len(list(self._running_orphans()))
-
-    def _hide(self, trial: Trial) -> None:
-        """End a trial that will not run; it counts as never drawn."""
-        trial.set_user_attr(_HIDDEN, True)
-        self._study.tell(trial, state=TrialState.FAIL)
 
 
 class ArmStudy(TrialSource):
@@ -296,10 +119,10 @@ class ArmStudy(TrialSource):
         """
         trial = next((trial for trial in self._study.get_trials(deepcopy=False) if trial.number == number), None)
         if trial is None or trial.state is not TrialState.WAITING:
-            return trial is not None and trial.user_attrs.get(_HIDDEN) == request
+            return trial is not None and trial.user_attrs.get(HIDDEN) == request
         if _ADDED in trial.user_attrs:
             self.extend(-1, request)
-        self._study._storage.set_trial_user_attr(trial._trial_id, _HIDDEN, request)
+        self._study._storage.set_trial_user_attr(trial._trial_id, HIDDEN, request)
         self._study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
         return True
 
@@ -315,7 +138,7 @@ class ArmStudy(TrialSource):
         for trial in self._study.get_trials(deepcopy=False):
             waits = trial.state is TrialState.WAITING
             known = trial.system_attrs.get("fixed_params", {}) if waits else self._values(trial)
-            if _HIDDEN not in trial.user_attrs and _identity(known) == _identity(values):
+            if HIDDEN not in trial.user_attrs and _identity(known) == _identity(values):
                 state = "queued" if waits else state_of(trial)
                 name = f"{self._arm.name}/{trial.number}"
                 raise UserError(f"add: {name} has these values already ({state}); change one of them")
@@ -379,52 +202,6 @@ class ArmStudy(TrialSource):
                 )
             ]
         return {_identity(point): point for point in points}
-
-
-class FixedStudy(TrialSource):
-    """A list of runs, each named by a key; the list may grow."""
-
-    def __init__(self, journal: Path, sweep: str, name: str, items: Sequence[str]) -> None:
-        super().__init__(journal, f"{sweep}/{name}")
-        self._items = list(dict.fromkeys(items))
-
-    def ask(self) -> Proposal | None:
-        """As TrialSource says, in the order of the list; `values` is {"item": key}.
-
-        What an earlier driver left running is adopted once its key is in the list.
-        """
-        for frozen in self._running_orphans():
-            if frozen.user_attrs["item"] in self._items:
-                self._orphans.remove(frozen.number)
-                return Proposal(frozen.number, self._values(frozen), adopted=True)
-        started = {trial.user_attrs["item"] for trial in started_trials(self._study)}
-        item = next((item for item in self._items if item not in started), None)
-        if item is None:
-            return None
-        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        if not any(trial.user_attrs.get("item") == item for trial in waiting):
-            self._study.enqueue_trial({}, user_attrs={"item": item})
-        while (trial := self._study.ask()).user_attrs["item"] != item:
-            self._hide(trial)  # queued by a driver that died before it started it
-        return Proposal(trial.number, {"item": item}, adopted=False)
-
-    def num_wanted(self) -> int:
-        """The length of the list."""
-        return len(self._items)
-
-    def records(self) -> list[Record]:
-        """The runs of the list that were started; those of an earlier list are history."""
-        return [record for record in super().records() if record.values["item"] in self._items]
-
-    def withdraw(self) -> None:
-        """End what an earlier driver left running and no list of this one holds (another configuration has won)."""
-        for frozen in self._running_orphans():
-            if frozen.user_attrs["item"] not in self._items:
-                self._orphans.remove(frozen.number)
-                self._hide(Trial(self._study, frozen._trial_id))
-
-    def _values(self, trial: FrozenTrial) -> dict[str, Scalar]:
-        return {"item": trial.user_attrs["item"]}
 
 
 def _suggest(trial: Trial, key: str, dimension: AnyDimension) -> Scalar:

@@ -33,7 +33,8 @@ from sweep_tables import GIB, Run, memory_table, sweep_table, wait_table
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.model.base import load_base
-from prefixray.search.study import open_storage, started_trials, state_of
+from prefixray.search.storage import open_storage
+from prefixray.search.trial_source import started_trials, state_of
 from prefixray.system.logs import quieten
 
 REPOSITORY = Path(__file__).resolve().parents[2]

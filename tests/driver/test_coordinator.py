@@ -17,7 +17,8 @@ from prefixray.driver.stage import Stage
 from prefixray.errors import SweepFailed
 from prefixray.search.budget import Budget
 from prefixray.search.requests import Stop
-from prefixray.search.study import ArmStudy, Proposal, Record
+from prefixray.search.study import ArmStudy
+from prefixray.search.trial_source import Proposal, Record
 from prefixray.trial import TrialFolder, TrialSpec, WorkerStatus
 
 

@@ -13,8 +13,11 @@ import pytest
 from prefixray.config.schema import ArmConfig
 from prefixray.config.space import AnyDimension, Choice, Int, LogUniform
 from prefixray.config.trials import TrainConfig
+from prefixray.search.fixed_study import FixedStudy
 from prefixray.search.importance import parameter_importance
-from prefixray.search.study import ArmStudy, FixedStudy, Proposal, TrialSource, repair_journal
+from prefixray.search.storage import repair_journal
+from prefixray.search.study import ArmStudy
+from prefixray.search.trial_source import Proposal, TrialSource
 from prefixray.system.records import Scalar
 
 LEARNING_RATE = LogUniform(log_uniform=(1e-4, 1e-1))
@@ -25,7 +28,8 @@ DRIVER = """
 import sys, time
 from pathlib import Path
 from prefixray.config.schema import ArmConfig
-from prefixray.search.study import ArmStudy, FixedStudy
+from prefixray.search.fixed_study import FixedStudy
+from prefixray.search.study import ArmStudy
 
 arm = ArmConfig.model_validate_json(sys.argv[2])
 search = ArmStudy(Path(sys.argv[1]), "sweep", arm, seed=1, num_startup=2)

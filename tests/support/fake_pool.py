@@ -9,9 +9,11 @@ from prefixray.config.trials import PrefixTrial, TrainConfig, TrialConfig
 from prefixray.driver.coordinator import Coordinator
 from prefixray.driver.stage import MakeSpec, Stage
 from prefixray.search.budget import Budget
+from prefixray.search.fixed_study import FixedStudy
 from prefixray.search.halving import Halving
 from prefixray.search.requests import Answer, Inbox, Request
-from prefixray.search.study import ArmStudy, FixedStudy, Proposal, Record
+from prefixray.search.study import ArmStudy
+from prefixray.search.trial_source import Proposal, Record
 from prefixray.tracking.tracker import open_tracker
 from prefixray.trial import Report, TrialSpec, WorkerStatus
 

@@ -16,7 +16,8 @@ import psutil
 from mlflow import MlflowClient
 from optuna.trial import FrozenTrial
 
-from prefixray.search.study import open_storage, state_of
+from prefixray.search.storage import open_storage
+from prefixray.search.trial_source import state_of
 
 DRIVER = (sys.executable, "-m", "prefixray.sweep", "small.yaml")
 

@@ -1,0 +1,29 @@
+"""The journal file that holds all studies of a sweep, `SWEEP/study.journal`.
+
+One driver at a time opens it, under the lock of the sweep's folder.
+"""
+
+from pathlib import Path
+
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+
+def repair_journal(path: Path) -> None:
+    """Mend what a killed driver left: a half-written last line and a lock. The caller holds the sweep's own lock."""
+    if not path.exists():
+        return
+    journal = path.read_bytes()
+    end = journal.rfind(b"\n") + 1
+    if end < len(journal):
+        with path.open("r+b") as file:
+            file.truncate(end)
+    for stale in path.parent.glob(f"{path.name}.lock*"):
+        stale.unlink()
+
+
+def open_storage(journal: Path) -> JournalStorage:
+    """The storage of all studies of a sweep."""
+    # The default lock is a link to the journal's path as given, and spins for ever on a relative one.
+    lock = JournalFileOpenLock(str(journal))
+    return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
