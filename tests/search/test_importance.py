@@ -1,0 +1,40 @@
+"""How much each searched value matters."""
+
+import math
+from pathlib import Path
+
+import pytest
+from support.studies import GRID, LEARNING_RATE, SPACE, ask, make_arm, open_study
+
+from prefixray.config.space import Int
+from prefixray.search.importance import parameter_importance
+from prefixray.system.records import Scalar
+
+
+def test_importance_is_worked_out_from_the_finished_trials_or_from_all_at_the_first_rung(tmp_path: Path) -> None:
+    flat: dict[str, tuple[Scalar, ...]] = {"mid_dim": (None,)}
+    space = {**SPACE, "mid_dim": GRID["mid_dim"], "depth": Int(int=(1, 4), when=flat)}  # one that not every trial has
+    arm = make_arm(space, 24)
+    study = open_study(tmp_path, arm)
+    journal = tmp_path / "study.journal"
+    losses = {}
+
+    def reach_the_first_rung() -> None:
+        proposal = ask(study)
+        losses[proposal.number] = 1.0 + abs(math.log10(float(proposal.values["learning_rate"] or 1)) + 2)
+        study.report(proposal.number, 8, losses[proposal.number])
+
+    for _ in range(9):
+        reach_the_first_rung()
+    assert parameter_importance(journal, "sweep", arm, (8, 16)) is None, "too few trials"
+    while len(losses) < 24:
+        reach_the_first_rung()
+    found = parameter_importance(journal, "sweep", arm, (8, 16))
+    assert found is not None and (found["step"], found["num_trials"]) == (8, 24)
+    assert set(found["shares"]) == set(space) and sum(found["shares"].values()) == pytest.approx(1)
+    assert max(found["shares"], key=lambda key: found["shares"][key]) == "learning_rate"
+    for number, loss in losses.items():
+        study.tell(number, "done" if number < 10 else "stopped", loss)
+    found = parameter_importance(journal, "sweep", arm, (8, 16))
+    assert found is not None and (found["step"], found["num_trials"]) == (40, 10), "the finished ones are enough"
+    assert parameter_importance(journal, "sweep", make_arm({"learning_rate": LEARNING_RATE}, 24), (8,)) is None
