@@ -13,13 +13,11 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from prefixray.artifacts.record import trial_method
-from prefixray.config.trials import FinetuneTrial
 from prefixray.data.catalog import CATALOG
+from prefixray.methods.catalog import facts_of
 from prefixray.metrics import label
 from prefixray.results.citation import BIBTEX
 from prefixray.results.record import ArmResult, Results, SeedResult
-
-_KINDS = {"prefix": "prefix", "adapter": "set of adapters", "lora": "LoRA"}
 
 
 @dataclass(frozen=True)
@@ -78,10 +76,10 @@ def model_card(facts: Facts) -> ModelCard:
 
 def _metadata(facts: Facts) -> ModelCardData:
     record, data = facts.record, CATALOG[facts.record["task"]["name"]]
-    is_on_hub = _is_on_hub(record["base"])
+    is_on_hub, method = _is_on_hub(record["base"]), facts_of(trial_method(record))
     return ModelCardData(
         base_model=record["base"]["name"] if is_on_hub else None,
-        base_model_relation=("finetune" if record["method"] == "finetune" else "adapter") if is_on_hub else None,
+        base_model_relation=method.hub_relation if is_on_hub else None,
         datasets=[data.hub] if data.hub else None,
         library_name="prefixray",
         license=facts.licence,
@@ -89,10 +87,7 @@ def _metadata(facts: Facts) -> ModelCardData:
         eval_results=_eval_results(facts.origin, record) or None,
         metrics=list(facts.origin.arm["scores"]) if facts.origin else None,
         pipeline_tag=data.kind.hub_name,
-        tags=[
-            "prefix-tuning" if record["method"] == "prefix" else record["method"],
-            *([] if facts.not_in_peft else ["peft"]),
-        ],
+        tags=[method.hub_tag, *([] if facts.not_in_peft else ["peft"])],
     )
 
 
@@ -125,11 +120,7 @@ def _eval_results(origin: Origin | None, record: Mapping[str, Any]) -> list[Eval
 def _kind(record: Mapping[str, Any]) -> tuple[str, str]:
     """What the artifact is, and how much of the model is in it."""
     method = trial_method(record)
-    if not isinstance(method, FinetuneTrial):
-        return _KINDS[method.method], "The model itself is not in it"
-    if method.top_layers is None and method.tune_embeddings:
-        return "fully fine-tuned model", "The model is whole"
-    return "set of fine-tuned weights", "Those that were not trained are the base's and not in it"
+    return facts_of(method).artifact(method)
 
 
 def _title(record: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from prefixray.config.schema import DecodingSettings
-from prefixray.config.trials import METHODS, AnyTrial, PrefixTrial, TrialConfig
+from prefixray.config.trials import METHODS, AnyTrial, MethodName, PrefixTrial, TrialConfig
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.system.records import Strict, Text
@@ -99,7 +99,7 @@ class ArtifactRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    method: Literal["prefix", "adapter", "lora", "finetune"]
+    method: MethodName
     config: Annotated[
         Annotated[TrialConfig, BeforeValidator(_without_order), Tag("trained")]
         | Annotated[ConvertedConfig, Tag("converted")],

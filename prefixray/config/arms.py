@@ -7,26 +7,19 @@ is put into a trial here, so that a value that could only fail hours later is na
 import itertools
 import re
 from collections.abc import Iterator, Mapping
-from typing import Literal, TypeGuard
+from typing import TypeGuard
 
 from pydantic import BaseModel, ValidationError
 
 from prefixray.config.messages import describe, parse, requirement
 from prefixray.config.schema import RECIPE_OF_ALL, ArmConfig
 from prefixray.config.space import KINDS, AnyDimension, Choice, Kind, count_configurations, is_among
-from prefixray.config.trials import METHODS, SITE_JOIN, TrainConfig, TrialConfig
+from prefixray.config.trials import METHODS, SITE_JOIN, MethodName, TrainConfig, TrialConfig
 from prefixray.system.records import Scalar
 from prefixray.system.yaml_document import Document, Key, Value, is_scalar, shown, suggestion
 
-MethodName = Literal["prefix", "adapter", "lora", "finetune"]
 _OWN_KEYS = ("method", "num_trials", "first")  # keys of an arm that are not values of its trials
 _RESERVED = ("untuned", "final")  # names of rows and folders that are no arm's
-_A_METHOD: Mapping[MethodName, str] = {
-    "prefix": "a prefix",
-    "adapter": "an adapter",
-    "lora": "LoRA",
-    "finetune": "fine-tuning",
-}
 _RANGES: Mapping[Kind, str] = {
     "choice": "must be a list of single values, at least one",
     "uniform": "must be two numbers, [low, high]",
@@ -118,7 +111,7 @@ def _known_keys(document: Document, key: Key, body: Mapping[str, Value], method:
         if name in RECIPE_OF_ALL:
             document.complain((*key, name), "stands under train only, because it is the same for all arms")
         elif name not in valid and name not in _OWN_KEYS:
-            document.reject((*key, name), [*valid, *_OWN_KEYS], f"no such key for {_A_METHOD[method]}")
+            document.reject((*key, name), [*valid, *_OWN_KEYS], f"no such key for {METHODS[method].noun}")
     return [name for name in body if name in valid]
 
 

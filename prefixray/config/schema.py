@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from prefixray.config.space import AnyDimension
-from prefixray.config.trials import METHODS, TrainConfig, TrialConfig
+from prefixray.config.trials import METHODS, MethodName, TrainConfig, TrialConfig
 from prefixray.data.task_config import TaskConfig
 from prefixray.system.records import Scalar, Strict, Text
 
@@ -23,7 +23,7 @@ class ArmConfig(Strict):
 
     name: str
     """The arm's name in the sweep file."""
-    method: Literal["prefix", "adapter", "lora", "finetune"]
+    method: MethodName
     """The method; in the file it may be left out where the arm is called like it."""
     fixed: Mapping[str, Scalar]
     """Values that are not searched."""
@@ -45,7 +45,7 @@ class ArmConfig(Strict):
     @property
     def exclusive(self) -> bool:
         """Whether a trial cannot share the base, and so has a worker to itself."""
-        return self.method == "finetune"
+        return METHODS[self.method].has_own_model
 
     def is_searched(self, key: str, values: Mapping[str, Scalar]) -> bool:
         """Whether a key is searched beside these values of the keys above it, or is left at its default."""

@@ -1,7 +1,7 @@
 """One configuration: a method's values and the recipe, nothing left to search."""
 
 from collections.abc import Collection, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
@@ -53,9 +53,23 @@ SITES = ("encoder", "decoder", "cross")
 SITE_JOIN = "+"  # a list of sites is one searchable value: "encoder+cross"
 
 
-class PrefixTrial(Strict):
+class MethodConfig(Strict):
+    """The values of a method, and what a sweep file's checks and a cluster's placement know of it."""
+
+    noun: ClassVar[str]
+    """The method in a message: "no such key for a prefix"."""
+    has_own_model: ClassVar[bool] = False
+    """Whether a trial cannot share the base, and so has a copy of it and a worker to itself."""
+
+    def sketch(self) -> Self:
+        """The same without parts that are large and fit any base: enough to find out whether it can be built."""
+        return self
+
+
+class PrefixTrial(MethodConfig):
     """A prefix: keys and values in front of every attention layer (Li & Liang 2021)."""
 
+    noun = "a prefix"
     method: Literal["prefix"] = "prefix"
     preseqlen: PositiveInt | None
     """Prefix positions; null: as many as init_token has tokens."""
@@ -94,6 +108,10 @@ class PrefixTrial(Strict):
         wanted = SITES if self.sites is None else self.sites.split(SITE_JOIN)
         return tuple(site for site in SITES if site in wanted and site in available)
 
+    def sketch(self) -> "PrefixTrial":
+        """Without the network."""
+        return self.model_copy(update={"mid_dim": None})
+
     @field_validator("init_token")
     @classmethod
     def _length_is_known(cls, init_token: str | None, info: ValidationInfo) -> str | None:
@@ -102,9 +120,10 @@ class PrefixTrial(Strict):
         return init_token
 
 
-class AdapterTrial(Strict):
+class AdapterTrial(MethodConfig):
     """Bottleneck adapters inside every block."""
 
+    noun = "an adapter"
     method: Literal["adapter"] = "adapter"
     bottleneck: PositiveInt | None = None
     """Width of the adapters' inner layer; null: percent says how large they are."""
@@ -122,9 +141,10 @@ class AdapterTrial(Strict):
         return percent
 
 
-class LoraTrial(Strict):
+class LoraTrial(MethodConfig):
     """Low-rank updates beside the query and value projections (Hu et al. 2021)."""
 
+    noun = "LoRA"
     method: Literal["lora"] = "lora"
     rank: PositiveInt
     """Rank of the updates."""
@@ -139,9 +159,11 @@ class LoraTrial(Strict):
         return 2.0 * self.rank if self.alpha is None else self.alpha
 
 
-class FinetuneTrial(Strict):
+class FinetuneTrial(MethodConfig):
     """Fine-tuning: weights of an own copy of the base, fp32 master weights, the model's own dropout."""
 
+    noun = "fine-tuning"
+    has_own_model = True
     method: Literal["finetune"] = "finetune"
     top_layers: Annotated[int, Field(ge=0)] | None = None
     """Train only so many of the last blocks and the norm behind them; null: all weights."""
@@ -150,8 +172,9 @@ class FinetuneTrial(Strict):
 
 
 AnyTrial = Annotated[PrefixTrial | AdapterTrial | LoraTrial | FinetuneTrial, Field(discriminator="method")]
+MethodName = Literal["prefix", "adapter", "lora", "finetune"]
 
-METHODS: Mapping[str, type[PrefixTrial | AdapterTrial | LoraTrial | FinetuneTrial]] = {
+METHODS: Mapping[MethodName, type[PrefixTrial | AdapterTrial | LoraTrial | FinetuneTrial]] = {
     "prefix": PrefixTrial,
     "adapter": AdapterTrial,
     "lora": LoraTrial,

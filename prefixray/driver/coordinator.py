@@ -318,4 +318,4 @@ def _settled(stage: Stage, spec: TrialSpec, record: Record) -> Record:
 def _small_artifact(spec: TrialSpec) -> Path | None:
     """The artifact that the tracker gets a copy of: none for a whole fine-tuned model."""
     folder = spec.files.artifact
-    return folder if folder.is_dir() and spec.config.method.method != "finetune" else None
+    return folder if folder.is_dir() and not spec.config.method.has_own_model else None

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from prefixray.config.trials import AdapterTrial
 from prefixray.errors import UserError
 from prefixray.methods.contract import Method
-from prefixray.methods.parameter_counts import adapter_bottleneck
 from prefixray.model.attention_sites import attentions
 from prefixray.model.base import Base
 from prefixray.model.binding.insert import Insert
@@ -28,17 +27,16 @@ _FEED_FORWARD = ("mlp", "fc2", "DenseReluDense", "feed_forward")
 
 
 class Adapter(Method):
-    """A trial's adapters, in fp32."""
+    """A trial's adapters, in fp32; `bottleneck` is the width of their inner layer."""
 
-    def __init__(self, config: AdapterTrial, base: Base, draw: torch.Generator) -> None:
+    def __init__(self, config: AdapterTrial, base: Base, bottleneck: int, draw: torch.Generator) -> None:
         super().__init__()
-        width = base.shape.hidden_size
-        self.bottleneck = adapter_bottleneck(config, base.shape)
+        width, self.bottleneck = base.shape.hidden_size, bottleneck
         if config.percent is not None:
-            logger.info("adapter: %g percent of %s: bottleneck %d", config.percent, base.name, self.bottleneck)
+            logger.info("adapter: %g percent of %s: bottleneck %d", config.percent, base.name, bottleneck)
         is_normed = config.design == 1
         self._names = [name for name, _ in base.blocks()] if is_normed else list(_sublayers(base))
-        self.layers = nn.ModuleList([_adapter(width, self.bottleneck, is_normed, draw) for _ in self._names])
+        self.layers = nn.ModuleList([_adapter(width, bottleneck, is_normed, draw) for _ in self._names])
         self.to(base.device)
 
     def insert(self, step: int | None) -> Insert:

@@ -6,6 +6,8 @@ This module loads no torch, so that a plan and the driver can count, too. As JSO
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+_TOLERANCE = 1.02  # a base's parameters may be this much fewer than its matrices suggest
+
 
 @dataclass(frozen=True)
 class SiteShape:
@@ -47,3 +49,32 @@ class Shape:
     def num_blocks(self) -> int:
         """Transformer blocks of both sides."""
         return sum(self.block_counts.values())
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """Parameters by how often they are used: per token of the encoder, of the decoder, per predicted token."""
+
+    encoder: float
+    decoder: float
+    last: float  # those of the decoder that are in its last feed-forward layers
+    head: float
+
+
+def matrices(shape: Shape) -> Matrices:
+    """The sizes of a base's matrices, from its shape.
+
+    Whether the feed-forward layers have two or three matrices is told from the number of all parameters. Keys and
+    values of cross-attention are computed once per encoder token.
+    """
+    hidden, ffn, sites = shape.hidden_size, shape.ffn_size, shape.sites
+    head = hidden * shape.vocab_size
+    attention = {name: site.num_layers * 2 * hidden * hidden for name, site in sites.items()}  # queries and output
+    from_inputs = {name: site.num_layers * 2 * hidden * site.kv_width for name, site in sites.items()}
+    num_blocks = shape.block_counts
+    total = sum(attention.values()) + sum(from_inputs.values()) + head
+    is_gated = total + 3 * sum(num_blocks.values()) * hidden * ffn <= _TOLERANCE * shape.num_parameters
+    wide = {name: count * (3 if is_gated else 2) * hidden * ffn for name, count in num_blocks.items()}
+    encoder = sum(part.get("encoder", 0) for part in (attention, from_inputs, wide)) + from_inputs.get("cross", 0)
+    decoder = sum(part["decoder"] for part in (attention, from_inputs, wide)) + attention.get("cross", 0)
+    return Matrices(encoder, decoder, wide["decoder"] / num_blocks["decoder"], head)

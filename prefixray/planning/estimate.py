@@ -19,7 +19,7 @@ from prefixray.data import Example, Task, load_task
 from prefixray.data.catalog import CATALOG
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
-from prefixray.methods.parameter_counts import infix_positions
+from prefixray.methods.catalog import facts_of
 from prefixray.model.base import Base, outline_base
 from prefixray.model.shape import Shape
 from prefixray.planning.devices import GPUS, Device, named_gpu, this_machine
@@ -229,7 +229,7 @@ def _memory(known: Known, device: Device, pack: Sequence[ArmWork]) -> int:
     """Of a worker with this pack, each trial its arm's largest."""
     methods = [largest_method(work.arm, known.shape) for work in pack]
     weight_bytes = BYTES_OF_WEIGHT[device.precision]
-    longest = max(infix_positions(method) for method in methods)
+    longest = max(facts_of(method).infix_positions(method) for method in methods)
     load = _load(known, pack, device)
     load = replace(load, tokens=load.tokens + load.rows * longest)
     return pack_bytes(methods, known.shape, load, weight_bytes=weight_bytes)

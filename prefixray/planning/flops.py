@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from prefixray.batching.lengths import Lengths
-from prefixray.config.trials import AnyTrial, FinetuneTrial, PrefixTrial
-from prefixray.methods.parameter_counts import infix_positions, matrices, top_share
-from prefixray.model.shape import Shape
+from prefixray.config.trials import AnyTrial
+from prefixray.methods.catalog import facts_of
+from prefixray.model.shape import Shape, matrices
 
 
 def forward_flops(shape: Shape, lengths: Lengths, *, is_last_whole: bool = False) -> float:
@@ -25,13 +25,10 @@ def training_flops(shape: Shape, lengths: Lengths, method: AnyTrial, *, is_check
     Below the blocks that a fine-tuning trains there is no backward, unless the word embeddings are trained. Left out is
     what trials do once per step, as an embedding-only prefix runs its own positions.
     """
-    own = infix_positions(method)
-    longer = replace(lengths, decoder=lengths.decoder + own) if own else lengths
-    weights, inputs = 0.0, 1.0  # shares of the base whose weights, and inputs, have gradients
-    if isinstance(method, FinetuneTrial):
-        weights = top_share(method, shape)
-        inputs = 1.0 if method.tune_embeddings else weights
-    once = forward_flops(shape, longer, is_last_whole=not isinstance(method, PrefixTrial))
+    facts = facts_of(method)
+    longer = replace(lengths, decoder=lengths.decoder + facts.infix_positions(method))
+    weights, inputs = facts.differentiated(method, shape)
+    once = forward_flops(shape, longer, is_last_whole=not facts.runs_last_ffn_on_targets)
     return (1 + weights + inputs + is_checkpointed) * once
 
 

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from prefixray.config.arms import samples, searched
 from prefixray.config.schema import ArmConfig
-from prefixray.config.trials import AnyTrial, PrefixTrial
-from prefixray.methods.parameter_counts import copied_parameters, stored_prefix, trained_parameters
+from prefixray.config.trials import AnyTrial
+from prefixray.methods.catalog import copied_parameters, facts_of, trained_parameters
 from prefixray.model.shape import Shape
 from prefixray.system.records import Scalar
 
@@ -38,7 +38,7 @@ def pack_bytes(methods: Sequence[AnyTrial], shape: Shape, load: Load, *, weight_
     """
     total = shape.num_parameters
     trained = [trained_parameters(method, shape) for method in methods]
-    folded = sorted((stored_prefix(m, shape) for m in methods if isinstance(m, PrefixTrial)), reverse=True)
+    folded = sorted((facts_of(method).folded(method, shape) for method in methods), reverse=True)
     state = (BYTES_PER_TRAINED - 4) * sum(trained) + 4 * max(trained) + 8 * sum(folded)
     state += 4 * sum(copied_parameters(method, shape) for method in methods)
     stacked = 8 * sum(folded[: load.rows])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefixray.config.schema import SweepConfig
-from prefixray.config.trials import TrialConfig
+from prefixray.config.trials import METHODS, TrialConfig
 from prefixray.planning.flops import decoding_flops, forward_flops, training_flops
 from prefixray.system.atomic_files import write_whole
 from prefixray.system.machine import cache_folder
@@ -84,7 +84,7 @@ def measured_speeds(config: SweepConfig, folder: Path, facts: WorkerFacts, since
         result = json.loads(path.read_text(encoding="utf-8"))
         if "train/seconds" not in result["metrics"]:
             continue
-        kind: Kind = "alone" if result["config"]["method"]["method"] == "finetune" else "shared"
+        kind: Kind = "alone" if METHODS[result["config"]["method"]["method"]].has_own_model else "shared"
         _add(work[kind], _trained(config, facts, result), result["metrics"])
     for path in _newer(folder, ("final/*/test.json",), since):
         _add(work["decode"], _decoded(config, facts), {"train/seconds": json.loads(path.read_text())["seconds"]})

@@ -17,7 +17,6 @@ from prefixray.batching.rows import Row, Tree
 from prefixray.batching.template import Template
 from prefixray.config.arms import samples
 from prefixray.config.schema import ArmConfig
-from prefixray.config.trials import AnyTrial, PrefixTrial
 from prefixray.data import Sourced
 from prefixray.errors import UserError, first_line
 from prefixray.methods import build_method
@@ -159,13 +158,8 @@ def check_arms(arms: Sequence[ArmConfig], base: Base, binder: Binder, room: Room
         for method in methods:
             try:
                 with torch.no_grad():
-                    room.check(build_method(_flat(method), base, binder.record, init_seed=0, dropout_seed=0))
+                    room.check(build_method(method.sketch(), base, binder.record, init_seed=0, dropout_seed=0))
             except UserError as error:
                 problems |= {f"arms.{arm.name}.{problem}": None for problem in error.problems}
     if problems:
         raise UserError(*problems)
-
-
-def _flat(method: AnyTrial) -> AnyTrial:
-    """The same without the network that makes a prefix, which is large and fits any base."""
-    return method.model_copy(update={"mid_dim": None}) if isinstance(method, PrefixTrial) else method

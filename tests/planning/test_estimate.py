@@ -28,7 +28,7 @@ from prefixray.config.scales import scale_names
 from prefixray.config.schema import SweepConfig
 from prefixray.config.trials import FinetuneTrial, LoraTrial, PrefixTrial
 from prefixray.errors import UserError
-from prefixray.methods.parameter_counts import trained_parameters
+from prefixray.methods.catalog import trained_parameters
 from prefixray.model.base import Base, load_base, outline_base
 from prefixray.model.describe import describe
 from prefixray.plan import main

@@ -1,18 +1,48 @@
-"""Sizes that are computed from the configuration are those of the tensors that are then made."""
+"""A method is one file, one schema and one entry; and the sizes that its entry computes are those of its tensors."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import prefixray
+from prefixray.config import trials
 from prefixray.config.schema import ArmConfig
 from prefixray.config.space import Choice, LogUniform, Uniform
-from prefixray.config.trials import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial, TrainConfig
+from prefixray.config.trials import (
+    AdapterTrial,
+    AnyTrial,
+    FinetuneTrial,
+    LoraTrial,
+    MethodName,
+    PrefixTrial,
+    TrainConfig,
+)
 from prefixray.methods import build_method
+from prefixray.methods.catalog import CATALOG, trained_parameters
 from prefixray.methods.finetune import trained_names
-from prefixray.methods.parameter_counts import trained_parameters
 from prefixray.model.base import Base, wrap_model
 from prefixray.model.binding.binder import Binder
 from prefixray.planning.memory import BYTES_PER_TRAINED, largest_trial
+
+PACKAGE = Path(prefixray.__file__).parent
+FILES = {  # of each method, besides its schema and its entry
+    "prefix": {"prefix.py", "virtual_prefix.py"},
+    "adapter": {"adapter.py"},
+    "lora": {"lora.py"},
+    "finetune": {"finetune.py"},
+}
+SCHEMA_AND_ENTRY = {"config/trials.py", "methods/catalog.py"}
+ELSEWHERE = {
+    "artifacts/peft.py": "what PEFT's own formats can hold differs by method",
+    "artifacts/li_liang.py": "the original's checkpoints are prefixes",
+    "artifacts/record.py": "a converted artifact is a prefix",
+    "results/hypotheses.py": "the paper's observations are of prefixes",
+}
 
 METHODS: list[AnyTrial] = [
     PrefixTrial(preseqlen=5, mid_dim=None, init_token=None),
@@ -25,6 +55,28 @@ METHODS: list[AnyTrial] = [
     AdapterTrial(percent=4.0, design=2),
     FinetuneTrial(),
 ]
+
+
+def _names(path: Path) -> Iterator[str]:
+    """The names in a file's code, and its texts in quotes."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Name(id=name) | ast.alias(name=name) | ast.Attribute(attr=name):
+                yield name
+            case ast.Constant(value=str(text)):
+                yield repr(text)
+
+
+@pytest.mark.parametrize("method", get_args(MethodName))
+def test_a_method_is_named_in_its_file_its_schema_and_its_entry_alone(method: str) -> None:
+    words = {repr(method), trials.METHODS[method].__name__}  # type: ignore[index]
+    named = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if words & set(_names(path))}
+    assert named - set(ELSEWHERE) == SCHEMA_AND_ENTRY | {f"methods/{name}" for name in FILES[method]}
+
+
+def test_every_method_has_a_schema_and_an_entry() -> None:
+    assert list(CATALOG) == list(trials.METHODS) == list(get_args(MethodName))
+    assert set(get_args(get_args(AnyTrial)[0])) == set(trials.METHODS.values())
 
 
 def _made(method: AnyTrial, base: Base) -> int:
