@@ -137,10 +137,10 @@ def test_nothing_is_started_on_machines_that_are_shunned(machines: Machines) -> 
         actor = Somewhere.options(**away_from([shunned])).remote()
         assert ray.get(actor.node.remote()) == other
         ray.kill(actor)
-    place = Somewhere.options(**away_from(nodes)).remote().node.remote()
-    assert not ray.wait([place], timeout=3.0)[0]
+    waiting = Somewhere.options(**away_from(nodes)).remote().node.remote()
+    assert not ray.wait([waiting], timeout=3.0)[0]
     third = _add_node(machines).node_id
-    assert ray.get(place, timeout=60) == third
+    assert ray.get(waiting, timeout=60) == third
 
 
 def test_a_node_that_joins_is_used_and_the_trials_of_one_that_dies_go_on_there(
@@ -214,14 +214,14 @@ def test_machines_come_for_the_trials_that_wait_and_go_when_there_are_none(
         except (ConnectionError, RuntimeError):
             assert time.monotonic() < deadline
             time.sleep(1)
-    seen = [len(present()) - 1]
+    node_counts = [len(present()) - 1]
     base = base_folders["llama"]
     sweep = Sweep(tmp_path, autoscaled, base=base, num_steps=60, num_trials=4, arm=FINETUNE)
 
     def watch() -> bool:
         now = len(present()) - 1
-        if now != seen[-1]:
-            seen.append(now)
+        if now != node_counts[-1]:
+            node_counts.append(now)
         return sweep.process.poll() is not None
 
     while not watch():
@@ -229,7 +229,7 @@ def test_machines_come_for_the_trials_that_wait_and_go_when_there_are_none(
     sweep.finish()
     assert "0 GPUs, 0 CPUs, up to 2 workers" in sweep.log()
     deadline = time.monotonic() + 120
-    while seen[-1]:
-        assert time.monotonic() < deadline, seen
+    while node_counts[-1]:
+        assert time.monotonic() < deadline, node_counts
         watch()
-    assert seen[0] == seen[-1] == 0 and max(seen) == 2
+    assert node_counts[0] == node_counts[-1] == 0 and max(node_counts) == 2
