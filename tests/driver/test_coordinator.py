@@ -1,7 +1,6 @@
-"""The coordinator: which trial starts when, what is judged, what an earlier driver has left, and what ends it all.
+"""The coordinator: which trial starts when, which goes on, what an earlier driver has left, and what ends a sweep.
 
-The pool and the workers' reports are played. `tests/search/test_requests.py` has the requests, `tests/test_sweep.py`
-the whole.
+Pool and reports are played here; `tests/test_sweep.py` has a real sweep.
 """
 
 from dataclasses import replace
