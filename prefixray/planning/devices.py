@@ -1,6 +1,6 @@
-"""The devices that a sweep could run on and how fast they are: this machine, and GPUs by their data sheets.
+"""The devices that a sweep could run on and their speed: this machine, and GPUs by their data sheets.
 
-A speed that an earlier sweep has measured counts before any assumption; `rates_from` says which it is.
+A speed that an earlier sweep has measured replaces the assumed one; `rates_from` says where each speed comes from.
 """
 
 import time
@@ -20,9 +20,9 @@ SHARE_OF_MATMUL: Mapping[Kind, float] = {
     "alone": 0.3,
     "decode": 0.4,
 }
-"""Of the speed of a matrix product: what sweeps/e2e_small.yaml reached on 2 cores."""
-MOST_UNLIKE = 4.0  # times as many parameters, or as few, has a base whose speed counts for another
-SHARE_OF_PEAK: Mapping[Kind, float] = {"shared": 0.35, "alone": 0.35, "decode": 0.1}  # nobody has measured these
+"""The share of a matrix product's speed that sweeps/e2e_small.yaml reached on 2 cores."""
+MOST_UNLIKE = 4.0  # a base's speed counts for another with up to 4 times, and down to 1/4, of its parameters
+SHARE_OF_PEAK: Mapping[Kind, float] = {"shared": 0.35, "alone": 0.35, "decode": 0.1}  # assumed, never measured
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Device:
     """Something that workers could run on."""
 
     name: str
-    memory: float  # of a worker
+    memory: float  # bytes of a worker
     num_workers: int
     precision: str
     rates: Mapping[Kind, float]  # FLOPs a second, of a worker
@@ -59,7 +59,7 @@ class Device:
 
 
 def this_machine(config: SweepConfig, num_parameters: int) -> Device:
-    """The devices here, with what was measured on them, else with what a short matrix product says."""
+    """This machine's devices, with the speeds measured on them, else with a share of a matrix product's speed."""
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         name, device, num_workers, num_threads = properties.name, "cuda", torch.cuda.device_count(), 1
@@ -77,39 +77,40 @@ def this_machine(config: SweepConfig, num_parameters: int) -> Device:
         for kind, share in SHARE_OF_MATMUL.items()
     }
     for speed in _speeds(config, num_parameters):
-        same = (speed.device, speed.precision) == (name, precision)
-        if same and (device == "cuda" or speed.num_threads == num_threads):
-            rates[speed.kind], rates_from[speed.kind] = speed.flops_per_second, _said(speed, config)
+        is_same = (speed.device, speed.precision) == (name, precision)
+        if is_same and (device == "cuda" or speed.num_threads == num_threads):
+            rates[speed.kind], rates_from[speed.kind] = speed.flops_per_second, _origin(speed, config)
     is_gpu = device == "cuda"
     return Device(name, memory, num_workers, precision, rates, rates_from, is_gpu)
 
 
 def named_gpu(gpu: Gpu, config: SweepConfig, num_parameters: int) -> Device:
-    """One of these GPUs, with what was measured on its like, else with a share of the data sheet's peak."""
+    """One of `GPUS`, with the speeds measured on its like, else with a share of the data sheet's peak."""
     precision = config.train.precision if config.train.precision != "auto" else "bf16"
     peak = 1e12 * (gpu.fp32_tflops if precision == "fp32" else gpu.bf16_tflops)
     rates = {kind: share * peak for kind, share in SHARE_OF_PEAK.items()}
     rates_from = dict.fromkeys(rates, "estimated")
     for speed in _speeds(config, num_parameters):
-        named = all(part in speed.device.replace("-", " ").split() for part in gpu.name.split())
-        if named and speed.precision == precision:
-            rates[speed.kind], rates_from[speed.kind] = speed.flops_per_second, _said(speed, config)
+        is_named = all(part in speed.device.replace("-", " ").split() for part in gpu.name.split())
+        if is_named and speed.precision == precision:
+            rates[speed.kind], rates_from[speed.kind] = speed.flops_per_second, _origin(speed, config)
     return Device(gpu.name, gpu.memory_gb * 1e9, 1, precision, rates, rates_from, is_gpu=True)
 
 
 def _speeds(config: SweepConfig, num_parameters: int) -> list[Speed]:
-    """What was measured with this base, behind what was measured with others of like size."""
-    alike = [one for one in load_speeds() if 1 / MOST_UNLIKE <= one.num_parameters / num_parameters <= MOST_UNLIKE]
+    """Measured speeds of bases of like size; those of this base come last, so that they replace the others."""
+    ratios = ((speed, speed.num_parameters / num_parameters) for speed in load_speeds())
+    alike = [speed for speed, ratio in ratios if 1 / MOST_UNLIKE <= ratio <= MOST_UNLIKE]
     return sorted(alike, key=lambda speed: speed.base == config.base)
 
 
-def _said(speed: Speed, config: SweepConfig) -> str:
+def _origin(speed: Speed, config: SweepConfig) -> str:
     other = "" if speed.base == config.base else ", with another base"
     return f"measured: {speed.flops_per_second / 1e9:,.0f} GFLOP/s in sweep {speed.sweep} ({speed.date}){other}"
 
 
 def _matmul_flops(device: str, dtype: torch.dtype, num_threads: int) -> float:
-    """What a square matrix product reaches here, per second, in a fifth of a second."""
+    """Operations per second of a square matrix product here, measured for a fifth of a second."""
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     size = 8192 if device == "cuda" else 1024

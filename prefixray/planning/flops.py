@@ -1,4 +1,4 @@
-"""How much is computed in training and decoding."""
+"""Floating-point operations of training and decoding, from the base's sizes and the lengths of texts."""
 
 from dataclasses import replace
 
@@ -9,9 +9,9 @@ from prefixray.model.shape import Shape, matrices
 
 
 def forward_flops(shape: Shape, lengths: Lengths, *, is_last_whole: bool = False) -> float:
-    """Of one example: two per parameter and token; the head on target tokens alone. Attention scores are left out.
+    """Operations of one example's forward: two per parameter and token, without the attention scores.
 
-    The last feed-forward layers are on target tokens alone, too, if not `is_last_whole`.
+    The head runs on target tokens alone. So do the last feed-forward layers, if not `is_last_whole`.
     """
     sizes = matrices(shape)
     inside = sizes.encoder * lengths.encoder + (sizes.decoder - sizes.last) * lengths.decoder
@@ -20,10 +20,11 @@ def forward_flops(shape: Shape, lengths: Lengths, *, is_last_whole: bool = False
 
 
 def training_flops(shape: Shape, lengths: Lengths, method: AnyTrial, *, is_checkpointed: bool = False) -> float:
-    """Of one example, forward and backward: a frozen base has no gradients of weights; see `forward_flops`.
+    """Operations of one example's forward and backward; see `forward_flops`.
 
-    Below the blocks that a fine-tuning trains there is no backward, unless the word embeddings are trained. Left out is
-    what trials do once per step, as an embedding-only prefix runs its own positions.
+    Frozen weights have no gradients. Below the blocks that a fine-tuning trains there is no backward, unless the word
+    embeddings are trained. The work that a trial does once per step is left out, such as the forward over an
+    embedding-only prefix.
     """
     facts = facts_of(method)
     longer = replace(lengths, decoder=lengths.decoder + facts.infix_positions(method))
@@ -33,7 +34,7 @@ def training_flops(shape: Shape, lengths: Lengths, method: AnyTrial, *, is_check
 
 
 def decoding_flops(shape: Shape, source: float, *, num_beams: int, max_new_tokens: int) -> float:
-    """Of one source, if every beam runs to `max_new_tokens`."""
+    """Operations of decoding one source, if every beam runs to `max_new_tokens`."""
     sizes = matrices(shape)
     prompt = 2 * (sizes.encoder or sizes.decoder) * source
     return prompt + 2 * num_beams * max_new_tokens * (sizes.decoder + sizes.head)

@@ -1,4 +1,4 @@
-"""How large trials and packs are, and how many there is room for, from configurations and the base's sizes alone."""
+"""How much memory trials and packs take, computed from their configurations and the base's sizes alone."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,27 +14,29 @@ from prefixray.model.shape import Shape
 from prefixray.system.records import Scalar
 
 BYTES_PER_TRAINED = 16  # fp32 value, gradient and Adam's two moments
-_MEMORY_SHARE = 0.6  # of what is free after loading the base, for trials; the rest is for activations
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a pack's largest micro-batch holds."""
+    """The size of a pack's largest micro-batch."""
 
     rows: int
     tokens: int  # of the decoder, padding included
-    targets: int  # that the head is run on
+    targets: int  # tokens that the head is run on
     is_checkpointed: bool = False
     encoder_tokens: int = 0
 
 
 def pack_bytes(methods: Sequence[AnyTrial], shape: Shape, load: Load, *, weight_bytes: int = 4) -> int:
-    """Peak memory of training these trials in one pack, the base included; an estimate.
+    """Peak memory of training these trials in one pack, the base included; an estimate in bytes.
 
-    Counted are the base; of each trial its fp32 values and Adam's moments, what its prefix folds to and the gradient of
-    that; the gradients of the one trial that is being updated; a fine-tuning's copy of the weights that it does not
-    train; and what a micro-batch keeps for its backward, with the stack of its trials' prefixes and the gradient of
-    that.
+    It is the sum of
+    - the base;
+    - each trial's fp32 values and Adam's moments, its folded prefix and that prefix's gradient;
+    - the gradients of the one trial that is being updated;
+    - a fine-tuning's copies of the weights that it does not train;
+    - the activations that a micro-batch keeps for its backward, with the stacked prefixes of its trials and their
+      gradient.
     """
     total = shape.num_parameters
     trained = [trained_parameters(method, shape) for method in methods]
@@ -47,16 +49,16 @@ def pack_bytes(methods: Sequence[AnyTrial], shape: Shape, load: Load, *, weight_
 
 
 def _kept_bytes(folded: int, shape: Shape, load: Load) -> int:
-    """What the forward of one micro-batch keeps, in fp32; frozen matrices keep nothing of their inputs.
+    """The activations that the forward of one micro-batch keeps, in fp32. Frozen matrices keep no inputs.
 
-    Per token and block the inputs of norms and of the activation, per attention queries, keys, values and its output;
-    per row the keys and values of its prefix, copied in front of its own; per target token three rows of logits. With
-    checkpointing, each block's input and all of one block.
+    A token keeps, in each block, the inputs of the norms and of the activation, and queries, keys, values and output of
+    the attention. A row keeps the keys and values of its prefix, copied in front of its own. A target token keeps three
+    rows of logits. With checkpointing, each block's input and everything of one block are kept.
     """
     hidden, ffn, num_blocks = shape.hidden_size, shape.ffn_size, shape.block_counts
     depth, encoder_depth = num_blocks["decoder"], num_blocks.get("encoder", 0)
     decoder = (ffn + 9 * hidden) if shape.is_encoder_decoder else 3 * ffn + 6 * hidden  # gated, or GELU in its parts
-    encoder = ffn + 8 * hidden  # its output's keys and values in a decoder block with it
+    encoder = ffn + 8 * hidden  # with the keys and values of its output in a decoder block
     tokens = load.tokens * depth * decoder + load.encoder_tokens * encoder_depth * encoder
     if load.is_checkpointed:
         inputs = (load.tokens * depth + load.encoder_tokens * encoder_depth) * hidden
@@ -66,7 +68,7 @@ def _kept_bytes(folded: int, shape: Shape, load: Load) -> int:
 
 
 def largest_trial(arm: ArmConfig, shape: Shape) -> int:
-    """Bytes of the state of an arm's largest trial."""
+    """Bytes that the state of an arm's largest trial takes."""
     method = largest_method(arm, shape)
     return BYTES_PER_TRAINED * trained_parameters(method, shape) + 4 * copied_parameters(method, shape)
 

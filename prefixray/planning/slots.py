@@ -1,20 +1,20 @@
-"""How many trials run at once."""
+"""How many trials run at once, from memory and from the arms' settings."""
 
 import math
 
 from prefixray.config.schema import ArmConfig
-from prefixray.planning.memory import _MEMORY_SHARE
 
 MOST_SLOTS = 64  # trials in a pack at most, whatever the memory
+_MEMORY_SHARE = 0.6  # of the memory beside the base, for trials; the rest is for activations
 
 
 def num_slots(free_bytes: float, trial_bytes: float) -> int:
-    """Trials that a worker takes at once, given what is free beside the base and the largest trial's state."""
+    """Trials that a worker takes at once, from the bytes free beside the base and the largest trial's state."""
     return max(1, min(MOST_SLOTS, int(_MEMORY_SHARE * free_bytes / trial_bytes)))
 
 
 def num_at_once(arm: ArmConfig, concurrency: int | None, *, num_slots: int, num_workers: int) -> int:
-    """Trials of an arm at once: few enough that the sampler learns from generation to generation."""
+    """Trials of an arm at once: at most a quarter, so that the sampler learns from generation to generation."""
     slots = num_workers if arm.exclusive else num_slots * num_workers
     return min(slots, concurrency or math.ceil(arm.num_trials / 4))
 

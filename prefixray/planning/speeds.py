@@ -1,7 +1,7 @@
-"""How much is computed in training and decoding, and how fast it was: what a plan estimates hours from.
+"""How fast devices were in earlier sweeps: a plan estimates its hours from these speeds.
 
-Work is counted in floating-point operations of the matrix products, from the base's sizes and the lengths of texts
-alone. At its end a sweep writes what its devices did per second to `throughput.json` in the user's cache folder.
+At its end a sweep writes the operations per second of its devices to `throughput.json` in the user's cache folder.
+Operations are those of `flops.py`.
 """
 
 import json
@@ -22,14 +22,14 @@ from prefixray.trial import RESULT_FILE, report_steps
 
 logger = logging.getLogger(__name__)
 
-MOST_SPEEDS = 200  # that are remembered
+MOST_SPEEDS = 200  # in the file
 Kind = Literal["shared", "alone", "decode"]
 """Trials that share the frozen base, fine-tuning, decoding."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a device did per second, in one sweep."""
+    """The work that a device did in one sweep, and its time."""
 
     base: str
     num_parameters: int  # of the base
@@ -39,21 +39,21 @@ class Speed:
     kind: Kind
     flops: float
     seconds: float
-    target_tokens: int  # trained on; 0 for decoding
+    target_tokens: int  # that were trained on; 0 for decoding
     sweep: str
     date: str
 
     @property
     def flops_per_second(self) -> float:
-        """Of the work as it is counted here; evaluation on dev and the updates are part of the time."""
+        """Counted operations over seconds; the seconds include evaluation on dev and the updates."""
         return self.flops / self.seconds
 
 
 def load_speeds() -> list[Speed]:
-    """All measured speeds; none where the cache has none, or another version's."""
+    """All measured speeds; none where there is no file, or where another version wrote it."""
     try:
         stored = json.loads(_file().read_text(encoding="utf-8"))
-        return [Speed(**one) for one in stored]
+        return [Speed(**speed) for speed in stored]
     except (OSError, ValueError, TypeError):
         return []
 
@@ -63,14 +63,14 @@ def store_speeds(speeds: Sequence[Speed]) -> None:
     if not speeds:
         return
     new = {_key(speed): speed for speed in speeds}
-    kept = [speed for speed in load_speeds() if _key(speed) not in new][-MOST_SPEEDS:]
+    others = [speed for speed in load_speeds() if _key(speed) not in new][-MOST_SPEEDS:]
     path = _file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps([asdict(one) for one in (*kept, *speeds)], indent=1) + "\n")
+    write_whole(path, json.dumps([asdict(speed) for speed in (*others, *speeds)], indent=1) + "\n")
 
 
 def keep_speeds(config: SweepConfig, folder: Path, facts: WorkerFacts, since: float) -> None:
-    """Store what a sweep has measured; a cache that cannot be written to is no reason to fail."""
+    """Store the speeds of a sweep. A cache that cannot be written to does not fail the sweep."""
     try:
         store_speeds(measured_speeds(config, folder, facts, since))
     except OSError as error:
@@ -79,15 +79,16 @@ def keep_speeds(config: SweepConfig, folder: Path, facts: WorkerFacts, since: fl
 
 def measured_speeds(config: SweepConfig, folder: Path, facts: WorkerFacts, since: float) -> list[Speed]:
     """The speeds of a sweep's runs, from the files that it has written after `since` (`time.time()`)."""
-    work: dict[Kind, list[float]] = {"shared": [0, 0, 0], "alone": [0, 0, 0], "decode": [0, 0, 0]}
+    totals: dict[Kind, _Total] = {"shared": _Total(), "alone": _Total(), "decode": _Total()}
     for path in _newer(folder, (f"trials/*/*/{RESULT_FILE}", f"final/*/{RESULT_FILE}"), since):
         result = json.loads(path.read_text(encoding="utf-8"))
         if "train/seconds" not in result["metrics"]:
             continue
         kind: Kind = "alone" if METHODS[result["config"]["method"]["method"]].has_own_model else "shared"
-        _add(work[kind], _trained(config, facts, result), result["metrics"])
+        metrics = result["metrics"]
+        totals[kind].add(_trained(config, facts, result), metrics["train/seconds"], metrics.get("train/tokens", 0))
     for path in _newer(folder, ("final/*/test.json",), since):
-        _add(work["decode"], _decoded(config, facts), {"train/seconds": json.loads(path.read_text())["seconds"]})
+        totals["decode"].add(_decoded(config, facts), json.loads(path.read_text(encoding="utf-8"))["seconds"])
     return [
         Speed(
             base=config.base,
@@ -96,37 +97,46 @@ def measured_speeds(config: SweepConfig, folder: Path, facts: WorkerFacts, since
             precision=facts.precision,
             num_threads=facts.num_threads,
             kind=kind,
-            flops=flops,
-            seconds=seconds,
-            target_tokens=int(tokens),
+            flops=total.flops,
+            seconds=total.seconds,
+            target_tokens=int(total.tokens),
             sweep=config.name,
             date=time.strftime("%Y-%m-%d"),
         )
-        for kind, (flops, seconds, tokens) in work.items()
-        if seconds
+        for kind, total in totals.items()
+        if total.seconds
     ]
 
 
+@dataclass
+class _Total:
+    """The work of all runs of a kind."""
+
+    flops: float = 0
+    seconds: float = 0
+    tokens: float = 0
+
+    def add(self, flops: float, seconds: float, tokens: float = 0) -> None:
+        self.flops += flops
+        self.seconds += seconds
+        self.tokens += tokens
+
+
 def _trained(config: SweepConfig, facts: WorkerFacts, result: Mapping[str, Any]) -> float:
-    """The work of a trial as far as it came: its steps, and its evaluations on dev."""
+    """Operations of a trial, as far as it came: its steps and its evaluations on dev."""
     trial, step = TrialConfig.model_validate(result["config"]), result["step"]
     steps = report_steps(config.train, config.search.rungs, trial.num_steps)
-    num_evaluations = sum(one <= step for one in steps)
+    num_evaluations = sum(reported <= step for reported in steps)
     each = training_flops(facts.shape, facts.train_lengths, trial.method, is_checkpointed=trial.gradient_checkpointing)
     num_examples = step * trial.batch_size * trial.grad_accumulation
     return float(num_examples * each + num_evaluations * facts.num_dev * forward_flops(facts.shape, facts.dev_lengths))
 
 
 def _decoded(config: SweepConfig, facts: WorkerFacts) -> float:
+    """Operations of decoding the test sources once."""
     final, source = config.final, facts.train_lengths.source
     each = decoding_flops(facts.shape, source, num_beams=final.num_beams, max_new_tokens=final.max_new_tokens)
     return float(facts.num_test * each)
-
-
-def _add(work: list[float], flops: float, metrics: Mapping[str, float]) -> None:
-    work[0] += flops
-    work[1] += metrics["train/seconds"]
-    work[2] += metrics.get("train/tokens", 0)
 
 
 def _newer(folder: Path, patterns: Sequence[str], since: float) -> list[Path]:

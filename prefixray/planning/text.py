@@ -1,4 +1,7 @@
-"""A plan as text for a terminal, each figure with a word on where it comes from; and the user's price table."""
+"""A plan as text for a terminal; and the user's price table.
+
+Each part of a plan says whether its figures are computed, estimated or measured.
+"""
 
 import math
 import textwrap
@@ -8,22 +11,15 @@ from pathlib import Path
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.config.space import count_configurations
 from prefixray.planning.devices import GPUS, SHARE_OF_PEAK
-from prefixray.planning.estimate import (
-    START_SECONDS,
-    STEP_SECONDS_PER_LAYER,
-    Cost,
-    Known,
-    Plan,
-    num_decodes,
-    plan_sweep,
-)
+from prefixray.planning.estimate import START_SECONDS, STEP_SECONDS_PER_LAYER, Cost, Plan, num_decodes, plan_sweep
+from prefixray.planning.known import Known
 from prefixray.planning.speeds import Kind
 from prefixray.reporting.grid import Grid
 from prefixray.system.yaml_document import read_document, suggestion
 
 HERE = "here"  # this machine's name in a price table
 _WIDTH = 98
-_MOST_COUNTED = 10_000  # configurations
+_MOST_COUNTED = 10_000  # configurations; more are not counted
 _GIB = 2**30
 _KINDS: Mapping[Kind, str] = {
     "shared": "trials that share the base",
@@ -33,7 +29,7 @@ _KINDS: Mapping[Kind, str] = {
 
 
 def plan_text(config: SweepConfig, file: Path, prices: Mapping[str, float]) -> str:
-    """What a sweep will do and take; costs where there are prices. Raises `UserError` as `plan_sweep` does."""
+    """The whole plan, with costs where there are prices. Raises `UserError` as `plan_sweep` does."""
     plan = plan_sweep(config)
     paragraphs = [
         f"Plan of {config.name}: {file} -> runs/{config.name}\n"
@@ -71,18 +67,18 @@ def _given(plan: Plan) -> str:
         shape = known.base.shape
         layers = " + ".join(f"{count} {name}" for name, count in shape.block_counts.items())
         lines.append(f"      {shape.num_parameters:,} parameters, {layers} layers of {shape.hidden_size} (computed)")
-    lines.append(_wrapped(f"task: {_counts(config, known)}"))
+    lines.append(_wrapped(f"task: {_data_text(config, known)}"))
     source, target = known.train.source, known.train.targets
     lines.append(f"      {source:.0f} source and {target:.0f} target tokens an example")
     lines.append(f"      ({known.lengths_from})")
-    return "\n".join([_title("Base and data"), *lines, *(_wrapped(f"missing: {one}") for one in known.missing)])
+    return "\n".join([_title("Base and data"), *lines, *(_wrapped(f"missing: {text}") for text in known.missing)])
 
 
-def _counts(config: SweepConfig, known: Known) -> str:
-    task, found = config.task, known.task
-    if found is not None:
-        tests = f"{len(found.test_sources):,} of {found.num_test_total:,} test sources"
-        return f"{task.name}, {len(found.train):,} training and {len(found.dev):,} dev examples, {tests} (computed)"
+def _data_text(config: SweepConfig, known: Known) -> str:
+    task, data = config.task, known.task
+    if data is not None:
+        tests = f"{len(data.test_sources):,} of {data.num_test_total:,} test sources"
+        return f"{task.name}, {len(data.train):,} training and {len(data.dev):,} dev examples, {tests} (computed)"
     num_test = known.num_test
     published = " (published)" if task.num_test == "all" and num_test is not None else ""
     tests = "all" if num_test is None else f"{num_test:,}"
@@ -157,7 +153,7 @@ def _work(plan: Plan) -> str:
             if steps:
                 examples = steps * work.rows_per_step
                 numbers = [steps, examples, examples * known.train.targets, examples * known.train.source]
-                total = [one + other for one, other in zip(total, numbers, strict=True)]
+                total = [before + number for before, number in zip(total, numbers, strict=True)]
                 rows.append([work.arm.name, stage, *map(_rounded, numbers)])
     rows.append(["all", "", *map(_rounded, total)])
     header = ["arm", "stage", "steps", "examples", "target tokens", "source tokens"]
@@ -197,9 +193,8 @@ def _devices(plan: Plan, prices: Mapping[str, float]) -> str:
         f" {1e3 * STEP_SECONDS_PER_LAYER['decode']:g} ms a layer and token decoded.",
         f"In all: with {START_SECONDS:.0f} s to start (assumed), all workers busy to the end.",
     ]
-    measured = [
-        c.device.name for c in plan.costs[1:] if any(o.startswith("measured") for o in c.device.rates_from.values())
-    ]
+    others = [cost.device for cost in plan.costs[1:]]
+    measured = [gpu.name for gpu in others if any(text.startswith("measured") for text in gpu.rates_from.values())]
     if measured:
         notes.append(f"Measured in an earlier sweep instead: {', '.join(measured)}.")
     if prices:
@@ -222,8 +217,8 @@ def _row(cost: Cost, prices: Mapping[str, float], *, is_here: bool) -> list[str]
     device, name = cost.device, HERE if is_here else cost.device.name
     row = [name, "-" if cost.pack is None else f"{cost.slots}", f"{device.memory / _GIB:.1f}"]
     row += [_needed(size, device.memory) for size in (cost.pack, cost.alone)]
-    row += [duration(cost.search), duration(cost.final)]
-    row += ["-" if cost.decode is None else duration(cost.decode), duration(cost.seconds)]
+    row += [_duration(cost.search), _duration(cost.final)]
+    row += ["-" if cost.decode is None else _duration(cost.decode), _duration(cost.seconds)]
     if prices:
         price = prices.get(name)
         row.append("-" if price is None else f"{price * cost.seconds / 3600:,.2f}")
@@ -234,7 +229,7 @@ def _needed(size: int | None, memory: float) -> str:
     return "-" if size is None else f"{size / _GIB:.1f}{' !' if size > memory else ''}"
 
 
-def duration(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """`50 s`, `12 min`, `3.4 h`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
@@ -242,13 +237,13 @@ def duration(seconds: float) -> str:
 
 
 def _rounded(number: float) -> str:
-    """With three significant figures where it is large: an expected value is no more exact than that."""
+    """The number in three significant figures where it is large: an expected value is no more exact."""
     if number < 1000:
         return f"{number:.0f}"
     for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= limit:
             return f"{number / limit:.3g} {letter}"
-    raise AssertionError("the last limit is below every number that comes here")
+    raise AssertionError("every number that comes here is above the last limit")
 
 
 def _title(text: str) -> str:
@@ -256,14 +251,11 @@ def _title(text: str) -> str:
 
 
 def _folded(grid: Grid) -> str:
-    """A grid whose last column may be long: it goes on below itself."""
-    lines = []
-    for line in grid.text().splitlines():
-        indent = grid.text().splitlines()[0].index(grid.header[-1])
-        lines += textwrap.wrap(
-            line, _WIDTH, subsequent_indent=" " * indent, replace_whitespace=False, break_long_words=False
-        )
-    return "\n".join(lines)
+    """A grid whose last column may be long: its text continues on the lines below, in the same column."""
+    lines = grid.text().splitlines()
+    indent = " " * lines[0].index(grid.header[-1])
+    wrapper = textwrap.TextWrapper(_WIDTH, subsequent_indent=indent, replace_whitespace=False, break_long_words=False)
+    return "\n".join(wrapper.fill(line) for line in lines)
 
 
 def _wrapped(text: str) -> str:

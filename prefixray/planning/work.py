@@ -1,0 +1,104 @@
+"""The work of each arm: how many trials run, how far they come, and how many runs the final stage has.
+
+How many trials pass a rung depends on the order in which scores come in, so the counts of the search are expected
+values.
+"""
+
+import math
+from dataclasses import dataclass
+
+from prefixray.config.schema import ArmConfig, SweepConfig
+from prefixray.planning.slots import num_at_once
+from prefixray.planning.speeds import Kind
+from prefixray.trial import report_steps
+
+
+@dataclass(frozen=True)
+class ArmWork:
+    """The work of an arm; the counts of the search are expected values."""
+
+    arm: ArmConfig
+    at_once: int
+    generations: int  # 0 where nothing is searched
+    together: tuple[int, ...]  # trials that reach each rung and the end, if all are judged together
+    expected: tuple[float, ...]  # the same, if trials are judged in any order as they come in
+    search_steps: float
+    search_evaluations: float
+    candidates: int  # runs of the final stage that are compared on dev
+    finals: int  # runs that see test
+    rows_per_step: int
+
+    @property
+    def kind(self) -> Kind:
+        """How its trials are trained."""
+        return "alone" if self.arm.exclusive else "shared"
+
+    @property
+    def final_steps(self) -> int:
+        """Steps of all its runs of the final stage."""
+        return (self.candidates + self.finals) * self.arm.num_steps
+
+
+def arm_works(config: SweepConfig, *, num_slots: int, num_workers: int) -> tuple[ArmWork, ...]:
+    """The work of each arm on this many slots and workers."""
+    return tuple(_arm_work(config, arm, num_slots, num_workers) for arm in config.arms)
+
+
+def _arm_work(config: SweepConfig, arm: ArmConfig, slots: int, num_workers: int) -> ArmWork:
+    search, final = config.search, config.final
+    at_once = num_at_once(arm, search.concurrency, num_slots=slots, num_workers=num_workers)
+    rows = _largest(arm, "batch_size") * _largest(arm, "grad_accumulation")
+    if not arm.dimensions:
+        return ArmWork(arm, at_once, 0, (), (), 0.0, 0.0, 0, final.num_seeds, rows)
+    # How many trials reach each rung, and the end.
+    ends = [*search.rungs, arm.num_steps]
+    together: list[int] = [arm.num_trials]
+    expected: list[float] = [arm.num_trials]
+    group = math.ceil(at_once / num_workers)  # trials of a pack reach a rung in the same step
+    for _ in search.rungs:
+        together.append(max(1, math.ceil(search.keep * together[-1])))
+        expected.append(expected_passes(expected[-1], group, search.keep))
+        group = max(1, round(group * expected[-1] / expected[-2]))
+    # How many steps and evaluations that makes.
+    starts = [0, *search.rungs]
+    steps = sum(count * (end - start) for count, start, end in zip(expected, starts, ends, strict=True))
+    evaluations = sum(
+        next(count for count, end in zip(expected, ends, strict=True) if step <= end)
+        for step in report_steps(config.train, search.rungs, arm.num_steps)
+    )
+    candidates = min(final.candidates, together[-1])
+    return ArmWork(
+        arm=arm,
+        at_once=at_once,
+        generations=math.ceil(arm.num_trials / at_once),
+        together=tuple(together),
+        expected=tuple(expected),
+        search_steps=steps,
+        search_evaluations=evaluations,
+        candidates=candidates if candidates > 1 else 0,
+        finals=final.num_seeds,
+        rows_per_step=rows,
+    )
+
+
+def expected_passes(num_arrivals: float, at_once: int, keep: float) -> float:
+    """The mean number of trials that pass a rung, if their scores come in any order, `at_once` at a time.
+
+    A trial passes if it is among the best `keep` of those that have arrived so far, itself and its group included. So
+    more trials pass than if all were judged in the end.
+    """
+    passed = seen = 0.0
+    while num_arrivals - seen > 1e-9:
+        group = min(float(at_once), num_arrivals - seen)
+        seen += group
+        passed += group * min(1.0, max(1, math.ceil(keep * seen)) / seen)
+    return passed
+
+
+def _largest(arm: ArmConfig, key: str) -> int:
+    """The largest value that a key of the recipe has in an arm."""
+    if key in arm.dimensions:
+        return max(end for end in arm.dimensions[key].ends() if isinstance(end, int))
+    value = arm.fixed.get(key, getattr(arm.train, key))
+    assert isinstance(value, int), f"{key} is a whole number"
+    return value

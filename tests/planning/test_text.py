@@ -1,0 +1,49 @@
+"""A plan as text, and the table of prices."""
+
+from pathlib import Path
+
+import pytest
+
+from prefixray.config.load import load_sweep
+from prefixray.config.schema import SweepConfig
+from prefixray.errors import UserError
+from prefixray.planning.estimate import plan_sweep
+from prefixray.planning.text import plan_text, read_prices
+
+
+def test_without_the_base_the_plan_says_what_is_missing_and_the_rest(file: Path) -> None:
+    text = plan_text(load_sweep(file, ["base=nobody/nothing"]), file, {})
+    assert "missing: base: nobody/nothing: cannot be reached" in text
+    assert "1.5 tokens per word" in text and "step 2" in text and "9 training runs" in text
+    assert "Time and memory" not in text
+
+
+def test_every_line_is_short_and_every_part_says_where_its_figures_come_from(config: SweepConfig, file: Path) -> None:
+    text = plan_text(config, file, {"A10G": 1.0})
+    assert [
+        line for line in text.splitlines() if len(line) > 100 and str(file) not in line and "base: " not in line
+    ] == []
+    for part in text.split("\n-- ")[1:]:
+        assert any(word in part for word in ("computed", "estimated", "measured")), part
+
+
+def test_costs_are_hours_times_the_given_prices_and_none_are_invented(config: SweepConfig, file: Path) -> None:
+    assert "in all\n" in plan_text(config, file, {}) and "dollars" not in plan_text(config, file, {})
+    row = next(one for one in plan_text(config, file, {"H100": 3600.0}).splitlines() if one.startswith("H100"))
+    gpu = next(cost for cost in plan_sweep(config).costs if cost.device.name == "H100")
+    assert float(row.split()[-1].replace(",", "")) == pytest.approx(gpu.seconds, abs=0.01)
+    others = [one for one in plan_text(config, file, {"H100": 1.0}).splitlines() if one.startswith("H200")]
+    assert others[0].endswith(" -")
+
+
+def test_what_is_wrong_with_the_prices_is_said_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "prices.yaml"
+    path.write_text("A10G: 1.5\nhere: 0\n")
+    assert read_prices(path) == {"A10G": 1.5, "here": 0.0}
+    path.write_text("A10: 1.5\nL4: cheap\n")
+    with pytest.raises(UserError) as raised:
+        read_prices(path)
+    assert raised.value.problems == (
+        f"{path}:1: A10: no such device (did you mean 'A10G'?)",
+        f"{path}:2: L4: 'cheap': must be dollars per hour, a number of at least 0",
+    )
