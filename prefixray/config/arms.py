@@ -1,7 +1,8 @@
 """The arms of a sweep file: which values are fixed, which are searched, and whether each possible trial is valid.
 
-A constant is fixed; a mapping with `choice`, `uniform`, `log_uniform` or `int` is searched. Each end of each dimension
-is put into a trial here, so that a value that could only fail hours later is named with its line now.
+A constant is fixed; a mapping with `choice`, `uniform`, `log_uniform` or `int` is searched, and is called a dimension.
+Each end of each dimension is tried in a `TrialConfig` while the file is read: a value that would fail hours later is
+reported now, with its line.
 """
 
 import itertools
@@ -18,8 +19,8 @@ from prefixray.config.trials import METHODS, SITE_JOIN, MethodName, TrainConfig,
 from prefixray.system.records import Scalar
 from prefixray.system.yaml_document import Document, Key, Value, is_scalar, shown, suggestion
 
-_OWN_KEYS = ("method", "num_trials", "first")  # keys of an arm that are not values of its trials
-_RESERVED = ("untuned", "final")  # names of rows and folders that are no arm's
+_NOT_OF_TRIALS = ("method", "num_trials", "first")  # keys of an arm that are not values of its trials
+_RESERVED = ("untuned", "final")  # the untuned base's row in tables, and the final stage's folder
 _RANGES: Mapping[Kind, str] = {
     "choice": "must be a list of single values, at least one",
     "uniform": "must be two numbers, [low, high]",
@@ -29,7 +30,7 @@ _RANGES: Mapping[Kind, str] = {
 
 
 def read_arms(document: Document, train: TrainConfig, num_trials: int) -> tuple[ArmConfig, ...]:
-    """The arms that can be read; what is wrong with any of them is added to the document's problems."""
+    """The arms that can be read. The problems of all arms are added to the document's."""
     bodies = document.mapping(("arms",))
     if bodies is not None and not bodies:
         document.complain(("arms",), "must have at least one arm")
@@ -38,7 +39,7 @@ def read_arms(document: Document, train: TrainConfig, num_trials: int) -> tuple[
 
 
 def read_configuration(document: Document, arm: ArmConfig) -> Mapping[str, Scalar]:
-    """One configuration of an arm, from a document that holds nothing else: a value for every searched key.
+    """A configuration of an arm, from a document that holds a value for every searched key and nothing else.
 
     Raises `UserError` with every problem of the document.
     """
@@ -80,11 +81,11 @@ def _read_arm(document: Document, name: str, train: TrainConfig, num_trials: int
 
 
 def _joined(name: str, value: Value) -> Value:
-    """A list of sites as the one text that it is in a trial, and a choice of such lists as a choice of texts."""
+    """A trial holds its sites as one text: a list of sites is joined, and so is every list in a choice of them."""
     if name != "sites":
         return value
-    if isinstance(value, dict) and isinstance(choice := value.get("choice"), list):
-        return {**value, "choice": [_joined(name, one) for one in choice]}
+    if isinstance(value, dict) and isinstance(choices := value.get("choice"), list):
+        return {**value, "choice": [_joined(name, choice) for choice in choices]}
     if isinstance(value, list) and value and all(isinstance(site, str) for site in value):
         return SITE_JOIN.join(map(str, value))
     return value
@@ -104,20 +105,20 @@ def _read_method(document: Document, key: Key, body: Mapping[str, Value]) -> Met
 
 
 def _known_keys(document: Document, key: Key, body: Mapping[str, Value], method: MethodName) -> list[str]:
-    """The keys of the arm that are values of its trials; a problem for each that is no key of such an arm."""
-    own = [name for name in METHODS[method].model_fields if name != "method"]
-    valid = [*own, "learning_rate", *(name for name in TrainConfig.model_fields if name not in RECIPE_OF_ALL)]
+    """The keys of the arm that are values of its trials. A key that such an arm does not have is a problem."""
+    of_method = [name for name in METHODS[method].model_fields if name != "method"]
+    valid = [*of_method, "learning_rate", *(name for name in TrainConfig.model_fields if name not in RECIPE_OF_ALL)]
     for name in body:
         if name in RECIPE_OF_ALL:
             document.complain((*key, name), "stands under train only, because it is the same for all arms")
-        elif name not in valid and name not in _OWN_KEYS:
-            document.reject((*key, name), [*valid, *_OWN_KEYS], f"no such key for {METHODS[method].noun}")
+        elif name not in valid and name not in _NOT_OF_TRIALS:
+            document.reject((*key, name), [*valid, *_NOT_OF_TRIALS], f"no such key for {METHODS[method].noun}")
     return [name for name in body if name in valid]
 
 
 def _read_num_trials(document: Document, key: Key, body: Mapping[str, Value], num_trials: int) -> int:
     value = body.get("num_trials", num_trials)
-    searched = any(isinstance(body[name], dict) for name in body if name not in _OWN_KEYS)
+    searched = any(isinstance(body[name], dict) for name in body if name not in _NOT_OF_TRIALS)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         document.refuse((*key, "num_trials"), f"must be {describe(ArmConfig, 'num_trials')}")
     elif value > 1 and "num_trials" in body and not searched:
@@ -151,7 +152,7 @@ def _read_dimension(document: Document, key: Key, body: Mapping[str, Value]) -> 
 
 
 def _check_conditions(document: Document, arm: ArmConfig) -> None:
-    """A condition refers to a key above, can be met, and leaves a default to fall back to."""
+    """Each condition must refer to a key above it and be possible, and its key must have a default."""
     key = ("arms", arm.name)
     body = document.mapping(key) or {}
     fields = {**TrialConfig.model_fields, **METHODS[arm.method].model_fields}
@@ -162,23 +163,23 @@ def _check_conditions(document: Document, arm: ArmConfig) -> None:
                 (*key, name, "when"), f"{name} has no default to fall back to: write a second arm instead"
             )
         for other, allowed in dimension.when.items():
-            place = (*key, name, "when", other)
+            condition = (*key, name, "when", other)
             if other not in arm.dimensions and other not in arm.fixed:
-                document.complain(place, f"no such key in this arm{suggestion(other, above, what='above stand')}")
+                document.complain(condition, f"no such key in this arm{suggestion(other, above, what='above stand')}")
             elif other not in above:
-                document.complain(place, f"{other} must stand above {name}")
-            elif not allowed or not all(_possible(arm, other, value) for value in allowed):
-                document.refuse(place, f"must be values that {other} can have")
+                document.complain(condition, f"{other} must stand above {name}")
+            elif not allowed or not all(_is_possible(arm, other, value) for value in allowed):
+                document.refuse(condition, f"must be values that {other} can have")
 
 
-def _possible(arm: ArmConfig, key: str, value: Scalar) -> bool:
+def _is_possible(arm: ArmConfig, key: str, value: Scalar) -> bool:
     return arm.dimensions[key].contains(value) if key in arm.dimensions else is_among(value, (arm.fixed[key],))
 
 
 def _check_trials(document: Document, arm: ArmConfig) -> None:
-    """Try each end of each dimension beside each end of each other."""
+    """Try each end of each dimension together with each end of each other dimension."""
     body = document.mapping(("arms", arm.name)) or {}
-    for values in samples(arm):
+    for values in corner_values(arm):
         try:
             arm.trial(values)
         except ValidationError as error:
@@ -190,48 +191,48 @@ def _check_trials(document: Document, arm: ArmConfig) -> None:
                     if name not in body:
                         document.miss(("arms", arm.name, name))
                     continue
-                place = _value_place(arm, name, values)
+                key = _key_of_value(arm, name, values)
                 if name in body:
-                    document.refuse(place, requirement(owner, name, detail, document.at(place)))
-                else:  # its default does not go with the others
-                    document.complain(place, requirement(owner, name, detail, None))
+                    document.refuse(key, requirement(owner, name, detail, document.at(key)))
+                else:  # the key's default does not go with the other values
+                    document.complain(key, requirement(owner, name, detail, None))
 
 
-def samples(arm: ArmConfig) -> Iterator[dict[str, Scalar]]:
-    """Values of the searched keys in which every two ends of every two dimensions meet, where both are searched."""
+def corner_values(arm: ArmConfig) -> Iterator[dict[str, Scalar]]:
+    """Values of the searched keys in which each end of each dimension meets each end of each other dimension."""
     dimensions = arm.dimensions
     first = {name: dimension.ends()[0] for name, dimension in dimensions.items()}
-    samples = [first]
-    for one, other in itertools.combinations_with_replacement(dimensions, 2):
-        ends = itertools.product(dimensions[one].ends(), dimensions[other].ends())
-        needed = {**_needed(arm, other), **_needed(arm, one)}
-        samples += [{**first, **needed, one: a, other: b} for a, b in ends]
-    for sample in samples:
-        yield searched(arm, sample)
+    corners = [first]
+    for left, right in itertools.combinations_with_replacement(dimensions, 2):
+        conditions = {**_values_that_activate(arm, right), **_values_that_activate(arm, left)}
+        ends = itertools.product(dimensions[left].ends(), dimensions[right].ends())
+        corners += [{**first, **conditions, left: left_end, right: right_end} for left_end, right_end in ends]
+    for corner in corners:
+        yield searched_values(arm, corner)
 
 
-def searched(arm: ArmConfig, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """The values of those keys that are searched beside the others."""
-    active: dict[str, Scalar] = {}
+def searched_values(arm: ArmConfig, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The values without those of keys whose condition the other values do not meet."""
+    searched: dict[str, Scalar] = {}
     for name in arm.dimensions:
-        if arm.is_searched(name, active):
-            active[name] = values[name]
-    return active
+        if arm.is_searched(name, searched):
+            searched[name] = values[name]
+    return searched
 
 
-def _needed(arm: ArmConfig, name: str) -> dict[str, Scalar]:
-    """Values of the searched keys above this one with which it is searched."""
-    needed: dict[str, Scalar] = {}
+def _values_that_activate(arm: ArmConfig, name: str) -> dict[str, Scalar]:
+    """Values of the keys above `name` under which `name` is searched."""
+    values: dict[str, Scalar] = {}
     above = list(itertools.takewhile(lambda key: key != name, arm.dimensions))
     for other, allowed in arm.dimensions[name].when.items():
         possible = [value for value in allowed if other in above and arm.dimensions[other].contains(value)]
         if possible:
-            needed |= {**_needed(arm, other), other: possible[0]}
-    return needed
+            values |= {**_values_that_activate(arm, other), other: possible[0]}
+    return values
 
 
-def _value_place(arm: ArmConfig, name: str, values: Mapping[str, Scalar]) -> Key:
-    """Where the value of a key stands: of a searched one, its place in the list."""
+def _key_of_value(arm: ArmConfig, name: str, values: Mapping[str, Scalar]) -> Key:
+    """The document's key for the value of an arm's key; for a searched key, that of the item in its list."""
     if name not in arm.dimensions:
         return ("arms", arm.name, name)
     dimension, value = arm.dimensions[name], values[name]
@@ -241,18 +242,15 @@ def _value_place(arm: ArmConfig, name: str, values: Mapping[str, Scalar]) -> Key
 
 
 def _read_first(document: Document, arm: ArmConfig) -> tuple[Mapping[str, Scalar], ...]:
-    """The configurations to be tried first: each gives a value of its dimension for every searched key."""
+    """The configurations that are tried first. Each gives every searched key a value of its dimension."""
     key: Key = ("arms", arm.name, "first")
     entries = (document.mapping(key[:-1]) or {}).get("first", [])
     if not isinstance(entries, list):
         document.refuse(key, "must be a list of mappings, each with a value for every searched key")
         return ()
-    read: list[Mapping[str, Scalar]] = []
-    for index in range(len(entries)):
-        entry = document.mapping((*key, index))
-        if entry is not None:
-            read.append(_read_entry(document, arm, (*key, index), entry))
-    return tuple(read)
+    keys: list[Key] = [(*key, index) for index in range(len(entries))]
+    bodies = ((entry_key, document.mapping(entry_key)) for entry_key in keys)
+    return tuple(_read_entry(document, arm, entry_key, body) for entry_key, body in bodies if body is not None)
 
 
 def _read_entry(document: Document, arm: ArmConfig, key: Key, entry: Mapping[str, Value]) -> Mapping[str, Scalar]:
@@ -272,7 +270,7 @@ def _read_entry(document: Document, arm: ArmConfig, key: Key, entry: Mapping[str
             ends = ", ".join(shown(end) for end in dimension.ends())
             among = f"one of {ends}" if "choice" in type(dimension).model_fields else f"within [{ends}]"
             document.refuse((*key, name), f"must be {among}")
-        else:  # 16.0 is 16 where that was listed
+        else:  # a listed 16 is meant by 16.0 as well
             listed = dimension.choice if isinstance(dimension, Choice) else ()
             given[name] = next((choice for choice in listed if is_among(value, (choice,))), value)
     return given

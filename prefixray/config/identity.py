@@ -1,18 +1,22 @@
-"""What makes two sweeps the same, and a sweep file as it was read."""
+"""What makes two sweeps the same sweep, and a configuration as JSON.
+
+A sweep that was stopped goes on in its folder only where its identity is unchanged: all that its numbers depend on.
+"""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prefixray.config.load import _BUDGETS
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.errors import UserError
 from prefixray.system.yaml_document import shown
 
+_BUDGETS = frozenset({"num_trials", "max_hours", "max_gpu_hours", "concurrency", "max_failures"})
+
 
 def dump(config: SweepConfig) -> dict[str, Any]:
-    """The configuration as JSON can hold it."""
+    """The configuration as plain values that JSON can hold."""
     return config.model_dump(mode="json", by_alias=True)
 
 
@@ -29,7 +33,7 @@ def _without_order(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stored_config(folder: Path) -> SweepConfig:
-    """The configuration that a sweep in this folder was last run with, overrides included."""
+    """The configuration of the last run of the sweep in this folder, overrides included."""
     path = folder / "sweep.json"
     try:
         return restore(json.loads(path.read_text(encoding="utf-8")))
@@ -38,17 +42,15 @@ def stored_config(folder: Path) -> SweepConfig:
 
 
 def identity(config: SweepConfig) -> dict[str, Any]:
-    """What may not change when a sweep goes on: everything but budgets, tracking and `final`."""
-    whole = dump(config)
-    for key in ("final", "tracking"):
-        del whole[key]
-    whole["search"] = {key: value for key, value in whole["search"].items() if key not in _BUDGETS}
-    whole["arms"] = {arm.name: _arm_identity(arm) for arm in config.arms}
-    return whole
+    """All values that may not change when a sweep goes on: everything but budgets, `tracking` and `final`."""
+    values = {key: value for key, value in dump(config).items() if key not in ("final", "tracking")}
+    values["search"] = {key: value for key, value in values["search"].items() if key not in _BUDGETS}
+    values["arms"] = {arm.name: _arm_identity(arm) for arm in config.arms}
+    return values
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two identities, a line each: `train.num_steps: 40 -> 60`."""
+    """The differences between two identities, one line each: `train.num_steps: 40 -> 60`."""
     lines: list[str] = []
     for key in [*old, *(key for key in new if key not in old)]:
         if key not in new:

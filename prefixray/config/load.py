@@ -1,7 +1,7 @@
-"""A sweep file becomes a `SweepConfig`: read, checked as a whole, and compared with what an earlier run was told.
+"""A sweep file becomes a `SweepConfig`: read, and checked as a whole.
 
-All problems of a file come at once, as `file:line: key: problem`, before anything heavy is imported. Paths in the file
-are relative to the working directory, like the file's own.
+All problems of a file are reported at once, as `file:line: key: problem`, before anything heavy is imported. Paths in
+the file are relative to the working directory, like the file's own path.
 """
 
 from collections.abc import Sequence
@@ -23,19 +23,20 @@ from prefixray.system.yaml_document import Document, Key, read_document, suggest
 
 _Section = TypeVar("_Section", bound=BaseModel)
 _RUNS = Path("runs")
-_BUDGETS = frozenset({"num_trials", "max_hours", "max_gpu_hours", "concurrency", "max_failures"})
 _FILES = ("train", "dev", "test")
 
 
 def load_sweep(path: Path | str, overrides: Sequence[str] = (), scales: Sequence[str] = ()) -> SweepConfig:
-    """Read a sweep file at the scales that are named; each override is `dotted.key=value`, its value YAML.
+    """Read a sweep file, with the values of the named scales and then of the overrides in place of its own.
+
+    An override is written `dotted.key=value`, with the value in YAML.
 
     Raises `UserError` with every problem of the file, the scales and the overrides.
     """
     document = read_document(path)
     apply_scales(document, scales)
     for override in overrides:
-        _check_place(override, document)
+        _check_names_its_arm(override, document)
         document.override(override)
     config = _validated(document)
     train = _section(document, "train", TrainConfig)
@@ -53,8 +54,8 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = (), scales: Sequence
     return config.model_copy(update={"arms": arms})
 
 
-def _check_place(override: str, document: Document) -> None:
-    """Raise `UserError` where the key is an arm's, but does not say which arm's."""
+def _check_names_its_arm(override: str, document: Document) -> None:
+    """Raise `UserError` for an override of an arm's key that does not say which arm."""
     key = override.partition("=")[0].strip()
     names = {name for method in METHODS.values() for name in method.model_fields} | {"learning_rate"}
     if key in names or key == "train.learning_rate":
@@ -64,7 +65,7 @@ def _check_place(override: str, document: Document) -> None:
 
 
 def find_sweep(where: Path | str, scales: Sequence[str] = ()) -> Path:
-    """The results folder that is meant: by the folder itself, its name under runs/, or the sweep file and its scales.
+    """The results folder of a sweep, given as that folder, as its name under runs/, or as the sweep file and scales.
 
     Raises `UserError` where there are no results.
     """
@@ -94,7 +95,7 @@ def _has_results(folder: Path) -> bool:
 
 
 def _validated(document: Document) -> SweepConfig | None:
-    """The configuration without its arms; its problems go to the document."""
+    """The configuration without its arms. Its problems are added to the document's."""
     try:
         return parse(SweepConfig, {**document.values, "arms": []})
     except ValidationError as error:
@@ -103,7 +104,7 @@ def _validated(document: Document) -> SweepConfig | None:
 
 
 def _section(document: Document, name: str, model: type[_Section]) -> _Section | None:
-    """A section, where it is valid on its own, so that the others' checks can go on."""
+    """One section, or None where it is not valid: the checks of the other sections can still run."""
     values = document.values.get(name, {})
     try:
         return parse(model, values) if isinstance(values, dict) else None
@@ -112,7 +113,7 @@ def _section(document: Document, name: str, model: type[_Section]) -> _Section |
 
 
 def _check_task(document: Document) -> None:
-    """Each task has the keys that it needs and no others, and its files exist."""
+    """The task must have the keys that it needs and no others, and its files must exist."""
     task = _section(document, "task", TaskConfig)
     if task is None:
         return
@@ -136,7 +137,7 @@ def _check_task(document: Document) -> None:
 
 
 def _check_subsets(document: Document, task: TaskConfig) -> None:
-    """How much is trained on is said in one way."""
+    """The size of the training set must be given by one key alone."""
     for key, others in {"fraction": ("num_train", "low_data"), "low_data": ("num_train", "num_dev")}.items():
         for other in others if getattr(task, key) is not None else ():
             if getattr(task, other) not in (None, "all"):
@@ -154,7 +155,7 @@ def _check_base(document: Document) -> None:
 def _check_search(
     document: Document, search: SearchConfig | None, train: TrainConfig | None, arms: Sequence[ArmConfig]
 ) -> None:
-    """The rungs lie within the schedule, after twice the warm-up of every arm."""
+    """The rungs must lie within the schedule, and not before twice the warm-up of any arm."""
     if search is None or train is None or not search.rungs:
         return
     key = ("search", "rungs")
@@ -171,7 +172,7 @@ def _check_search(
 
 
 def _check_precision(document: Document, arms: Sequence[ArmConfig]) -> None:
-    """What is trained in full is not stored in 4 bits."""
+    """Weights that are trained in full cannot be stored in 4 bits."""
     for arm in arms:
         if arm.exclusive and arm.train.precision == "4bit":
             problem = "full fine-tuning trains the base's own weights, and train.precision 4bit stores them in 4 bits"
@@ -179,13 +180,13 @@ def _check_precision(document: Document, arms: Sequence[ArmConfig]) -> None:
 
 
 def _longest_warmup(arm: ArmConfig) -> int:
-    own = arm.dimensions["warmup_steps"].ends() if "warmup_steps" in arm.dimensions else ()
-    values = [*own, arm.fixed.get("warmup_steps", 0)]
+    searched = arm.dimensions["warmup_steps"].ends() if "warmup_steps" in arm.dimensions else ()
+    values = [*searched, arm.fixed.get("warmup_steps", 0)]
     return max(value for value in values if isinstance(value, int))
 
 
 def _check_final(document: Document) -> None:
-    """The reference is an arm, the metric one of the task's, and the lengths leave room for text."""
+    """The reference must be an arm, the metrics the task's, and the lengths must leave room for text."""
     final = _section(document, "final", FinalConfig)
     task = _section(document, "task", TaskConfig)
     arms = document.values.get("arms")
@@ -202,16 +203,17 @@ def _check_final(document: Document) -> None:
 
 
 def _check_metrics(document: Document, task: TaskName, final: FinalConfig) -> None:
-    """Every metric is one of the task's, and what is not in Python is on this machine."""
+    """Every metric must be one of the task's. One that runs Java must be able to run on this machine."""
     metrics = [f"test/{metric}" for metric in CATALOG[task].metrics]
-    more: list[tuple[Key, str]] = [
-        (("final", "more_metrics", index), name) for index, name in enumerate(final.more_metrics)
-    ]
-    for key, name in [(("final", "metric"), final.metric), *more]:
+    named: list[tuple[Key, str]] = [(("final", "metric"), final.metric)]
+    named += [(("final", "more_metrics", index), name) for index, name in enumerate(final.more_metrics)]
+    for key, name in named:
         if name not in metrics:
             document.refuse(key, f"must be one of {', '.join(metrics)} for task {task}")
         elif name == "test/meteor_1_5":
-            from prefixray.metrics.meteor import meteor_problem  # sacrebleu and numpy, for this alone
+            from prefixray.metrics.meteor import (
+                meteor_problem,  # brings sacrebleu and numpy, which nothing else here needs
+            )
 
             if problem := meteor_problem():
                 document.refuse(key, problem)

@@ -1,23 +1,24 @@
-"""What a searched value is: a choice, a range of numbers, or either under a condition on another value.
+"""Searched values: a choice or a range of numbers, each perhaps under a condition on another value.
 
 A dimension stands in the sweep file where the value would stand: `preseqlen: {choice: [1, 5, 10]}`. The dimensions of
-an arm are ordered: a condition refers to what stands above it.
+an arm are ordered: a condition refers to keys above its own.
 """
 
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal, Self, TypeGuard
+from typing import Annotated, Literal, TypeGuard, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from prefixray.system.records import Scalar
 
 _MOST = 10_000  # configurations of a space that are counted
+Bounds = TypeVar("Bounds", tuple[float, float], tuple[int, int])
 
 
 class Dimension(BaseModel):
-    """A searched value, possibly only under a condition."""
+    """A searched value, perhaps only under a condition."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -25,30 +26,50 @@ class Dimension(BaseModel):
     """Other keys of the arm and the values under which this dimension is searched; otherwise the default holds."""
 
     def is_active(self, values: Mapping[str, Scalar]) -> bool:
-        """Whether it is searched, given the values of the keys above it."""
+        """Whether its condition is met, given the values of the keys above it."""
         return all(key in values and is_among(values[key], allowed) for key, allowed in self.when.items())
 
     def ends(self) -> tuple[Scalar, ...]:
         """Values that must be valid for the whole dimension to be valid: every choice, or both ends of a range."""
-        raise AssertionError("a dimension is one of the four kinds")
+        raise NotImplementedError
 
     def size(self) -> float:
-        """How many different values it has; infinite for a range of floats."""
-        raise AssertionError("a dimension is one of the four kinds")
+        """How many different values it has: infinitely many for a range of floats."""
+        return math.inf
 
     def values(self) -> Iterable[Scalar]:
         """All its values, where their number is finite."""
         raise AssertionError("a range of floats has no list of values")
 
     def contains(self, value: Scalar) -> bool:
-        """Whether the value is one of its values."""
-        raise AssertionError("a dimension is one of the four kinds")
+        """Whether the value is one of its values; of a range of floats, any number between the ends."""
+        low, high = self.ends()
+        return _is_number(value) and _is_number(low) and _is_number(high) and low <= value <= high
+
+
+def _distinct(values: tuple[Scalar, ...]) -> tuple[Scalar, ...]:
+    for index, value in enumerate(values):
+        if is_among(value, values[:index]):
+            raise ValueError("must not list a value twice")
+    return values
+
+
+def _ascending(bounds: Bounds) -> Bounds:
+    if not bounds[0] < bounds[1]:
+        raise ValueError("the low end must be below the high end")
+    return bounds
+
+
+def _positive(bounds: Bounds) -> Bounds:
+    if bounds[0] <= 0:
+        raise ValueError("the low end must be above 0")
+    return bounds
 
 
 class Choice(Dimension):
     """`{choice: [a, b, ...]}`: one of the listed values; `null` may be one."""
 
-    choice: tuple[Scalar, ...] = Field(min_length=1)
+    choice: Annotated[tuple[Scalar, ...], Field(min_length=1), AfterValidator(_distinct)]
 
     def ends(self) -> tuple[Scalar, ...]:  # noqa: D102
         return self.choice
@@ -62,60 +83,29 @@ class Choice(Dimension):
     def contains(self, value: Scalar) -> bool:  # noqa: D102
         return is_among(value, self.choice)
 
-    @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        for index, value in enumerate(self.choice):
-            if is_among(value, self.choice[:index]):
-                raise ValueError("must not list a value twice")
-        return self
-
 
 class Uniform(Dimension):
     """`{uniform: [low, high]}`: a float between the two."""
 
-    uniform: tuple[float, float]
+    uniform: Annotated[tuple[float, float], AfterValidator(_ascending)]
 
     def ends(self) -> tuple[Scalar, ...]:  # noqa: D102
         return self.uniform
-
-    def size(self) -> float:  # noqa: D102
-        return math.inf
-
-    def contains(self, value: Scalar) -> bool:  # noqa: D102
-        return _is_number(value) and self.uniform[0] <= value <= self.uniform[1]
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        _check_order(self.uniform)
-        return self
 
 
 class LogUniform(Dimension):
     """`{log_uniform: [low, high]}`: a positive float whose logarithm is uniform between the two."""
 
-    log_uniform: tuple[float, float]
+    log_uniform: Annotated[tuple[float, float], AfterValidator(_ascending), AfterValidator(_positive)]
 
     def ends(self) -> tuple[Scalar, ...]:  # noqa: D102
         return self.log_uniform
-
-    def size(self) -> float:  # noqa: D102
-        return math.inf
-
-    def contains(self, value: Scalar) -> bool:  # noqa: D102
-        return _is_number(value) and self.log_uniform[0] <= value <= self.log_uniform[1]
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        _check_order(self.log_uniform)
-        if self.log_uniform[0] <= 0:
-            raise ValueError("the low end must be above 0")
-        return self
 
 
 class Int(Dimension):
     """`{int: [low, high]}`: a whole number between the two, both included."""
 
-    int_: tuple[int, int] = Field(alias="int")
+    int_: Annotated[tuple[int, int], AfterValidator(_ascending)] = Field(alias="int")
 
     def ends(self) -> tuple[Scalar, ...]:  # noqa: D102
         return self.int_
@@ -127,12 +117,7 @@ class Int(Dimension):
         return range(self.int_[0], self.int_[1] + 1)
 
     def contains(self, value: Scalar) -> bool:  # noqa: D102
-        return type(value) is int and self.int_[0] <= value <= self.int_[1]
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        _check_order(self.int_)
-        return self
+        return type(value) is int and super().contains(value)
 
 
 AnyDimension = Choice | Uniform | LogUniform | Int
@@ -169,8 +154,3 @@ def _configurations(
 
 def _is_number(value: Scalar) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_order(bounds: tuple[float, float]) -> None:
-    if not bounds[0] < bounds[1]:
-        raise ValueError("the low end must be below the high end")
