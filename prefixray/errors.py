@@ -1,8 +1,8 @@
-"""What a user is told when something is wrong: a line per problem, no traceback, no credentials.
+"""Errors that a user can mend: a line for each problem, no traceback, no credentials.
 
-Credentials stay where they are given: what is logged, printed or sent elsewhere goes through `redacted` first. Hidden
-are logins and tokens inside addresses, tokens of the hub by their form, and the values of environment variables whose
-names say that they are secret.
+All text that is logged, printed or sent elsewhere goes through `redacted` first. It hides logins and tokens in
+addresses, the hub's tokens, which it knows by their form, and the values of environment variables with names like
+TOKEN or PASSWORD.
 """
 
 import os
@@ -12,39 +12,39 @@ _IN_ADDRESS = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
 _IN_QUERY = re.compile(r"(?i)([?&](?:access_token|token|api_key|password|secret|sig|signature)=)[^&\s'\"]+")
 _OF_HUB = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _SECRET_NAME = re.compile(r"(?i)(?:TOKEN|PASSWORD|PASSWD|SECRET|SECRET_ACCESS_KEY|API_KEY|CREDENTIALS)$")
-_SHORTEST = 8  # a value that is shorter would hide ordinary words
+_SHORTEST = 8  # hiding a shorter value would hide ordinary words
 
 
 class UserError(Exception):
-    """What the user can mend: one line per problem, each with its place, value, requirement and remedy."""
+    """Problems that the user can mend: one line for each, with its place, value, requirement and remedy."""
 
     def __init__(self, *problems: str) -> None:
         self.problems = tuple(redacted(problem) for problem in problems)
         super().__init__("\n".join(self.problems))
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, ...]]:
-        """Pickled as it was made: it travels from workers to the driver."""
+        """Pickle it by its problems: it travels from workers to the driver."""
         return type(self), self.problems
 
 
 class SweepFailed(UserError):
-    """What kept a sweep from its end although nothing that the user wrote is wrong."""
+    """The reason why a sweep ended early, although nothing that the user wrote is wrong."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or of what it is called where it says nothing."""
+    """The first line of an error's message, or the error's type where it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def is_of_disk(error: Exception) -> bool:
-    """Whether it comes from a file system, not from the network or from elsewhere."""
+    """Whether the error comes from a file system, not from the network or from elsewhere."""
     return isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
 
 
 def disk_problem(error: OSError) -> str:
-    """What the file system has against it, and what to do."""
-    place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{error.strerror or error}; make room or give access there, then run the same command again"
+    """The file system's reason, and the remedy."""
+    prefix = f"{error.filename}: " if error.filename else ""
+    return f"{prefix}{error.strerror or error}; make room or give access there, then run the same command again"
 
 
 def redacted(text: str) -> str:

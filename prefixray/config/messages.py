@@ -1,7 +1,7 @@
-"""pydantic's verdicts in our own sentences: what is wrong with a key, and what its value must be.
+"""pydantic's errors in our own sentences: what is wrong with a key, and what its value must be.
 
-What a value must be is read off the field's JSON schema, so that the whole requirement is said ("must be a whole number
-above 0, or 'all'"), whichever part of it was missed.
+The requirement is read off the field's JSON schema. So a message states all of it ("must be a whole number above 0, or
+'all'"), whichever part the value fails.
 """
 
 import functools
@@ -23,7 +23,7 @@ def parse(model: type[Model], values: Mapping[str, Value]) -> Model:
 
 
 def explain(error: ValidationError, model: type[BaseModel], document: Document) -> None:
-    """Add every error to the document's problems; the model's fields are the document's top-level keys."""
+    """Add every error to the document's problems. The model's fields are the document's top-level keys."""
     for detail in error.errors():
         owner, key = _owner(model, detail["loc"])
         if detail["type"] == "missing":
@@ -35,7 +35,7 @@ def explain(error: ValidationError, model: type[BaseModel], document: Document) 
 
 
 def requirement(model: type[BaseModel], field: str, detail: ErrorDetails, value: Value) -> str:
-    """What the value of a field must be, given the error that it caused."""
+    """What the value of a field must be, for a message about the error that the value caused."""
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
     return f"must be {describe(model, field)}{_nearest_choice(model, field, value)}"
@@ -47,7 +47,7 @@ def describe(model: type[BaseModel], field: str) -> str:
 
 
 def _owner(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[type[BaseModel], Key]:
-    """The model that an error's field belongs to, and the field's key; the parts of unions and lists are left out."""
+    """The model that an error's field belongs to, and the field's key without the parts of unions and lists."""
     for depth, part in enumerate(loc, start=1):
         field = model.model_fields.get(str(part))
         inner = field.annotation if field is not None else None

@@ -1,7 +1,7 @@
-"""Scales of a sweep file: named sets of values that take the place of the file's own, as `--set` would.
+"""Scales of a sweep file: named sets of values that replace the file's own, as `--set` would.
 
-A paper's table is one file; `--scale laptop` makes the same comparison on a smaller base and fewer rows. The results of
-a scaled sweep have a folder of their own, `NAME-laptop`, so that nobody takes one for the other.
+A paper's table is one file; `--scale laptop` makes the same comparison on a smaller base and fewer rows. A scaled sweep
+is named `NAME-laptop`, so its results lie in a folder of their own.
 """
 
 import re
@@ -14,22 +14,22 @@ _KEY = "scale"
 
 
 def apply_scales(document: Document, chosen: Sequence[str]) -> None:
-    """Take the block `scale` out of the document and put what the chosen scales say in place, in their order.
+    """Take the block `scale` out of the document, and put the values of the chosen scales in place, in their order.
 
-    Problems go to the document: with the block itself, whichever scale is chosen, and with a choice that it lacks.
+    The whole block is checked, whichever scale is chosen. Problems are added to the document's.
     """
     known = _checked(document)
-    for name in chosen:
-        if name not in known:
-            hint = suggestion(name, known, what="the scales are") or " (the file has no scales)"
-            document.complain((), f"--scale {name}: no such scale{hint}")
+    for scale in chosen:
+        if scale not in known:
+            hint = suggestion(scale, known, what="the scales are") or " (the file has no scales)"
+            document.complain((), f"--scale {scale}: no such scale{hint}")
             continue
-        for key in known[name]:
-            document.put((_KEY, name, key), tuple(key.split(".")))
+        for key in known[scale]:
+            document.put((_KEY, scale, key), tuple(key.split(".")))
     document.values.pop(_KEY, None)
-    own_name = document.values.get("name")
-    if isinstance(own_name, str):
-        document.values["name"] = "-".join((own_name, *chosen))
+    name = document.values.get("name")
+    if isinstance(name, str):
+        document.values["name"] = "-".join((name, *chosen))
 
 
 def scale_names(document: Document) -> list[str]:
@@ -39,7 +39,7 @@ def scale_names(document: Document) -> list[str]:
 
 
 def _checked(document: Document) -> dict[str, list[str]]:
-    """The dotted keys of each scale that can be read."""
+    """The scales and their dotted keys, as far as they are valid."""
     if _KEY not in document.values:
         return {}
     known: dict[str, list[str]] = {}

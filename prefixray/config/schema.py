@@ -1,4 +1,4 @@
-"""The types that a sweep file becomes: frozen, checked, one class per section, every field explained where it stands.
+"""The types that a sweep file becomes: one frozen class per section, with a sentence beneath each field.
 
 `load.py` reads the YAML into them; nothing else constructs a `SweepConfig`.
 """
@@ -15,7 +15,7 @@ from prefixray.data.task_config import TaskConfig
 from prefixray.system.records import Scalar, Strict, Text
 
 RECIPE_OF_ALL = frozenset({"eval_every", "precision", "gradient_checkpointing"})
-"""Keys of `train` that an arm may not override: they make arms comparable."""
+"""Keys of `train` that an arm may not override: arms are comparable only where these are the same."""
 
 
 class ArmConfig(Strict):
@@ -24,11 +24,11 @@ class ArmConfig(Strict):
     name: str
     """The arm's name in the sweep file."""
     method: MethodName
-    """The method; in the file it may be left out where the arm is called like it."""
+    """The method; in the file it may be left out where the arm has the method's name."""
     fixed: Mapping[str, Scalar]
-    """Values that are not searched."""
+    """The values that are not searched, by their keys."""
     dimensions: Mapping[str, AnyDimension]
-    """Values that are."""
+    """The values that are searched, by their keys."""
     num_trials: PositiveInt
     """Trials of the search; 1 where nothing is searched."""
     first: tuple[Mapping[str, Scalar], ...] = ()
@@ -38,13 +38,13 @@ class ArmConfig(Strict):
 
     @property
     def num_steps(self) -> int:
-        """Steps of a whole schedule of each of its trials: the same for all of them, so that rungs compare like."""
+        """Steps of a whole schedule: the same for all trials of the arm, so that those at a rung are comparable."""
         steps = self.fixed.get("num_steps")
         return steps if isinstance(steps, int) else self.train.num_steps
 
     @property
     def exclusive(self) -> bool:
-        """Whether a trial cannot share the base, and so has a worker to itself."""
+        """Whether a trial cannot share the base, and so needs a worker alone."""
         return METHODS[self.method].has_own_model
 
     def is_searched(self, key: str, values: Mapping[str, Scalar]) -> bool:
@@ -52,16 +52,16 @@ class ArmConfig(Strict):
         return self.dimensions[key].is_active({**self.fixed, **values})
 
     def trial(self, values: Mapping[str, Any]) -> TrialConfig:
-        """The configuration in which the searched keys have these values; pydantic's errors where they are wrong.
+        """The configuration in which the searched keys have these values.
 
-        Strict as JSON is: true is not 1, 5.0 is not a whole number, and "5" is no number.
+        Values are taken as strictly as in JSON: true is not 1, 5.0 is not a whole number, and "5" is no number. Raises
+        pydantic's `ValidationError`.
         """
         given = {**self.fixed, **values}
-        own = {key: value for key, value in given.items() if key in METHODS[self.method].model_fields}
-        recipe = {key: value for key, value in given.items() if key not in own}
-        method = {**own, "method": self.method}
-        whole = {**self.train.model_dump(), **recipe, "arm": self.name, "method": method}
-        return TrialConfig.model_validate_json(json.dumps(whole), strict=True)
+        of_method = {key: value for key, value in given.items() if key in METHODS[self.method].model_fields}
+        recipe = {**self.train.model_dump(), **{key: value for key, value in given.items() if key not in of_method}}
+        trial = {**recipe, "arm": self.name, "method": {**of_method, "method": self.method}}
+        return TrialConfig.model_validate_json(json.dumps(trial), strict=True)
 
 
 class SearchConfig(Strict):
@@ -107,7 +107,7 @@ class DecodingSettings(Strict):
 
 
 class FinalRuns(Strict):
-    """What runs in the final stage, and by what it is compared."""
+    """How many runs the final stage has, and the metrics by which they are compared."""
 
     candidates: PositiveInt = 1
     """Configurations per arm that are retrained and compared on dev by `metric`; with 1 there is nothing to compare."""

@@ -9,7 +9,7 @@ from prefixray.system.records import Share, Strict, Text
 
 
 class TrainConfig(Strict):
-    """The recipe that all arms share; an arm may override any of it but what `RECIPE_OF_ALL` names."""
+    """The recipe that all arms share. An arm may override any key but those of `RECIPE_OF_ALL`."""
 
     batch_size: PositiveInt = 8
     """Examples per forward of a trial."""
@@ -20,9 +20,9 @@ class TrainConfig(Strict):
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises from 0."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls to 0 after the warm-up, or that it does not."""
+    """How the learning rate falls to 0 after the warm-up; constant: not at all."""
     weight_decay: float = Field(default=0.0, ge=0.0)
-    """AdamW's, on matrices only."""
+    """AdamW's weight decay, on matrices only."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Each trial's gradient is scaled down to this norm; null: not at all."""
     objective: Literal["token_mean", "sentence_sum"] = "token_mean"
@@ -36,8 +36,8 @@ class TrainConfig(Strict):
     """Keep only what goes into each block and compute the rest again in the backward: less memory, a third more time.
     """
     precision: Literal["auto", "fp32", "bf16", "4bit"] = "auto"
-    """The frozen base's; trained parts are fp32. auto: bf16 where the hardware multiplies bf16 matrices. 4bit: NF4
-    weights, computed in bf16, on a GPU with the extra prefixray[4bit]."""
+    """The frozen base's precision; trained parts are fp32. auto: bf16 where the hardware multiplies bf16 matrices.
+    4bit: NF4 weights, computed in bf16, on a GPU with the extra prefixray[4bit]."""
 
     @field_validator("warmup_steps")
     @classmethod
@@ -104,7 +104,7 @@ class PrefixTrial(MethodConfig):
         return sites if sites is None else SITE_JOIN.join(site for site in SITES if site in names)
 
     def active_sites(self, available: Collection[str]) -> tuple[str, ...]:
-        """The sites, of those that a base has, that get a prefix; in the order of `SITES`."""
+        """The sites that get a prefix, of those that a base has, in the order of `SITES`."""
         wanted = SITES if self.sites is None else self.sites.split(SITE_JOIN)
         return tuple(site for site in SITES if site in wanted and site in available)
 
@@ -155,12 +155,12 @@ class LoraTrial(MethodConfig):
 
     @property
     def numerator(self) -> float:
-        """What stands over the rank in the scale of the update."""
+        """The numerator of the update's scale, numerator / rank."""
         return 2.0 * self.rank if self.alpha is None else self.alpha
 
 
 class FinetuneTrial(MethodConfig):
-    """Fine-tuning: weights of an own copy of the base, fp32 master weights, the model's own dropout."""
+    """Fine-tuning: the weights of a copy of the base, with fp32 master weights and the model's own dropout."""
 
     noun = "fine-tuning"
     has_own_model = True

@@ -30,5 +30,5 @@ def load_own_data(config: DataConfig) -> Splits:
 
 
 def _group_of(column: str | None) -> Callable[[Row], str | None] | None:
-    """How a row says its group: by the text in a column, which not every row needs to have."""
+    """How a row names its group: as text in a column, which some rows may lack."""
     return None if column is None else lambda row: None if row.get(column) is None else str(row[column])

@@ -1,8 +1,8 @@
 """Data-to-text: E2E (restaurants; in the package), WebNLG 2017 (triples; folder or hub set), DART (triples; folder).
 
 All are linearised as in Li & Liang 2021, so that prefixes and published numbers can be compared.
-E2E's targets are the official references, stripped but not tokenised as the original's files are: the challenge scores
-against the official ones, and a model of cased, untokenised text need not learn another spelling first.
+E2E's targets are the official references, stripped, but not tokenised like those in the original's files. The challenge
+scores against the official references, and a model of cased, untokenised text need not learn another spelling first.
 """
 
 import csv
@@ -25,7 +25,7 @@ from prefixray.errors import UserError
 
 HUB_CONFIG = "webnlg_challenge_2017"
 
-E2E_FIELDS = {  # the meaning representation's name of a field -> ours, in the order of the linearisation
+E2E_FIELDS = {  # a field's name in the meaning representation -> its name in a source; in the source's order
     "name": "name",
     "eatType": "Type",
     "food": "food",
@@ -42,7 +42,7 @@ Triple = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class TripleSet:
-    """An entry of WebNLG: triples, and the texts that say them, each with the crowd's verdict on it."""
+    """An entry of WebNLG: triples, and texts that express them, each with the crowd's verdict on it."""
 
     category: str
     triples: tuple[Triple, ...]
@@ -58,8 +58,9 @@ def load_e2e(config: DataConfig) -> Splits:
 def load_webnlg(config: DataConfig) -> Splits:
     """The WebNLG challenge of 2017, from the folder or the hub data set that `task.path` names.
 
-    The loss is computed on texts marked "good" only; scoring takes all. A source's group says whether its category
-    occurs in train ("seen", "unseen"). Raises `UserError` when the path leads nowhere or a file is broken.
+    The loss is computed on texts marked "good" only; hypotheses are scored against all texts. A source's group is
+    "seen" where its category occurs in train, else "unseen". Raises `UserError` where the path leads nowhere or a file
+    is broken.
     """
     if config.path is None:
         raise UserError("task.path: webnlg needs the folder of the 2017 challenge's files or a hub data set")
@@ -80,10 +81,9 @@ def load_dart(config: DataConfig) -> Splits:
     for split in ("train", "dev", "test"):
         files = sorted(folder.glob(f"*{split}*.json")) + sorted(folder.glob(f"*{split}*.json.gz"))
         if len(files) != 1:
-            found = ", ".join(file.name for file in files) or "none"
-            problems.append(
-                f"task.path: {folder}: must have one file *{split}*.json or *{split}*.json.gz; found {found}"
-            )
+            names = ", ".join(file.name for file in files) or "none"
+            must = f"must have one file *{split}*.json or *{split}*.json.gz"
+            problems.append(f"task.path: {folder}: {must}; found {names}")
             continue
         try:
             splits.append(_read_dart(files[0]))
@@ -95,7 +95,7 @@ def load_dart(config: DataConfig) -> Splits:
 
 
 def linearise_meaning(meaning: str) -> str:
-    """`name[The Eagle], priceRange[£20-25]` -> `name : The Eagle | price : £ 20 - 25`, the fields in fixed order."""
+    """`name[The Eagle], priceRange[£20-25]` -> `name : The Eagle | price : £ 20 - 25`, with fields in a fixed order."""
     values = dict(re.findall(r"(\w[\w ]*)\[([^\]]*)\]", meaning))
     assert values.keys() <= E2E_FIELDS.keys(), f"unknown field in {meaning}"
     fields = [(ours, values[theirs]) for theirs, ours in E2E_FIELDS.items() if theirs in values]
@@ -103,12 +103,12 @@ def linearise_meaning(meaning: str) -> str:
 
 
 def linearise_triples(triples: Iterable[Triple]) -> str:
-    """` | subject : property : object` for each triple: a bar stands before the first one too."""
+    """` | subject : property : object` for each triple, with a bar before the first triple too."""
     return "".join(f" | {subject} : {property_} : {object_}" for subject, property_, object_ in triples)
 
 
 def linearise_dart(triples: Iterable[Triple]) -> str:
-    """`subject : relation : object` for each triple, the relation in lower case, a bar between them."""
+    """`subject : relation : object` for each triple, with bars between triples and relations in lower case."""
     return " | ".join(f"{subject} : {relation.lower()} : {object_}" for subject, relation, object_ in triples)
 
 
@@ -128,7 +128,7 @@ def _read_dart(file: Path) -> list[Entry]:
 
 
 def _read_whole(file: Path) -> Any:  # noqa: ANN401
-    """What a JSON file holds, gzipped or not. Raises `UserError` with its place."""
+    """The content of a JSON file, gzipped or not. Raises `UserError` with the file's name and line."""
     try:
         content = file.read_bytes()
         return json.loads(gzip.decompress(content) if file.suffix == ".gz" else content)
@@ -169,21 +169,24 @@ def _entries(sets: Sequence[TripleSet], seen: set[str]) -> list[Entry]:
 
 
 def _without_copies(test: Sequence[TripleSet]) -> list[TripleSet]:
-    """The challenge gives test three times: without texts, with them, and the unseen categories once more."""
+    """The challenge has test three times: without texts, with texts, and its unseen categories again by themselves."""
     return list(dict.fromkeys(entry for entry in test if entry.texts))
 
 
 def _read_folder(folder: Path) -> list[list[TripleSet]]:
-    """Each split from FOLDER/SPLIT.json or from all XML files under FOLDER/SPLIT/; problems of all of them at once."""
+    """Each split from FOLDER/SPLIT.json or from all XML files under FOLDER/SPLIT/.
+
+    Raises `UserError` with the problems of all splits.
+    """
     splits, problems = [], []
     for split in ("train", "dev", "test"):
-        one_file, files = folder / f"{split}.json", sorted((folder / split).rglob("*.xml"))
+        json_file, xml_files = folder / f"{split}.json", sorted((folder / split).rglob("*.xml"))
         sets: list[TripleSet] = []
         try:
-            if one_file.is_file():
-                sets = _read_json(one_file)
-            elif files:
-                sets = [entry for file in files for entry in _read_xml(file)]
+            if json_file.is_file():
+                sets = _read_json(json_file)
+            elif xml_files:
+                sets = [entry for file in xml_files for entry in _read_xml(file)]
             else:
                 problems.append(f"task.path: {folder}: has neither {split}.json nor XML files in {split}/")
         except UserError as error:
@@ -228,11 +231,11 @@ def _read_json(file: Path) -> list[TripleSet]:
 
 def _read_hub(name: str) -> list[list[TripleSet]]:
     hub = load_hub(name, HUB_CONFIG, dev="dev", remedy="give the folder of the 2017 challenge's files")
-    return [_hub_split(name, split, found.rows) for split, found in hub.items()]
+    return [_hub_split(name, split, hub_rows.rows) for split, hub_rows in hub.items()]
 
 
 def _hub_split(name: str, split: str, rows: Iterable[Mapping[str, Any]]) -> list[TripleSet]:
-    """The form of `webnlg-challenge/web_nlg`; the challenge's one modified triple set of an entry is its first."""
+    """A split in the form of `webnlg-challenge/web_nlg`: of an entry's modified triple sets, the first counts."""
     sets = []
     for number, row in enumerate(rows):
         place = f"task.path: {name}: row {number} of {split}"
@@ -247,7 +250,7 @@ def _hub_split(name: str, split: str, rows: Iterable[Mapping[str, Any]]) -> list
 
 
 def _column(records: Mapping[str, list[Any]] | list[Mapping[str, Any]], key: str) -> list[Any]:
-    """One key of all records; `datasets` gives records as a list or, in its older form, as a mapping of lists."""
+    """One key's value in all records. `datasets` gives records as a list; its old form is a mapping of lists."""
     return list(records[key]) if isinstance(records, Mapping) else [record[key] for record in records]
 
 

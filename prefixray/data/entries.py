@@ -34,7 +34,7 @@ class ColumnsConfig(Strict):
 
 
 class DataConfig(Strict):
-    """What a loader needs of the section `task`: where the data is."""
+    """The part of the section `task` that a loader needs: where the data is."""
 
     name: str
     """The task's name in the catalog."""
@@ -55,13 +55,13 @@ class DataConfig(Strict):
 
     @property
     def paths(self) -> dict[str, str]:
-        """What it names of `TASK_PATHS`."""
+        """The values of `TASK_PATHS` that are given."""
         return {key: value for key in TASK_PATHS if (value := getattr(self, key)) is not None}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A source as a file gives it; the same source may come again."""
+    """A source with its texts, as one row or record of a file; other rows may have the same source."""
 
     source: str
     targets: tuple[str, ...]  # what a loss is computed on
@@ -71,7 +71,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Splits:
-    """The three splits whole, in the order of their files."""
+    """The three splits, whole and in the order of their files."""
 
     train: Sequence[Entry]
     dev: Sequence[Entry]
@@ -80,33 +80,32 @@ class Splits:
 
 @dataclass(frozen=True)
 class Form:
-    """Which columns hold what, and how their values become an entry."""
+    """Which columns hold the source and the target, and how their values become an entry."""
 
-    sources: tuple[str, ...]  # names of the source's column; the first that is there counts
-    targets: tuple[str, ...]  # the same for the target's
+    sources: tuple[str, ...]  # possible names of the source's column; the first that exists is read
+    targets: tuple[str, ...]  # the same for the target's column
     hint: str = ""  # the end of a message about a missing column; {} is source or target
     published: bool = False  # a published set: summary1, summary2 .. are references, a list of sentences is a source
     leaves_out_empty: bool = False  # rows without a source or a target are counted and left out, not refused
     clean_source: Callable[[str], str] = str.strip
     clean_target: Callable[[str], str] = str.strip
-    group: Callable[[Row], str | None] | None = None
+    group: Callable[[Row], str | None] | None = None  # a row's group of sources
 
     def problems(self, columns: Sequence[str]) -> list[str]:
         """Why rows with these columns cannot be read."""
-        there = ", ".join(columns) or "none"
+        existing = ", ".join(columns) or "none"
         problems = []
-        found = {"source": self._source_column(columns), "target": self._target_columns(columns)}
-        for key, names in {"source": self.sources, "target": self.targets}.items():
-            if not found[key]:
-                called = " or ".join(f'"{name}"' for name in names)
-                problems.append(f"no {called} column; columns are {there}{self.hint.format(key)}")
+        if self._source_column(columns) is None:
+            problems.append(f"no {_either(self.sources)} column; columns are {existing}{self.hint.format('source')}")
+        if not self._target_columns(columns):
+            problems.append(f"no {_either(self.targets)} column; columns are {existing}{self.hint.format('target')}")
         for name in (*self.sources, *self.targets):
             if columns.count(name) > 1:
                 problems.append(f'{columns.count(name)} columns are named "{name}"')
         return problems
 
     def entry(self, row: Row) -> Entry | list[str] | None:
-        """The row as an entry, or what is wrong with it; None where it is left out. Its columns have been checked."""
+        """The row as an entry, or its problems; None where it is left out. `problems` has passed its columns."""
         columns = list(row)
         column = self._source_column(columns)
         assert column is not None, f"no source among {columns}"
@@ -126,7 +125,7 @@ class Form:
         return Entry(self.clean_source(str(source)), targets=references, references=references, group=group)
 
     def _targets(self, row: Row) -> list[tuple[str, object]]:
-        """All references, each with the column that it stands in."""
+        """All references, each with the name of its column."""
         targets: list[tuple[str, object]] = []
         for name in self._target_columns(list(row)):
             value = row[name]
@@ -134,6 +133,7 @@ class Form:
         return targets
 
     def _joined(self, source: object) -> object:
+        """A published set's list of sentences as one text; any other value as it is."""
         if self.published and isinstance(source, list) and all(isinstance(sentence, str) for sentence in source):
             return " ".join(source)
         return source
@@ -151,16 +151,16 @@ class Form:
         return []
 
 
-def read_file(place: str, file: Path, form: Form) -> list[Entry]:
-    """The entries of one file; `place` is the key that names it. Raises `UserError` with all its problems."""
-    return _entries(str(file), f"{file}:", read_rows(place, file, form.problems), form)
+def read_file(key: str, file: Path, form: Form) -> list[Entry]:
+    """The entries of one file; `key` names the file in the sweep file. Raises `UserError` with all problems."""
+    return _entries(str(file), f"{file}:", read_rows(key, file, form.problems), form)
 
 
 def read_path(path: str, form: Form, *, hub_config: str | None = None) -> Splits:
     """The splits from the folder or the hub data set that `task.path` names.
 
-    A hub set is as it is: its rows without a source or a target are left out. Raises `UserError` with all problems,
-    and where a hub set cannot be loaded.
+    Nobody here can mend a hub set, so its rows without a source or a target are left out. Raises `UserError` with all
+    problems, and where a hub set cannot be loaded.
     """
     if is_folder(path):
         files = find_splits(path)
@@ -178,7 +178,7 @@ def read_path(path: str, form: Form, *, hub_config: str | None = None) -> Splits
 
 
 def gather(read: Callable[[str], list[Entry]]) -> Splits:
-    """The three splits, each read by its name. Raises `UserError` with the first 20 problems of all of them."""
+    """The three splits, each read by its name. Raises `UserError` with the first 20 problems of all splits."""
     splits: dict[str, list[Entry]] = {}
     problems: list[str] = []
     for split in SPLITS:
@@ -194,19 +194,19 @@ def gather(read: Callable[[str], list[Entry]]) -> Splits:
 
 
 def _entries(name: str, prefix: str, rows: Iterable[tuple[int, Row | str]], form: Form) -> list[Entry]:
-    """The entries of one split; `prefix` and the number of a row are its place in a message."""
+    """The entries of one split. In a message, `prefix` and the number of a row are its place."""
     entries: list[Entry] = []
     problems: list[str] = []
     num_left_out = 0
     for number, row in rows:
-        entry = [row] if isinstance(row, str) else form.entry(row)
-        match entry:
+        read = [row] if isinstance(row, str) else form.entry(row)
+        match read:
             case None:
                 num_left_out += 1
             case Entry():
-                entries.append(entry)
+                entries.append(read)
             case _:
-                problems += [f"{prefix}{number}: {problem}" for problem in entry]
+                problems += [f"{prefix}{number}: {problem}" for problem in read]
     if problems:
         raise UserError(*problems)
     if not entries:
@@ -217,12 +217,16 @@ def _entries(name: str, prefix: str, rows: Iterable[tuple[int, Row | str]], form
     return entries
 
 
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(f'"{name}"' for name in names)
+
+
 def _is_empty(text: object) -> bool:
     return text is None or (isinstance(text, str) and not text.strip())
 
 
 def text_problem(text: object) -> str | None:
-    """Why a value from a file is no text that can be read or scored; None where it is one."""
+    """Why a value from a file is no text that can be read or scored; None where nothing is wrong with it."""
     if not isinstance(text, str):
         return f"is {kind_of(text)}; it must be text"
     if not text.strip():

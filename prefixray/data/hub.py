@@ -9,7 +9,7 @@ from prefixray.errors import UserError, first_line
 
 @dataclass(frozen=True)
 class HubRows:
-    """A split: its rows, read from disk while it is iterated, and their columns."""
+    """A split: its columns, and its rows, which are read from disk one by one."""
 
     columns: tuple[str, ...]
     rows: Iterable[Row]
@@ -18,8 +18,8 @@ class HubRows:
 def load_hub(name: str, config: str | None, *, remedy: str, dev: str = "validation") -> dict[str, HubRows]:
     """The three splits of a hub data set, by our names.
 
-    `dev` is what the hub's own export calls that split. Raises `UserError` where the set cannot be loaded, with the
-    `remedy`, and where a split is missing.
+    `dev` is the name of that split in the hub's own export. Raises `UserError`: with the `remedy` where the set cannot
+    be loaded, and where a split is missing.
     """
     import datasets  # type: ignore[import-untyped, unused-ignore]  # takes a second, and most tasks do not need it
 
@@ -34,8 +34,9 @@ def load_hub(name: str, config: str | None, *, remedy: str, dev: str = "validati
         raise UserError(
             f"task.path: {name}: no such folder, nor can a hub data set be loaded: {first_line(error)}; {remedy}"
         ) from error
-    found = {split: [hub[each] for each in names if each in hub] for split, names in SPLITS.items()}
-    missing = [split for split, several in found.items() if not several]
+    named = {split: [name for name in names if name in hub] for split, names in SPLITS.items()}
+    missing = [split for split, names in named.items() if not names]
     if missing:
         raise UserError(f"task.path: {name}: has no split {', '.join(missing)}; its splits are {', '.join(hub)}")
-    return {split: HubRows(tuple(several[0].column_names), several[0]) for split, several in found.items()}
+    rows = {split: hub[names[0]] for split, names in named.items()}
+    return {split: HubRows(tuple(each.column_names), each) for split, each in rows.items()}

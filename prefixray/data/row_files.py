@@ -1,7 +1,7 @@
-"""Local files as rows, one at a time, each with the line that it starts on: JSONL, CSV, and pairs of line files.
+"""Local files as rows, each with the number of its first line: JSONL, CSV, and pairs of line files.
 
 JSONL and CSV may be gzipped. A pair of line files is the original's form of summarisation data: `train.source` and
-`train.target`, one example a line. Nothing is held in memory but the row that is read.
+`train.target`, one example a line. Only the current row is held in memory.
 """
 
 import csv
@@ -23,18 +23,18 @@ SPLITS: Mapping[str, tuple[str, ...]] = {
     "dev": ("dev", "validation", "val", "valid"),
     "test": ("test",),
 }
-"""What a split may be called, in a folder as on the hub."""
+"""The names that a split may have, in a folder and on the hub."""
 
 _ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz")
 _LINE_SUFFIX = ".source"
 
 Row = Mapping[str, object]
-Lines = Iterator[tuple[int, Row | str]]  # a line's number; the row that starts there, or what is wrong with it
-Check = Callable[[Sequence[str]], list[str]]  # what is wrong with these columns
+Lines = Iterator[tuple[int, Row | str]]  # a line's number, and the row that starts there or a problem with it
+Check = Callable[[Sequence[str]], list[str]]  # columns -> problems with them
 
 
 def is_folder(path: str) -> bool:
-    """Whether `task.path` names a folder here, not a hub data set. Raises `UserError` where it can name neither."""
+    """Whether `task.path` is a folder here, or else a hub data set. Raises `UserError` where it can be neither."""
     local = local_path(path)
     if local is not None and local.is_dir():
         return True
@@ -47,7 +47,7 @@ def is_folder(path: str) -> bool:
 
 def find_splits(path: str) -> dict[str, Path]:
     """The file of each split in a folder. Raises `UserError` for each split that has none, or several."""
-    folder, found, problems = Path(path).expanduser(), {}, []
+    folder, splits, problems = Path(path).expanduser(), {}, []
     for split, names in SPLITS.items():
         wanted = [f"{name}{suffix}" for name in names for suffix in (*_ROW_SUFFIXES, _LINE_SUFFIX)]
         files = [folder / name for name in wanted if (folder / name).is_file()]
@@ -58,38 +58,38 @@ def find_splits(path: str) -> dict[str, Path]:
             several = ", ".join(file.name for file in files)
             problems.append(f"task.path: {path}: has several files for {split}: {several}; keep one")
         else:
-            found[split] = files[0]
+            splits[split] = files[0]
     if problems:
         raise UserError(*problems)
-    return found
+    return splits
 
 
 def is_line_file(file: Path) -> bool:
-    """Whether it is the first of a pair of line files, which hold texts and nothing else."""
+    """Whether it is the first of a pair of line files: one text a line, and nothing else."""
     return file.suffix == _LINE_SUFFIX
 
 
-def read_rows(place: str, file: Path, check: Check) -> Lines:
-    """The rows of a file; where its form is read off the name.
+def read_rows(key: str, file: Path, check: Check) -> Lines:
+    """The rows of a file, whose name tells its form; `key` names the file in the sweep file.
 
-    `check` sees the columns of each row, or the header of a CSV file, which is not read on when something is wrong with
-    it. Raises `UserError` for a file that cannot be read as a whole; `place` is the key that names it.
+    `check` is asked about the columns of each row. Of a CSV file it is asked about the header, and where the header has
+    problems, no row is read. Raises `UserError` for a file that cannot be read at all.
     """
     if is_line_file(file):
         target = file.with_suffix(".target")
-        return _read_pairs(read_lines(place, file), read_lines(place, target), target, check)
+        return _read_pairs(read_lines(key, file), read_lines(key, target), target, check)
     suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() != ".gz"]
     match suffixes[-1:]:
         case [".jsonl"]:
-            return _read_jsonl(read_lines(place, file), check)
+            return _read_jsonl(read_lines(key, file), check)
         case [".csv"]:
-            return _read_csv(read_lines(place, file), check)
+            return _read_csv(read_lines(key, file), check)
         case _:
-            raise UserError(f"{place}: {file}: must be a .jsonl, .csv, .jsonl.gz or .csv.gz file")
+            raise UserError(f"{key}: {file}: must be a .jsonl, .csv, .jsonl.gz or .csv.gz file")
 
 
 def kind_of(value: object) -> str:
-    """What a value from a file is called in a message."""
+    """The name of a value's kind in a message."""
     match value:
         case None:
             return "null"
@@ -105,16 +105,16 @@ def kind_of(value: object) -> str:
             return "an object"
 
 
-def read_lines(place: str, file: Path) -> Iterator[str]:
-    """The lines with their ends, without a byte order mark."""
+def read_lines(key: str, file: Path) -> Iterator[str]:
+    """The lines with their line ends, without a byte order mark; `key` names the file in the sweep file."""
     try:
         with _open(file) as stream:
             for number, line in enumerate(stream, start=1):
                 yield _decode(line, file, number)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{place}: {file}: is not a whole gzip file: {error}") from error
+        raise UserError(f"{key}: {file}: is not a whole gzip file: {error}") from error
     except OSError as error:
-        raise UserError(f"{place}: {file}: cannot be read: {error.strerror}") from error
+        raise UserError(f"{key}: {file}: cannot be read: {error.strerror}") from error
 
 
 def _open(file: Path) -> gzip.GzipFile | IO[bytes]:
@@ -150,7 +150,7 @@ def _read_jsonl(lines: Iterable[str], check: Check) -> Lines:
 
 
 def _read_csv(lines: Iterable[str], check: Check) -> Lines:
-    """Rows with the line that each starts on; a quoted field may span lines."""
+    """Rows, each with the number of its first line: a quoted field may span lines."""
     header: list[str] = []
     start = 1
     reader = csv.reader(chain.from_iterable(io.StringIO(line, newline="") for line in lines), strict=True)
@@ -172,7 +172,7 @@ def _read_csv(lines: Iterable[str], check: Check) -> Lines:
 
 
 def _read_pairs(sources: Iterable[str], targets: Iterable[str], target_file: Path, check: Check) -> Lines:
-    """A line of each file as a row with the columns source and target."""
+    """One row for each pair of lines, with the columns source and target."""
     if problems := check(["source", "target"]):
         yield from ((1, problem) for problem in problems)
         return

@@ -1,14 +1,13 @@
 """Summarisation: XSum, CNN/DailyMail, DialogSum and SciTLDR, and the extrapolation splits of XSum.
 
 A set is read from its own place on the hub, from another hub data set, or from a folder with train, dev and test as
-JSONL, CSV or the original's pairs of line files. Its own columns hold there as on the hub; `source` and `target` are
-taken too. Rows without a document or a summary, of which XSum and CNN/DailyMail have a few, are left out.
-Line breaks become spaces, as in the original's files, so that a prefix trained from one serves the other; only the
+JSONL, CSV or the original's pairs of line files. Everywhere its columns may have their names on the hub, or be called
+`source` and `target`. Rows without a document or a summary, of which XSum and CNN/DailyMail have a few, are left out.
+Line breaks become spaces, as in the original's files, so that a prefix trained on one form serves the other; only the
 turns of DialogSum's dialogues stay lines.
 
-The extrapolation splits (Li & Liang 2021, section 6.4) need the articles' topics, which EdinburghNLP/xsum does not
-carry: its rows are id, document and summary. XSum's authors publish a list of the articles' URLs, which end in those
-ids (`task.urls`).
+The extrapolation splits (Li & Liang 2021, section 6.4) need the articles' topics. EdinburghNLP/xsum has none: its rows
+are id, document and summary. XSum's authors publish a list of the articles' URLs, which end in those ids (`task.urls`).
 """
 
 import logging
@@ -42,7 +41,7 @@ class PublishedSummaries:
         return self.read(config.path, self.form)
 
     def read(self, path: str | None, form: Form) -> Splits:
-        """The same with another form of its rows."""
+        """The splits from the hub or from `path`, with rows in the given form."""
         where = path or self.hub
         return read_path(where, form, hub_config=self.hub_config if where == self.hub else None)
 
@@ -75,8 +74,8 @@ def load_xsum_sport(config: DataConfig) -> Splits:
 def _load_by_topic(config: DataConfig, is_tested: Callable[[str], bool | None]) -> Splits:
     """XSum divided by topic.
 
-    A topic comes from a row's `topic` or `url`, else from its `id` and the file that `task.urls` names. A folder of
-    line files, which hold no topics, is taken as divided already. Raises `UserError` where no topic can be found.
+    A row's topic is in its `topic` or `url`, else the file of `task.urls` has it under the row's `id`. Line files hold
+    no topics: a folder of line files is taken as divided already. Raises `UserError` where no topic can be found.
     """
     if config.path is None and config.urls is None:
         raise _no_topics(config.name, XSUM.hub)
@@ -95,9 +94,9 @@ def _load_by_topic(config: DataConfig, is_tested: Callable[[str], bool | None]) 
 
 
 def topic_of_url(url: str) -> str | None:
-    """`http://www.bbc.co.uk/news/uk-england-12345678` -> `uk`; `sport` for all of it; None for what is neither."""
-    found = re.search(r"\bbbc\.(?:co\.uk|com)(?::\d+)?/((?:news|sport)/.*)", url)
-    return None if found is None else _topic(found[1])
+    """`http://www.bbc.co.uk/news/uk-england-12345678` -> `uk`; `sport` for any sport; None outside news and sport."""
+    match = re.search(r"\bbbc\.(?:co\.uk|com)(?::\d+)?/((?:news|sport)/.*)", url)
+    return None if match is None else _topic(match[1])
 
 
 def _has_line_files(path: str) -> bool:
@@ -113,7 +112,7 @@ def _load_divided(config: DataConfig, path: str) -> Splits:
 
 
 def _divided(name: str, splits: Splits, is_tested: Callable[[str], bool | None]) -> Splits:
-    """Train and dev of the topics that are trained on, test of those that are tested on; the others are left out."""
+    """Train and dev keep the topics that are trained on, test takes all splits' articles on those tested on."""
 
     def among(entries: Iterable[Entry], *, tested: bool) -> list[Entry]:
         return [entry for entry in entries if entry.group is not None and is_tested(entry.group) is tested]
@@ -146,13 +145,13 @@ def _counts(entries: Sequence[Entry]) -> str:
 
 def _topic_of_row(row: Row, topics: Mapping[str, str]) -> str | None:
     topic, url = row.get("topic"), row.get("url")
-    told = _topic(topic) if isinstance(topic, str) else None
-    told = told or (topic_of_url(url) if isinstance(url, str) else None)
-    return told or topics.get(str(row.get("id")))
+    by_topic = _topic(topic) if isinstance(topic, str) else None
+    by_url = topic_of_url(url) if isinstance(url, str) else None
+    return by_topic or by_url or topics.get(str(row.get("id")))
 
 
 def _topic(text: str) -> str | None:
-    """The first word of a topic or of an address's path, after "news": `uk` for `News/UK-England`."""
+    """The first word of a topic or of a URL's path, or the second after "news": `uk` for `News/UK-England`."""
     words: list[str] = re.findall(r"[a-z]+", text.lower())
     if words[:1] in (["sport"], ["sports"]):
         return _SPORT
@@ -162,7 +161,7 @@ def _topic(text: str) -> str | None:
 
 
 def _read_urls(name: str) -> dict[str, str]:
-    """The topic of each article by its id, the number at the end of its URL."""
+    """The topic of each article, by the number at the end of its URL, which is the article's id."""
     topics = {}
     for line in read_lines("task.urls", Path(name).expanduser()):
         number, topic = re.search(r"(\d+)/?\s*$", line), topic_of_url(line)

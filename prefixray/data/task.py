@@ -1,7 +1,7 @@
-"""What a task is, and how every family's entries become one: references grouped by source, subsets chosen by a hash.
+"""A task, made of entries: references are grouped by source, and subsets are chosen by a hash.
 
-A hash of the text, not a random draw, decides what belongs to a subset: it is the same for every arm, seed and machine,
-a larger subset contains the smaller, and the order of the file does not matter.
+A hash of the text, not a random draw, decides which examples belong to a subset. So a subset is the same for every arm,
+seed and machine, a larger one contains the smaller, and the order of the file does not matter.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class Sourced:
 
 @dataclass(frozen=True)
 class Subset:
-    """What one run trains on, and what its dev loss is computed on."""
+    """The examples that one run trains on, and those that its dev loss is computed on."""
 
     train: tuple[Example, ...]
     dev: tuple[Example, ...]
@@ -48,38 +48,38 @@ class Task:
     """A data set, cut to the subsets that the sweep file asks for."""
 
     name: str
-    train: tuple[Example, ...]  # in low data of the first subset, like `dev`
-    dev: tuple[Example, ...]
+    train: tuple[Example, ...]  # in low data: the first subset's
+    dev: tuple[Example, ...]  # in low data: the first subset's
     dev_sources: tuple[Sourced, ...]  # the sources of `dev`, each with all its references
     test_sources: tuple[Sourced, ...]
     num_test_total: int  # sources in the whole test split
     metrics: tuple[str, ...]
-    others: tuple[Subset, ...] = ()  # in low data the further subsets
+    others: tuple[Subset, ...] = ()  # in low data: the other subsets
 
     @property
     def subsets(self) -> tuple[Subset, ...]:
-        """All subsets, of which there is one but in low data."""
+        """All subsets: several in low data, otherwise one."""
         return (Subset(self.train, self.dev), *self.others)
 
     @property
     def leak(self) -> str | None:
-        """What is to be said of test sources that are trained on as well; None where there are none."""
-        known = {pair.source for subset in self.subsets for pair in subset.train}
-        count, total = sum(one.source in known for one in self.test_sources), len(self.test_sources)
+        """A warning about test sources that are trained on as well; None where there are none."""
+        trained_on = {example.source for subset in self.subsets for example in subset.train}
+        count, total = sum(test.source in trained_on for test in self.test_sources), len(self.test_sources)
         return f"{count} of {total} test sources are in train as well: scores on them are no test" if count else None
 
     @property
     def digest(self) -> str:
-        """The data's revision: of every text that is trained on, compared by or decoded, in this order."""
-        texts = [text for pair in (*self.train, *self.dev) for text in (pair.source, pair.target)]
+        """A hash of the data: of every text that trials are trained on, compared by or tested on, in order."""
+        texts = [text for example in (*self.train, *self.dev) for text in (example.source, example.target)]
         texts += [text for sourced in self.test_sources for text in (sourced.source, *sourced.references)]
         return _hash("\0".join(texts))[:16]
 
 
 def make_task(config: TaskConfig, splits: Splits, metrics: tuple[str, ...]) -> Task:
-    """Group references by source and choose the subsets; what is kept stands in the order of the files.
+    """Group references by source and choose the subsets. Examples stay in the order of the files.
 
-    Raises `UserError` when a split has nothing in it.
+    Raises `UserError` when a split is empty.
     """
     train, dev, test = _examples(splits.train), _examples(splits.dev), _grouped(splits.test)
     sizes = {"train": len(train), "dev": len(dev), "test": len(test)}
@@ -102,7 +102,7 @@ def make_task(config: TaskConfig, splits: Splits, metrics: tuple[str, ...]) -> T
 
 
 def _subsets(config: TaskConfig, train: Sequence[Example], dev: Sequence[Example]) -> list[Subset]:
-    """The one subset that the counts ask for, or those of low data, in which a larger `size` contains the smaller."""
+    """The subsets of low data, where a larger `size` contains a smaller one; else the one that the counts ask for."""
     low = config.low_data
     if low is not None:
         salts = [f"{low.seed}/{index}/" for index in range(low.num_subsets)]
@@ -118,8 +118,8 @@ def _train_part(train: Sequence[Example], count: Count, name: str, salt: str = "
 
 
 def _dev_part(dev: Sequence[Example], count: Count, name: str, salt: str = "") -> tuple[Example, ...]:
-    """Pairs by the rank of the reference within its source, then by hash: as many different sources as there can be."""
-    hashes = [(rank, _hash(salt + pair.source)) for rank, pair in zip(_ranks(dev), dev, strict=True)]
+    """Each source's first reference comes before any second one, so that the part has as many sources as possible."""
+    hashes = [(rank, _hash(salt + example.source)) for rank, example in zip(_ranks(dev), dev, strict=True)]
     return tuple(dev[i] for i in _smallest(hashes, count, name))
 
 
@@ -128,7 +128,7 @@ def _examples(entries: Sequence[Entry]) -> list[Example]:
 
 
 def _grouped(entries: Sequence[Entry]) -> list[Sourced]:
-    """One `Sourced` per different source, in the order in which the sources first come."""
+    """One `Sourced` per source, in the order in which the sources first occur."""
     references: dict[str, list[str]] = {}
     groups: dict[str, str | None] = {}
     for entry in entries:
@@ -138,17 +138,17 @@ def _grouped(entries: Sequence[Entry]) -> list[Sourced]:
 
 
 def _one_line(text: str) -> str:
-    """Line breaks as spaces: a hypothesis ends at its first line break, in every arm."""
+    """The text with spaces for line breaks: a hypothesis ends at its first line break, in every arm."""
     return " ".join(text.splitlines()) if "\n" in text else text
 
 
 def _ranks(examples: Sequence[Example]) -> list[int]:
-    """For each example, how many of the same source stand before it."""
-    seen: Counter[str] = Counter()
+    """For each example, the number of earlier examples of the same source."""
+    num_seen: Counter[str] = Counter()
     ranks = []
     for example in examples:
-        ranks.append(seen[example.source])
-        seen[example.source] += 1
+        ranks.append(num_seen[example.source])
+        num_seen[example.source] += 1
     return ranks
 
 
@@ -157,10 +157,10 @@ def _hash(text: str) -> str:
 
 
 def _smallest(keys: Sequence[str] | Sequence[tuple[int, str]], count: Count, name: str) -> list[int]:
-    """The places of the `count` smallest keys, in ascending order of place."""
+    """The indices of the `count` smallest keys, ascending."""
     if count == "all":
         return list(range(len(keys)))
     if count > len(keys):
         logger.warning("task.%s: %d asked for, but the split has only %d: all are used", name, count, len(keys))
-    by_key = sorted(range(len(keys)), key=lambda place: keys[place])
+    by_key = sorted(range(len(keys)), key=lambda index: keys[index])
     return sorted(by_key[:count])

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, whenever the process or the machine that writes them ends."""
+"""Files and folders that exist whole or not at all, even if the process or the machine dies while they are written."""
 
 import os
 import shutil
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: str) -> None:
-    """Write a text file beside its place and put it there once it is on the disk; its folder must exist.
+    """Write a text file under a scratch name, and rename it once it is on the disk; its folder must exist.
 
-    Two processes may write the same file: one of them wins.
+    Two processes may write the same file: the file is then whole, and of one of them.
     """
     scratch = _scratch(path)
     try:
@@ -27,9 +27,9 @@ def write_whole(path: Path, content: str) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A scratch folder, which takes the place of `folder` once all that the block has put there is on the disk.
+    """A scratch folder for the block to fill; it replaces `folder` once all its files are on the disk.
 
-    A block that raises leaves `folder` as it was, a killed one a scratch folder beside it, for `clear_scratch`.
+    A block that raises leaves `folder` as it was. A killed process leaves its scratch folder too: see `clear_scratch`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = _scratch(folder)
@@ -44,22 +44,24 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def clear_scratch(parent: Path, name: str) -> None:
-    """Delete the scratch folders that killed writers of a folder have left; `name` may hold wildcards."""
+    """Delete the scratch folders that killed processes have left beside a folder; `name` may hold wildcards."""
     for path in parent.glob(f".{name}.*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _scratch(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # a process ID is no name: containers share them
+    return path.with_name(
+        f".{path.name}.{uuid.uuid4().hex}.tmp"
+    )  # not the process ID: two containers may have the same
 
 
 def _replace(folder: Path, scratch: Path) -> None:
-    """Give `scratch` the name of `folder`; the folder that had it goes."""
+    """Rename `scratch` to `folder`, and delete the folder that had that name."""
     old = scratch.with_name(f"{scratch.stem}.old.tmp")
     if folder.exists():
         folder.rename(old)
     scratch.rename(folder)
-    _sync(folder.parent)  # before the one that it replaces goes
+    _sync(folder.parent)  # before the old folder is deleted
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -1,8 +1,7 @@
-"""How a command ends: with an exit code that scripts can use, and no traceback where nothing of ours went wrong.
+"""How a command ends: with an exit code that scripts can use, and with a traceback only where our code is wrong.
 
-Each entry's last line is `leave(main)`. What a command refuses or finds failed is its own code to return; that it was
-interrupted, that nobody reads on (`prefixray plan ... | head`), or that the file system refuses, can happen to all of
-them and is dealt with here.
+A command returns its own code for what it refuses or what failed. Three things can end any command, and are handled
+here: an interrupt, an output that nobody reads on (`prefixray plan ... | head`), and a file system that refuses.
 """
 
 import errno
@@ -18,7 +17,7 @@ from typing import NoReturn
 from prefixray.errors import disk_problem
 
 INTERRUPTED = 130
-"""As a shell counts it: 128 and the signal's number."""
+"""As in a shell: 128 plus the number of the signal."""
 TERMINATED = 143
 UNREAD = 141
 FAILED = 1
@@ -41,7 +40,7 @@ def leave(main: Callable[[], int]) -> NoReturn:
         try:
             code = main()
         finally:
-            sys.stdout.flush()  # also what --help has printed before it left
+            sys.stdout.flush()  # --help, too, prints and then exits
     except KeyboardInterrupt as interrupt:
         print("\ninterrupted", file=sys.stderr)
         code = code_of(interrupt)
@@ -58,33 +57,34 @@ def leave(main: Callable[[], int]) -> NoReturn:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as systemd, Slurm or `kill` send it: an interrupt too."""
+    """The interrupt that follows SIGTERM, which systemd, Slurm and `kill` send."""
 
 
 def code_of(interrupt: KeyboardInterrupt) -> int:
-    """The exit code of a command that was interrupted so."""
+    """The exit code of a command that ended by this interrupt."""
     return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let a first SIGINT or SIGTERM be a `KeyboardInterrupt`, so that all is put away, and a second end the process.
+    """Turn the first SIGINT or SIGTERM into a `KeyboardInterrupt`, so that the block can clean up.
 
-    One that is ignored, as a shell has its background jobs ignore SIGINT, stays so. After SIGTERM the interrupt that
-    leaves here is `Terminated`, whatever became of the first one on its way: Ray's calls make one of their own of it.
+    A second signal ends the process at once. A signal that is ignored stays ignored: a shell's background jobs ignore
+    SIGINT. After SIGTERM the interrupt that leaves the block is `Terminated`, even where a library (Ray does) has
+    raised an interrupt of its own in between.
     """
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    before = {signum: handler for signum, handler in usual.items() if signal.getsignal(signum) is handler}
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    replaced = {signum: handler for signum, handler in defaults.items() if signal.getsignal(signum) is handler}
 
     received: list[int] = []
 
     def first(signum: int, frame: FrameType | None) -> NoReturn:
         received.append(signum)
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)  # the kernel's doing, whatever the main thread waits for
+        for each in replaced:
+            signal.signal(each, signal.SIG_DFL)  # then the kernel ends the process, even if the main thread is stuck
         raise KeyboardInterrupt
 
-    for signum in before:
+    for signum in replaced:
         signal.signal(signum, first)
     try:
         yield
@@ -93,17 +93,17 @@ def interruptible() -> Iterator[None]:
             raise Terminated from interrupt
         raise
     finally:
-        for signum, handler in before.items():
+        for signum, handler in replaced.items():
             if signal.getsignal(signum) is first:
                 signal.signal(signum, handler)
 
 
 def _is_unread() -> bool:
-    """Whether it is our output whose reader has gone; from here on it goes nowhere."""
-    ours = sys.stdout.fileno()
+    """Whether the broken pipe is our stdout, whose reader has left; if so, stdout is closed for good."""
+    stdout = sys.stdout.fileno()
     poll = select.poll()
-    poll.register(ours, 0)
+    poll.register(stdout, 0)
     if not any(event & select.POLLERR for _, event in poll.poll(0)):
         return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), ours)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
     return True

@@ -1,4 +1,4 @@
-"""Who says what where: libraries keep quiet unless there is a problem, prefixray writes a log file per sweep."""
+"""Logs: a file for each sweep, warnings on the terminal, and silence from libraries unless there is a problem."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ _CHATTY = ("transformers", "ray", "ray.tune", "optuna", "alembic", "mlflow", "da
 
 
 def quieten() -> None:
-    """Silence progress bars, advice and start-up messages of libraries; call it before they are imported."""
+    """Silence the progress bars, advice and start-up messages of libraries. Call it before importing them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -29,7 +29,7 @@ def quieten() -> None:
 
 
 class _Terminal(logging.StreamHandler[TextIO]):
-    """Writes to what stderr is at the time, so that a live table may stand in between."""
+    """Writes to the current `sys.stderr`, which a live table may replace for a while."""
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
@@ -44,32 +44,32 @@ class _Terminal(logging.StreamHandler[TextIO]):
 
 
 class _Redacting(logging.Formatter):
-    """Hides credentials, in tracebacks too."""
+    """Hides credentials in messages and tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redacted(super().format(record))
 
 
 def to_file(path: Path, *, terminal: int | None = logging.WARNING) -> None:
-    """Send what prefixray logs to a file; what is of the level `terminal` or worse goes to stderr as well."""
+    """Send prefixray's log to a file, and records of the level `terminal` or above to stderr as well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger("prefixray")
     root.setLevel(logging.INFO)
     root.propagate = False
-    logging.raiseExceptions = False  # where the disk is full, that is said once and not with every line of the log
+    logging.raiseExceptions = False  # a full disk is reported once, not with every line of the log
     root.handlers = [file]
     if terminal is not None:
-        shown = _Terminal()
-        shown.setLevel(terminal)
-        shown.setFormatter(_Redacting("%(message)s"))
-        root.addHandler(shown)
+        handler = _Terminal()
+        handler.setLevel(terminal)
+        handler.setFormatter(_Redacting("%(message)s"))
+        root.addHandler(handler)
 
 
 @contextmanager
 def followed(path: Path) -> Iterator[None]:
-    """Show on stderr what anyone, a worker on another machine too, writes to this file meanwhile."""
+    """Copy to stderr what any process, even on another machine, appends to this file during the block."""
     ended = threading.Event()
     with path.open(encoding="utf-8", errors="replace") as file:
         file.seek(0, os.SEEK_END)

@@ -1,7 +1,7 @@
-"""What of this machine a process may use, and how a worker on a CPU allocates.
+"""The cores and the memory that a process may use, and how a worker on a CPU allocates memory.
 
-In a container, or under a batch system, that is less than the machine has. CPUs are counted by joblib; of memory,
-psutil sees the whole machine, so the limits of the control groups that the process is in are read here.
+In a container, or under a batch system, a process may use less than the machine has. joblib counts the CPUs. psutil
+sees the memory of the whole machine, so the limits of the process's control groups are read here.
 """
 
 import ctypes
@@ -15,17 +15,17 @@ import psutil
 ALLOCATOR = {
     "GLIBC_TUNABLES": ":".join(
         (
-            "glibc.malloc.hugetlb=1",  # transparent huge pages, where the kernel gives them to who asks
-            "glibc.malloc.mmap_max=0",  # what is freed is kept, or its pages are zeroed anew
+            "glibc.malloc.hugetlb=1",  # transparent huge pages, where the kernel allows them on request
+            "glibc.malloc.mmap_max=0",  # keep freed memory: the kernel zeroes pages that are new to a process
             "glibc.malloc.trim_threshold=17179869184",
             "glibc.malloc.top_pad=67108864",
-            "glibc.malloc.arena_max=1",  # the loop is not the main thread, and would have an arena of small heaps
+            "glibc.malloc.arena_max=1",  # outside the main thread, where the loop runs, an arena has small heaps
         )
     )
 }
-"""The environment in which a worker on a CPU starts; glibc before 2.35 has no huge pages, other libraries none of it.
+"""Environment variables of a worker on a CPU. glibc before 2.35 ignores `hugetlb`, other C libraries ignore all.
 
-A step's tensors are a few MB each, and come and go in every step. Measured by tests/bench/allocator.py.
+A step's tensors are a few MB each, allocated and freed in every step. Measured by tests/bench/allocator.py.
 """
 
 _GROUPS = Path("/sys/fs/cgroup")
@@ -33,7 +33,7 @@ _MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def num_cpus() -> int:
-    """CPUs that this process may use: by its affinity and by the quota of its container."""
+    """The CPUs that this process may use, by its affinity and by the quota of its container."""
     from joblib import cpu_count  # type: ignore[import-untyped]  # takes a moment to import
 
     count: int = cpu_count()
@@ -41,26 +41,26 @@ def num_cpus() -> int:
 
 
 def total_bytes() -> int:
-    """The memory that there is for this process and the others in its container, or on the machine."""
+    """The memory of the container that this process runs in, or of the machine."""
     return min([psutil.virtual_memory().total, *(limit for limit, _ in _limits())])
 
 
 def available_bytes() -> int:
-    """What of that could surely be allocated now: in a container, files that were read of late count as used."""
+    """The memory that can surely be allocated now. In a container, recently read files in the cache count as used."""
     return min([psutil.virtual_memory().available, *(max(0, limit - used) for limit, used in _limits())])
 
 
 def give_back() -> None:
-    """Return to the system what this process has freed and would keep for its next allocations."""
+    """Return to the system the memory that this process has freed, which glibc keeps for later allocations."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
 
 
 def _limits() -> Iterator[tuple[int, int]]:
-    """Of each control group with a limit that this process is in: the limit, and what counts against it, in bytes.
+    """For each control group of this process that has a limit: the limit and the memory that is used of it, in bytes.
 
-    Cached files that nobody reads now give way and do not count, as for Kubernetes. A container sees its own group as
-    the root, whatever the path says, so groups that are not there are passed over.
+    Inactive files in the cache do not count as used, as in Kubernetes: the kernel drops them when memory is needed. A
+    container sees its own group as the root, whatever the path says, so groups that do not exist are skipped.
     """
     for line in _lines(_MEMBERSHIP):
         _, controllers, path = line.split(":", 2)
@@ -81,7 +81,7 @@ def _limits() -> Iterator[tuple[int, int]]:
 
 
 def _lines(file: Path) -> list[str]:
-    """A file's lines; none where it is not there for us."""
+    """The lines of a file; none where it cannot be read."""
     try:
         return file.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -89,12 +89,11 @@ def _lines(file: Path) -> list[str]:
 
 
 def cache_folder() -> Path:
-    """Where converted bases and measured speeds live: $PREFIXRAY_CACHE, else ~/.cache/prefixray."""
+    """The folder of converted bases and measured speeds: $PREFIXRAY_CACHE, else ~/.cache/prefixray."""
     return Path(os.environ.get("PREFIXRAY_CACHE") or Path.home() / ".cache" / "prefixray")
 
 
 def cpu_fact(name: str) -> str:
-    """What Linux says of the processor under a name, "model name" say; empty elsewhere."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    """A field of the first processor in Linux's /proc/cpuinfo, for example "model name"; empty where it is missing."""
+    lines = _lines(Path("/proc/cpuinfo"))
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

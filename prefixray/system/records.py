@@ -1,4 +1,4 @@
-"""What typed records are built of: values, constrained text and numbers, and a strict base class."""
+"""The building blocks of typed records: single values, constrained text and numbers, and a strict base class."""
 
 from typing import Annotated, Literal
 
@@ -12,7 +12,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class Strict(BaseModel):
-    """A frozen record that knows all its keys."""
+    """A frozen record that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

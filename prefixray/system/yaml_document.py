@@ -1,8 +1,8 @@
-"""A YAML file as plain values that know where they stand: every key and every list item has its `file:line`.
+"""A YAML file as plain values, in which every key and every list item knows its `file:line`.
 
-The values are those of YAML 1.2's core schema: `1e-4` is a number, `yes` and `1:30` are text. Anchors, tags and several
-documents in one file are refused, so that a sweep file is complete where it is read. Problems gather in the `Document`
-and are raised together.
+The values follow YAML 1.2's core schema: `1e-4` is a number, `yes` and `1:30` are text. Anchors, tags and several
+documents in one file are refused, so that each part of a sweep file can be read by itself. A `Document` collects all
+problems, and they are raised together.
 """
 
 import difflib
@@ -21,7 +21,7 @@ from prefixray.system.records import Scalar
 
 Value: TypeAlias = "Scalar | list[Value] | dict[str, Value]"
 Key = tuple[str | int, ...]
-"""Where a value stands: ("arms", "prefix", "first", 0, "preseqlen")."""
+"""The path to a value: ("arms", "prefix", "first", 0, "preseqlen")."""
 _LARGEST = 2**63
 _DEEPEST = 20  # levels; a sweep file has six
 _TAG = "tag:yaml.org,2002:"
@@ -35,7 +35,7 @@ _WORDS: dict[str, Scalar] = {
 @dataclass(frozen=True)
 class _Place:
     text: str  # "sweeps/xsum.yaml:12" or "--set train.num_steps=3"
-    order: int
+    order: int  # by which problems are sorted
     names: Key | None = None  # the key that the text already names
 
 
@@ -46,9 +46,9 @@ class Document:
         self._file = file
         self._places: dict[Key, _Place] = {(): _Place(f"{file}:1", 1)}
         self._problems: dict[str, int] = {}  # the text of each problem, and where it sorts
-        self._unread: set[Key] = set()  # keys whose value is no value; no other problem of theirs is worth a line
+        self._unread: set[Key] = set()  # keys whose value cannot be read; further problems with them are not reported
         self._missing: list[Key] = []
-        self._meant: set[Key] = set()  # keys that a misspelt one was probably meant to be
+        self._meant: set[Key] = set()  # keys that a misspelt key was probably meant to be
         self._num_overrides = 0
         node = _compose(text, file)
         if node is None:
@@ -79,7 +79,7 @@ class Document:
             parent[str(key[-1])] = None if node is None else self._read(node, key, place)
 
     def put(self, source: Key, target: Key) -> None:
-        """Let what stands at `source` stand at `target`, in place of what does; its lines stay those of `source`."""
+        """Put the value of `source` at `target`, in place of the value there; its lines stay those of `source`."""
         parent = self._parent(target, self._place(source))
         if parent is None:
             return
@@ -91,11 +91,11 @@ class Document:
         parent[str(target[-1])] = self.at(source)
 
     def stand_at(self, place: str) -> None:
-        """Say of the whole document that it stands at this place, which is no line of a file."""
+        """Name this place in messages about the whole document, instead of the first line of a file."""
         self._places[()] = _Place(place, 0)
 
     def at(self, key: Key) -> Value:
-        """The value that stands at the key."""
+        """The value of the key."""
         value: Value = self.values
         for part in key:
             if isinstance(value, dict):
@@ -106,7 +106,7 @@ class Document:
         return value
 
     def mapping(self, key: Key) -> dict[str, Value] | None:
-        """The mapping that stands at the key; a problem and None where something else does, or nothing."""
+        """The mapping at the key. Where it is missing or no mapping: None, and a problem is added."""
         parent = self.at(key[:-1])
         if not isinstance(parent, list) and (not isinstance(parent, dict) or key[-1] not in parent):
             self.miss(key)
@@ -118,7 +118,7 @@ class Document:
         return None
 
     def is_overridden(self, key: Key) -> bool:
-        """Whether the value comes from a `--set`."""
+        """Whether the value comes from `--set`."""
         return self._place(key).text.startswith("--set ")
 
     def complain(self, key: Key, problem: str) -> None:
@@ -130,23 +130,23 @@ class Document:
         self._note(place, f"{place.text}: {problem}" if named else f"{place.text}: {dotted_name(key)}: {problem}")
 
     def miss(self, key: Key) -> None:
-        """Add that a required key is missing, unless a misspelt one beside it explains that."""
+        """Add that a required key is missing, unless a misspelt key beside it was meant."""
         self._missing.append(key)
 
     def reject(self, key: Key, valid: Iterable[str], problem: str = "no such key") -> None:
-        """Add that there is no such key, with the nearest valid one."""
+        """Add that there is no such key, with the nearest valid key."""
         names, name = list(valid), str(key[-1])
-        self._meant |= {(*key[:-1], near) for near in difflib.get_close_matches(name, names, n=1)}
+        self._meant |= {(*key[:-1], similar) for similar in difflib.get_close_matches(name, names, n=1)}
         self.complain(key, problem + suggestion(name, names, what="the keys are"))
 
     def refuse(self, key: Key, requirement: str) -> None:
-        """Add a problem with the value that stands at the key."""
+        """Add a problem with the value of the key."""
         place = self._place(key)
         named = place.names == key
         self.complain(key, requirement if named else f"{shown(self.at(key))}: {requirement}")
 
     def raise_problems(self) -> None:
-        """Raise all problems found so far as one `UserError`, in the order of the file."""
+        """Raise all problems as one `UserError`, in the order of the file; do nothing where there are none."""
         for key in self._missing:
             if key not in self._meant:
                 self.complain(key, "required, but missing")
@@ -157,7 +157,7 @@ class Document:
         return next(self._places[key[:n]] for n in range(len(key), -1, -1) if key[:n] in self._places)
 
     def _parent(self, key: Key, place: _Place) -> dict[str, Value] | None:
-        """The mapping that holds the key, made where there is none; a problem and None where it cannot be."""
+        """The mapping that holds the key, made where it is missing. Where it cannot be made: None, and a problem."""
         parent: dict[str, Value] = self.values
         for depth, part in enumerate(key[:-1], start=1):
             child = parent.setdefault(str(part), {})
@@ -173,7 +173,7 @@ class Document:
         self._problems.setdefault(problem, place.order)
 
     def _read(self, node: yaml.Node, key: Key, place: _Place | None) -> Value:
-        """The node's value; notes the place of all that is in it: `place`, or else each one's own line."""
+        """The value of a node. Every part of it is noted as standing at `place`, or else at its own line."""
         if len(key) > _DEEPEST:
             raise UserError(f"{(place or self._at_line(node)).text}: nested too deeply")
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
@@ -200,11 +200,11 @@ class Document:
             if not isinstance(key_node, yaml.ScalarNode):
                 self._note(place or self._at_line(key_node), f"{self._at_line(key_node).text}: a key must be text")
                 continue
-            name, here = key_node.value, place or self._at_line(key_node)
+            name, key_place = key_node.value, place or self._at_line(key_node)
             if name in values:
-                self._note(here, f"{here.text}: {dotted_name((*key, name))}: is there twice")
+                self._note(key_place, f"{key_place.text}: {dotted_name((*key, name))}: is there twice")
                 continue
-            self._places[(*key, name)] = here
+            self._places[(*key, name)] = key_place
             values[name] = self._read(value_node, (*key, name), place)
         return values
 
@@ -213,12 +213,12 @@ class Document:
 
 
 def read_document(path: Path | str) -> Document:
-    """Read a YAML file whose top level is a mapping; raises `UserError` with the place where it is none."""
+    """Read a YAML file whose top level is a mapping. Raises `UserError` with the place where it is not one."""
     return Document(str(path), _text(Path(path)))
 
 
 def inline_document(place: str, overrides: Sequence[str]) -> Document:
-    """A document of overrides alone; what no override has said is missing at `place`."""
+    """A document made of overrides alone. A key that none of them sets is reported as missing at `place`."""
     document = Document(place, "{}")
     document.stand_at(place)
     for override in overrides:
@@ -233,17 +233,17 @@ def dotted_name(key: Key) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: as it would be written in YAML's flow style, cut at 60 characters."""
+    """A value for a message: as in YAML's flow style, cut at 60 characters."""
     text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def suggestion(name: str, valid: Iterable[str], *, what: str) -> str:
-    """` (did you mean 'preseqlen'?)`; where none is near, all valid names behind `what`, unless that is empty."""
+    """` (did you mean 'preseqlen'?)`; without a similar name, ` (WHAT: all valid names)`, or nothing without `what`."""
     names = list(valid)
-    near = difflib.get_close_matches(name, names, n=1)
-    if near:
-        return f" (did you mean {near[0]!r}?)"
+    similar = difflib.get_close_matches(name, names, n=1)
+    if similar:
+        return f" (did you mean {similar[0]!r}?)"
     return f" ({what}: {', '.join(names)})" if names and what else ""
 
 
@@ -289,7 +289,7 @@ def _text(path: Path) -> str:
 
 
 def _compose(text: str, place: str) -> yaml.Node | None:
-    """The node graph of a text; for a file, `place` gets the line."""
+    """The node graph of a text. In a message about a file, its line is added to `place`."""
     is_file = not place.startswith("--set ")
     try:
         return yaml.compose(text, Loader=_Loader)
@@ -300,14 +300,14 @@ def _compose(text: str, place: str) -> yaml.Node | None:
     except yaml.reader.ReaderError as error:
         where = f"{place}:{text[: error.position].count(chr(10)) + 1}" if is_file else place
         raise UserError(f"{where}: a character that is not allowed in YAML: {chr(error.character)!r}") from None
-    except (ValueError, OverflowError):  # PyYAML lets chr()'s errors through for "\UFFFFFFFF"
+    except (ValueError, OverflowError):  # what chr() raises, which PyYAML does not catch, for "\UFFFFFFFF"
         raise UserError(f"{place}: cannot be read as YAML: an escape names no character") from None
     except RecursionError:
         raise UserError(f"{place}: cannot be read as YAML: nested too deeply") from None
 
 
 def _scalar(node: yaml.ScalarNode) -> Scalar:
-    """The value of a scalar node; ValueError with the problem where there is none."""
+    """The value of a scalar node. Raises ValueError with the problem."""
     text: str = node.value
     match node.tag.removeprefix(_TAG):
         case "str":
