@@ -1,7 +1,7 @@
-"""Decode, score, and write hypotheses: what the final stage does with a trial, and `decode` again with its artifact.
+"""Decode a split, and score or write its hypotheses.
 
-Both go through `Tuned.generate`, one artifact at a time, so that the recorded settings give the same batches and the
-same hypotheses.
+The final stage does so with each final run, the command `decode` again with a run's artifact. Both decode one artifact
+at a time, so that the recorded settings give the same batches and the same hypotheses.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from prefixray.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded split: a hypothesis per source, and the scores of all."""
+    """A decoded split: a hypothesis per source, and the metrics over all of them."""
 
     sources: tuple[Sourced, ...]
     hypotheses: list[str]
@@ -51,16 +51,17 @@ def decode_artifact(
     task = load_task(TaskConfig.model_validate(meta["task"]))
     sources = split_sources(task, split)
     tuned = Tuned.load(folder, device=device, decoding=decoding, trust_remote_code=trust_remote_code)
-    hypotheses = tuned.generate([one.source for one in sources])
+    hypotheses = tuned.generate([sourced.source for sourced in sources])
     return Decoded(sources, hypotheses, score_all(hypotheses, sources, task.metrics))
 
 
 def decode_for_sweep(
     trainer: Trainer, artifact: Path | None, folder: Path, split: Split, settings: Mapping[str, Any]
 ) -> None:
-    """Decode a split into `folder` with an artifact, or with the untuned base, unless `folder` holds just that already.
+    """Decode a split into `folder` with an artifact, or with the untuned base where that is None.
 
-    `SPLIT.json` beside the three files says what made them; it is written last.
+    `SPLIT.json` beside the three files says from what they were made, and is written last. A split that was made from
+    the same is not decoded again.
     """
     decoding, sources = DecodingSettings(**settings), split_sources(trainer.task, split)
     tensors, meta = ({}, {}) if artifact is None else load_artifact(artifact)
@@ -74,19 +75,19 @@ def decode_for_sweep(
     if _read_record(record).get("made_from") == made_from:
         return
     record.unlink(missing_ok=True)
-    base, binder = trainer.base, trainer.pack.binder
-    method: Method = Untuned() if artifact is None else restore_method(base, binder.record, tensors, meta)
+    base = trainer.base
+    record_kv = Binder.of(base.model).record
+    method: Method = Untuned() if artifact is None else restore_method(base, record_kv, tensors, meta)
     started = time.monotonic()
     template = Template.from_record(base.tokenizer, meta["template"]) if meta else trainer.template
-    tuned = Tuned(base, method, template, decoding, binder if method.own_model is None else Binder.of(method.own_model))
-    hypotheses = tuned.generate([one.source for one in sources])
+    hypotheses = Tuned(base, method, template, decoding).generate([sourced.source for sourced in sources])
     write_hypotheses(folder, split, hypotheses, sources)
     seconds = time.monotonic() - started
     write_whole(record, json.dumps({"made_from": made_from, "seconds": seconds}, indent=1) + "\n")
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """What a decoding has written about itself; nothing where it cannot be read."""
+    """The content of `SPLIT.json`; empty where the file is missing or damaged."""
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -1,9 +1,9 @@
-"""Decoding: beam search with what trials put into the base bound to the rows.
+"""Decoding: beam search under the inserts of trials.
 
 Sources are decoded in batches of like length, and leave their batch when their hypothesis is found. The prompt of a
-decoder-only model runs once per source, all but its last token; its beams then share what it left. An encoder-decoder
-is decoded by transformers' `generate`. Rows of different trials may share a batch. In low precision a hypothesis may
-depend on the rows beside it, so what shall come out the same again is decoded by itself.
+decoder-only model, all but its last token, runs once per source; the source's beams share its keys and values. An
+encoder-decoder is decoded by transformers' `generate`. Rows of different trials may share a batch. In bf16 a hypothesis
+can depend on its batch, so reproducible decoding runs one artifact at a time.
 """
 
 # N sources, B beams of each, S tokens of the longest prompt; of an encoder-decoder B sources
@@ -35,7 +35,7 @@ from prefixray.training.prefill import Prompt, extended
 
 logger = logging.getLogger(__name__)
 
-LEAVING = 8  # sources leave a batch when one of so many is done: until then it costs less to run them on
+LEAVING = 8  # finished sources leave a batch when they are one in 8: before, running them on costs less
 
 
 @dataclass(frozen=True)
@@ -45,32 +45,33 @@ class _Job:
     insert: Insert
     prompt: tuple[int, ...]  # with room for an infix
     infix_start: int
-    places: list[int]  # where its hypothesis goes
+    source_indices: list[int]  # the sources that get its hypothesis
 
 
 def generate(
     base: Base,
-    binder: Binder,
     template: Template,
     sources: Sequence[str],
     inserts: Sequence[Insert],
     decoding: DecodingSettings,
 ) -> list[str]:
-    """The best hypothesis for each source, under the insert at the same place in `inserts`.
+    """The best hypothesis for `sources[i]` under `inserts[i]`, as text without special tokens.
 
-    `binder` is that of `base.model`, which may be a trial's own copy (`replace(base, model=own)`). Each distinct pair
-    is decoded once. Raises `UserError` where a source leaves no room for its hypothesis.
+    The model of `base` may be a trial's own copy (`replace(base, model=own)`). Each distinct pair of an insert and a
+    source is decoded once. Raises `UserError` where a source leaves no room for its hypothesis.
     """
     jobs = _distinct(template, sources, inserts)
     _check_room(base, template, jobs, decoding)
     jobs.sort(key=lambda job: -len(job.prompt))  # stable: equal lengths stay in their order
     hypotheses = [""] * len(sources)
-    with _as_given(base.model), torch.no_grad(), backend_for(base.device).decoding(base.model):
-        for some in _even_batches(jobs, decoding.batch_size):
-            batch = _together(some)
-            for job, text in zip(batch, _decode(base, binder, template, batch, decoding), strict=True):
-                for place in job.places:
-                    hypotheses[place] = text
+    decode = _by_transformers if template.is_encoder_decoder else _by_beams
+    with _without_own_settings(base.model), torch.no_grad(), backend_for(base.device).decoding(base.model):
+        for of_like_length in _even_batches(jobs, decoding.batch_size):
+            batch = _by_insert(of_like_length)
+            for job, new_ids in zip(batch, decode(base, template, batch, decoding), strict=True):
+                text = _text(base, template, new_ids)
+                for index in job.source_indices:
+                    hypotheses[index] = text
     return hypotheses
 
 
@@ -92,14 +93,14 @@ def generation_config(decoding: DecodingSettings, template: Template) -> Generat
 
 def _distinct(template: Template, sources: Sequence[str], inserts: Sequence[Insert]) -> list[_Job]:
     jobs: dict[tuple[int, str], _Job] = {}
-    for place, (source, insert) in enumerate(zip(sources, inserts, strict=True)):
+    for index, (source, insert) in enumerate(zip(sources, inserts, strict=True)):
         job = jobs.get((id(insert), source))
         if job is None:
             ids = template.encode_source(source)
             start = len(ids) - template.num_after
             prompt = make_room(ids, start, insert.infix_length, template.pad_id)
             job = jobs[id(insert), source] = _Job(insert, prompt, start, [])
-        job.places.append(place)
+        job.source_indices.append(index)
     return list(jobs.values())
 
 
@@ -126,72 +127,69 @@ def _check_target_room(base: Base, template: Template, decoding: DecodingSetting
 
 
 def _even_batches(jobs: Sequence[_Job], batch_size: int) -> list[Sequence[_Job]]:
-    """As few batches as it takes, of like size: 40 jobs at 32 are two batches of 20."""
+    """As few batches as possible, of about the same size: 40 jobs at 32 are two batches of 20."""
     num_batches = math.ceil(len(jobs) / batch_size)
     cuts = [len(jobs) * i // num_batches for i in range(num_batches + 1)] if jobs else []
     return [jobs[start:end] for start, end in pairwise(cuts)]
 
 
-def _together(jobs: Sequence[_Job]) -> list[_Job]:
-    """The same jobs with those of one insert side by side."""
+def _by_insert(jobs: Sequence[_Job]) -> list[_Job]:
+    """The same jobs, those of one insert side by side."""
     order = {id(job.insert): None for job in jobs}
     return [job for insert in order for job in jobs if id(job.insert) == insert]
 
 
-def _decode(
-    base: Base, binder: Binder, template: Template, jobs: Sequence[_Job], decoding: DecodingSettings
-) -> list[str]:
-    """One batch: the hypotheses of its jobs."""
-    decode = _by_transformers if template.is_encoder_decoder else _by_beams
-    return [_text(base, template, new_ids) for new_ids in decode(base, binder, template, jobs, decoding)]
-
-
-def _by_beams(
-    base: Base, binder: Binder, template: Template, jobs: Sequence[_Job], decoding: DecodingSettings
-) -> list[list[int]]:
-    """The new tokens of each job, whose prompt is run before its beams start."""
+def _by_beams(base: Base, template: Template, jobs: Sequence[_Job], decoding: DecodingSettings) -> list[list[int]]:
+    """The new tokens of each job of a decoder-only base."""
+    # The prompts, all but their last tokens, run once; their keys and values go behind the prefixes.
     distinct = {id(job.insert): job.insert for job in jobs}
     slots = {key: slot for slot, key in enumerate(distinct)}
     prompts = [Prompt(slots[id(job.insert)], job.prompt[:-1], job.infix_start) for job in jobs]
+    binder = Binder.of(base.model)
     inserts = extended(binder, list(distinct.values()), prompts, pad_id=template.pad_id, device=base.device)
-    none = _no_columns(base)
-    cache = BeamCache([insert.prefixes.get("decoder", none) for insert in inserts])
-    tokens = torch.tensor([job.prompt[-1:] for job in jobs], device=base.device)  # (N, B), one beam at first
+    nothing = _no_columns(base)
+    cache = BeamCache([insert.prefixes.get("decoder", nothing) for insert in inserts])
+
+    # Each source starts with one beam, its prompt's last token.
+    tokens = torch.tensor([job.prompt[-1:] for job in jobs], device=base.device)  # (N, B)
     search = start_search(tokens[:, 0], decoding, template.eos_id)
-    found: list[list[int]] = [[] for _ in jobs]
-    places = list(range(len(jobs)))  # of the sources that are still decoded
+    new_tokens: list[list[int]] = [[] for _ in jobs]
+    running = list(range(len(jobs)))  # indices of the jobs in the batch
     model: Any = base.model
-    while places:
-        bare = [Insert(functions=inserts[place].functions) for place in places]
+    while running:
+        # All beams of the batch write a token a step, until enough sources are done.
+        bare = [Insert(functions=inserts[index].functions) for index in running]
         is_done = [False]
-        with binder.bind(bare, range(len(places)), cache=cache):
-            while sum(is_done) * LEAVING < len(places):
+        with binder.bind(bare, range(len(running)), cache=cache):
+            while sum(is_done) * LEAVING < len(running):
                 positions = cache.begin_step()
                 logits = model(input_ids=tokens.view(-1, 1), position_ids=positions, use_cache=False).logits[:, -1]
                 step = search.advance(logits)
                 cache.follow(step.parents)
                 tokens, is_done = step.tokens, step.is_done.tolist()
-        for place, done, new_ids in zip(places, is_done, search.best(), strict=True):
-            found[place] = new_ids if done else []
-        going = [index for index, done in enumerate(is_done) if not done]
-        places = [places[index] for index in going]
-        if places:
-            kept = torch.tensor(going, device=base.device)
-            search.keep(kept)
-            cache.keep(kept)
-            tokens = tokens[kept]
-    return found
+
+        # These leave; search, cache and last tokens keep the others.
+        for index, done, ids in zip(running, is_done, search.best(), strict=True):
+            new_tokens[index] = ids if done else []
+        remaining = [row for row, done in enumerate(is_done) if not done]
+        running = [running[row] for row in remaining]
+        if running:
+            rows = torch.tensor(remaining, device=base.device)
+            search.keep(rows)
+            cache.keep(rows)
+            tokens = tokens[rows]
+    return new_tokens
 
 
 def _no_columns(base: Base) -> Tensor:
-    """What a source has that begins with its only token and has no prefix: (2, L, K, 0, D)."""
+    """Keys and values before the only token of a prompt without a prefix: (2, L, K, 0, D)."""
     site = base.shape.sites["decoder"]
     size = (2, site.num_layers, site.num_kv_heads, 0, site.head_dim)
     return torch.zeros(size, dtype=base.model.dtype, device=base.device)
 
 
 def _by_transformers(
-    base: Base, binder: Binder, template: Template, jobs: Sequence[_Job], decoding: DecodingSettings
+    base: Base, template: Template, jobs: Sequence[_Job], decoding: DecodingSettings
 ) -> list[list[int]]:
     """The new tokens of each job of an encoder-decoder."""
     ids, mask = pad([job.prompt for job in jobs], template.pad_id)  # (B, S)
@@ -200,13 +198,13 @@ def _by_transformers(
     # `generate` itself would give a T5 with more decoder than encoder layers a cache of too few
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     model: Any = base.model
-    with binder.bind([job.insert for job in jobs], range(len(jobs))):
+    with Binder.of(base.model).bind([job.insert for job in jobs], range(len(jobs))):
         on_device = {name: tensor.to(base.device) for name, tensor in inputs.items()}
         output = model.generate(
             **on_device, past_key_values=cache, generation_config=generation_config(decoding, template)
         )
-    new_ids: list[list[int]] = output[:, given.shape[1] :].tolist()
-    return new_ids
+    new_tokens: list[list[int]] = output[:, given.shape[1] :].tolist()
+    return new_tokens
 
 
 def _text(base: Base, template: Template, new_ids: list[int]) -> str:
@@ -219,8 +217,8 @@ def _text(base: Base, template: Template, new_ids: list[int]) -> str:
 
 
 @contextmanager
-def _as_given(model: PreTrainedModel) -> Iterator[None]:
-    """In eval mode, and without the decoding habits that a base may bring in its generation_config."""
+def _without_own_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Run the model in eval mode, and without the decoding settings of its generation_config."""
     was_training, own = model.training, model.generation_config
     model.train(False)
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]

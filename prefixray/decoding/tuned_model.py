@@ -1,12 +1,12 @@
-"""A base with artifacts bound to it: text in, text out, in a few lines of Python.
+"""A base with artifacts on it: text in, text out, in a few lines of Python.
 
 >>> base = open_base("gpt2-medium")
 >>> prefix, lora = base.bind("my-prefix"), base.bind("my-lora")
 >>> prefix.generate(["name : The Eagle | food : Chinese"])
 >>> generate_together(["name : The Eagle", "name : The Mill"], [prefix, lora])
 
-Rows of different artifacts share the batches of one base, as trials do in training; each gets the hypothesis that it
-gets alone.
+Sources of different artifacts share the batches of one base, as trials do in training. In fp32 each source gets the
+hypothesis that it gets alone; in bf16 a hypothesis can depend on its batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from prefixray.artifacts.record import check_decoding, check_template
 from prefixray.artifacts.store import load_artifact, restore_method
@@ -31,15 +32,14 @@ from prefixray.results.hypotheses import best_artifact
 
 @dataclass(frozen=True)
 class OpenBase:
-    """A base in memory that artifacts are bound to, any number of them."""
+    """A base in memory, for any number of artifacts."""
 
     base: Base
-    binder: Binder
 
     def bind(self, artifact: Path | str, *, decoding: Mapping[str, Any] | None = None) -> "Tuned":
-        """An artifact on this base; `decoding` replaces single settings of those it records.
+        """The artifact in this folder, on this base; `decoding` replaces single settings that the artifact records.
 
-        Raises `UserError` where the artifact is damaged, or was made for another base.
+        Raises `UserError` where the artifact is damaged or was made for another base, and for unknown settings.
         """
         check_decoding(decoding or {})
         tensors, record = load_artifact(Path(artifact))
@@ -50,31 +50,34 @@ class OpenBase:
             vocab_size=shape.vocab_size,
             is_encoder_decoder=shape.is_encoder_decoder,
         )
-        method = restore_method(self.base, self.binder.record, tensors, record)
+        method = restore_method(self.base, Binder.of(self.base.model).record, tensors, record)
         settings = DecodingSettings(**{**(record["decoding"] or {}), **(decoding or {})})
         template = Template.from_record(self.base.tokenizer, record["template"])
-        own = method.own_model
-        return Tuned(self.base, method, template, settings, self.binder if own is None else Binder.of(own))
+        return Tuned(self.base, method, template, settings)
 
 
 def open_base(name: str, *, precision: str = "fp32", device: str = "cpu", trust_remote_code: bool = False) -> OpenBase:
-    """Load the base called `name`, as a sweep file names it, in fp32, bf16, 4bit or auto.
+    """Load the base called `name`: a hub id, a folder, a GGUF file, or `package:file`, as in a sweep file.
 
-    Raises `UserError` as `load_base` does.
+    `precision` is "fp32", "bf16", "4bit" or "auto" (bf16 where the device is fast with it); `device` is "cpu" or
+    "cuda". Python files beside the weights run only with `trust_remote_code`. Raises `UserError` where the name names
+    nothing, where prefixray cannot train the model, and where the device or the hub is not there.
     """
-    base = load_in(name, precision, device, trust_remote_code=trust_remote_code)
-    return OpenBase(base, Binder.of(base.model))
+    return OpenBase(load_in(name, precision, device, trust_remote_code=trust_remote_code))
 
 
 class Tuned:
-    """An artifact bound to its base."""
+    """An artifact on its base."""
 
-    def __init__(
-        self, base: Base, method: Method, template: Template, decoding: DecodingSettings, binder: Binder
-    ) -> None:
+    def __init__(self, base: Base, method: Method, template: Template, decoding: DecodingSettings) -> None:
         self.base, self.method, self.template, self.decoding = base, method, template, decoding
-        self.binder = binder
-        self._insert = method.insert(None)
+        self.insert = method.insert(None)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model that runs: the base's, or the artifact's own after fine-tuning."""
+        own_model = self.method.own_model
+        return self.base.model if own_model is None else own_model
 
     @classmethod
     def load(
@@ -85,9 +88,10 @@ class Tuned:
         decoding: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
     ) -> "Tuned":
-        """Load an artifact with the base that it names, in the precision it was trained in.
+        """Load an artifact, and the base that it names in the precision of its training.
 
-        Raises `UserError` where the artifact is damaged, or its base is not what it was.
+        `decoding` replaces single settings that the artifact records. Raises `UserError` as `open_base` does, and where
+        the artifact is damaged or its base has changed.
         """
         _, record = load_artifact(Path(artifact))
         code = trust_remote_code
@@ -96,55 +100,60 @@ class Tuned:
 
     @classmethod
     def best(cls, sweep: Path | str, arm: str | None = None, *, device: str = "cpu") -> "Tuned":
-        """The best prefix of a finished sweep, or its best run of another arm, with the sweep's decoding settings."""
+        """The best final run of a sweep's prefix arm, or of the arm called `arm`, with the sweep's decoding settings.
+
+        `sweep` is a sweep's folder or file. Raises `UserError` as `load` does, and where the sweep has no such run.
+        """
         artifact, decoding = best_artifact(find_sweep(sweep), arm)
         return cls.load(artifact, device=device, decoding=decoding)
 
     def generate(self, sources: Sequence[str]) -> list[str]:
-        """A hypothesis per source; sources are linearised as the task's are.
+        """The best hypothesis for each source, in order; sources are texts in the form of the task's own.
 
-        Raises `UserError` for a single text, which would be a source a letter.
+        Raises `UserError` where a source leaves no room for its hypothesis, and for one text in place of a list.
         """
         return generate_together(sources, [self] * len(sources))
 
 
 def generate_together(sources: Sequence[str], tuned: Sequence[Tuned]) -> list[str]:
-    """A hypothesis per source, under the artifact at the same place in `tuned`.
+    """The best hypothesis for `sources[i]` by the artifact `tuned[i]`, in order.
 
-    Those that run on one base with one template and one decoding share batches; fine-tuning runs on a model of its
-    own, and so by itself.
+    Artifacts on one base with the same template and decoding settings share batches; a fine-tuned model runs by itself.
+    Raises `UserError` as `Tuned.generate` does, and where the two lists differ in length.
     """
     if isinstance(sources, str):
         raise UserError("sources: must be a list of texts, not one text: generate([text])")
     if len(sources) != len(tuned):
         raise UserError(f"sources: {len(sources)} of them, artifacts: {len(tuned)}; give one artifact per source")
     hypotheses = [""] * len(sources)
-    for places in _sharing(tuned):
-        texts = _generate_alike([sources[place] for place in places], [tuned[place] for place in places])
-        for place, text in zip(places, texts, strict=True):
-            hypotheses[place] = text
+    for indices in _sharing(tuned):
+        texts = _generate_alike([sources[index] for index in indices], [tuned[index] for index in indices])
+        for index, text in zip(indices, texts, strict=True):
+            hypotheses[index] = text
     return hypotheses
 
 
 def _sharing(tuned: Sequence[Tuned]) -> list[list[int]]:
-    """Places of artifacts that can stand in one batch."""
+    """Indices of artifacts that can share batches."""
     groups: list[list[int]] = []
-    for place, one in enumerate(tuned):
+    for index, artifact in enumerate(tuned):
         for group in groups:
             first = tuned[group[0]]
-            if one.binder is first.binder and (one.template, one.decoding) == (first.template, first.decoding):
-                group.append(place)
+            alike = (artifact.template, artifact.decoding) == (first.template, first.decoding)
+            if alike and artifact.model is first.model:
+                group.append(index)
                 break
         else:
-            groups.append([place])
+            groups.append([index])
     return groups
 
 
 def _generate_alike(sources: Sequence[str], tuned: Sequence[Tuned]) -> list[str]:
+    """The hypotheses of artifacts that share batches."""
     first = tuned[0]
-    own = first.method.own_model
-    running = first.base if own is None else replace(first.base, model=own)
-    mixed = own is not None and first.base.model.dtype == torch.bfloat16  # fp32 weights, as in training
-    with torch.autocast(first.base.device.type, dtype=torch.bfloat16, enabled=mixed):
-        inserts = [one._insert for one in tuned]
-        return generate(running, first.binder, first.template, sources, inserts, first.decoding)
+    base = replace(first.base, model=first.model)
+    is_own = first.model is not first.base.model
+    mixed = is_own and first.base.model.dtype == torch.bfloat16  # a fine-tuned model has fp32 weights, as in training
+    with torch.autocast(base.device.type, dtype=torch.bfloat16, enabled=mixed):
+        inserts = [artifact.insert for artifact in tuned]
+        return generate(base, first.template, sources, inserts, first.decoding)

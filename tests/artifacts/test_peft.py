@@ -74,7 +74,7 @@ def test_a_decoder_only_artifact_gives_the_same_logits_and_beams_in_peft(
         output = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **settings)
         expected.append(_text(tiny_base, output[0, prompt.shape[1] :]))
     inserts = [method.insert(None)] * len(SOURCES)
-    assert generate(tiny_base, binder, template, SOURCES, inserts, decoding) == expected
+    assert generate(tiny_base, template, SOURCES, inserts, decoding) == expected
 
 
 def _text(base: Base, ids: Tensor) -> str:

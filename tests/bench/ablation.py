@@ -58,13 +58,15 @@ DECODING = DecodingSettings(num_beams=5, min_new_tokens=16, max_new_tokens=16)
 class Bench:
     """A base with prefixes on it, and what is run in each round."""
 
-    def __init__(self, base: Base, template: Template | None, rounds: Sequence["Round"], preseqlen: int) -> None:
+    def __init__(
+        self, base: Base, template: Template | None, rounds: Sequence["Round"], preseqlen: int, words: str | None
+    ) -> None:
         self.base, self._template, self._rounds = base, template, rounds
         self.pack = Pack(base, [], pad_id=EOS)
         self.heads = {"on": self.pack._head}
         with patch.object(onednn, "MOST_MEMORY", 0.0):
             self.heads["without a copy"] = loss.plain_head(base.model)
-        method = PrefixTrial(preseqlen=preseqlen, mid_dim=None, init_token=None)
+        method = PrefixTrial(preseqlen=preseqlen, mid_dim=None, init_token=words)
         for key in map(str, range(TRIALS)):
             config = TrialConfig(
                 arm="prefix", learning_rate=1e-12, num_steps=10**6, batch_size=BATCH_SIZE, method=method
@@ -84,7 +86,7 @@ class Bench:
             return timed(lambda: self.pack.evaluate(keys, rows.dev)[keys[0]], self.base.device)
         assert self._template is not None, "this case has no decoding"
         inserts = [self.pack.members[keys[0]].method.insert(None)] * len(rows.sources)
-        decode = lambda: generate(self.base, self.pack.binder, self._template, rows.sources, inserts, DECODING)  # noqa: E731
+        decode = lambda: generate(self.base, self._template, rows.sources, inserts, DECODING)  # noqa: E731
         rearranged = backend_for(self.base.device).decoding(self.base.model)
         with rearranged, patch.object(generate_module, "backend_for", lambda _: PlainBackend()):
             return timed(decode, self.base.device)[0], 0.0
@@ -106,7 +108,7 @@ class Trick:
     off: Callable[[Bench], AbstractContextManager[object]]
     parts: Sequence[str] = PARTS
     precisions: Sequence[str] = ("bf16", "fp32")
-    cases: Sequence[str] = ("SmolLM2-135M",)
+    cases: Sequence[str] = ("SmolLM2-135M", "6-layer, E2E, 5")
 
 
 def _all_off(bench: Bench) -> AbstractContextManager[object]:
@@ -163,35 +165,29 @@ def _no_context(*_: object) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-GPT2, LONG = "6-layer, E2E, 5", "SmolLM2-135M, 200 positions"
+SMOL, LONG = "SmolLM2-135M", "SmolLM2-135M, 200 positions"
+GPT2, BART = "6-layer, E2E, 5", "BART, 3+3 layers, DialogSum, 20"
 BF16, NO_DECODING = ("bf16",), ("step", "validation")
 TRICKS = {
-    "all of fast_cpu": Trick(_all_off, cases=("SmolLM2-135M", LONG, GPT2)),
-    "frozen layers by oneDNN": Trick(
-        lambda _: patch.object(onednn, "frozen_layers", _no_context), NO_DECODING, BF16, ("SmolLM2-135M", GPT2)
-    ),
+    "all of fast_cpu": Trick(_all_off, cases=(SMOL, LONG, GPT2, BART)),
+    "frozen layers by oneDNN": Trick(lambda _: patch.object(onednn, "frozen_layers", _no_context), NO_DECODING, BF16),
     "weights rearranged": Trick(lambda _: patch.object(onednn, "rearranged", _no_context), ("decoding",)),
     "a copy of the head": Trick(
-        lambda bench: patch.object(bench.pack, "_head", bench.heads["without a copy"]),
-        NO_DECODING,
-        BF16,
-        ("SmolLM2-135M", GPT2),
+        lambda bench: patch.object(bench.pack, "_head", bench.heads["without a copy"]), NO_DECODING, BF16
     ),
-    "activations in products": Trick(
-        lambda _: patch.object(cpu_backend, "fused", _no_context), ("validation",), BF16, ("SmolLM2-135M", GPT2)
+    "activations in products": Trick(lambda _: patch.object(cpu_backend, "fused", _no_context), ("validation",), BF16),
+    "RMS norms in blocks": Trick(
+        lambda _: patch.object(cpu_backend, "frozen_norms", _no_context), NO_DECODING, cases=(SMOL,)
     ),
-    "RMS norms in blocks": Trick(lambda _: patch.object(cpu_backend, "frozen_norms", _no_context), NO_DECODING),
     "attention in products": Trick(
-        lambda _: patch.object(attention, "_is_slow_for_sdpa", lambda _: False), ("step",), BF16, ("SmolLM2-135M", GPT2)
+        lambda _: patch.object(attention, "_is_slow_for_sdpa", lambda _: False), ("step",), BF16
     ),
-    "sdpa without copies": Trick(
-        lambda _: patch.object(CPUBackend, "attend", PlainBackend.attend), NO_DECODING, cases=("SmolLM2-135M", GPT2)
-    ),
+    "sdpa without copies": Trick(lambda _: patch.object(CPUBackend, "attend", PlainBackend.attend), NO_DECODING),
     "long prefixes apart": Trick(
         lambda _: patch.object(CPUBackend, "has_long_prefix", lambda *_: False), ("step",), BF16, (LONG,)
     ),
     "softmax columns filled": Trick(lambda _: patch.object(attention, "VECTOR", 1), ("step",), BF16, (LONG,)),
-    "shapes rounded up": Trick(_any_shape, NO_DECODING, cases=("SmolLM2-135M", GPT2)),
+    "shapes rounded up": Trick(_any_shape, NO_DECODING, cases=(SMOL, GPT2, BART)),
     "rows in a line": Trick(lambda bench: patch.object(bench.pack.layout, "knows_lines", False), NO_DECODING),
     "moves with a backward": Trick(lambda _: patch.object(ragged, "_Moved", _MovedByTorch), ("step",)),
     "last FFN on targets": Trick(lambda _: patch.object(last_ffn, "padded_count", lambda *_: 1 << 60), NO_DECODING),
@@ -291,26 +287,27 @@ def smollm2(dtype: torch.dtype, count: int, *, preseqlen: int = 10) -> Bench:
         references = [example for example in task.dev if example.source in sources[:DEV_SOURCES]]
         own = train[number * TRIALS * BATCH_SIZE :][: TRIALS * BATCH_SIZE]
         rounds.append(Round(own, encode(references, template), sources))
-    return Bench(base, template, rounds, preseqlen)
+    return Bench(base, template, rounds, preseqlen, words="restaurant")
 
 
-def random_gpt2(dtype: torch.dtype, count: int) -> Bench:
-    """A GPT-2 of 6 layers with random weights."""
-    case = ALL_CASES[GPT2]
+def random_base(name: str, dtype: torch.dtype, count: int) -> Bench:
+    """A case of `table.py`: random weights."""
+    case = ALL_CASES[name]
     base = wrap_model(make_model(case, dtype, torch.device("cpu")), None, name="random", digest="")  # type: ignore[arg-type]
     train, dev = case.data()
     size = TRIALS * BATCH_SIZE
     draws = [torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)) for seed in range(count)]
     rounds = [
-        Round([train[i] for i in draw[:size].tolist()], dev[number:][:20], []) for number, draw in enumerate(draws)
+        Round([train[i] for i in draw[:size].tolist()], dev[number:][:10], []) for number, draw in enumerate(draws)
     ]
-    return Bench(base, None, rounds, case.preseqlen)
+    return Bench(base, None, rounds, case.preseqlen, words=None)
 
 
 CASES: dict[str, Callable[[torch.dtype, int], Bench]] = {
-    "SmolLM2-135M": smollm2,
+    SMOL: smollm2,
     LONG: lambda dtype, count: smollm2(dtype, count, preseqlen=200),
-    GPT2: random_gpt2,
+    GPT2: lambda dtype, count: random_base(GPT2, dtype, count),
+    BART: lambda dtype, count: random_base(BART, dtype, count),
 }
 
 

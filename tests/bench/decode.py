@@ -159,7 +159,7 @@ class Bench:
         sources = [" ".join(map(str, prompt)) for prompt in self._prompts] * trials
         decoding = self._decoding.model_copy(update={"batch_size": len(sources)})
         with torch.no_grad():
-            texts = generate(base, arm.pack.binder, _template(base.tokenizer), sources, inserts, decoding)
+            texts = generate(base, _template(base.tokenizer), sources, inserts, decoding)
         return [tuple(map(int, text.split())) for text in texts]
 
 

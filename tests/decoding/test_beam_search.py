@@ -91,7 +91,7 @@ def test_hypotheses_of_a_mixed_batch_are_those_of_transformers_alone(exact_base:
     template = replace(template, eos_id=draw.choice(said))  # an end that some hypotheses come to
     expected = _by_transformers(base, binder, template, pairs, decoding)
     sources, inserts = [source for source, _ in pairs], [insert for _, insert in pairs]
-    assert generate(base, binder, template, sources, inserts, decoding) == expected
+    assert generate(base, template, sources, inserts, decoding) == expected
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_hypotheses_of_real_weights_are_those_of_transformers(num_beams: int) ->
     decoding = DecodingSettings(num_beams=num_beams, max_new_tokens=50)
     expected = _by_transformers(base, binder, template, pairs, decoding)
     sources, given = [source for source, _ in pairs], [insert for _, insert in pairs]
-    assert generate(base, binder, template, sources, given, decoding) == expected
+    assert generate(base, template, sources, given, decoding) == expected
     assert len({len(text.split()) for text in expected}) > 1, "they end by themselves"
 
 
@@ -142,12 +142,12 @@ def test_rows_leave_the_batch_with_their_source(tiny_llama: Base) -> None:
         lambda module, args, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
     )
     greedy = DecodingSettings(num_beams=1, max_new_tokens=30)
-    binder, inserts = Binder.of(tiny_llama.model), [Insert()] * 4
+    inserts = [Insert()] * 4
     ids = replace(tiny_llama, tokenizer=_Ids(tiny_llama.tokenizer))
-    said = generate(ids, binder, template, sources, inserts, greedy)
+    said = generate(ids, template, sources, inserts, greedy)
     ends = int(said[0].split()[5])  # comes early in one of them
     rows.clear()
-    generate(ids, binder, replace(template, eos_id=ends), sources, inserts, greedy)
+    generate(ids, replace(template, eos_id=ends), sources, inserts, greedy)
     lengths = [text.split().index(str(ends)) + 1 if str(ends) in text.split() else 30 for text in said]
     assert rows == [sum(length > step for length in lengths) for step in range(max(lengths))]
     assert min(rows) < 4

@@ -117,14 +117,13 @@ def _finish_sweep(folder: Path, arm: str, base: Base) -> list[str]:
     for split, part in (("train", lines), ("dev", lines[2:]), ("test", lines[:2])):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in part))
     task = TaskConfig(name="custom", **{split: str(folder / f"{split}.jsonl") for split in ("train", "dev", "test")})
-    template, binder = make_template(base, task), Binder.of(base.model)
-    method = build_method(ARMS[arm], base, binder.record, init_seed=1, dropout_seed=1)
+    template = make_template(base, task)
+    method = build_method(ARMS[arm], base, Binder.of(base.model).record, init_seed=1, dropout_seed=1)
     with torch.no_grad():
         for parameter in (one for one in method.parameters() if one.requires_grad):
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
-    running = binder if method.own_model is None else Binder.of(method.own_model)
     sources = load_task(task).test_sources
-    hypotheses = Tuned(base, method, template, DECODING, running).generate([one.source for one in sources])
+    hypotheses = Tuned(base, method, template, DECODING).generate([one.source for one in sources])
     config = TrialConfig(arm=arm, learning_rate=1e-3, num_steps=3, method=ARMS[arm])
     meta = artifact_meta(base, config, task=task, template=template.record(), decoding=DECODING.model_dump())
     save_artifact(folder / "final" / f"{arm}-1" / "artifact", method.artifact(), meta)

@@ -38,30 +38,28 @@ def _prefixes(base: Base, lengths: Sequence[int]) -> list[Insert]:
 
 def _plain(base: Base, sources: Sequence[str], decoding: DecodingSettings) -> list[str]:
     """Hypotheses of the base as it is."""
-    return generate(base, Binder.of(base.model), _template(base), sources, [Insert()] * len(sources), decoding)
+    return generate(base, _template(base), sources, [Insert()] * len(sources), decoding)
 
 
-def _alone(base: Base, binder: Binder, sources: Sequence[str], inserts: Sequence[Insert]) -> list[str]:
+def _alone(base: Base, sources: Sequence[str], inserts: Sequence[Insert]) -> list[str]:
     template, one = _template(base), BEAMS.model_copy(update={"batch_size": 1})
     pairs = zip(sources, inserts, strict=True)
-    return [generate(base, binder, template, [source], [insert], one)[0] for source, insert in pairs]
+    return [generate(base, template, [source], [insert], one)[0] for source, insert in pairs]
 
 
 def test_beam_search_in_a_mixed_batch_equals_beam_search_alone(exact_base: Base) -> None:
-    binder = Binder.of(exact_base.model)
     three = _prefixes(exact_base, [1, 4, 9])
     sources = [source for source in SOURCES for _ in range(4)]
     inserts = [*three, Insert()] * len(SOURCES)
-    together = generate(exact_base, binder, _template(exact_base), sources, inserts, BEAMS)
-    assert together == _alone(exact_base, binder, sources, inserts)
+    together = generate(exact_base, _template(exact_base), sources, inserts, BEAMS)
+    assert together == _alone(exact_base, sources, inserts)
     assert len(set(together)) > len(SOURCES)  # prefixes and sources make a difference
 
 
 def test_the_batch_size_does_not_change_hypotheses(exact_base: Base) -> None:
-    binder, template = Binder.of(exact_base.model), _template(exact_base)
-    inserts = _prefixes(exact_base, [3, 5]) * 3
+    template, inserts = _template(exact_base), _prefixes(exact_base, [3, 5]) * 3
     by_size = [
-        generate(exact_base, binder, template, SOURCES, inserts, BEAMS.model_copy(update={"batch_size": size}))
+        generate(exact_base, template, SOURCES, inserts, BEAMS.model_copy(update={"batch_size": size}))
         for size in (1, 2, 4)
     ]
     assert by_size[0] == by_size[1] == by_size[2]
@@ -78,7 +76,7 @@ def test_without_an_insert_the_stock_model_decodes(tiny_base: Base) -> None:
         output = tiny_base.model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
         text = tiny_base.tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True).strip()
         stock.append(text.splitlines()[0].strip() if text else "")
-    assert generate(tiny_base, Binder.of(tiny_base.model), template, SOURCES, [Insert()] * len(SOURCES), BEAMS) == stock
+    assert generate(tiny_base, template, SOURCES, [Insert()] * len(SOURCES), BEAMS) == stock
 
 
 def test_a_prompt_that_beams_share_decodes_as_one_that_each_beam_has_for_itself(exact_base: Base) -> None:
@@ -94,7 +92,7 @@ def test_a_prompt_that_beams_share_decodes_as_one_that_each_beam_has_for_itself(
             output = exact_base.model.generate(prompt, generation_config=settings)
         text = exact_base.tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True).strip()
         expected.append(text.splitlines()[0].strip() if text else "")
-    assert generate(exact_base, binder, template, SOURCES, inserts, BEAMS) == expected
+    assert generate(exact_base, template, SOURCES, inserts, BEAMS) == expected
 
 
 def test_batches_are_of_like_size(tiny_gpt2: Base) -> None:
@@ -107,12 +105,11 @@ def test_batches_are_of_like_size(tiny_gpt2: Base) -> None:
 
 
 def test_functions_on_modules_follow_their_rows_through_the_beams(exact_base: Base) -> None:
-    binder = Binder.of(exact_base.model)
     block = exact_base.blocks()[0][0]
     inserts = [Insert(functions={block: lambda inputs, output, by=by: output * by}) for by in (0.5, 2.0)]
     sources = [source for source in SOURCES for _ in inserts]
-    together = generate(exact_base, binder, _template(exact_base), sources, inserts * len(SOURCES), BEAMS)
-    assert together == _alone(exact_base, binder, sources, inserts * len(SOURCES))
+    together = generate(exact_base, _template(exact_base), sources, inserts * len(SOURCES), BEAMS)
+    assert together == _alone(exact_base, sources, inserts * len(SOURCES))
 
 
 def test_a_repeated_source_is_decoded_once(tiny_gpt2: Base) -> None:
@@ -185,15 +182,14 @@ def test_the_originals_least_length_of_11_is_9_new_tokens(tiny_bart: Base) -> No
 def test_a_source_that_leaves_no_room_is_refused(tiny_gpt2: Base) -> None:
     (prefix,) = _prefixes(tiny_gpt2, [200])
     with pytest.raises(UserError, match=r"max_new_tokens: 100: prefix and longest source take .* of the 256 positions"):
-        generate(tiny_gpt2, Binder.of(tiny_gpt2.model), _template(tiny_gpt2), SOURCES, [prefix] * 6, DecodingSettings())
+        generate(tiny_gpt2, _template(tiny_gpt2), SOURCES, [prefix] * 6, DecodingSettings())
 
 
 def test_low_precision_decodes_in_low_precision(tiny_base: Base) -> None:
     tiny_base.model.to(torch.bfloat16)
-    binder = Binder.of(tiny_base.model)
     inserts = [Insert({"decoder": one.prefixes["decoder"].float()}) for one in _prefixes(tiny_base, [2, 7])] * 3
-    first = generate(tiny_base, binder, _template(tiny_base), SOURCES, inserts, BEAMS)
-    assert first == generate(tiny_base, binder, _template(tiny_base), SOURCES, inserts, BEAMS)
+    first = generate(tiny_base, _template(tiny_base), SOURCES, inserts, BEAMS)
+    assert first == generate(tiny_base, _template(tiny_base), SOURCES, inserts, BEAMS)
     assert any(first)
 
 

@@ -221,7 +221,7 @@ def test_decoding_finds_what_whole_forwards_find(make_base: MakeBase, architectu
     binder, insert = pack.members[name].binder, method.insert(None)
     sources = [example.source for example in EXAMPLES]
     decoding = DecodingSettings(num_beams=1, max_new_tokens=6)
-    found = generate(running, binder, template, sources, [insert] * len(sources), decoding)
+    found = generate(running, template, sources, [insert] * len(sources), decoding)
     for source, hypothesis in zip(sources, found, strict=True):
         rows = encode([Example(source, "")], template)[0].with_room(insert.infix_length, template.pad_id)
         ids, new = rows.ids[: rows.num_prompt], list[int]()

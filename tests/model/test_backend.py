@@ -60,7 +60,7 @@ def _train_and_decode(base: Base) -> Outcome:
     sources = [example.source for example in EXAMPLES]
     insert = pack.members["long"].method.insert(None)
     decoding = DecodingSettings(num_beams=3, max_new_tokens=8)
-    return losses, trained, generate(base, pack.binder, template, sources, [insert] * len(sources), decoding)
+    return losses, trained, generate(base, template, sources, [insert] * len(sources), decoding)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "bart"])

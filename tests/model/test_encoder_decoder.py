@@ -287,14 +287,14 @@ def test_smoothing_is_torchs_and_the_reported_loss_is_without_it(tiny_bart: Base
 
 
 def test_beam_search_in_a_mixed_batch_equals_beam_search_alone(exact_pair: Base) -> None:
-    binder, template = Binder.of(exact_pair.model), make_template(exact_pair, TaskConfig(name="custom"))
+    template = make_template(exact_pair, TaskConfig(name="custom"))
     decoding = DecodingSettings(num_beams=4, max_new_tokens=10, length_penalty=0.8, no_repeat_ngram_size=3)
     sources = [source for source in SOURCES for _ in LENGTHS]
     inserts = _inserts(exact_pair) * len(SOURCES)
-    together = generate(exact_pair, binder, template, sources, inserts, decoding)
+    together = generate(exact_pair, template, sources, inserts, decoding)
     one = decoding.model_copy(update={"batch_size": 1})
     pairs = zip(sources, inserts, strict=True)
-    alone = [generate(exact_pair, binder, template, [source], [insert], one)[0] for source, insert in pairs]
+    alone = [generate(exact_pair, template, [source], [insert], one)[0] for source, insert in pairs]
     assert together == alone and len(set(alone)) > len(SOURCES)
 
 
@@ -309,7 +309,7 @@ def test_without_an_insert_the_stock_model_decodes(tiny_bart: Base) -> None:
         text = tiny_bart.tokenizer.decode(output[0], skip_special_tokens=True).strip()
         expected.append(text.splitlines()[0].strip() if text else "")
     decoding = DecodingSettings(num_beams=4, max_new_tokens=10)
-    ours = generate(tiny_bart, Binder.of(tiny_bart.model), template, SOURCES, [Insert()] * len(SOURCES), decoding)
+    ours = generate(tiny_bart, template, SOURCES, [Insert()] * len(SOURCES), decoding)
     assert ours == expected
 
 

@@ -85,7 +85,7 @@ def test_a_prefix_of_words_decodes_as_the_plain_model_behind_them(base: Base) ->
     words = torch.tensor([base.tokenizer(" a cheap pub").input_ids])
     insert = Insert({"decoder": binder.record(words)["decoder"]})
     decoding = DecodingSettings(num_beams=3, max_new_tokens=8)
-    ours = generate(base, binder, template, SOURCES, [insert] * 2, decoding)
+    ours = generate(base, template, SOURCES, [insert] * 2, decoding)
     for source, hypothesis in zip(SOURCES, ours, strict=True):
         prompt = torch.cat([words, torch.tensor([template.encode_source(source)])], dim=1)
         ids = {"eos_token_id": template.eos_id, "pad_token_id": template.pad_id}

@@ -1,6 +1,6 @@
-"""Attention itself, once prefixes stand before keys and values: the fastest of the ways there are to compute it."""
+"""Attention on a CPU: the faster of products and sdpa, and products of its own for a long prefix."""
 
-# B rows, T trials, H query heads, K key/value heads, G = H / K, S queries, S' keys, P prefix positions, D head dim
+# B rows of one group, H query heads, K key/value heads, G = H / K, S queries, S' keys, P prefix positions, D head dim
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from prefixray.model.plain import RowGroup
 
-LONG_PREFIX = 64  # positions, from which on a prefix is worth products of its own
+LONG_PREFIX = 64  # positions: a prefix of so many or more is worth products of its own
 VECTOR = 32  # columns: a softmax and its backward take longer over 272 columns than over 288
 
 
@@ -36,73 +36,91 @@ def attend_to_long_prefix(groups: Sequence[RowGroup], prefix: Tensor, scaling: f
     Masks, (B, 1 or H, S, S'), are those of the rows' own keys, and get no gradient.
     """
     masks = [mask for *_, mask in groups]
-    tokens = [one for query, key, value, _ in groups for one in (query, key, value)]
+    tokens = [tensor for query, key, value, _ in groups for tensor in (query, key, value)]
     outputs: tuple[Tensor, ...] = _LongPrefixAttention.apply(prefix, scaling, masks, *tokens)  # type: ignore[no-untyped-call]
     return outputs
 
 
 class _LongPrefixAttention(torch.autograd.Function):
-    """Products with the prefix and others with a row's own tokens, around one softmax over both.
+    """Products with the prefix and products with a row's own tokens, around one softmax over both.
 
-    All tensors begin with the heads, so that the rows stand one behind another for the prefix. The softmax' columns are
-    filled up. Its two parts are copied before products: these take longer on a part, since they copy it each time.
+    All tensors begin with the heads, so that all rows of a group stand one behind another for the prefix. The columns
+    of the softmax are filled up to a multiple of `VECTOR`. Products take longer on a part of a tensor, since they copy
+    it each time: so the two parts of the softmax' result are copied once before.
     """
 
     @staticmethod
     def forward(ctx: Any, prefix: Tensor, scaling: float | None, masks: list[Tensor], *tokens: Tensor) -> Any:  # noqa: ANN401
         ctx.scaling = scaling or prefix.shape[3] ** -0.5
-        turned, prefix_value = prefix[0].transpose(1, 2).contiguous(), prefix[1]
-        num_kv, _, num_positions = turned.shape
-        kept, outputs = [prefix], []
+        prefix_key, prefix_value = prefix[0].transpose(1, 2).contiguous(), prefix[1]  # (K, D, P), (K, P, D)
+        num_kv, _, num_positions = prefix_key.shape
+        saved, outputs = [prefix], []
         for by_row, key, value, mask in zip(tokens[::3], tokens[1::3], tokens[2::3], masks, strict=True):
             num_rows, num_heads, length, dim = by_row.shape
             groups, end = num_heads // num_kv, num_positions + key.shape[2]
+
+            # Heads first: scaled queries as (K, B * G * S, D), the rows' own keys and values as (K * B, S', D).
             by_head = by_row.new_empty(num_kv, num_rows, groups, length, dim)
             torch.mul(by_row.unflatten(1, (num_kv, groups)).transpose(0, 1), ctx.scaling, out=by_head)
-            query = by_head.view(num_kv, -1, dim)  # (K, B * G * S, D)
-            own_key, own_value = (own.transpose(0, 1).flatten(0, 1) for own in (key, value))  # (K * B, S', D)
+            query = by_head.view(num_kv, -1, dim)
+            own_key, own_value = (own.transpose(0, 1).flatten(0, 1) for own in (key, value))
+
+            # Scores of the prefix and of the own tokens side by side, under the mask; one softmax over both.
             weights = query.new_empty(num_kv, num_rows, groups, length, _rounded_up(end))
             of_prefix, of_own, fillers = _parts(weights, num_positions, end)
-            torch.bmm(query, turned, out=of_prefix)
+            torch.bmm(query, prefix_key, out=of_prefix)
             torch.bmm(query.view(len(own_key), -1, dim), own_key.transpose(1, 2), out=of_own)
             fillers.fill_(float("-inf"))
             masked = weights[..., num_positions:end]
             masked += mask.unflatten(1, (-1, 1) if mask.shape[1] == 1 else (num_kv, groups)).transpose(0, 1)
             torch.softmax(weights, 4, out=weights)
+
+            # Weighted sums of both kinds of values, back in the order (B, S, H, D).
             of_prefix, of_own = of_prefix.contiguous(), of_own.contiguous()
             output = torch.bmm(of_own, own_value).view_as(query).baddbmm_(of_prefix, prefix_value)
             outputs.append(output.view_as(by_head).permute(1, 3, 0, 2, 4).reshape(num_rows, length, num_heads, dim))
-            kept += [query, own_key, own_value, weights, of_prefix, of_own]
-        ctx.save_for_backward(*kept)
+            saved += [query, own_key, own_value, weights, of_prefix, of_own]
+        ctx.save_for_backward(*saved)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
-        prefix, *kept = ctx.saved_tensors
-        turned, num_positions = prefix[1].transpose(1, 2).contiguous(), prefix.shape[2]
-        of_prefixes = torch.zeros_like(prefix)
-        of_tokens: list[Tensor] = []
-        for start, by_row in zip(range(0, len(kept), 6), gradients, strict=True):
-            query, key, value, weights, of_prefix, of_own = kept[start : start + 6]
+        prefix, *saved = ctx.saved_tensors
+        prefix_value, num_positions = prefix[1].transpose(1, 2).contiguous(), prefix.shape[2]  # (K, D, P)
+        prefix_gradient = torch.zeros_like(prefix)
+        token_gradients: list[Tensor] = []
+        for start, by_row in zip(range(0, len(saved), 6), gradients, strict=True):
+            query, key, value, weights, of_prefix, of_own = saved[start : start + 6]
             num_kv, num_rows, groups, _, _ = weights.shape
+
+            # The gradient of the output, heads first; and, like the queries, cut by rows.
             by_head = by_row.unflatten(2, (num_kv, groups)).permute(2, 0, 3, 1, 4).contiguous()  # (K, B, G, S, D)
             given = by_head.view_as(query)
-            own_query, own_given = (one.view(len(key), -1, one.shape[2]) for one in (query, given))
-            of_prefixes[1].baddbmm_(of_prefix.transpose(1, 2), given)
-            of_value = torch.bmm(of_own.transpose(1, 2), own_given)
+            own_query, own_given = (tensor.view(len(key), -1, tensor.shape[2]) for tensor in (query, given))
+
+            # Values: the softmax' weights times the output's gradient.
+            prefix_gradient[1].baddbmm_(of_prefix.transpose(1, 2), given)
+            value_gradient = torch.bmm(of_own.transpose(1, 2), own_given)
+
+            # Weights: the output's gradient times the values, side by side; then back through the softmax.
             scores = torch.empty_like(weights)
             of_prefix, of_own, fillers = _parts(scores, num_positions, num_positions + key.shape[1])
-            torch.bmm(given, turned, out=of_prefix)
+            torch.bmm(given, prefix_value, out=of_prefix)
             torch.bmm(own_given, value.transpose(1, 2), out=of_own)
             fillers.zero_()
             torch._softmax_backward_data(scores, weights, 4, weights.dtype, grad_input=scores)
+
+            # Queries and both kinds of keys; the saved queries are scaled, the keys are not.
             of_prefix, of_own = of_prefix.contiguous(), of_own.contiguous()
-            of_query = torch.bmm(of_own, key).view_as(query).baddbmm_(of_prefix, prefix[0]).mul_(ctx.scaling)
-            of_prefixes[0].baddbmm_(of_prefix.transpose(1, 2), query)
-            of_key = torch.bmm(of_own.transpose(1, 2), own_query)
-            of_tokens.append(of_query.view_as(by_head).transpose(0, 1).flatten(1, 2))
-            of_tokens += [own.unflatten(0, (num_kv, num_rows)).transpose(0, 1) for own in (of_key, of_value)]
-        return of_prefixes, None, None, *of_tokens
+            query_gradient = torch.bmm(of_own, key).view_as(query).baddbmm_(of_prefix, prefix[0]).mul_(ctx.scaling)
+            prefix_gradient[0].baddbmm_(of_prefix.transpose(1, 2), query)
+            key_gradient = torch.bmm(of_own.transpose(1, 2), own_query)
+
+            # Rows first again.
+            token_gradients.append(query_gradient.view_as(by_head).transpose(0, 1).flatten(1, 2))
+            for gradient in (key_gradient, value_gradient):
+                token_gradients.append(gradient.unflatten(0, (num_kv, num_rows)).transpose(0, 1))
+        return prefix_gradient, None, None, *token_gradients
 
 
 def _parts(scores: Tensor, num_positions: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,8 +129,12 @@ def _parts(scores: Tensor, num_positions: int, end: int) -> tuple[Tensor, Tensor
     return of_prefix[..., :num_positions], of_own[..., num_positions:end], scores[..., end:]
 
 
+def _rounded_up(num_columns: int) -> int:
+    return -(-num_columns // VECTOR) * VECTOR
+
+
 def _is_slow_for_sdpa(dtype: torch.dtype) -> bool:
-    """Training in bf16: a step of a 6-layer GPT-2 takes 0.47 s without sdpa and 0.54 s with it (AMX: 0.70 and 0.90)."""
+    """Whether products are faster than sdpa: in bf16 with gradients (see `attention in products` in the ablation)."""
     return dtype == torch.bfloat16 and torch.is_grad_enabled()
 
 
@@ -125,7 +147,3 @@ def _attend_in_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor,
     weights = torch.softmax(scores + mask, dim=3)
     output: Tensor = weights.view(num_rows, num_kv, -1, key.shape[2]) @ value
     return output.view(num_rows, num_heads, length, dim).transpose(1, 2).contiguous()
-
-
-def _rounded_up(num_columns: int) -> int:
-    return -(-num_columns // VECTOR) * VECTOR

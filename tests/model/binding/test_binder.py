@@ -32,7 +32,7 @@ def _pack(base: Base, preseqlen: int) -> Pack:
 
 def _text(base: Base, pack: Pack) -> list[str]:
     template, method = make_template(base, TaskConfig(name="e2e")), pack.members["a"].method
-    tuned = Tuned(base, method, template, DecodingSettings(max_new_tokens=6), Binder.of(base.model))
+    tuned = Tuned(base, method, template, DecodingSettings(max_new_tokens=6))
     return tuned.generate([example.source for example in EXAMPLES])
 
 

@@ -167,7 +167,7 @@ def test_greedy_decoding_is_the_plain_one(exact_base: Base, inserts: list[Insert
     template, stock = make_template(exact_base, TaskConfig(name="e2e")), stock_model(exact_base)
     decoding = DecodingSettings(num_beams=1, max_new_tokens=9)
     given = [inserts[trial] for trial in (0, 2, 0)]
-    found = generate(exact_base, Binder.of(exact_base.model), template, SOURCES, given, decoding)
+    found = generate(exact_base, template, SOURCES, given, decoding)
     for source, insert, hypothesis in zip(SOURCES, given, found, strict=True):
         prompt = torch.tensor(template.encode_source(source))
         before, last = prompt[: -template.num_after], prompt[-template.num_after :]
@@ -182,14 +182,14 @@ def test_greedy_decoding_is_the_plain_one(exact_base: Base, inserts: list[Insert
 
 
 def test_beam_search_in_a_mixed_batch_equals_beam_search_alone(exact_base: Base, inserts: list[Insert]) -> None:
-    template, binder = make_template(exact_base, TaskConfig(name="e2e")), Binder.of(exact_base.model)
+    template = make_template(exact_base, TaskConfig(name="e2e"))
     sources = [source for source in SOURCES for _ in inserts]
     given = [*inserts] * len(SOURCES)
     decoding = DecodingSettings(num_beams=4, max_new_tokens=10)
     with torch.no_grad():
-        together = generate(exact_base, binder, template, sources, given, decoding)
+        together = generate(exact_base, template, sources, given, decoding)
         alone = [
-            generate(exact_base, binder, template, [source], [insert], decoding)[0]
+            generate(exact_base, template, [source], [insert], decoding)[0]
             for source, insert in zip(sources, given, strict=True)
         ]
     assert together == alone and len(set(together)) > len(SOURCES)
