@@ -79,14 +79,14 @@ class TrialFolder:
 class TrialSpec:
     """One configuration to be trained, with everything that its numbers depend on."""
 
-    key: str  # "prefix/3": unique in the sweep
+    key: str  # "prefix/3", unique in the sweep
     config: TrialConfig
     seed: int  # the sweep's seed
     replicate: int  # 0 in the search, 1..k in the final stage
     rungs: tuple[int, ...]  # steps at which the trial waits for a verdict
-    folder: str  # checkpoints and the artifact go here; on storage that every worker sees
-    keep_artifact: bool = True  # whether the best state is kept there for decoding
-    eval_at: tuple[int, ...] = ()  # steps at which it is evaluated without a verdict
+    folder: str  # of the trial's files, on storage that every worker sees
+    keep_artifact: bool = True  # whether the best state is kept for decoding
+    eval_at: tuple[int, ...] = ()  # further steps at which it is evaluated, without a verdict
     decoding: Mapping[str, Any] | None = None  # the settings that its artifact shall record
 
     @property
@@ -123,34 +123,34 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class Report:
-    """What a trial says at one of its report steps, or when it ends."""
+    """A trial's message to the driver, at a report step or when it ends."""
 
     key: str
     step: int
-    state: Literal["running", "done", "stopped", "failed"]  # stopped: because the driver asked for it
+    state: Literal["running", "done", "stopped", "failed"]  # stopped: on the driver's request
     metrics: Mapping[str, float] = field(default_factory=dict)
-    rung: int | None = None  # the rung it waits at, if it waits
-    packmates: Mapping[str, float] = field(default_factory=dict)  # scores of all that reached this rung with it
-    earlier: Mapping[int, float] = field(default_factory=dict)  # dev losses by step, in case their reports were lost
-    note: str | None = None  # why it failed
-    lost: bool = False  # it did not fail, but nobody can run it now
+    rung: int | None = None  # the rung at which the trial waits
+    packmates: Mapping[str, float] = field(default_factory=dict)  # dev losses of all trials that reached it together
+    earlier: Mapping[int, float] = field(default_factory=dict)  # dev losses by step, in case reports were lost
+    note: str | None = None  # why the trial failed
+    lost: bool = False  # the trial did not fail, but nobody can run it now
 
 
 @dataclass(frozen=True)
 class Admission:
     """A worker's answer to a trial that wants to join."""
 
-    state: Literal["joined", "later", "refused"]  # later: it is the turn of others, or it will be placed elsewhere
-    note: str | None = None  # why it is refused
+    state: Literal["joined", "later", "refused"]  # later: others have their turn, or it will be placed elsewhere
+    note: str | None = None  # why the trial is refused
 
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """What a worker is doing."""
+    """What a worker does now."""
 
-    steps: Mapping[str, int]  # of the trials in its pack
+    steps: Mapping[str, int]  # by trial, of those in its pack
     tokens_per_second: float  # target tokens
     memory_bytes: int
     seconds_silent: float = 0.0  # since the last sign of life of a loop that has something to do
-    num_deaths: int = 0  # of workers in this place before
-    last_death: str | None = None  # what is known of the last of them
+    num_deaths: int = 0  # of this worker's earlier processes
+    last_death: str | None = None  # what is known of the last death

@@ -1,9 +1,8 @@
-"""What Ray Tune starts per trial: join a worker, wait for the trial's next report, hand it on.
+"""The process that Ray Tune starts for each trial: it joins a worker, and hands over the trial's reports.
 
-Thin on purpose: the process holds no torch and no model. `setup` only stores the configuration, since with reused
-actors Tune sets up processes whose trial already runs elsewhere. A dead worker is waited for (Ray starts it again) and
-joined anew from the newest checkpoint, so that no retry of Tune's is spent. Whose fault a death was is the worker's to
-find out.
+The process is thin: it imports no torch and holds no model. When a worker dies, the process waits until Ray has started
+the worker again, and joins it anew from the trial's newest checkpoint, so that Tune sees no failure. The worker itself
+finds out which trial its death was due to.
 """
 
 import math
@@ -20,7 +19,7 @@ from prefixray.errors import UserError, first_line
 from prefixray.trial import Admission, Report, TrialSpec
 
 PAUSE_SECONDS = 1.0  # between two tries to join
-PATIENCE_SECONDS = 1800.0  # for a worker to come back: a new node may have to start and load the base
+PATIENCE_SECONDS = 1800.0  # until a worker must be back: a new node may have to start and load the base
 
 
 class _Away(Exception):
@@ -28,10 +27,10 @@ class _Away(Exception):
 
 
 class TrialTrainable(tune.Trainable):
-    """A trial as Tune sees it: each step is one report."""
+    """A trial of Tune's: each step is one report."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Store what to train and where."""
+        """Store the specification; not more, because Tune also sets up processes whose trial then runs elsewhere."""
         self._spec: TrialSpec = config["spec"]
         self._namespace: str = config["namespace"]
         self._token = uuid.uuid4().hex
@@ -48,26 +47,26 @@ class TrialTrainable(tune.Trainable):
         return {"report": report, "done": report.state != "running"}
 
     def cleanup(self) -> None:
-        """Nothing to do: the driver frees a trial's slot."""
+        """Do nothing: the driver frees a trial's slot."""
 
     def _await_report(self) -> Report:
-        gives_up = math.inf
+        deadline = math.inf
         while True:
             try:
-                report = self._try()
+                report = self._try_report()
             except (RayActorError, _Away) as error:
                 self._joined = False
-                gives_up = min(gives_up, time.monotonic() + PATIENCE_SECONDS)
-                if time.monotonic() > gives_up:
+                deadline = min(deadline, time.monotonic() + PATIENCE_SECONDS)
+                if time.monotonic() > deadline:
                     return self._lost(f"its worker did not come back: {first_line(error)}")
             else:
                 if report is not None:
                     return report
-                gives_up = math.inf  # the worker is there; it is not the trial's turn
+                deadline = math.inf  # the worker is there, but it is not the trial's turn
             time.sleep(PAUSE_SECONDS)
 
-    def _try(self) -> Report | None:
-        """Join if need be, and wait for a report; None when the trial is not in the worker's pack (any more)."""
+    def _try_report(self) -> Report | None:
+        """Join where the trial has not joined, and wait for a report; None where the worker's pack lacks the trial."""
         worker = self._find_worker()
         if not self._joined:
             try:
@@ -84,14 +83,14 @@ class TrialTrainable(tune.Trainable):
         return report
 
     def _find_worker(self) -> ActorHandle[Any]:
-        """The worker; the pool may give one up and place its trials elsewhere while they look for it."""
+        """The worker; the pool may place the trial elsewhere while this process looks for it."""
         try:
             return ray.get_actor(self._spec.placed_on(), namespace=self._namespace)
-        except (ValueError, OSError) as error:  # Ray's for a name that nobody has; the file system's
+        except (ValueError, OSError) as error:  # from Ray, for an unknown name; from the file system
             raise _Away(str(error)) from error
 
     def _unable(self, error: RayTaskError) -> Report:
-        """What the user can mend stops the sweep; anything else that goes wrong in a trial's making is the trial's."""
+        """The report of a trial that cannot be built: a `UserError` ends the sweep, any other error only the trial."""
         cause = error.cause
         if isinstance(cause, UserError):
             return self._lost(str(cause))

@@ -37,11 +37,10 @@ from prefixray.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
-# Tune copies its state into the sweep's folder; nobody reads it, so where that fails there is nothing to be told.
+# Tune copies its state into the sweep's folder. Nobody reads the copy, so nobody needs to know when copying fails.
 logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
 
 TICK_SECONDS = 0.5  # between two ticks, and between two pictures of the live view
-
 
 _GOES_ON = "the sweep goes on from here when it is started again; see its sweep.log"
 _NO_MEMORY = (
@@ -127,7 +126,7 @@ def _tuner(coordinator: Coordinator, name: str, scratch: Path, trial_resources: 
 
 
 def is_of_memory(error: BaseException | None) -> bool:
-    """Whether Ray has killed processes because the machine ran out of memory, and Tune has fallen over that."""
+    """Whether an error of Tune's comes from Ray killing processes because the machine ran out of memory."""
     while error is not None and not isinstance(error, OutOfMemoryError):
         error = error.__cause__ or error.__context__
     return error is not None
@@ -138,7 +137,7 @@ def _look_after(coordinator: Coordinator, live: LiveView, title: str, name: str,
 
     An error is logged, and the loop goes on: a cluster that does not answer now may do so again.
     """
-    is_last, known = False, ""
+    is_last, logged = False, ""
     while not is_last:
         is_last = ended.wait(TICK_SECONDS)
         try:
@@ -148,12 +147,12 @@ def _look_after(coordinator: Coordinator, live: LiveView, title: str, name: str,
             live.update(coordinator.view(title, name))
         except Exception as error:
             if coordinator.broken is not None:
-                if isinstance(error, OSError | NoWorkers):  # else the main thread has met it, and ends already
-                    _thread.interrupt_main(signal.SIGTERM)  # a shell may have it ignore the other one
+                if isinstance(error, OSError | NoWorkers):  # else the main thread has met the error, and ends already
+                    _thread.interrupt_main(signal.SIGTERM)  # a process in a shell's background may ignore SIGINT
                 return
-            if str(error) != known:
-                known = str(error)
-                logger.exception("the live view: %s", error)
+            if str(error) != logged:
+                logged = str(error)
+                logger.exception("the driver's loop: %s", error)
 
 
 def _serve(coordinator: Coordinator, live: LiveView) -> None:
@@ -162,7 +161,7 @@ def _serve(coordinator: Coordinator, live: LiveView) -> None:
 
 
 class _Unsaved:
-    """Tune pickles its parts for a restore that we never do: what stands here is left out."""
+    """A part of Tune's without its coordinator when pickled: Tune saves its parts, but we never restore them."""
 
     _coordinator: Coordinator
 
@@ -171,7 +170,7 @@ class _Unsaved:
 
 
 class _Proposals(_Unsaved, Searcher):
-    """Tune's way to ask for a trial."""
+    """How Tune asks for a trial."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         super().__init__()
@@ -181,17 +180,17 @@ class _Proposals(_Unsaved, Searcher):
         return self._coordinator.next()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: `_Verdicts` has seen the same report."""
+        """Do nothing: `_Verdicts` gets the same report."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the studies hold the state."""
+        """Do nothing: the studies hold the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: a relaunch starts a new Tune run."""
+        """Do nothing: each driver starts a new Tune run."""
 
 
 class _Verdicts(_Unsaved, FIFOScheduler):
-    """Tune's way to hand over a report and to ask whether its trial goes on."""
+    """How Tune hands over a report, and asks whether the trial goes on."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -10,16 +10,16 @@ from prefixray.system.records import Scalar
 
 
 class FixedStudy(TrialSource):
-    """A list of runs, each named by a key; the list may grow."""
+    """A list of runs, each under the name of an item; a later driver's list may be longer."""
 
     def __init__(self, journal: Path, sweep: str, name: str, items: Sequence[str]) -> None:
         super().__init__(journal, f"{sweep}/{name}")
         self._items = list(dict.fromkeys(items))
 
     def ask(self) -> Proposal | None:
-        """As TrialSource says, in the order of the list; `values` is {"item": key}.
+        """As `TrialSource` says, in the order of the list; `values` is {"item": name}.
 
-        What an earlier driver left running is adopted once its key is in the list.
+        A run that an earlier driver had running is adopted where the list has its item.
         """
         for frozen in self._running_orphans():
             if frozen.user_attrs["item"] in self._items:
@@ -33,7 +33,7 @@ class FixedStudy(TrialSource):
         if not any(trial.user_attrs.get("item") == item for trial in waiting):
             self._study.enqueue_trial({}, user_attrs={"item": item})
         while (trial := self._study.ask()).user_attrs["item"] != item:
-            self._hide(trial)  # queued by a driver that died before it started it
+            self._hide(trial)  # an earlier driver queued this trial, and died before it started
         return Proposal(trial.number, {"item": item}, adopted=False)
 
     def num_wanted(self) -> int:
@@ -41,11 +41,11 @@ class FixedStudy(TrialSource):
         return len(self._items)
 
     def records(self) -> list[Record]:
-        """The runs of the list that were started; those of an earlier list are history."""
+        """The runs of the list that have started; runs that only an earlier list has are left out."""
         return [record for record in super().records() if record.values["item"] in self._items]
 
     def withdraw(self) -> None:
-        """End what an earlier driver left running and no list of this one holds (another configuration has won)."""
+        """Hide runs that an earlier driver had running and that the list has no more: another configuration has won."""
         for frozen in self._running_orphans():
             if frozen.user_attrs["item"] not in self._items:
                 self._orphans.remove(frozen.number)

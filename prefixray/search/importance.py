@@ -1,4 +1,4 @@
-"""How much each searched value matters, told from the trials of a study."""
+"""Which of the searched values matter, computed from the trials of a study."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +11,15 @@ from prefixray.results.record import Importance
 from prefixray.search.storage import open_storage
 from prefixray.search.trial_source import started_trials
 
-_FEWEST_TRIALS = 10  # that importance is worked out from
-_BEST_SHARE = 0.25  # of the trials: importance is what sets them apart
+_FEWEST_TRIALS = 10  # with fewer trials there is no importance
+_BEST_SHARE = 0.25  # of the trials; importance is what sets these apart from the others
 
 
 def parameter_importance(journal: Path, sweep: str, arm: ArmConfig, rungs: Sequence[int]) -> Importance | None:
-    """How much each searched value decides whether a trial is among the best quarter: Optuna's PED-ANOVA.
+    """How much each searched key decides whether a trial is among the best quarter (Optuna's PED-ANOVA).
 
-    Of finished trials; where they are too few, of all trials by their losses at the first rung, which nothing has
-    thinned out. None where these are too few too, or where there are not two values to compare.
+    Finished trials count. Where they are too few, all trials count, by their losses at the first rung, which no rung
+    has thinned out yet. None where these are too few too, or where fewer than two keys are searched.
     """
     if len(arm.dimensions) < 2:
         return None

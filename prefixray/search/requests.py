@@ -1,8 +1,8 @@
-"""Requests to a running sweep as files in its folder, so that any machine that sees the folder can make them.
+"""Requests to a running sweep, as files in its folder, so that any machine that sees the folder can make a request.
 
-A request is `control/ID.json`, written whole, and its answer `control/ID.done`; IDs sort by time. What has no answer
-yet waits for the next driver. A driver records what a request does under its ID, so that a request which it did not
-live to answer is not executed twice.
+A request is `control/ID.json` and its answer `control/ID.done`; IDs sort by time. A request without an answer waits for
+the next driver. The driver records the effect of a request under the request's ID, so that a request is not executed
+twice where a driver dies before it answers.
 """
 
 import json
@@ -25,7 +25,7 @@ POLL_SECONDS = 0.2  # between two looks for an answer
 
 
 class Stop(Strict):
-    """Stop a trial as a rung would."""
+    """Stop a trial, as a rung would."""
 
     verb: Literal["stop"] = "stop"
     trial: str
@@ -33,12 +33,12 @@ class Stop(Strict):
 
 
 class Add(Strict):
-    """Try a configuration of the user's choice next; it counts as one more trial of its arm."""
+    """Try a configuration of the user's choice next, as one more trial of its arm."""
 
     verb: Literal["add"] = "add"
     arm: str
     values: Mapping[str, Scalar]
-    """Of every searched key."""
+    """A value of every searched key."""
 
 
 class Extend(Strict):
@@ -46,13 +46,13 @@ class Extend(Strict):
 
     verb: Literal["extend"] = "extend"
     num_trials: PositiveInt
-    """By how much, for each arm."""
+    """More trials for each arm."""
     arm: str | None = None
-    """null: every arm that is searched."""
+    """Which arm; by default every arm that is searched."""
 
 
 class Finish(Strict):
-    """End the search with what there is, and start the final stage."""
+    """End the search with the trials that have started, and start the final stage."""
 
     verb: Literal["finish"] = "finish"
 
@@ -62,11 +62,11 @@ _PARSER: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminat
 
 
 class Answer(Strict):
-    """What came of a request."""
+    """The answer to a request."""
 
     ok: bool
     text: str
-    """For the user; where it is not ok, a problem per line."""
+    """For the user; where the request failed, one problem a line."""
 
 
 class Inbox:
@@ -82,7 +82,7 @@ class Inbox:
         return request_id
 
     def answer(self, request_id: str, *, seconds: float) -> Answer | None:
-        """Wait for what came of a request; None where nobody has answered in time."""
+        """Wait for the answer to a request; None where no driver has answered in time."""
         deadline = time.monotonic() + seconds
         path = self._folder / f"{request_id}.done"
         while not path.is_file():
@@ -95,15 +95,15 @@ class Inbox:
         """Whether no request waits."""
         return not self._waiting()
 
-    def serve(self, act: Callable[[str, Request], str | None]) -> list[str]:
-        """Execute what waits, the oldest first, and answer it; returns what came of it, a line each.
+    def serve(self, execute: Callable[[str, Request], str | None]) -> list[str]:
+        """Execute and answer the requests that wait, oldest first; the texts of the answers.
 
-        `act` gets an ID and a request, and returns what it did, or None to leave the request for later. What goes
-        wrong with a request is its answer; only what the disk refuses reaches the caller, as an `OSError`.
+        `execute` gets an ID and a request, and returns the text of the answer, or None to leave the request for later.
+        An error in a request becomes its answer; only an `OSError` of the disk reaches the caller.
         """
         lines = []
         for path in self._waiting():
-            answer = self._execute(path, act)
+            answer = self._reply(path, execute)
             if answer is not None:
                 self._write(path.with_suffix(".done"), answer.model_dump())
                 path.unlink(missing_ok=True)
@@ -111,26 +111,26 @@ class Inbox:
                 logger.info("request %s: %s", path.stem, answer.text)
         return lines
 
-    def _execute(self, path: Path, act: Callable[[str, Request], str | None]) -> Answer | None:
+    def _reply(self, path: Path, execute: Callable[[str, Request], str | None]) -> Answer | None:
         try:
-            written = path.read_bytes()
+            content = path.read_bytes()
         except OSError as error:
             return Answer(ok=False, text=f"{path}: cannot be read: {error.strerror}")
         try:
-            text = act(path.stem, _PARSER.validate_json(written, strict=True))
+            text = execute(path.stem, _PARSER.validate_json(content, strict=True))
         except UserError as error:
             return Answer(ok=False, text=str(error))
         except ValidationError as error:
             return Answer(ok=False, text=f"{path}: is no request: {error}")
         except Exception as error:
             if is_of_disk(error):
-                raise  # not the request's fault: it waits for the next driver
+                raise  # not the request's fault: the request waits for the next driver
             logger.exception("request %s has failed", path.stem)
             return Answer(ok=False, text=f"{path}: could not be executed; the sweep's sweep.log says why")
         return None if text is None else Answer(ok=True, text=text)
 
     def _waiting(self) -> list[Path]:
-        """The requests without an answer; one whose driver died between answering and removing it is removed."""
+        """The requests without an answer; deletes a request that a driver answered before it died."""
         waiting = []
         for path in sorted(path for path in self._folder.glob("*.json") if path.is_file()):
             if path.with_suffix(".done").exists():

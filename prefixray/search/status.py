@@ -14,21 +14,21 @@ ENDED: frozenset[State] = frozenset({"done", "stopped", "failed"})
 
 @dataclass(frozen=True)
 class Row:
-    """A trial as it stands."""
+    """One trial."""
 
     arm: str
     number: int
-    values: Mapping[str, Scalar]  # the searched ones
+    values: Mapping[str, Scalar]  # of the searched keys
     step: int
     num_steps: int
-    score: float | None  # of its last report; lower is better
+    score: float | None  # the dev loss of its last report
     state: State
     note: str | None = None  # "at rung 2", or why it failed
-    adopted: bool = False  # an earlier driver had it running
+    adopted: bool = False  # whether an earlier driver had it running
 
     @property
     def name(self) -> str:
-        """Unique in the view."""
+        """ARM/NUMBER, unique in the view."""
         return f"{self.arm}/{self.number}"
 
     @property
@@ -39,7 +39,7 @@ class Row:
 
     @property
     def comparable(self) -> float:
-        """The score, infinite where there is none."""
+        """The score for sorting: infinite where the trial has none."""
         return self.score if self.score is not None and math.isfinite(self.score) else math.inf
 
 
@@ -54,4 +54,4 @@ class View:
     tokens_per_second: float = 0.0
     workers: str = ""  # "2 workers x 64 slots, 3.1 GiB"
     seconds_left: float | None = None
-    message: str | None = None  # what is going on where no row says it
+    message: str | None = None  # what happens while no trial runs

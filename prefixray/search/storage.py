@@ -10,7 +10,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
 
 def repair_journal(path: Path) -> None:
-    """Mend what a killed driver left: a half-written last line and a lock. The caller holds the sweep's own lock."""
+    """Remove what a killed driver may have left: half a line at the end, and Optuna's lock."""
     if not path.exists():
         return
     journal = path.read_bytes()
@@ -24,6 +24,6 @@ def repair_journal(path: Path) -> None:
 
 def open_storage(journal: Path) -> JournalStorage:
     """The storage of all studies of a sweep."""
-    # The default lock is a link to the journal's path as given, and spins for ever on a relative one.
+    # Optuna's default lock is a link to the journal's path as given; with a relative path it waits for ever.
     lock = JournalFileOpenLock(str(journal))
     return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))

@@ -25,13 +25,13 @@ from prefixray.system.seeds import derive_seed
 
 _ADDED = "added_by"  # user attribute: the request that added a trial
 _BUDGET = "budget"  # user attribute of a study: the number of trials after requests
-_NUM_DRAWS = 4  # the sampler's duplicates before a new point is chosen at random
-_MOST_DRAWS = 100  # duplicates in a row after which a space too large to list has nothing new
-_LARGEST_GRID = 10_000  # points of a space that is listed
+_NUM_DRAWS = 4  # duplicates of the sampler's, after which a new point is drawn at random
+_MOST_DRAWS = 100  # duplicates in a row, after which a space too large to be listed counts as tried
+_LARGEST_GRID = 10_000  # points; a larger space is not listed
 
 
 class ArmStudy(TrialSource):
-    """The search of one arm: what is to be tried first, then a seeded TPE's proposals, each configuration once."""
+    """The search of one arm."""
 
     def __init__(self, journal: Path, sweep: str, arm: ArmConfig, *, seed: int, num_startup: int) -> None:
         super().__init__(journal, f"{sweep}/{arm.name}")
@@ -49,7 +49,7 @@ class ArmStudy(TrialSource):
         self._enqueue_first()
 
     def ask(self) -> Proposal | None:
-        """As TrialSource says; None when there are `num_wanted()` trials, or every point of the space was tried."""
+        """As `TrialSource` says; None when `num_wanted()` trials have started, or every point of the space has."""
         for frozen in self._running_orphans():
             self._orphans.remove(frozen.number)
             proposal = self._propose(Trial(self._study, frozen._trial_id), adopted=True)
@@ -70,30 +70,30 @@ class ArmStudy(TrialSource):
         return None
 
     def num_wanted(self) -> int:
-        """The file's `num_trials`, or what requests have made of it; a file that is raised later counts again."""
+        """The sweep file's `num_trials` with the changes by requests; a file that is raised later counts again."""
         wanted = int(self._budget.get("num_trials", self._arm.num_trials))
         if self._arm.num_trials > self._budget.get("file", 0):
             wanted = max(wanted, self._arm.num_trials)
         return int(min(wanted, self.size()))
 
     def size(self) -> float:
-        """How many configurations there are; infinite where they are not listed."""
+        """The number of points in the space; infinite where they are not listed."""
         return math.inf if self._grid is None else len(self._grid)
 
     def extend(self, num_trials: int, request: str) -> None:
-        """Ask for so many trials more; the same request again changes nothing."""
+        """Want so many more trials; the same request again changes nothing."""
         if self._budget.get("request") != request:
             self._set_budget(self.num_wanted() + num_trials, request)
 
     def close(self, request: str) -> None:
-        """Ask for no trial that was not started yet; the same request again changes nothing."""
+        """Want no more trials than have started; the same request again changes nothing."""
         if self._budget.get("request") != request:
             self._set_budget(len(started_trials(self._study)), request)
 
     def add(self, values: Mapping[str, Scalar], request: str) -> int:
-        """Queue a configuration as one trial more and return its number; the same request again changes nothing.
+        """Queue a configuration as one more trial and return its number; the same request again changes nothing.
 
-        What waits before it, as after an end that was asked for, will run as well.
+        Trials that are queued before this trial will run too, also where the search was closed meanwhile.
 
         Raises `UserError` where a trial has these values already.
         """
@@ -107,15 +107,15 @@ class ArmStudy(TrialSource):
             number = self._number_added_by(request)
         assert number is not None, "it was just queued"
         if self._budget.get("request") != request:
-            queued = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))  # they come before it
-            room = len(started_trials(self._study)) + len(queued)
-            self._set_budget(max(self.num_wanted() + 1, room), request)
+            queued = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+            num_started_then = len(started_trials(self._study)) + len(queued)  # once this trial has started
+            self._set_budget(max(self.num_wanted() + 1, num_started_then), request)
         return number
 
     def drop(self, number: int, request: str) -> bool:
-        """Take a queued configuration back, one that was added with its place in the budget; whether it was queued.
+        """Take a trial back that is queued; whether it was. The same request again changes nothing.
 
-        The same request again changes nothing.
+        A trial that a request had added leaves the budget too.
         """
         trial = next((trial for trial in self._study.get_trials(deepcopy=False) if trial.number == number), None)
         if trial is None or trial.state is not TrialState.WAITING:
@@ -136,16 +136,16 @@ class ArmStudy(TrialSource):
 
     def _refuse_known(self, values: Mapping[str, Scalar]) -> None:
         for trial in self._study.get_trials(deepcopy=False):
-            waits = trial.state is TrialState.WAITING
-            known = trial.system_attrs.get("fixed_params", {}) if waits else self._values(trial)
-            if HIDDEN not in trial.user_attrs and _identity(known) == _identity(values):
-                state = "queued" if waits else state_of(trial)
+            is_queued = trial.state is TrialState.WAITING
+            trial_values = trial.system_attrs.get("fixed_params", {}) if is_queued else self._values(trial)
+            if HIDDEN not in trial.user_attrs and _identity(trial_values) == _identity(values):
+                state = "queued" if is_queued else state_of(trial)
                 name = f"{self._arm.name}/{trial.number}"
                 raise UserError(f"add: {name} has these values already ({state}); change one of them")
 
     def _propose(self, trial: Trial, *, adopted: bool = False, random_draw: bool = False) -> Proposal | None:
-        """Complete a trial's values; if an earlier trial has the same, hide it and return None."""
-        # Seeded by the trial, since a sampler of one seed would repeat its first proposals after a relaunch.
+        """Draw a trial's values that are missing; where an earlier trial has the same values, hide it: None."""
+        # Each trial has a seed of its own: with one seed, a sampler would repeat its first proposals after a relaunch.
         seed = derive_seed(self._seed, 0, f"sampler/{self._arm.name}/{trial.number}") % 2**32
         tpe = TPESampler(n_startup_trials=self._num_startup, seed=seed)
         self._study.sampler = RandomSampler(seed=seed) if random_draw else tpe
@@ -164,7 +164,7 @@ class ArmStudy(TrialSource):
         return {identity for number, identity in self._identities.items() if number < before}
 
     def _untried(self) -> list[dict[str, Scalar]] | None:
-        """The points of a listed space that no trial has; None for a space that is not listed."""
+        """The points of a listed space that no trial has; None where the space is not listed."""
         if self._grid is None:
             return None
         tried = self._tried()
@@ -179,27 +179,23 @@ class ArmStudy(TrialSource):
         self._study.enqueue_trial(rng.choice(points))
 
     def _enqueue_first(self) -> None:
-        """Queue what is to be tried first and never was queued; the list may have grown since the last driver."""
-        known = [trial.system_attrs.get("fixed_params") for trial in self._study.get_trials(deepcopy=False)]
-        queued = {_identity(values) for values in known if values is not None}
+        """Queue the sweep file's `first` configurations, but for those that an earlier driver has queued."""
+        given = [trial.system_attrs.get("fixed_params") for trial in self._study.get_trials(deepcopy=False)]
+        queued = {_identity(values) for values in given if values is not None}
         for values in self._arm.first:
             if _identity(values) not in queued:
                 queued.add(_identity(values))
                 self._study.enqueue_trial(dict(values))
 
     def _list_grid(self) -> dict[str, dict[str, Scalar]] | None:
-        """All points of the space by identity; None if it is infinite or large."""
+        """All points of the space, by identity; None where they are too many."""
         if math.prod(dimension.size() for dimension in self._arm.dimensions.values()) > _LARGEST_GRID:
             return None
         points: list[dict[str, Scalar]] = [{}]
         for key in self._order:
-            ends = _members(self._arm.dimensions[key])
+            added = [{key: member} for member in _members(self._arm.dimensions[key])]
             points = [
-                extended
-                for point in points
-                for extended in (
-                    [{**point, key: end} for end in ends] if self._arm.is_searched(key, point) else [point]
-                )
+                {**point, **more} for point in points for more in (added if self._arm.is_searched(key, point) else [{}])
             ]
         return {_identity(point): point for point in points}
 

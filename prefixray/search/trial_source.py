@@ -1,7 +1,7 @@
-"""Where trials come from: a study says what to run next, is told what came of it, and remembers both across drivers.
+"""A source of trials: it proposes them, is told their losses and their ends, and remembers both across drivers.
 
-Its state lies in the sweep's journal, which outlives a killed driver: the next driver adopts the trials that ran, under
-their own numbers.
+Each source is an Optuna study in the sweep's journal, which outlives a killed driver. The next driver adopts the trials
+that were running, under their numbers.
 """
 
 import math
@@ -26,8 +26,8 @@ _STATES: Mapping[TrialState, State] = {
     TrialState.PRUNED: "stopped",
     TrialState.FAIL: "failed",
 }
-HIDDEN = "duplicate"  # user attribute of trials that were drawn but never run
-_FAILED = "failed"  # user attribute of trials that have failed; Optuna has them as pruned
+HIDDEN = "duplicate"  # user attribute of trials that were drawn but will never run
+_FAILED = "failed"  # user attribute of failed trials, which are pruned trials to Optuna
 _STOP = "stopped_by"  # user attribute: the request that stops a trial
 
 
@@ -36,57 +36,57 @@ class Proposal:
     """A trial to be run."""
 
     number: int
-    values: Mapping[str, Scalar]  # of the searched keys that are active; for the others the default holds
-    adopted: bool  # it was running when an earlier driver died: there may be a checkpoint and a run to continue
+    values: Mapping[str, Scalar]  # of the keys that are searched, given the others; the other keys keep their defaults
+    adopted: bool  # an earlier driver had it running: there may be a checkpoint, and a run in the tracker
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a trial that was started."""
+    """All that is known of a trial that has started."""
 
     number: int
     values: Mapping[str, Scalar]
     state: State
-    value: float | None  # what trials are compared by; of a stopped trial the last report
-    reports: Mapping[int, float]  # step -> value
-    note: str | None  # why it failed or was stopped
-    stopped_by: str | None = None  # the request that has stopped it, or still has to
+    value: float | None  # the dev loss that trials are compared by: a stopped trial's is its last
+    reports: Mapping[int, float]  # dev losses by step
+    note: str | None  # why the trial failed or was stopped
+    stopped_by: str | None = None  # the request that has stopped the trial, or that will
 
 
 def started_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that were started, without those that are queued or were drawn in vain."""
+    """The trials that have started: none that is queued or hidden."""
     trials = study.get_trials(deepcopy=False, states=tuple(_STATES))
     return [trial for trial in trials if HIDDEN not in trial.user_attrs]
 
 
 def state_of(trial: FrozenTrial) -> State:
-    """How a trial stands; to Optuna one that has failed is pruned."""
+    """The state of a trial; a failed trial is a pruned one to Optuna."""
     return "failed" if trial.state is TrialState.PRUNED and _FAILED in trial.user_attrs else _STATES[trial.state]
 
 
 class TrialSource(ABC):
-    """A study: says what to run next, is told what came of it, and remembers both across drivers."""
+    """An Optuna study as a source of trials."""
 
     def __init__(self, journal: Path, name: str) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._storage = open_storage(journal)
         self._study = optuna.create_study(storage=self._storage, study_name=name, load_if_exists=True)
-        self._ids: dict[int, int] = {}  # of trials by number: listing all trials would take longer the more there are
+        self._ids: dict[int, int] = {}  # Optuna's, by trial number, since listing all trials takes ever longer
         if self._study.metric_names is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ExperimentalWarning)
-                self._study.set_metric_names(["dev/loss"])  # for optuna-dashboard, which would say "Objective 0"
+                self._study.set_metric_names(["dev/loss"])  # optuna-dashboard's default is "Objective 0"
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if HIDDEN in trial.user_attrs:  # its driver died while it hid the trial
+            if HIDDEN in trial.user_attrs:  # a driver died while it hid the trial
                 self._study.tell(trial.number, state=TrialState.FAIL)
         self._orphans = [trial.number for trial in started_trials(self._study) if trial.state is TrialState.RUNNING]
 
     @abstractmethod
     def ask(self) -> Proposal | None:
-        """The next trial to run: those left running by an earlier driver, then new ones; None when there is none."""
+        """The next trial to run: first those that an earlier driver had running, then new ones; None where none is."""
 
     def report(self, number: int, step: int, value: float) -> None:
-        """Store a value that a running trial has reached; one that is not finite, known or too late is passed over."""
+        """Store a running trial's dev loss; nothing where it is not finite, is known, or where the trial has ended."""
         frozen = self._frozen(number)
         if frozen.state is TrialState.RUNNING and math.isfinite(value) and step not in frozen.intermediate_values:
             Trial(self._study, frozen._trial_id).report(value, step)
@@ -94,9 +94,9 @@ class TrialSource(ABC):
     def tell(
         self, number: int, state: Literal["done", "stopped", "failed"], value: float | None, note: str | None = None
     ) -> None:
-        """End a trial; again is harmless. `value` is a done trial's, a stopped one has its last report.
+        """End a trial; a second call changes nothing. `value` is a done trial's dev loss.
 
-        A trial without a finite value is not done but failed, since Optuna would leave it running for ever.
+        A done trial without a finite value counts as failed, since Optuna would leave it running for ever.
         """
         frozen = self._frozen(number)
         if frozen.state.is_finished():
@@ -110,7 +110,7 @@ class TrialSource(ABC):
                 self._study.tell(number, value, skip_if_finished=True)
             case "stopped":
                 self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
-            case "failed":  # to a sampler the place of Optuna's own failed trials is unexplored, and it seeks them out
+            case "failed":  # Optuna's own failed trials do not keep its samplers from points near them
                 trial = Trial(self._study, frozen._trial_id)
                 trial.set_user_attr(_FAILED, True)
                 trial.set_constraint("has a finite loss", 1.0)
@@ -119,19 +119,19 @@ class TrialSource(ABC):
                 assert_never(state)
 
     def mark_stopped(self, number: int, request: str) -> None:
-        """Note that a running trial is to be stopped by a request, for this driver or the next to do."""
+        """Note which request stops a running trial, so that the next driver stops it if this driver dies before."""
         Trial(self._study, self._frozen(number)._trial_id).set_user_attr(_STOP, request)
 
     @abstractmethod
     def num_wanted(self) -> int:
-        """How many trials there are to be in the end."""
+        """The number of trials in the end."""
 
     def records(self) -> list[Record]:
-        """All trials that were started, by number."""
+        """All trials that have started, by number."""
         return [self._record(trial) for trial in started_trials(self._study)]
 
     def best(self, k: int) -> list[Record]:
-        """The `k` best done trials, lowest value first; stopped ones only where none is done."""
+        """The `k` best done trials, lowest value first; the best stopped ones where none is done."""
         records = self.records()
         done = [record for record in records if record.state == "done"]
         ranked = done or [record for record in records if record.state == "stopped"]
@@ -140,7 +140,7 @@ class TrialSource(ABC):
 
     @abstractmethod
     def _values(self, trial: FrozenTrial) -> dict[str, Scalar]:
-        """What a trial tries."""
+        """The values that a trial tries."""
 
     def _record(self, trial: FrozenTrial) -> Record:
         state = state_of(trial)
@@ -155,7 +155,7 @@ class TrialSource(ABC):
         return self._storage.get_trial(self._ids[number])
 
     def _running_orphans(self) -> Iterator[FrozenTrial]:
-        """The trials of an earlier driver that nobody has adopted or ended yet, by number."""
+        """The trials that an earlier driver had running and that are neither adopted nor ended yet, by number."""
         for number in list(self._orphans):
             frozen = self._frozen(number)
             if frozen.state is TrialState.RUNNING:
@@ -164,10 +164,10 @@ class TrialSource(ABC):
                 self._orphans.remove(number)
 
     def num_orphans(self) -> int:
-        """How many trials of an earlier driver wait to be adopted."""
+        """The number of trials that wait to be adopted."""
         return len(list(self._running_orphans()))
 
     def _hide(self, trial: Trial) -> None:
-        """End a trial that will not run; it counts as never drawn."""
+        """End a trial that will not run, as if it had never been drawn."""
         trial.set_user_attr(HIDDEN, True)
         self._study.tell(trial, state=TrialState.FAIL)
