@@ -211,9 +211,7 @@ def _check_metrics(document: Document, task: TaskName, final: FinalConfig) -> No
         if name not in metrics:
             document.refuse(key, f"must be one of {', '.join(metrics)} for task {task}")
         elif name == "test/meteor_1_5":
-            from prefixray.metrics.meteor import (
-                meteor_problem,  # brings sacrebleu and numpy, which nothing else here needs
-            )
+            from prefixray.metrics.meteor import meteor_problem  # imports sacrebleu and numpy, so only on demand
 
             if problem := meteor_problem():
                 document.refuse(key, problem)

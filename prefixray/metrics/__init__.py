@@ -1,7 +1,7 @@
 """Hypotheses and references in, scores out: pure text and numpy.
 
-The one idea: a metric is a table of statistics per source and a formula over their sum, so the corpus score of any
-resampling of the sources costs one row of a matrix product.
+A metric is a table of statistics, one row per source, and a formula over the sum of the rows. So the corpus score of
+any resampling of the sources costs one row of a matrix product.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,35 +40,35 @@ METRICS: Mapping[str, Metric] = {
     "rouge_2": Metric("ROUGE-2", partial(rouge.count_rouge, "rouge2"), coco.mean),
     "rouge_l": Metric("ROUGE-L", partial(rouge.count_rouge, "rougeL"), coco.mean),
 }
-"""Percentages, but for NIST and CIDEr, which have scales of their own. There are two ROUGE-L, which
-give the same output different numbers: rouge_l is that of summarisation, rouge_l_coco that of captions and of E2E."""
+"""Scores are percentages; NIST and CIDEr have scales of their own. Two ROUGE-L give the same output different numbers:
+rouge_l is the one of summarisation, rouge_l_coco the one of image captions and of E2E."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One output's statistics for one metric: all that any resampling of its sources needs."""
+    """The statistics of one model's hypotheses for one metric, from which any resampling of the sources is scored."""
 
     metric: str
     statistics: Floats  # (N, K)
     signature: str
 
     def corpus(self) -> float:
-        """The metric over all sources."""
+        """The score over all sources."""
         return float(self.of_sums(self.statistics.sum(axis=0, keepdims=True))[0])
 
     def resampled(self, weights: NDArray[np.integer] | Floats) -> Floats:
-        """The metric for each row of weights (R, N), which say how often each source is drawn -> (R,)."""
+        """The score of each resampling (R,), from weights (R, N): how often each source is drawn."""
         return self.of_sums(weights.astype(np.float64, copy=False) @ self.statistics)
 
     def of_sums(self, sums: Floats) -> Floats:
-        """The metric for sums of statistics (R, K) -> (R,)."""
+        """The scores (R,) for sums of statistics (R, K)."""
         return METRICS[self.metric].formula(sums)
 
 
 def score(metric: str, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
-    """One hypothesis per source against all its references, whose number may differ between sources.
+    """Score one hypothesis per source against all references of that source, whose number may differ.
 
-    Raises a UserError for a metric that does not exist.
+    Raises `UserError` for a metric that does not exist.
     """
     assert len(hypotheses) == len(references) > 0, f"{len(hypotheses)} hypotheses for {len(references)} sources"
     assert all(references), "a source has no reference"
@@ -77,7 +77,7 @@ def score(metric: str, hypotheses: Sequence[str], references: Sequence[Sequence[
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether a larger value is the better one."""
+    """Whether a larger value of the metric is better."""
     return _find(metric).higher_is_better
 
 
@@ -92,4 +92,4 @@ def _find(metric: str) -> Metric:
     return METRICS[metric]
 
 
-DECIMALS: Mapping[str, int] = {"nist": 2, "cider": 2}  # one for all other metrics
+DECIMALS: Mapping[str, int] = {"nist": 2, "cider": 2}  # all other metrics are shown with one decimal

@@ -1,9 +1,10 @@
-"""ROUGE-L and CIDEr as the COCO caption scorer defines them; the E2E challenge reports these two.
+"""ROUGE-L and CIDEr as the COCO caption scorer defines them, and as the E2E challenge reports them.
 
-ROUGE-L here is not the summarisation one (`rouge.py`): per source the best precision and the best recall over the
-references, each on its own, joined with beta 1.2; a percentage. CIDEr is the scorer's CIDEr-D: clipped tf-idf cosines
-of n-grams up to 4, a Gaussian penalty on the difference in length, times 10; its document frequencies are those of the
-whole reference set, in a resampling too. Both are means over sources, so a source's statistics are its score and a one.
+This ROUGE-L is not that of summarisation (`rouge.py`): for each source it joins the best precision and the best recall
+over the references, which may be of two references, with beta 1.2; a percentage. CIDEr is the scorer's CIDEr-D: clipped
+tf-idf cosines of n-grams up to 4, with a Gaussian penalty on the difference in length, times 10. Its document
+frequencies are those of the whole reference set, in a resampling too. Both are means over sources, so the statistics of
+a source are its score and a 1.
 """
 
 import math
@@ -61,14 +62,14 @@ def _rouge_l(hypothesis: _Words, references: Sequence[_Words]) -> float:
 
 
 def _longest_common_subsequence(left: _Words, right: _Words) -> int:
-    """Its length, with one bit per word of `left` instead of a row of the table (Hyyrö 2004)."""
-    where: dict[str, int] = {}
+    """Its length. A row of the usual table is one number here, with a bit per word of `left` (Hyyrö 2004)."""
+    positions: dict[str, int] = {}
     for i, word in enumerate(left):
-        where[word] = where.get(word, 0) | 1 << i
+        positions[word] = positions.get(word, 0) | 1 << i
     mask = (1 << len(left)) - 1
     row = mask  # a zero bit: here the subsequence grows by one
     for word in right:
-        match = row & where.get(word, 0)
+        match = row & positions.get(word, 0)
         row = ((row + match) | (row - match)) & mask
     return len(left) - row.bit_count()
 
@@ -93,11 +94,10 @@ def _weigh(words: _Words, logarithms: dict[_Words, float], most: float) -> _Weig
 def _similarity(hypothesis: _Weighed, reference: _Weighed) -> float:
     """The mean over orders of the clipped cosines, times the penalty on length."""
     total = 0.0
-    for ours, theirs, norm, other in zip(
-        hypothesis.vectors, reference.vectors, hypothesis.norms, reference.norms, strict=True
-    ):
-        if norm > 0 and other > 0:
-            total += sum(min(w, theirs[g]) * theirs[g] for g, w in ours.items() if g in theirs) / (norm * other)
+    norms = [ours * theirs for ours, theirs in zip(hypothesis.norms, reference.norms, strict=True)]
+    for ours, theirs, norm in zip(hypothesis.vectors, reference.vectors, norms, strict=True):
+        if norm > 0:
+            total += sum(min(w, theirs[g]) * theirs[g] for g, w in ours.items() if g in theirs) / norm
     delta = hypothesis.num_pairs - reference.num_pairs
     return total / _ORDER * math.exp(-(delta**2) / (2 * _SIGMA**2))
 

@@ -1,8 +1,8 @@
 """METEOR 1.5 (Denkowski & Lavie 2014) by its authors' Java program, which pycocoevalcap's wheel carries.
 
-The program aligns a hypothesis with each reference by words, stems, synonyms and paraphrases, and says what it counted
-in the best alignment; the score of any sum of those counts is a formula, which is here. Texts are split into words as
-the E2E challenge's scorer does before it calls the program. nltk's METEOR is another metric and gives other numbers.
+The program aligns a hypothesis with each reference by words, stems, synonyms and paraphrases, and prints its counts for
+the best alignment. The score is a formula over the sum of such counts, which is computed here. Texts are split into
+words as the E2E challenge's scorer does before it calls the program. nltk's METEOR is another metric.
 """
 
 import shutil
@@ -21,13 +21,13 @@ Floats = NDArray[np.float64]  # N sources, R resamplings
 
 _NUM_COUNTS = 23  # lengths, function words, matches by kind and by kind of word, chunks, matched words
 _CHUNKS = 20
-_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75  # the program's for English
+_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75  # the program's values for English
 _WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # of matches by word, stem, synonym, paraphrase
-_MOST_OF_LOG = 500  # letters of what Java has to say
+_MOST_OF_LOG = 500  # characters of Java's output in a message
 
 
 def meteor_problem() -> str | None:
-    """What METEOR lacks on this machine, with the remedy; None where it can run."""
+    """Why METEOR cannot run on this machine, with the remedy; None where it can."""
     if shutil.which("java") is None:
         return "METEOR 1.5 is a Java program, and there is no java on the PATH (apt-get install default-jre-headless)"
     if _jar() is None:
@@ -49,7 +49,9 @@ def count_meteor(hypotheses: Sequence[str], references: Sequence[Sequence[str]])
     if len(rows) != len(lines) or any(len(row) != _NUM_COUNTS for row in rows):
         raise UserError(f"metric: METEOR's program failed: {done.stderr.strip()[-_MOST_OF_LOG:] or done.returncode}")
     counts = np.array(rows)
-    counts[_identical(counts), _CHUNKS] = 0  # a hypothesis that is its reference is whole: so in the program's sums
+    counts[_identical(counts), _CHUNKS] = (
+        0  # as in the program's sums: a hypothesis equal to its reference has no chunk
+    )
     return counts, "case:lc|tok:coco|meteor:1.5|en|norm|java"
 
 
@@ -66,10 +68,11 @@ def meteor(sums: Floats) -> Floats:
 
 
 def _identical(counts: Floats) -> NDArray[np.bool_]:
-    """Where every word of a hypothesis and of its reference is matched, in one piece, (N,)."""
+    """Whether every word of a hypothesis and of its reference is matched, in one chunk (N,)."""
     matches = [(counts[:, 4 + side : 20 : 4] + counts[:, 6 + side : 20 : 4]).sum(axis=1) for side in (0, 1)]
-    found: NDArray[np.bool_] = (matches[0] == counts[:, 0]) & (matches[1] == counts[:, 1]) & (counts[:, _CHUNKS] == 1)
-    return found
+    all_matched = (matches[0] == counts[:, 0]) & (matches[1] == counts[:, 1])
+    identical: NDArray[np.bool_] = all_matched & (counts[:, _CHUNKS] == 1)
+    return identical
 
 
 def _weighed(sums: Floats, *, side: int) -> tuple[Floats, Floats]:
@@ -85,7 +88,7 @@ def _words(text: str) -> str:
 
 
 def _jar() -> Path | None:
-    found = find_spec("pycocoevalcap")
-    places = [] if found is None else found.submodule_search_locations or []
-    jars = [Path(place, "meteor", "meteor-1.5.jar") for place in places]
+    package = find_spec("pycocoevalcap")
+    folders = [] if package is None else package.submodule_search_locations or []
+    jars = [Path(folder, "meteor", "meteor-1.5.jar") for folder in folders]
     return next((jar for jar in jars if jar.is_file()), None)

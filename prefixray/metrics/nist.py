@@ -1,9 +1,10 @@
 """NIST (Doddington 2002): n-gram matches weighted by how informative the n-gram is in the references, n up to 5.
 
-As mteval-v13a computes it, and the E2E challenge's scorer after it: an n-gram's information is log2 of how often its
-first n - 1 words are seen in all references together over how often it is; a match counts up to its largest count in
-one reference; the length penalty compares with the mean length of a source's references. The information weights are
-those of the whole reference set, in a resampling too, so a source's statistics are plain sums.
+It is computed as in mteval-v13a, which the E2E challenge's scorer follows. The information of an n-gram is log2 of the
+number of times that its first n - 1 words occur in all references together, divided by its own number. Matches are
+counted up to the n-gram's largest count in one reference. The length penalty compares with the mean length of a
+source's references. The information weights are those of the whole reference set, in a resampling too, so the
+statistics of sources can be added.
 
 The E2E scorer counts the 5-grams of an output of two words as -2; here, as in mteval-v13a, they are 0.
 """

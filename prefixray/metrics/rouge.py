@@ -1,8 +1,8 @@
-"""ROUGE-1, ROUGE-2 and ROUGE-L as summarisation reports them: the `rouge-score` package with its stemmer, F1.
+"""ROUGE-1, ROUGE-2 and ROUGE-L as papers on summarisation report them: F1 by the package `rouge-score`, stemmed.
 
-A source's score is that of the reference that scores best, for each kind of ROUGE on its own; the corpus score is the
-mean over sources, about which the package's own bootstrap varies. A percentage. ROUGE-L takes a summary as one
-sentence (`rougeL`); numbers for CNN/DailyMail are often those of its other one, `rougeLsum`.
+A source's score is its best reference's score, chosen for each kind of ROUGE by itself. The corpus score is the mean
+over sources, in percent; the package's own bootstrap scatters around it. ROUGE-L takes a summary as one sentence
+(`rougeL`); published numbers for CNN/DailyMail are often the package's `rougeLsum`.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ def count_rouge(
 
 
 class _Words:
-    """The package's own words, remembered from one kind to the next."""
+    """The package's own tokenizer, with a cache that all kinds of ROUGE share."""
 
     def tokenize(self, text: str) -> tuple[str, ...]:
         """The stemmed words of a text."""

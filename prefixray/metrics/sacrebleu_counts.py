@@ -1,7 +1,7 @@
-"""BLEU, chrF and TER: sacrebleu counts per source; the formulas over the sums are here, for many resamplings at once.
+"""BLEU, chrF and TER: sacrebleu counts per source, and formulas here turn sums of counts into scores.
 
-BLEU and TER are lower-cased: the E2E challenge's scorer lower-cases, and its BLEU and this one are the same number.
-chrF keeps the case, as its authors do. All three are percentages.
+The formulas score many resamplings at once. BLEU and TER are lower-cased like the E2E challenge's scorer, whose BLEU is
+the same number. chrF keeps the case, as its authors do. All three are percentages.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
 
 Floats = NDArray[np.float64]  # N sources, R resamplings
-_LOG_OF_ZERO = -9999999999.0  # sacrebleu's
+_LOG_OF_ZERO = -9999999999.0  # sacrebleu's value
 
 
 def count_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[Floats, str]:
@@ -70,6 +70,6 @@ def _count(
 ) -> tuple[Floats, str]:
     most = max(len(several) for several in references)
     streams = [[several[i] if i < len(several) else None for several in references] for i in range(most)]
-    # sacrebleu gives a sentence's counts for BLEU and TER only; this is what all its own scores are made from
+    # private, because sacrebleu's public functions give counts per source for BLEU and TER only
     rows = metric._extract_corpus_statistics(hypotheses, streams)  # type: ignore[arg-type]  # it takes None
     return np.array(rows, dtype=np.float64), str(metric.get_signature())

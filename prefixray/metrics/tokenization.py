@@ -1,10 +1,10 @@
-r"""Words as the E2E challenge's scorer sees them: mteval-v13a's for BLEU and NIST, COCO's for ROUGE-L and CIDEr.
+r"""Splits texts into words as the E2E challenge's scorer does: for BLEU and NIST as mteval-v13a, else as COCO's scorer.
 
-COCO's are those of Stanford's PTBTokenizer, lower-cased, without punctuation (`-preserveLines -lowerCase`, CoreNLP
-3.4.1), a Java program; here is the part of it that English descriptions need. It keeps the program's oddities: a pound
-sign is `#`, brackets remain as `-lrb-` and `-rrb-`, an abbreviation keeps its full stop. Of the 49,789 different
-references of E2E 4 are split differently (typing errors), of WebNLG 2017's 25,214 about 1 % (mostly abbreviations,
-whose full stop the program judges by long lists).
+COCO's words are those of Stanford's PTBTokenizer, lower-cased and without punctuation (`-preserveLines -lowerCase`,
+CoreNLP 3.4.1). That is a Java program; here is the part that English descriptions need, with the program's oddities: a
+pound sign is `#`, brackets remain as `-lrb-` and `-rrb-`, an abbreviation keeps its full stop. Compared with the
+program, 4 of E2E's 49,789 different references are split differently (typing errors), and about 1 % of WebNLG 2017's
+25,214 (mostly abbreviations, whose full stop the program judges by long lists).
 """
 
 import re
