@@ -4,7 +4,7 @@
 
 - One lock guards all state. Tune's thread asks for trials and hands over reports; the driver's loop ticks and draws.
 - A trial's result is on disk before its study is told of its end.
-- A trial counts against its stage's concurrency from `_start` until `_end` or `_lose`.
+- A trial has a slot on a worker, and counts against its stage's concurrency, as long as it stands in `_running`.
 - A trial that nobody can run now stays running in its study, for the next driver to adopt; this driver starts no more.
 - `tick` and requests steer workers; `view` changes nothing.
 - What this driver writes is the sweep's memory: once the disk has refused, or no worker is left, nothing goes on.
@@ -68,7 +68,7 @@ class Coordinator:
         self._lock = threading.RLock()
         self._board = StatusBoard(stages)
         self._ledger = Ledger(tracker, self._board)
-        self._schedule = Schedule(stages, pool, budget, self._board.num_begun)
+        self._schedule = Schedule(stages, pool, budget, num_begun=self._board.num_begun, num_active=self._num_active)
         self._requests = RequestHandler(stages, self)
         for stage in self._stages:
             for record in stage.source.records():
@@ -177,6 +177,9 @@ class Coordinator:
         self._schedule.reopen(stage)
         return True
 
+    def _num_active(self, stage: Stage) -> int:
+        return sum(running.stage is stage for running in self._running.values())
+
     def _act(self, request_id: str, request: Request) -> str | None:
         with self._lock:
             return self._requests.execute(request_id, request)
@@ -199,7 +202,6 @@ class Coordinator:
     def _start(self, stage: Stage, spec: TrialSpec, proposal: Proposal) -> dict[str, Any]:
         namespace = self._pool.place(spec, exclusive=stage.arm.exclusive)
         self._running[spec.key] = RunningTrial(stage, spec, proposal.number)
-        self._schedule.begin(stage)
         self._ledger.begin(stage, spec, proposal)
         return {"spec": spec, "namespace": namespace}
 
@@ -214,10 +216,9 @@ class Coordinator:
 
     def _lose(self, report: Report) -> None:
         """Give a trial up that nobody can run now, and start no more; it stays running in its study."""
-        running = self._running.pop(report.key)
+        del self._running[report.key]
         self._stopping.discard(report.key)
         self._pool.release(report.key)
-        self._schedule.end(running.stage)
         self._schedule.close(*self._stages)
         self.lost.setdefault(report.note or "", []).append(report.key)
 
@@ -225,7 +226,6 @@ class Coordinator:
         """Free a trial's slot, write down how it ended, and have it decoded where its stage wants that."""
         running = self._running.pop(report.key)
         self._stopping.discard(report.key)
-        self._schedule.end(running.stage)
         self._pool.release(report.key)
         self._ledger.end(running, report, state, value)
         if state == "done" and running.stage.decode is not None:

@@ -12,7 +12,7 @@ from prefixray.cluster.decode_queue import DecodeJob
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.data import Sourced
 from prefixray.driver.results_folder import ResultsFolder
-from prefixray.driver.stage import MakeSpec, Stage
+from prefixray.driver.stage import Stage
 from prefixray.driver.tune import Engine
 from prefixray.metrics import higher_is_better
 from prefixray.results.compare import FinalRun, score_of
@@ -97,18 +97,12 @@ class FinalStage:
         return {arm: runs for arm, runs in ended_well.items() if runs}
 
     def _stage(self, name: str, runs: Sequence[FinalRun], study: FixedStudy, split: Split) -> Stage:
-        def decode(spec: TrialSpec) -> DecodeJob:
-            return self._decode_job(spec.files.artifact, spec.files.path, split)
-
-        return Stage(name, runs[0].arm, study, len(runs), self._make_spec(name, runs), decode=decode)
-
-    def _make_spec(self, stage: str, runs: Sequence[FinalRun]) -> MakeSpec:
         by_item = {run.item: run for run in runs}
 
         def spec(trial: Proposal | Record) -> TrialSpec:
             run = by_item[str(trial.values["item"])]
             return TrialSpec(
-                key=f"{stage}/{run.item}",
+                key=f"{name}/{run.item}",
                 config=run.config,
                 seed=self._config.search.seed,
                 replicate=run.replicate,
@@ -118,7 +112,10 @@ class FinalStage:
                 decoding=self._config.final.decoding.model_dump(),
             )
 
-        return spec
+        def decode(spec: TrialSpec) -> DecodeJob:
+            return self._decode_job(spec.files.artifact, spec.files.path, split)
+
+        return Stage(name, runs[0].arm, study, len(runs), spec, decode=decode)
 
     def _decode_jobs(self, runs: Mapping[str, Sequence[FinalRun]], split: Split) -> list[DecodeJob]:
         return [self._decode_job(run.artifact, run.folder, split) for arm_runs in runs.values() for run in arm_runs]

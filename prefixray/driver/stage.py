@@ -4,7 +4,6 @@ A stage holds the trials of one arm that are to be run: the arm's search, or its
 decides whose turn it is; it knows how many trials run, but not their losses.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -46,10 +45,17 @@ class Schedule:
     """
 
     def __init__(
-        self, stages: Sequence[Stage], pool: Pool, budget: Budget | None, num_begun: Callable[[Stage], int]
+        self,
+        stages: Sequence[Stage],
+        pool: Pool,
+        budget: Budget | None,
+        *,
+        num_begun: Callable[[Stage], int],
+        num_active: Callable[[Stage], int],
     ) -> None:
-        self._stages, self._pool, self._budget, self._num_begun = list(stages), pool, budget, num_begun
-        self._num_active: Counter[str] = Counter()  # trials that run, by stage
+        """`num_begun` counts the trials of a stage that have begun, `num_active` those that run."""
+        self._stages, self._pool, self._budget = list(stages), pool, budget
+        self._num_begun, self._num_active = num_begun, num_active
         self._closed: set[str] = set()  # stages that start no more trials
 
     def in_turn(self) -> list[Stage]:
@@ -60,26 +66,18 @@ class Schedule:
         due = [stage for stage in self._stages if stage.arm.exclusive and not self._is_half_begun(stage)]
         if due and not all(self._is_half_begun(stage) for stage in self._stages if not stage.arm.exclusive):
             due = []
-        self._pool.reserve(any(self._num_active[stage.name] < stage.concurrency for stage in due))
+        self._pool.reserve(any(self._num_active(stage) < stage.concurrency for stage in due))
         turns = {stage.name: 0 if stage in due else _turn(stage) for stage in self._stages}
         return sorted(self._stages, key=lambda stage: turns[stage.name])
 
     def may_start(self, stage: Stage) -> bool:
         """Whether there is a trial's worth of room, of concurrency and of budget."""
-        if stage.name in self._closed or self._num_active[stage.name] >= stage.concurrency:
+        if stage.name in self._closed or self._num_active(stage) >= stage.concurrency:
             return False
         if self.is_spent() and not stage.source.num_orphans():
             self.close(stage)
             return False
         return self._pool.has_room(exclusive=stage.arm.exclusive)
-
-    def begin(self, stage: Stage) -> None:
-        """Count a trial that starts."""
-        self._num_active[stage.name] += 1
-
-    def end(self, stage: Stage) -> None:
-        """Count a trial that has ended."""
-        self._num_active[stage.name] -= 1
 
     def close(self, *stages: Stage) -> None:
         """Start no more trials of these stages."""
@@ -91,7 +89,7 @@ class Schedule:
 
     def is_over(self) -> bool:
         """Whether no trial runs and none will start."""
-        return len(self._closed) == len(self._stages) and not self._num_active.total()
+        return len(self._closed) == len(self._stages) and not any(map(self._num_active, self._stages))
 
     def is_spent(self) -> bool:
         """Whether the budget is spent."""
@@ -101,7 +99,7 @@ class Schedule:
         """Trials that run or could start now: those that share a worker, and those that need a worker alone."""
         num_sharing = num_exclusive = 0
         for stage in self._stages:
-            num_active = self._num_active[stage.name]
+            num_active = self._num_active(stage)
             num_left = stage.source.num_wanted() - self._num_begun(stage) if stage.name not in self._closed else 0
             num_at_once = num_active + min(stage.concurrency - num_active, max(0, num_left))
             if stage.arm.exclusive:

@@ -1,0 +1,40 @@
+"""The rows of a search, and the time that it will take."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from support.fake_pool import Driver
+
+from prefixray.driver import status_board
+
+
+def test_rows_say_what_an_earlier_driver_left_and_what_this_one_adopts(tmp_path: Path) -> None:
+    earlier = Driver(tmp_path)
+    done, left = earlier.start()
+    earlier.report(left, 10, loss=2.5)
+    earlier.report(done, 40, loss=1.5)
+    driver = Driver(tmp_path)
+    (row,) = driver.coordinator.view("", "search").rows
+    assert (row.name, row.state, row.step, row.score) == (done, "done", 40, 1.5)
+    assert driver.start() == [left, "prefix/2"]
+    view = driver.coordinator.view("", "search")
+    assert [(row.name, row.state, row.adopted) for row in view.rows[1:]] == [
+        (left, "running", True),
+        ("prefix/2", "running", False),
+    ]
+    assert view.budget == "prefix 3 of 4 trials, 2 at once"
+
+
+def test_the_time_left_is_that_of_the_steps_to_come_at_this_drivers_pace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = Driver(tmp_path)
+    earlier.report(earlier.start()[0], 40)
+    clock = iter([0.0, 20.0])
+    monkeypatch.setattr(status_board, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    driver = Driver(tmp_path)
+    assert driver.coordinator.view("", "search").seconds_left is None, "no step was taken by this driver"
+    driver.report(driver.start()[0], 10)
+    num_expected = 4 * (10 + 0.5 * 30)  # half of the four trials is stopped at step 10
+    assert driver.coordinator.view("", "search").seconds_left == (num_expected - 40 - 10) / (10 / 20.0)
