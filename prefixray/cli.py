@@ -3,14 +3,22 @@
 prefixray sweep sweeps/quickstart.yaml          # the same as python -m prefixray.sweep sweeps/quickstart.yaml
 prefixray report quickstart
 prefixray control quickstart extend --trials 8
+prefixray --install-completion                  # of commands and options, in your shell
 """
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Annotated, NoReturn, cast
 
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from prefixray import __version__
+from prefixray.errors import UserError
+from prefixray.system.command_line import CONTEXT, Entry, run, unwrapped
 from prefixray.system.exit_codes import leave
 
 COMMANDS: Mapping[str, str] = {
@@ -24,8 +32,7 @@ COMMANDS: Mapping[str, str] = {
     "train": "train one configuration, without Ray",
     "cluster check": "check a cluster's file, as for `ray up`, before anything is started",
 }
-"""What each command does. Its module has its name (`cluster check`: cluster_check); `main` there takes the arguments
-behind the name and returns the exit code."""
+"""What each command does. Its module has its name (`cluster check`: cluster_check), and there `main` is its `Entry`."""
 _EXIT_CODES = """exit codes:
   0    done
   1    the sweep, an arm of its table, or the trial of train has failed
@@ -33,39 +40,64 @@ _EXIT_CODES = """exit codes:
   130  interrupted; the same command goes on
   141  nobody read the output to its end, as in prefixray plan ... | head
   143  terminated, by kill, systemd or Slurm; as 130"""
+_TITLE, _, _EXAMPLES = (__doc__ or "").partition("\n\n")
+
+
+class _Commands(TyperGroup):
+    """Imports the module of the command that is named, and no other: some bring Ray or torch along."""
+
+    def list_commands(self, ctx: object) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: object, cmd_name: str) -> TyperCommand:
+        """The command with no more than its line of help."""
+        return TyperCommand(cmd_name, short_help=COMMANDS[cmd_name])
+
+    def resolve_command(  # type: ignore[override]  # its own Context is private
+        self, ctx: typer.Context, args: list[str]
+    ) -> tuple[str | None, TyperCommand | None, list[str]]:
+        """The command that the first words name, and the words behind them. Raises `UserError` if there is none."""
+        name = next((name for name in COMMANDS if args[: len(name.split())] == name.split()), None)
+        if name is not None:
+            entry: Entry = importlib.import_module(f"prefixray.{name.replace(' ', '_')}").main
+            return name, cast(TyperCommand, typer.main.get_command(entry.app())), args[len(name.split()) :]
+        if ctx.resilient_parsing:  # completion asks as well, and takes no error
+            return None, None, args
+        near = difflib.get_close_matches(args[0], COMMANDS, n=2)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        raise UserError(f"prefixray: {args[0]}: no such command ({hint})")
+
+
+app = typer.Typer(cls=_Commands, rich_markup_mode=None, context_settings=CONTEXT)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"prefixray {__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    help=_TITLE,
+    epilog=unwrapped(f"{_EXIT_CODES}\n\nexamples:\n{_EXAMPLES}"),
+    subcommand_metavar="COMMAND ...",
+)
+def _prefixray(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, help="Print the version.")] = False,
+) -> None:
+    pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Hand over to the command that is named; 2 where there is none of that name."""
-    given = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    if given[0] in ("-h", "--help"):
-        print(_help())
-        return 0
-    name = next((name for name in COMMANDS if given[: len(name.split())] == name.split()), None)
-    if name is None:
-        print(_unknown(given[0]), file=sys.stderr)
-        return 2
-    module = importlib.import_module(f"prefixray.{name.replace(' ', '_')}")  # no other: some bring Ray or torch along
-    code: int = module.main(given[len(name.split()) :])
-    return code
+    """Run the command that is named; 2 where there is none of that name."""
+    return run(app, "prefixray", list(sys.argv[1:] if argv is None else argv) or ["--help"])
 
 
 def command() -> NoReturn:
     """What the installed `prefixray` runs."""
+    if "_PREFIXRAY_COMPLETE" in os.environ:  # set by the shell's completion
+        app(prog_name="prefixray")
     leave(main)
-
-
-def _help() -> str:
-    examples = (__doc__ or "").partition("\n\n")[2].rstrip()
-    commands = "\n".join(f"  {name:<13} {what}" for name, what in COMMANDS.items())
-    usage = "usage: prefixray COMMAND ...   (prefixray COMMAND --help says more)"
-    return f"{usage}\n\ncommands:\n{commands}\n\n{_EXIT_CODES}\n\nexamples:\n{examples}"
-
-
-def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, COMMANDS, n=2)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"the commands are {', '.join(COMMANDS)}"
-    return f"prefixray: {name}: no such command ({hint})"
 
 
 if __name__ == "__main__":

@@ -3,31 +3,25 @@
 python -m prefixray.cluster_check cluster.yaml      # the same as prefixray cluster check cluster.yaml
 """
 
-import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from prefixray.errors import UserError
+import typer
+
+from prefixray.system.command_line import Entry
 from prefixray.system.exit_codes import leave
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print every problem as `file:line: problem`; 2 where there is one."""
-    parser = argparse.ArgumentParser(
-        prog="prefixray cluster check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("file", type=Path, help="the cluster's YAML file, as for `ray up`")
-    options = parser.parse_args(argv)
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="the cluster's YAML file, as for `ray up`")],
+) -> None:
+    """Print that the file is right. Raises `UserError` with every problem as `file:line: problem`."""
     from prefixray.cluster.remote.cluster_file import check_cluster
 
-    try:
-        print(check_cluster(options.file))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    print(check_cluster(file))
 
+
+main = Entry(check, "prefixray cluster check", __doc__)
 
 if __name__ == "__main__":
     leave(main)

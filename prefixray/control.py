@@ -2,102 +2,116 @@
 
 python -m prefixray.control quickstart stop prefix/3                   # as a rung would
 python -m prefixray.control quickstart add --set preseqlen=20 mid_dim=null init_token=restaurant learning_rate=3e-3
-python -m prefixray.control quickstart extend --trials 20              # so many more, in every arm that is searched
+python -m prefixray.control quickstart extend --trials 20              # 20 more, in every arm that is searched
 python -m prefixray.control quickstart extend --trials 20 --arm prefix
 python -m prefixray.control quickstart finish                          # end the search, start the final stage
 
-Where no driver runs, the request is kept for the next one.
+Where no driver runs, the request is kept for the next driver.
 """
 
-import argparse
 import sys
-from collections.abc import Sequence
-from typing import assert_never
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, assert_never
+
+import typer
+from typer.core import TyperCommand
 
 from prefixray.config.arms import read_configuration
 from prefixray.config.identity import stored_config
 from prefixray.config.load import find_sweep
-from prefixray.config.schema import ArmConfig, SweepConfig
+from prefixray.config.schema import ArmConfig
 from prefixray.errors import UserError
 from prefixray.search.requests import Add, Extend, Finish, Inbox, Request, Stop
+from prefixray.system.command_line import SWEEP_HELP, Entry, WrongArguments, repeated
 from prefixray.system.exit_codes import leave
 from prefixray.system.yaml_document import inline_document, suggestion
+
+Verb = Literal["stop", "add", "extend", "finish"]
+_TAKES: Mapping[Verb, set[str]] = {
+    "stop": {"TRIAL"},
+    "add": {"--set", "--arm"},
+    "extend": {"--trials", "--arm"},
+    "finish": set(),
+}
+_NEEDS: Mapping[Verb, str] = {"stop": "TRIAL", "extend": "--trials"}
 
 WAIT_SECONDS = 15.0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Leave a request in the sweep's folder and print what came of it; 2 where it cannot be executed."""
-    options = _parser().parse_args(argv)
-    try:
-        folder = find_sweep(options.sweep)
-        request = _request(options, stored_config(folder))
-        inbox = Inbox(folder)
-        request_id = inbox.post(request)
-        answer = inbox.answer(request_id, seconds=options.wait)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    if answer is None:
-        print(f"no answer in {options.wait:g} s: the request is kept in {folder}/control/{request_id}.json")
-        print("and will be executed by the driver that runs the sweep, or by the next one (delete it to take it back)")
-        return 0
-    print(answer.text, file=sys.stdout if answer.ok else sys.stderr)
-    return 0 if answer.ok else 2
+class _ManyValues(TyperCommand):
+    """Several values may stand behind one --set."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # its own Context is private
+        """Read `--set a=1 b=2` as `--set a=1 --set b=2`."""
+        words: list[str] = []
+        option = ""
+        for word in args:
+            if word.startswith("-"):
+                option = word
+            elif option == "--set" and words[-1] != "--set":
+                words.append("--set")
+            words.append(word)
+        return super().parse_args(ctx, words)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m prefixray.control", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sweep", help="a results folder, its name under runs/, or the YAML")
-    parser.add_argument(
-        "--wait", type=float, default=WAIT_SECONDS, metavar="SECONDS", help=f"for the answer ({WAIT_SECONDS:g})"
-    )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", help="stop, add, extend or finish")
-    stop = verbs.add_parser("stop", help="stop a trial, as a rung would")
-    stop.add_argument("trial", help="ARM/NUMBER, as the live view names it")
-    add = verbs.add_parser("add", help="try a configuration next; it counts as one trial more")
-    add.add_argument(
-        "--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="a value of each searched key"
-    )
-    extend = verbs.add_parser("extend", help="raise the number of trials")
-    extend.add_argument("--trials", type=int, required=True, help="by how many")
-    for verb, which in ((add, "the one that is searched"), (extend, "every arm that is searched")):
-        verb.add_argument("--arm", help=f"which arm ({which})")
-    verbs.add_parser("finish", help="end the search with what there is, and start the final stage")
-    return parser
-
-
-def _request(options: argparse.Namespace, config: SweepConfig) -> Request:
-    """The request, as far as it can be checked without the driver."""
+def control(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help=SWEEP_HELP)],
+    verb: Annotated[Verb, typer.Argument(metavar="VERB", help="what the sweep shall do")],
+    trial: Annotated[
+        str | None, typer.Argument(metavar="TRIAL", help="stop: ARM/NUMBER, as the live view names it")
+    ] = None,
+    *,
+    values: Annotated[list[str], repeated("--set", "KEY=VALUE", "add: a value of each searched key")],
+    trials: Annotated[int | None, typer.Option(help="extend: by how many")] = None,
+    arm: Annotated[
+        str | None,
+        typer.Option(help="add: which arm, if several are searched; extend: if not given, every arm that is searched"),
+    ] = None,
+    wait: Annotated[float, typer.Option(metavar="SECONDS", help="how long to wait for the answer")] = WAIT_SECONDS,
+) -> int:
+    """Leave a request in the sweep's folder and print the answer; 2 if the request cannot be executed."""
+    given = {"TRIAL": trial, "--set": values, "--trials": trials, "--arm": arm}
+    surplus = [name for name, value in given.items() if value not in (None, []) and name not in _TAKES[verb]]
+    if surplus:
+        raise WrongArguments(f"{verb} takes no {surplus[0]}")
+    if verb in _NEEDS and given[_NEEDS[verb]] is None:
+        raise WrongArguments(f"{verb} needs {_NEEDS[verb]}")
+    folder = find_sweep(sweep)
+    config = stored_config(folder)
     searched = {arm.name: arm for arm in config.arms if arm.dimensions}
     if not searched:
-        raise UserError(f"{config.name}: no arm has anything to search, so there is nothing to {options.verb}")
-    match options.verb:
+        raise UserError(f"{config.name}: no arm has anything to search, so there is nothing to {verb}")
+    request: Request
+    match verb:
         case "stop":
-            name, _, number = options.trial.rpartition("/")
-            if not number.isdecimal() or name not in searched:
-                arms = ", ".join(searched)
-                raise UserError(f"stop {options.trial}: must be ARM/NUMBER, the arm one that is searched ({arms})")
-            return Stop(trial=options.trial)
+            request = Stop(trial=_trial(trial or "", searched))
         case "add":
-            arm = _arm(options.arm, searched)
-            given = inline_document(f"arms.{arm.name}", options.set)
-            return Add(arm=arm.name, values=read_configuration(given, arm))
+            chosen = _arm(arm, searched)
+            document = inline_document(f"arms.{chosen.name}", values)
+            request = Add(arm=chosen.name, values=read_configuration(document, chosen))
         case "extend":
-            if options.trials < 1:
-                raise UserError(f"--trials {options.trials}: must be a whole number above 0")
-            name = None if options.arm is None else _arm(options.arm, searched).name
-            return Extend(num_trials=options.trials, arm=name)
+            if (num_trials := trials or 0) < 1:
+                raise UserError(f"--trials {num_trials}: must be a whole number above 0")
+            request = Extend(num_trials=num_trials, arm=None if arm is None else _arm(arm, searched).name)
         case "finish":
-            return Finish()
+            request = Finish()
         case _:
-            assert_never(options.verb)
+            assert_never(verb)
+    return _send(request, folder, wait)
 
 
-def _arm(name: str | None, searched: dict[str, ArmConfig]) -> ArmConfig:
-    """The arm that is meant; without a name, the only one."""
+def _trial(trial: str, searched: Mapping[str, ArmConfig]) -> str:
+    """The trial's name, checked as far as that is possible without the driver."""
+    name, _, number = trial.rpartition("/")
+    if not number.isdecimal() or name not in searched:
+        arms = ", ".join(searched)
+        raise UserError(f"stop {trial}: must be ARM/NUMBER, the arm one that is searched ({arms})")
+    return trial
+
+
+def _arm(name: str | None, searched: Mapping[str, ArmConfig]) -> ArmConfig:
+    """The arm of that name; without a name, the only one that is searched."""
     if name is None and len(searched) == 1:
         return next(iter(searched.values()))
     if name is None:
@@ -107,6 +121,21 @@ def _arm(name: str | None, searched: dict[str, ArmConfig]) -> ArmConfig:
         raise UserError(f"--arm {name}: no such arm, or nothing is searched in it{hint}")
     return searched[name]
 
+
+def _send(request: Request, folder: Path, seconds: float) -> int:
+    """Leave the request and print its answer; the exit code."""
+    inbox = Inbox(folder)
+    request_id = inbox.post(request)
+    answer = inbox.answer(request_id, seconds=seconds)
+    if answer is None:
+        print(f"no answer in {seconds:g} s: the request is kept in {folder}/control/{request_id}.json")
+        print("and will be executed by the driver that runs the sweep, or by the next one (delete it to take it back)")
+        return 0
+    print(answer.text, file=sys.stdout if answer.ok else sys.stderr)
+    return 0 if answer.ok else 2
+
+
+main = Entry(control, "prefixray control", __doc__, cls=_ManyValues)
 
 if __name__ == "__main__":
     leave(main)

@@ -4,58 +4,53 @@ python -m prefixray.convert data2textprefixtune_y_5 --base gpt2-medium --out my-
 python -m prefixray.convert xsumprefixtune_y_200/pytorch_model.bin --base facebook/bart-large --out my-prefix
 """
 
-import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from prefixray.artifacts.record import check_new
-from prefixray.data.catalog import CATALOG, default_task
+from prefixray.data.catalog import TaskName, default_task
 from prefixray.data.task_config import TaskConfig
-from prefixray.errors import UserError
+from prefixray.system.command_line import Entry
 from prefixray.system.exit_codes import leave
 from prefixray.system.logs import quieten
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write it and say how it is decoded; 2 where the user has something to mend."""
-    options = _parser().parse_args(argv)
+def convert(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="the folder with pytorch_model.bin, or that file")
+    ],
+    base: Annotated[str, typer.Option(help="the base it was trained on: a hub id or a folder")],
+    out: Annotated[Path, typer.Option(help="the artifact's folder, a new one")],
+    task: Annotated[
+        TaskName | None,
+        typer.Option(help="the task it was trained for; if not given, e2e, and for an encoder-decoder xsum"),
+    ] = None,
+    task_path: Annotated[
+        str | None, typer.Option(help="where that task's data lies, as task.path of a sweep file")
+    ] = None,
+) -> None:
+    """Write the artifact, and print how it is decoded."""
     quieten()
-    try:
-        check_new(options.out)
-        from prefixray.artifacts.li_liang import convert_checkpoint
-        from prefixray.artifacts.store import save_artifact
-        from prefixray.model.base import load_base
+    check_new(out)
+    from prefixray.artifacts.li_liang import convert_checkpoint
+    from prefixray.artifacts.store import save_artifact
+    from prefixray.model.base import load_base
 
-        base = load_base(options.base)
-        name = options.task or default_task(is_encoder_decoder=base.shape.is_encoder_decoder)
-        task = TaskConfig.model_validate({"name": name, "path": options.task_path or None})
-        tensors, record = convert_checkpoint(options.checkpoint, base, task)
-        save_artifact(options.out, tensors, record)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    loaded = load_base(base)
+    name = task or default_task(is_encoder_decoder=loaded.shape.is_encoder_decoder)
+    config = TaskConfig.model_validate({"name": name, "path": task_path or None})
+    tensors, record = convert_checkpoint(checkpoint, loaded, config)
+    save_artifact(out, tensors, record)
     method = record["config"]["method"]
     count = sum(tensor.numel() for tensor in tensors.values())
-    print(f"{options.checkpoint} -> {options.out}")
+    print(f"{checkpoint} -> {out}")
     print(f"{method['preseqlen']} positions at {method['sites']}, {count:,} numbers, positions {record['positions']}\n")
-    print(f"python -m prefixray.decode {options.out} --split test")
-    return 0
+    print(f"python -m prefixray.decode {out} --split test")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m prefixray.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", type=Path, help="the folder with pytorch_model.bin, or that file")
-    parser.add_argument("--base", required=True, help="what it was trained on: a hub id or a folder")
-    parser.add_argument("--out", required=True, type=Path, help="the artifact's folder, a new one")
-    parser.add_argument(
-        "--task", choices=tuple(CATALOG), help="what it was trained for (e2e; of an encoder-decoder xsum)"
-    )
-    parser.add_argument("--task-path", help="where that task's data lies, as task.path of a sweep file")
-    return parser
-
+main = Entry(convert, "prefixray convert", __doc__)
 
 if __name__ == "__main__":
     leave(main)

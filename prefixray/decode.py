@@ -5,63 +5,69 @@ python -m prefixray.decode runs/quickstart --arm adapter       # another arm
 python -m prefixray.decode runs/quickstart/trials/prefix/3/artifact --split dev
 """
 
-import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from prefixray.errors import UserError
+import typer
+
 from prefixray.metrics import label
-from prefixray.results.hypotheses import find_artifact, read_hypotheses, write_hypotheses
+from prefixray.results.hypotheses import Split, find_artifact, read_hypotheses, write_hypotheses
+from prefixray.system.command_line import ARTIFACT_HELP, Device, Entry
 from prefixray.system.exit_codes import leave
 from prefixray.system.logs import quieten
 
-_SETTINGS = ("num_beams", "min_new_tokens", "max_new_tokens", "length_penalty", "batch_size")
+_SETTING = typer.Option(help="in place of the recorded value")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write hypotheses, references and sources, print the scores; 2 where there is nothing to decode."""
-    options = _parser().parse_args(argv)
+def decode(
+    where: Annotated[str, typer.Argument(metavar="WHERE", help=ARTIFACT_HELP)],
+    *,
+    split: Annotated[Split, typer.Option(help="the split to decode")] = "test",
+    arm: Annotated[str | None, typer.Option(help="of a sweep: the arm; if not given, its best prefix")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="the folder for the three files; if not given, one beside the artifact")
+    ] = None,
+    device: Device = "cpu",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="run Python files that the base brings")
+    ] = False,
+    num_beams: Annotated[int | None, _SETTING] = None,
+    min_new_tokens: Annotated[int | None, _SETTING] = None,
+    max_new_tokens: Annotated[int | None, _SETTING] = None,
+    length_penalty: Annotated[float | None, _SETTING] = None,
+    batch_size: Annotated[int | None, _SETTING] = None,
+) -> None:
+    """Write hypotheses, references and sources, and print the scores."""
     quieten()
-    changed = {key: value for key in _SETTINGS if (value := getattr(options, key)) is not None}
-    try:
-        artifact, recorded = find_artifact(options.where, options.arm)
-        from prefixray.decoding.evaluate import decode_artifact  # torch, once there is something to decode
+    settings = {
+        "num_beams": num_beams,
+        "min_new_tokens": min_new_tokens,
+        "max_new_tokens": max_new_tokens,
+        "length_penalty": length_penalty,
+        "batch_size": batch_size,
+    }
+    artifact, recorded = find_artifact(where, arm)
+    from prefixray.decoding.evaluate import decode_artifact  # torch, once there is something to decode
 
-        settings, code = {**recorded, **changed}, options.trust_remote_code
-        decoded = decode_artifact(
-            artifact, options.split, device=options.device, decoding=settings, trust_remote_code=code
-        )
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    out = Path(options.out) if options.out else artifact.parent / "decoded"
-    write_hypotheses(out, options.split, decoded.hypotheses, decoded.sources)
-    print(f"{artifact}: {options.split}, {len(decoded.sources)} sources")
-    print("  ".join(f"{label(metric)} {scored.corpus():.4g}" for metric, scored in decoded.scores.items()))
-    if (artifact.parent / f"{options.split}.hyp").is_file():
-        earlier = read_hypotheses(artifact.parent, options.split)
-        num_same = sum(a == b for a, b in zip(earlier, read_hypotheses(out, options.split), strict=False))
-        print(f"{num_same} of {len(earlier)} hypotheses are those of the final stage")
-    print(f"{out}/{options.split}.hyp  .ref  .src")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m prefixray.decode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    decoded = decode_artifact(
+        artifact,
+        split,
+        device=device,
+        decoding={**recorded, **{key: value for key, value in settings.items() if value is not None}},
+        trust_remote_code=trust_remote_code,
     )
-    parser.add_argument("where", help="a sweep's results folder, its name or YAML; or an artifact's folder")
-    parser.add_argument("--split", choices=("dev", "test"), default="test", help="what is decoded (test)")
-    parser.add_argument("--arm", help="of a sweep: the arm (its best prefix)")
-    parser.add_argument("--out", help="where the three files go (beside the artifact)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run Python files that the base brings")
-    for key in _SETTINGS:
-        kind = float if key == "length_penalty" else int
-        parser.add_argument(f"--{key.replace('_', '-')}", type=kind, help="in place of what was recorded")
-    return parser
+    out = out or artifact.parent / "decoded"
+    write_hypotheses(out, split, decoded.hypotheses, decoded.sources)
+    print(f"{artifact}: {split}, {len(decoded.sources)} sources")
+    print("  ".join(f"{label(metric)} {scored.corpus():.4g}" for metric, scored in decoded.scores.items()))
+    if (artifact.parent / f"{split}.hyp").is_file():
+        earlier = read_hypotheses(artifact.parent, split)
+        num_same = sum(a == b for a, b in zip(earlier, read_hypotheses(out, split), strict=False))
+        print(f"{num_same} of {len(earlier)} hypotheses are those of the final stage")
+    print(f"{out}/{split}.hyp  .ref  .src")
 
+
+main = Entry(decode, "prefixray decode", __doc__)
 
 if __name__ == "__main__":
     leave(main)

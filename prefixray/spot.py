@@ -3,18 +3,19 @@
 python -m prefixray.spot --address $RAY_HEAD_IP:6379     # on every spot machine of a cluster: see cluster.yaml
 """
 
-import argparse
 import json
 import socket
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
-from typing import Literal, assert_never
+from typing import Annotated, Literal, assert_never
 
+import typer
+
+from prefixray.system.command_line import Entry
 from prefixray.system.exit_codes import leave
 
 POLL_SECONDS = 5.0  # as AWS advises
@@ -34,18 +35,26 @@ class Notice:
     seconds: float  # that are left
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def watch(
+    address: Annotated[str, typer.Option(help="Ray's control service: HEAD:6379")],
+    *,
+    cloud: Annotated[Cloud, typer.Option(help="the cloud that gives notice")] = "aws",
+    node: Annotated[
+        str | None, typer.Option(help="the id of this machine's Ray node; if not given, found by its address")
+    ] = None,
+    metadata: Annotated[str, typer.Option(help="the metadata server to ask")] = _METADATA,
+    every: Annotated[float, typer.Option(metavar="SECONDS", help="the time between two looks")] = POLL_SECONDS,
+) -> int:
     """Watch until the notice comes, then drain this node; returns 1 where Ray knows no such node."""
-    options = _parser().parse_args(argv)
-    while (notice := read_notice(options.cloud, options.metadata)) is None:
-        time.sleep(options.every)
+    while (notice := read_notice(cloud, metadata)) is None:
+        time.sleep(every)
     from prefixray.cluster.nodes import drain, node_at
 
-    ip = _own_ip(options.address)
+    ip = _own_ip(address)
     print(f"{ip} is taken back in {notice.seconds:.0f} s: {notice.text}", flush=True)
-    node = options.node or node_at(options.address, ip)
-    if node is None or not drain(options.address, node, notice.text, notice.seconds):
-        print(f"{options.address}: Ray knows no node at {ip}, or does not let it go", file=sys.stderr)
+    node = node or node_at(address, ip)
+    if node is None or not drain(address, node, notice.text, notice.seconds):
+        print(f"{address}: Ray knows no node at {ip}, or does not let it go", file=sys.stderr)
         return 1
     return 0
 
@@ -92,17 +101,7 @@ def _own_ip(address: str) -> str:
         return str(probe.getsockname()[0])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m prefixray.spot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--address", required=True, help="Ray's control service: HEAD:6379")
-    parser.add_argument("--cloud", choices=["aws", "gcp"], default="aws", help="whose notice (aws)")
-    parser.add_argument("--node", help="the id of this machine's Ray node; else found by its address")
-    parser.add_argument("--metadata", default=_METADATA, help="another metadata server than the cloud's")
-    parser.add_argument("--every", type=float, default=POLL_SECONDS, metavar="SECONDS", help="between two looks (5)")
-    return parser
-
+main = Entry(watch, "python -m prefixray.spot", __doc__)
 
 if __name__ == "__main__":
     leave(main)

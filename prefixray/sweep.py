@@ -8,19 +8,20 @@ python -m prefixray.sweep sweeps/e2e_small.yaml --address auto                  
 python -m prefixray.sweep sweeps/xsum.yaml --cluster cluster.yaml               # on a cluster, from elsewhere
 """
 
-import argparse
 import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import SweepConfig
-from prefixray.errors import SweepFailed, UserError
+from prefixray.errors import UserError
+from prefixray.system.command_line import Entry, Overrides, Prices, Scales, SweepFile, WrongArguments
 from prefixray.system.exit_codes import code_of, interruptible, leave
 from prefixray.system.logs import followed, quieten, to_file
 
@@ -30,61 +31,69 @@ if TYPE_CHECKING:
 _EXAMPLE = 100  # letters of the source that the snippet for Python shows
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def sweep(
+    file: SweepFile,
+    scales: Scales,
+    overrides: Overrides,
+    *,
+    quiet: Annotated[bool, typer.Option("--quiet", help="print only the final table, and errors")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="show the sweep's log as well, on stderr")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="start nothing: print what the sweep would do, take and cost")
+    ] = False,
+    prices: Prices = None,
+    address: Annotated[
+        str | None, typer.Option(help="a Ray cluster to join; auto: the one that runs on this machine")
+    ] = None,
+    cluster: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="the file of a cluster that is up: start the sweep there")
+    ] = None,
+) -> int:
     """Run the sweep and print its table; returns the exit code that `prefixray --help` explains."""
-    options = _parser().parse_args(argv)
-    file = Path(options.sweep)
+    if quiet and verbose:
+        raise WrongArguments("--quiet and --verbose exclude each other")
+    if address is not None and cluster is not None:
+        raise WrongArguments("--address and --cluster exclude each other")
+    changes = [word for name in scales for word in ("--scale", name)]
+    changes += [word for override in overrides for word in ("--set", override)]
     try:
-        config = load_sweep(file, options.set, options.scale)  # before anything heavy
-        if options.plan:
-            return _print_plan(config, file, options.prices)
-        if options.cluster is not None:
-            return _run_there(config, file, options)
-        outcome = _run(config, file, options)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1 if isinstance(error, SweepFailed) else 2
+        config = load_sweep(file, overrides, scales)  # before anything heavy
+        if plan:
+            return _print_plan(config, file, prices)
+        if cluster is not None:
+            how_much = [f"--{name}" for name, is_given in (("quiet", quiet), ("verbose", verbose)) if is_given]
+            return _run_there(config, file, cluster, [*changes, *how_much])
+        level = None if verbose else logging.ERROR if quiet else logging.WARNING
+        outcome = _run(config, file, address, level)
     except KeyboardInterrupt as interrupt:
-        print(f"\ninterrupted; to go on: {_command(options)}", file=sys.stderr)
+        places = {"--address": address, "--cluster": cluster}
+        where = [word for name, place in places.items() if place is not None for word in (name, str(place))]
+        command = shlex.join(["python", "-m", "prefixray.sweep", str(file), *where, *changes])
+        print(f"\ninterrupted; to go on: {command}", file=sys.stderr)
         return code_of(interrupt)
-    from prefixray.reporting.tables import render_text
-
-    print(render_text(outcome.results))
-    if not options.quiet:
-        print(_what_next(outcome.folder, outcome.tracking_uri, outcome.results["examples"][0]["source"]))
-    in_table = {arm["arm"] for arm in outcome.results["arms"]}
-    left_out = [arm.name for arm in config.arms if arm.name not in in_table]
-    for name in left_out:
-        print(f"arms.{name}: no run of it came to an end; {outcome.folder}/sweep.log says why", file=sys.stderr)
-    return 1 if left_out else 0
+    return _print_outcome(config, outcome, is_quiet=quiet)
 
 
-def _run(config: SweepConfig, file: Path, options: argparse.Namespace) -> "Outcome":
-    """Run the sweep, and show of it what was asked for."""
+def _run(config: SweepConfig, file: Path, address: str | None, level: int | None) -> "Outcome":
+    """Run the sweep and show its course.
+
+    `level`: of the log, what the terminal shows; ERROR: nothing else either; None: all of it.
+    """
     log = Path("runs") / config.name / "sweep.log"
     quieten()
-    to_file(log, terminal=None if options.verbose else logging.ERROR if options.quiet else logging.WARNING)
+    to_file(log, terminal=level)
     from prefixray.driver.run import run_sweep
 
     with ExitStack() as stack:
         stack.enter_context(interruptible())
-        shown = stack.enter_context(open(os.devnull, "w")) if options.quiet else sys.stdout
-        if options.verbose:
+        shown = stack.enter_context(open(os.devnull, "w")) if level == logging.ERROR else sys.stdout
+        if level is None:
             stack.enter_context(followed(log))
         try:
-            return run_sweep(config, file, address=options.address, shown=shown)
+            return run_sweep(config, file, address=address, shown=shown)
         except KeyboardInterrupt:
             print(_so_far(Path("runs") / config.name), flush=True)  # before what stderr gets
             raise
-
-
-def _command(options: argparse.Namespace) -> str:
-    """What goes on with the sweep, for a shell."""
-    places = {"--address": options.address, "--cluster": options.cluster}
-    where = [word for name, place in places.items() if place is not None for word in (name, str(place))]
-    scales = [word for name in options.scale for word in ("--scale", name)]
-    overrides = [word for override in options.set for word in ("--set", override)]
-    return shlex.join(["python", "-m", "prefixray.sweep", options.sweep, *where, *scales, *overrides])
 
 
 def _so_far(folder: Path) -> str:
@@ -98,13 +107,11 @@ def _so_far(folder: Path) -> str:
         return "no trial has been started yet"
 
 
-def _run_there(config: SweepConfig, file: Path, options: argparse.Namespace) -> int:
-    """Run the sweep on a cluster, with the same options but that."""
+def _run_there(config: SweepConfig, file: Path, cluster: Path, options: list[str]) -> int:
+    """Run the sweep on a cluster, with these options."""
     from prefixray.cluster.remote.submit import run_on_cluster
 
-    handed_on = [f"--set={value}" for value in options.set] + [f"--scale={name}" for name in options.scale]
-    handed_on += [f"--{name}" for name in ("quiet", "verbose") if getattr(options, name)]
-    return run_on_cluster(config, file, options.cluster, handed_on, sys.stdout)
+    return run_on_cluster(config, file, cluster, options, sys.stdout)
 
 
 def _print_plan(config: SweepConfig, file: Path, prices: Path | None) -> int:
@@ -115,30 +122,18 @@ def _print_plan(config: SweepConfig, file: Path, prices: Path | None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m prefixray.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sweep", help="the sweep's YAML file")
-    parser.add_argument(
-        "--scale",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a scale of the file: laptop; results in runs/...-laptop",
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override: arms.prefix.preseqlen=20"
-    )
-    how_much = parser.add_mutually_exclusive_group()
-    how_much.add_argument("--quiet", action="store_true", help="print only the final table, and errors")
-    how_much.add_argument("--verbose", action="store_true", help="show the sweep's log as well, on stderr")
-    parser.add_argument("--plan", action="store_true", help="start nothing: print what it would do, take and cost")
-    parser.add_argument("--prices", type=Path, help="with --plan: YAML of dollars per hour by device, as in A10G: 1.5")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--address", help="a Ray cluster to join; auto: the one that runs on this machine")
-    where.add_argument("--cluster", type=Path, metavar="FILE", help="the file of a cluster that is up: start it there")
-    return parser
+def _print_outcome(config: SweepConfig, outcome: "Outcome", *, is_quiet: bool) -> int:
+    """Print the final table and what to type next; the exit code: 1 if an arm is not in the table."""
+    from prefixray.reporting.tables import render_text
+
+    print(render_text(outcome.results))
+    if not is_quiet:
+        print(_what_next(outcome.folder, outcome.tracking_uri, outcome.results["examples"][0]["source"]))
+    in_table = {arm["arm"] for arm in outcome.results["arms"]}
+    left_out = [arm.name for arm in config.arms if arm.name not in in_table]
+    for name in left_out:
+        print(f"arms.{name}: no run of it came to an end; {outcome.folder}/sweep.log says why", file=sys.stderr)
+    return 1 if left_out else 0
 
 
 def _what_next(folder: Path, tracking_uri: str | None, source: str) -> str:
@@ -158,6 +153,8 @@ from prefixray import Tuned
 tuned = Tuned.best("{folder}")
 print(tuned.generate([{shown!r}]))"""
 
+
+main = Entry(sweep, "prefixray sweep", __doc__)
 
 if __name__ == "__main__":
     leave(main)

@@ -3,20 +3,20 @@
 python -m prefixray.train sweeps/quickstart.yaml --arm prefix --set preseqlen=20 --set learning_rate=1e-2
 """
 
-import argparse
 import hashlib
 import math
-import sys
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Annotated, assert_never
+
+import typer
 
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import ArmConfig
 from prefixray.config.space import AnyDimension, Choice, Int, LogUniform, Uniform
 from prefixray.config.trials import TrialConfig
 from prefixray.errors import UserError
+from prefixray.system.command_line import Device, Entry, Scales, SweepFile, repeated
 from prefixray.system.exit_codes import leave
 from prefixray.system.logs import quieten
 from prefixray.system.machine import num_cpus
@@ -29,38 +29,44 @@ if TYPE_CHECKING:
 NUM_REPORTS = 8  # where the file sets no eval_every
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train, print a line per report, say where the artifact is; 1 where the trial failed, 2 for the user to mend."""
-    parser = _parser()
-    options = parser.parse_args(argv)
-    if options.threads < 1 or options.replicate < 0:
-        parser.error("--threads must be 1 or more, --replicate 0 or more")
-    try:
-        names = [arm.name for arm in load_sweep(options.sweep, (), options.scale).arms]
-        if options.arm not in names:
-            raise UserError(f"--arm: {options.arm}: no such arm; they are {', '.join(names)}")
-        overrides = [text if "." in text.partition("=")[0] else f"arms.{options.arm}.{text}" for text in options.set]
-        config = load_sweep(options.sweep, overrides, options.scale)
-        trial = _configuration(config.arm(options.arm))
-        quieten()
-        from prefixray.training.trainer import load_trainer
+def train(
+    file: SweepFile,
+    scales: Scales,
+    arm: Annotated[str, typer.Option(help="which arm of the file")],
+    values: Annotated[list[str], repeated("--set", "KEY=VALUE", "a value of the arm: preseqlen=20")],
+    *,
+    replicate: Annotated[
+        int, typer.Option(min=0, help="whose seeds: 0 as in the search, 1.. as in the final stage")
+    ] = 0,
+    device: Device = "cpu",
+    profile: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="write a trace of the second step, print where its time goes"),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="on a CPU", default_factory=num_cpus, show_default="all")],
+) -> int:
+    """Train, print a line per report, and print the command that decodes the artifact; 1 if the trial failed."""
+    names = [known.name for known in load_sweep(file, (), scales).arms]
+    if arm not in names:
+        raise UserError(f"--arm: {arm}: no such arm; they are {', '.join(names)}")
+    overrides = [text if "." in text.partition("=")[0] else f"arms.{arm}.{text}" for text in values]
+    config = load_sweep(file, overrides, scales)
+    trial = _configuration(config.arm(arm))
+    quieten()
+    from prefixray.training.trainer import load_trainer
 
-        spec = _spec(trial, Path("runs") / config.name / "train", seed=config.search.seed, replicate=options.replicate)
-        print(f"{config.name}  {options.arm}  {_shown(trial)}   {spec.folder}", flush=True)
-        trainer = load_trainer(
-            config.base,
-            config.task,
-            config.train,
-            device=options.device,
-            num_threads=options.threads,
-            max_new_tokens=config.final.max_new_tokens,
-            trust_remote_code=config.trust_remote_code,
-        )
-        report = _train(trainer, spec, options.profile)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    if report.state != "done":
+    spec = _spec(trial, Path("runs") / config.name / "train", seed=config.search.seed, replicate=replicate)
+    print(f"{config.name}  {arm}  {_shown(trial)}   {spec.folder}", flush=True)
+    trainer = load_trainer(
+        config.base,
+        config.task,
+        config.train,
+        device=device,
+        num_threads=threads,
+        max_new_tokens=config.final.max_new_tokens,
+        trust_remote_code=config.trust_remote_code,
+    )
+    if _train(trainer, spec, profile).state != "done":
         return 1
     print(f"\npython -m prefixray.decode {spec.files.artifact} --split test")
     return 0
@@ -78,25 +84,6 @@ def _train(trainer: "Trainer", spec: TrialSpec, profile: str | None) -> Report:
         for report in reports:
             print(_line(report, spec.config.num_steps), flush=True)
     return report
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m prefixray.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sweep", help="the sweep's YAML file")
-    parser.add_argument("--scale", action="append", default=[], metavar="NAME", help="a scale of the file: laptop")
-    parser.add_argument("--arm", required=True, help="which arm of it")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a value of the arm: preseqlen=20"
-    )
-    parser.add_argument(
-        "--replicate", type=int, default=0, help="whose seeds: 0 as in the search, 1.. as in the final stage"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
-    parser.add_argument("--profile", metavar="FILE", help="write a trace of the second step, print where its time goes")
-    parser.add_argument("--threads", type=int, default=num_cpus(), help="on a CPU (all)")
-    return parser
 
 
 def _configuration(arm: ArmConfig) -> TrialConfig:
@@ -143,8 +130,11 @@ def _line(report: Report, num_steps: int) -> str:
     if report.state == "failed":
         return f"step {report.step}/{num_steps}  failed: {report.note}"
     names = ("train/loss", "dev/loss", "train/clipped_share", "train/learning_rate")
-    return f"step {report.step}/{num_steps}  " + "  ".join(f"{name} {report.metrics[name]:.4g}" for name in names)
+    known = [name for name in names if name in report.metrics]  # train/loss is missing until a step has been done
+    return f"step {report.step}/{num_steps}  " + "  ".join(f"{name} {report.metrics[name]:.4g}" for name in known)
 
+
+main = Entry(train, "prefixray train", __doc__)
 
 if __name__ == "__main__":
     leave(main)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prefixray import sweep
+from prefixray import __version__, sweep
 from prefixray.cli import COMMANDS, main
 from prefixray.system.exit_codes import INTERRUPTED, TERMINATED, UNREAD
 
@@ -35,17 +35,78 @@ def test_help_names_every_command_an_example_and_the_exit_codes(capsys: pytest.C
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([*name.split(), "--help"])
-    assert ended.value.code == 0
+    assert main([*name.split(), "--help"]) == main([*name.split(), "-h"]) == 0
     shown = capsys.readouterr().out
-    assert f"\npython -m prefixray.{name.replace(' ', '_')} " in shown and "usage:" in shown
+    assert f"\n  python -m prefixray.{name.replace(' ', '_')} " in shown and f"Usage: prefixray {name} " in shown
 
 
 def test_help_loads_nothing_heavy() -> None:
-    calls = "; ".join(f"_try({[*name.split(), '--help']})" for name in COMMANDS)
-    define = "exec('def _try(argv):\\n try: main(argv)\\n except SystemExit: pass')"
-    assert imported(f"from prefixray.cli import main; {define}; main([]); {calls}") == set()
+    calls = "; ".join(f"main({[*name.split(), '--help']})" for name in COMMANDS)
+    assert imported(f"from prefixray.cli import main; main([]); {calls}") == set()
+
+
+def test_the_list_of_commands_imports_none_of_them() -> None:
+    script = "import sys; from prefixray.cli import main; main([]); print('pydantic' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ("plan", "plan: Missing argument 'SWEEP'"),
+        ("plan a.yaml b.yaml", "plan: Got unexpected extra argument(s) (b.yaml)"),
+        ("report quickstart --pages", "report: No such option: --pages (Possible options: --no-page, --paper)"),
+        ("report --paper table1", "report: which sweep? a results folder, its name under runs/, or the YAML"),
+        (
+            "decode x --split train",
+            "decode: Invalid value for '--split': Value error, 'train' is not one of 'dev', 'test'",
+        ),
+        ("sweep a.yaml --quiet --verbose", "sweep: --quiet and --verbose exclude each other"),
+        ("sweep a.yaml --address auto --cluster b.yaml", "sweep: --address and --cluster exclude each other"),
+        ("train a.yaml", "train: Missing option '--arm'"),
+        ("control x", "control: Missing argument 'VERB'. Choose from: stop, add, extend, finish"),
+        ("control x finish --trials 3", "control: finish takes no --trials"),
+        ("control x stop", "control: stop needs TRIAL"),
+        ("control x extend", "control: extend needs --trials"),
+        ("cluster check", "cluster check: Missing argument 'FILE'"),
+        ("--verbose", ": No such option: --verbose (Possible options: --version)"),
+    ],
+)
+def test_wrong_arguments_are_answered_in_one_line(
+    arguments: str, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments.split()) == 2
+    name = "prefixray" if problem.startswith(":") else "prefixray "
+    assert capsys.readouterr().err == f"{name}{problem} (--help says more)\n"
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"prefixray {__version__}\n"
+
+
+def complete(words: str) -> list[str]:
+    """What bash offers for the last of these words."""
+    count = str(len(words.split()) - (not words.endswith(" ")))
+    asked = {"_PREFIXRAY_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": count}
+    command = [sys.executable, "-m", "prefixray"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **asked})
+    return shown.stdout.splitlines()
+
+
+def test_a_shell_completes_commands_options_and_choices() -> None:
+    assert complete("prefixray c") == ["control", "convert", "cluster check"]
+    assert "--trust-remote-code" in complete("prefixray decode x --")
+    assert complete("prefixray decode x --split ") == ["dev", "test"]
+    assert complete("prefixray control x ") == ["stop", "add", "extend", "finish"]
+
+
+def test_a_shell_is_given_its_completion() -> None:
+    command = [sys.executable, "-m", "prefixray", "--show-completion", "bash"]
+    no_guess = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=no_guess).stdout
+    assert "complete -o default -F _prefixray_completion prefixray" in shown
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,15 @@ import re
 import runpy
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import typer
+from typer.core import TyperCommand
 
+from prefixray import cli
 from prefixray.config.load import load_sweep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,19 +113,31 @@ class _ParsedError(Exception):
     """The arguments were understood."""
 
 
-def _parse(run: object, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
-    """Run a command up to the point where its arguments have been understood."""
-    found: list[argparse.Namespace] = []
+def _parsed(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> Mapping[str, object]:
+    """The parameters that one of our commands is called with; it is not run."""
+    parameters: dict[str, object] = {}
+
+    def invoke(self: TyperCommand, context: typer.Context) -> None:
+        parameters.update(context.params)
+        raise _ParsedError
+
+    monkeypatch.setattr(TyperCommand, "invoke", invoke)
+    with pytest.raises(_ParsedError):
+        cli.main(arguments)
+    return parameters
+
+
+def _parse_script(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a script with `sys.argv` up to the point where argparse has understood its arguments."""
     original = argparse.ArgumentParser.parse_args
 
-    def parse(self: argparse.ArgumentParser, *args: object, **options: object) -> argparse.Namespace:
-        found.append(original(self, *args, **options))  # type: ignore[arg-type, call-overload]
+    def parse(self: argparse.ArgumentParser, *args: object, **options: object) -> None:
+        original(self, *args, **options)  # type: ignore[arg-type, call-overload]
         raise _ParsedError
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
     with pytest.raises(_ParsedError):
-        run()  # type: ignore[operator]
-    return found[0]
+        runpy.run_path(file, run_name="__main__")
 
 
 def _form(name: str, arguments: list[str]) -> str:
@@ -156,20 +171,21 @@ def test_a_command_of_the_manual_is_run_by_a_test_or_marked(
 
 
 def _check_own(name: str, arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cli = importlib.import_module("prefixray.cli")
-    options = _parse(lambda: cli.main([name, *arguments]), monkeypatch)
+    parameters = _parsed([name, *arguments], monkeypatch)
     monkeypatch.undo()
     monkeypatch.chdir(ROOT)
     for word in arguments:
         assert not re.match(r"(?:sweeps|tests)/|cluster\.yaml", word) or Path(word).is_file(), f"{word} does not exist"
-    file = vars(options).get("sweep")
-    if file is not None and Path(str(file)).is_file():
-        place = f"arms.{options.arm}." if name == "train" else ""
+    file = parameters.get("file")
+    if name != "cluster" and file is not None and Path(str(file)).is_file():
+        place = f"arms.{parameters['arm']}." if name == "train" else ""
         (folder / "data").mkdir()
         for split in ("train", "dev", "test"):
             (folder / "data" / f"{split}.jsonl").touch()
         monkeypatch.chdir(folder)
-        load_sweep(ROOT / str(file), [f"{place}{text}" for text in vars(options).get("set", [])])
+        overrides = parameters.get("overrides", parameters.get("values", []))
+        assert isinstance(overrides, list)
+        load_sweep(ROOT / str(file), [f"{place}{text}" for text in overrides])
 
 
 def _check_foreign(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +194,7 @@ def _check_foreign(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         assert Path(words[1]).is_file(), f"{words[1]} does not exist"
         monkeypatch.setattr(sys, "argv", words[1:])
         monkeypatch.syspath_prepend(str(Path(words[1]).parent))
-        _parse(lambda: runpy.run_path(words[1], run_name="__main__"), monkeypatch)
+        _parse_script(words[1], monkeypatch)
 
 
 @pytest.mark.parametrize("place", sorted({*RUN_BY.values()}))

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from prefixray import decode
+from prefixray import decode, train
 from prefixray.artifacts.store import load_artifact
 from prefixray.train import main
+from prefixray.training import trainer
 
 FILE = """\
 name: small
@@ -44,6 +45,26 @@ def test_a_configuration_is_trained_and_decoded_as_the_command_says(
     assert load_artifact(Path(command[3]))[1]["config"]["method"]["preseqlen"] == 3
     assert decode.main([*command[3:], "--max-new-tokens", "4"]) == 0
     assert "test, 2 sources" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_goes_on_from_a_checkpoint_whose_step_is_due_for_a_report(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*given: object) -> str:
+        raise KeyboardInterrupt
+
+    arguments = [str(file), "--arm", "prefix", "--threads", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)  # a checkpoint after the first report
+        patch.setattr(train, "_line", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(arguments)
+    capsys.readouterr()
+    assert train.main(arguments) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
+    assert "train/loss" not in lines[0] and "dev/loss" in lines[0], "no step has been done since the checkpoint"
+    assert "train/loss" in lines[1]
 
 
 def test_what_is_wrong_with_the_command_is_said(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -168,8 +168,8 @@ def test_what_the_paper_does_not_have_is_answered_with_what_it_has() -> None:
 def test_the_list_needs_no_sweep(capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main(["--paper", "list"]) == 0
     assert "table1-webnlg" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        report.main(["--paper", "table1"])
+    assert report.main(["--paper", "table1"]) == 2
+    assert capsys.readouterr().err.startswith("prefixray report: which sweep? ")
 
 
 @pytest.fixture
