@@ -63,31 +63,27 @@ def sweep(
         if cluster is not None:
             how_much = [f"--{name}" for name, is_given in (("quiet", quiet), ("verbose", verbose)) if is_given]
             return _run_there(config, file, cluster, [*changes, *how_much])
-        level = None if verbose else logging.ERROR if quiet else logging.WARNING
-        outcome = _run(config, file, address, level)
+        outcome = _run(config, file, address, quiet=quiet, verbose=verbose)
     except KeyboardInterrupt as interrupt:
         places = {"--address": address, "--cluster": cluster}
         where = [word for name, place in places.items() if place is not None for word in (name, str(place))]
         command = shlex.join(["python", "-m", "prefixray.sweep", str(file), *where, *changes])
         print(f"\ninterrupted; to go on: {command}", file=sys.stderr)
         return code_of(interrupt)
-    return _print_outcome(config, outcome, is_quiet=quiet)
+    return _print_outcome(config, outcome, quiet=quiet)
 
 
-def _run(config: SweepConfig, file: Path, address: str | None, level: int | None) -> "Outcome":
-    """Run the sweep and show its course.
-
-    `level`: of the log, what the terminal shows; ERROR: nothing else either; None: all of it.
-    """
+def _run(config: SweepConfig, file: Path, address: str | None, *, quiet: bool, verbose: bool) -> "Outcome":
+    """Run the sweep on this machine or the Ray cluster at `address`, and show its course."""
     log = Path("runs") / config.name / "sweep.log"
     quieten()
-    to_file(log, terminal=level)
+    to_file(log, terminal=None if verbose else logging.ERROR if quiet else logging.WARNING)
     from prefixray.driver.run import run_sweep
 
     with ExitStack() as stack:
         stack.enter_context(interruptible())
-        shown = stack.enter_context(open(os.devnull, "w")) if level == logging.ERROR else sys.stdout
-        if level is None:
+        shown = stack.enter_context(open(os.devnull, "w")) if quiet else sys.stdout
+        if verbose:
             stack.enter_context(followed(log))
         try:
             return run_sweep(config, file, address=address, shown=shown)
@@ -97,7 +93,7 @@ def _run(config: SweepConfig, file: Path, address: str | None, level: int | None
 
 
 def _so_far(folder: Path) -> str:
-    """The table of the search as it stands."""
+    """The table of the search so far."""
     from prefixray.reporting.tables import search_table
     from prefixray.results.record import load_results
 
@@ -108,7 +104,7 @@ def _so_far(folder: Path) -> str:
 
 
 def _run_there(config: SweepConfig, file: Path, cluster: Path, options: list[str]) -> int:
-    """Run the sweep on a cluster, with these options."""
+    """Run the sweep on the cluster of that file, with these options of `sweep`; returns the exit code."""
     from prefixray.cluster.remote.submit import run_on_cluster
 
     return run_on_cluster(config, file, cluster, options, sys.stdout)
@@ -122,12 +118,12 @@ def _print_plan(config: SweepConfig, file: Path, prices: Path | None) -> int:
     return 0
 
 
-def _print_outcome(config: SweepConfig, outcome: "Outcome", *, is_quiet: bool) -> int:
-    """Print the final table and what to type next; the exit code: 1 if an arm is not in the table."""
+def _print_outcome(config: SweepConfig, outcome: "Outcome", *, quiet: bool) -> int:
+    """Print the final table and what to type next; returns the exit code, 1 if an arm is not in the table."""
     from prefixray.reporting.tables import render_text
 
     print(render_text(outcome.results))
-    if not is_quiet:
+    if not quiet:
         print(_what_next(outcome.folder, outcome.tracking_uri, outcome.results["examples"][0]["source"]))
     in_table = {arm["arm"] for arm in outcome.results["arms"]}
     left_out = [arm.name for arm in config.arms if arm.name not in in_table]
@@ -137,7 +133,7 @@ def _print_outcome(config: SweepConfig, outcome: "Outcome", *, is_quiet: bool) -
 
 
 def _what_next(folder: Path, tracking_uri: str | None, source: str) -> str:
-    """Where everything is, and what to type next."""
+    """A text that says where the results lie and what to type next."""
     shown = source if len(source) <= _EXAMPLE else f"{source[:_EXAMPLE]}..."
     tracking = ""
     if tracking_uri is not None:

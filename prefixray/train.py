@@ -1,4 +1,4 @@
-"""Train one configuration, without Ray: a pack of one. What the file searches is taken from --set, or from the middle.
+"""Train one configuration, without Ray. Values that the file searches come from --set, or lie in the middle of a range.
 
 python -m prefixray.train sweeps/quickstart.yaml --arm prefix --set preseqlen=20 --set learning_rate=1e-2
 """
@@ -32,7 +32,7 @@ NUM_REPORTS = 8  # where the file sets no eval_every
 def train(
     file: SweepFile,
     scales: Scales,
-    arm: Annotated[str, typer.Option(help="which arm of the file")],
+    arm: Annotated[str, typer.Option(help="the arm of the file that is trained")],
     values: Annotated[list[str], repeated("--set", "KEY=VALUE", "a value of the arm: preseqlen=20")],
     *,
     replicate: Annotated[
@@ -41,9 +41,9 @@ def train(
     device: Device = "cpu",
     profile: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="write a trace of the second step, print where its time goes"),
+        typer.Option(metavar="FILE", help="write a trace of the second step, and print where its time goes"),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="on a CPU", default_factory=num_cpus, show_default="all")],
+    threads: Annotated[int, typer.Option(min=1, help="threads on a CPU", default_factory=num_cpus, show_default="all")],
 ) -> int:
     """Train, print a line per report, and print the command that decodes the artifact; 1 if the trial failed."""
     names = [known.name for known in load_sweep(file, (), scales).arms]
@@ -73,7 +73,7 @@ def train(
 
 
 def _train(trainer: "Trainer", spec: TrialSpec, profile: str | None) -> Report:
-    """Run a trial to its end; its last report."""
+    """Run a trial to its end; returns its last report."""
     from prefixray.training.trainer import profiled
 
     first = report = Report(spec.key, trainer.admit(spec), "running")
@@ -87,7 +87,7 @@ def _train(trainer: "Trainer", spec: TrialSpec, profile: str | None) -> Report:
 
 
 def _configuration(arm: ArmConfig) -> TrialConfig:
-    """A configuration of the arm: what the file says is to be tried first, else the middle of every dimension."""
+    """The configuration that the file has tried first; if it names none, the middle of every dimension."""
     values: dict[str, Scalar] = {}
     for key, dimension in arm.dimensions.items():
         if arm.is_searched(key, values):
@@ -113,10 +113,9 @@ def _middle(dimension: AnyDimension) -> Scalar:
 
 
 def _spec(trial: TrialConfig, folder: Path, *, seed: int, replicate: int) -> TrialSpec:
-    """The folder is the configuration's own, so that the same command goes on where it was interrupted."""
+    """The trial in a folder of its configuration, so that the same command goes on where it was interrupted."""
     digest = hashlib.sha256(f"{trial.model_dump_json()}/{seed}/{replicate}".encode()).hexdigest()[:8]
-    place = folder / f"{trial.arm}-{digest}"
-    return TrialSpec(f"{trial.arm}/0", trial, seed, replicate, rungs=(), folder=str(place))
+    return TrialSpec(f"{trial.arm}/0", trial, seed, replicate, rungs=(), folder=str(folder / f"{trial.arm}-{digest}"))
 
 
 def _shown(trial: TrialConfig) -> str:

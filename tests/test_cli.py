@@ -218,7 +218,7 @@ def test_the_command_to_go_on_goes_on_where_the_sweep_was_started(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupted(*given: object) -> None:
+    def interrupted(*given: object, **named: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sweep, entry, interrupted)

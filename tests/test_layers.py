@@ -51,6 +51,7 @@ ALLOWED = {
     "jinja2": {"batching", "reporting"},
     "huggingface_hub": {"artifacts"},
     "datasets": {"data"},
+    "typer": {"system", "cli", *COMMANDS},
 }
 WITHOUT_TORCH = [
     "config.load",
@@ -124,9 +125,9 @@ def _targets(node: ast.Import | ast.ImportFrom, known: dict[str, Path]) -> list[
 
 
 def own(target: str) -> str | None:
-    """The module of prefixray that is meant: "methods.prefix"; None where it is another library's."""
+    """The module of prefixray that is meant: "methods.prefix"; None: another library's, or the package's own names."""
     head, _, inside = target.partition(".")
-    return inside if head == "prefixray" else None
+    return inside or None if head == "prefixray" else None
 
 
 def unit(module: str) -> str:

@@ -38,7 +38,7 @@ RUN_BY: Mapping[str, str] = {
     "plan": "planning/test_estimate.py::test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing",
     "decode --split": "test_sweep.py::test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused",
     "decode --arm": "decoding/test_evaluate.py::test_decoding_again_from_a_sweep_gives_the_same_hypotheses",
-    "report": "reporting/test_tables.py::test_the_report_prints_both_tables_again",
+    "report": "test_report.py::test_the_report_prints_both_tables_again",
     "train --arm --set": "test_train.py::test_a_configuration_is_trained_and_decoded_as_the_command_says",
     "export --format --out": "artifacts/test_peft.py::"
     "test_a_decoder_only_artifact_gives_the_same_logits_and_beams_in_peft",
@@ -162,6 +162,9 @@ def test_a_command_of_the_manual_is_run_by_a_test_or_marked(
         _check_foreign(command, monkeypatch)
         return
     name, arguments = own
+    if name.startswith("--"):
+        assert name in {option for parameter in typer.main.get_command(cli.app).params for option in parameter.opts}
+        return
     if "..." in arguments or not arguments or arguments == ["SWEEP"]:
         importlib.import_module(f"prefixray.{name}")
         return

@@ -9,7 +9,7 @@ import pytest
 from prefixray import decode, train
 from prefixray.artifacts.store import load_artifact
 from prefixray.train import main
-from prefixray.training import trainer
+from prefixray.training import progress
 
 FILE = """\
 name: small
@@ -55,7 +55,7 @@ def test_an_interrupted_run_goes_on_from_a_checkpoint_whose_step_is_due_for_a_re
 
     arguments = [str(file), "--arm", "prefix", "--threads", "1"]
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)  # a checkpoint after the first report
+        patch.setattr(progress, "CHECKPOINT_SECONDS", 0.0)  # a checkpoint after the first report
         patch.setattr(train, "_line", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train.main(arguments)
