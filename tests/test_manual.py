@@ -32,10 +32,9 @@ RUN_BY: Mapping[str, str] = {
     "sweep --scale": "reporting/test_paper.py::test_a_file_of_the_paper_runs_at_its_scale_to_its_figure",
     "sweep --scale --set": "reporting/test_paper.py::test_a_file_of_the_paper_runs_at_its_scale_to_its_figure",
     "report --paper": "reporting/test_paper.py::test_a_file_of_the_paper_runs_at_its_scale_to_its_figure",
-    "sweep --plan": "planning/test_estimate.py::"
-    "test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing",
+    "sweep --plan": "test_plan.py::test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing",
     "sweep --quiet": "test_sweep.py::test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused",
-    "plan": "planning/test_estimate.py::test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing",
+    "plan": "test_plan.py::test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing",
     "decode --split": "test_sweep.py::test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused",
     "decode --arm": "decoding/test_evaluate.py::test_decoding_again_from_a_sweep_gives_the_same_hypotheses",
     "report": "test_report.py::test_the_report_prints_both_tables_again",
