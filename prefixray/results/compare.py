@@ -1,7 +1,7 @@
-"""The final stage: each arm's best configuration again with fresh seeds, decoded and scored on test.
+"""The comparison of arms: from the hypotheses of the final runs to the content of `results.json`.
 
-No score of a search trial enters the table. Candidates are retrained and compared on dev; the winner runs fresh seeds;
-only those see test. The untuned base, decoded with the same settings, is the floor.
+No score of a search trial enters the table. Candidates are retrained and compared on dev; the winner runs with fresh
+seeds, and only these runs see test. The untuned base, decoded with the same settings, is the floor.
 """
 
 import logging
@@ -40,9 +40,9 @@ logger = logging.getLogger(__name__)
 UNTUNED = "untuned"
 NUM_EXAMPLES = 3  # sources that are printed with their outputs
 MOST_GROUPS = 4
-"""More groups of test sources than this are not scored apart: XSum's articles have dozens of topics."""
+"""Where there are more groups of test sources, none is scored apart: XSum's articles have dozens of topics."""
 NUM_EXTREMES = 20
-"""The sources on which an arm and the reference differ most; their outputs are kept, like those of the first ones."""
+"""Sources on which arms and the reference differ most; their outputs are stored beside those of the first sources."""
 _PACKAGES = ("prefixray", "torch", "transformers", "ray", "optuna", "mlflow", "sacrebleu", "numpy")
 
 
@@ -63,18 +63,18 @@ class FinalRun:
 
     @property
     def artifact(self) -> Path:
-        """The state with the best dev loss."""
+        """The folder of its state with the best dev loss."""
         return TrialFolder(self.folder).artifact
 
     def result(self) -> dict[str, Any] | None:
-        """What came of it; None where it has not ended well."""
+        """The content of its result.json; None where it has not ended well."""
         result = TrialFolder(self.folder).result()
         return None if result is None or result["state"] != "done" else result
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a table needs to know besides the scores."""
+    """What `results.json` holds besides the scores."""
 
     config: SweepConfig
     provenance: Provenance
@@ -82,40 +82,57 @@ class Facts:
     search: Sequence[SearchTrial]
     minutes: Mapping[str, float]  # training time of each arm's search
     sweep_minutes: float
-    leak: str | None = None  # what is to be said of test sources that are trained on
+    leak: str | None = None  # a note on test sources that are in the training data
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Every arm's scores on test, and the settings of their comparison."""
+
+    by_arm: Mapping[str, Sequence[Mapping[str, Scored]]]  # a mapping by metric for each seed
+    metrics: Sequence[str]
+    primary: str
+    reference: str
+    draws: Draws
+
+    def of(self, metric: str) -> dict[str, list[Scored]]:
+        """One metric's scores, a list of seeds for each arm."""
+        return {arm: [seed[metric] for seed in seeds] for arm, seeds in self.by_arm.items()}
+
+    def compare(self) -> dict[str, dict[str, Comparison]]:
+        """Intervals by metric and arm, for the primary metric also p values.
+
+        The floor is no rival: it costs no arm its p.
+        """
+        compared = {
+            metric: _by_arm(intervals(self.of(metric), self.reference, **self.draws)) for metric in self.metrics
+        }
+        seeds = self.of(self.primary)
+        rivals = {arm: seeds[arm] for arm in seeds if arm != UNTUNED or arm == self.reference}
+        compared[self.primary] |= _by_arm(compare(rivals, self.reference, **self.draws))
+        return compared
 
 
 def make_results(
     facts: Facts, runs: Mapping[str, Sequence[FinalRun]], floor: Path, sources: Sequence[Sourced]
 ) -> Results:
-    """Score everything and compare it: the whole content of results.json. `runs` are those that ended well, by arm."""
-    config, provenance, metrics = facts.config, facts.provenance, list(facts.provenance.metrics)
-    primary = config.final.metric.removeprefix("test/")
-    if primary not in metrics:
-        metrics.insert(0, primary)
-    more = [metric.removeprefix("test/") for metric in config.final.more_metrics]
-    metrics += [metric for metric in dict.fromkeys(more) if metric not in metrics]
-    folders = {UNTUNED: [floor], **{arm: [run.folder for run in own] for arm, own in runs.items()}}
-    scored = {arm: [score_of(folder, "test", sources, metrics) for folder in own] for arm, own in folders.items()}
-    reference = _reference(config, runs)
-    by_metric = {metric: {arm: [seed[metric] for seed in seeds] for arm, seeds in scored.items()} for metric in metrics}
-    low = config.task.low_data
-    draws: Draws = {"seed": config.search.seed}
-    if low is not None:
-        own = {arm: [subset_of(run.replicate, low.num_subsets) for run in some] for arm, some in runs.items()}
-        draws |= {"subsets": own, "num_subsets": low.num_subsets}
-    estimates = {
-        metric: {one.arm: one for one in intervals(own, reference, **draws)} for metric, own in by_metric.items()
-    }
-    rivals = {arm: seeds for arm, seeds in by_metric[primary].items() if arm != UNTUNED or arm == reference}
-    compared = compare(rivals, reference, **draws)  # the floor is no rival: it costs no arm its p
-    estimates[primary].update({one.arm: one for one in compared})
+    """Score and compare everything: the whole content of results.json.
+
+    `runs` are those that ended well, by arm; `floor` is the folder of the untuned base's hypotheses.
+    """
+    config, provenance = facts.config, facts.provenance
+    metrics, primary = _metrics(config, provenance)
+    folders = {UNTUNED: [floor], **{arm: [run.folder for run in of_arm] for arm, of_arm in runs.items()}}
+    scored = {arm: [score_of(folder, "test", sources, metrics) for folder in group] for arm, group in folders.items()}
+    scores = _Scores(scored, metrics, primary, _reference(config, runs), _draws(config, runs))
+    compared = scores.compare()
     arms = [
-        _arm_result(facts, arm, list(runs.get(arm, ())), scored[arm], {m: estimates[m][arm] for m in metrics}, primary)
+        _arm_result(facts, arm, runs.get(arm, ()), scored[arm], {metric: compared[metric][arm] for metric in metrics})
         for arm in scored
     ]
     for name, rows in _groups(sources).items():
-        _add_group(name, rows, arms, scored, reference, primary, draws)
+        _add_group(name, rows, arms, scores)
+    differences = [compared[primary][arm].difference for arm in scored if arm != UNTUNED]
     return Results(
         sweep=config.name,
         base=config.base,
@@ -126,7 +143,7 @@ def make_results(
         num_sources=len(sources),
         num_sources_total=provenance.num_test_total,
         metric=primary,
-        reference=reference,
+        reference=scores.reference,
         metrics=metrics,
         signatures={metric: scored[UNTUNED][0][metric].signature for metric in metrics},
         decoding=dict(facts.decoding),
@@ -136,50 +153,66 @@ def make_results(
         machine=_machine(provenance),
         seed=config.search.seed,
         arms=arms,
-        resolution=max((resolution(**asdict(one.difference)) for one in compared if one.difference), default=0.0),
+        resolution=max((resolution(**asdict(difference)) for difference in differences if difference), default=0.0),
         notes=[*([facts.leak] if facts.leak else ()), *_notes(config, runs)],
-        examples=_examples(folders, scored, sources, primary, reference),
+        examples=_examples(folders, scores, sources),
         search=list(facts.search),
         budget={"minutes": facts.sweep_minutes},
     )
 
 
+def _metrics(config: SweepConfig, provenance: Provenance) -> tuple[list[str], str]:
+    """The metrics in the order of the table, and the primary one."""
+    metrics = list(provenance.metrics)
+    primary = config.final.metric.removeprefix("test/")
+    if primary not in metrics:
+        metrics.insert(0, primary)
+    more = [metric.removeprefix("test/") for metric in config.final.more_metrics]
+    return list(dict.fromkeys([*metrics, *more])), primary
+
+
+def _draws(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> Draws:
+    """The seed of the bootstrap; with low data also the subset of each run."""
+    draws: Draws = {"seed": config.search.seed}
+    low = config.task.low_data
+    if low is not None:
+        subsets = {arm: [subset_of(run.replicate, low.num_subsets) for run in of_arm] for arm, of_arm in runs.items()}
+        draws |= {"subsets": subsets, "num_subsets": low.num_subsets}
+    return draws
+
+
+def _by_arm(comparisons: Sequence[Comparison]) -> dict[str, Comparison]:
+    return {comparison.arm: comparison for comparison in comparisons}
+
+
 def _groups(sources: Sequence[Sourced]) -> dict[str, list[int]]:
-    """The places of each group's sources; none where the task names no groups, or more than a table can show."""
-    places: dict[str, list[int]] = {}
-    for place, sourced in enumerate(sources):
+    """The rows of each group's sources; none where the task names no groups, or more than a table can show."""
+    rows: dict[str, list[int]] = {}
+    for row, sourced in enumerate(sources):
         if sourced.group is not None:
-            places.setdefault(sourced.group, []).append(place)
-    return dict(sorted(places.items())) if 1 < len(places) <= MOST_GROUPS else {}
+            rows.setdefault(sourced.group, []).append(row)
+    return dict(sorted(rows.items())) if 1 < len(rows) <= MOST_GROUPS else {}
 
 
-def _add_group(
-    name: str,
-    rows: Sequence[int],
-    arms: Sequence[ArmResult],
-    scored: Mapping[str, Sequence[Mapping[str, Scored]]],
-    reference: str,
-    primary: str,
-    draws: Draws,
-) -> None:
+def _add_group(name: str, rows: Sequence[int], arms: Sequence[ArmResult], scores: _Scores) -> None:
     """Score a group alone and write that into the arms; NIST's and CIDEr's weights stay those of all references."""
-    for metric in next(iter(scored.values()))[0]:
+    for metric in scores.metrics:
         part = {
-            arm: [replace(one[metric], statistics=one[metric].statistics[rows]) for one in seeds]
-            for arm, seeds in scored.items()
+            arm: [replace(seed, statistics=seed.statistics[rows]) for seed in seeds]
+            for arm, seeds in scores.of(metric).items()
         }
-        compared = {one.arm: one for one in intervals(part, reference, **draws)}
+        compared = _by_arm(intervals(part, scores.reference, **scores.draws))
         for arm in arms:
-            found = compared[arm["arm"]]
+            comparison = compared[arm["arm"]]
             empty = GroupResult(num_sources=len(rows), scores={}, difference=None)
             group = arm.setdefault("groups", {}).setdefault(name, empty)
-            group["scores"][metric] = _interval(found.score)
-            if metric == primary and found.difference is not None:
-                group["difference"] = _interval(found.difference)
+            group["scores"][metric] = _interval(comparison.score)
+            if metric == scores.primary and comparison.difference is not None:
+                group["difference"] = _interval(comparison.difference)
 
 
 def _notes(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> list[str]:
-    """Final runs that are missing from the table."""
+    """A note for each arm of which final runs are missing from the table."""
     counts = {arm.name: len(runs.get(arm.name, ())) for arm in config.arms}
     wanted = config.final.num_seeds
     return [
@@ -190,7 +223,7 @@ def _notes(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> list[
 
 
 def _reference(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> str:
-    """The arm that the others are compared with; the first that has a run where that one failed."""
+    """The arm that the others are compared with; where all its runs failed, the first arm that has one."""
     wanted = config.final.reference or config.arms[0].name
     if wanted in runs:
         return wanted
@@ -202,45 +235,42 @@ def _reference(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> s
 def _arm_result(
     facts: Facts,
     arm: str,
-    runs: list[FinalRun],
+    runs: Sequence[FinalRun],
     scored: Sequence[Mapping[str, Scored]],
-    estimates: Mapping[str, Comparison],
-    primary: str,
+    compared: Mapping[str, Comparison],
 ) -> ArmResult:
+    """An arm's part of `results.json`; the floor is an arm without runs. `compared` is by metric."""
     results = [run.result() or {} for run in runs]
+    scores = [{metric: score.corpus() for metric, score in seed.items()} for seed in scored]
     seeds = [
         SeedResult(
             seed=run.replicate,
-            scores={metric: one.corpus() for metric, one in scores.items()},
+            scores=seed_scores,
             dev_loss=result["metrics"]["dev/best_loss"],
             folder=f"final/{run.folder.name}",
         )
-        for run, result, scores in zip(runs, results, scored, strict=False)
+        for run, result, seed_scores in zip(runs, results, scores, strict=False)
     ]
     if not runs:
-        seeds = [
-            SeedResult(
-                seed=0, scores={m: s.corpus() for m, s in scored[0].items()}, dev_loss=None, folder="final/untuned"
-            )
-        ]
-    own = [trial for trial in facts.search if trial["arm"] == arm]
+        seeds = [SeedResult(seed=0, scores=scores[0], dev_loss=None, folder="final/untuned")]
+    num_searched = sum(trial["arm"] == arm for trial in facts.search)
     sizes = results[0]["metrics"] if results else {}
-    main = estimates[primary]
+    main = compared[facts.config.final.metric.removeprefix("test/")]
     return ArmResult(
         arm=arm,
         method=runs[0].arm.method if runs else None,
         config=runs[0].config.model_dump(mode="json") if runs else {},
         seeds=seeds,
-        scores={metric: _interval(estimate.score) for metric, estimate in estimates.items()},
-        sd={metric: sd([seed["scores"][metric] for seed in seeds]) for metric in estimates},
+        scores={metric: _interval(comparison.score) for metric, comparison in compared.items()},
+        sd={metric: sd([seed["scores"][metric] for seed in seeds]) for metric in compared},
         difference=None if main.difference is None else _interval(main.difference),
         p=main.p,
         p_holm=main.p_holm,
         trained_parameters=int(sizes.get("size/trained", 0)),
         stored_parameters=int(sizes.get("size/stored", 0)),
-        num_trials=len(own) or len(runs[:1]),
+        num_trials=num_searched or len(runs[:1]),
         minutes=facts.minutes.get(arm, 0.0),
-        searched=bool(own),
+        searched=num_searched > 0,
     )
 
 
@@ -249,16 +279,12 @@ def _interval(estimate: Estimate) -> Interval:
 
 
 def _examples(
-    folders: Mapping[str, Sequence[Path]],
-    scored: Mapping[str, Sequence[Mapping[str, Scored]]],
-    sources: Sequence[Sourced],
-    primary: str,
-    reference: str,
+    folders: Mapping[str, Sequence[Path]], scores: _Scores, sources: Sequence[Sourced]
 ) -> list[ExampleOutputs]:
-    """Outputs of each arm's first seed, side by side: the first sources, then those where the arms differ most."""
-    outputs = {arm: read_hypotheses(own[0], "test") for arm, own in folders.items()}
-    scores = {arm: own[0][primary].of_sums(own[0][primary].statistics) for arm, own in scored.items()}  # (N,) each
-    chosen = _extremes(scores, reference, 1.0 if higher_is_better(primary) else -1.0)
+    """Outputs of each arm's first seed side by side: the first sources, then those where the arms differ most."""
+    outputs = {arm: read_hypotheses(runs[0], "test") for arm, runs in folders.items()}
+    by_source = {arm: seeds[0].of_sums(seeds[0].statistics) for arm, seeds in scores.of(scores.primary).items()}  # (N,)
+    chosen = _extremes(by_source, scores.reference, 1.0 if higher_is_better(scores.primary) else -1.0)
     examples = []
     num_first = NUM_EXAMPLES if chosen else NUM_EXTREMES
     for index in dict.fromkeys([*range(min(num_first, len(sources))), *chosen]):
@@ -266,7 +292,7 @@ def _examples(
             source=sources[index].source,
             references=list(sources[index].references),
             outputs={arm: texts[index] for arm, texts in outputs.items()},
-            scores={arm: float(values[index]) for arm, values in scores.items()},
+            scores={arm: float(values[index]) for arm, values in by_source.items()},
         )
         if index in chosen:
             example["arm"] = chosen[index]
@@ -275,7 +301,7 @@ def _examples(
 
 
 def _extremes(scores: Mapping[str, Floats], reference: str, sign: float) -> dict[int, str]:
-    """The sources on which an arm is farthest behind the reference or ahead of it, the arms in turn; and that arm."""
+    """The sources on which an arm is farthest behind the reference or ahead, each with its arm; arms take turns."""
     queues: list[tuple[str, list[int]]] = []
     for arm in (arm for arm in scores if arm not in (reference, UNTUNED)):
         difference = sign * (scores[arm] - scores[reference])
