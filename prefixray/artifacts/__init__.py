@@ -1,4 +1,4 @@
-"""What is kept of a trial: its checkpoints, its artifact, and the forms in which others load that.
+"""A trial on disk: its checkpoints, its artifact, and the forms in which other programs load the artifact.
 
 In: a trained method. Out: folders of JSON and safetensors: ours, PEFT's, the hub's; and artifacts made of the
 original's checkpoints.

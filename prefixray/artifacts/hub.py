@@ -1,6 +1,6 @@
-"""Artifacts as the hub shows them: the two files, a model card, and PEFT's form of it where there is one.
+"""Artifacts on the hub: the artifact's two files, a model card, and PEFT's form of the artifact where there is one.
 
-Paths of the machine that made it stay there: a local base or data file goes by its last name.
+No path of this machine is published: a local base or data file is named by the last part of its path.
 """
 
 import logging
@@ -48,9 +48,10 @@ def export_hub(artifact: Path, out: Path, *, repo: str | None = None, licence: s
 
 
 def push(artifact: Path, repo: str, *, private: bool = False, licence: str | None = None) -> str:
-    """Upload an artifact with its card to the model `USER/NAME` on the hub, made if need be; the commit's address.
+    """Upload an artifact with its card to the model `USER/NAME` on the hub; return the commit's address.
 
-    The token is the one of `hf auth login` or HF_TOKEN. Raises `UserError` where the hub cannot be reached or refuses.
+    The model is created if there is none. The token is that of `hf auth login` or HF_TOKEN. Raises `UserError` where
+    the hub cannot be reached or refuses.
     """
     if not _REPO.fullmatch(repo):
         raise UserError(f"--push: {repo}: must be USER/NAME, the model's name on the hub")
@@ -79,7 +80,7 @@ def push(artifact: Path, repo: str, *, private: bool = False, licence: str | Non
 
 
 def find_origin(artifact: Path) -> Origin | None:
-    """The final run of a finished sweep whose artifact this is, found by where it lies."""
+    """The final run that an artifact belongs to, found by the artifact's path; None outside a finished sweep."""
     run = artifact.resolve().parent
     sweep = run.parent.parent
     if not (sweep / "results.json").is_file():
@@ -96,7 +97,7 @@ def find_origin(artifact: Path) -> Origin | None:
 
 
 def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with the last names of local paths in their places."""
+    """The record, with the last part of each local path in place of the path."""
     base = {**record["base"], "name": _last_name(record["base"]["name"])}
     task = {
         key: _last_name(value) if isinstance(value, str) and key in TASK_PATHS else value

@@ -1,8 +1,8 @@
 """Checkpoints of the original (XiangLi1999/PrefixTuning) as artifacts: the same prefix, folded, at the same positions.
 
-The original saves its prefix module whole: an embedding and a network for each site, or the flat tensor. BART has three
-of them, `wte2` for cross-attention and `wte_enc` for the encoder; in an infix of GPT-2 `wte2` are the words inside the
-row. What is read is tensors alone; a pickle that holds more is refused.
+The original saves its whole prefix module: for each site an embedding and a network, or one flat tensor. BART has three
+sites: `wte` is the decoder's embedding, `wte2` cross-attention's, `wte_enc` the encoder's. In an infix of GPT-2, `wte2`
+holds the embeddings inside the row. Only tensors are read; a pickle that holds anything else is refused.
 """
 
 # P prefix positions, d hidden width, L layers, K heads, D head dim
@@ -33,21 +33,21 @@ _NAMES = {
     "encoder": ("wte_enc", "control_trans_enc"),
 }
 _LAYERS: tuple[tuple[int, ...], ...] = (
-    (0, 2),
-    (0, 2, 4),
-    (),
-)  # with weights: of a network, of `--use_deep`'s, of `--parametrize_emb Emb`
-_BEAM_SEARCH = {  # gen.py and finetune.py; lengths of the latter count what the decoder is given
+    (0, 2),  # the usual network's layers with weights
+    (0, 2, 4),  # those of `--use_deep`
+    (),  # none with `--parametrize_emb Emb`
+)
+_BEAM_SEARCH = {  # of gen.py and finetune.py; the latter's lengths include the tokens that the decoder is given
     False: {"num_beams": 5, "max_new_tokens": 100},
     True: {"num_beams": 6, "min_length": 11, "max_length": 62},
 }
 
 
 def convert_checkpoint(checkpoint: Path, base: Base, task: TaskConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the record of the artifact that a checkpoint of the original makes on its base.
+    """The tensors and the record of an artifact, made from a checkpoint of the original and its base.
 
     `checkpoint` is the folder that holds `pytorch_model.bin`, the file itself, or Lightning's checkpoint reduced to its
-    state dict. Raises `UserError` where it is no such prefix, or not one of this base.
+    state dict. Raises `UserError` where it holds no such prefix, or one of another base.
     """
     file = checkpoint / _FILE if checkpoint.is_dir() else checkpoint
     state = _module(_load(file), file)
@@ -85,7 +85,7 @@ def convert_checkpoint(checkpoint: Path, base: Base, task: TaskConfig) -> tuple[
 
 
 def _load(file: Path) -> Mapping[str, Any]:
-    """What the file holds, tensors and plain containers alone."""
+    """The content of the file, which may hold tensors and plain containers only."""
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -106,41 +106,37 @@ def _load(file: Path) -> Mapping[str, Any]:
 
 
 def _module(state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """The prefix module's tensors; Lightning's state dict has the frozen base beside them."""
+    """The prefix module's tensors. Lightning's state dict holds the frozen base, too, which is left out."""
     for before in ("", "model."):
         if any(name.startswith((f"{before}control_trans", f"{before}wte.")) for name in state):
-            own = {
-                name.removeprefix(before): tensor.float() for name, tensor in state.items() if name.startswith(before)
-            }
-            return {
-                name: tensor for name, tensor in own.items() if not name.startswith(("seq2seq_model.", "input_tokens"))
-            }
+            names = {name: name.removeprefix(before) for name in state if name.startswith(before)}
+            frozen = ("seq2seq_model.", "input_tokens")
+            return {short: state[name].float() for name, short in names.items() if not short.startswith(frozen)}
     raise UserError(
         f"{file}: has no control_trans, the original's prefix network; it holds {', '.join(list(state)[:4])} .."
     )
 
 
 def _sites(state: Mapping[str, Tensor], base: Base, file: Path) -> dict[str, dict[str, Tensor]]:
-    """Each site's tensors, by their names in its network."""
-    found: dict[str, dict[str, Tensor]] = {}
+    """Each site's tensors, by their names in its network; the embedding is called `embedding`."""
+    sites: dict[str, dict[str, Tensor]] = {}
     for site in SITES:
         embedding, network = _NAMES[site]
-        parts = {name: t for name, t in state.items() if name.split(".")[0] in (embedding, network)}
+        names = [name for name in state if name.split(".")[0] in (embedding, network)]
+        parts = {name.partition(".")[2] if name.startswith(network) else "embedding": state[name] for name in names}
         if parts:
-            found[site] = {
-                name.partition(".")[2] if name.startswith(network) else "embedding": t for name, t in parts.items()
-            }
-    if set(found) != set(base.shape.sites):
-        there, wanted = ", ".join(found), ", ".join(base.shape.sites)
+            sites[site] = parts
+    if set(sites) != set(base.shape.sites):
+        there, wanted = ", ".join(sites), ", ".join(base.shape.sites)
         raise UserError(
             f"{file}: has a prefix at {there}; {base.name} has attention at {wanted}: is it of another base?"
         )
-    return found
+    return sites
 
 
 def _rows(parts: Mapping[str, Tensor], place: str) -> tuple[Tensor, int | None]:
-    """What a site's network gives for each position, and its hidden width; the embedding itself where it has none."""
-    layers = next((some for some in _LAYERS if set(parts) == _tensor_names(some)), None)
+    """The output of a site's network for each position, and its hidden width; without a network the embedding."""
+    layers = next((layers for layers in _LAYERS if set(parts) == _tensor_names(layers)), None)
     if layers is None:
         there, wanted = ", ".join(sorted(parts)), ", ".join(sorted(_tensor_names(_LAYERS[0])))
         raise UserError(f"{place}: has the tensors {there}; a network's are {wanted}")
@@ -157,7 +153,7 @@ def _rows(parts: Mapping[str, Tensor], place: str) -> tuple[Tensor, int | None]:
 
 def _split(rows: Tensor, site: SiteShape, place: str) -> Tensor:
     """A network's rows as a prefix, (2, L, K, P, D)."""
-    width = site.num_layers * 2 * site.num_kv_heads * site.head_dim
+    width = site.prefix_width
     if rows.shape[1] != width:
         raise UserError(
             f"{place}: gives {rows.shape[1]} numbers a position; keys and values of all layers of the base are {width}"
@@ -166,11 +162,14 @@ def _split(rows: Tensor, site: SiteShape, place: str) -> Tensor:
 
 
 def _flat(tensor: Tensor, site: SiteShape, place: str) -> Tensor:
-    """`--init_shallow`: (2 L, 1, K, P, D) where it began as words, else all numbers in a row, positions outermost."""
+    """The tensor of `--init_shallow` as a prefix, (2, L, K, P, D).
+
+    It is (2 L, 1, K, P, D) if it was initialised with words, else one row of numbers with positions outermost.
+    """
     layers, heads, dim = site.num_layers, site.num_kv_heads, site.head_dim
     if tensor.ndim == 5 and (*tensor.shape[:3], tensor.shape[4]) == (2 * layers, 1, heads, dim):
         return tensor.view(layers, 2, heads, -1, dim).transpose(0, 1)
-    if tensor.ndim == 1 and tensor.numel() and tensor.numel() % (layers * 2 * heads * dim) == 0:
+    if tensor.ndim == 1 and tensor.numel() and tensor.numel() % site.prefix_width == 0:
         return tensor.view(-1, layers, 2, heads, dim).permute(2, 1, 3, 0, 4)
     wanted = f"(2 x {layers}, 1, {heads}, positions, {dim})"
     raise UserError(f"{place}: {tuple(tensor.shape)}: a flat prefix of this base is {wanted}, or that in a row")

@@ -1,7 +1,8 @@
-"""An artifact's model card: what it is, its scores with their intervals, its configuration, how it is used and cited.
+"""An artifact's model card: its kind, its scores with their intervals, its configuration, its use and citation.
 
-It is made from the artifact's record and, where it comes from a sweep's final stage, from that sweep's `results.json`.
-The metadata on top is the hub's own (`huggingface_hub.ModelCardData`), so that the hub shows the scores as such.
+The card is made from the artifact's record. For an artifact of a sweep's final stage it also takes the scores from
+that sweep's `results.json`. The metadata on top has the hub's own form (`huggingface_hub.ModelCardData`), so that the
+hub shows the scores.
 """
 
 import re
@@ -22,7 +23,7 @@ from prefixray.results.record import ArmResult, Results, SeedResult
 
 @dataclass(frozen=True)
 class Origin:
-    """Where an artifact stands in a finished sweep."""
+    """The final run of a finished sweep that an artifact comes from."""
 
     results: Results
     arm: ArmResult
@@ -31,14 +32,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that a card is made of."""
+    """Everything that a card is made of."""
 
     record: Mapping[str, Any]  # the artifact's
     num_stored: int
-    origin: Origin | None  # None: no final run of a sweep
-    not_in_peft: str | None  # why PEFT cannot load it; None: it can, from the folder peft/
+    origin: Origin | None  # None: the artifact is not of a final run
+    not_in_peft: str | None  # why PEFT cannot load the artifact; None: PEFT can, from the folder peft/
     repo: str | None  # USER/NAME on the hub
-    licence: str | None  # the hub's name of a licence, as its owner gives it
+    licence: str | None  # the hub's name of the licence that the artifact's owner gives
 
 
 def model_card(facts: Facts) -> ModelCard:
@@ -92,7 +93,7 @@ def _metadata(facts: Facts) -> ModelCardData:
 
 
 def _eval_results(origin: Origin | None, record: Mapping[str, Any]) -> list[EvalResult]:
-    """The mean over the final runs of this artifact's configuration, a metric each, its interval beside it."""
+    """For each metric, the mean over the final runs of this artifact's configuration, with its interval."""
     if origin is None:
         return []
     results, name = origin.results, record["task"]["name"]
@@ -129,7 +130,7 @@ def _title(record: Mapping[str, Any]) -> str:
 
 
 def _is_on_hub(base: Mapping[str, Any]) -> bool:
-    """Whether its digest is a commit of the hub; the last name of a folder may look like a hub id."""
+    """Whether a base comes from the hub: its digest is a commit then. A folder's name can look like a hub id."""
     return re.fullmatch(r"[0-9a-f]{40}", base["digest"]) is not None
 
 

@@ -1,8 +1,8 @@
-"""Artifacts in PEFT's format: what stock `PeftModel.from_pretrained` loads, with the same logits.
+"""Artifacts in PEFT's format: stock `PeftModel.from_pretrained` loads them and gives the same logits.
 
-PEFT's prefix tuning reaches the decoder's own attention only, and in encoder-decoder models it ties layers; so prefixes
-of decoder-only bases go over exactly, embedding-only ones as the keys and values they fold to, and LoRA of any base.
-What PEFT cannot express is refused with the reason. PEFT is not needed to write it.
+PEFT's prefix tuning reaches only the decoder's own attention, and in encoder-decoder models it ties layers. So two
+kinds of artifacts can be written: prefixes of decoder-only bases (embedding-only ones as the keys and values that they
+fold to), and LoRA of any base. Others are refused with the reason. PEFT itself is not needed for writing.
 """
 
 # L layers, K key/value heads, P prefix positions, D head dim
@@ -47,14 +47,14 @@ def export_peft(artifact: Path, out: Path) -> None:
         case _:
             assert_never(method)
     out.mkdir(parents=True, exist_ok=True)
-    whole = {"base_model_name_or_path": meta["base"]["name"], "inference_mode": True, "revision": None, **config}
-    (out / "adapter_config.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    content = {"base_model_name_or_path": meta["base"]["name"], "inference_mode": True, "revision": None, **config}
+    (out / "adapter_config.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, out / "adapter_model.safetensors")
     (out / "prefixray.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
 
 def _prefix(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """PEFT keeps a row per position: for each layer the keys of all heads, then the values."""
+    """A prefix as PEFT stores it: a row per position, with each layer's keys of all heads, then its values."""
     if meta["base"]["shape"]["is_encoder_decoder"]:
         sites = ", ".join(sorted({name.partition(".")[0] for name in tensors}))
         raise UserError(
@@ -80,11 +80,12 @@ def _prefix(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dic
 def _lora(
     method: LoraTrial, meta: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """LoRA's matrices by the names of the modules that they belong to."""
     names = sorted({name.rpartition(".")[0] for name in tensors})
-    is_pair = meta["base"]["shape"]["is_encoder_decoder"]
+    is_encoder_decoder = meta["base"]["shape"]["is_encoder_decoder"]
     config = {
         "peft_type": "LORA",
-        "task_type": "SEQ_2_SEQ_LM" if is_pair else "CAUSAL_LM",
+        "task_type": "SEQ_2_SEQ_LM" if is_encoder_decoder else "CAUSAL_LM",
         "r": method.rank,
         "lora_alpha": method.numerator,
         "lora_dropout": method.dropout,

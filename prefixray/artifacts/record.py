@@ -1,6 +1,6 @@
-"""What an artifact says about itself, in types: it may come from anyone, and is believed only as far as it fits them.
+"""The types of an artifact's JSON. An artifact may come from anyone, so its JSON is checked before it is used.
 
-The checksum beside it tells what was damaged on the way; this tells what was never right. No torch is needed.
+The checksum beside it finds damaged files; these types find files that were never right. No torch is needed.
 """
 
 import json
@@ -29,18 +29,18 @@ from prefixray.system.records import Strict, Text
 
 FORMAT = 3
 _NUM_SHOWN = 10
-_LARGEST = 100_000  # of any size of a method: what a stranger's file says is built before it is compared
+_LARGEST = 100_000  # limit of any size in a method: a method is built before its tensors are compared
 
 
 class BaseRecord(Strict):
     """The base that an artifact belongs to."""
 
     name: Text
-    """As the sweep file named it."""
+    """The base's name in the sweep file."""
     digest: str
-    """Of its weights, or the hub's commit."""
+    """The digest of its weights, or the hub's commit."""
     shape: Mapping[str, Any]
-    """Its sizes, compared one by one with those of the base that is loaded."""
+    """Its sizes; each is compared with that of the loaded base."""
 
 
 class TemplateRecord(Strict):
@@ -59,12 +59,12 @@ class TemplateRecord(Strict):
 
 
 class ConvertedConfig(Strict):
-    """The configuration of an artifact that was trained elsewhere: its recipe is not known."""
+    """The configuration of an artifact that the original trained; the recipe of its training is not known."""
 
     arm: str
     method: PrefixTrial
     checkpoint: str
-    """SHA-256 of the file that it was made from."""
+    """SHA-256 of the original's file."""
 
 
 def _without_order(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,14 +88,14 @@ def check_decoding(settings: Mapping[str, Any]) -> None:
     try:
         _are_of_the_beam_search(settings)
     except ValidationError as error:
-        found = [(str(detail["loc"][0]), detail["msg"]) for detail in error.errors()]
-        raise UserError(*(f"{key}: {settings[key]}: {problem}" for key, problem in found)) from None
+        problems = [(str(detail["loc"][0]), detail["msg"]) for detail in error.errors()]
+        raise UserError(*(f"{key}: {settings[key]}: {problem}" for key, problem in problems)) from None
     except ValueError as error:
         raise UserError(f"decoding: {error}") from None
 
 
 class ArtifactRecord(BaseModel):
-    """All of an artifact's JSON but its format and checksum."""
+    """An artifact's JSON without its format and its checksum."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -107,26 +107,26 @@ class ArtifactRecord(BaseModel):
     ]
     base: BaseRecord
     precision: Literal["fp32", "bf16", "4bit"]
-    """Of the base in training, and so in decoding."""
+    """The base's precision in training, and so in decoding."""
     positions: Literal["offset", "unshifted"]
     """Whether a row's own positions start behind its prefix."""
     task: TaskConfig
     template: Mapping[str, Any]
-    """A `TemplateRecord`; checked when text is made of it."""
+    """A `TemplateRecord`; it is checked when prompts are made with it."""
     decoding: Annotated[Mapping[str, Any], AfterValidator(_are_of_the_beam_search)] | None
-    """The settings of the beam search that its sweep decodes with; null: the usual ones."""
+    """The settings of its sweep's beam search; null: the defaults."""
     scores: Mapping[str, float]
-    """What was measured in training: dev/loss."""
+    """Scores of the training: dev/loss."""
 
 
 def check_new(out: Path) -> None:
-    """Refuse to write among what a folder holds already: `UserError`."""
+    """Raise `UserError` for a folder that holds something already."""
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out}: is not empty; name a new folder")
 
 
 def check_record(place: str, body: Mapping[str, Any], method: str) -> None:
-    """Refuse what cannot be the JSON of an artifact of `method`: `UserError` with a line for each problem."""
+    """Raise `UserError`, a line for each problem, if `body` cannot be the JSON of an artifact of `method`."""
     if body.get("format") != FORMAT:
         raise UserError(f"{place}: artifact format {body.get('format')!r}; this prefixray reads format {FORMAT}")
     _check(ArtifactRecord, place, body)
@@ -141,7 +141,7 @@ def check_record(place: str, body: Mapping[str, Any], method: str) -> None:
 
 
 def check_template(place: str, template: Mapping[str, Any], *, vocab_size: int, is_encoder_decoder: bool) -> None:
-    """Refuse a template that prompts for a base cannot be made of, as `check_record` does."""
+    """Raise `UserError` for a template that cannot make prompts for the base."""
     place = f"{place}: template"
     _check(TemplateRecord, place, template)
     record = TemplateRecord.model_validate(template)
@@ -154,7 +154,7 @@ def check_template(place: str, template: Mapping[str, Any], *, vocab_size: int, 
 
 
 def trial_method(record: Mapping[str, Any]) -> AnyTrial:
-    """The method, with its values, of an artifact's record."""
+    """The method of an artifact's record, with its values."""
     method: AnyTrial = TypeAdapter(AnyTrial).validate_python(record["config"]["method"])
     return method
 
@@ -163,13 +163,13 @@ def _check(model: type[BaseModel], place: str, values: Mapping[str, Any]) -> Non
     try:
         model.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        found = [_sentence(place, detail["loc"], detail["msg"]) for detail in error.errors()]
-        hidden = [f"{place}: and {len(found) - _NUM_SHOWN} more"] if len(found) > _NUM_SHOWN else []
-        raise UserError(*found[:_NUM_SHOWN], *hidden) from None
+        problems = [_sentence(place, detail["loc"], detail["msg"]) for detail in error.errors()]
+        hidden = [f"{place}: and {len(problems) - _NUM_SHOWN} more"] if len(problems) > _NUM_SHOWN else []
+        raise UserError(*problems[:_NUM_SHOWN], *hidden) from None
 
 
 def _sentence(place: str, loc: tuple[int | str, ...], message: str) -> str:
-    """One problem with its key; which part of a union was tried is left out."""
+    """One problem with its key. pydantic also names the member of a union that it tried; that name is left out."""
     tried = {"trained", "converted", *METHODS}
     key = ".".join(str(part) for i, part in enumerate(loc) if i == 0 or part not in tried)
     return f"{place}: {key}: {message[0].lower()}{message[1:]}; copy or train it again"

@@ -1,8 +1,8 @@
-"""A trial on disk: its resumable checkpoints and the artifact that decoding needs.
+"""A trial on disk: its resumable checkpoints, and the artifact that decoding needs.
 
-Both are a folder of two files, tensors as safetensors and the rest as JSON; no pickle. The JSON holds one SHA-256 over
-its own content and the tensors, so that a truncated file and a flipped byte are seen. A folder is written under a
-temporary name, synced and renamed: whoever reads finds the whole of it or nothing.
+Both are folders of two files: tensors as safetensors, everything else as JSON, no pickle. The JSON holds one SHA-256
+over its own content and the tensors, which finds a truncated file or a flipped byte. A folder is written under a
+temporary name, synced and renamed, so that a reader finds either the whole folder or none.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ _NUM_SHOWN = 10
 
 
 class _Damaged(Exception):
-    """A pair of files that is not what was written."""
+    """The two files differ from those that were written."""
 
 
 def artifact_meta(
@@ -47,7 +47,7 @@ def artifact_meta(
     decoding: Mapping[str, Any] | None = None,
     scores: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """All that an artifact says about itself: where it belongs and how its hypotheses were made."""
+    """An artifact's record: the base and task that it belongs to, and how its hypotheses are made."""
     return {
         "format": FORMAT,
         "method": config.method.method,
@@ -63,7 +63,7 @@ def artifact_meta(
 
 
 def save_artifact(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write `METHOD_config.json` and `METHOD.safetensors`, in place of what the folder held.
+    """Write a folder with `METHOD_config.json` and `METHOD.safetensors`; it replaces the folder that was there.
 
     Raises `OSError` where the disk does.
     """
@@ -72,27 +72,27 @@ def save_artifact(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str
 
 
 def load_artifact(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the record of an artifact, whole and of the right types; `UserError` says what is wrong."""
-    found = [method for method in METHODS if (folder / f"{_artifact_stems(method)[0]}.json").is_file()]
-    if not found:
+    """The tensors and the record of an artifact. Raises `UserError` where it is damaged or of wrong types."""
+    methods = [method for method in METHODS if (folder / f"{_artifact_stems(method)[0]}.json").is_file()]
+    if not methods:
         names = ", ".join(f"{_artifact_stems(method)[0]}.json" for method in METHODS)
         raise UserError(f"{folder}: no artifact here; one has a file {names}")
     try:
-        tensors, meta = _read(folder, stems=_artifact_stems(found[0]))
+        tensors, meta = _read(folder, stems=_artifact_stems(methods[0]))
     except _Damaged as error:
         raise UserError(f"{error}; copy or train the artifact again") from error
-    check_record(str(folder / f"{_artifact_stems(found[0])[0]}.json"), meta, found[0])
+    check_record(str(folder / f"{_artifact_stems(methods[0])[0]}.json"), meta, methods[0])
     return tensors, meta
 
 
 def check_artifact(meta: Mapping[str, Any], base: Base) -> None:
-    """Refuse an artifact on another base than it was trained on, naming every difference."""
-    made_for, shape = meta["base"], _flat(asdict(base.shape))
-    wanted = _flat(made_for["shape"])
+    """Raise `UserError`, naming every difference, if `base` is not the base that the artifact was trained on."""
+    made_for, sizes = meta["base"], _flat(asdict(base.shape))
+    expected = _flat(made_for["shape"])
     problems = [
-        f"artifact: base {key}: made for {wanted.get(key)}, {base.name} has {shape.get(key)}"
-        for key in {**shape, **wanted}
-        if wanted.get(key) != shape.get(key)
+        f"artifact: base {key}: made for {expected.get(key)}, {base.name} has {sizes.get(key)}"
+        for key in {**sizes, **expected}
+        if expected.get(key) != sizes.get(key)
     ]
     if made_for["digest"] != base.digest:
         weights = f"{made_for['name']} with digest {made_for['digest']}"
@@ -112,7 +112,7 @@ def _flat(sizes: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def restore_method(base: Base, record: Recorder, tensors: dict[str, Tensor], meta: Mapping[str, Any]) -> Method:
-    """The method of a loaded artifact on its base, ready to decode; `UserError` where they do not belong together."""
+    """The method of a loaded artifact on its base, ready to decode. Raises `UserError` where they do not fit."""
     check_artifact(meta, base)
     method = build_method(trial_method(meta), base, record, init_seed=0, dropout_seed=0)
     _check_tensors(method.artifact(), tensors)
@@ -120,17 +120,18 @@ def restore_method(base: Base, record: Recorder, tensors: dict[str, Tensor], met
     return method
 
 
-def _check_tensors(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are not those of the method that the artifact's record describes."""
-    differ = [
-        f"artifact: {name}: {_described(found.get(name))}, where its configuration makes {_described(wanted.get(name))}"
-        for name in sorted({*wanted, *found})
-        if _described(found.get(name)) != _described(wanted.get(name))
+def _check_tensors(expected: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> None:
+    """Raise `UserError` if the tensors are not those of the method that the artifact's record describes."""
+    pairs = {name: (_described(loaded.get(name)), _described(expected.get(name))) for name in {**expected, **loaded}}
+    problems = [
+        f"artifact: {name}: {there}, where its configuration makes {wanted}"
+        for name, (there, wanted) in sorted(pairs.items())
+        if there != wanted
     ]
-    if len(differ) > _NUM_SHOWN:
-        differ[_NUM_SHOWN:] = [f"artifact: and {len(differ) - _NUM_SHOWN} more"]
-    if differ:
-        raise UserError(*differ)
+    if len(problems) > _NUM_SHOWN:
+        problems[_NUM_SHOWN:] = [f"artifact: and {len(problems) - _NUM_SHOWN} more"]
+    if problems:
+        raise UserError(*problems)
 
 
 def _described(tensor: Tensor | None) -> str:
@@ -141,21 +142,21 @@ def _described(tensor: Tensor | None) -> str:
 
 
 def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
-    """Write `folder/step-K`; older checkpoints than this and the one before it are deleted.
+    """Write `folder/step-K`; of the checkpoints up to it, the two newest stay.
 
-    `state` is anything that JSON can hold. Raises `OSError` where the disk does, older checkpoints untouched.
+    `state` is anything that JSON can hold. Raises `OSError` where the disk does; older checkpoints then stay.
     """
     trial = TrialFolder(folder)
     path = trial.checkpoint(step)
     _write(path, tensors, {"step": step, "state": dict(state)}, stems=_CHECKPOINT_STEMS)
     for old in [other for other in trial.checkpoint_steps() if other <= step][_NUM_KEPT:]:
-        shutil.rmtree(trial.checkpoint(old), ignore_errors=True)  # the driver deletes all of a trial that has ended
+        shutil.rmtree(trial.checkpoint(old), ignore_errors=True)  # the driver may be deleting an ended trial
     trial.clear_scratch_checkpoints()
     return path
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-    """Step, tensors and state of the newest whole checkpoint; None where there is none."""
+    """Step, tensors and state of the newest checkpoint that is not damaged; None where there is none."""
     trial = TrialFolder(folder)
     for step in trial.checkpoint_steps():
         try:
@@ -171,7 +172,7 @@ _CHECKPOINT_STEMS = ("checkpoint", "checkpoint")
 
 
 def _artifact_stems(method: str) -> tuple[str, str]:
-    """Names of the JSON and the tensor file, without their endings."""
+    """The names of the JSON file and of the tensor file, without their endings."""
     return f"{method}_config", method
 
 

@@ -1,6 +1,7 @@
-"""Hypotheses as text: written, read again, and scored. No model is needed for any of it.
+"""Hypotheses as text files: writing, reading and scoring them. No model is needed.
 
-A decoded split is three files, as the challenge's scorers read them: hypotheses, references grouped by source, sources.
+A decoded split is three files in the form that the E2E challenge's scorers read: hypotheses, references grouped by
+source, and sources.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,10 +32,10 @@ def score_all(hypotheses: Sequence[str], sources: Sequence[Sourced], metrics: Se
 
 
 def write_hypotheses(folder: Path, split: str, hypotheses: Sequence[str], sources: Sequence[Sourced]) -> None:
-    """Write `SPLIT.hyp`, `SPLIT.ref` and `SPLIT.src` as the challenge's scorers read them.
+    """Write `SPLIT.hyp`, `SPLIT.ref` and `SPLIT.src`.
 
-    One hypothesis and one source per line; the references of a source on consecutive lines, a blank line after each
-    source's. Line breaks inside a text become spaces.
+    Hypotheses and sources stand one per line. The references of a source stand on consecutive lines, with a blank line
+    after them. Line breaks inside a text become spaces.
     """
     assert len(hypotheses) == len(sources), "one hypothesis per source"
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +50,7 @@ def write_hypotheses(folder: Path, split: str, hypotheses: Sequence[str], source
 
 
 def read_hypotheses(folder: Path, split: str) -> list[str]:
-    """The hypotheses that `write_hypotheses` has written."""
+    """The hypotheses that `write_hypotheses` wrote. Raises `UserError` where there are none."""
     path = folder / f"{split}.hyp"
     try:
         return path.read_text(encoding="utf-8").split("\n")[:-1]
@@ -58,10 +59,10 @@ def read_hypotheses(folder: Path, split: str) -> list[str]:
 
 
 def best_run(results: Mapping[str, Any], arm: str | None) -> str:
-    """The folder, inside a sweep's, of an arm's run with the first seed.
+    """The folder of an arm's run with the first seed, relative to the sweep's folder.
 
-    Without a name: the best arm that tunes a prefix, or the best of all where none does. Raises `UserError` for an arm
-    that has no artifact.
+    Without `arm` it is the best arm that tunes a prefix, or the best of all arms where none does. Raises `UserError`
+    for an arm that has no artifact.
     """
     tuned = {entry["arm"]: entry for entry in results["arms"] if entry["method"] is not None}
     if arm is None:
@@ -86,7 +87,7 @@ def best_artifact(folder: Path, arm: str | None = None) -> tuple[Path, dict[str,
 
 
 def find_artifact(where: str, arm: str | None = None) -> tuple[Path, dict[str, Any]]:
-    """The artifact that is meant: its own folder, or `best_artifact` of a sweep as `find_sweep` finds it."""
+    """The artifact in the folder `where`, or the `best_artifact` of the sweep that `find_sweep` finds there."""
     if any(Path(where).glob("*_config.json")):
         return Path(where), {}
     return best_artifact(find_sweep(where), arm)

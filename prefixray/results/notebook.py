@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep has found: its search, and its final stage where that was reached."""
+    """A sweep's configuration and its results, as far as it has come."""
 
     folder: Path
     config: SweepConfig
-    """As it was last run, overrides included."""
+    """The configuration of the last run, overrides included."""
     results: Stored
     """`results.json`; `prefixray.results` has its types."""
 
@@ -40,12 +40,11 @@ class Sweep:
 
     @property
     def best(self) -> Mapping[str, Mapping[str, object]]:
-        """Each arm's searched values: the final stage's winner's, or until then those of the lowest dev loss."""
-        found = self.results
-        if is_finished(found):
-            own = [arm for arm in found["arms"] if arm["method"] is not None]
-            return {arm["arm"]: self._searched_values(arm) for arm in own}
-        done = [(loss, t) for t in found["search"] if t["state"] == "done" and (loss := t["dev_loss"]) is not None]
+        """Each arm's searched values: those of the final stage's winner, or before it those of the lowest dev loss."""
+        results = self.results
+        if is_finished(results):
+            return {arm["arm"]: self._searched_values(arm) for arm in results["arms"] if arm["method"] is not None}
+        done = [(loss, t) for t in results["search"] if t["state"] == "done" and (loss := t["dev_loss"]) is not None]
         return {trial["arm"]: trial["config"] for _, trial in sorted(done, key=lambda entry: -entry[0])}
 
     def _searched_values(self, arm: ArmResult) -> dict[str, object]:
@@ -65,6 +64,5 @@ def open_sweep(where: Path | str) -> Sweep:
 
 
 def _row(trial: SearchTrial) -> dict[str, object]:
-    config, rest = trial["config"], {key: value for key, value in trial.items() if key not in ("config", "curve")}
-    ahead = {key: rest.pop(key) for key in ("arm", "number")}
-    return {**ahead, **config, **rest}
+    rest = {key: value for key, value in trial.items() if key not in ("arm", "number", "config", "curve")}
+    return {"arm": trial["arm"], "number": trial["number"], **trial["config"], **rest}

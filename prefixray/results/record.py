@@ -1,6 +1,7 @@
-"""The record of a sweep, `results.json`: its types, and reading it back.
+"""The record of a sweep, `results.json`: its types, and how it is read.
 
-The search writes its trials into it, the final stage the rest; every table and figure is made from it alone.
+The search writes its trials into the record, the final stage everything else. Every table and figure is made from the
+record alone.
 """
 
 import json
@@ -14,7 +15,7 @@ from prefixray.system.records import Scalar
 
 @dataclass(frozen=True)
 class Provenance:
-    """Which weights, which data and which device the numbers of a sweep come from."""
+    """The weights, the data and the device that a sweep's numbers come from."""
 
     base_digest: str
     num_parameters: int  # of the base
@@ -35,7 +36,7 @@ class Interval(TypedDict):
 
 
 class SeedResult(TypedDict):
-    """One run of an arm's winner."""
+    """One final run of an arm's winning configuration."""
 
     seed: int
     scores: dict[str, float]
@@ -44,15 +45,15 @@ class SeedResult(TypedDict):
 
 
 class GroupResult(TypedDict):
-    """An arm's scores on a group of the test sources: WebNLG's categories that are seen in training, or not."""
+    """An arm's scores on a group of the test sources, such as WebNLG's categories that are seen in training."""
 
     num_sources: int
     scores: dict[str, Interval]
-    difference: Interval | None  # to the reference's on these sources, by the primary metric
+    difference: Interval | None  # to the reference on these sources, by the primary metric
 
 
 class ArmResult(TypedDict):
-    """An arm of the final stage; the untuned base is one without method."""
+    """An arm of the final stage; the untuned base is an arm without method."""
 
     arm: str
     method: str | None
@@ -72,7 +73,7 @@ class ArmResult(TypedDict):
 
 
 class SearchTrial(TypedDict):
-    """A trial of the search as it ended."""
+    """A trial of the search, as it ended."""
 
     arm: str
     number: int
@@ -86,7 +87,7 @@ class SearchTrial(TypedDict):
 
 
 class Importance(TypedDict):
-    """How much each searched value of an arm decides about the dev loss."""
+    """The importance of each searched value of an arm for the dev loss."""
 
     arm: str
     step: int  # at which the dev losses were measured
@@ -95,17 +96,17 @@ class Importance(TypedDict):
 
 
 class ExampleOutputs(TypedDict):
-    """A source with what every arm made of it."""
+    """A source with every arm's output."""
 
     source: str
     references: list[str]
     outputs: dict[str, str]
-    scores: NotRequired[dict[str, float]]  # of these outputs, by the primary metric on this source alone
-    arm: NotRequired[str]  # the arm that is so far from the reference here that the source was chosen for it
+    scores: NotRequired[dict[str, float]]  # of the outputs, by the primary metric on this source alone
+    arm: NotRequired[str]  # the arm for whose distance to the reference this source was chosen
 
 
 class Stored(TypedDict):
-    """`results.json` while the final stage is still to come. What is not required, older records do not have."""
+    """`results.json` before the final stage. Older records lack the keys that are not required."""
 
     search: list[SearchTrial]
     rungs: NotRequired[list[int]]
@@ -143,7 +144,7 @@ class Results(Stored):
 def load_results(folder: Path) -> Stored:
     """Read a sweep's `results.json`; `is_finished` says whether the final stage is in it.
 
-    Raises `UserError` where there is none, or where it cannot be what a sweep has written.
+    Raises `UserError` where there is no such file, or where no sweep can have written it.
     """
     path = folder / "results.json"
     try:
@@ -165,7 +166,7 @@ def is_finished(stored: Stored) -> TypeGuard[Results]:
 
 
 def _problems(stored: object) -> list[str]:
-    """What is missing for this to be the record of a sweep."""
+    """The keys that a sweep's record would have and this one lacks, a sentence each."""
     if not isinstance(stored, dict) or not isinstance(stored.get("search"), list):
         return ['has no list called "search"; is it a sweep\'s results.json?']
     parts: list[tuple[str, object, frozenset[str]]] = []
@@ -173,6 +174,6 @@ def _problems(stored: object) -> list[str]:
     if "arms" in stored:
         parts.append(("", stored, Results.__required_keys__))
         parts += [(f"arms[{i}]", arm, ArmResult.__required_keys__) for i, arm in enumerate(stored["arms"])]
-    found = [(where, sorted(keys - part.keys() if isinstance(part, dict) else keys)) for where, part, keys in parts]
+    missing = [(where, sorted(keys - part.keys() if isinstance(part, dict) else keys)) for where, part, keys in parts]
     remedy = "it was written by another version; run the sweep again to write it anew"
-    return [f"{where + ': ' if where else ''}lacks {', '.join(keys)}; {remedy}" for where, keys in found if keys]
+    return [f"{where + ': ' if where else ''}lacks {', '.join(keys)}; {remedy}" for where, keys in missing if keys]

@@ -1,16 +1,18 @@
 """What a difference between arms is worth: bootstrap intervals, a paired randomisation test, Holm's correction.
 
-The unit is a source with all its references. An arm's score is the mean over its seeds of the corpus score; a bootstrap
-replicate draws sources (the same draw for all arms, which makes differences paired) and, within each arm, seeds. Runs
-on subsets of low data are drawn by subset, the same draw for all arms: two runs on one subset are not independent, and
-an easy subset is easy for all. Every draw depends on the seed, the arm's name and what it is for alone: an arm's
-interval does not change with its company.
+The unit is a source with all its references. An arm's score is the mean over its seeds of the corpus score.
 
-What was drawn of k seeds is moved away from their mean by sqrt(k / (k - 1)), since k draws from k values vary by
-(k - 1) / k too little. With few seeds intervals are still too short, as a normal quantile is beside Student's; one seed
-says nothing of others, and an interval is then about the trained models as they are. So is the randomisation test,
-always: it swaps their outputs and does not ask what other seeds would have given. So p may be small where the interval
-of the difference includes 0.
+The bootstrap. A replicate draws sources and, within each arm, seeds. All arms share the drawn sources, so differences
+are paired. Runs on subsets of low data are drawn by subset, and all arms share that draw, too: two runs on one subset
+are not independent, and an easy subset is easy for every arm. A draw depends only on the sweep's seed, the arm's name
+and the purpose of the draw, so an arm's interval does not depend on the other arms.
+
+Few seeds. The mean of k values drawn from k seeds varies by (k - 1) / k too little, so its distance to the mean of all
+seeds is multiplied by sqrt(k / (k - 1)). Intervals of few seeds are still too short, as a normal quantile is shorter
+than Student's. One seed says nothing about others: the interval is then about the trained models as they are.
+
+The randomisation test is always about the trained models as they are: it swaps their outputs and does not ask for the
+outputs of other seeds. So p may be small where the interval of the difference includes 0.
 """
 
 import math
@@ -27,7 +29,7 @@ from prefixray.system.seeds import derive_seed
 _PERCENTILES = (2.5, 97.5)
 _NUM_RESAMPLES = 10_000
 _CELLS_AT_ONCE = 2_000_000  # sources x replicates held in memory at once
-_TOLERANCE = 1e-9  # a permuted difference this close to the observed one is equal to it
+_TOLERANCE = 1e-9  # a permuted difference this close to the observed one counts as equal
 
 Floats = NDArray[np.float64]  # N sources, S seeds, R replicates
 
@@ -53,18 +55,19 @@ class Comparison:
 
 
 class Draws(TypedDict, total=False):
-    """What is drawn, and how often."""
+    """The settings of the random draws."""
 
     seed: Required[int]
     num_resamples: int  # (10,000)
     num_subsets: int  # of low data (1)
-    subsets: Mapping[str, Sequence[int]]  # that each arm's runs were trained on; an arm without training has none
+    subsets: Mapping[str, Sequence[int]]  # by arm, the subset that each run was trained on; the floor has none
 
 
 def compare(arms: Mapping[str, Sequence[Scored]], reference: str, **draws: Unpack[Draws]) -> list[Comparison]:
-    """Intervals, differences and p values of the arms, each given as one Scored per seed; for the primary metric.
+    """Intervals, differences and p values of the arms by the primary metric, in the order of the arms.
 
-    p is two-sided, (1 + k) / (1 + B); p_holm is corrected for the number of arms that are compared.
+    An arm is given as one Scored per seed. p is two-sided, (1 + k) / (1 + B); `p_holm` is p corrected for the number of
+    compared arms.
     """
     without = intervals(arms, reference, **draws)
     values = _randomisation(arms, reference, draws)
@@ -73,7 +76,7 @@ def compare(arms: Mapping[str, Sequence[Scored]], reference: str, **draws: Unpac
 
 
 def intervals(arms: Mapping[str, Sequence[Scored]], reference: str, **draws: Unpack[Draws]) -> list[Comparison]:
-    """What `compare` says without p values, which are for one metric only; in the order of the arms."""
+    """The same as `compare` without p values, for any metric."""
     _check(arms, reference)
     replicates = _bootstrap(arms, draws)
     values = {arm: float(np.mean([each.corpus() for each in scored])) for arm, scored in arms.items()}
@@ -140,7 +143,7 @@ def _bootstrap(arms: Mapping[str, Sequence[Scored]], draws: Draws) -> dict[str, 
 
 
 def _deviation(units: Floats, drawn: NDArray[np.int64]) -> Floats:
-    """How far the drawn of k units (R, k) are from the mean of all, with the variance that other units would give."""
+    """The distance of the drawn units' mean to the mean of all k units (R, k), with the variance of new units."""
     number = units.shape[1]
     centred = units - units.mean(axis=1, keepdims=True)
     away: Floats = (centred * drawn).sum(axis=1) / np.maximum(1, drawn.sum(axis=1))
@@ -155,11 +158,11 @@ def _draw(generator: np.random.Generator, size: int, number: int) -> NDArray[np.
 
 
 def _randomisation(arms: Mapping[str, Sequence[Scored]], reference: str, draws: Draws) -> dict[str, float]:
-    """The p of each arm against the reference: how often swapping the two outputs of random sources does as much.
+    """The p of each arm: how often swapping the outputs of random sources gives a difference at least as large.
 
-    A source is swapped in all seeds at once. Seeds are paired by their index; where one arm has fewer, they are used
-    again until both lists are through, so that each seed counts equally and the observed difference is the one that
-    is shown.
+    A source is swapped with the reference in all seeds at once. Seeds are paired by their index. The arm with fewer
+    seeds uses them again, until both lists end together: so each seed counts equally, and the observed difference is
+    that of the table.
     """
     num_resamples, num_sources = draws.get("num_resamples", _NUM_RESAMPLES), len(arms[reference][0].statistics)
     exceeding = dict.fromkeys((arm for arm in arms if arm != reference), 0)
@@ -185,7 +188,7 @@ def _swapped_difference(ours: Sequence[Scored], theirs: Sequence[Scored], swaps:
 
 
 def _chunks(num_resamples: int, num_sources: int) -> Iterator[int]:
-    """Sizes that add up to the number of resamples, small enough for memory."""
+    """Chunk sizes that add up to the number of resamples; each chunk fits in memory."""
     size = max(1, _CELLS_AT_ONCE // num_sources)
     for start in range(0, num_resamples, size):
         yield min(size, num_resamples - start)
