@@ -271,10 +271,10 @@ class Ledger:
         spec.files.delete_checkpoints()
 
     def take_over(self, stage: Stage, record: Record) -> None:
-        """Take over a trial of an earlier driver: its losses at rungs, and what was not written of its end.
+        """Take over a trial of an earlier driver, which may have died between any two of its writes.
 
-        An earlier driver may have died between any two of its writes: a trial that has a result, or that a request
-        stops, ends here in its study too. A trial that still runs is adopted when the study proposes it again.
+        A trial that has ended ends for everyone. A trial that is still to run is adopted when the study proposes it
+        again; until then only its losses at rungs count.
         """
         try:
             spec = stage.spec(record)
@@ -303,7 +303,7 @@ class Ledger:
 
 
 def _settled(stage: Stage, spec: TrialSpec, record: Record) -> Record:
-    """The record of a trial that its study has as running, after its study was told of a result or of a request."""
+    """End a trial in its study where its result is on disk, or where a request stops it; the trial's record."""
     if record.stopped_by is not None and spec.files.result() is None:
         last_step = max(record.reports, default=0)
         spec.write_result(Report(spec.key, last_step, "stopped", note=BY_REQUEST), "stopped")

@@ -35,7 +35,7 @@ class FinalStage:
     def run(self, studies: Mapping[str, ArmStudy], dev_sources: Sequence[Sourced]) -> dict[str, list[FinalRun]]:
         """Train and decode what is not on disk yet; by arm, the runs that ended well.
 
-        `studies` are the searches, by arm. The untuned base decodes test too, into the folder of its own.
+        `studies` are the searches, by arm. The untuned base decodes test too, into a folder of its own.
         """
         best = {arm.name: self._best(arm, studies) for arm in self._config.arms}
         candidates = {arm: records for arm, records in best.items() if len(records) > 1}

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a sweep."""
+    """What a sweep leaves behind."""
 
     folder: Path
     results: Results
@@ -130,7 +130,7 @@ class _Sweep:
                 self._store_search(studies)
                 raise
             finally:
-                with suppress(OSError):  # a disk that is full was met before, and is what ends the sweep
+                with suppress(OSError):  # a full disk was met before, and ends the sweep already
                     self._budget.note(self._pool.device_seconds, is_last=True)
         self._store_search(studies)
         return studies

@@ -39,9 +39,9 @@ class Stage:
 class Schedule:
     """Which stage may start a trial now.
 
-    Trials that share workers come first. In a search, trials that need a worker alone come when the other arms have
-    begun half of their trials, until their own arm has begun half too; the rest comes last. So a search that is ended
-    early leaves every arm half searched.
+    In a search, trials that share workers come first. Trials that need a worker alone are due when the other arms have
+    begun half of their trials, until their own arm has begun half too; the rest comes last. So a search that ends early
+    leaves every arm half searched.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Schedule:
         return sorted(self._stages, key=lambda stage: turns[stage.name])
 
     def may_start(self, stage: Stage) -> bool:
-        """Whether there is a trial's worth of room, of concurrency and of budget."""
+        """Whether a trial more may run in this stage, and a worker has room for it. A spent budget closes the stage."""
         if stage.name in self._closed or self._num_active(stage) >= stage.concurrency:
             return False
         if self.is_spent() and not stage.source.num_orphans():

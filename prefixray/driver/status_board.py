@@ -16,7 +16,7 @@ from prefixray.trial import Ended, Report, TrialSpec, WorkerStatus
 
 
 class StatusBoard:
-    """The rows of some stages' trials."""
+    """The rows of all trials that have begun, and what the workers say."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self._stages = list(stages)

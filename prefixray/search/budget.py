@@ -43,7 +43,7 @@ class Budget:
             write_whole(self._file, json.dumps(self._spent) + "\n")
 
     def problem(self) -> str | None:
-        """A message where one of the two is spent."""
+        """The message that one of the two budgets is spent; None where neither is."""
         for key, limit in self._limits.items():
             if limit is not None and self._spent[key] >= limit:
                 spent = f"search.{key}: {self._spent[key]:.3g} of {limit:g} hours are spent"
