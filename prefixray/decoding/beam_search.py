@@ -1,10 +1,10 @@
-"""Beam search over tokens' logits, step by step, with transformers' `generate` as the definition of every rule.
+"""Beam search over logits, step by step; every rule is that of transformers' `generate`.
 
-A source leaves when its hypothesis is found: nothing that its beams could still write would change it. Everything is
-counted from the token that stands before the first new one, so that no prompt enters.
+A source is done when nothing that its beams could still write would change its best hypothesis. The search knows no
+prompt: its tokens start with the last token before the first new one.
 """
 
-# N sources, B beams of each, k candidates, V vocabulary, S tokens so far
+# N sources, B beams of each, R = N * B, k candidates, V vocabulary, S tokens so far, counting one of the prompt
 
 from dataclasses import dataclass
 
@@ -13,37 +13,37 @@ from torch import Tensor
 
 from prefixray.config.schema import DecodingSettings
 
-_NEVER = -1.0e9  # transformers' score of what cannot be chosen
+_NEVER = -1.0e9  # transformers' score of a hypothesis that cannot be chosen
 _BLOCK = 128  # entries of the vocabulary that are looked at by their maximum first
 _ROWS = 8  # of logits that are looked at together on a CPU, so that they stay in its cache
 
 
 @dataclass(frozen=True)
 class Step:
-    """What the beams go on with."""
+    """The next token of each beam."""
 
     tokens: Tensor  # (N, B)
-    parents: Tensor  # (N, B) the beam that each goes on from
-    is_done: Tensor  # (N,) whose hypothesis is found
+    parents: Tensor  # (N, B) the beam that each beam continues
+    is_done: Tensor  # (N,) whether a source's best hypothesis is final
 
 
 @dataclass
 class _Ended:
-    """The best hypotheses so far of each source, best first."""
+    """The best ended hypotheses so far of each source, best first."""
 
     tokens: Tensor  # (N, B, new tokens), filled with the end token
     scores: Tensor  # (N, B)
-    is_there: Tensor  # (N, B) or else the place is empty
+    exists: Tensor  # (N, B) False: a place without a hypothesis
 
     def __getitem__(self, sources: Tensor) -> "_Ended":
-        return _Ended(self.tokens[sources], self.scores[sources], self.is_there[sources])
+        return _Ended(self.tokens[sources], self.scores[sources], self.exists[sources])
 
 
 class BeamSearch:
-    """The beams of some sources. Each source has one row of logits at the first step, and then B."""
+    """The beams of some sources. A source has one row of logits at the first step, and B rows at all others."""
 
     def __init__(self, last: Tensor, decoding: DecodingSettings, eos_id: int) -> None:
-        """`last`: the token before the first new one of each source (N,)."""
+        """`last`: the token before the first new one of each source, (N,)."""
         num_sources, num_beams = len(last), decoding.num_beams
         self._decoding, self._eos_id = decoding, eos_id
         self._tokens = last[:, None, None]  # (N, B, S)
@@ -52,20 +52,24 @@ class BeamSearch:
         self._ended = _Ended(
             tokens=last.new_full((*size, decoding.max_new_tokens), eos_id),
             scores=torch.full(size, _NEVER, device=last.device),
-            is_there=torch.zeros(size, dtype=torch.bool, device=last.device),
+            exists=torch.zeros(size, dtype=torch.bool, device=last.device),
         )
         self._can_improve = torch.ones(num_sources, dtype=torch.bool, device=last.device)
         self._room: Tensor | None = None  # (2, rows, V) for looking at some rows of logits in fp32
 
     def advance(self, logits: Tensor) -> Step:
-        """Choose the next tokens from the logits (N * B, V) after the last ones."""
+        """Choose the next tokens from the logits (R, V) after the last tokens."""
         num_sources, num_beams, num_tokens = self._tokens.shape  # before the first step B is 1
         keep, count = self._decoding.num_beams, 2 * self._decoding.num_beams
-        found, ids = self._likeliest(logits, count)  # (N * B, k)
-        sums = (found.view(num_sources, num_beams, -1) + self._scores[:, :, None]).flatten(1)
-        sums, places = sums.topk(count, dim=1)  # (N, k)
-        parents, ids = places // found.shape[1], ids.view(num_sources, -1).gather(1, places)
+
+        # The likeliest continuations of all beams of a source: twice as many as beams, since half of them may end.
+        log_p, ids = self._likeliest(logits, count)  # (R, k)
+        sums = (log_p.view(num_sources, num_beams, -1) + self._scores[:, :, None]).flatten(1)
+        sums, candidates = sums.topk(count, dim=1)  # (N, k)
+        parents, ids = candidates // log_p.shape[1], ids.view(num_sources, -1).gather(1, candidates)
         tokens = torch.cat([_pick(self._tokens, parents), ids[:, :, None]], dim=2)  # (N, k, S + 1)
+
+        # Those that end become hypotheses; the best others are the new beams.
         is_last = num_tokens == self._decoding.max_new_tokens  # one of the tokens is not new
         ends = torch.ones_like(ids, dtype=torch.bool) if is_last else ids == self._eos_id
         self._end(tokens[:, :, 1:], sums, ends)
@@ -76,16 +80,16 @@ class BeamSearch:
 
     def best(self) -> list[list[int]]:
         """Each source's best hypothesis, filled with end tokens."""
-        found: list[list[int]] = self._ended.tokens[:, 0].tolist()
-        return found
+        hypotheses: list[list[int]] = self._ended.tokens[:, 0].tolist()
+        return hypotheses
 
     def keep(self, sources: Tensor) -> None:
-        """Drop all sources but these, by their places."""
+        """Drop all sources but these, given by their indices."""
         self._tokens, self._scores, self._ended = self._tokens[sources], self._scores[sources], self._ended[sources]
         self._can_improve = self._can_improve[sources]
 
     def _likeliest(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Log-probabilities in fp32 of each row's likeliest allowed tokens, and which they are: (R, k) each."""
+        """Each row's likeliest allowed tokens: log-probabilities in fp32 and ids, (R, k) each."""
         at_once = min(_ROWS, logits.shape[0]) if logits.device.type == "cpu" else logits.shape[0]
         if self._room is None or self._room.shape[1] < at_once:
             self._room = torch.empty(2, at_once, logits.shape[1], device=logits.device)
@@ -103,31 +107,31 @@ class BeamSearch:
     def _end(self, tokens: Tensor, sums: Tensor, ends: Tensor) -> None:
         """Let the candidates that end take their places among a source's best hypotheses."""
         ended, keep = self._ended, self._decoding.num_beams
-        ends = ends & (torch.arange(ends.shape[1], device=ends.device) < keep)  # those behind are but a reserve
+        ends = ends & (torch.arange(ends.shape[1], device=ends.device) < keep)  # others only stand in for ended ones
         scores = sums / tokens.shape[2] ** self._decoding.length_penalty
         closed = ~self._can_improve
         if self._decoding.early_stopping:
-            closed = closed | ended.is_there.all(1)
+            closed = closed | ended.exists.all(1)
         scores = scores + closed[:, None] * _NEVER + ~ends * _NEVER
         filled = torch.full((*tokens.shape[:2], ended.tokens.shape[2]), self._eos_id, device=tokens.device)
         filled[:, :, : tokens.shape[2]] = tokens
         scores, best = torch.cat([ended.scores, scores], dim=1).topk(keep, dim=1)
-        is_there = torch.cat([ended.is_there, ends], dim=1).gather(1, best)
-        self._ended = _Ended(_pick(torch.cat([ended.tokens, filled], dim=1), best), scores, is_there)
+        exists = torch.cat([ended.exists, ends], dim=1).gather(1, best)
+        self._ended = _Ended(_pick(torch.cat([ended.tokens, filled], dim=1), best), scores, exists)
 
     def _is_done(self, num_new: int) -> Tensor:
-        """Whether a source's running beams can no longer change its hypothesis, (N,)."""
+        """Whether a source's running beams can no longer change its best hypotheses, (N,)."""
         ended = self._ended
-        hoped = self._scores[:, :1] / num_new**self._decoding.length_penalty
-        worst = torch.where(ended.is_there, ended.scores.amin(1, keepdim=True), _NEVER)
-        self._can_improve = self._can_improve & (hoped > worst).any(1)
+        best_running = self._scores[:, :1] / num_new**self._decoding.length_penalty
+        worst = torch.where(ended.exists, ended.scores.amin(1, keepdim=True), _NEVER)
+        self._can_improve = self._can_improve & (best_running > worst).any(1)
         if self._decoding.early_stopping:
-            return ~self._can_improve | ended.is_there.all(1)
+            return ~self._can_improve | ended.exists.all(1)
         return ~self._can_improve
 
 
 class GreedySearch:
-    """The likeliest token of each source, step by step: what one beam means in transformers."""
+    """The likeliest token of each source, step by step: what transformers does for one beam."""
 
     def __init__(self, last: Tensor, decoding: DecodingSettings, eos_id: int) -> None:
         self._decoding, self._eos_id = decoding, eos_id
@@ -135,7 +139,7 @@ class GreedySearch:
         self._is_done = torch.zeros(len(last), dtype=torch.bool, device=last.device)
 
     def advance(self, logits: Tensor) -> Step:
-        """Choose the next tokens from the logits (N, V) after the last ones."""
+        """Choose the next tokens from the logits (N, V) after the last tokens."""
         allowed = logits.to(torch.float32, copy=True)
         _forbid(allowed, self._tokens, self._decoding, self._eos_id)
         ids = allowed.argmax(1).masked_fill(self._is_done, self._eos_id)
@@ -147,16 +151,16 @@ class GreedySearch:
 
     def best(self) -> list[list[int]]:
         """Each source's hypothesis, filled with end tokens."""
-        found: list[list[int]] = self._tokens[:, 1:].tolist()
-        return found
+        hypotheses: list[list[int]] = self._tokens[:, 1:].tolist()
+        return hypotheses
 
     def keep(self, sources: Tensor) -> None:
-        """Drop all sources but these, by their places."""
+        """Drop all sources but these, given by their indices."""
         self._tokens, self._is_done = self._tokens[sources], self._is_done[sources]
 
 
 def start_search(last: Tensor, decoding: DecodingSettings, eos_id: int) -> BeamSearch | GreedySearch:
-    """The search that goes on from the tokens `last` (N,)."""
+    """A search that continues the tokens `last`, (N,)."""
     return (GreedySearch if decoding.num_beams == 1 else BeamSearch)(last, decoding, eos_id)
 
 
@@ -175,7 +179,7 @@ def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _forbid(scores: Tensor, tokens: Tensor, decoding: DecodingSettings, eos_id: int) -> None:
-    """Put -inf into scores (R, V) where an id may not come next after the tokens (R, S)."""
+    """Write -inf into scores (R, V) where an id may not follow the tokens (R, S)."""
     if decoding.no_repeat_ngram_size:
         rows, ids = _repeating(tokens, decoding.no_repeat_ngram_size)
         scores[rows, ids] = float("-inf")
@@ -184,16 +188,16 @@ def _forbid(scores: Tensor, tokens: Tensor, decoding: DecodingSettings, eos_id: 
 
 
 def _repeating(tokens: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Rows, and ids that would make their last tokens a run of `size` that they have had."""
+    """Rows, and ids that would repeat an n-gram of `size` in the row."""
     if tokens.shape[1] < size:
-        none = tokens.new_zeros(0)
-        return none, none
-    runs = tokens.unfold(1, size, 1)  # (R, runs, size)
+        empty = tokens.new_zeros(0)
+        return empty, empty
+    ngrams = tokens.unfold(1, size, 1)  # (R, n-grams, size)
     current = tokens[:, tokens.shape[1] - size + 1 :]
-    rows, places = (runs[:, :, :-1] == current[:, None]).all(2).nonzero(as_tuple=True)
-    return rows, runs[rows, places, -1]
+    rows, indices = (ngrams[:, :, :-1] == current[:, None]).all(2).nonzero(as_tuple=True)
+    return rows, ngrams[rows, indices, -1]
 
 
 def _pick(tokens: Tensor, beams: Tensor) -> Tensor:
-    """(N, B, S) and (N, k) -> (N, k, S)."""
+    """The tokens of these beams: (N, B, S) and (N, k) -> (N, k, S)."""
     return tokens.gather(1, beams[:, :, None].expand(-1, -1, tokens.shape[2]))

@@ -1,7 +1,7 @@
-"""The last block's feed-forward network on those positions alone that the head is run on.
+"""The last block's feed-forward network, run only on the positions that the head is run on.
 
-Attention mixes positions, a feed-forward network does not: behind the last attention nothing looks at any other
-position, so there its output is left at zero. In the blocks before, attention looks at all of them.
+A feed-forward network does not mix positions, and behind the last attention nothing looks at another position: so its
+output may stay zero wherever the head does not run. In the blocks before, attention looks at all positions.
 """
 
 # B rows, S tokens, N positions that the head is run on, W width of the model
@@ -22,42 +22,42 @@ ENDS = (("mlp", "mlp"), ("fc1", "fc2"), ("layer.2.DenseReluDense", "layer.2.Dens
 
 
 def run_on_targets(model: PreTrainedModel, targets: Callable[[], Targets | None]) -> None:
-    """Hook the network where it is known; `targets` says on which positions it is to run now, None: on all.
+    """Hook the network of a known architecture. `targets()` gives the positions for this forward; None means all.
 
-    It is left alone while it is trained with dropout, and where it takes more than its input.
+    The network runs on all positions while it is trained with dropout, and where it takes more than its input.
     """
     ends = _ends(model.get_decoder())  # type: ignore[no-untyped-call]
     if ends is None:
         return
-    away: list[tuple[Targets, torch.Size]] = []  # what the way out has to put back
+    picked: list[tuple[Targets, torch.Size]] = []  # by `pick` for `put_back`: the positions, and the shape of all
 
     def pick(
         module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """(B, S, W) -> (1, N, W), filled up."""
-        away.clear()
+        """A hook before the network: (B, S, W) -> (1, N, W), N rounded up."""
+        picked.clear()
         wanted = targets()
         if wanted is None or named or len(args) != 1 or args[0].ndim != 3 or module.training:
             return None
         if padded_count(len(wanted[0])) >= args[0].shape[:2].numel():
             return None
-        away.append((wanted, args[0].shape))
+        picked.append((wanted, args[0].shape))
         return (pad_rows(args[0][wanted])[None],), named
 
     def put_back(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ANN401
-        """The filled (1, N, W) -> (B, S, W); what else the network may return stays as it is."""
-        if not away:
+        """A hook behind the network: (1, N, W) -> (B, S, W); further outputs of the network stay as they are."""
+        if not picked:
             return None
-        (wanted, shape), found = away.pop(), output[0] if isinstance(output, tuple) else output
-        whole = found.new_zeros(shape).index_put(wanted, found[0, : len(wanted[0])])
-        return (whole, *output[1:]) if isinstance(output, tuple) else whole
+        (wanted, shape), hidden = picked.pop(), output[0] if isinstance(output, tuple) else output
+        full = hidden.new_zeros(shape).index_put(wanted, hidden[0, : len(wanted[0])])
+        return (full, *output[1:]) if isinstance(output, tuple) else full
 
     ends[0].register_forward_pre_hook(pick, with_kwargs=True)
     ends[1].register_forward_hook(put_back)
 
 
 def _ends(decoder: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    """The first and the last module of the last block's feed-forward network, where it is known."""
+    """The first and the last module of the last block's feed-forward network; None: unknown architecture."""
     blocks = [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
     modules = dict(blocks[-1].named_modules()) if blocks else {}
     return next(((modules[first], modules[last]) for first, last in ENDS if {first, last} <= modules.keys()), None)

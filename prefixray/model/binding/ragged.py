@@ -1,10 +1,10 @@
-"""Rows that run one behind another, without padding: a line.
+"""Ragged rows: the rows of a micro-batch stand one behind another in one line, without padding.
 
-Everything but attention treats tokens one by one, so a micro-batch of a decoder-only model is one row of all its
-tokens. Where it attends, queries, keys and values stand in rows of their own again, in groups of like length, padded on
-the right to their group's longest. A row may be a tree of rows that share their prompt (see `rows`).
+Everything but attention treats tokens one by one, so a micro-batch of a decoder-only model can be one row of all its
+tokens. For attention, queries, keys and values are spread into rows again: groups of rows of like length, each padded
+on the right to the longest of its group. A row may be a tree of rows that share their prompt (see `batching/rows.py`).
 
-Lines are filled up to few lengths (see `padded_count`). Fillers attend to nothing, and nothing looks at them.
+The length of a line is rounded up (see `padded_count`). The fillers attend to nothing, and nothing looks at them.
 """
 
 # N tokens of the line with its fillers, B rows of a group, S tokens of its longest, M padded tokens of all groups,
@@ -21,11 +21,11 @@ from prefixray.model.backend import padded_count
 
 Move = Callable[[Tensor], Tensor]
 
-GROUP_MULTIPLE = 8  # of which the length of a group's rows is one
+GROUP_MULTIPLE = 8  # to which the length of a group's rows is rounded up
 
 
 class Ragged:
-    """Where the tokens of a line stand in its groups' rows."""
+    """Where the tokens of a line stand in the rows of its groups."""
 
     def __init__(
         self,
@@ -35,34 +35,34 @@ class Ragged:
         *,
         starts: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        """Rows of `lengths` in the order of the line, which of them each group has, and where their branches start."""
+        """`lengths` of the rows in the line's order, the rows of each group, and where each row's branches start."""
         self.groups = groups
         self._num_tokens = sum(lengths)
         num_fillers = padded_count(self._num_tokens) - self._num_tokens
         repeats = torch.tensor([*lengths[:-1], lengths[-1] + num_fillers])
         self.token_rows = torch.arange(len(lengths)).repeat_interleave(repeats).to(device)
-        """(N,) the row of each token; fillers count to the last."""
+        """(N,) the row of each token; fillers count as the last row's."""
         self._sizes = [
             (len(group), padded_count(max(lengths[row] for row in group), GROUP_MULTIPLE)) for group in groups
         ]
         firsts = [0, *itertools.accumulate(lengths)]
-        tokens, is_token = [], []  # of each place: the token there, and whether it is not a row's last once more
+        tokens, is_token = [], []  # of each place: its token; whether it is no padding, which repeats the last token
         for group, (_, longest) in zip(groups, self._sizes, strict=True):
             for row in group:
                 columns = torch.arange(longest)
                 tokens.append(firsts[row] + columns.clamp(max=lengths[row] - 1))
                 is_token.append(columns < lengths[row])
-        there, kept = torch.cat(tokens), torch.cat(is_token)
-        self._there = there.to(device)  # (M,)
-        back = kept.nonzero()[:, 0][there[kept].argsort()]
-        self._back = torch.cat([back, back.new_zeros(num_fillers)]).to(device)  # (N,) the place of each token
-        self._padding = (~kept).nonzero()[:, 0].to(device)  # the places behind a row's last token
+        place_tokens, is_filled = torch.cat(tokens), torch.cat(is_token)
+        self._place_tokens = place_tokens.to(device)  # (M,) the token of each place
+        token_places = is_filled.nonzero()[:, 0][place_tokens[is_filled].argsort()]
+        self._token_places = torch.cat([token_places, token_places.new_zeros(num_fillers)]).to(device)  # (N,)
+        self._padding = (~is_filled).nonzero()[:, 0].to(device)  # the places behind a row's last token
         forks = [[starts[row] for row in group] if starts else [] for group in groups]
         self.causal = [_masks(own, *size, device) for own, size in zip(forks, self._sizes, strict=True)]
-        """Which tokens of its row a token of each group may look at, (B, 1, S, S): never at what stands behind it."""
+        """By group, which tokens of its row a token may look at, (B, 1, S, S): never at tokens behind it."""
 
     def spread(self, tokens: Tensor) -> list[Tensor]:
-        """(1, H, N, D) -> of each group (B, H, S, D)."""
+        """Into rows: (1, H, N, D) -> (B, H, S, D) for each group."""
         num_heads, dim = tokens.shape[1], tokens.shape[3]
         flat = tokens[0].transpose(0, 1).flatten(1)
         padded: Tensor = _Moved.apply(flat, self._to_places, self._to_tokens)  # type: ignore[no-untyped-call]
@@ -71,14 +71,14 @@ class Ragged:
         return [part.view(count, size, num_heads, dim).transpose(1, 2) for part, (count, size) in shaped]
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
-        """Of each group (B, S, H, D) -> (1, N, H, D)."""
+        """Back into the line: (B, S, H, D) of each group -> (1, N, H, D)."""
         padded = torch.cat([part.flatten(2).flatten(0, 1) for part in parts])
         tokens: Tensor = _Moved.apply(padded, self._to_tokens, self._to_own_places)  # type: ignore[no-untyped-call]
         return tokens.view(1, -1, *parts[0].shape[2:])
 
     def _to_places(self, tokens: Tensor) -> Tensor:
         """(N, X) -> (M, X)."""
-        return tokens.index_select(0, self._there)
+        return tokens.index_select(0, self._place_tokens)
 
     def _to_own_places(self, tokens: Tensor) -> Tensor:
         """The same, with zeros behind each row's last token."""
@@ -86,7 +86,7 @@ class Ragged:
 
     def _to_tokens(self, places: Tensor) -> Tensor:
         """(M, X) -> (N, X), with zeros for fillers."""
-        tokens = places.index_select(0, self._back)
+        tokens = places.index_select(0, self._token_places)
         tokens[self._num_tokens :] = 0.0
         return tokens
 
@@ -109,7 +109,7 @@ class _Moved(torch.autograd.Function):
 
 
 def _masks(starts: Sequence[Sequence[int]], num_rows: int, size: int, device: torch.device) -> Tensor:
-    """Of rows that are as long, (B, 1, S, S): a token looks back, past branches that are not its own."""
+    """Masks of rows of one length, (B, 1, S, S): a token looks back, but not into branches that are not its own."""
     causal = torch.ones(size, size, dtype=torch.bool, device=device).tril()
     if not any(starts):
         return causal.expand(num_rows, 1, -1, -1)

@@ -258,7 +258,7 @@ def test_what_depends_on_more_or_less_than_its_row_so_far_is_no_line(
         if wrong in masks:
             self.causal = [masks[wrong].expand_as(self.causal[0])]
         if wrong == "neighbours":
-            self._there = self._there.roll(1)
+            self._place_tokens = self._place_tokens.roll(1)
 
     made = Ragged.__init__
     monkeypatch.setattr(Ragged, "__init__", mistaken)
