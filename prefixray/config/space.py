@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from prefixray.system.records import Scalar
 
 _MOST = 10_000  # configurations of a space that are counted
-Bounds = TypeVar("Bounds", tuple[float, float], tuple[int, int])
+_Bounds = TypeVar("_Bounds", tuple[float, float], tuple[int, int])
 
 
 class Dimension(BaseModel):
@@ -54,13 +54,13 @@ def _distinct(values: tuple[Scalar, ...]) -> tuple[Scalar, ...]:
     return values
 
 
-def _ascending(bounds: Bounds) -> Bounds:
+def _ascending(bounds: _Bounds) -> _Bounds:
     if not bounds[0] < bounds[1]:
         raise ValueError("the low end must be below the high end")
     return bounds
 
 
-def _positive(bounds: Bounds) -> Bounds:
+def _positive(bounds: _Bounds) -> _Bounds:
     if bounds[0] <= 0:
         raise ValueError("the low end must be above 0")
     return bounds

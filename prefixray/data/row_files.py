@@ -29,8 +29,8 @@ _ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz")
 _LINE_SUFFIX = ".source"
 
 Row = Mapping[str, object]
-Lines = Iterator[tuple[int, Row | str]]  # a line's number, and the row that starts there or a problem with it
-Check = Callable[[Sequence[str]], list[str]]  # columns -> problems with them
+NumberedRows = Iterator[tuple[int, Row | str]]  # a line's number, and the row that starts there or a problem with it
+CheckColumns = Callable[[Sequence[str]], list[str]]  # columns -> problems with them
 
 
 def is_folder(path: str) -> bool:
@@ -69,7 +69,7 @@ def is_line_file(file: Path) -> bool:
     return file.suffix == _LINE_SUFFIX
 
 
-def read_rows(key: str, file: Path, check: Check) -> Lines:
+def read_rows(key: str, file: Path, check: CheckColumns) -> NumberedRows:
     """The rows of a file, whose name tells its form; `key` names the file in the sweep file.
 
     `check` is asked about the columns of each row. Of a CSV file it is asked about the header, and where the header has
@@ -132,7 +132,7 @@ def _decode(line: bytes, file: Path, number: int) -> str:
     return text.removeprefix("\ufeff") if number == 1 else text
 
 
-def _read_jsonl(lines: Iterable[str], check: Check) -> Lines:
+def _read_jsonl(lines: Iterable[str], check: CheckColumns) -> NumberedRows:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -149,7 +149,7 @@ def _read_jsonl(lines: Iterable[str], check: Check) -> Lines:
                 yield number, row
 
 
-def _read_csv(lines: Iterable[str], check: Check) -> Lines:
+def _read_csv(lines: Iterable[str], check: CheckColumns) -> NumberedRows:
     """Rows, each with the number of its first line: a quoted field may span lines."""
     header: list[str] = []
     start = 1
@@ -171,7 +171,7 @@ def _read_csv(lines: Iterable[str], check: Check) -> Lines:
         yield start, f"is not CSV: {error}"
 
 
-def _read_pairs(sources: Iterable[str], targets: Iterable[str], target_file: Path, check: Check) -> Lines:
+def _read_pairs(sources: Iterable[str], targets: Iterable[str], target_file: Path, check: CheckColumns) -> NumberedRows:
     """One row for each pair of lines, with the columns source and target."""
     if problems := check(["source", "target"]):
         yield from ((1, problem) for problem in problems)

@@ -99,7 +99,7 @@ def interruptible() -> Iterator[None]:
 
 
 def _is_unread() -> bool:
-    """Whether the broken pipe is our stdout, whose reader has left; if so, stdout is closed for good."""
+    """Whether the broken pipe is our stdout, whose reader has left; if so, stdout goes nowhere from now on."""
     stdout = sys.stdout.fileno()
     poll = select.poll()
     poll.register(stdout, 0)

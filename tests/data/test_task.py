@@ -10,7 +10,6 @@ from support.data_files import custom, jsonl, pairs, write
 
 from prefixray.data import Task, load_task
 from prefixray.data.task_config import TaskConfig
-from prefixray.system.seeds import CANDIDATE_REPLICATE, subset_of
 
 
 def test_loading_a_task_imports_no_torch_and_no_datasets() -> None:
@@ -89,12 +88,6 @@ def test_a_larger_size_and_more_subsets_contain_what_fewer_have() -> None:
     small, large = low_data(20, 2), low_data(40, 3)
     for few, many in zip(small.subsets, large.subsets, strict=False):
         assert set(few.train) <= set(many.train) and set(few.dev) <= set(many.dev)
-
-
-def test_final_runs_take_turns_on_the_subsets_and_the_search_has_the_first() -> None:
-    assert [subset_of(replicate, 5) for replicate in range(1, 11)] == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]
-    assert subset_of(0, 5) == subset_of(CANDIDATE_REPLICATE, 5) == 0
-    assert {subset_of(replicate, 1) for replicate in (0, 1, 2, 7, CANDIDATE_REPLICATE)} == {0}
 
 
 def test_a_fraction_takes_that_share_of_train_and_all_of_dev(e2e: Task) -> None:
