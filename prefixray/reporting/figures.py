@@ -1,4 +1,4 @@
-"""The charts of a report: each with its question, what can be read from it, and its numbers as a table."""
+"""The figures of a report: each is a chart with its question, its caption and its numbers as a table."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from prefixray.results.record import ArmResult, Importance, Results, SearchTrial
 from prefixray.system.records import Scalar
 
 _LOSS = "dev loss (nats per token)"
-FEW = 10  # finished trials below which a chart is called thin
+FEW = 10  # with fewer finished trials a caption says that they are too few
 _QUESTIONS = {
     "preseqlen": "Do longer prefixes help here?",
     "mid_dim": "Flat, or behind a network?",
@@ -37,17 +37,17 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with its question, what can be read from it, and its numbers."""
+    """A chart with its question, its caption and its numbers."""
 
     title: str
-    chart: str  # SVG
+    chart: str  # SVG; empty where there is nothing to draw
     caption: str
     numbers: Grid
-    reading: str = ""  # how the chart is read
+    reading: str = ""  # how to read the chart
 
 
 def difference_figure(results: Results) -> Figure:
-    """Each tuned arm's distance to the reference, with its interval."""
+    """The distance of each tuned arm to the reference, with its interval."""
     metric, reference = results["metric"], results["reference"]
     kinds = _kinds(results)
     digits = DECIMALS.get(metric, 1)
@@ -74,7 +74,7 @@ def difference_figure(results: Results) -> Figure:
 
 
 def size_figure(results: Results, tuned: Sequence[ArmResult]) -> Figure:
-    """Score against what has to be stored, for these arms."""
+    """Score against stored parameters, for these arms."""
     metric = results["metric"]
     digits = DECIMALS.get(metric, 1)
     kinds = _kinds(results)
@@ -119,8 +119,7 @@ def curve_figure(arm: str, trials: Sequence[SearchTrial], limits: tuple[float, f
         lines.append(Line(points, tip, cut=trial["state"] != "done", strong=trial is best))
         rows.append([name, *(_at(points, step) for step in [*rungs, trial["num_steps"]]), state_text(trial)])
     header = ["trial", *(f"step {step}" for step in rungs), "end", "state"]
-    counts = how_many(trials)
-    told = f"{counts}." + (f" Best: {arm}/{best['number']}, {best['dev_loss']:.3f}." if best else "")
+    caption = f"{count_states(trials)}." + (f" Best: {arm}/{best['number']}, {best['dev_loss']:.3f}." if best else "")
     chart = curves(
         lines,
         Axis("step (optimiser updates)"),
@@ -129,61 +128,70 @@ def curve_figure(arm: str, trials: Sequence[SearchTrial], limits: tuple[float, f
         limits=limits,
         rungs=rungs,
     )
-    return Figure(arm, chart if lines else "", told, Grid(header, rows, frozenset({"trial", "state"})))
+    return Figure(arm, chart if lines else "", caption, Grid(header, rows, frozenset({"trial", "state"})))
 
 
 def value_figure(arm: str, key: str, trials: Sequence[SearchTrial], rungs: Sequence[int]) -> list[Figure]:
-    """The dev loss over one searched value; nothing where no trial has a loss that can be compared."""
-    words = "init_token" if key != "init_token" and _num_values(trials, "init_token") in (2, 3, 4, 5) else None
+    """The dev loss over one searched value; nothing where no trial has a loss that can be compared.
+
+    Where a few words of `init_token` were searched, too, each word has a series of its own.
+    """
     known = [trial for trial in trials if key in trial["config"]]
     values = sorted({trial["config"][key] for trial in known}, key=_order)
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     is_range = len(numbers) == len(values) > 6
-    place: Callable[[Scalar], float] = (lambda value: float(value or 0)) if is_range else values.index
-    groups = sorted({trial["config"].get(words) for trial in known}, key=_order) if words else [None]
+    position: Callable[[Scalar], float] = (lambda value: float(value or 0)) if is_range else values.index
+    has_words = key != "init_token" and _num_values(trials, "init_token") in (2, 3, 4, 5)
+    words = sorted({trial["config"].get("init_token") for trial in known}, key=_order) if has_words else [None]
     series, rows = [], []
-    for measured, filled, told in ((_final_loss, True, "finished"), (_first_loss, False, _first_name(rungs))):
-        losses = [(trial, loss) for trial in known if (loss := measured(trial, rungs)) is not None]
-        for kind, word in enumerate(groups):
-            own = [(trial, loss) for trial, loss in losses if not words or trial["config"].get(words) == word]
-            name = f"{_name('init_token', word)} ({told})" if words else told
-            dots = [Dot(place(t["config"][key]), loss, f"{arm}/{t['number']}: {loss:.3f}, {told}") for t, loss in own]
+    for losses, filled, when in (
+        (_final_losses(known), True, "finished"),
+        (_first_losses(known, rungs), False, f"at step {rungs[0]}" if rungs else ""),
+    ):
+        for kind, word in enumerate(words):
+            part = [(t, loss) for t, loss in losses if not has_words or t["config"].get("init_token") == word]
+            name = f"{_name('init_token', word)} ({when})" if has_words else when
+            dots = [
+                Dot(position(t["config"][key]), loss, f"{arm}/{t['number']}: {loss:.3f}, {when}") for t, loss in part
+            ]
             if dots:
                 series.append(Series(name, dots, kind=kind, filled=filled))
-        for value in [] if is_range else values:
-            own_losses = [loss for trial, loss in losses if trial["config"][key] == value]
-            if own_losses:
-                rows.append([_name(key, value), told, f"{min(own_losses):.3f}", str(len(own_losses))])
+        for value in values:
+            of_value = [loss for trial, loss in losses if trial["config"][key] == value]
+            if of_value:
+                rows.append([_name(key, value), when, f"{min(of_value):.3f}", str(len(of_value))])
     if not series:
         return []
+    header = [key, "trials", "best dev loss", "number"]
     if is_range:
+        header = [key, "state", "last dev loss", "trial"]
         rows = [[_name(key, t["config"][key]), state_text(t), loss_text(t), f"{arm}/{t['number']}"] for t in known]
         rows.sort(key=lambda row: float(row[0]))
-    header = [key, "trials", "best dev loss", "number"] if not is_range else [key, "state", "last dev loss", "trial"]
-    every = [dot.y for one in series for dot in one.points]
-    axis = _value_axis(key, numbers, [_name(key, value) for value in values] if not is_range else None)
+    axis = _value_axis(key, numbers, None if is_range else [_name(key, value) for value in values])
     question = _QUESTIONS.get(key, f"How does {key} matter?")
-    chart = strips(series, axis, Axis(_LOSS), title=f"{question} {arm}", limits=loss_limits(known, every))
+    limits = loss_limits(known, [dot.y for part in series for dot in part.points])
+    chart = strips(series, axis, Axis(_LOSS), title=f"{question} {arm}", limits=limits)
     grid = Grid(header, rows, frozenset({header[1], "trial"}))
     return [Figure(f"{arm}: {question}", chart, _answer(key, known), grid)]
 
 
-def importance_figure(one: Importance) -> Figure:
-    """How much each searched value of an arm decides."""
-    rows = sorted(one["shares"].items(), key=lambda pair: -pair[1])
-    question = f"{one['arm']}: What sets the best quarter of the trials apart?"
+def importance_figure(importance: Importance) -> Figure:
+    """The importance of each searched value of an arm."""
+    rows = sorted(importance["shares"].items(), key=lambda pair: -pair[1])
+    question = f"{importance['arm']}: What sets the best quarter of the trials apart?"
     axis = Axis("importance (share of 1)")
     grid = Grid(["value", "importance"], [[key, f"{share:.2f}"] for key, share in rows], frozenset({"value"}))
-    told = f"PED-ANOVA (Optuna) on {one['num_trials']} trials by their dev loss up to step {one['step']}."
-    few = " With so few trials a hint, no more." if one["num_trials"] < 50 else ""
-    return Figure(question, bars(rows, axis, title=question), told + few, grid)
+    count, step = importance["num_trials"], importance["step"]
+    caption = f"PED-ANOVA (Optuna) on {count} trials by their dev loss up to step {step}."
+    few = " With so few trials a hint, no more." if count < 50 else ""
+    return Figure(question, bars(rows, axis, title=question), caption + few, grid)
 
 
-def how_many(trials: Sequence[SearchTrial]) -> str:
-    """Trials by the way they ended, in words."""
+def count_states(trials: Sequence[SearchTrial]) -> str:
+    """The number of trials by the way they ended, in words."""
     states = {"done": "finished", "stopped": "stopped early", "failed": "failed", "running": "not ended"}
-    counts = {told: sum(trial["state"] == state for trial in trials) for state, told in states.items()}
-    parts = ", ".join(f"{count} {told}" for told, count in counts.items() if count)
+    counts = {text: sum(trial["state"] == state for trial in trials) for state, text in states.items()}
+    parts = ", ".join(f"{count} {text}" for text, count in counts.items() if count)
     return f"{len(trials)} trials, {parts}"
 
 
@@ -198,7 +206,7 @@ def _value_axis(key: str, numbers: Sequence[float], names: Sequence[str] | None)
 
 
 def _answer(key: str, trials: Sequence[SearchTrial]) -> str:
-    """The best finished trial of each value, in words."""
+    """The value of the best finished trial, in words."""
     done = [trial for trial in trials if trial["state"] == "done" and trial["dev_loss"] is not None]
     if not done:
         return "No trial with a value of this finished."
@@ -217,31 +225,32 @@ def _kinds(results: Results) -> dict[str, int]:
 
 
 def _best(trials: Sequence[SearchTrial]) -> SearchTrial | None:
-    done = [(loss, trial["number"], trial) for trial in trials if (loss := _final_loss(trial, ())) is not None]
-    return min(done, key=lambda entry: entry[:2])[2] if done else None
+    done = _final_losses(trials)
+    return min(done, key=lambda pair: (pair[1], pair[0]["number"]))[0] if done else None
 
 
-def _final_loss(trial: SearchTrial, rungs: Sequence[int]) -> float | None:
-    loss = trial["dev_loss"]
-    return loss if trial["state"] == "done" and loss is not None and math.isfinite(loss) else None
+def _final_losses(trials: Sequence[SearchTrial]) -> list[tuple[SearchTrial, float]]:
+    """Finished trials with their dev loss, where it is finite."""
+    done = [(trial, trial["dev_loss"]) for trial in trials if trial["state"] == "done"]
+    return [(trial, loss) for trial, loss in done if loss is not None and math.isfinite(loss)]
 
 
-def _first_loss(trial: SearchTrial, rungs: Sequence[int]) -> float | None:
-    """The dev loss at the first rung; of older records, of the trials that were stopped there."""
+def _first_losses(trials: Sequence[SearchTrial], rungs: Sequence[int]) -> list[tuple[SearchTrial, float]]:
+    """Trials with their dev loss at the first rung; older records have that of the trials stopped there only."""
     if not rungs:
-        return None
-    if trial["state"] == "stopped" and trial["step"] == rungs[0]:
-        return trial["dev_loss"]
-    return dict(trial.get("curve", ())).get(rungs[0])
-
-
-def _first_name(rungs: Sequence[int]) -> str:
-    return f"at step {rungs[0]}" if rungs else ""
+        return []
+    losses = [
+        trial["dev_loss"]
+        if trial["state"] == "stopped" and trial["step"] == rungs[0]
+        else dict(trial.get("curve", ())).get(rungs[0])
+        for trial in trials
+    ]
+    return [(trial, loss) for trial, loss in zip(trials, losses, strict=True) if loss is not None]
 
 
 def loss_limits(trials: Sequence[SearchTrial], values: Sequence[float]) -> tuple[float, float]:
     """The range of an axis of losses."""
-    settled = [loss for trial in trials if (loss := _final_loss(trial, ())) is not None]
+    settled = [loss for _, loss in _final_losses(trials)]
     low, high = min([*values, *settled]), upper_limit(settled, values)
     return low, high if high > low else low + 0.1
 
@@ -251,7 +260,7 @@ def _num_values(trials: Sequence[SearchTrial], key: str) -> int:
 
 
 def _order(value: Scalar) -> tuple[int, float, str]:
-    """None first, then numbers, then text."""
+    """A key for sorting: None first, then numbers, then text."""
     if value is None:
         return 0, 0.0, ""
     return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, str(value))
@@ -270,5 +279,5 @@ def _count(value: float) -> str:
 
 
 def _at(points: Sequence[tuple[float, float]], step: int) -> str:
-    found = dict(points).get(step)
-    return "-" if found is None else f"{found:.3f}"
+    loss = dict(points).get(step)
+    return "-" if loss is None else f"{loss:.3f}"

@@ -1,7 +1,7 @@
-"""The live view: what the sweep is doing, from the first minute on.
+"""The live view of a running sweep.
 
-Its caller hands over whole pictures of the sweep. A terminal shows the latest as a table; without one, the differences
-between consecutive pictures become plain lines, one per event.
+The driver hands over pictures of the whole sweep (`search.status.View`). A terminal shows the latest picture as a
+table. Without a terminal, the differences between two pictures are printed as plain lines, one per event.
 """
 
 import math
@@ -21,16 +21,16 @@ from prefixray.search.status import ENDED, Row, State, View
 
 ORDER: tuple[State, ...] = ("running", "done", "stopped", "failed", "waiting")
 STYLES: Mapping[State, str] = {"stopped": "dim", "failed": "red", "waiting": "dim"}
-NUM_OTHER_LINES = 5  # of the view besides its rows and its foot: title, header, what is left out, message, the cursor's
+NUM_OTHER_LINES = 5  # besides rows and foot: title, header, the number of hidden rows, message, the cursor's line
 _STATE_WIDTH = 18  # "stopped at rung 1"
-SHARE_OF_ENDED = 3  # where not all rows have room, a third of them is for the best that have ended
+SHARE_OF_ENDED = 3  # where rows are hidden, a third of the shown ones are the best of the trials that have ended
 
 
 class LiveView:
-    """Shows the pictures it is given, until `close()`. Pictures come from one thread, events from any.
+    """Shows the pictures that it is given, until `close()`. Pictures come from one thread, events from any thread.
 
-    What is printed to stdout or stderr meanwhile appears above the table; a log handler that was made before writes
-    past it, so it should call `event` instead.
+    Text that is printed to stdout or stderr meanwhile appears above the table. A log handler that was made before the
+    view would write into the table, so it should call `event` instead.
     """
 
     def __init__(self, file: TextIO | None = None) -> None:
@@ -50,11 +50,11 @@ class LiveView:
             for line in events(self._previous, view):
                 self.event(line)
         else:
-            self._live.update(_drawn(view, self._console.width, self._console.height), refresh=True)
+            self._live.update(_draw(view, self._console.width, self._console.height), refresh=True)
         self._previous = view
 
     def event(self, line: str) -> None:
-        """Say one thing, above the table where there is one."""
+        """Print one line, above the table where there is one."""
         stamped = f"{duration_text(time.monotonic() - self._start)}  {line}"
         if self._live is None:
             self._print(stamped)
@@ -62,12 +62,12 @@ class LiveView:
             self._console.print(Text(stamped))
 
     def close(self) -> None:
-        """Leave the last picture standing and give the terminal back. A second call does nothing."""
+        """Give the terminal back; the last picture stays. A second call does nothing."""
         if self._live is not None:
             self._live.stop()
 
     def _print(self, line: str) -> None:
-        """Print a line; where its reader has gone (`| head`) nothing more, and the sweep goes on."""
+        """Print a line. When its reader is gone (`| head`), print nothing more; the sweep goes on."""
         if self._is_unread:
             return
         try:
@@ -77,7 +77,7 @@ class LiveView:
 
 
 def events(previous: View | None, view: View) -> list[str]:
-    """What happened between two pictures, a line each: stages, trials that started, reported, or ended."""
+    """The events between two pictures, a line each: new stages, and trials that started, reported or ended."""
     lines = []
     if previous is None:
         lines.append(view.title)
@@ -103,7 +103,7 @@ def duration_text(seconds: float) -> str:
 
 
 def _row_events(before: Row | None, row: Row) -> list[str]:
-    """What happened to one trial. A trial that had ended and runs again is a new one (the final stage's)."""
+    """The events of one trial. A trial that had ended and runs again belongs to the final stage and is a new one."""
     score = "" if row.score is None else f"  dev/loss {row.score:.3f}"
     at = f"step {row.step}/{row.num_steps}{score}"
     if row.state in ENDED:
@@ -118,10 +118,10 @@ def _row_events(before: Row | None, row: Row) -> list[str]:
     return [f"{row.name} {at}"] if row.score is not None and row.score != before.score else []
 
 
-def _drawn(view: View, width: int, height: int) -> Group:
+def _draw(view: View, width: int, height: int) -> Group:
     """The picture for a terminal of this size."""
     foot = _packed(_foot(view), width)
-    shown = _chosen(sorted(view.rows, key=_place), max(1, height - NUM_OTHER_LINES - len(foot)))
+    shown = _choose(sorted(view.rows, key=_order), max(1, height - NUM_OTHER_LINES - len(foot)))
     parts: list[Text | Table] = [Text(view.title, style="bold", no_wrap=True, overflow="ellipsis")]
     if shown:
         parts.append(_table(view, shown, width))
@@ -133,13 +133,13 @@ def _drawn(view: View, width: int, height: int) -> Group:
     return Group(*parts)
 
 
-def _place(row: Row) -> tuple[int, float, str, int]:
-    """Running trials first, in the order of their names, so that they keep their lines; ended ones by score."""
+def _order(row: Row) -> tuple[int, float, str, int]:
+    """A key for sorting: running trials first, by name, so that they keep their lines; ended ones by score."""
     return ORDER.index(row.state), row.comparable if row.state in ENDED else 0.0, row.arm, row.number
 
 
-def _chosen(rows: Sequence[Row], room: int) -> list[Row]:
-    """The rows that are shown: running ones, and of the others the best, for which some room is kept."""
+def _choose(rows: Sequence[Row], room: int) -> list[Row]:
+    """The rows that are shown: running trials, and the best of the others, for which some room is reserved."""
     running = [row for row in rows if row.state == "running"]
     others = [row for row in rows if row.state != "running"]
     num_others = min(len(others), max(room // SHARE_OF_ENDED, room - len(running)))
@@ -147,7 +147,7 @@ def _chosen(rows: Sequence[Row], room: int) -> list[Row]:
 
 
 def _table(view: View, shown: Sequence[Row], width: int) -> Table:
-    """Trials with as many of their values as the width allows; what cannot be missed has its room first."""
+    """The trials with as many of their values as the width allows; step, loss and state always have room."""
     keys = differing_keys([(row.arm, row.values) for row in view.rows])
     one_arm = len({row.arm for row in view.rows}) == 1
     best = _best(view.rows)
@@ -168,9 +168,9 @@ def _table(view: View, shown: Sequence[Row], width: int) -> Table:
         justify: Literal["left", "right"] = "left" if head in ("trial", "state") else "right"
         most = max(1, room) if head == "state" else None
         table.add_column(head, justify=justify, no_wrap=True, overflow="ellipsis", max_width=most)
-    for at, row in enumerate(shown):
+    for index, row in enumerate(shown):
         style = "green" if row.name in best else STYLES.get(row.state, "")
-        table.add_row(*(Text(cells[at]) for cells in columns.values()), style=style)
+        table.add_row(*(Text(cells[index]) for cells in columns.values()), style=style)
     return table
 
 
@@ -179,7 +179,7 @@ def _column_width(head: str, cells: Sequence[str]) -> int:
 
 
 def _best(rows: Sequence[Row]) -> set[str]:
-    """The best trial of each arm that has several; while none is done, the best so far."""
+    """The names of the best trials: in each arm with several, the best finished one, or until then the best so far."""
     names = set()
     for arm in {row.arm for row in rows}:
         of_arm = [row for row in rows if row.arm == arm]
@@ -191,7 +191,7 @@ def _best(rows: Sequence[Row]) -> set[str]:
 
 
 def _foot(view: View) -> list[str]:
-    """What is said below the rows, part by part."""
+    """The parts of the lines below the rows."""
     best = _best(view.rows)
     scores = [f"best {row.name} {row.score:.3f}" for row in view.rows if row.name in best and row.score is not None]
     parts = [view.stage, view.budget, _counts(view.rows), *(scores if len(view.rows) > 1 else [])]
@@ -204,7 +204,7 @@ def _foot(view: View) -> list[str]:
 
 
 def _packed(parts: Sequence[str], width: int) -> list[str]:
-    """The parts in lines of this width, none of them broken."""
+    """The parts in lines of this width; no part is broken."""
     lines: list[str] = []
     for part in parts:
         if lines and len(lines[-1]) + 3 + len(part) <= width:

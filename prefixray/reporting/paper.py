@@ -1,7 +1,7 @@
-"""A sweep's results beside what the paper reports, and how far they are apart.
+"""A sweep's results beside the paper's numbers, and the distance between them.
 
-Only a sweep of the paper's own base and task can reproduce a number. Everything else is printed too, since a direction
-may be worth seeing, but is called by its name first.
+Only a sweep of the paper's own base and task can reproduce a number. The numbers of other sweeps are printed, too,
+under a warning that says what differs.
 """
 
 from prefixray.errors import UserError
@@ -25,9 +25,9 @@ def paper_list() -> str:
 
 
 def paper_text(results: Results, name: str) -> str:
-    """A table of the paper with ours beside it, or what a figure of it says with ours below; for a terminal.
+    """For a terminal: a table of the paper with our numbers beside it, or the text of a figure with them below.
 
-    Raises `UserError` where the paper has nothing of that name.
+    Raises `UserError` where the paper has no table or figure of that name.
     """
     if name in TABLES:
         return _table_text(results, TABLES[name])
@@ -43,10 +43,10 @@ def _table_text(results: Results, table: PaperTable) -> str:
     is_same_test = results["task"] == table.task and results["split"] == table.split
     lines: list[list[str]] = []
     for system, row in {**table.rows[base], **table.quoted}.items():
-        for place, column in enumerate(table.columns):
+        for index, column in enumerate(table.columns):
             ours = _ours(arms.get(system), column)
-            cells = _cells(row, place, ours, column, compare=is_same_test)
-            lines.append([system if place == 0 else "", _name(column), *cells])
+            cells = _cells(row, index, ours, column, compare=is_same_test)
+            lines.append([system if index == 0 else "", _name(column), *cells])
     header = ["arm", "metric", "ours [95 %]", "arXiv v1", "ours - arXiv", "ACL 2021", "ours - ACL"]
     grid = Grid(header, lines, frozenset({"arm", "metric"}))
     heading = f"Li & Liang 2021, {table.title}; {base}"
@@ -55,24 +55,24 @@ def _table_text(results: Results, table: PaperTable) -> str:
 
 def _figure_text(results: Results, figure: Figure) -> str:
     primary = results["metric"]
-    own = [[arm["arm"], _interval(arm["scores"][primary], primary)] for arm in results["arms"]]
-    grid = Grid(["arm", f"{label(primary)} [95 %]"], own, frozenset({"arm"}))
+    rows = [[arm["arm"], _interval(arm["scores"][primary], primary)] for arm in results["arms"]]
+    grid = Grid(["arm", f"{label(primary)} [95 %]"], rows, frozenset({"arm"}))
     ours = f"Ours: {results['base']}, {title(results)}. The file says what differs: sweeps/paper/{figure.sweep}.yaml"
     return "\n".join([f"Li & Liang 2021, {figure.title}", f"The paper: {figure.says}", ours, grid.text()])
 
 
 def _warnings(results: Results, table: PaperTable, base: str) -> list[str]:
-    """What keeps this from being a reproduction."""
-    found = []
+    """The differences to the paper that keep a sweep from being a reproduction, a line each."""
+    lines = []
     if results["base"] != base:
-        found.append(f"ANOTHER BASE, {results['base']}: not a reproduction; the differences are between two models.")
+        lines.append(f"ANOTHER BASE, {results['base']}: not a reproduction; the differences are between two models.")
     if results["task"] != table.task:
-        found.append(f"ANOTHER TASK, {results['task']}: not a reproduction; no difference is told.")
+        lines.append(f"ANOTHER TASK, {results['task']}: not a reproduction; no difference is told.")
     elif results["split"] != table.split:
-        found.append(f"THE PAPER'S ARE OF {table.split}, ours of {results['split']}: no difference is told.")
+        lines.append(f"THE PAPER'S ARE OF {table.split}, ours of {results['split']}: no difference is told.")
     elif results["num_sources"] < results["num_sources_total"]:
-        found.append(f"Ours on {results['num_sources']} of {results['num_sources_total']} test sources.")
-    return found
+        lines.append(f"Ours on {results['num_sources']} of {results['num_sources_total']} test sources.")
+    return lines
 
 
 def _footnotes(results: Results, table: PaperTable) -> list[str]:
@@ -89,7 +89,7 @@ def _footnotes(results: Results, table: PaperTable) -> list[str]:
 
 
 def _ours(arm: ArmResult | None, column: Column) -> Interval | None:
-    """Our number for a column, where the sweep has it."""
+    """Our number for a column; None where the sweep has none."""
     if arm is None or not column.is_ours:
         return None
     if column.group is None:
@@ -98,11 +98,11 @@ def _ours(arm: ArmResult | None, column: Column) -> Interval | None:
     return None if group is None else group["scores"].get(column.metric)
 
 
-def _cells(row: Row, place: int, ours: Interval | None, column: Column, *, compare: bool) -> list[str]:
-    """Ours, then each version's number with our distance to it."""
+def _cells(row: Row, index: int, ours: Interval | None, column: Column, *, compare: bool) -> list[str]:
+    """Our number, then each version's number with our distance to it."""
     cells = ["-" if ours is None else _interval(ours, column.metric)]
     for numbers in (row.arxiv, row.acl):
-        number = numbers[place]
+        number = numbers[index]
         cells.append("-" if number is None else f"{number:.{column.digits}f}")
         if number is None or ours is None or not compare:
             cells.append("-")

@@ -1,6 +1,6 @@
-"""What a report says, section by section, as plain text, charts and tables; all of it from `results.json`.
+"""The sections of a report, as plain text, figures and tables; all of it from `results.json`.
 
-A title is the question that its chart or table answers. `page` sets the sections as HTML and as Markdown.
+A title is the question that its figure or table answers. `page.py` writes the sections as HTML and as Markdown.
 """
 
 import math
@@ -13,9 +13,9 @@ from prefixray.metrics import higher_is_better, label
 from prefixray.reporting.figures import (
     FEW,
     Figure,
+    count_states,
     curve_figure,
     difference_figure,
-    how_many,
     importance_figure,
     loss_limits,
     size_figure,
@@ -29,12 +29,12 @@ from prefixray.results.hypotheses import best_run
 from prefixray.results.record import ExampleOutputs, Importance, Results, SearchTrial, Stored, is_finished
 
 NUM_SHOWN = 20  # sources with their outputs
-_FEWEST_RANKED = 3  # trials that a rank correlation is worked out from
+_FEWEST_RANKED = 3  # with fewer trials there is no rank correlation
 _MISSING = (
     "This record was written by an older version and does not hold {}. Run the sweep's command again: nothing is "
     "trained anew, and the record is written in full."
 )
-_MACHINE = {  # how its facts read; others follow under their own names
+_MACHINE = {  # texts of the machine's facts; a fact that is not here follows under its own name
     "cpu": "{}",
     "num_cpus": "{} CPUs",
     "memory_gib": "{} GiB",
@@ -47,7 +47,7 @@ _MACHINE = {  # how its facts read; others follow under their own names
 
 @dataclass(frozen=True)
 class Output:
-    """What an arm made of a source."""
+    """An arm's output on a source."""
 
     arm: str
     text: str
@@ -56,7 +56,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Example:
-    """A source with its outputs; `why` says what is remarkable about it."""
+    """A source with its outputs; `why` says why it was chosen."""
 
     source: str
     references: Sequence[str]
@@ -66,34 +66,37 @@ class Example:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report; what it has is shown in the order of the fields."""
+    """A section of the report; its parts are shown in the order of the fields."""
 
     key: str
     title: str
     grid: Grid | None = None
     text: Sequence[str] = ()
-    reading: str = ""  # how its charts are read
+    reading: str = ""  # how to read its charts
     figures: Sequence[Figure] = ()
     examples: Sequence[Example] = ()
     code: Sequence[str] = ()
-    folded: Grid | None = None  # a long table that is opened on demand
+    folded: Grid | None = None  # a long table; the page shows it on a click
 
 
 def sections(stored: Stored, folder: Path) -> list[Section]:
-    """The whole report on the sweep in `folder`."""
+    """All sections of the report on the sweep in `folder`."""
     search = stored["search"]
-    found = [_result(stored), *_groups(stored)] if is_finished(stored) else [_no_result(folder)]
+    parts = [_result(stored), *_groups(stored)] if is_finished(stored) else [_no_result(folder)]
     if search:
-        found += [_curves(stored), _values(search, _rungs(stored), stored.get("importance")), _early(stored)]
+        parts += [_curves(stored), _values(search, _rungs(stored), stored.get("importance")), _early(stored)]
     if is_finished(stored):
-        found += [_outputs(stored), _cost(stored), _use(stored, folder), _records(stored)]
+        parts += [_outputs(stored), _cost(stored), _use(stored, folder), _records(stored)]
     elif search:
-        found.append(Section("records", "All trials", folded=search_grid(search)))
-    return found
+        parts.append(Section("records", "All trials", folded=search_grid(search)))
+    return parts
 
 
 def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Spearman's, equal values sharing their mean rank; None for fewer than three pairs, or where a side is flat."""
+    """Spearman's rank correlation; equal values share their mean rank.
+
+    None for fewer than three pairs, or where all values of a side are equal.
+    """
     if len(pairs) < _FEWEST_RANKED:
         return None
     first, second = (_ranks(side) for side in zip(*pairs, strict=True))
@@ -147,19 +150,19 @@ def _curves(stored: Stored) -> Section:
         "A cross marks where a trial was stopped, a dot where one finished, the heavy line the arm's best. Dotted "
         f"lines are the rungs, at which trials are compared. All arms share the scale{beyond}"
     )
-    figures = [curve_figure(arm, own, limits, rungs) for arm, own in _arms(search)]
+    figures = [curve_figure(arm, trials, limits, rungs) for arm, trials in _arms(search)]
     return Section("search", heading, text=[_summary(search)], reading=reading, figures=figures)
 
 
 def _values(search: Sequence[SearchTrial], rungs: Sequence[int], importance: Sequence[Importance] | None) -> Section:
-    """Dev loss over every searched value, and which of them matter."""
+    """The dev loss over each searched value, and the values' importance."""
     figures = []
     for arm, trials in _arms(search):
         keys = dict.fromkeys(key for trial in trials for key in trial["config"])
         for key in keys:
             if len({trial["config"].get(key) for trial in trials}) > 1:
                 figures += value_figure(arm, key, trials, rungs)
-        figures += [importance_figure(one) for one in importance or () if one["arm"] == arm]
+        figures += [importance_figure(shares) for shares in importance or () if shares["arm"] == arm]
     text = ["A value that was tried once may owe its place to the others that it was drawn with."]
     reading = "Filled marks are finished trials with their best dev loss. "
     if rungs and any(trial.get("curve") for trial in search):
@@ -172,7 +175,7 @@ def _values(search: Sequence[SearchTrial], rungs: Sequence[int], importance: Seq
     reading += "Lines join the lowest at each value; an arrow is a loss beyond the axis."
     if importance is None:
         text.append(_MISSING.format("parameter importance"))
-    elif missing := [arm for arm, _ in _arms(search) if arm not in {one["arm"] for one in importance}]:
+    elif missing := [arm for arm, _ in _arms(search) if arm not in {shares["arm"] for shares in importance}]:
         text.append(
             f"No importance for {', '.join(missing)}: fewer than 10 trials to compare, or a single searched value."
         )
@@ -180,21 +183,21 @@ def _values(search: Sequence[SearchTrial], rungs: Sequence[int], importance: Seq
 
 
 def _early(stored: Stored) -> Section:
-    """How well the rungs foretell the end."""
+    """The rank correlation between the dev loss at each rung and at the end."""
     heading = "Can a rung's verdict be trusted?"
     rungs = _rungs(stored)
     if not rungs:
         return Section("early", heading, text=["This sweep has no rungs: no trial was stopped early."])
     rows = []
     for arm, trials in _arms(stored["search"]):
-        for place, step in enumerate(rungs, start=1):
+        for number, step in enumerate(rungs, start=1):
             pairs = [
                 (losses[step], losses[max(losses)])
                 for trial in trials
                 if trial["state"] == "done" and step in (losses := dict(trial.get("curve", ())))
             ]
             rho = rank_correlation(pairs)
-            rows.append([arm, str(place), str(step), "-" if rho is None else f"{rho:+.2f}", str(len(pairs))])
+            rows.append([arm, str(number), str(step), "-" if rho is None else f"{rho:+.2f}", str(len(pairs))])
     header = ["arm", "rung", "step", "rank correlation", "n"]
     text = [
         "Spearman's rank correlation between the dev loss at a rung and at the last step: 1 says that the rung orders "
@@ -209,15 +212,15 @@ def _early(stored: Stored) -> Section:
 
 def _outputs(results: Results) -> Section:
     metric, reference = results["metric"], results["reference"]
-    chosen = [one for one in results["examples"] if "arm" in one]
     heading = "What do the outputs look like?"
+    chosen = [example for example in results["examples"] if "arm" in example]
     if not chosen:
-        shown = [Example(e["source"], e["references"], _told(e, results)) for e in results["examples"][:NUM_SHOWN]]
-        return Section("outputs", heading, text=["The first sources of the split."], examples=shown)
+        first = [_example(example, results) for example in results["examples"][:NUM_SHOWN]]
+        return Section("outputs", heading, text=["The first sources of the split."], examples=first)
     sign = 1 if higher_is_better(metric) else -1
-    ordered = sorted(chosen, key=lambda one: sign * _distance(one, reference))
-    behind = [one for one in ordered if sign * _distance(one, reference) < 0]
-    ahead = [one for one in reversed(ordered) if sign * _distance(one, reference) > 0]
+    ordered = sorted(chosen, key=lambda example: sign * _distance(example, reference))
+    behind = [example for example in ordered if sign * _distance(example, reference) < 0]
+    ahead = [example for example in reversed(ordered) if sign * _distance(example, reference) > 0]
     text = [
         f"The sources on which an arm's output is farthest from {reference}'s, by {label(metric)} of the source alone: "
         f"first where arms are behind, the worst first, then where they are ahead. Each arm's first seed; numbers "
@@ -225,22 +228,20 @@ def _outputs(results: Results) -> Section:
         f"Extremes are no sample: of all {results['num_sources']} sources the table above speaks.",
     ]
     examples = [
-        Example(
-            one["source"],
-            one["references"],
-            _told(one, results),
-            why=f"{one['arm']} {abs(_distance(one, reference)):.1f} {label(metric)} {place} {reference}",
-        )
-        for place, group in (("behind", behind), ("ahead of", ahead))
-        for one in group
+        _example(example, results, f"{example['arm']} {distance:.1f} {label(metric)} {where} {reference}")
+        for where, group in (("behind", behind), ("ahead of", ahead))
+        for example in group
+        for distance in [abs(_distance(example, reference))]
     ]
     return Section("outputs", heading, text=text, examples=examples[:NUM_SHOWN])
 
 
-def _told(example: ExampleOutputs, results: Results) -> list[Output]:
+def _example(example: ExampleOutputs, results: Results, why: str = "") -> Example:
+    """An example with the outputs in the order of the arms."""
     scores = example.get("scores", {})
     names = [arm["arm"] for arm in results["arms"] if arm["arm"] in example["outputs"]]
-    return [Output(n, example["outputs"][n], f"{scores[n]:.1f}" if n in scores else "") for n in names]
+    outputs = [Output(n, example["outputs"][n], f"{scores[n]:.1f}" if n in scores else "") for n in names]
+    return Example(example["source"], example["references"], outputs, why)
 
 
 def _distance(example: ExampleOutputs, reference: str) -> float:
@@ -250,12 +251,12 @@ def _distance(example: ExampleOutputs, reference: str) -> float:
 def _cost(results: Results) -> Section:
     rows = []
     for arm in (arm for arm in results["arms"] if arm["method"] is not None):
-        own = [trial for trial in results["search"] if trial["arm"] == arm["arm"]]
-        steps = sum(trial["step"] for trial in own)
-        full = sum(trial["num_steps"] for trial in own)
+        trials = [trial for trial in results["search"] if trial["arm"] == arm["arm"]]
+        steps = sum(trial["step"] for trial in trials)
+        full = sum(trial["num_steps"] for trial in trials)
         saved = f"{100 * (1 - steps / full):.0f} %" if full else "-"
-        finished = sum(trial["state"] == "done" for trial in own)
-        counts = [str(len(own)), str(finished), f"{steps:,}", saved] if own else ["-"] * 4
+        finished = sum(trial["state"] == "done" for trial in trials)
+        counts = [str(len(trials)), str(finished), f"{steps:,}", saved] if trials else ["-"] * 4
         rows.append([arm["arm"], *counts, f"{arm['minutes']:.1f}", str(len(arm["seeds"]))])
     header = ["arm", "trials", "finished", "steps", "steps saved", "training minutes", "final runs"]
     total = sum(arm["minutes"] for arm in results["arms"])
@@ -273,7 +274,7 @@ def _cost(results: Results) -> Section:
 
 
 def _use(results: Results, folder: Path) -> Section:
-    """Commands for what was found, and what to cite."""
+    """Commands that use the sweep's artifacts, and the works to cite."""
     heading = "How to use, share and cite it"
     if all(arm["method"] is None for arm in results["arms"]):
         return Section("use", heading, text=["No final run has ended well: there is nothing to decode."])
@@ -310,11 +311,11 @@ def _records(results: Results) -> Section:
 
 
 def _summary(search: Sequence[SearchTrial]) -> str:
-    return "; ".join(f"{arm}: {how_many(trials)}" for arm, trials in _arms(search)) + "."
+    return "; ".join(f"{arm}: {count_states(trials)}" for arm, trials in _arms(search)) + "."
 
 
 def _rungs(stored: Stored) -> list[int]:
-    """The steps of the rungs; of an older record those at which a trial was stopped."""
+    """The steps of the rungs; an older record knows only those at which a trial was stopped."""
     known = {trial["rung"]: trial["step"] for trial in stored["search"] if trial["rung"] is not None}
     return stored.get("rungs", [known[rung] for rung in sorted(known)])
 
