@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from prefixray.data.entries import DataConfig, Entry, Form, Splits, gather, read_file, read_path
-from prefixray.data.row_files import Row
+from prefixray.data.entries import DataConfig, Entry, Form, Splits, read_file, read_path
+from prefixray.data.row_files import Row, for_each_split
 from prefixray.errors import UserError
 
 
@@ -26,7 +26,7 @@ def load_own_data(config: DataConfig) -> Splits:
             raise UserError(f"task.{split}: {config.name} needs a JSONL or CSV file here")
         return read_file(f"task.{split}", Path(name).expanduser(), form)
 
-    return gather(read)
+    return Splits(**for_each_split(read))
 
 
 def _group_of(column: str | None) -> Callable[[Row], str | None] | None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from prefixray.data.entries import DataConfig, Entry, Splits, text_problem
 from prefixray.data.hub import load_hub
-from prefixray.data.row_files import is_folder
+from prefixray.data.row_files import for_each_split, is_folder
 from prefixray.errors import UserError
 
 HUB_CONFIG = "webnlg_challenge_2017"
@@ -52,7 +52,7 @@ class TripleSet:
 
 def load_e2e(config: DataConfig) -> Splits:
     """The E2E challenge (Novikova et al. 2017): 42,061 training pairs, 547 dev sources, 630 test sources."""
-    return Splits(_read_e2e("train"), _read_e2e("dev"), _read_e2e("test"))
+    return Splits(**for_each_split(_read_e2e))
 
 
 def load_webnlg(config: DataConfig) -> Splits:
@@ -65,9 +65,10 @@ def load_webnlg(config: DataConfig) -> Splits:
     if config.path is None:
         raise UserError("task.path: webnlg needs the folder of the 2017 challenge's files or a hub data set")
     path = config.path
-    train, dev, test = _read_folder(Path(path).expanduser()) if is_folder(path) else _read_hub(path)
-    seen = {entry.category for entry in train}
-    return Splits(_entries(train, seen), _entries(dev, seen), _entries(_without_copies(test), seen))
+    sets = _read_folder(Path(path).expanduser()) if is_folder(path) else _read_hub(path)
+    sets["test"] = _without_copies(sets["test"])
+    seen = {entry.category for entry in sets["train"]}
+    return Splits(**{split: _entries(of_split, seen) for split, of_split in sets.items()})
 
 
 def load_dart(config: DataConfig) -> Splits:
@@ -77,21 +78,17 @@ def load_dart(config: DataConfig) -> Splits:
     """
     if config.path is None:
         raise UserError("task.path: dart needs the folder of its JSON files (github.com/Yale-LILY/dart, data/v1.1.1)")
-    folder, splits, problems = Path(config.path).expanduser(), [], []
-    for split in ("train", "dev", "test"):
+    folder = Path(config.path).expanduser()
+
+    def read(split: str) -> list[Entry]:
         files = sorted(folder.glob(f"*{split}*.json")) + sorted(folder.glob(f"*{split}*.json.gz"))
         if len(files) != 1:
             names = ", ".join(file.name for file in files) or "none"
             must = f"must have one file *{split}*.json or *{split}*.json.gz"
-            problems.append(f"task.path: {folder}: {must}; found {names}")
-            continue
-        try:
-            splits.append(_read_dart(files[0]))
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(*problems)
-    return Splits(*splits)
+            raise UserError(f"task.path: {folder}: {must}; found {names}")
+        return _read_dart(files[0])
+
+    return Splits(**for_each_split(read))
 
 
 def linearise_meaning(meaning: str) -> str:
@@ -173,28 +170,21 @@ def _without_copies(test: Sequence[TripleSet]) -> list[TripleSet]:
     return list(dict.fromkeys(entry for entry in test if entry.texts))
 
 
-def _read_folder(folder: Path) -> list[list[TripleSet]]:
+def _read_folder(folder: Path) -> dict[str, list[TripleSet]]:
     """Each split from FOLDER/SPLIT.json or from all XML files under FOLDER/SPLIT/.
 
     Raises `UserError` with the problems of all splits.
     """
-    splits, problems = [], []
-    for split in ("train", "dev", "test"):
+
+    def read(split: str) -> list[TripleSet]:
         json_file, xml_files = folder / f"{split}.json", sorted((folder / split).rglob("*.xml"))
-        sets: list[TripleSet] = []
-        try:
-            if json_file.is_file():
-                sets = _read_json(json_file)
-            elif xml_files:
-                sets = [entry for file in xml_files for entry in _read_xml(file)]
-            else:
-                problems.append(f"task.path: {folder}: has neither {split}.json nor XML files in {split}/")
-        except UserError as error:
-            problems += error.problems
-        splits.append(sets)
-    if problems:
-        raise UserError(*problems)
-    return splits
+        if json_file.is_file():
+            return _read_json(json_file)
+        if not xml_files:
+            raise UserError(f"task.path: {folder}: has neither {split}.json nor XML files in {split}/")
+        return [entry for file in xml_files for entry in _read_xml(file)]
+
+    return for_each_split(read)
 
 
 def _read_xml(file: Path) -> list[TripleSet]:
@@ -229,9 +219,9 @@ def _read_json(file: Path) -> list[TripleSet]:
     return sets
 
 
-def _read_hub(name: str) -> list[list[TripleSet]]:
+def _read_hub(name: str) -> dict[str, list[TripleSet]]:
     hub = load_hub(name, HUB_CONFIG, dev="dev", remedy="give the folder of the 2017 challenge's files")
-    return [_hub_split(name, split, hub_rows.rows) for split, hub_rows in hub.items()]
+    return {split: _hub_split(name, split, hub_rows.rows) for split, hub_rows in hub.items()}
 
 
 def _hub_split(name: str, split: str, rows: Iterable[Mapping[str, Any]]) -> list[TripleSet]:

@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prefixray.data.hub import load_hub
-from prefixray.data.row_files import SPLITS, Row, find_splits, is_folder, kind_of, read_rows
+from prefixray.data.row_files import Row, find_splits, for_each_split, is_folder, kind_of, read_rows
 from prefixray.errors import UserError
 from prefixray.system.records import Strict, Text
 
 logger = logging.getLogger(__name__)
 
-NUM_PROBLEMS_SHOWN = 20
 TASK_PATHS = ("path", "urls", "train", "dev", "test")
 """The keys of a task that name files, or for `path` a hub data set."""
 
@@ -164,7 +163,7 @@ def read_path(path: str, form: Form, *, hub_config: str | None = None) -> Splits
     """
     if is_folder(path):
         files = find_splits(path)
-        return gather(lambda split: read_file("task.path", files[split], form))
+        return Splits(**for_each_split(lambda split: read_file("task.path", files[split], form)))
     remedy = "set task.path to a folder with train.jsonl, dev.jsonl and test.jsonl, whose columns are {} and {}"
     hub = load_hub(path, hub_config, remedy=remedy.format(form.sources[0], form.targets[0]))
     place, lenient = f"task.path: {path}", replace(form, leaves_out_empty=True)
@@ -174,23 +173,7 @@ def read_path(path: str, form: Form, *, hub_config: str | None = None) -> Splits
             raise UserError(*(f"{place}: {split}: {problem}" for problem in problems))
         return _entries(f"{place}: {split}", f"{place}: {split} row ", enumerate(hub[split].rows), lenient)
 
-    return gather(read)
-
-
-def gather(read: Callable[[str], list[Entry]]) -> Splits:
-    """The three splits, each read by its name. Raises `UserError` with the first 20 problems of all splits."""
-    splits: dict[str, list[Entry]] = {}
-    problems: list[str] = []
-    for split in SPLITS:
-        try:
-            splits[split] = read(split)
-        except UserError as error:
-            problems += error.problems
-    if len(problems) > NUM_PROBLEMS_SHOWN:
-        problems[NUM_PROBLEMS_SHOWN:] = [f"and {len(problems) - NUM_PROBLEMS_SHOWN} more"]
-    if problems:
-        raise UserError(*problems)
-    return Splits(**splits)
+    return Splits(**for_each_split(read))
 
 
 def _entries(name: str, prefix: str, rows: Iterable[tuple[int, Row | str]], form: Form) -> list[Entry]:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from prefixray.errors import UserError
 from prefixray.system.path_or_hub import local_path
@@ -25,9 +25,11 @@ SPLITS: Mapping[str, tuple[str, ...]] = {
 }
 """The names that a split may have, in a folder and on the hub."""
 
+_NUM_PROBLEMS_SHOWN = 20
 _ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz")
 _LINE_SUFFIX = ".source"
 
+T = TypeVar("T")
 Row = Mapping[str, object]
 NumberedRows = Iterator[tuple[int, Row | str]]  # a line's number, and the row that starts there or a problem with it
 CheckColumns = Callable[[Sequence[str]], list[str]]  # columns -> problems with them
@@ -45,23 +47,37 @@ def is_folder(path: str) -> bool:
     return False
 
 
-def find_splits(path: str) -> dict[str, Path]:
-    """The file of each split in a folder. Raises `UserError` for each split that has none, or several."""
-    folder, splits, problems = Path(path).expanduser(), {}, []
-    for split, names in SPLITS.items():
-        wanted = [f"{name}{suffix}" for name in names for suffix in (*_ROW_SUFFIXES, _LINE_SUFFIX)]
-        files = [folder / name for name in wanted if (folder / name).is_file()]
-        if not files:
-            forms = f"{split}.jsonl, {split}.csv (or either with .gz) nor {split}.source"
-            problems.append(f"task.path: {path}: has neither {forms}")
-        elif len(files) > 1:
-            several = ", ".join(file.name for file in files)
-            problems.append(f"task.path: {path}: has several files for {split}: {several}; keep one")
-        else:
-            splits[split] = files[0]
+def for_each_split(read: Callable[[str], T]) -> dict[str, T]:
+    """The results of `read` by split. Raises `UserError` with the first 20 problems of all splits."""
+    results: dict[str, T] = {}
+    problems: list[str] = []
+    for split in SPLITS:
+        try:
+            results[split] = read(split)
+        except UserError as error:
+            problems += error.problems
+    if len(problems) > _NUM_PROBLEMS_SHOWN:
+        problems[_NUM_PROBLEMS_SHOWN:] = [f"and {len(problems) - _NUM_PROBLEMS_SHOWN} more"]
     if problems:
         raise UserError(*problems)
-    return splits
+    return results
+
+
+def find_splits(path: str) -> dict[str, Path]:
+    """The file of each split in a folder. Raises `UserError` for each split that has none, or several."""
+
+    def find(split: str) -> Path:
+        names = [f"{name}{suffix}" for name in SPLITS[split] for suffix in (*_ROW_SUFFIXES, _LINE_SUFFIX)]
+        files = [file for name in names if (file := Path(path).expanduser() / name).is_file()]
+        if not files:
+            forms = f"{split}.jsonl, {split}.csv (or either with .gz) nor {split}.source"
+            raise UserError(f"task.path: {path}: has neither {forms}")
+        if len(files) > 1:
+            several = ", ".join(file.name for file in files)
+            raise UserError(f"task.path: {path}: has several files for {split}: {several}; keep one")
+        return files[0]
+
+    return for_each_split(find)
 
 
 def is_line_file(file: Path) -> bool:
