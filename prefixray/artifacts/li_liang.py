@@ -55,14 +55,14 @@ def convert_checkpoint(checkpoint: Path, base: Base, task: TaskConfig) -> tuple[
     tensors = {"infix.embedding": state.pop("wte2.weight")} if is_infix else {}
     sites, mode, mid_dim = _sites(state, base, file), "activation", None
     for site, parts in sites.items():
-        shape, place = base.shape.sites[site], f"{file}: {_NAMES[site][1]}"
+        shape, where = base.shape.sites[site], f"{file}: {_NAMES[site][1]}"
         if "" in parts:
-            prefix = _flat(parts[""], shape, place)
+            prefix = _flat(parts[""], shape, where)
         else:
-            rows, mid_dim = _rows(parts, place)
+            rows, mid_dim = _rows(parts, where)
             mode = "embedding" if rows.shape[1] == base.shape.hidden_size else mode
             prefix = (
-                Binder.of(base.model).record(rows[None])[site] if mode == "embedding" else _split(rows, shape, place)
+                Binder.of(base.model).record(rows[None])[site] if mode == "embedding" else _split(rows, shape, where)
             )
         tensors[f"{site}.key"], tensors[f"{site}.value"] = prefix.contiguous()
     trial = PrefixTrial.model_validate(
@@ -134,34 +134,34 @@ def _sites(state: Mapping[str, Tensor], base: Base, file: Path) -> dict[str, dic
     return sites
 
 
-def _rows(parts: Mapping[str, Tensor], place: str) -> tuple[Tensor, int | None]:
+def _rows(parts: Mapping[str, Tensor], where: str) -> tuple[Tensor, int | None]:
     """The output of a site's network for each position, and its hidden width; without a network the embedding."""
     layers = next((layers for layers in _LAYERS if set(parts) == _tensor_names(layers)), None)
     if layers is None:
         there, wanted = ", ".join(sorted(parts)), ", ".join(sorted(_tensor_names(_LAYERS[0])))
-        raise UserError(f"{place}: has the tensors {there}; a network's are {wanted}")
+        raise UserError(f"{where}: has the tensors {there}; a network's are {wanted}")
     rows = parts["embedding"]  # (P, d)
     for layer in layers:
         weight, bias = parts[f"{layer}.weight"], parts[f"{layer}.bias"]
         if weight.ndim != 2 or rows.ndim != 2 or weight.shape[1] != rows.shape[1] or bias.shape != weight.shape[:1]:
             shapes = f"{tuple(weight.shape)} and bias {tuple(bias.shape)} on {tuple(rows.shape)}"
-            raise UserError(f"{place}.{layer}: weight {shapes}: do not fit one another")
+            raise UserError(f"{where}.{layer}: weight {shapes}: do not fit one another")
         rows = rows @ weight.T + bias
         rows = rows if layer == layers[-1] else rows.tanh()
     return rows, parts["0.weight"].shape[0] if layers else None
 
 
-def _split(rows: Tensor, site: SiteShape, place: str) -> Tensor:
+def _split(rows: Tensor, site: SiteShape, where: str) -> Tensor:
     """A network's rows as a prefix, (2, L, K, P, D)."""
     width = site.prefix_width
     if rows.shape[1] != width:
         raise UserError(
-            f"{place}: gives {rows.shape[1]} numbers a position; keys and values of all layers of the base are {width}"
+            f"{where}: gives {rows.shape[1]} numbers a position; keys and values of all layers of the base are {width}"
         )
     return rows.view(-1, site.num_layers, 2, site.num_kv_heads, site.head_dim).permute(2, 1, 3, 0, 4)
 
 
-def _flat(tensor: Tensor, site: SiteShape, place: str) -> Tensor:
+def _flat(tensor: Tensor, site: SiteShape, where: str) -> Tensor:
     """The tensor of `--init_shallow` as a prefix, (2, L, K, P, D).
 
     It is (2 L, 1, K, P, D) if it was initialised with words, else one row of numbers with positions outermost.
@@ -172,7 +172,7 @@ def _flat(tensor: Tensor, site: SiteShape, place: str) -> Tensor:
     if tensor.ndim == 1 and tensor.numel() and tensor.numel() % site.prefix_width == 0:
         return tensor.view(-1, layers, 2, heads, dim).permute(2, 1, 3, 0, 4)
     wanted = f"(2 x {layers}, 1, {heads}, positions, {dim})"
-    raise UserError(f"{place}: {tuple(tensor.shape)}: a flat prefix of this base is {wanted}, or that in a row")
+    raise UserError(f"{where}: {tuple(tensor.shape)}: a flat prefix of this base is {wanted}, or that in a row")
 
 
 def _tensor_names(layers: tuple[int, ...]) -> set[str]:

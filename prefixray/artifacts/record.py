@@ -125,32 +125,32 @@ def check_new(out: Path) -> None:
         raise UserError(f"--out: {out}: is not empty; name a new folder")
 
 
-def check_record(place: str, body: Mapping[str, Any], method: str) -> None:
+def check_record(where: str, body: Mapping[str, Any], method: str) -> None:
     """Raise `UserError`, a line for each problem, if `body` cannot be the JSON of an artifact of `method`."""
     if body.get("format") != FORMAT:
-        raise UserError(f"{place}: artifact format {body.get('format')!r}; this prefixray reads format {FORMAT}")
-    _check(ArtifactRecord, place, body)
+        raise UserError(f"{where}: artifact format {body.get('format')!r}; this prefixray reads format {FORMAT}")
+    _check(ArtifactRecord, where, body)
     values = body["config"]["method"]
     for key in (key for key, value in values.items() if isinstance(value, int) and value > _LARGEST):
-        raise UserError(f"{place}: config.method.{key}: {values[key]}: fits no base; copy or train it again")
+        raise UserError(f"{where}: config.method.{key}: {values[key]}: fits no base; copy or train it again")
     inside = values["method"]
     if not body["method"] == inside == method:
         raise UserError(
-            f"{place}: method: {body['method']!r} with a configuration of {inside!r}, in a file of {method!r}"
+            f"{where}: method: {body['method']!r} with a configuration of {inside!r}, in a file of {method!r}"
         )
 
 
-def check_template(place: str, template: Mapping[str, Any], *, vocab_size: int, is_encoder_decoder: bool) -> None:
+def check_template(where: str, template: Mapping[str, Any], *, vocab_size: int, is_encoder_decoder: bool) -> None:
     """Raise `UserError` for a template that cannot make prompts for the base."""
-    place = f"{place}: template"
-    _check(TemplateRecord, place, template)
+    where = f"{where}: template"
+    _check(TemplateRecord, where, template)
     record = TemplateRecord.model_validate(template)
     if record.is_encoder_decoder != is_encoder_decoder or bool(record.target_before) != is_encoder_decoder:
         kind = "an encoder-decoder" if is_encoder_decoder else "a decoder-only base"
-        raise UserError(f"{place}: is not that of {kind}; copy or train it again")
+        raise UserError(f"{where}: is not that of {kind}; copy or train it again")
     ids = (*record.before, *record.after, *record.target_before, record.eos_id, record.pad_id)
     if max(ids) >= vocab_size:
-        raise UserError(f"{place}: token {max(ids)}: the base has {vocab_size} of them; copy or train it again")
+        raise UserError(f"{where}: token {max(ids)}: the base has {vocab_size} of them; copy or train it again")
 
 
 def trial_method(record: Mapping[str, Any]) -> AnyTrial:
@@ -159,17 +159,17 @@ def trial_method(record: Mapping[str, Any]) -> AnyTrial:
     return method
 
 
-def _check(model: type[BaseModel], place: str, values: Mapping[str, Any]) -> None:
+def _check(model: type[BaseModel], where: str, values: Mapping[str, Any]) -> None:
     try:
         model.model_validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        problems = [_sentence(place, detail["loc"], detail["msg"]) for detail in error.errors()]
-        hidden = [f"{place}: and {len(problems) - _NUM_SHOWN} more"] if len(problems) > _NUM_SHOWN else []
+        problems = [_sentence(where, detail["loc"], detail["msg"]) for detail in error.errors()]
+        hidden = [f"{where}: and {len(problems) - _NUM_SHOWN} more"] if len(problems) > _NUM_SHOWN else []
         raise UserError(*problems[:_NUM_SHOWN], *hidden) from None
 
 
-def _sentence(place: str, loc: tuple[int | str, ...], message: str) -> str:
+def _sentence(where: str, loc: tuple[int | str, ...], message: str) -> str:
     """One problem with its key. pydantic also names the member of a union that it tried; that name is left out."""
     tried = {"trained", "converted", *METHODS}
     key = ".".join(str(part) for i, part in enumerate(loc) if i == 0 or part not in tried)
-    return f"{place}: {key}: {message[0].lower()}{message[1:]}; copy or train it again"
+    return f"{where}: {key}: {message[0].lower()}{message[1:]}; copy or train it again"

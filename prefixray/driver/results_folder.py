@@ -19,8 +19,7 @@ from prefixray.config.schema import SweepConfig
 from prefixray.errors import UserError
 from prefixray.reporting.page import write_page
 from prefixray.reporting.tables import render_markdown, write_csv
-from prefixray.results.compare import UNTUNED
-from prefixray.results.record import Results, is_finished, load_results
+from prefixray.results.record import UNTUNED, Results, is_finished, load_results
 from prefixray.system.atomic_files import write_whole
 from prefixray.trial import TrialFolder
 

@@ -13,7 +13,7 @@ from prefixray.data.catalog import task_title
 from prefixray.metrics import DECIMALS, label
 from prefixray.reporting.grid import SHORT, Grid, count_text, differing_keys, escaped, one_line, value_text
 from prefixray.reporting.verdict import is_significant, notes, num_seeds
-from prefixray.results.compare import NUM_EXAMPLES
+from prefixray.results.examples import NUM_EXAMPLES
 from prefixray.results.record import ArmResult, ExampleOutputs, Interval, Results, SearchTrial
 
 WIDTH = 130  # columns of the longest printed line of prose

@@ -13,16 +13,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.config.trials import TrialConfig
 from prefixray.data import Sourced
-from prefixray.metrics import Floats, Scored, higher_is_better
+from prefixray.metrics import Scored
+from prefixray.results.examples import choose_examples
 from prefixray.results.hypotheses import read_hypotheses, score_all
 from prefixray.results.record import (
+    UNTUNED,
     ArmResult,
-    ExampleOutputs,
     GroupResult,
     Interval,
     Provenance,
@@ -37,12 +36,8 @@ from prefixray.trial import TrialFolder
 
 logger = logging.getLogger(__name__)
 
-UNTUNED = "untuned"
-NUM_EXAMPLES = 3  # sources that are printed with their outputs
 MOST_GROUPS = 4
 """Where there are more groups of test sources, none is scored apart: XSum's articles have dozens of topics."""
-NUM_EXTREMES = 20
-"""Sources on which arms and the reference differ most; their outputs are stored beside those of the first sources."""
 _PACKAGES = ("prefixray", "torch", "transformers", "ray", "optuna", "mlflow", "sacrebleu", "numpy")
 
 
@@ -133,6 +128,8 @@ def make_results(
     for name, rows in _groups(sources).items():
         _add_group(name, rows, arms, scores)
     differences = [compared[primary][arm].difference for arm in scored if arm != UNTUNED]
+    outputs = {arm: read_hypotheses(of_arm[0], "test") for arm, of_arm in folders.items()}
+    first_seeds = {arm: seeds[0] for arm, seeds in scores.of(primary).items()}
     return Results(
         sweep=config.name,
         base=config.base,
@@ -155,7 +152,7 @@ def make_results(
         arms=arms,
         resolution=max((resolution(**asdict(difference)) for difference in differences if difference), default=0.0),
         notes=[*([facts.leak] if facts.leak else ()), *_notes(config, runs)],
-        examples=_examples(folders, scores, sources),
+        examples=choose_examples(outputs, first_seeds, scores.reference, sources),
         search=list(facts.search),
         budget={"minutes": facts.sweep_minutes},
     )
@@ -276,45 +273,6 @@ def _arm_result(
 
 def _interval(estimate: Estimate) -> Interval:
     return Interval(value=estimate.value, low=estimate.low, high=estimate.high)
-
-
-def _examples(
-    folders: Mapping[str, Sequence[Path]], scores: _Scores, sources: Sequence[Sourced]
-) -> list[ExampleOutputs]:
-    """Outputs of each arm's first seed side by side: the first sources, then those where the arms differ most."""
-    outputs = {arm: read_hypotheses(runs[0], "test") for arm, runs in folders.items()}
-    by_source = {arm: seeds[0].of_sums(seeds[0].statistics) for arm, seeds in scores.of(scores.primary).items()}  # (N,)
-    chosen = _extremes(by_source, scores.reference, 1.0 if higher_is_better(scores.primary) else -1.0)
-    examples = []
-    num_first = NUM_EXAMPLES if chosen else NUM_EXTREMES
-    for index in dict.fromkeys([*range(min(num_first, len(sources))), *chosen]):
-        example = ExampleOutputs(
-            source=sources[index].source,
-            references=list(sources[index].references),
-            outputs={arm: texts[index] for arm, texts in outputs.items()},
-            scores={arm: float(values[index]) for arm, values in by_source.items()},
-        )
-        if index in chosen:
-            example["arm"] = chosen[index]
-        examples.append(example)
-    return examples
-
-
-def _extremes(scores: Mapping[str, Floats], reference: str, sign: float) -> dict[int, str]:
-    """The sources on which an arm is farthest behind the reference or ahead, each with its arm; arms take turns."""
-    queues: list[tuple[str, list[int]]] = []
-    for arm in (arm for arm in scores if arm not in (reference, UNTUNED)):
-        difference = sign * (scores[arm] - scores[reference])
-        for end in (difference, -difference):
-            queues.append((arm, [int(i) for i in np.argsort(end, kind="stable") if end[i] < 0]))
-    chosen: dict[int, str] = {}
-    while len(chosen) < NUM_EXTREMES and any(queue for _, queue in queues):
-        for arm, queue in queues:
-            while queue and queue[0] in chosen:
-                del queue[0]
-            if queue and len(chosen) < NUM_EXTREMES:
-                chosen[queue.pop(0)] = arm
-    return chosen
 
 
 def _machine(provenance: Provenance) -> dict[str, object]:

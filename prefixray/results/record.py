@@ -12,6 +12,8 @@ from typing import NotRequired, TypedDict, TypeGuard
 from prefixray.errors import UserError
 from prefixray.system.records import Scalar
 
+UNTUNED = "untuned"  # the arm without a method: the base as it is
+
 
 @dataclass(frozen=True)
 class Provenance:

@@ -132,10 +132,10 @@ def _bootstrap(arms: Mapping[str, Sequence[Scored]], draws: Draws) -> dict[str, 
         drawn_subsets = _draw(common, size, num_subsets)
         for arm, scored in arms.items():
             scores = np.stack([each.resampled(weights) for each in scored], axis=1)  # (R, S)
-            own = sorted(set(subsets.get(arm, ())))
-            if len(own) > 1:  # of low data; an arm whose runs have failed may lack some
-                units = np.stack([scores[:, np.equal(subsets[arm], one)].mean(axis=1) for one in own], axis=1)
-                drawn = drawn_subsets[:, own]
+            present = sorted(set(subsets.get(arm, ())))
+            if len(present) > 1:  # low data; an arm whose runs have failed may lack a subset
+                of_subset = [scores[:, np.equal(subsets[arm], subset)].mean(axis=1) for subset in present]
+                units, drawn = np.stack(of_subset, axis=1), drawn_subsets[:, present]
             else:
                 units, drawn = scores, _draw(seeds[arm], size, len(scored))
             parts[arm].append(scores.mean(axis=1) + _deviation(units, drawn))

@@ -4,14 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import SweepConfig
 from prefixray.data import Sourced
 from prefixray.metrics import score
-from prefixray.results.compare import NUM_EXTREMES, Facts, FinalRun, _extremes, make_results
+from prefixray.results.compare import Facts, FinalRun, make_results
 from prefixray.results.hypotheses import write_hypotheses
 from prefixray.results.record import Provenance, Results
 
@@ -96,16 +95,3 @@ def test_each_group_of_sources_is_scored_alone(tmp_path: Path) -> None:
 
 def test_sources_of_one_group_or_of_very_many_have_no_table_of_their_own(tmp_path: Path) -> None:
     assert all("groups" not in arm for arm in results(tmp_path, ["sport"] * 4)["arms"])
-
-
-def test_the_extremes_of_each_arm_are_chosen_in_turn_among_all_sources() -> None:
-    reference = np.full(200, 50.0)
-    first, second = reference.copy(), reference.copy()
-    first[[150, 160]] = [10.0, 90.0]
-    second[[170, 180, 150]] = [30.0, 80.0, 0.0]
-    scores = {"untuned": np.zeros(200), "prefix": first, "adapter": second, "finetune": reference}
-    chosen = _extremes(scores, "finetune", 1.0)
-    assert chosen == {150: "prefix", 160: "prefix", 170: "adapter", 180: "adapter"}, "150 is shown once"
-    scores["prefix"] = np.linspace(0, 100, 200)
-    chosen = _extremes(scores, "finetune", 1.0)
-    assert len(chosen) == NUM_EXTREMES and {0, 199} <= set(chosen)
