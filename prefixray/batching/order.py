@@ -5,7 +5,7 @@ import functools
 import torch
 from torch import Tensor
 
-from prefixray.system.seeds import derive_seed
+from prefixray.config.seeds import derive_seed
 
 
 def example_indices(start: int, count: int, *, num_examples: int, seed: int) -> list[int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from prefixray.cluster.decode_queue import DecodeJob
 from prefixray.config.schema import ArmConfig, SweepConfig
+from prefixray.config.seeds import CANDIDATE_REPLICATE
 from prefixray.data import Sourced
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.stage import Stage
@@ -20,7 +21,6 @@ from prefixray.results.hypotheses import Split
 from prefixray.search.fixed_study import FixedStudy
 from prefixray.search.study import ArmStudy
 from prefixray.search.trial_source import Proposal, Record
-from prefixray.system.seeds import CANDIDATE_REPLICATE
 from prefixray.trial import TrialSpec
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,6 @@ from typing import Literal, TextIO
 from prefixray.cluster.connect import Cluster, chosen_address, connected
 from prefixray.cluster.pool import Pool
 from prefixray.cluster.worker import WorkerSetup
-from prefixray.config.base_path import find_base
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
@@ -33,7 +32,7 @@ from prefixray.search.status import View
 from prefixray.search.storage import repair_journal
 from prefixray.search.study import ArmStudy
 from prefixray.search.trial_source import Proposal, Record
-from prefixray.system.path_or_hub import local_path
+from prefixray.system.path_or_hub import find_base, local_path
 from prefixray.system.records import Scalar
 from prefixray.tracking.tracker import Tracker, check_server, open_tracker
 from prefixray.tracking.views import column

@@ -22,9 +22,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from prefixray.config.base_path import find_base
 from prefixray.system.atomic_files import clear_scratch, whole_folder
 from prefixray.system.machine import cache_folder
+from prefixray.system.path_or_hub import find_base
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prefixray.config.schema import ArmConfig, SweepConfig
+from prefixray.config.seeds import subset_of
 from prefixray.config.trials import TrialConfig
 from prefixray.data import Sourced
 from prefixray.metrics import Scored
@@ -31,7 +32,6 @@ from prefixray.results.record import (
 )
 from prefixray.results.statistics import Comparison, Draws, Estimate, compare, intervals, resolution, sd
 from prefixray.system.machine import cpu_fact, num_cpus, total_bytes
-from prefixray.system.seeds import subset_of
 from prefixray.trial import TrialFolder
 
 logger = logging.getLogger(__name__)

@@ -23,8 +23,8 @@ from typing import Required, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from prefixray.config.seeds import derive_seed
 from prefixray.metrics import Scored
-from prefixray.system.seeds import derive_seed
 
 _PERCENTILES = (2.5, 97.5)
 _NUM_RESAMPLES = 10_000

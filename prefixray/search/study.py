@@ -17,11 +17,11 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from prefixray.config.schema import ArmConfig
+from prefixray.config.seeds import derive_seed
 from prefixray.config.space import AnyDimension, Choice, Int, LogUniform, Uniform
 from prefixray.errors import UserError
 from prefixray.search.trial_source import HIDDEN, Proposal, TrialSource, started_trials, state_of
 from prefixray.system.records import Scalar
-from prefixray.system.seeds import derive_seed
 
 _ADDED = "added_by"  # user attribute: the request that added a trial
 _BUDGET = "budget"  # user attribute of a study: the number of trials after requests

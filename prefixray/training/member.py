@@ -12,13 +12,13 @@ import torch
 
 from prefixray.batching.order import example_indices
 from prefixray.batching.rows import Row
+from prefixray.config.seeds import derive_seed
 from prefixray.config.trials import TrialConfig
 from prefixray.errors import UserError
 from prefixray.methods import build_method
 from prefixray.methods.contract import Method
 from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
-from prefixray.system.seeds import derive_seed
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from prefixray.batching.lengths import row_lengths
 from prefixray.batching.shared_prompts import lengths_run
 from prefixray.batching.template import Template, make_template
 from prefixray.config.schema import ArmConfig
+from prefixray.config.seeds import subset_of
 from prefixray.config.trials import TrainConfig
 from prefixray.data import Task, load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.model.base import Base, checkpointed, load_in
 from prefixray.system.machine import available_bytes, give_back
-from prefixray.system.seeds import subset_of
 from prefixray.training.base_checks import Room, check_arms
 from prefixray.training.facts import WorkerFacts
 from prefixray.training.member import Seeds

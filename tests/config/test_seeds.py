@@ -1,6 +1,6 @@
 """Seeds, and the subset of low data that a run trains on."""
 
-from prefixray.system.seeds import CANDIDATE_REPLICATE, subset_of
+from prefixray.config.seeds import CANDIDATE_REPLICATE, subset_of
 
 
 def test_final_runs_take_turns_on_the_subsets_and_the_search_has_the_first() -> None:
