@@ -1,14 +1,10 @@
-"""Examples -> token ids -> batches.
+"""Examples become rows of token ids, and rows become batches of tensors.
 
-A template says how texts become tokens. A decoder-only model reads source, separator and target as one row: plain, as
-the original did (a space, the source, a space, the separator; then a space, the target, a space, the end token: so
-" name : Aromi" starts with a space token as words inside a text do), or as a chat. An encoder-decoder model reads the
-source in its encoder and the target in its decoder, each with the special tokens that its tokenizer puts around it.
-Rows are sorted by length and cut into micro-batches under a token budget. In one they stand side by side, where right
-padding of the decoder needs no mask under causal attention, or one behind another without padding (see `line`).
+In a batch rows stand side by side, padded on the right, or one behind another without padding (see
+`model/binding/ragged.py`). Padding of a decoder needs no mask: under causal attention no token looks to its right.
 """
 
-# B rows, S tokens of the longest row, E tokens of the longest encoder input
+# B rows, S tokens of the longest row, E tokens of the longest encoder input, N target tokens or tokens of a line
 
 import itertools
 import logging
@@ -30,7 +26,7 @@ WIDTH_MULTIPLE = 16  # columns of an encoder-decoder's rows
 
 
 def encode(examples: Sequence[Example], template: Template) -> list[Row]:
-    """Tokenise examples in one go; repeated sources once. Logs how many sources were cut."""
+    """Tokenise examples in one go, each different source once. Logs how many sources fill the limit of tokens."""
     texts = list(dict.fromkeys(example.source for example in examples))
     prompts = {text: tuple(ids) for text, ids in zip(texts, template.encode_sources(texts), strict=True)}
     targets = template.encode_targets([example.target for example in examples])
@@ -41,8 +37,8 @@ def encode(examples: Sequence[Example], template: Template) -> list[Row]:
     rows = []
     for example, target in zip(examples, targets, strict=True):
         prompt = prompts[example.source]
-        given, encoder = (template.target_before, prompt) if template.is_encoder_decoder else (prompt, ())
-        rows.append(Row((*given, *target), len(given), encoder, template.num_after))
+        decoder_prompt, encoder_ids = (template.target_before, prompt) if template.is_encoder_decoder else (prompt, ())
+        rows.append(Row((*decoder_prompt, *target), len(decoder_prompt), encoder_ids, template.num_after))
     return rows
 
 
@@ -50,56 +46,57 @@ def encode(examples: Sequence[Example], template: Template) -> list[Row]:
 class Batch:
     """Rows as tensors."""
 
-    inputs: Mapping[str, Tensor]  # what the model is called with: ids and positions (B, S), or ids and mask (B, E), ..
-    target_rows: Tensor  # (N,) the row of each target token, rows in order
-    targets: tuple[Tensor, Tensor]  # (N,) row and column of the inputs that predict it
+    inputs: Mapping[str, Tensor]  # the model's arguments: ids and positions (B, S), or ids and mask (B, E) and ids
+    target_rows: Tensor  # (N,) the row of each target token, ascending
+    targets: tuple[Tensor, Tensor]  # (N,) row and column of the inputs that predict each target token
     target_ids: Tensor  # (N,)
 
 
 def collate_line(rows: Sequence[Row | Tree], *, device: torch.device) -> Batch:
-    """Rows one behind another, for a decoder-only model: (1, N), with fillers to the length of a line."""
-    where, columns, wanted = _targets(rows, device)
+    """Rows one behind another, for a decoder-only model: (1, N), with fillers to one of few lengths."""
+    target_rows, columns, target_ids = _targets(rows, device)
     starts = torch.tensor([0, *itertools.accumulate(row.num_inputs for row in rows)], device=device)
     tokens = [token for row in rows for token in row.inputs]
     fillers = [0] * (padded_count(len(tokens)) - len(tokens))
     ids = torch.tensor([tokens + fillers], device=device)
-    places = [place for row in rows for place in row.places]
-    positions = torch.tensor([places + fillers], device=device)
-    # A mask of four dimensions is taken as it is, where models would look for rows in the positions and make one.
+    positions = torch.tensor([[position for row in rows for position in row.positions] + fillers], device=device)
+    # Models use a mask of four dimensions as it is. Without one they would infer rows from positions and mask them.
     inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": ids.new_ones(1, 1, 1, 1)}
-    return Batch(inputs, where, (torch.zeros_like(where), starts[where] + columns), wanted)
+    targets = (torch.zeros_like(target_rows), starts[target_rows] + columns)
+    return Batch(inputs, target_rows, targets, target_ids)
 
 
 def collate(rows: Sequence[Row], *, pad_id: int, device: torch.device, max_positions: int | None = None) -> Batch:
-    """Pad rows to the longest; targets are listed, so that the head is run on them alone.
+    """Rows side by side, padded to the longest; targets are listed, so that the head is run on them alone.
 
     Both sides of an encoder-decoder's rows are filled up to few lengths (see `padded_count`), within `max_positions`.
     """
-    where, columns, wanted = _targets(rows, device)
+    target_rows, columns, target_ids = _targets(rows, device)
     if rows[0].encoder_ids:
         ids, _ = pad([row.ids[:-1] for row in rows], pad_id, multiple=WIDTH_MULTIPLE, limit=max_positions)
-        texts = [row.encoder_ids for row in rows]
-        encoder_ids, mask = pad(texts, pad_id, multiple=WIDTH_MULTIPLE, limit=max_positions)
+        sources = [row.encoder_ids for row in rows]
+        encoder_ids, mask = pad(sources, pad_id, multiple=WIDTH_MULTIPLE, limit=max_positions)
         inputs = {"input_ids": encoder_ids, "attention_mask": mask, "decoder_input_ids": ids}
     else:
         ids, _ = pad([row.ids[:-1] for row in rows], pad_id)
         inputs = {"input_ids": ids, "position_ids": torch.arange(ids.shape[1]).expand_as(ids)}
-    return Batch({name: tensor.to(device) for name, tensor in inputs.items()}, where, (where, columns), wanted)
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    return Batch(inputs, target_rows, (target_rows, columns), target_ids)
 
 
 def _targets(rows: Sequence[Row | Tree], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each target token, rows in order: its row, the column of its row that predicts it, and its id; (N,) each."""
+    """Of each target token, row by row: its row, the column that predicts it, and its id; (N,) each."""
     targets = [(index, *target) for index, row in enumerate(rows) for target in row.targets]
-    where, columns, wanted = torch.tensor(targets, device=device).unbind(1)
-    return where, columns, wanted
+    target_rows, columns, target_ids = torch.tensor(targets, device=device).unbind(1)
+    return target_rows, columns, target_ids
 
 
 def pad(
     rows: Sequence[Sequence[int]], pad_id: int, *, multiple: int = 1, limit: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Rows padded on the right (B, S), and a mask that is 1 on their own ids.
+    """Rows padded on the right (B, S), and a mask that is 1 where a row's ids are.
 
-    S is the next multiple of the longest, or the limit where that is less, and no less than the longest.
+    S is the length of the longest row, rounded up to the multiple as far as the limit allows.
     """
     longest = max(map(len, rows))
     ids = torch.full((len(rows), max(longest, min(padded_count(longest, multiple), limit or sys.maxsize))), pad_id)

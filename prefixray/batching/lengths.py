@@ -12,9 +12,9 @@ from prefixray.batching.rows import Row
 class Lengths:
     """Tokens of an example, on average."""
 
-    encoder: float  # that go into the encoder; 0 for a decoder-only base
-    decoder: float  # that go into the decoder: source and target, or the target alone
-    targets: float  # that the loss is taken over
+    encoder: float  # into the encoder; 0 for a decoder-only base
+    decoder: float  # into the decoder: source and target, or the target alone
+    targets: float  # over which the loss is taken
 
     @property
     def source(self) -> float:
@@ -30,33 +30,36 @@ def mean_lengths(lengths: Sequence[tuple[int, int]], targets: Sequence[int]) -> 
 
 
 def row_lengths(rows: Sequence[Row]) -> Lengths:
-    """How long they are on average."""
+    """How long these rows are on average."""
     return mean_lengths([row.lengths for row in rows], [row.num_targets for row in rows])
 
 
 def cut_by_length(lengths: Sequence[tuple[int, int]], token_budget: int, piece_cost: int) -> list[list[int]]:
-    """Indices sorted by encoder and decoder length and cut into pieces of like length, of at least one row each.
+    """Indices of rows, sorted by encoder and decoder length and cut into pieces of like length.
 
-    A piece ends where its padded tokens would exceed the budget, or where its padding would exceed `piece_cost`, the
-    number of tokens that could be computed in the time that one more piece takes by itself.
+    A piece ends where its padded tokens would exceed the budget, or where its padding would exceed `piece_cost`: the
+    number of tokens that run in the time that one more piece takes by itself. A piece has at least one row.
     """
     pieces: list[list[int]] = []
     longest, num_tokens = (0, 0), 0  # of the last piece
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i][0], -lengths[i][1], i)):
-        own = lengths[index]
-        both = max(longest[0], own[0]), max(longest[1], own[1])
-        padded = (len(pieces[-1]) + 1) * max(1, sum(both)) if pieces else 0
-        if pieces and padded <= token_budget and padded - num_tokens - sum(own) <= piece_cost:
+        length = lengths[index]
+        longest_with = max(longest[0], length[0]), max(longest[1], length[1])
+        padded = (len(pieces[-1]) + 1) * max(1, sum(longest_with)) if pieces else 0
+        if pieces and padded <= token_budget and padded - num_tokens - sum(length) <= piece_cost:
             pieces[-1].append(index)
-            longest, num_tokens = both, num_tokens + sum(own)
+            longest, num_tokens = longest_with, num_tokens + sum(length)
         else:
             pieces.append([index])
-            longest, num_tokens = own, sum(own)
+            longest, num_tokens = length, sum(length)
     return pieces
 
 
 def cut_evenly(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Indices sorted by length and cut into few pieces of like many tokens, each within the budget or of one row."""
+    """Indices of rows, sorted by length and cut into few pieces of about as many tokens.
+
+    A piece is within the budget, or has one row.
+    """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     ends = itertools.accumulate(lengths[i] for i in order)
     middles = [end - lengths[i] / 2 for i, end in zip(order, ends, strict=True)]

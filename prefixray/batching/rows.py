@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 class Row:
     """One tokenised example."""
 
-    ids: tuple[int, ...]  # what the decoder is given, and the target
-    num_prompt: int
-    encoder_ids: tuple[int, ...] = ()
+    ids: tuple[int, ...]  # the decoder's: its prompt and the target
+    num_prompt: int  # ids of the decoder's prompt
+    encoder_ids: tuple[int, ...] = ()  # the encoder's: the source; empty for a decoder-only model
     num_after: int = 1  # tokens of the prompt behind its source: the separator, and room for an infix before it
 
     @property
@@ -35,8 +35,8 @@ class Row:
         return self.ids[:-1]
 
     @property
-    def places(self) -> Sequence[int]:
-        """The position of each of them, counted from the row's first token."""
+    def positions(self) -> Sequence[int]:
+        """The position of each of these ids, counted from the row's first token."""
         return range(self.num_inputs)
 
     @property
@@ -55,7 +55,7 @@ class Row:
         return self.num_prompt - self.num_after
 
     def with_room(self, num_positions: int, fill: int) -> "Row":
-        """The row with so many columns more behind its source, for an infix."""
+        """The row with this many columns behind its source, for an infix, which hold the id `fill`."""
         if num_positions == 0:
             return self
         ids = make_room(self.ids, self.infix_start, num_positions, fill)
@@ -65,9 +65,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Tree:
-    """Rows of a decoder-only model that go on from the same prompt, which stands there once.
+    """Rows of a decoder-only model that share their prompt, which runs once.
 
-    Its trunk is the prompt without its last token; a branch is the rest of a row, from that token on. Tokens of a
+    The trunk is the prompt without its last token; a branch is the rest of a row, from that token on. Tokens of a
     branch look at the trunk and at their own branch, and their positions count on from the trunk's end.
     """
 
@@ -95,10 +95,10 @@ class Tree:
         return (*self.trunk, *(token for branch in self.branches for token in branch.inputs))
 
     @property
-    def places(self) -> Sequence[int]:
-        """The position of each of them, counted from the prompt's first token."""
+    def positions(self) -> Sequence[int]:
+        """The position of each of these ids, counted from the prompt's first token."""
         trunk = len(self.trunk)
-        return [*range(trunk), *(trunk + place for branch in self.branches for place in branch.places)]
+        return [*range(trunk), *(trunk + position for branch in self.branches for position in branch.positions)]
 
     @property
     def starts(self) -> Sequence[int]:

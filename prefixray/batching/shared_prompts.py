@@ -1,9 +1,8 @@
-"""Prompts that several rows continue: run once, and seen by each of those rows.
+"""Prompts that several rows of a decoder-only base share: such a prompt runs once for all of them.
 
-Beams of a source share its prompt, and so do the references of a source in an evaluation, and in a step of training
-where they meet. Rows that run in a line become trees. For others the keys and values of all but a prompt's last token
-are recorded and put behind its trial's prefix, and a row then begins with that last token; in training these go
-without, since there gradients pass through the prompt. Only decoder-only bases have such prompts.
+Beams of a source share its prompt. References of a source do, in an evaluation and where they meet in a step of
+training. Rows that run in a line become a tree. For other rows `training/prefill.py` records the prompt's keys and
+values and puts them behind the trial's prefix; not in training, where gradients pass through the prompt.
 """
 
 # B prompts, L layers, K key/value heads, S tokens of the longest prompt without its last, D head dim
@@ -17,12 +16,12 @@ from prefixray.batching.rows import Row, Tree
 
 
 def trees(rows: Sequence[Row], longest: int, token_budget: int) -> list[Row | Tree]:
-    """The rows, those that go on from the same prompt as trees.
+    """The rows; those that share a prompt as trees.
 
-    A tree is no longer than `longest`, or than twice its trunk where that is more, and within the budget.
+    A tree is no longer than `longest`, or than twice its trunk where that is more. It is within the budget.
     """
     single, shared = by_prompt(rows)
-    found: list[Row | Tree] = [*single]
+    rows_and_trees: list[Row | Tree] = [*single]
     for (trunk, _), branches in shared.items():
         limit, length = min(token_budget, max(longest, 2 * len(trunk))), sys.maxsize
         parts: list[list[Row]] = []
@@ -32,11 +31,11 @@ def trees(rows: Sequence[Row], longest: int, token_budget: int) -> list[Row | Tr
                 parts.append([])
                 length = len(trunk) + branch.num_inputs
             parts[-1].append(branch)
-        found += (_whole(trunk, part[0]) if len(part) == 1 else Tree(trunk, tuple(part)) for part in parts)
-    return found
+        rows_and_trees += (_joined(trunk, part[0]) if len(part) == 1 else Tree(trunk, tuple(part)) for part in parts)
+    return rows_and_trees
 
 
-def _whole(trunk: tuple[int, ...], branch: Row) -> Row:
+def _joined(trunk: tuple[int, ...], branch: Row) -> Row:
     return Row((*trunk, *branch.ids), len(trunk) + branch.num_prompt)
 
 
@@ -59,7 +58,8 @@ def by_prompt(rows: Sequence[Row]) -> tuple[list[Row], dict[tuple[tuple[int, ...
 
 
 def lengths_run(rows: Sequence[Row]) -> Lengths:
-    """How long rows are on average where shared prompts are run once, as they nearly are in an evaluation."""
+    """How long rows are on average where shared prompts run once, as they nearly do in an evaluation."""
     single, shared = by_prompt(rows)
-    whole = row_lengths([*single, *(row for some in shared.values() for row in some)])
-    return replace(whole, decoder=whole.decoder + sum(len(ids) for ids, _ in shared) / max(1, len(rows)))
+    without_shared = row_lengths([*single, *(rest for rests in shared.values() for rest in rests)])
+    num_shared = sum(len(ids) for ids, _ in shared)
+    return replace(without_shared, decoder=without_shared.decoder + num_shared / max(1, len(rows)))

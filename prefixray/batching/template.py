@@ -1,4 +1,11 @@
-"""Texts -> token ids: what stands around source and target."""
+"""The template of a task for a base: which tokens stand around source and target.
+
+A decoder-only model reads source, separator and target as one row. The plain template is the original's: a space, the
+source, a space, the separator; then a space, the target, a space, the end token. So " name : Aromi" starts with a token
+that begins with a space, as words inside a text do. The chat template is the one that the tokenizer brings. An
+encoder-decoder model reads the source in its encoder and the target in its decoder, each with the special tokens that
+its tokenizer puts around it.
+"""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -21,37 +28,37 @@ class Template:
 
     tokenizer: PreTrainedTokenizerBase
     is_encoder_decoder: bool
-    form: tuple[str, str]  # text in front of and behind a source's
-    target_form: tuple[str, str]
-    before: tuple[int, ...]  # ids around a source
-    after: tuple[int, ...]
-    target_before: tuple[int, ...]  # what a decoder is given first; empty where the source's ids go before
+    form: tuple[str, str]  # text in front of a source and behind it
+    target_form: tuple[str, str]  # text in front of a target and behind it
+    before: tuple[int, ...]  # ids in front of a source's text
+    after: tuple[int, ...]  # ids behind it: the separator
+    target_before: tuple[int, ...]  # a decoder's first ids; empty where the source's ids stand in front of the target
     eos_id: int
     pad_id: int
     max_source_tokens: int  # of the source's text
     max_target_tokens: int
 
     def encode_sources(self, texts: Sequence[str]) -> list[list[int]]:
-        """Prompts: source tokens, cut at `max_source_tokens`, and what stands around them."""
+        """Prompts: source tokens, cut at `max_source_tokens`, between `before` and `after`."""
         sources = self._tokens([text.join(self.form) for text in texts])
         return [[*self.before, *ids[: self.max_source_tokens], *self.after] for ids in sources]
 
     def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
-        """What follows the prompts in training: target tokens, cut at `max_target_tokens`, and the end token."""
+        """The ids behind the prompts in training: target tokens, cut at `max_target_tokens`, and the end token."""
         targets = self._tokens([text.join(self.target_form) for text in texts])
         return [[*ids[: self.max_target_tokens], self.eos_id] for ids in targets]
 
     def encode_source(self, text: str) -> list[int]:
-        """One prompt."""
+        """The prompt of one source."""
         return self.encode_sources([text])[0]
 
     @property
     def num_after(self) -> int:
-        """Tokens of a prompt that stand behind an infix: the separator, or the last one."""
+        """Tokens of a prompt that stand behind an infix: the separator, or the last token."""
         return max(1, len(self.after))
 
     def record(self) -> dict[str, Any]:
-        """What an artifact keeps of the template."""
+        """The template as an artifact keeps it: all but the tokenizer."""
         return {
             "is_encoder_decoder": self.is_encoder_decoder,
             "form": list(self.form),
@@ -79,7 +86,7 @@ class Template:
 
 
 def make_template(base: Base, task: TaskConfig) -> Template:
-    """The template of a task for a base. Raises `UserError` where the two do not go together."""
+    """The template of a task for a base. Raises `UserError` where the two do not fit each other."""
     if base.shape.is_encoder_decoder:
         return _encoder_decoder_template(base, task)
     if base.tokenizer.eos_token_id is None:
@@ -90,9 +97,9 @@ def make_template(base: Base, task: TaskConfig) -> Template:
 def _plain_template(base: Base, task: TaskConfig) -> Template:
     """The original's template.
 
-    The separator is the task's own text; else the token that both begins and ends a sequence, as GPT-2's does and the
-    original used; else, where they differ, a line break: SmolLM2's beginning-of-sequence token announces a speaker's
-    role, and its E2E dev loss without a prefix is 3.04 behind that token, 2.76 behind a line break.
+    The separator is the task's own text, where it has one. Else it is the token that both begins and ends a sequence,
+    which the original used for GPT-2. Where these are two tokens it is a line break: SmolLM2's beginning-of-sequence
+    token announces a speaker's role, and its E2E dev loss without a prefix is 3.04 behind it, 2.76 behind a line break.
     """
     tokenizer, eos = base.tokenizer, base.tokenizer.eos_token_id
     if task.separator is None and tokenizer.bos_token_id in (eos, None):
@@ -113,18 +120,18 @@ def _chat_template(base: Base, task: TaskConfig) -> Template:
         raise UserError("task.separator: must be null where task.template is chat, which has marks of its own")
     if tokenizer.chat_template is None:
         raise UserError(f"task.template: chat: the tokenizer of {base.name} has no chat format; take plain")
-    asked = [{"role": "user", "content": _MARK}]
-    answered = [*asked, {"role": "assistant", "content": _MARK}]
+    question = [{"role": "user", "content": _MARK}]
+    dialogue = [*question, {"role": "assistant", "content": _MARK}]
     render = functools.partial(tokenizer.apply_chat_template, tokenize=False)
     try:
-        prompt: Any = render(asked, add_generation_prompt=True, enable_thinking=False)  # Qwen3's format knows the last
-        whole: Any = render(answered)
+        prompt: Any = render(question, add_generation_prompt=True, enable_thinking=False)  # the last is Qwen3's
+        answered: Any = render(dialogue)
     except TemplateError as error:
         raise UserError(f"task.template: chat: the chat format of {base.name} refuses: {error}; take plain") from error
     before, mark, after = str(prompt).partition(_MARK)
     if not mark:
         raise UserError(f"task.template: chat: the chat format of {base.name} drops the user's message; take plain")
-    ends = tokenizer(str(whole).rpartition(_MARK)[2], add_special_tokens=False).input_ids
+    ends = tokenizer(str(answered).rpartition(_MARK)[2], add_special_tokens=False).input_ids
     return _template(
         base,
         task,
@@ -136,10 +143,11 @@ def _chat_template(base: Base, task: TaskConfig) -> Template:
 
 
 def _encoder_decoder_template(base: Base, task: TaskConfig) -> Template:
-    """What the base's tokenizer puts around a source and around a target.
+    """The special tokens that the base's tokenizer puts around a source and around a target.
 
-    Special tokens in front of a target (BART's <s>, mBART's language) are given to the decoder, not predicted: decoding
-    would force them. Where the model names no token to start from it is the target's last, as mBART does it.
+    Special tokens in front of a target (BART's <s>, mBART's language) are given to the decoder, not predicted, because
+    decoding would force them. Where the model names no token to start from, the decoder starts from the target's last
+    token, as mBART's does.
     """
     for key, value, none in (("template", task.template, "plain"), ("separator", task.separator, None)):
         if value != none:
@@ -150,7 +158,8 @@ def _encoder_decoder_template(base: Base, task: TaskConfig) -> Template:
     target_before, target_after = _around(tokenizer(text_target="a").input_ids, probe)
     if not target_after:
         raise UserError(f"base: the tokenizer of {base.name} ends no target with a special token")
-    named = (getattr(one, "decoder_start_token_id", None) for one in (config, base.model.generation_config))
+    configs = (config, base.model.generation_config)
+    named = (getattr(settings, "decoder_start_token_id", None) for settings in configs)
     start = next((token for token in named if token is not None), None)
     return _template(
         base,
@@ -174,7 +183,7 @@ def _template(
     target_before: tuple[int, ...] = (),
     eos_id: int | None = None,
 ) -> Template:
-    """The template with the limits: a task's source tokens come on top of its instruction's."""
+    """The template with its limits. A task's `max_source_tokens` does not count the tokens of its instruction."""
     tokenizer = base.tokenizer
     eos = tokenizer.eos_token_id if eos_id is None else eos_id
     instruction = tokenizer(form[0].rstrip(), add_special_tokens=False).input_ids
@@ -199,7 +208,7 @@ def _template(
 
 
 def _around(ids: Sequence[int], inner: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What stands in front of and behind `inner` in `ids`."""
+    """The ids in front of `inner` in `ids`, and the ids behind it."""
     starts = [i for i in range(len(ids)) if list(ids[i : i + len(inner)]) == list(inner)]
     assert starts, "special tokens stand around a text"
     return tuple(ids[: starts[0]]), tuple(ids[starts[0] + len(inner) :])

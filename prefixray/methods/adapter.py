@@ -1,10 +1,12 @@
-"""Bottleneck adapters: x + W_up relu(W_down x), of which the base has one or several in each block.
+"""Bottleneck adapters: x + W_up relu(W_down x), one or several in each block of the base.
 
-Design 1 (Lin et al. 2020; Li & Liang's baseline) has one after the block, which normalises what it reads. Design 2
-(Houlsby et al. 2019) has one after every attention and every feed-forward layer, without a norm, before the layer's
-result is added to its input; a decoder block that looks at an encoder has three. The up projection starts at zero, so
-an untrained adapter leaves the base as it is. Each trial's adapters see only that trial's rows of a packed batch.
+Design 1 (Lin et al. 2020; the baseline of Li & Liang 2021, section 5.2) has one adapter after each block, which
+normalises its input. Design 2 (Houlsby et al. 2019) has one after each attention and each feed-forward layer, without a
+norm, before the layer's result is added to its input; a decoder block with cross-attention has three. The up projection
+starts at zero, so an untrained adapter leaves the base as it is. A trial's adapters see that trial's rows alone.
 """
+
+# W width of the base
 
 import logging
 import math
@@ -23,7 +25,7 @@ from prefixray.model.binding.insert import Insert
 logger = logging.getLogger(__name__)
 
 _FEED_FORWARD = ("mlp", "fc2", "DenseReluDense", "feed_forward")
-"""What the families call the last module of a feed-forward layer before its residual addition."""
+"""The families' names of the last module of a feed-forward layer before its residual addition."""
 
 
 class Adapter(Method):
@@ -44,7 +46,7 @@ class Adapter(Method):
         return Insert(functions={name: _apply(layer) for name, layer in zip(self._names, self.layers, strict=True)})
 
     def sizes(self) -> dict[str, int]:
-        """With the bottleneck, which `percent` leaves to us."""
+        """Also the bottleneck, which is computed where the trial gives `percent`."""
         return {**super().sizes(), "bottleneck": self.bottleneck}
 
     def artifact(self) -> dict[str, Tensor]:
@@ -57,22 +59,23 @@ class Adapter(Method):
 
 
 def _sublayers(base: Base) -> Iterator[str]:
-    """The modules whose results are added to their inputs: in each block its attentions, then its feed-forward layer.
+    """The modules whose results are added to their inputs: of each block its attentions, then its feed-forward layer.
 
     Raises `UserError` where a block has no feed-forward layer of a known name.
     """
-    attending = {id(module) for module, _, _ in attentions(base.model)}
+    attention_ids = {id(module) for module, _, _ in attentions(base.model)}
     for block_name, block in base.blocks():
         inner = [(f"{block_name}.{name}", module) for name, module in block.named_modules()]
-        yield from (name for name, module in inner if id(module) in attending)
-        wide = [name for name, _ in inner if name.rpartition(".")[2] in _FEED_FORWARD]
-        if not wide:
+        yield from (name for name, module in inner if id(module) in attention_ids)
+        feed_forward = [name for name, _ in inner if name.rpartition(".")[2] in _FEED_FORWARD]
+        if not feed_forward:
             names = ", ".join(_FEED_FORWARD)
             raise UserError(f"design: 2: {base.name} has no feed-forward layer named {names}; take 1")
-        yield wide[0]
+        yield feed_forward[0]
 
 
 def _adapter(width: int, bottleneck: int, is_normed: bool, draw: torch.Generator) -> nn.Sequential:
+    """One adapter, (.., W) -> (.., W)."""
     down, up = nn.Linear(width, bottleneck), nn.Linear(bottleneck, width)
     with torch.no_grad():
         bound = 1 / math.sqrt(width)
@@ -85,6 +88,8 @@ def _adapter(width: int, bottleneck: int, is_normed: bool, draw: torch.Generator
 
 
 def _apply(layer: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """The function of a module's output that adds the adapter's update."""
+
     def apply(inputs: Tensor, output: Tensor) -> Tensor:
         dtype = next(layer.parameters()).dtype
         update: Tensor = layer(output.to(dtype))

@@ -1,4 +1,4 @@
-"""What every method of tuning promises to the pack."""
+"""The contract of every method of tuning: what it puts into the base, how its gradients arrive, and its artifact."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -20,15 +20,15 @@ class Method(nn.Module, ABC):
 
     @property
     def own_model(self) -> PreTrainedModel | None:
-        """The copy of the base that a method brings which cannot share it."""
+        """The trial's own copy of the base, where the method cannot share it; else None."""
         return None
 
     @abstractmethod
     def insert(self, step: int | None) -> Insert:
-        """What the trial puts into the base during training step `step`; None: in evaluation, without dropout."""
+        """What the trial puts into the base in training step `step`; None: in an evaluation, without dropout."""
 
     def push_gradients(self) -> None:
-        """Carry gradients from the insert to the trainable tensors. Nothing to do where the insert is made of them."""
+        """Carry gradients from the insert to the trainable tensors; nothing to do where these are in the insert."""
         return None
 
     def trained_parameters(self) -> int:
@@ -40,7 +40,7 @@ class Method(nn.Module, ABC):
         return self.trained_parameters()
 
     def sizes(self) -> dict[str, int]:
-        """What every report says of the trial."""
+        """The sizes that every report gives, by name."""
         return {"trained": self.trained_parameters(), "stored": self.stored_parameters()}
 
     @abstractmethod
@@ -49,7 +49,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def load_artifact(self, tensors: dict[str, Tensor]) -> None:
-        """Take over the tensors of an artifact; the method can decode then, but not go on training."""
+        """Take over the tensors of an artifact. The method can then decode, but not train on."""
 
 
 class Untuned(Method):
@@ -68,9 +68,9 @@ class Untuned(Method):
 
 
 def seeded_dropout(x: Tensor, p: float, *, seed: int, step: int | None) -> Tensor:
-    """Dropout whose mask depends on the trial's seed and the step alone, not on what else draws random numbers."""
+    """Dropout whose mask depends on the trial's seed and the step alone, not on other draws of random numbers."""
     if p == 0.0 or step is None:
         return x
     draw = torch.Generator().manual_seed((seed + step) % (1 << 63))
-    kept = (torch.rand(x.shape, generator=draw) >= p).to(x.device, x.dtype)
-    return x * kept / (1.0 - p)
+    mask = (torch.rand(x.shape, generator=draw) >= p).to(x.device, x.dtype)
+    return x * mask / (1.0 - p)

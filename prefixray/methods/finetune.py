@@ -1,8 +1,8 @@
-"""Fine-tuning: weights of an own copy of the base, with the model's own dropout. A pack of one.
+"""Fine-tuning: a trial trains its own copy of the base, with the model's own dropout, and so runs in no shared forward.
 
-All weights are trained, or those of the last blocks alone: nothing below the lowest of them is differentiated then,
-unless the word embeddings are trained as well. The copy holds fp32 master weights; the pack runs it under autocast
-where the sweep's precision is bf16. The artifact is what was trained; the rest is the base's.
+All weights are trained, or those of the last blocks alone. Then nothing below these blocks is differentiated, unless
+the word embeddings are trained as well. The copy holds fp32 master weights; the pack runs it under autocast where the
+sweep's precision is bf16. The artifact holds the trained weights; the others are the base's.
 """
 
 import copy
@@ -56,7 +56,7 @@ class Finetune(Method):
 
 
 def trained_names(config: FinetuneTrial, base: Base) -> set[str]:
-    """Which of the base's parameters are trained, by name, tied ones once. No weights are looked at.
+    """The names of the base's parameters that are trained, tied ones once. Needs no weights.
 
     Raises `UserError` where the base has fewer blocks.
     """
@@ -72,7 +72,7 @@ def trained_names(config: FinetuneTrial, base: Base) -> set[str]:
 
 
 def _top(base: Base, num_blocks: int) -> set[str]:
-    """The parameters of the last blocks, an encoder's before its decoder's, and of the norm behind them."""
+    """The parameters of the last blocks and of the norm behind them; an encoder's blocks count before its decoder's."""
     blocks = [name for name, _ in base.blocks()]
     if num_blocks > len(blocks):
         raise UserError(f"top_layers: {num_blocks}: {base.name} has {len(blocks)} blocks")
@@ -82,8 +82,9 @@ def _top(base: Base, num_blocks: int) -> set[str]:
         for name, module in base.model.get_submodule(stack).named_children()
         if type(module).__name__.endswith("Norm") and "emb" not in name
     ]
-    inside = [*blocks[len(blocks) - num_blocks :], *norms]
-    return {name for name, _ in base.model.named_parameters() if any(name.startswith(f"{one}.") for one in inside)}
+    modules = (*blocks[len(blocks) - num_blocks :], *norms)
+    prefixes = tuple(f"{module}." for module in modules)
+    return {name for name, _ in base.model.named_parameters() if name.startswith(prefixes)}
 
 
 def _word_parameters(model: PreTrainedModel) -> set[str]:
@@ -92,12 +93,12 @@ def _word_parameters(model: PreTrainedModel) -> set[str]:
     embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     tables = [module for module in embeddings if module.num_embeddings == size]
-    wanted = {id(parameter) for module in (*tables, head) for parameter in module.parameters()}
-    return {name for name, parameter in model.named_parameters() if id(parameter) in wanted}
+    word_ids = {id(parameter) for module in (*tables, head) for parameter in module.parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in word_ids}
 
 
 def _fixed_parameters(model: PreTrainedModel) -> set[str]:
-    """What the architecture does not train: the position tables of Pegasus and Marian are computed."""
+    """The parameters that the architecture does not train: Pegasus' and Marian's position tables are computed."""
     with torch.device("meta"):
         fresh = type(model)(model.config)
     return {name for name, parameter in fresh.named_parameters() if not parameter.requires_grad}

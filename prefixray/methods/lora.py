@@ -1,8 +1,8 @@
 """LoRA (Hu et al. 2021): a low-rank update beside the query and value projections, W x + (alpha / rank) B A x.
 
-Models with one fused projection (GPT-2's `c_attn`) get the update on the whole of it, as PEFT does. B starts at zero,
-so an untrained LoRA leaves the base as it is. Dropout's mask depends on the position and the feature and is shared by a
-step's rows, so that a row's numbers are the same however rows are packed, padded and cut into micro-batches.
+Models with one fused projection (GPT-2's `c_attn`) get one update over all of it, as in PEFT. B starts at zero, so an
+untrained LoRA leaves the base as it is. The dropout mask depends on the position and the feature, and all rows of a
+step share it. So a row's numbers are the same however rows are packed, padded and cut into micro-batches.
 """
 
 import math
@@ -18,7 +18,7 @@ from prefixray.methods.contract import Method, seeded_dropout
 from prefixray.model.base import Base
 from prefixray.model.binding.insert import Insert
 
-# PEFT's own choice for these families; the fourth and fifth are T5's
+# PEFT's own choice for these families; "q" and "v" are T5's.
 _TARGETS = ("q_proj", "v_proj", "c_attn", "q", "v", "query_key_value", "qkv_proj")
 
 
@@ -43,7 +43,7 @@ class Lora(Method):
         self.to(base.device)
 
     def insert(self, step: int | None) -> Insert:
-        """One function per projection."""
+        """One function for each projection."""
         layers = enumerate(zip(self._names, self.down, self.up, strict=True))
         return Insert(functions={name: self._update(down, up, step, index) for index, (name, down, up) in layers})
 
@@ -63,11 +63,13 @@ class Lora(Method):
                 up.copy_(tensors[f"{name}.up"])
 
     def _update(self, down: Tensor, up: Tensor, step: int | None, index: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """The function that adds the low-rank update to the output of the projection `index`."""
+
         def apply(inputs: Tensor, output: Tensor) -> Tensor:
             x = inputs.to(down.dtype)  # (rows, S, in)
             if self._dropout > 0.0 and step is not None:
-                kept = torch.ones(x.shape[1:], dtype=x.dtype, device=x.device)
-                x = x * seeded_dropout(kept, self._dropout, seed=self._dropout_seed + (index << 32), step=step)
+                ones = torch.ones(x.shape[1:], dtype=x.dtype, device=x.device)
+                x = x * seeded_dropout(ones, self._dropout, seed=self._dropout_seed + (index << 32), step=step)
             update = functional.linear(functional.linear(x, down), up)
             return output + (self._scale * update).to(output.dtype)
 

@@ -1,10 +1,10 @@
-"""How a prefix's numbers are trained: as they are (flat), or as what a network gives (Li & Liang 2021, section 4.3).
+"""How a prefix's numbers are trained: directly (flat), or as the output of a network (Li & Liang 2021, section 4.3).
 
-Either way they are P rows, one for each position. The network is `Embedding -> Linear(mid_dim) -> Tanh -> Linear`; to
-start from given rows, a least-squares solve of its last linear layer reproduces them.
+Either way they are P rows, one for each position. The network is `Embedding -> Linear(mid_dim) -> Tanh -> Linear`. To
+start from given rows, its last linear layer is solved by least squares, so that the network reproduces them.
 """
 
-# P prefix positions
+# P prefix positions, M mid_dim
 
 import math
 
@@ -19,7 +19,10 @@ class Parametrisation(nn.Module):
     def __init__(
         self, sizes: tuple[int, int, int | None], width: int, target: Tensor | None, draw: torch.Generator
     ) -> None:
-        """`sizes`: positions, width of the network's embedding, of its inner layer. A network may lack a `target`."""
+        """`sizes`: P, the width of the network's embedding, and M or None (flat).
+
+        The rows start as `target`, (P, width); a network may start without one.
+        """
         super().__init__()
         positions, hidden, mid = sizes
         self.residual: float | None = None
@@ -54,7 +57,7 @@ class _Network(nn.Module):
                 linear.bias.uniform_(-bound, bound, generator=draw)
 
     def hidden(self) -> Tensor:
-        """What goes into the last linear layer, (P, mid_dim)."""
+        """The input of the last linear layer, (P, M)."""
         return torch.tanh(self.inner(self.embedding.weight))
 
     def forward(self) -> Tensor:
@@ -65,13 +68,13 @@ class _Network(nn.Module):
     def solve(self, target: Tensor) -> float:
         """Set the last linear layer so that the network gives `target` (P, width); return the relative residual.
 
-        Exact while P <= mid_dim + 1: a least-squares problem with P equations per output, of the smallest norm.
+        Exact while P <= M + 1: a least-squares problem with P equations per output. The solution has the smallest norm.
         """
         wanted = target.double().cpu()
         with torch.no_grad():
-            hidden = self.hidden().double().cpu()  # (P, mid)
+            hidden = self.hidden().double().cpu()  # (P, M)
             inputs = torch.cat([hidden, torch.ones(len(hidden), 1, dtype=torch.float64)], dim=1)
-            solution = torch.linalg.lstsq(inputs, wanted, driver="gelsd").solution  # (mid + 1, width)
+            solution = torch.linalg.lstsq(inputs, wanted, driver="gelsd").solution  # (M + 1, width)
             self.outer.weight.copy_(solution[:-1].T)
             self.outer.bias.copy_(solution[-1])
             return float((inputs @ solution - wanted).norm() / wanted.norm().clamp(min=1e-30))

@@ -1,12 +1,14 @@
 """Prefix-tuning (Li & Liang 2021, section 4): keys and values in front of every attention layer.
 
-A base has one to three sites of attention, and each gets a prefix of its own. With `init_token` it starts as the base's
-own keys and values over those words (section 7.4), at all sites from one forward. However a prefix is parametrised, the
-base sees what that folds to, once per step, and the artifact is that alone.
+A base has one to three sites of attention, and each gets a prefix of its own. With `init_token` a prefix starts as the
+base's own keys and values over these words (section 7.4); one forward gives them for all sites. Once per step the
+trained tensors are folded: the parametrisation becomes keys and values. The base sees the folded prefix, and the
+artifact holds it alone.
 """
 
 # L layers of a site, K key/value heads, P prefix positions, D head dim
 
+import itertools
 import logging
 import math
 from abc import abstractmethod
@@ -27,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class Prefix(Method):
-    """A trial's prefixes, whatever makes them. Their artifact is what they fold to, (2, L, K, P, D) at each site."""
+    """A trial's prefixes, of any parametrisation. Their artifact is the folded prefix of each site, (2, L, K, P, D)."""
 
     def __init__(self, config: PrefixTrial, base: Base, dropout_seed: int) -> None:
         super().__init__()
@@ -47,15 +49,15 @@ class Prefix(Method):
 
     @abstractmethod
     def fold(self) -> dict[str, Tensor]:
-        """The prefixes as the trained tensors give them, without dropout: (2, L, K, P, D) at each site."""
+        """The prefixes that the trained tensors give, without dropout: (2, L, K, P, D) at each site."""
 
     def residual(self) -> float | None:
-        """What real-word initialisation could not reach, as a share of its size; of the worst site."""
+        """The part of the words' keys and values that the networks could not reach, relative; of the worst site."""
         parts = (module for module in self.modules() if isinstance(module, Parametrisation))
         return max((part.residual for part in parts if part.residual is not None), default=None)
 
     def insert(self, step: int | None) -> Insert:
-        """The folded prefixes; in training as leaves, so that they are made and differentiated once per step."""
+        """The folded prefixes; in training as leaves, so that folding runs and is differentiated once per step."""
         if step is None:
             return Insert({site: prefix.detach() for site, prefix in self._known().items()})
         self._folded = {
@@ -66,7 +68,7 @@ class Prefix(Method):
         return Insert(self._leaves)
 
     def push_gradients(self) -> None:
-        """One backward through what folds, with the gradients of all rows."""
+        """One backward through the folding, with the gradients of all rows."""
         assert self._leaves, "insert(step) comes first"
         arrived = [site for site, leaf in self._leaves.items() if leaf.grad is not None]
         if arrived:
@@ -91,21 +93,21 @@ class Prefix(Method):
         }
 
     def _known(self) -> dict[str, Tensor]:
-        """The prefixes that were loaded, else what the trained tensors give."""
+        """The prefixes that were loaded, else those that the trained tensors give."""
         if self._loaded:
             return self._loaded
         with torch.no_grad():
             return self.fold()
 
     def _say_residual(self, mid_dim: int | None) -> None:
-        """Log it where the words are more than the network can hold."""
+        """Log the residual where there are more words than the network can hold."""
         residual = self.residual()
         if residual is not None and mid_dim is not None and self.num_positions > mid_dim + 1:
             logger.info("init_token: the networks reach all but %.2g of the words' K/V", residual)
 
 
 class ActivationPrefix(Prefix):
-    """Keys and values that are trained themselves, or come from a network of each site (`prefix_mode: activation`)."""
+    """Keys and values that are trained directly, or come from a network for each site (`prefix_mode: activation`)."""
 
     def __init__(
         self, config: PrefixTrial, base: Base, record: Recorder, draw: torch.Generator, dropout_seed: int
@@ -120,7 +122,7 @@ class ActivationPrefix(Prefix):
         self._say_residual(config.mid_dim)
 
     def start(self, record: Recorder, base: Base) -> dict[str, Tensor]:
-        """What the prefixes start as where there are `init_token`s: the base's keys and values over them."""
+        """The first values of the prefixes where `init_token` gives words: the base's keys and values over them."""
         assert self.words is not None, "only words are recorded"
         return dict(record(torch.tensor([cycled(self.words, self.num_positions)], device=base.device)))
 
@@ -158,9 +160,8 @@ class SitePrefix(nn.Module):
 
 
 def cycled(ids: Iterable[int], length: int) -> list[int]:
-    """The ids again and again, up to that length."""
-    some = list(ids)
-    return (some * (length // len(some) + 1))[:length]
+    """The ids, repeated up to this length."""
+    return list(itertools.islice(itertools.cycle(ids), length))
 
 
 def _word_ids(words: str, base: Base) -> list[int]:

@@ -1,8 +1,8 @@
 """Prefixes made of virtual words: embeddings that run through the base (Li & Liang 2021, sections 7.2 and 7.3).
 
-Embedding-only: the base runs over P trained embeddings, once per trial and step and with gradients, and the keys and
-values that it finds stand before the rows as any prefix does. Infix: they stand inside each row, behind its source, so
-that the base's keys and values there know the source, and the trial's own are added to them.
+Embedding-only: the base runs over P trained embeddings, once per trial and step and with gradients. Its keys and values
+over them stand in front of the rows, as any prefix does. Infix: the embeddings stand inside each row, behind its
+source, so that the base's keys and values there depend on the source; the trial adds keys and values of its own.
 """
 
 # P virtual positions, W width of the base
@@ -22,7 +22,7 @@ from prefixray.model.binding.insert import Insert
 class EmbeddingPrefix(Prefix):
     """Only embeddings are trained, or the network that gives them (`prefix_mode: embedding`).
 
-    An encoder-decoder reads the same ones on both sides, as it does with the words of `init_token`.
+    An encoder-decoder reads the same embeddings on both sides, as it reads the words of `init_token`.
     """
 
     def __init__(
@@ -41,18 +41,19 @@ class EmbeddingPrefix(Prefix):
     def fold(self) -> dict[str, Tensor]:
         """One forward of the base over the embeddings."""
         rows: Tensor = self.embedding()
-        found = self._record(rows.to(self._dtype)[None])
-        return {site: found[site].to(rows.dtype) for site in self.active_sites}
+        recorded = self._record(rows.to(self._dtype)[None])
+        return {site: recorded[site].to(rows.dtype) for site in self.active_sites}
 
     def stored_parameters(self) -> int:
-        """The embeddings are all that is needed; the artifact holds what they fold to, for who has no base at hand."""
+        """The embeddings, from which the base makes the keys and values that the artifact holds."""
         return self.num_positions * self._width
 
 
 class Infix(ActivationPrefix):
     """Virtual embeddings behind the source, and what is added to their keys and values (`format_mode: infix`).
 
-    With `init_token` the embeddings are the words' and nothing is added yet: the base reads source and words.
+    With `init_token` the embeddings start as the words' and the added keys and values as 0: the base reads source and
+    words.
     """
 
     def __init__(
@@ -69,21 +70,21 @@ class Infix(ActivationPrefix):
         self.embedding = nn.Parameter(start.to(base.device))
 
     def start(self, record: Recorder, base: Base) -> dict[str, Tensor]:
-        """Nothing is added to the words' own keys and values."""
+        """Zeros: nothing is added to the words' own keys and values."""
         site = base.shape.sites["decoder"]
         return {"decoder": torch.zeros(2, site.num_layers, site.num_kv_heads, self.num_positions, site.head_dim)}
 
     def insert(self, step: int | None) -> Insert:
-        """What is added, and the embeddings it is added at."""
+        """The added keys and values, and the embeddings."""
         added = super().insert(step).prefixes
         return Insert(added, infix=self.embedding.detach() if step is None else self.embedding)
 
     def stored_parameters(self) -> int:
-        """What is added, and the embeddings."""
+        """The added keys and values, and the embeddings."""
         return super().stored_parameters() + self.embedding.numel()
 
     def artifact(self) -> dict[str, Tensor]:
-        """`decoder.key` and `decoder.value` that are added, and `infix.embedding` (P, W)."""
+        """The added `decoder.key` and `decoder.value`, and `infix.embedding` (P, W)."""
         return {**super().artifact(), "infix.embedding": self.embedding.detach().cpu().contiguous()}
 
     def load_artifact(self, tensors: dict[str, Tensor]) -> None:

@@ -1,11 +1,12 @@
 """The loss of target tokens and its gradient in one pass over the vocabulary, a few tokens at a time.
 
-The weight of every token in the objective is known before the forward, and the head is frozen; so a chunk's logits
-give the loss and, turned into softmax minus target a block at a time in the processor's cache, the gradient of the
-hidden states. Logits of a whole micro-batch, their log-softmax and the gradients of both never exist.
+The weight of every target token in the objective is known before the forward, and the head is frozen. So the logits of
+a chunk of tokens give both the loss and the gradient of the hidden states: softmax minus target, times the head. The
+softmax is written over the logits, block by block, in the processor's cache. The logits of a whole micro-batch, their
+log-softmax and the gradients of both never exist.
 """
 
-# N target tokens, W width of the model, V vocabulary
+# N target tokens, n tokens of a chunk, W width of the model, V vocabulary
 
 import math
 from collections.abc import Iterator
@@ -27,21 +28,21 @@ BLOCK = {"cpu": 220_000, "cuda": 1 << 26}  # logits that are looked at at once: 
 
 @dataclass(frozen=True)
 class Objective:
-    """What each target token counts, and how much of its probability is spread over the vocabulary; (N,) each."""
+    """The weight of each target token's loss, and the share of its probability that is spread over the vocabulary."""
 
-    weights: Tensor
-    smoothing: Tensor
+    weights: Tensor  # (N,)
+    smoothing: Tensor  # (N,)
 
 
 class Head:
-    """A frozen linear head, (V, W), as it is used here: past its hooks."""
+    """A frozen linear head, (V, W), whose hooks are not called."""
 
     def __init__(self, module: nn.Linear) -> None:
         self.weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
         self.logits, self.back = backend_for(self.weight.device).head_products(self.weight, bias)
 
     def chunks(self, count: int) -> Iterator[slice]:
-        """Which of so many tokens are multiplied with it at once: few chunks of one size, the last maybe smaller."""
+        """Cut `count` tokens into few chunks of one size; the last may be smaller."""
         device, row_bytes = self.weight.device.type, self.weight.shape[0] * self.weight.itemsize
         limit = min(CHUNK[device], CHUNK_BYTES[device] // row_bytes)
         most = max(1, limit // CHUNK_MULTIPLE) * CHUNK_MULTIPLE
@@ -50,24 +51,24 @@ class Head:
 
 
 def plain_head(model: PreTrainedModel) -> Head | None:
-    """The model's head where the logits are its output and nothing else happens to them; else None."""
+    """The model's head where its output is the logits; None where the model changes that output further."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if type(head) is not nn.Linear:
         return None
-    seen: list[Tensor] = []
-    hook = head.register_forward_hook(lambda module, args, output: seen.append(output))
-    token = torch.arange(4, device=model.device)[None]  # a padding token's embedding may be 0, and its logits then too
-    others = {"decoder_input_ids": token} if model.config.is_encoder_decoder else {"position_ids": token}
+    outputs: list[Tensor] = []
+    hook = head.register_forward_hook(lambda module, args, output: outputs.append(output))
+    tokens = torch.arange(4, device=model.device)[None]  # one alone may be padding, whose embedding and logits may be 0
+    others = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {"position_ids": tokens}
     try:
         with torch.no_grad():
-            logits = model(input_ids=token, use_cache=False, **others).logits
+            logits = model(input_ids=tokens, use_cache=False, **others).logits
     finally:
         hook.remove()
-    return Head(head) if torch.equal(seen[0], logits) and bool(logits.any()) else None
+    return Head(head) if torch.equal(outputs[0], logits) and bool(logits.any()) else None
 
 
 def losses_of_hidden(head: Head, hidden: Tensor, ids: Tensor, objective: Objective | None) -> Tensor:
-    """The negative log-likelihood of `ids`, (N,), given what goes into the head, (N, W).
+    """The negative log-likelihood of `ids`, (N,), given the head's input, (N, W).
 
     With an objective, the backward of the weighted sum of the smoothed losses has run when this returns.
     """
@@ -75,45 +76,57 @@ def losses_of_hidden(head: Head, hidden: Tensor, ids: Tensor, objective: Objecti
     nll = torch.empty(len(ids), dtype=exact, device=hidden.device)
     gradient = torch.empty_like(hidden)
     with torch.no_grad():
-        for some in head.chunks(len(ids)):
-            own = hidden[some]
-            logits = head.logits(pad_rows(own, CHUNK_MULTIPLE))
+        for chunk in head.chunks(len(ids)):
+            # The product has rows of padding, so that few sizes occur; they are cut off again.
+            size = len(ids[chunk])
+            logits = head.logits(pad_rows(hidden[chunk], CHUNK_MULTIPLE))  # (n, V)
             if objective is None:
-                nll[some] = _losses(logits[: len(own)], ids[some], exact)
-            else:
-                nll[some] = _losses_and_slopes_(logits[: len(own)], ids[some], objective.smoothing[some, None], exact)
-                gradient[some] = head.back(logits)[: len(own)] * objective.weights[some, None]
+                nll[chunk] = _losses(logits[:size], ids[chunk], exact)
+                continue
+
+            # The logits' gradient replaces the logits, and the head takes it back to the hidden states.
+            nll[chunk] = _losses_and_slopes_(logits[:size], ids[chunk], objective.smoothing[chunk, None], exact)
+            gradient[chunk] = head.back(logits)[:size] * objective.weights[chunk, None]
     if objective is not None:
         hidden.backward(gradient)
     return nll
 
 
 def _losses(logits: Tensor, ids: Tensor, exact: torch.dtype) -> Tensor:
-    """The negative log-likelihood of ids (n,) by logits (n, V): how many times as likely as its id all are together."""
-    own = logits.gather(1, ids[:, None]).to(exact)
-    ratios = (logits[some].to(exact, copy=True).sub_(own[some]).exp_() for some in _blocks(logits))
-    nll = torch.cat([block.sum(dim=1) for block in ratios]).log()
+    """The negative log-likelihood of ids (n,) by logits (n, V), in the dtype `exact`.
+
+    It is the logarithm of the sum of all tokens' likelihoods, each divided by that of the target. Where a quotient
+    overflows, a log-softmax gives it.
+    """
+    of_targets = logits.gather(1, ids[:, None]).to(exact)
+    quotients = (logits[block].to(exact, copy=True).sub_(of_targets[block]).exp_() for block in _blocks(logits))
+    nll = torch.cat([of_block.sum(dim=1) for of_block in quotients]).log()
     if nll.isfinite().all():
         return nll
-    blocks = (torch.log_softmax(logits[some].to(exact), dim=1).gather(1, ids[some, None]) for some in _blocks(logits))
-    return -torch.cat(list(blocks))[:, 0]
+    log_p = (torch.log_softmax(logits[block].to(exact), dim=1).gather(1, ids[block, None]) for block in _blocks(logits))
+    return -torch.cat(list(log_p))[:, 0]
 
 
 def _losses_and_slopes_(logits: Tensor, ids: Tensor, smoothing: Tensor, exact: torch.dtype) -> Tensor:
-    """The same; in place of the logits comes the gradient of the losses that are smoothed by (n, 1)."""
+    """As `_losses`; the gradient of the losses, smoothed by (n, 1), replaces the logits."""
     nll = torch.empty(len(ids), dtype=exact, device=ids.device)
-    for some in _blocks(logits):
-        own, spread, block = ids[some, None], smoothing[some], logits[some].to(exact)
-        slope = torch.softmax(block, dim=1)  # less what the objective wants
-        likelihood = slope.gather(1, own)[:, 0]
-        nll[some] = -likelihood.log() if likelihood.amin() > LEAST else _losses(block, ids[some], exact)
+    for block in _blocks(logits):
+        targets, spread, exact_logits = ids[block, None], smoothing[block], logits[block].to(exact)
+
+        # The softmax gives the likelihood of the target, unless that was rounded to nothing.
+        slope = torch.softmax(exact_logits, dim=1)
+        likelihood = slope.gather(1, targets)[:, 0]
+        nll[block] = -likelihood.log() if likelihood.amin() > LEAST else _losses(exact_logits, ids[block], exact)
+
+        # The gradient is softmax less the wanted probabilities: `1 - spread` of the target, `spread / V` of each token.
         if spread.any():
             slope.sub_(spread / logits.shape[1])
-        logits[some] = slope.scatter_add_(1, own, spread - 1)
+        logits[block] = slope.scatter_add_(1, targets, spread - 1)
     return nll
 
 
 def _blocks(logits: Tensor) -> Iterator[slice]:
+    """The rows of a block: as many as fit the processor's cache."""
     return _slices(len(logits), max(1, BLOCK[logits.device.type] // logits.shape[1]))
 
 
@@ -122,7 +135,7 @@ def _slices(length: int, size: int) -> Iterator[slice]:
 
 
 def losses_of_logits(logits: Tensor, ids: Tensor, objective: Objective | None) -> Tensor:
-    """The same from logits (N, V), for heads that are trained or are not the last thing that a model does."""
+    """As `losses_of_hidden`, from logits (N, V): for a head that is trained or is not the last thing in its model."""
     log_p = functional.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=1)
     nll = functional.nll_loss(log_p, ids, reduction="none")
     if objective is not None:

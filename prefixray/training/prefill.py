@@ -1,4 +1,10 @@
-"""Keys and values of prompts that several rows share."""
+"""Prompts that several rows share, run once: their keys and values stand behind the prefix of their trial.
+
+For a prompt all but its last token run. The rows then begin with that last token, and look at the prompt's keys and
+values as they look at a prefix.
+"""
+
+# B prompts, L layers, K key/value heads, S tokens of the longest prompt without its last, D head dim
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,50 +22,50 @@ from prefixray.model.binding.insert import Insert
 
 @dataclass(frozen=True)
 class Prompt:
-    """Tokens under a trial's insert, all but the last of a row's prompt."""
+    """All but the last token of a prompt, under a trial's insert."""
 
-    slot: int  # the place of the insert among all trials'
+    slot: int  # the index of the insert among all trials'
     ids: tuple[int, ...]  # with room for an infix
     infix_start: int
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Rows that are run together, each beside its insert's place."""
+    """Rows that are run together, each with the index of its insert."""
 
     inserts: Sequence[Insert]
-    slots: Sequence[int]  # whose each insert is
+    slots: Sequence[int]  # of each insert, the index of its trial
     rows: Sequence[tuple[int, Row | Tree]]
 
 
 def extended(
     binder: Binder, inserts: Sequence[Insert], prompts: Sequence[Prompt], *, pad_id: int, device: torch.device
 ) -> list[Insert]:
-    """Of each prompt, its insert with the prompt's keys and values behind the prefix. Prompts are sorted by slot."""
+    """The insert of each prompt, with the prompt's keys and values behind its prefix. Prompts are sorted by slot."""
     if not any(prompt.ids for prompt in prompts):
         return [inserts[prompt.slot] for prompt in prompts]
     slots = sorted({prompt.slot for prompt in prompts})
     ids, _ = pad([prompt.ids for prompt in prompts], pad_id)
-    starts = [prompt.infix_start for prompt in prompts]
-    places = [slots.index(prompt.slot) for prompt in prompts]
-    with binder.bind([inserts[slot] for slot in slots], places, infix_starts=starts):
+    infix_starts = [prompt.infix_start for prompt in prompts]
+    row_inserts = [slots.index(prompt.slot) for prompt in prompts]
+    with binder.bind([inserts[slot] for slot in slots], row_inserts, infix_starts=infix_starts):
         recorded = binder.record_rows(ids.to(device))["decoder"]  # (B, 2, L, K, S, D)
     pairs = zip(prompts, recorded, strict=True)
-    return [_continued(inserts[prompt.slot], prompt, own[..., : len(prompt.ids), :]) for prompt, own in pairs]
+    return [_continued(inserts[prompt.slot], prompt, kv[..., : len(prompt.ids), :]) for prompt, kv in pairs]
 
 
-def _continued(insert: Insert, prompt: Prompt, own: Tensor) -> Insert:
-    """What the tokens after a prompt look at, given the prompt's own keys and values (2, L, K, S, D)."""
+def _continued(insert: Insert, prompt: Prompt, prompt_kv: Tensor) -> Insert:
+    """The insert for tokens behind a prompt, given the prompt's keys and values (2, L, K, S, D)."""
     prefix = insert.prefixes.get("decoder")
     if prefix is None:
-        whole = own
+        kv = prompt_kv
     elif insert.infix is None:
-        whole = torch.cat([prefix.to(own.dtype), own], dim=3)
+        kv = torch.cat([prefix.to(prompt_kv.dtype), prompt_kv], dim=3)
     else:
         cuts = (prompt.infix_start, prompt.infix_start + insert.infix_length)
-        before, infix, after = own.tensor_split(cuts, dim=3)
-        whole = torch.cat([before, infix + prefix.to(own.dtype), after], dim=3)
-    return Insert({"decoder": whole}, insert.functions)
+        before, infix, after = prompt_kv.tensor_split(cuts, dim=3)
+        kv = torch.cat([before, infix + prefix.to(prompt_kv.dtype), after], dim=3)
+    return Insert({"decoder": kv}, insert.functions)
 
 
 def row_groups(
@@ -71,24 +77,27 @@ def row_groups(
     token_budget: int,
     device: torch.device,
 ) -> Iterator[RowGroup]:
-    """All rows of all trials, each prompt that several rows of a trial continue run once.
+    """All rows of all trials; a prompt that several rows of a trial share runs once, when its group is asked for.
 
-    First come the rows with a prompt of their own; then prompts by length, as many at once as their keys and values,
-    the prefixes' included, fit the budget.
+    First come the rows with a prompt of their own. Then come prompts by length, as many at once as their keys and
+    values, the prefixes' included, fit the budget.
     """
-    continued: dict[Prompt, list[Row]] = {}
+    # A prompt is shared by rows of one trial alone, since its keys and values depend on the trial's prefix.
+    rows_by_prompt: dict[Prompt, list[Row]] = {}
     alone: list[tuple[int, Row]] = []
-    for slot, own in enumerate(rows):
-        roomy = [row.with_room(inserts[slot].infix_length, pad_id) for row in own]
+    for slot, of_trial in enumerate(rows):
+        roomy = [row.with_room(inserts[slot].infix_length, pad_id) for row in of_trial]
         single, shared = by_prompt(roomy)
         alone += ((slot, row) for row in single)
-        continued |= {Prompt(slot, *prompt): some for prompt, some in shared.items()}
+        rows_by_prompt |= {Prompt(slot, *prompt): rests for prompt, rests in shared.items()}
     if alone:
         yield RowGroup(inserts, range(len(inserts)), alone)
-    prompts = list(continued)
+
+    # Each prompt has an insert of its own: prefix and prompt, to which the rests of its rows look back.
+    prompts = list(rows_by_prompt)
     lengths = [(0, inserts[prompt.slot].num_positions() + len(prompt.ids)) for prompt in prompts]
     for piece in cut_by_length(lengths, token_budget, token_budget):
-        some = sorted((prompts[i] for i in piece), key=lambda prompt: prompt.slot)
-        pairs = [(place, row) for place, prompt in enumerate(some) for row in continued[prompt]]
-        longer = extended(binder, inserts, some, pad_id=pad_id, device=device)
-        yield RowGroup(longer, [prompt.slot for prompt in some], pairs)
+        together = sorted((prompts[index] for index in piece), key=lambda prompt: prompt.slot)
+        rests = [(index, row) for index, prompt in enumerate(together) for row in rows_by_prompt[prompt]]
+        longer = extended(binder, inserts, together, pad_id=pad_id, device=device)
+        yield RowGroup(longer, [prompt.slot for prompt in together], rests)

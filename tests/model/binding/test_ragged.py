@@ -79,7 +79,7 @@ def test_a_tree_has_the_tokens_positions_and_targets_of_its_rows() -> None:
     rows = [Row((7, 8, 9, 4, 5), 3), Row((7, 8, 9, 6), 3), Row((2, 3), 1), Row((7, 8, 9, 1), 3)]
     alone, tree = trees(rows, 512, 512)
     assert alone == rows[2] and tree == Tree((7, 8), (Row((9, 4, 5), 1), Row((9, 6), 1), Row((9, 1), 1)))
-    assert tree.inputs == (7, 8, 9, 4, 9, 9) and list(tree.places) == [0, 1, 2, 3, 2, 2]
+    assert tree.inputs == (7, 8, 9, 4, 9, 9) and list(tree.positions) == [0, 1, 2, 3, 2, 2]
     assert list(tree.starts) == [2, 4, 5] and tree.targets == [(2, 4), (3, 5), (4, 6), (5, 1)]
     assert (tree.num_inputs, tree.num_targets, tree.lengths) == (6, 4, (0, 6))
     by_two = [rows[2], Tree((7, 8), tree.branches[:2]), rows[3]]  # else of 6 tokens
