@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import datasets
 import pytest
 from support.data_files import write
 
@@ -182,7 +183,6 @@ def hub_row(entry: WebnlgEntry, *, nested: bool) -> dict[str, object]:
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_webnlg_from_the_hub_gives_the_same_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nested: bool) -> None:
-    datasets = pytest.importorskip("datasets")
     without_texts: WebnlgEntry = ("Toy", [FLY], [])
 
     def load_copy(name: str, config: str) -> object:
@@ -198,7 +198,6 @@ def test_webnlg_from_the_hub_gives_the_same_task(tmp_path: Path, monkeypatch: py
 
 
 def test_a_hub_data_set_of_another_form_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
     other = datasets.Dataset.from_list([{"input": ["a | b | c"], "target": "d"}])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config: {"train": other, "validation": other})
@@ -213,7 +212,6 @@ def test_a_hub_data_set_of_another_form_is_refused(tmp_path: Path, monkeypatch: 
 
 
 def test_an_unreachable_hub_data_set_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)

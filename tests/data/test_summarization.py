@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import datasets
 import pytest
 
 from prefixray.data import Example, Sourced, Task, load_task
@@ -326,7 +327,6 @@ def test_urls_that_fit_no_article_are_refused(tmp_path: Path) -> None:
 
 
 def test_sets_of_the_hub_load_from_their_own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
     asked = []
 
     def load_copy(name: str, config: str | None) -> object:
@@ -364,7 +364,6 @@ def test_sets_of_the_hub_load_from_their_own_place(tmp_path: Path, monkeypatch: 
 
 
 def test_an_unreachable_hub_is_reported_within_seconds_with_the_way_to_local_copies(tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
     code = (
         "import time; from prefixray.data.task_config import TaskConfig; from prefixray.errors import UserError\n"
         "from prefixray.data import load_task\n"
