@@ -23,12 +23,11 @@ RowGroup = tuple[Tensor, Tensor, Tensor, Tensor]  # queries, keys, values and ma
 class PlainBackend:
     """Stock torch."""
 
-    def training(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """Run a frozen model for the gradients of its inputs, its prefixes and what its hooks add."""
-        return nullcontext()
+    def frozen(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """Run a frozen model, in training or in an evaluation.
 
-    def evaluation(self, model: PreTrainedModel, *, has_hooks: bool) -> AbstractContextManager[None]:
-        """Run a frozen model without gradients; with `has_hooks`, hooks use the outputs of single layers."""
+        Gradients flow to its inputs, to prefixes and to what hooks add, not to its weights.
+        """
         return nullcontext()
 
     def decoding(self, model: PreTrainedModel) -> AbstractContextManager[None]:

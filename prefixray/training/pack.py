@@ -143,8 +143,7 @@ class Pack:
         pairs = zip(members, rows, strict=True)
         weights = [row_weight(member.config, own_rows) for member, own_rows in pairs] if train else None
         totals = [0.0] * len(members)
-        has_hooks = any(insert.functions for insert in inserts)
-        with self._running(members[0], train=train, has_hooks=has_hooks):
+        with self._running(members[0], train=train):
             binder, budget = members[0].binder, self.token_budget
             for micro in self.layout.micro_batches(binder, inserts, rows, token_budget=budget, train=train):
                 nll = self._forward(members, micro, weights)
@@ -153,12 +152,11 @@ class Pack:
         return totals
 
     @contextmanager
-    def _running(self, member: Member, *, train: bool, has_hooks: bool) -> Iterator[None]:
+    def _running(self, member: Member, *, train: bool) -> Iterator[None]:
         """The base runs as it is, a trial's own model under autocast and, in training, with seeded dropout."""
         own_model = member.method.own_model
         if own_model is None:
-            backend, model = backend_for(self.base.device), self.base.model
-            with backend.training(model) if train else backend.evaluation(model, has_hooks=has_hooks):
+            with backend_for(self.base.device).frozen(self.base.model):
                 yield
             return
         device = self.base.device.type

@@ -154,16 +154,16 @@ class Bench:
     def _by_us(self, precision: str, trials: int) -> Hypotheses:
         """`generate` over all pairs of a trial and a source in one batch."""
         arm = self._ours[precision]
-        base = replace(arm.pack.base, tokenizer=_Numbers())
+        base = replace(arm.pack.base, tokenizer=Numbers())
         inserts = [insert for _ in range(trials) for insert in [arm.prefix.insert(None)] * self.num_sources]
         sources = [" ".join(map(str, prompt)) for prompt in self._prompts] * trials
         decoding = self._decoding.model_copy(update={"batch_size": len(sources)})
         with torch.no_grad():
-            texts = generate(base, _template(base.tokenizer), sources, inserts, decoding)
+            texts = generate(base, number_template(base.tokenizer), sources, inserts, decoding)
         return [tuple(map(int, text.split())) for text in texts]
 
 
-class _Numbers:
+class Numbers:
     """A tokenizer whose text is the ids."""
 
     def __call__(self, texts: Sequence[str], add_special_tokens: bool) -> SimpleNamespace:
@@ -173,7 +173,8 @@ class _Numbers:
         return " ".join(map(str, ids))
 
 
-def _template(tokenizer: Any) -> Template:  # noqa: ANN401
+def number_template(tokenizer: Any) -> Template:  # noqa: ANN401
+    """The template of `Numbers`: sources as they are."""
     none = ("", "")
     ends = {"eos_id": EOS, "pad_id": EOS, "max_source_tokens": 1024, "max_target_tokens": 1024}
     return Template(tokenizer, False, form=none, target_form=none, before=(), after=(), target_before=(), **ends)

@@ -11,15 +11,12 @@ The length of a line is rounded up (see `padded_count`). The fillers attend to n
 # H heads, D head dim
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from prefixray.model.backend import padded_count
-
-Move = Callable[[Tensor], Tensor]
 
 GROUP_MULTIPLE = 8  # to which the length of a group's rows is rounded up
 
@@ -56,7 +53,6 @@ class Ragged:
         self._place_tokens = place_tokens.to(device)  # (M,) the token of each place
         token_places = is_filled.nonzero()[:, 0][place_tokens[is_filled].argsort()]
         self._token_places = torch.cat([token_places, token_places.new_zeros(num_fillers)]).to(device)  # (N,)
-        self._padding = (~is_filled).nonzero()[:, 0].to(device)  # the places behind a row's last token
         forks = [[starts[row] for row in group] if starts else [] for group in groups]
         self.causal = [_masks(own, *size, device) for own, size in zip(forks, self._sizes, strict=True)]
         """By group, which tokens of its row a token may look at, (B, 1, S, S): never at tokens behind it."""
@@ -64,48 +60,17 @@ class Ragged:
     def spread(self, tokens: Tensor) -> list[Tensor]:
         """Into rows: (1, H, N, D) -> (B, H, S, D) for each group."""
         num_heads, dim = tokens.shape[1], tokens.shape[3]
-        flat = tokens[0].transpose(0, 1).flatten(1)
-        padded: Tensor = _Moved.apply(flat, self._to_places, self._to_tokens)  # type: ignore[no-untyped-call]
+        padded = tokens[0].transpose(0, 1).flatten(1).index_select(0, self._place_tokens)  # (M, H * D)
         parts = padded.split([count * size for count, size in self._sizes])
         shaped = zip(parts, self._sizes, strict=True)
         return [part.view(count, size, num_heads, dim).transpose(1, 2) for part, (count, size) in shaped]
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
-        """Back into the line: (B, S, H, D) of each group -> (1, N, H, D)."""
-        padded = torch.cat([part.flatten(2).flatten(0, 1) for part in parts])
-        tokens: Tensor = _Moved.apply(padded, self._to_tokens, self._to_own_places)  # type: ignore[no-untyped-call]
-        return tokens.view(1, -1, *parts[0].shape[2:])
-
-    def _to_places(self, tokens: Tensor) -> Tensor:
-        """(N, X) -> (M, X)."""
-        return tokens.index_select(0, self._place_tokens)
-
-    def _to_own_places(self, tokens: Tensor) -> Tensor:
-        """The same, with zeros behind each row's last token."""
-        return self._to_places(tokens).index_fill_(0, self._padding, 0.0)
-
-    def _to_tokens(self, places: Tensor) -> Tensor:
-        """(M, X) -> (N, X), with zeros for fillers."""
-        tokens = places.index_select(0, self._token_places)
+        """Back into the line: (B, S, H, D) of each group -> (1, N, H, D), with zeros for fillers."""
+        padded = torch.cat([part.flatten(2).flatten(0, 1) for part in parts])  # (M, H * D)
+        tokens = padded.index_select(0, self._token_places)
         tokens[self._num_tokens :] = 0.0
-        return tokens
-
-
-class _Moved(torch.autograd.Function):
-    """What a function makes of a tensor; another one takes gradients back.
-
-    Nothing flows back from padding: its queries' outputs are dropped, and nobody looks at its keys and values. So each
-    token has one gradient, and none are added up, as `index_select`'s own backward would, slowly.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, given: Tensor, there: Move, back: Move) -> Tensor:  # noqa: ANN401
-        ctx.back = back
-        return there(given)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
-        return ctx.back(gradients[0]), None, None
+        return tokens.view(1, -1, *parts[0].shape[2:])
 
 
 def _masks(starts: Sequence[Sequence[int]], num_rows: int, size: int, device: torch.device) -> Tensor:

@@ -12,7 +12,6 @@ from torch.nn import functional
 from prefixray.model.plain import RowGroup
 
 LONG_PREFIX = 64  # positions: a prefix of so many or more is worth products of its own
-VECTOR = 32  # columns: a softmax and its backward take longer over 272 columns than over 288
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, dropout: float) -> Tensor:
@@ -44,9 +43,9 @@ def attend_to_long_prefix(groups: Sequence[RowGroup], prefix: Tensor, scaling: f
 class _LongPrefixAttention(torch.autograd.Function):
     """Products with the prefix and products with a row's own tokens, around one softmax over both.
 
-    All tensors begin with the heads, so that all rows of a group stand one behind another for the prefix. The columns
-    of the softmax are filled up to a multiple of `VECTOR`. Products take longer on a part of a tensor, since they copy
-    it each time: so the two parts of the softmax' result are copied once before.
+    All tensors begin with the heads, so that all rows of a group stand one behind another for the prefix. Products take
+    longer on a part of a tensor, since they copy it each time: so the two parts of the softmax' result are copied once
+    before.
     """
 
     @staticmethod
@@ -57,7 +56,7 @@ class _LongPrefixAttention(torch.autograd.Function):
         saved, outputs = [prefix], []
         for by_row, key, value, mask in zip(tokens[::3], tokens[1::3], tokens[2::3], masks, strict=True):
             num_rows, num_heads, length, dim = by_row.shape
-            groups, end = num_heads // num_kv, num_positions + key.shape[2]
+            groups, num_columns = num_heads // num_kv, num_positions + key.shape[2]
 
             # Heads first: scaled queries as (K, B * G * S, D), the rows' own keys and values as (K * B, S', D).
             by_head = by_row.new_empty(num_kv, num_rows, groups, length, dim)
@@ -66,12 +65,11 @@ class _LongPrefixAttention(torch.autograd.Function):
             own_key, own_value = (own.transpose(0, 1).flatten(0, 1) for own in (key, value))
 
             # Scores of the prefix and of the own tokens side by side, under the mask; one softmax over both.
-            weights = query.new_empty(num_kv, num_rows, groups, length, _rounded_up(end))
-            of_prefix, of_own, fillers = _parts(weights, num_positions, end)
+            weights = query.new_empty(num_kv, num_rows, groups, length, num_columns)
+            of_prefix, of_own = _parts(weights, num_positions)
             torch.bmm(query, prefix_key, out=of_prefix)
             torch.bmm(query.view(len(own_key), -1, dim), own_key.transpose(1, 2), out=of_own)
-            fillers.fill_(float("-inf"))
-            masked = weights[..., num_positions:end]
+            masked = weights[..., num_positions:]
             masked += mask.unflatten(1, (-1, 1) if mask.shape[1] == 1 else (num_kv, groups)).transpose(0, 1)
             torch.softmax(weights, 4, out=weights)
 
@@ -104,10 +102,9 @@ class _LongPrefixAttention(torch.autograd.Function):
 
             # Weights: the output's gradient times the values, side by side; then back through the softmax.
             scores = torch.empty_like(weights)
-            of_prefix, of_own, fillers = _parts(scores, num_positions, num_positions + key.shape[1])
+            of_prefix, of_own = _parts(scores, num_positions)
             torch.bmm(given, prefix_value, out=of_prefix)
             torch.bmm(own_given, value.transpose(1, 2), out=of_own)
-            fillers.zero_()
             torch._softmax_backward_data(scores, weights, 4, weights.dtype, grad_input=scores)
 
             # Queries and both kinds of keys; the saved queries are scaled, the keys are not.
@@ -123,14 +120,10 @@ class _LongPrefixAttention(torch.autograd.Function):
         return prefix_gradient, None, None, *token_gradients
 
 
-def _parts(scores: Tensor, num_positions: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Views of (K, B, G, S, columns): the prefix' (K, B * G * S, P), the rows' own (K * B, G * S, S'), fillers."""
+def _parts(scores: Tensor, num_positions: int) -> tuple[Tensor, Tensor]:
+    """Views of (K, B, G, S, P + S'): the prefix' (K, B * G * S, P), and the rows' own (K * B, G * S, S')."""
     of_prefix, of_own = scores.flatten(1, 3), scores.flatten(0, 1).flatten(1, 2)
-    return of_prefix[..., :num_positions], of_own[..., num_positions:end], scores[..., end:]
-
-
-def _rounded_up(num_columns: int) -> int:
-    return -(-num_columns // VECTOR) * VECTOR
+    return of_prefix[..., :num_positions], of_own[..., num_positions:]
 
 
 def _is_slow_for_sdpa(dtype: torch.dtype) -> bool:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,26 +9,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefixray.model.fast_cpu import attention, onednn
-from prefixray.model.fast_cpu.fused_activation import LayerPair, activated_layers, fused
 from prefixray.model.fast_cpu.rms_norm import frozen_norms, rms_norms
 from prefixray.model.plain import PlainBackend, Product, RowGroup
 
 
 class CPUBackend(PlainBackend):
-    """Products by oneDNN, RMS norms in blocks, activations inside products, attention in products."""
+    """Products by oneDNN, RMS norms in blocks, attention in products."""
 
     @contextmanager
-    def training(self, model: PreTrainedModel) -> Iterator[None]:
+    def frozen(self, model: PreTrainedModel) -> Iterator[None]:
         """See `PlainBackend`."""
-        norms = _modules(model).norms
-        with onednn.frozen_layers(model), frozen_norms(norms):
-            yield
-
-    @contextmanager
-    def evaluation(self, model: PreTrainedModel, *, has_hooks: bool) -> Iterator[None]:
-        """See `PlainBackend`."""
-        activated = () if has_hooks else _modules(model).activated
-        with self.training(model), fused(activated):
+        with onednn.frozen_layers(model), frozen_norms(_norms(model)):
             yield
 
     def decoding(self, model: PreTrainedModel) -> AbstractContextManager[None]:
@@ -65,19 +55,9 @@ class CPUBackend(PlainBackend):
         return onednn.through(weight, bias), onednn.back_through(weight)
 
 
-@dataclass(frozen=True)
-class _Modules:
-    """The modules of a model that this backend can run in another way."""
-
-    dtype: torch.dtype  # in which they were looked for
-    norms: Sequence[nn.Module]
-    activated: Sequence[LayerPair]
-
-
-def _modules(model: PreTrainedModel) -> _Modules:
-    """They are looked for once; the model keeps the answer."""
-    known: _Modules | None = vars(model).get("_prefixray_fast_cpu")
-    if known is None or known.dtype != model.dtype:
-        known = _Modules(model.dtype, rms_norms(model), activated_layers(model))
-        vars(model)["_prefixray_fast_cpu"] = known
-    return known
+def _norms(model: PreTrainedModel) -> Sequence[nn.Module]:
+    """The model's RMS norms that can run in blocks. They are looked for once per dtype; the model keeps the answer."""
+    by_dtype: dict[torch.dtype, Sequence[nn.Module]] = vars(model).setdefault("_prefixray_norms", {})
+    if model.dtype not in by_dtype:
+        by_dtype[model.dtype] = rms_norms(model)
+    return by_dtype[model.dtype]

@@ -43,8 +43,12 @@ def rearranged(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def frozen_layers(model: PreTrainedModel) -> Iterator[None]:
-    """Run the model's linear layers, whose weights are frozen, by oneDNN, forward and backward, where it is faster."""
-    with running(linear_layers(model) if is_faster(model.device, model.dtype) else [], _on_weights):
+    """Run the model's linear layers, whose weights are frozen, by oneDNN, forward and backward.
+
+    Only in fp32 and where it is faster: in bf16 torch itself takes oneDNN.
+    """
+    is_exact = model.dtype == torch.float32
+    with running(linear_layers(model) if is_exact and is_faster(model.device, model.dtype) else [], _on_weights):
         yield
 
 
@@ -95,17 +99,9 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return _product(inputs, weight, bias)
 
 
-def _product(
-    inputs: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none", algorithm: str = ""
-) -> Tensor:
-    output: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, activation, [], algorithm)
+def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
     return output
-
-
-def activated(module: nn.Module, name: str, algorithm: str) -> Forward:
-    """A linear layer and an activation behind it, as oneDNN calls it, in one; without gradients."""
-    weight, bias = _weights(module)
-    return lambda inputs: _product(inputs, weight, bias, name, algorithm)
 
 
 def _lying(weight: Tensor) -> Tensor:
