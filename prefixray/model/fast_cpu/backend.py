@@ -1,4 +1,4 @@
-"""The backend of a CPU: what `fast_cpu` offers, where it was measured to be faster."""
+"""The backend of a CPU: what `fast_cpu` offers, where it was measured to be faster (`tests/bench/ablation.py`)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -52,7 +52,7 @@ class CPUBackend(PlainBackend):
 
     def head_products(self, weight: Tensor, bias: Tensor | None) -> tuple[Product, Product]:
         """See `PlainBackend`."""
-        return onednn.through(weight, bias), onednn.back_through(weight)
+        return onednn.head_product(weight, bias), onednn.head_gradient(weight)
 
 
 def _norms(model: PreTrainedModel) -> Sequence[nn.Module]:

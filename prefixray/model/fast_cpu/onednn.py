@@ -1,13 +1,12 @@
 """Products with frozen weights by oneDNN, on a CPU.
 
-Otherwise fp32 products go to MKL, which on AMD's processors with AVX-512 reaches less than half of what oneDNN does,
-in training as in decoding; and bf16 products write a layer's bias first and their result over it. While a model
-decodes, its weights lie as oneDNN wants them, too: in bf16 a product of few rows spends most of its time on rearranging
-the weights, and where autocast makes bf16 of fp32 weights it does so again at every step. In training the head's lie
-so, from the side where it pays.
+Three things are faster than torch's own layers. In fp32 torch takes MKL, which has less than half of oneDNN's speed on
+AMD's processors with AVX-512. While a model decodes, a copy of its weights lies in the order that oneDNN needs: a
+product of few rows otherwise spends most of its time on rearranging the weights, and under autocast every step makes
+bf16 of fp32 weights again. And the head has such a copy in training, for the direction where that is faster.
 
-A kernel is made for a product's shape when that first comes, which with AMX takes as long as one to five products: so
-lines, an encoder-decoder's rows, the head's chunks and targets in the last block have few lengths, `filled_up`.
+oneDNN makes a kernel when a shape first comes, which with AMX takes as long as one to five products. So numbers of
+tokens are rounded up (see `padded_count`).
 """
 
 import functools
@@ -25,19 +24,19 @@ from prefixray.system.machine import cpu_fact, total_bytes
 
 Forward = Callable[[Tensor], Tensor]
 
-MOST_MEMORY = 0.1  # of all that there is here, that a second copy of the weights may take
+MOST_MEMORY = 0.1  # share of this machine's memory that a copy of the weights may take
 
 
 def linear_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """Those of a model; GPT-2's are of a class of their own."""
+    """The linear layers of a model; GPT-2's are of a class of their own."""
     return [module for module in model.modules() if type(module) in (nn.Linear, Conv1D)]
 
 
 @contextmanager
 def rearranged(model: PreTrainedModel) -> Iterator[None]:
-    """Run the model's linear layers on a copy of their weights; for forwards without gradients."""
+    """Run the model's linear layers on a copy of their weights in oneDNN's order; for forwards without gradients."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else model.dtype
-    with running(linear_layers(model) if _pays(model, dtype) else [], lambda layer: _on_copy(layer, dtype)):
+    with running(linear_layers(model) if _may_copy(model, dtype) else [], lambda layer: _on_copy(layer, dtype)):
         yield
 
 
@@ -68,32 +67,33 @@ def running(modules: Iterable[nn.Module], forward_of: Callable[[nn.Module], Forw
                 module.forward = before
 
 
-def through(weight: Tensor, bias: Tensor | None) -> Forward:
-    """From inputs (..., in) to outputs (..., out) of a frozen layer that is often used, of a vocabulary's width.
+def head_product(weight: Tensor, bias: Tensor | None) -> Forward:
+    """The function from hidden states (..., in) to logits (..., out) of a frozen head; without gradients.
 
-    On a copy of its weight, where that pays: with AMX, 256 rows of 768 into 50,257 take 22 ms on it, else 40.
+    In bf16 with AMX it uses a copy: 256 rows of 768 into 50,257 take 22 ms on the copy, and 40 ms on the weight.
     """
-    return _often(weight, bias, on_copy=_has_amx() and weight.dtype == torch.bfloat16)
+    return _repeated(weight, bias, on_copy=_has_amx() and weight.dtype == torch.bfloat16)
 
 
-def back_through(weight: Tensor) -> Forward:
-    """From gradients (..., out) to those of the inputs, (..., in), of such a layer.
+def head_gradient(weight: Tensor) -> Forward:
+    """The function from gradients of logits (..., out) to gradients of hidden states (..., in).
 
-    Without AMX these products take a fifth longer on the weight itself in bf16, and in fp32 a quarter to a third;
-    with AMX as long.
+    It uses a copy, but not in bf16 with AMX, where that is no faster. Without AMX the product on the weight itself
+    takes a fifth longer in bf16, and a quarter to a third longer in fp32.
     """
-    return _often(weight.t(), None, on_copy=not (_has_amx() and weight.dtype == torch.bfloat16))
+    return _repeated(weight.t(), None, on_copy=not (_has_amx() and weight.dtype == torch.bfloat16))
 
 
-def _often(weight: Tensor, bias: Tensor | None, *, on_copy: bool) -> Forward:
+def _repeated(weight: Tensor, bias: Tensor | None, *, on_copy: bool) -> Forward:
+    """A product that runs many times with one weight."""
     if not (on_copy and is_faster(weight.device, weight.dtype) and _is_small(weight.nbytes)):
         return lambda inputs: linear(inputs, weight, bias)
-    lying = _lying(weight.detach())
-    return lambda inputs: _product(inputs, lying, bias)
+    reordered = _reordered(weight.detach())
+    return lambda inputs: _product(inputs, reordered, bias)
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`inputs` (..., in) times the frozen `weight` (out, in), as in a layer of `frozen_layers`; without gradients."""
+    """`inputs` (..., in) times a frozen `weight` (out, in), by oneDNN where that is faster; without gradients."""
     if not is_faster(inputs.device, inputs.dtype):
         return functional.linear(inputs, weight, bias)
     return _product(inputs, weight, bias)
@@ -104,8 +104,8 @@ def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     return output
 
 
-def _lying(weight: Tensor) -> Tensor:
-    """A copy of `weight` (out, in) that lies as oneDNN wants it."""
+def _reordered(weight: Tensor) -> Tensor:
+    """A copy of `weight` (out, in) in the order that oneDNN needs."""
     copy: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
     return copy
 
@@ -126,7 +126,7 @@ class _Linear(torch.autograd.Function):
 
 @functools.cache
 def _is_amd_with_avx512() -> bool:
-    """2.0 to 2.4 times MKL's speed, at 64 to 2,560 rows, on the weights as they are; on Intel's 0.8 to 1.0 times."""
+    """Whether oneDNN is faster in fp32: 2.0 to 2.4 times MKL's speed at 64 to 2,560 rows; on Intel 0.8 to 1.0 times."""
     known = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return known and cpu_fact("vendor_id") == "AuthenticAMD"
 
@@ -142,14 +142,14 @@ def _has_amx() -> bool:
 
 
 def is_faster(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies faster than what torch would take."""
+    """Whether oneDNN is not slower than torch's own choice."""
     if device.type != "cpu":
         return False
     return _has_bf16() if dtype == torch.bfloat16 else dtype == torch.float32 and _is_amd_with_avx512()
 
 
-def _pays(model: PreTrainedModel, dtype: torch.dtype) -> bool:
-    """Where it was measured to, and the copy is small."""
+def _may_copy(model: PreTrainedModel, dtype: torch.dtype) -> bool:
+    """Whether a copy of the weights in this dtype is faster and fits into memory."""
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     is_known = _has_bf16() if dtype == torch.bfloat16 else dtype == torch.float32
@@ -157,7 +157,7 @@ def _pays(model: PreTrainedModel, dtype: torch.dtype) -> bool:
 
 
 def _is_small(num_bytes: int) -> bool:
-    """By the whole memory that there is here, so that it is always the same."""
+    """Whether a copy of so many bytes may be made; by the machine's whole memory, so that the answer never changes."""
     return num_bytes <= MOST_MEMORY * total_bytes()
 
 
@@ -174,5 +174,5 @@ def _on_weights(module: nn.Module) -> Forward:
 
 def _on_copy(module: nn.Module, dtype: torch.dtype) -> Forward:
     weight, bias = _weights(module)
-    lying, added = _lying(weight.to(dtype)), None if bias is None else bias.to(dtype)
-    return lambda inputs: _product(inputs.to(dtype), lying, added)
+    reordered, bias = _reordered(weight.to(dtype)), None if bias is None else bias.to(dtype)
+    return lambda inputs: _product(inputs.to(dtype), reordered, bias)
