@@ -64,6 +64,12 @@ def test_decoding_is_timed_on_hypotheses_that_are_the_same_in_every_arm(tmp_path
     }
 
 
+def test_each_trick_is_switched_off_and_on_again(tmp_path: Path) -> None:
+    lines = _run(tmp_path, "ablation.py", "--precision", "fp32").splitlines()
+    assert lines[1].split() == ["fp32", "step", "fp32", "validation", "fp32", "decoding"]
+    assert {"all of fast_cpu", "rows in a line", "blocks before top-k"} <= {line[:24].strip() for line in lines}
+
+
 @pytest.mark.slow
 def test_the_allocators_settings_are_timed_in_processes_of_their_own(tmp_path: Path) -> None:
     lines = [line.split() for line in _run(tmp_path, "allocator.py").splitlines()[2:]]
