@@ -1,0 +1,89 @@
+"""What is sent together, and what happens while the store is away or refuses an event. Real stores, no mocks."""
+
+import logging
+import threading
+import time
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from support.tracked_sweep import free_port, local, open_sweep, run_trials
+
+from prefixray.tracking import queue
+
+
+def test_points_that_wait_go_in_one_request(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    requests = mock.Mock(side_effect=MlflowClient.log_batch)
+    monkeypatch.setattr(MlflowClient, "log_batch", lambda *arguments, **named: requests(*arguments, **named))
+    tracker = open_sweep(folder)
+    for key in ("prefix/0", "prefix/1"):
+        tracker.trial(key, {}, {})
+    for step in range(1, 601):
+        for key in ("prefix/0", "prefix/1"):
+            tracker.log(key, step, {"dev/loss": 1.0 / step, "train/loss": 1.0})
+    tracker.end("prefix/0", "done", None)
+    tracker.close("finished")
+    sizes = [len(call.args[2]) for call in requests.call_args_list if len(call.args) > 2]
+    assert sorted(sizes) == [200, 200, 1000, 1000]  # as many at once as the server takes
+    for key in ("prefix/0", "prefix/1"):
+        assert local(folder).curve(key) == [(step, 1.0 / step) for step in range(1, 601)]
+
+
+def test_what_the_store_refuses_is_said_once_and_the_rest_is_logged(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = open_sweep(folder)
+    tracker.trial("prefix/0", {"a/../b": 1}, {})
+    tracker.trial("prefix/1", {"a/../b": 1}, {})
+    tracker.log("prefix/0", 10, {"dev/loss": 2.0})
+    tracker.close("finished")
+    assert local(folder).curve("prefix/0") == [(10, 2.0)]
+    messages = [record.getMessage() for record in caplog.records if record.name == queue.__name__]
+    assert len(messages) == 2
+    assert "refuses what is logged" in messages[0]
+    assert "2 entries could not be logged" in messages[1]
+
+
+def test_a_server_that_is_away_holds_nothing_up_and_the_loss_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(queue, "_PATIENCE_AWAY", 5.0)
+    monkeypatch.setattr(queue, "_MOST_WAITING", 5)
+    uri = f"http://127.0.0.1:{free_port()}"
+    before = time.monotonic()
+    tracker = open_sweep(folder, uri)
+    run_trials(tracker, folder)  # 1 start, 4 trials, 3 ends; and 8 points, of which 3 still find room
+    assert time.monotonic() - before < 4.0, "no call waits for the server"
+    tracker.close("finished")
+    messages = [record.getMessage() for record in caplog.records if record.name == queue.__name__]
+    assert f"MLflow at {uri} is away; the sweep goes on" in messages[0]
+    assert messages[1] == f"MLflow at {uri}: 17 entries could not be logged"
+
+
+def test_a_server_that_comes_back_gets_everything(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from werkzeug.serving import make_server
+
+    port = free_port()
+    monkeypatch.setattr(queue, "_LONGEST_PAUSE", 0.5)
+    monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", f"sqlite:///{folder / 'mlflow.db'}")
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", str(folder / "server_artifacts"))
+    tracker = open_sweep(folder, f"http://127.0.0.1:{port}")
+    run_trials(tracker, folder)
+    from mlflow.server import app
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = make_server("127.0.0.1", port, app)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        tracker.close("finished")
+    finally:
+        server.shutdown()
+        server.server_close()
+    stored = local(folder)
+    assert stored.statuses() == ["FINISHED", "FINISHED", "FAILED", "KILLED"]
+    assert stored.curve("prefix/2") == [(10, 2.5), (20, 2.0)]
+    assert "could not be logged" not in caplog.text
