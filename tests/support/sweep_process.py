@@ -1,4 +1,4 @@
-"""A sweep as a user has it: a folder of its own, a driver that is a process, and what both leave in their stores."""
+"""A sweep as a user runs it: a folder, a driver in a process of its own, and what they leave in journal and MLflow."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ DRIVER = (sys.executable, "-m", "prefixray.sweep", "small.yaml")
 
 
 class DrivenSweep:
-    """The sweep `small` in a folder, and what can be seen of it from outside."""
+    """The sweep `small` in a folder, seen from outside the driver's process."""
 
     def __init__(self, folder: Path, base: Path) -> None:
         self.folder, self.base = folder, base
@@ -38,28 +38,30 @@ class DrivenSweep:
         return len(self.result_files())
 
     def result_files(self) -> list[Path]:
-        """What every trial of the search and the final stage says that came of it, once it has ended."""
-        # no `**`: it looks into the checkpoints, which workers put away meanwhile
+        """The result files of all trials that have ended, in the search and in the final stage."""
+        # no `**`: it would look into checkpoints, which workers remove meanwhile
         return [*self.results.glob("trials/*/*/result.json"), *self.results.glob("final/*/result.json")]
 
     def has_checkpoints(self) -> bool:
-        """Whether trials of the search are on their way."""
+        """Whether a prefix trial of the search has written a checkpoint."""
         return any(self.results.glob("trials/prefix/*/step-*"))
 
     def trials(self) -> dict[str, list[FrozenTrial]]:
         """All trials in the journal, by study."""
         storage = open_storage(self.results / "study.journal")
-        summary = optuna.get_all_study_names(storage)
-        studies = {name: optuna.load_study(study_name=name, storage=storage) for name in summary}
+        names = optuna.get_all_study_names(storage)
+        studies = {name: optuna.load_study(study_name=name, storage=storage) for name in names}
         return {
             name.removeprefix("small/"): [trial for trial in study.trials if "duplicate" not in trial.user_attrs]
             for name, study in studies.items()
         }
 
     def states(self) -> dict[str, Counter[str]]:
-        """The states of all trials in the journal, by study; FAIL are those that failed, which are pruned to Optuna."""
-        every = self.trials().items()
-        return {n: Counter("FAIL" if state_of(t) == "failed" else t.state.name for t in own) for n, own in every}
+        """How many trials are in each state, by study; those that failed, which Optuna sees as pruned, count as FAIL."""
+        return {
+            study: Counter("FAIL" if state_of(trial) == "failed" else trial.state.name for trial in trials)
+            for study, trials in self.trials().items()
+        }
 
     def runs(self, uri: str | None = None) -> list[Any]:
         """All runs in MLflow."""
@@ -68,7 +70,7 @@ class DrivenSweep:
 
 
 def start_driver(folder: Path, command: Sequence[str], **environment: str) -> "subprocess.Popen[str]":
-    """Start a driver in a folder, offline, with the tracking that its file asks for."""
+    """Start a driver in a folder, offline; it logs where the sweep file says."""
     inherited = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     offline = {"HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled"}
     return subprocess.Popen(
@@ -83,7 +85,7 @@ def start_driver(folder: Path, command: Sequence[str], **environment: str) -> "s
 
 
 def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]", seconds: float) -> None:
-    """Wait until something holds of a driver that runs."""
+    """Wait until a condition holds, while the driver runs."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[0]
@@ -92,27 +94,27 @@ def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]", 
 
 
 def kill(process: "subprocess.Popen[str]") -> None:
-    """SIGKILL the driver alone, and wait until what it owned has gone; Ray's agents would stay for a minute."""
-    left = psutil.Process(process.pid).children(recursive=True)
+    """SIGKILL the driver alone, and wait until its children have gone; Ray's agents, which would stay, are killed."""
+    alive = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     deadline = time.monotonic() + 60
-    while not all(_title(child).endswith("Agent") for child in left):
-        assert time.monotonic() < deadline, [_title(child) for child in left]
-        _, left = psutil.wait_procs(left, timeout=0.2)
-    for agent in left:
+    while not all(_title(child).endswith("Agent") for child in alive):
+        assert time.monotonic() < deadline, [_title(child) for child in alive]
+        _, alive = psutil.wait_procs(alive, timeout=0.2)
+    for agent in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             agent.kill()
 
 
 def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """The processes of the driver's workers that have been set up."""
+    """The processes of the driver's workers, as far as they have started."""
     children = psutil.Process(process.pid).children(recursive=True)
     return [child for child in children if child.is_running() and "ray::Worker" in _title(child)]
 
 
 def end_all() -> None:
-    """End whatever a test has left running."""
+    """Kill what a test has left running."""
     for process in psutil.Process().children(recursive=True):
         process.kill()
 
