@@ -57,7 +57,7 @@ class DrivenSweep:
         }
 
     def states(self) -> dict[str, Counter[str]]:
-        """How many trials are in each state, by study; those that failed, which Optuna sees as pruned, count as FAIL."""
+        """How many trials are in each state, by study; those that failed, pruned ones to Optuna, count as FAIL."""
         return {
             study: Counter("FAIL" if state_of(trial) == "failed" else trial.state.name for trial in trials)
             for study, trials in self.trials().items()
