@@ -23,7 +23,6 @@ from prefixray.config.trials import TrainConfig
 from prefixray.data.task_config import TaskConfig
 from prefixray.model.base import Base, load_base, wrap_model
 
-torch.set_num_threads(1)  # the models are tiny, and two processes run tests side by side
 settings.register_profile("default", deadline=None)  # how long an example takes is the machine's affair
 settings.load_profile("default")
 
@@ -31,6 +30,11 @@ settings.load_profile("default")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the tests that start Ray, the longest: begun last, one would run while other processes are idle."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
+def pytest_runtest_setup() -> None:
+    """Begin every test with one thread: the models are tiny, and two processes run tests side by side."""
+    torch.set_num_threads(1)  # a command that an earlier test ran may have set more
 
 
 @pytest.fixture(scope="session")
