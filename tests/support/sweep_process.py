@@ -73,10 +73,11 @@ def start_driver(folder: Path, command: Sequence[str], **environment: str) -> "s
     """Start a driver in a folder, offline; it logs where the sweep file says."""
     inherited = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     offline = {"HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled"}
+    equal = {"RAY_worker_niceness": "0"}  # Ray's 15 would let other tests that run meanwhile starve the workers
     return subprocess.Popen(
         command,
         cwd=folder,
-        env={**inherited, **offline, **environment},
+        env={**inherited, **offline, **equal, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -98,7 +99,7 @@ def kill(process: "subprocess.Popen[str]") -> None:
     alive = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not all(_title(child).endswith("Agent") for child in alive):
         assert time.monotonic() < deadline, [_title(child) for child in alive]
         _, alive = psutil.wait_procs(alive, timeout=0.2)
