@@ -27,9 +27,13 @@ settings.register_profile("default", deadline=None)  # how long an example takes
 settings.load_profile("default")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that start Ray, the longest: begun last, one would run while other processes are idle."""
+    """Begin with tests that start Ray, which take longest; of those that want the machine alone, run one at a time."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("slow", "faults", "gpu")):
+            item.add_marker(pytest.mark.xdist_group("alone"))
 
 
 def pytest_runtest_setup() -> None:
