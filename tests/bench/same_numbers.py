@@ -59,7 +59,7 @@ PAIR = """\
 name: pair
 base: bart
 task: {name: custom, train: rows.jsonl, dev: rows.jsonl, test: rows.jsonl, num_test: 6, instruction: "Say:"}
-train: {batch_size: 3, grad_accumulation: 2, order: sources, num_steps: 6, warmup_steps: 1, schedule: cosine,
+train: {batch_size: 3, grad_accumulation: 2, num_steps: 6, warmup_steps: 1, schedule: cosine,
   weight_decay: 0.1, objective: sentence_sum, label_smoothing: 0.1, eval_every: 2, precision: fp32}
 arms:
   prefix: {preseqlen: 2, mid_dim: 8, init_token: a, prefix_dropout: 0.1, sites: [cross, encoder], learning_rate: 1e-2}
