@@ -21,15 +21,18 @@ def dump(config: SweepConfig) -> dict[str, Any]:
 
 
 def restore(dumped: Mapping[str, Any]) -> SweepConfig:
-    """The configuration that was dumped, by this version or by one whose recipes still had the key `order`."""
-    arms = [{**arm, **{part: _without_order(arm[part]) for part in ("train", "fixed")}} for arm in dumped["arms"]]
-    current = {**dumped, "train": _without_order(dumped["train"]), "arms": arms}
-    return SweepConfig.model_validate_json(json.dumps(current), strict=True)
+    """The configuration that was dumped, by this version or by one whose recipes still had the key `order`.
+
+    Raises pydantic's `ValidationError`, a `ValueError`, where it is another version's.
+    """
+    return SweepConfig.model_validate_json(json.dumps(_without_order(dumped)), strict=True)
 
 
-def _without_order(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without `order: pairs`, which all recipes now mean; any other order remains, and is refused."""
-    return {key: value for key, value in values.items() if (key, value) != ("order", "pairs")}
+def _without_order(value: Any) -> Any:  # noqa: ANN401
+    """The value without `order: pairs`, which all recipes now mean; any other order remains, and is refused."""
+    if isinstance(value, Mapping):
+        return {key: _without_order(inner) for key, inner in value.items() if (key, inner) != ("order", "pairs")}
+    return [_without_order(inner) for inner in value] if isinstance(value, list) else value
 
 
 def stored_config(folder: Path) -> SweepConfig:

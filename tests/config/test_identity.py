@@ -1,11 +1,13 @@
 """What makes two sweeps the same, and a configuration as JSON."""
 
 import json
+from pathlib import Path
 
 import pytest
 from support.sweep_files import VALID, load
 
-from prefixray.config.identity import differences, dump, identity, restore
+from prefixray.config.identity import differences, dump, identity, restore, stored_config
+from prefixray.errors import UserError
 
 
 def test_a_configuration_survives_json() -> None:
@@ -41,3 +43,10 @@ def test_differences_are_named_as_the_file_has_them() -> None:
         "search.seed: 1 -> 2",
     ]
     assert differences({"a": 1, "b": 2}, {"b": 2}) == ["a: 1 -> removed"]
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"arms": 3}', '{"arms": [3]}', "null"])
+def test_a_record_of_another_version_is_told_with_its_place(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(UserError, match=r"sweep\.json: was written by another version of prefixray"):
+        stored_config(tmp_path)
