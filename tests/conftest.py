@@ -27,13 +27,9 @@ settings.register_profile("default", deadline=None)  # how long an example takes
 settings.load_profile("default")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with tests that start Ray, which take longest; of those that want the machine alone, run one at a time."""
+    """Begin with tests that start Ray: begun last, one of them would run while the other process has nothing to do."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    for item in items:
-        if any(item.get_closest_marker(name) for name in ("slow", "faults", "gpu")):
-            item.add_marker(pytest.mark.xdist_group("alone"))
 
 
 def pytest_runtest_setup() -> None:

@@ -1,7 +1,7 @@
 """Whatever dies, a sweep ends with the trials it was asked for, each once, with the numbers it would have had.
 
-Run with `pytest -m faults`. A fixed list of configurations in fp32 without early stopping goes through the real driver,
-Ray Tune, Optuna and MLflow; real faults hit it, and its numbers are compared with those of an undisturbed run.
+Run with `pytest -n 0 -m faults`. A fixed list of configurations in fp32 without early stopping goes through the real
+driver, Ray Tune, Optuna and MLflow; real faults hit it, and its numbers are compared with those of an undisturbed run.
 """
 
 import contextlib

@@ -107,10 +107,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory, base_folders: Mapping[str
     end_all()
 
 
-# Tests that share the sweep run in one process.
-_of_finished = pytest.mark.xdist_group("finished sweep")
-
-
 def _assert_complete(sweep: Sweep, *, num_seeds: int = NUM_SEEDS) -> None:
     """Exactly the trials that were asked for, each ended once, each with one run in MLflow, nothing left running."""
     states = sweep.states()
@@ -162,7 +158,6 @@ def test_a_sweep_runs_from_its_file_to_its_table(sweep: Sweep) -> None:
     ]
 
 
-@_of_finished
 def test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused(finished: Finished) -> None:
     sweep = finished.sweep
     assert finished.printed.startswith("E2E test, 6 of 630 sources")
@@ -180,7 +175,6 @@ def test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused
     ]
 
 
-@_of_finished
 def test_a_trial_whose_loss_is_not_finite_ends_alone_and_the_sweep_goes_on(finished: Finished) -> None:
     states = finished.sweep.states()["prefix"]
     assert states["FAIL"] >= 1 and sum(states.values()) == 3 and states["RUNNING"] == 0
@@ -190,7 +184,6 @@ def test_a_trial_whose_loss_is_not_finite_ends_alone_and_the_sweep_goes_on(finis
     assert any(score is not None and math.isfinite(score) for score in scores)
 
 
-@_of_finished
 def test_what_the_user_can_mend_is_said_plainly_and_can_be_mended_in_the_same_sweep(finished: Finished) -> None:
     refusal = finished.refusal
     assert refusal.returncode == 2 and "Traceback" not in refusal.stdout
@@ -199,7 +192,6 @@ def test_what_the_user_can_mend_is_said_plainly_and_can_be_mended_in_the_same_sw
     assert finished.sweep.states()["prefix"]["RUNNING"] == 0
 
 
-@_of_finished
 def test_a_larger_budget_candidates_compared_on_dev_and_more_seeds_go_on_from_a_sweep_that_has_ended(
     finished: Finished, sweep: Sweep
 ) -> None:
