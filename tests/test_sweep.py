@@ -65,6 +65,10 @@ class Sweep(DrivenSweep):
         assert process.returncode == 0, output
         return output
 
+    def result_texts(self) -> dict[Path, str]:
+        """What the result files of all trials that have ended hold."""
+        return {path: path.read_text() for path in self.result_files()}
+
     def control(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Ask something of the driver, from another process."""
         command = [sys.executable, "-m", "prefixray.control", "small", "--wait", "60", *arguments]
@@ -85,17 +89,17 @@ class Finished:
 
     sweep: Sweep
     refusal: "subprocess.CompletedProcess[str]"  # the first attempt
-    printed: str  # by the driver that went through, which was quiet
+    printed: str  # by the driver that went through
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, base_folders: Mapping[str, Path]) -> Iterator[Finished]:
-    """A sweep of a few steps, of whose prefixes one diverges at once; a test that changes it does so in a copy."""
+    """A sweep, of whose prefixes the first diverges at once; a test that changes it does so in a copy."""
     sweep = Sweep(tmp_path_factory.mktemp("finished"), base_folders["llama"])
-    sweep.write(num_steps=8, num_trials=3, num_seeds=1)
+    sweep.write()
     text = (sweep.folder / "small.yaml").read_text()
-    same = "preseqlen: 3, mid_dim: null, init_token: pub"
-    first = ", ".join(f"{{{same}, learning_rate: {rate}}}" for rate in ("1e+38", "2e-3", "1e-2"))
+    rates = ("1e+38", "2e-3", "1e-2", "1e-3", "3e-2")
+    first = ", ".join(f"{{preseqlen: 3, mid_dim: null, init_token: pub, learning_rate: {rate}}}" for rate in rates)
     text = text.replace("[1e-3, 3e-2]}", f"[1e-3, 1e+38]}}\n    first: [{first}]")
     (sweep.folder / "small.yaml").write_text(text)
     sweep.results.mkdir(parents=True)
@@ -103,11 +107,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory, base_folders: Mapping[str
     refused = sweep.start("--set", "base=llm_smollm3:some.gguf")
     output, _ = refused.communicate(timeout=120)
     refusal = subprocess.CompletedProcess(refused.args, refused.returncode, output)
-    yield Finished(sweep, refusal, sweep.finish("--quiet"))
+    yield Finished(sweep, refusal, sweep.finish())
     end_all()
 
 
-def _assert_complete(sweep: Sweep, *, num_seeds: int = NUM_SEEDS) -> None:
+def _assert_complete(sweep: Sweep, *, num_seeds: int = NUM_SEEDS, num_failed: int = 0) -> None:
     """Exactly the trials that were asked for, each ended once, each with one run in MLflow, nothing left running."""
     states = sweep.states()
     assert {name: sum(counts.values()) for name, counts in states.items()} == {
@@ -117,16 +121,18 @@ def _assert_complete(sweep: Sweep, *, num_seeds: int = NUM_SEEDS) -> None:
         "final/lora": num_seeds,
         "final/finetune": num_seeds,
     }
-    assert not any(counts["RUNNING"] or counts["FAIL"] or counts["WAITING"] for counts in states.values()), states
+    assert not any(counts["RUNNING"] or counts["WAITING"] for counts in states.values()), states
+    assert sum(counts["FAIL"] for counts in states.values()) == num_failed, states
     runs = sweep.runs()
     keys = Counter(run.data.tags.get("prefixray.key", "sweep") for run in runs)
     assert set(keys.values()) == {1} and len(keys) == NUM_TRIALS + 3 + 3 * num_seeds + 1, keys
-    assert {run.info.status for run in runs} == {"FINISHED"}
+    statuses = Counter(run.info.status for run in runs)
+    assert statuses == Counter(FINISHED=len(runs) - num_failed, FAILED=num_failed)
 
 
-def test_a_sweep_runs_from_its_file_to_its_table(sweep: Sweep) -> None:
-    output = sweep.finish()
-    _assert_complete(sweep)
+def test_a_sweep_runs_from_its_file_to_its_table(finished: Finished) -> None:
+    sweep, output = finished.sweep, finished.printed
+    _assert_complete(sweep, num_failed=1)
     results = _results(sweep)
     assert [arm["arm"] for arm in results["arms"]] == ["untuned", "prefix", "lora", "finetune"]
     assert results["reference"] == "finetune" and results["num_sources"] == 6
@@ -160,7 +166,6 @@ def test_a_sweep_runs_from_its_file_to_its_table(sweep: Sweep) -> None:
 
 def test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused(finished: Finished) -> None:
     sweep = finished.sweep
-    assert finished.printed.startswith("E2E test, 6 of 630 sources")
     decode = [sys.executable, "-m", "prefixray.decode", "runs/small", "--split", "test"]
     printed = subprocess.run(decode, cwd=sweep.folder, capture_output=True, text=True, check=True).stdout
     assert "6 of 6 hypotheses are those of the final stage" in printed
@@ -177,7 +182,7 @@ def test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused
 
 def test_a_trial_whose_loss_is_not_finite_ends_alone_and_the_sweep_goes_on(finished: Finished) -> None:
     states = finished.sweep.states()["prefix"]
-    assert states["FAIL"] >= 1 and sum(states.values()) == 3 and states["RUNNING"] == 0
+    assert states["FAIL"] >= 1 and sum(states.values()) == NUM_TRIALS and states["RUNNING"] == 0
     failed = [run for run in finished.sweep.runs() if run.data.tags.get("prefixray.state") == "failed"]
     assert failed and all(run.info.status == "FAILED" for run in failed)
     scores = [trial["dev_loss"] for trial in _results(finished.sweep)["search"]]
@@ -196,10 +201,10 @@ def test_a_larger_budget_candidates_compared_on_dev_and_more_seeds_go_on_from_a_
     finished: Finished, sweep: Sweep
 ) -> None:
     shutil.copytree(finished.sweep.folder, sweep.folder, dirs_exist_ok=True)
-    first, ended = _results(sweep), {path: path.read_text() for path in sweep.result_files()}
-    more = ("search.num_trials=5", "final.candidates=2", "final.num_seeds=3")
+    first, ended = _results(sweep), sweep.result_texts()
+    more = (f"search.num_trials={NUM_TRIALS + 2}", "final.candidates=2", "final.num_seeds=3")
     assert " slots on " in sweep.finish(*(word for value in more for word in ("--set", value)), "--verbose")
-    assert sum(sweep.states()["prefix"].values()) == 5
+    assert sum(sweep.states()["prefix"].values()) == NUM_TRIALS + 2
     assert {path: path.read_text() for path in ended} == ended  # what had ended was not run again
     assert sweep.states()["candidates/prefix"]["COMPLETE"] >= 1
     dev = [path.parent.name for path in sweep.results.glob("final/prefix-*-1000/dev.hyp")]
@@ -209,26 +214,12 @@ def test_a_larger_budget_candidates_compared_on_dev_and_more_seeds_go_on_from_a_
     assert json.loads((sweep.results / "results.2.json").read_text())["arms"] == first["arms"]
 
 
-def test_a_driver_killed_twice_loses_no_trial_and_repeats_none(sweep: Sweep) -> None:
-    sweep.write(num_steps=120, num_seeds=1)
-    process = sweep.start()
-    _wait_for(lambda: sweep.ended() >= 1, process)
-    kill(process)
-    first = {path: path.read_text() for path in sweep.result_files()}
-    process = sweep.start()
-    _wait_for(lambda: sweep.ended() >= len(first) + 2, process)
-    kill(process)
-    sweep.finish()
-    _assert_complete(sweep, num_seeds=1)
-    assert {path: path.read_text() for path in first} == first  # what had ended was not run again
-
-
 @pytest.mark.faults
 def test_a_driver_killed_in_the_final_stage_goes_on_there(sweep: Sweep) -> None:
     process = sweep.start()
     _wait_for(lambda: len(list(sweep.results.glob("final/*/result.json"))) >= 1, process)
     kill(process)
-    ended = {path: path.read_text() for path in sweep.result_files()}
+    ended = sweep.result_texts()
     sweep.finish()
     _assert_complete(sweep)
     assert {path: path.read_text() for path in ended} == ended
@@ -248,7 +239,7 @@ def test_all_workers_killed_in_the_middle_of_a_pack_cost_no_trial_a_retry(sweep:
     _assert_complete(sweep)
 
 
-def test_a_sweep_that_is_terminated_says_how_to_go_on_and_goes_on_from_its_checkpoints(sweep: Sweep) -> None:
+def test_a_driver_that_is_terminated_then_killed_twice_goes_on_loses_no_trial_and_repeats_none(sweep: Sweep) -> None:
     sweep.write(num_steps=200, num_seeds=1)
     process = sweep.start()
     _wait_for(lambda: sweep.ended() >= 1, process)
@@ -260,8 +251,11 @@ def test_a_sweep_that_is_terminated_says_how_to_go_on_and_goes_on_from_its_check
     assert {run.info.status for run in sweep.runs()} <= {"FINISHED", "KILLED"}
     spent = json.loads((sweep.results / "spent.json").read_text())
     assert 0.001 < spent["max_gpu_hours"] < 2 * spent["max_hours"], "two workers, but none while Ray starts"
-    sweep.finish()
+    ended = _kill_when_another_trial_has_ended(sweep, sweep.result_texts())
+    ended = _kill_when_another_trial_has_ended(sweep, ended)
+    assert sweep.finish("--quiet").startswith("E2E test, 6 of 630 sources")
     _assert_complete(sweep, num_seeds=1)
+    assert {path: path.read_text() for path in ended} == ended  # what had ended was not run again
 
 
 def test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_outside(sweep: Sweep) -> None:
@@ -305,6 +299,14 @@ def test_a_second_driver_says_who_holds_the_sweep_and_leaves(sweep: Sweep) -> No
     assert second.returncode == 2
     assert message.startswith(f"runs/small: another driver runs this sweep: process {process.pid} on ")
     kill(process)
+
+
+def _kill_when_another_trial_has_ended(sweep: Sweep, ended: Mapping[Path, str]) -> dict[Path, str]:
+    """Start the driver and kill it; the result files of `ended` as they were, and those of trials that ended now."""
+    process = sweep.start()
+    _wait_for(lambda: sweep.ended() > len(ended), process)
+    kill(process)
+    return {**sweep.result_texts(), **ended}
 
 
 def _results(sweep: Sweep) -> dict[str, Any]:
