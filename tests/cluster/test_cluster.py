@@ -162,14 +162,14 @@ def test_a_drained_nodes_trials_go_on_elsewhere_and_a_node_without_work_is_given
     machines: Machines, tmp_path: Path, base_folders: Mapping[str, Path]
 ) -> None:
     spot = _add_node(machines)
-    sweep = Sweep(tmp_path, machines.address, base=base_folders["llama"], num_steps=700, num_trials=4)
+    sweep = Sweep(tmp_path, machines.address, base=base_folders["llama"], num_steps=1000, num_trials=4)
     sweep.wait_for(lambda: sweep.log().count("is placed on worker-0") == 4)
     _add_node(machines)
     sweep.wait_for(lambda: "worker-1: " in sweep.log())
     assert drain(machines.address, spot.node_id, "a notice", seconds=600)
     sweep.wait_for(lambda: "is placed on worker-1" in sweep.log())
     _add_node(machines)
-    sweep.wait_for(lambda: re.search(r"worker-[2-9]: ", sweep.log()))
+    sweep.wait_for(lambda: sweep.log().count(" slots on cpu") == 3)  # a worker may get a lost one's name
     sweep.finish()
     assert "its machine is about to go" in sweep.log()
     assert re.search(r"worker-\d is idle: its device is free", sweep.log())

@@ -54,7 +54,7 @@ final: {{num_seeds: 1, metric: test/bleu, num_beams: 2, max_new_tokens: 8}}
 """
 CLIENT = """
 import contextlib, sys
-from prefixray import submit
+from prefixray.cluster.remote import submit
 submit.tunnel = lambda cluster: contextlib.nullcontext("URL")  # in place of SSH
 from prefixray.sweep import main
 sys.exit(main())
@@ -149,18 +149,24 @@ def laptop(tmp_path: Path, base_folders: Mapping[str, Path], monkeypatch: pytest
 @pytest.fixture
 def url(laptop: Path) -> Iterator[str]:
     """The job server of a head, for those who have the token."""
-    ports = [_free_port(), _free_port()]
+    port, dashboard, agent = _free_port(), _free_port(), _free_port()
     environment = {
         **os.environ,
         "PREFIXRAY_HOME": str(laptop.parent / "home"),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:  # sockets: a short path
-        start = f"start --head --block --num-cpus=1 --port={ports[0]} --dashboard-port={ports[1]} --temp-dir={folder}"
-        options = ["--dashboard-host=127.0.0.1", '--resources={"trial": 64}', "--object-store-memory=80000000"]
+        start = f"start --head --block --num-cpus=1 --port={port} --dashboard-port={dashboard} --temp-dir={folder}"
+        # The agent takes jobs. At its usual port it would not start beside another Ray.
+        options = [
+            f"--dashboard-agent-listen-port={agent}",
+            "--dashboard-host=127.0.0.1",
+            '--resources={"trial": 64}',
+            "--object-store-memory=80000000",
+        ]
         command = [sys.executable, "-m", "ray.scripts.scripts", *start.split(), *options]
         head = subprocess.Popen(command, env=environment)
-        yield f"http://127.0.0.1:{ports[1]}"
+        yield f"http://127.0.0.1:{dashboard}"
         for process in [*psutil.Process(head.pid).children(recursive=True), head]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -201,7 +207,7 @@ def test_a_sweep_goes_on_when_the_laptop_closes_and_is_shown_again_not_started_t
     _wait_for(lambda: subprocess.run(answers, capture_output=True, text=True).stdout not in ("000", ""))
     stranger = _start(laptop, url, {**os.environ, "RAY_AUTH_MODE": "disabled"})
     _, error = stranger.communicate(timeout=120)
-    assert stranger.returncode == 2 and "its head does not let us in" in error and "Traceback" not in error
+    assert stranger.returncode == 2 and "its head does not let us in" in error and "Traceback" not in error, error
 
     first = _start(laptop, url, os.environ)
     assert first.stdout is not None
