@@ -13,7 +13,7 @@ import typer
 
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import ArmConfig
-from prefixray.config.space import AnyDimension, Choice, Int, LogUniform, Uniform
+from prefixray.config.space import AnyDistribution, Choice, Int, LogUniform, Uniform
 from prefixray.config.trials import TrialConfig
 from prefixray.errors import UserError
 from prefixray.system.command_line import Device, Entry, Scales, SweepFile, repeated
@@ -89,27 +89,27 @@ def _train(trainer: "Trainer", spec: TrialSpec, profile: str | None) -> Report:
 def _configuration(arm: ArmConfig) -> TrialConfig:
     """The configuration that the file has tried first; if it names none, the middle of every dimension."""
     values: dict[str, Scalar] = {}
-    for key, dimension in arm.dimensions.items():
-        if arm.is_searched(key, values):
-            values[key] = arm.first[0][key] if arm.first else _middle(dimension)
+    for key in arm.dimensions:
+        if (distribution := arm.distribution(key, values)) is not None:
+            values[key] = arm.first[0][key] if arm.first else _middle(distribution)
     trial = arm.trial(values)
     if trial.eval_every is None:
         trial = trial.model_copy(update={"eval_every": max(1, trial.num_steps // NUM_REPORTS)})
     return trial
 
 
-def _middle(dimension: AnyDimension) -> Scalar:
-    match dimension:
+def _middle(distribution: AnyDistribution) -> Scalar:
+    match distribution:
         case Choice():
-            return dimension.choice[len(dimension.choice) // 2]
+            return distribution.choice[len(distribution.choice) // 2]
         case Uniform():
-            return sum(dimension.uniform) / 2
+            return sum(distribution.uniform) / 2
         case LogUniform():
-            return math.sqrt(math.prod(dimension.log_uniform))
+            return math.sqrt(math.prod(distribution.log_uniform))
         case Int():
-            return sum(dimension.int_) // 2
+            return sum(distribution.int_) // 2
         case _:
-            assert_never(dimension)
+            assert_never(distribution)
 
 
 def _spec(trial: TrialConfig, folder: Path, *, seed: int, replicate: int) -> TrialSpec:

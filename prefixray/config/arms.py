@@ -1,26 +1,38 @@
 """The arms of a sweep file: which values are fixed, which are searched, and whether each possible trial is valid.
 
-A constant is fixed; a mapping with `choice`, `uniform`, `log_uniform` or `int` is searched, and is called a dimension.
+A constant is fixed; a mapping with `choice`, `uniform`, `log_uniform` or `int` is searched, and so is a list of such
+mappings, one for each case of the values above it. What is searched is called a dimension.
 Each end of each dimension is tried in a `TrialConfig` while the file is read: a value that would fail hours later is
 reported now, with its line.
 """
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TypeGuard
 
 from pydantic import BaseModel, ValidationError
 
 from prefixray.config.messages import describe, parse, requirement
 from prefixray.config.schema import RECIPE_OF_ALL, ArmConfig
-from prefixray.config.space import KINDS, AnyDimension, Choice, Kind, count_configurations, is_among
+from prefixray.config.space import (
+    KINDS,
+    AnyDimension,
+    AnyDistribution,
+    Cases,
+    Choice,
+    Kind,
+    count_configurations,
+    is_among,
+    situations,
+)
 from prefixray.config.trials import METHODS, SITE_JOIN, MethodName, TrainConfig, TrialConfig
 from prefixray.system.records import Scalar
 from prefixray.system.yaml_document import Document, Key, Value, is_scalar, shown, suggestion
 
 _NOT_OF_TRIALS = ("method", "num_trials", "first")  # keys of an arm that are not values of its trials
 _RESERVED = ("untuned", "final")  # the untuned base's row in tables, and the final stage's folder
+_MOST_SITUATIONS = 10_000  # that a key's cases are checked in
 _RANGES: Mapping[Kind, str] = {
     "choice": "must be a list of single values, at least one",
     "uniform": "must be two numbers, [low, high]",
@@ -62,9 +74,9 @@ def _read_arm(document: Document, name: str, train: TrainConfig, num_trials: int
     fixed: dict[str, Scalar] = {}
     for value_key in _known_keys(document, key, body, method):
         value = _joined(value_key, body[value_key])
-        if isinstance(value, dict) and value_key == "num_steps":
+        if _is_searched(value) and value_key == "num_steps":
             document.complain((*key, value_key), "cannot be searched: trials of an arm are compared on one schedule")
-        elif isinstance(value, dict):
+        elif _is_searched(value):
             dimension = _read_dimension(document, (*key, value_key), value)
             if dimension is not None:
                 dimensions[value_key] = dimension
@@ -73,10 +85,12 @@ def _read_arm(document: Document, name: str, train: TrainConfig, num_trials: int
         else:
             document.refuse((*key, value_key), "must be a single value; {choice: [...]} searches a list")
     count = _read_num_trials(document, key, body, num_trials)
-    count = count_configurations(dimensions, fixed, limit=count) if dimensions else 1
     arm = ArmConfig(name=name, method=method, fixed=fixed, dimensions=dimensions, num_trials=count, train=train)
-    _check_conditions(document, arm)
+    if _check_conditions(document, arm):
+        _check_cases(document, arm)
     _check_trials(document, arm)
+    count = count_configurations(dimensions, fixed, limit=count) if dimensions else 1
+    arm = arm.model_copy(update={"num_trials": count})
     return arm.model_copy(update={"first": _read_first(document, arm)})
 
 
@@ -86,6 +100,8 @@ def _joined(name: str, value: Value) -> Value:
         return value
     if isinstance(value, dict) and isinstance(choices := value.get("choice"), list):
         return {**value, "choice": [_joined(name, choice) for choice in choices]}
+    if _is_searched(value) and isinstance(value, list):
+        return [_joined(name, case) for case in value]
     if isinstance(value, list) and value and all(isinstance(site, str) for site in value):
         return SITE_JOIN.join(map(str, value))
     return value
@@ -118,7 +134,7 @@ def _known_keys(document: Document, key: Key, body: Mapping[str, Value], method:
 
 def _read_num_trials(document: Document, key: Key, body: Mapping[str, Value], num_trials: int) -> int:
     value = body.get("num_trials", num_trials)
-    searched = any(isinstance(body[name], dict) for name in body if name not in _NOT_OF_TRIALS)
+    searched = any(_is_searched(body[name]) for name in body if name not in _NOT_OF_TRIALS)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         document.refuse((*key, "num_trials"), f"must be {describe(ArmConfig, 'num_trials')}")
     elif value > 1 and "num_trials" in body and not searched:
@@ -128,7 +144,35 @@ def _read_num_trials(document: Document, key: Key, body: Mapping[str, Value], nu
     return 1
 
 
-def _read_dimension(document: Document, key: Key, body: Mapping[str, Value]) -> AnyDimension | None:
+def _is_searched(value: Value) -> bool:
+    """Whether the value is a distribution, or a list that has one: several cases."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(case, dict) for case in value))
+
+
+def _read_dimension(document: Document, key: Key, value: Value) -> AnyDimension | None:
+    if isinstance(value, dict):
+        return _read_distribution(document, key, value)
+    assert isinstance(value, list), "a single value is not searched"
+    cases = [_read_case(document, (*key, index), case) for index, case in enumerate(value)]
+    distributions = tuple(case for case in cases if case is not None)
+    if len(distributions) < len(cases):
+        return None
+    ends = [end for case in distributions for end in case.ends()]
+    if any(isinstance(end, str | bool | None) for end in ends) and not all(
+        isinstance(d, Choice) for d in distributions
+    ):
+        document.complain(key, "has a range in one case and a choice that is no number in another: write a second arm")
+    return Cases(cases=distributions)
+
+
+def _read_case(document: Document, key: Key, case: Value) -> AnyDistribution | None:
+    if isinstance(case, dict):
+        return _read_distribution(document, key, case)
+    document.refuse(key, "must be a mapping like the other cases; {choice: [...]} holds a single value")
+    return None
+
+
+def _read_distribution(document: Document, key: Key, body: Mapping[str, Value]) -> AnyDistribution | None:
     kinds = [name for name in body if _is_kind(name)]
     for name in body:
         if name not in kinds and name != "when":
@@ -151,25 +195,53 @@ def _read_dimension(document: Document, key: Key, body: Mapping[str, Value]) -> 
         return None
 
 
-def _check_conditions(document: Document, arm: ArmConfig) -> None:
-    """Each condition must refer to a key above it and be possible, and its key must have a default."""
+def _check_conditions(document: Document, arm: ArmConfig) -> bool:
+    """Each condition must refer to a key above it and be possible, and its key must have a default or other cases.
+
+    Returns whether every condition refers to a key above it.
+    """
     key = ("arms", arm.name)
-    body = document.mapping(key) or {}
+    above: list[str] = []
     fields = {**TrialConfig.model_fields, **METHODS[arm.method].model_fields}
+    refer_backwards = True
+    for name in document.mapping(key) or {}:
+        dimension = arm.dimensions.get(name)
+        for index, case in enumerate(() if dimension is None else dimension.cases):
+            place: Key = (*key, name, index) if isinstance(dimension, Cases) else (*key, name)
+            if case.when and dimension is case and fields[name].is_required():
+                problem = "has no default to fall back to: give it a list, with a case for every other value"
+                document.complain((*place, "when"), f"{name} {problem}")
+            for other, allowed in case.when.items():
+                condition = (*place, "when", other)
+                refer_backwards &= other in above
+                if other not in arm.dimensions and other not in arm.fixed:
+                    hint = suggestion(other, above, what="above stand")
+                    document.complain(condition, f"no such key in this arm{hint}")
+                elif other not in above:
+                    document.complain(condition, f"{other} must stand above {name}")
+                elif not allowed or not all(_is_possible(arm, other, value) for value in allowed):
+                    document.refuse(condition, f"must be values that {other} can have")
+        above.append(name)
+    return refer_backwards
+
+
+def _check_cases(document: Document, arm: ArmConfig) -> None:
+    """Beside any values of the other keys, exactly one case of a key must hold."""
     for name, dimension in arm.dimensions.items():
-        above = list(body)[: list(body).index(name)]
-        if dimension.when and fields[name].is_required():
-            document.complain(
-                (*key, name, "when"), f"{name} has no default to fall back to: write a second arm instead"
-            )
-        for other, allowed in dimension.when.items():
-            condition = (*key, name, "when", other)
-            if other not in arm.dimensions and other not in arm.fixed:
-                document.complain(condition, f"no such key in this arm{suggestion(other, above, what='above stand')}")
-            elif other not in above:
-                document.complain(condition, f"{other} must stand above {name}")
-            elif not allowed or not all(_is_possible(arm, other, value) for value in allowed):
-                document.refuse(condition, f"must be values that {other} can have")
+        if not isinstance(dimension, Cases):
+            continue
+        gap = overlap = True  # the first of each is enough
+        for values in itertools.islice(situations(name, arm.dimensions, arm.fixed), _MOST_SITUATIONS):
+            holding = [index for index, case in enumerate(dimension.cases) if case.at(values) is not None]
+            where = " and ".join(f"{key} is {shown(value)}" for key, value in values.items())
+            if not holding and gap:
+                gap = False
+                document.complain(("arms", arm.name, name), f"no case holds where {where}: add one")
+            elif len(holding) > 1 and overlap:
+                overlap = False
+                also = ", ".join(f"{name}[{index}]" for index in holding[:-1])
+                problem = f"holds beside {also}" + (f" where {where}" if where else "")
+                document.complain(("arms", arm.name, name, holding[-1]), f"{problem}: exactly one case may (see when)")
 
 
 def _is_possible(arm: ArmConfig, key: str, value: Scalar) -> bool:
@@ -179,7 +251,7 @@ def _is_possible(arm: ArmConfig, key: str, value: Scalar) -> bool:
 def _check_trials(document: Document, arm: ArmConfig) -> None:
     """Try each end of each dimension together with each end of each other dimension."""
     body = document.mapping(("arms", arm.name)) or {}
-    for values in corner_values(arm):
+    for values in arm.corners():
         try:
             arm.trial(values)
         except ValidationError as error:
@@ -198,47 +270,17 @@ def _check_trials(document: Document, arm: ArmConfig) -> None:
                     document.complain(key, requirement(owner, name, detail, None))
 
 
-def corner_values(arm: ArmConfig) -> Iterator[dict[str, Scalar]]:
-    """Values of the searched keys in which each end of each dimension meets each end of each other dimension."""
-    dimensions = arm.dimensions
-    first = {name: dimension.ends()[0] for name, dimension in dimensions.items()}
-    corners = [first]
-    for left, right in itertools.combinations_with_replacement(dimensions, 2):
-        conditions = {**_values_that_activate(arm, right), **_values_that_activate(arm, left)}
-        ends = itertools.product(dimensions[left].ends(), dimensions[right].ends())
-        corners += [{**first, **conditions, left: left_end, right: right_end} for left_end, right_end in ends]
-    for corner in corners:
-        yield searched_values(arm, corner)
-
-
-def searched_values(arm: ArmConfig, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """The values without those of keys whose condition the other values do not meet."""
-    searched: dict[str, Scalar] = {}
-    for name in arm.dimensions:
-        if arm.is_searched(name, searched):
-            searched[name] = values[name]
-    return searched
-
-
-def _values_that_activate(arm: ArmConfig, name: str) -> dict[str, Scalar]:
-    """Values of the keys above `name` under which `name` is searched."""
-    values: dict[str, Scalar] = {}
-    above = list(itertools.takewhile(lambda key: key != name, arm.dimensions))
-    for other, allowed in arm.dimensions[name].when.items():
-        possible = [value for value in allowed if other in above and arm.dimensions[other].contains(value)]
-        if possible:
-            values |= {**_values_that_activate(arm, other), other: possible[0]}
-    return values
-
-
 def _key_of_value(arm: ArmConfig, name: str, values: Mapping[str, Scalar]) -> Key:
     """The document's key for the value of an arm's key; for a searched key, that of the item in its list."""
+    key: Key = ("arms", arm.name, name)
     if name not in arm.dimensions:
-        return ("arms", arm.name, name)
-    dimension, value = arm.dimensions[name], values[name]
-    kind = next(kind for kind, model in KINDS.items() if isinstance(dimension, model))
-    index = next(i for i, end in enumerate(dimension.ends()) if is_among(value, (end,)))
-    return ("arms", arm.name, name, kind, index)
+        return key
+    dimension, distribution = arm.dimensions[name], arm.distribution(name, values)
+    assert distribution is not None, "a searched value has a distribution"
+    kind = next(kind for kind, model in KINDS.items() if isinstance(distribution, model))
+    index = next(i for i, end in enumerate(distribution.ends()) if is_among(values[name], (end,)))
+    case = (dimension.cases.index(distribution),) if isinstance(dimension, Cases) else ()
+    return (*key, *case, kind, index)
 
 
 def _read_first(document: Document, arm: ArmConfig) -> tuple[Mapping[str, Scalar], ...]:
@@ -258,22 +300,29 @@ def _read_entry(document: Document, arm: ArmConfig, key: Key, entry: Mapping[str
         if name not in arm.dimensions and not document.is_overridden(("arms", arm.name, name)):
             document.reject((*key, name), arm.dimensions, "is not searched in this arm")
     given: dict[str, Scalar] = {}
-    for name, dimension in arm.dimensions.items():
+    for name in arm.dimensions:
         value = _joined(name, entry.get(name))
-        active = arm.is_searched(name, given)
+        distribution = arm.distribution(name, given)
         if name not in entry:
-            if active:
+            if distribution is not None:
                 document.complain((*key, name), "required, but missing: an entry gives every searched key")
-        elif not active:
-            document.complain((*key, name), f"its condition is not met here ({shown(dict(dimension.when))})")
-        elif not is_scalar(value) or not dimension.contains(value):
-            ends = ", ".join(shown(end) for end in dimension.ends())
-            among = f"one of {ends}" if "choice" in type(dimension).model_fields else f"within [{ends}]"
-            document.refuse((*key, name), f"must be {among}")
+        elif distribution is None:
+            conditions = " or ".join(shown(dict(case.when)) for case in arm.dimensions[name].cases)
+            document.complain((*key, name), f"its condition is not met here ({conditions})")
+        elif not is_scalar(value) or not distribution.contains(value):
+            document.refuse((*key, name), f"must be {_allowed(arm, name, distribution)}")
         else:  # a listed 16 is meant by 16.0 as well
-            listed = dimension.choice if isinstance(dimension, Choice) else ()
+            listed = distribution.choice if isinstance(distribution, Choice) else ()
             given[name] = next((choice for choice in listed if is_among(value, (choice,))), value)
     return given
+
+
+def _allowed(arm: ArmConfig, name: str, distribution: AnyDistribution) -> str:
+    """`within [0.001, 0.04]`, or `one of 5, 10`; in one of several cases, also in which."""
+    ends = ", ".join(shown(end) for end in distribution.ends())
+    among = f"one of {ends}" if isinstance(distribution, Choice) else f"within [{ends}]"
+    conditions = " and ".join(f"{key} is {' or '.join(map(shown, some))}" for key, some in distribution.when.items())
+    return f"{among} where {conditions}" if isinstance(arm.dimensions[name], Cases) and conditions else among
 
 
 def _is_method(name: object) -> TypeGuard[MethodName]:

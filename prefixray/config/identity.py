@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefixray.config.schema import ArmConfig, SweepConfig
+from prefixray.config.space import AnyDimension, Cases
 from prefixray.errors import UserError
 from prefixray.system.yaml_document import shown
 
@@ -68,9 +69,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _arm_identity(arm: ArmConfig) -> dict[str, Any]:
-    dimensions = {
-        key: dimension.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        for key, dimension in arm.dimensions.items()
-    }
+    dimensions = {key: _as_written(dimension) for key, dimension in arm.dimensions.items()}
     first = {"first": [dict(entry) for entry in arm.first]} if arm.first else {}
     return {"method": arm.method, **arm.fixed, **dimensions, **first}
+
+
+def _as_written(dimension: AnyDimension) -> Any:  # noqa: ANN401
+    """The dimension as it stands in a sweep file: a mapping, or a list of the mappings of its cases."""
+    dumped = dimension.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return dumped["cases"] if isinstance(dimension, Cases) else dumped

@@ -4,12 +4,12 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from prefixray.config.space import AnyDimension
+from prefixray.config.space import AnyDimension, AnyDistribution, corner_values
 from prefixray.config.trials import METHODS, MethodName, TrainConfig, TrialConfig
 from prefixray.data.task_config import TaskConfig
 from prefixray.system.records import Scalar, Strict, Text
@@ -47,9 +47,13 @@ class ArmConfig(Strict):
         """Whether a trial cannot share the base, and so needs a worker alone."""
         return METHODS[self.method].has_own_model
 
-    def is_searched(self, key: str, values: Mapping[str, Scalar]) -> bool:
-        """Whether a key is searched beside these values of the keys above it, or is left at its default."""
-        return self.dimensions[key].is_active({**self.fixed, **values})
+    def distribution(self, key: str, values: Mapping[str, Scalar]) -> AnyDistribution | None:
+        """The values that a key is searched over beside these values of the keys above it; None: it has its default."""
+        return self.dimensions[key].at({**self.fixed, **values})
+
+    def corners(self) -> Iterator[dict[str, Scalar]]:
+        """Values of the searched keys in which each end of each dimension meets each end of each other one."""
+        return corner_values(self.dimensions, self.fixed)
 
     def trial(self, values: Mapping[str, Any]) -> TrialConfig:
         """The configuration in which the searched keys have these values.

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from prefixray.config.arms import corner_values, searched_values
 from prefixray.config.schema import ArmConfig
+from prefixray.config.space import searched_values
 from prefixray.config.trials import AnyTrial
 from prefixray.methods.catalog import copied_parameters, facts_of, trained_parameters
 from prefixray.model.shape import Shape
@@ -75,13 +75,14 @@ def largest_trial(arm: ArmConfig, shape: Shape) -> int:
 
 def largest_method(arm: ArmConfig, shape: Shape) -> AnyTrial:
     """The method of an arm's largest trial."""
-    methods = [arm.trial(values).method for values in corner_values(arm)]
+    methods = [arm.trial(values).method for values in arm.corners()]
     values = {key: dimension.ends()[0] for key, dimension in arm.dimensions.items()}
     for key, dimension in arm.dimensions.items():
         sizes: dict[Scalar, int] = {}
         for end in dimension.ends():
             with suppress(ValidationError):  # three values may not go together where every two do
-                methods.append(arm.trial(searched_values(arm, {**values, key: end})).method)
+                searched = searched_values(arm.dimensions, arm.fixed, {**values, key: end})
+                methods.append(arm.trial(searched).method)
                 sizes[end] = trained_parameters(methods[-1], shape)
         values[key] = max(sizes, key=sizes.__getitem__, default=values[key])
     return max(methods, key=lambda method: trained_parameters(method, shape))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from prefixray.config.schema import ArmConfig, SweepConfig
-from prefixray.config.space import count_configurations
+from prefixray.config.space import AnyDistribution, count_configurations
 from prefixray.planning.devices import GPUS, SHARE_OF_PEAK
 from prefixray.planning.estimate import START_SECONDS, STEP_SECONDS_PER_LAYER, Cost, Plan, num_decodes, plan_sweep
 from prefixray.planning.known import Known
@@ -121,9 +121,14 @@ def _configurations(arm: ArmConfig) -> str:
 def _searched(arm: ArmConfig) -> str:
     parts = []
     for key, dimension in arm.dimensions.items():
-        size, ends = dimension.size(), dimension.ends()
-        parts.append(f"{key} {ends[0]:g}..{ends[1]:g}" if size == math.inf else f"{key} {size:.0f}")
+        sizes = dict.fromkeys(_size_or_ends(case) for case in dimension.cases)
+        parts.append(f"{key} {' or '.join(sizes)}")
     return ", ".join(parts) or "nothing"
+
+
+def _size_or_ends(distribution: AnyDistribution) -> str:
+    size, ends = distribution.size(), distribution.ends()
+    return f"{ends[0]:g}..{ends[1]:g}" if size == math.inf else f"{size:.0f}"
 
 
 def _rungs(plan: Plan) -> str:

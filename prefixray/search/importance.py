@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
 from prefixray.config.schema import ArmConfig
+from prefixray.config.space import AnyDimension, Choice, LogUniform
 from prefixray.results.record import Importance
 from prefixray.search.storage import open_storage
+from prefixray.search.study import values_by_key
 from prefixray.search.trial_source import started_trials
 
 _FEWEST_TRIALS = 10  # with fewer trials there is no importance
@@ -35,9 +38,23 @@ def parameter_importance(journal: Path, sweep: str, arm: ArmConfig, rungs: Seque
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances  # scikit-learn: seconds
 
     compared = optuna.create_study()
+    distributions = {key: _distribution(dimension) for key, dimension in arm.dimensions.items()}
     for number, loss in losses.items():
-        trial = trials[number]
-        compared.add_trial(create_trial(params=trial.params, distributions=trial.distributions, value=loss))
+        values = values_by_key(arm, trials[number].params)
+        known = {key: distributions[key] for key in values}
+        compared.add_trial(create_trial(params=values, distributions=known, value=loss))
     evaluator = PedAnovaImportanceEvaluator(target_quantile=_BEST_SHARE)
     shares = get_param_importances(compared, evaluator=evaluator)
     return Importance(arm=arm.name, step=step, num_trials=len(losses), shares=shares)
+
+
+def _distribution(dimension: AnyDimension) -> BaseDistribution:
+    """Optuna's distribution over all values of a dimension, whichever case they come from."""
+    if all(isinstance(case, Choice) for case in dimension.cases):
+        return CategoricalDistribution(dimension.ends())
+    numbers = [end for end in dimension.ends() if isinstance(end, int | float)]
+    low, high = min(numbers), max(numbers)
+    if isinstance(low, int) and isinstance(high, int):
+        return IntDistribution(low, high)
+    is_log = any(isinstance(case, LogUniform) for case in dimension.cases) and low > 0
+    return FloatDistribution(low, high, log=is_log)

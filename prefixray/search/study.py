@@ -2,9 +2,11 @@
 
 First come the configurations that the sweep file names, then those that a seeded TPE proposes, each once. Where the
 space is small enough to be listed, its last points are drawn from the list.
+
+A key with several cases is one Optuna parameter in each case, `learning_rate if mid_dim=512`. So TPE learns the values
+of a case from the trials of that case alone.
 """
 
-import graphlib
 import json
 import math
 import random
@@ -18,7 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from prefixray.config.schema import ArmConfig
 from prefixray.config.seeds import derive_seed
-from prefixray.config.space import AnyDimension, Choice, Int, LogUniform, Uniform
+from prefixray.config.space import AnyDistribution, Cases, Choice, Int, LogUniform, Uniform, configurations
 from prefixray.errors import UserError
 from prefixray.search.trial_source import HIDDEN, Proposal, TrialSource, started_trials, state_of
 from prefixray.system.records import Scalar
@@ -38,8 +40,6 @@ class ArmStudy(TrialSource):
         self._arm = arm
         self._seed = seed
         self._num_startup = num_startup
-        conditions = {key: [other for other in d.when if other in arm.dimensions] for key, d in arm.dimensions.items()}
-        self._order = tuple(graphlib.TopologicalSorter(conditions).static_order())
         self._grid = self._list_grid()
         sampler = {"name": "TPESampler", "optuna": optuna.__version__, "num_startup": num_startup}
         if self._study.user_attrs.get("sampler") != sampler:
@@ -97,13 +97,13 @@ class ArmStudy(TrialSource):
 
         Raises `UserError` where a trial has these values already.
         """
-        dimensions = self._arm.dimensions
-        floats = {key for key in values if isinstance(dimensions[key], Uniform | LogUniform)}
-        exact = {key: float(value) if key in floats else value for key, value in values.items()}  # type: ignore[arg-type]
         number = self._number_added_by(request)
         if number is None:
+            distributions = {key: self._arm.distribution(key, values) for key in values}
+            floats = {key for key, found in distributions.items() if isinstance(found, Uniform | LogUniform)}
+            exact = {key: float(value) if key in floats else value for key, value in values.items()}  # type: ignore[arg-type]
             self._refuse_known(exact)
-            self._study.enqueue_trial(exact, user_attrs={_ADDED: request})
+            self._enqueue(exact, user_attrs={_ADDED: request})
             number = self._number_added_by(request)
         assert number is not None, "it was just queued"
         if self._budget.get("request") != request:
@@ -137,7 +137,7 @@ class ArmStudy(TrialSource):
     def _refuse_known(self, values: Mapping[str, Scalar]) -> None:
         for trial in self._study.get_trials(deepcopy=False):
             is_queued = trial.state is TrialState.WAITING
-            trial_values = trial.system_attrs.get("fixed_params", {}) if is_queued else self._values(trial)
+            trial_values = self._queued_values(trial) if is_queued else self._values(trial)
             if HIDDEN not in trial.user_attrs and _identity(trial_values) == _identity(values):
                 state = "queued" if is_queued else state_of(trial)
                 name = f"{self._arm.name}/{trial.number}"
@@ -150,9 +150,9 @@ class ArmStudy(TrialSource):
         tpe = TPESampler(n_startup_trials=self._num_startup, seed=seed)
         self._study.sampler = RandomSampler(seed=seed) if random_draw else tpe
         values: dict[str, Scalar] = {}
-        for key in self._order:
-            if self._arm.is_searched(key, values):
-                values[key] = _suggest(trial, key, self._arm.dimensions[key])
+        for key in self._arm.dimensions:
+            if (distribution := self._arm.distribution(key, values)) is not None:
+                values[key] = _suggest(trial, parameter_name(self._arm, key, distribution), distribution)
         if _identity(values) in self._tried(before=trial.number):
             self._hide(trial)
             self._identities.pop(trial.number, None)
@@ -171,52 +171,71 @@ class ArmStudy(TrialSource):
         return [point for key, point in self._grid.items() if key not in tried]
 
     def _values(self, trial: FrozenTrial) -> dict[str, Scalar]:
-        return {key: trial.params[key] for key in self._order if key in trial.params}
+        return values_by_key(self._arm, trial.params)
+
+    def _queued_values(self, trial: FrozenTrial) -> dict[str, Scalar]:
+        return values_by_key(self._arm, trial.system_attrs.get("fixed_params", {}))
+
+    def _enqueue(self, values: Mapping[str, Scalar], user_attrs: Mapping[str, str] | None = None) -> None:
+        named = {}
+        for key, value in values.items():
+            distribution = self._arm.distribution(key, values)
+            assert distribution is not None, f"{key} is searched beside the other values"
+            named[parameter_name(self._arm, key, distribution)] = value
+        self._study.enqueue_trial(named, user_attrs=dict(user_attrs or {}))
 
     def _enqueue_one_of(self, points: Sequence[dict[str, Scalar]]) -> None:
         number = len(self._study.get_trials(deepcopy=False))
         rng = random.Random(derive_seed(self._seed, 0, f"untried/{self._arm.name}/{number}"))
-        self._study.enqueue_trial(rng.choice(points))
+        self._enqueue(rng.choice(points))
 
     def _enqueue_first(self) -> None:
         """Queue the sweep file's `first` configurations, but for those that an earlier driver has queued."""
-        given = [trial.system_attrs.get("fixed_params") for trial in self._study.get_trials(deepcopy=False)]
-        queued = {_identity(values) for values in given if values is not None}
+        given = [trial for trial in self._study.get_trials(deepcopy=False) if "fixed_params" in trial.system_attrs]
+        queued = {_identity(self._queued_values(trial)) for trial in given}
         for values in self._arm.first:
             if _identity(values) not in queued:
                 queued.add(_identity(values))
-                self._study.enqueue_trial(dict(values))
+                self._enqueue(values)
 
     def _list_grid(self) -> dict[str, dict[str, Scalar]] | None:
         """All points of the space, by identity; None where they are too many."""
         if math.prod(dimension.size() for dimension in self._arm.dimensions.values()) > _LARGEST_GRID:
             return None
-        points: list[dict[str, Scalar]] = [{}]
-        for key in self._order:
-            added = [{key: member} for member in _members(self._arm.dimensions[key])]
-            points = [
-                {**point, **more} for point in points for more in (added if self._arm.is_searched(key, point) else [{}])
-            ]
-        return {_identity(point): point for point in points}
+        return {_identity(point): point for point in configurations(self._arm.dimensions, self._arm.fixed)}
 
 
-def _suggest(trial: Trial, key: str, dimension: AnyDimension) -> Scalar:
-    match dimension:
+def parameter_name(arm: ArmConfig, key: str, distribution: AnyDistribution) -> str:
+    """What Optuna calls a key: its own name; one with several cases, with the condition of the case."""
+    if not isinstance(arm.dimensions[key], Cases):
+        return key
+    conditions = (f"{other}={'|'.join(map(str, values))}" for other, values in distribution.when.items())
+    return f"{key} if {' and '.join(conditions)}"
+
+
+def values_by_key(arm: ArmConfig, params: Mapping[str, Any]) -> dict[str, Scalar]:
+    """The values of an Optuna trial's parameters by the arm's keys."""
+    values: dict[str, Scalar] = {}
+    for key in arm.dimensions:
+        distribution = arm.distribution(key, values)
+        name = key if distribution is None else parameter_name(arm, key, distribution)
+        if name in params:
+            values[key] = params[name]
+    return values
+
+
+def _suggest(trial: Trial, name: str, distribution: AnyDistribution) -> Scalar:
+    match distribution:
         case Choice():
-            return trial.suggest_categorical(key, dimension.choice)
+            return trial.suggest_categorical(name, distribution.choice)
         case Uniform():
-            return float(trial.suggest_float(key, *dimension.uniform))
+            return float(trial.suggest_float(name, *distribution.uniform))
         case LogUniform():
-            return float(trial.suggest_float(key, *dimension.log_uniform, log=True))
+            return float(trial.suggest_float(name, *distribution.log_uniform, log=True))
         case Int():
-            return int(trial.suggest_int(key, *dimension.int_))
+            return int(trial.suggest_int(name, *distribution.int_))
         case _:
-            assert_never(dimension)
-
-
-def _members(dimension: AnyDimension) -> Sequence[Scalar]:
-    """The values of a finite dimension."""
-    return range(dimension.int_[0], dimension.int_[1] + 1) if isinstance(dimension, Int) else dimension.ends()
+            assert_never(distribution)
 
 
 def _identity(values: Mapping[str, Scalar]) -> str:

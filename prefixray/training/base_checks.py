@@ -15,7 +15,6 @@ from torch import Tensor
 from prefixray.batching.batches import collate, collate_line
 from prefixray.batching.rows import Row, Tree
 from prefixray.batching.template import Template
-from prefixray.config.arms import corner_values
 from prefixray.config.schema import ArmConfig
 from prefixray.data import Sourced
 from prefixray.errors import UserError, first_line
@@ -154,7 +153,7 @@ def check_arms(arms: Sequence[ArmConfig], base: Base, binder: Binder, room: Room
     """Refuse arms of which an end of a range cannot be built on this base: `UserError` with all that is wrong."""
     problems: dict[str, None] = {}
     for arm in arms:
-        methods = {arm.trial(values).method: None for values in corner_values(arm)} if not arm.exclusive else {}
+        methods = {arm.trial(values).method: None for values in arm.corners()} if not arm.exclusive else {}
         for method in methods:
             try:
                 with torch.no_grad():

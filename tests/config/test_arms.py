@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from support.sweep_files import VALID, changed, complaint, load
 
-from prefixray.config.identity import dump, restore
+from prefixray.config.identity import dump, identity, restore
 from prefixray.config.load import load_sweep
-from prefixray.config.space import Choice
+from prefixray.config.space import Choice, LogUniform
 from prefixray.config.trials import PrefixTrial
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
@@ -41,6 +41,39 @@ def test_sites_are_a_list_that_may_be_searched() -> None:
         "arms.prefix.sites.choice[1]: [\"middle\"]: must be a list of 'encoder', 'decoder', 'cross', each at "
         "most once, or null"
     )
+
+
+CASES = "[{log_uniform: [1e-3, 4e-2], when: {mid_dim: [null]}}, {log_uniform: [3e-5, 1e-3], when: {mid_dim: [512]}}]"
+
+
+def test_a_key_may_have_a_range_for_each_case() -> None:
+    config = load(VALID, f"arms.prefix.learning_rate={CASES}")
+    arm = config.arm("prefix")
+    rates = arm.distribution("learning_rate", {"mid_dim": 512})
+    assert rates == LogUniform(log_uniform=(3e-5, 1e-3), when={"mid_dim": (512,)})
+    assert {(v["mid_dim"], v["learning_rate"]) for v in arm.corners()} == {
+        *((None, rate) for rate in (1e-3, 4e-2)),
+        *((512, rate) for rate in (3e-5, 1e-3)),
+    }
+    assert restore(json.loads(json.dumps(dump(config)))) == config
+    written = identity(config)["arms"]["prefix"]["learning_rate"]
+    assert written == [
+        {"log_uniform": [1e-3, 4e-2], "when": {"mid_dim": [None]}},
+        {"log_uniform": [3e-5, 1e-3], "when": {"mid_dim": [512]}},
+    ]
+
+
+def test_a_case_may_depend_on_a_number_and_on_a_key_that_is_itself_conditional() -> None:
+    lengths = "arms.prefix.preseqlen={int: [1, 40]}"
+    few = "{log_uniform: [1e-3, 1e-2], when: {preseqlen: [1, 2]}}"
+    assert complaint(VALID, lengths, f"arms.prefix.learning_rate=[{few}]").endswith(
+        "no case holds where preseqlen is 3: add one"
+    )
+    dropout = "{learning_rate: [{choice: [1e-3], when: {prefix_dropout: [0.0, 0.1]}}]}"
+    text = changed("    learning_rate: {log_uniform: [1e-4, 1e-2]}\n", "").replace(
+        "  finetune:", f"    learning_rate: {dropout[len('{learning_rate: ') : -1]}\n  finetune:"
+    )
+    assert complaint(text).endswith("arms.prefix.learning_rate: no case holds where mid_dim is null: add one")
 
 
 def test_configurations_to_be_tried_first_are_kept() -> None:
@@ -237,7 +270,78 @@ MALFORMED = {
     "a condition without a default": (
         "[restaurant, null]",
         "[restaurant, null], when: {mid_dim: [512]}",
-        "x.yaml:11: arms.prefix.init_token.when: init_token has no default to fall back to: write a second arm instead",
+        "x.yaml:11: arms.prefix.init_token.when: init_token has no default to fall back to: give it a list, with "
+        "a case for every other value",
+    ),
+    "cases that leave a gap": (
+        "{log_uniform: [1e-4, 1e-2]}",
+        "\n      - {log_uniform: [1e-3, 4e-2], when: {mid_dim: [null]}}",
+        "x.yaml:12: arms.prefix.learning_rate: no case holds where mid_dim is 512: add one",
+    ),
+    "cases that leave a gap for two keys together": (
+        "{log_uniform: [1e-4, 1e-2]}",
+        "\n      - {log_uniform: [1e-3, 4e-2], when: {mid_dim: [null]}}"
+        "\n      - {log_uniform: [1e-4, 1e-3], when: {mid_dim: [512], preseqlen: [1]}}",
+        "x.yaml:12: arms.prefix.learning_rate: no case holds where preseqlen is 5 and mid_dim is 512: add one",
+    ),
+    "cases that overlap": (
+        "{log_uniform: [1e-4, 1e-2]}",
+        "\n      - {log_uniform: [1e-3, 4e-2], when: {mid_dim: [null]}}"
+        "\n      - {log_uniform: [1e-4, 1e-3], when: {mid_dim: [512]}}"
+        "\n      - {log_uniform: [1e-5, 1e-4], when: {init_token: [null]}}",
+        "x.yaml:15: arms.prefix.learning_rate[2]: holds beside learning_rate[0] where mid_dim is null and init_token "
+        "is null: exactly one case may (see when)",
+    ),
+    "a case without a condition beside others": (
+        "{log_uniform: [1e-4, 1e-2]}",
+        "[{log_uniform: [1e-4, 1e-2]}, {log_uniform: [1e-4, 1e-3], when: {mid_dim: [512]}}]",
+        "x.yaml:12: arms.prefix.learning_rate[1]: holds beside learning_rate[0] where mid_dim is 512: exactly one case "
+        "may (see when)",
+    ),
+    "a case for a value that the other key cannot have": (
+        "{log_uniform: [1e-4, 1e-2]}",
+        "\n      - {log_uniform: [1e-3, 4e-2], when: {mid_dim: [null]}}"
+        "\n      - {log_uniform: [1e-4, 1e-3], when: {mid_dim: [800]}}",
+        "x.yaml:12: arms.prefix.learning_rate: no case holds where mid_dim is 512: add one\n"
+        "x.yaml:14: arms.prefix.learning_rate[1].when.mid_dim: [800]: must be values that mid_dim can have",
+    ),
+    "a case for a key below": (
+        "preseqlen: {choice: [1, 5]}",
+        "preseqlen: [{choice: [1, 5], when: {mid_dim: [null]}}, {choice: [10], when: {mid_dim: [512]}}]",
+        "x.yaml:9: arms.prefix.preseqlen[0].when.mid_dim: mid_dim must stand above preseqlen\n"
+        "x.yaml:9: arms.prefix.preseqlen[1].when.mid_dim: mid_dim must stand above preseqlen",
+    ),
+    "a case that is a single value": (
+        "{log_uniform: [1e-4, 1e-2]}",
+        "[{log_uniform: [1e-4, 1e-2], when: {mid_dim: [null]}}, 1e-3]",
+        "x.yaml:12: arms.prefix.learning_rate[1]: 0.001: must be a mapping like the other cases; {choice: [...]} holds "
+        "a single value",
+    ),
+    "a case whose range is upside down": (
+        "{log_uniform: [1e-4, 1e-2]}",
+        "\n      - {log_uniform: [1e-3, 4e-2], when: {mid_dim: [null]}}"
+        "\n      - {log_uniform: [1e-3, 1e-4], when: {mid_dim: [512]}}",
+        "x.yaml:14: arms.prefix.learning_rate[1].log_uniform: [0.001, 0.0001]: the low end must be below the high end",
+    ),
+    "a case whose value no trial can have": (
+        "{log_uniform: [1e-4, 1e-2]}",
+        "\n      - {choice: [1e-3], when: {mid_dim: [null]}}\n      - {choice: [1e-4, -1e-4], when: {mid_dim: [512]}}",
+        "x.yaml:14: arms.prefix.learning_rate[1].choice[1]: -0.0001: must be a number above 0",
+    ),
+    "a first entry from the other case": (
+        "{log_uniform: [1e-4, 1e-2]}",
+        "\n      - {log_uniform: [1e-3, 4e-2], when: {mid_dim: [null]}}"
+        "\n      - {log_uniform: [1e-5, 5e-4], when: {mid_dim: [512]}}"
+        "\n    first: [{preseqlen: 5, mid_dim: 512, init_token: null, learning_rate: 1e-2, prefix_dropout: 0.0}]",
+        "x.yaml:15: arms.prefix.first[0].learning_rate: 0.01: must be within [1e-05, 0.0005] where mid_dim is 512",
+    ),
+    "a range beside a choice of words": (
+        "init_token: {choice: [restaurant, null]}",
+        "init_token: [{choice: [restaurant, null], when: {mid_dim: [512]}}, {int: [1, 2], when: {mid_dim: [null]}}]",
+        "x.yaml:11: arms.prefix.init_token: has a range in one case and a choice that is no number in another: write a "
+        "second arm\n"
+        "x.yaml:11: arms.prefix.init_token[1].int[0]: 1: must be text that is not empty, or null\n"
+        "x.yaml:11: arms.prefix.init_token[1].int[1]: 2: must be text that is not empty, or null",
     ),
     "a condition that is no list": (
         "when: {mid_dim: [512]}",

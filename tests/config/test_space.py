@@ -27,9 +27,9 @@ def test_a_dimension_contains_its_values_and_no_others(
 
 def test_a_condition_decides_whether_a_dimension_is_searched() -> None:
     dropout = Uniform(uniform=(0.0, 0.5), when={"mid_dim": (512, 800)})
-    assert dropout.is_active({"mid_dim": 800})
-    assert not dropout.is_active({"mid_dim": None})
-    assert not dropout.is_active({})
+    assert dropout.at({"mid_dim": 800}) is dropout
+    assert dropout.at({"mid_dim": None}) is None
+    assert dropout.at({}) is None
 
 
 def test_configurations_that_differ_only_in_an_unsearched_value_count_once() -> None:

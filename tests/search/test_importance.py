@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.studies import GRID, LEARNING_RATE, SPACE, ask, make_arm, open_study
 
-from prefixray.config.space import Int
+from prefixray.config.space import Cases, Int, LogUniform
 from prefixray.search.importance import parameter_importance
 from prefixray.system.records import Scalar
 
@@ -38,3 +38,18 @@ def test_importance_is_worked_out_from_the_finished_trials_or_from_all_at_the_fi
     found = parameter_importance(journal, "sweep", arm, (8, 16))
     assert found is not None and (found["step"], found["num_trials"]) == (40, 10), "the finished ones are enough"
     assert parameter_importance(journal, "sweep", make_arm({"learning_rate": LEARNING_RATE}, 24), (8,)) is None
+
+
+def test_a_key_with_cases_has_one_importance(tmp_path: Path) -> None:
+    cases = (
+        LogUniform(log_uniform=(1e-3, 1e-1), when={"mid_dim": (None,)}),
+        LogUniform(log_uniform=(1e-5, 1e-3), when={"mid_dim": (512,)}),
+    )
+    arm = make_arm({"mid_dim": GRID["mid_dim"], "learning_rate": Cases(cases=cases)}, 24)
+    study = open_study(tmp_path, arm)
+    for _ in range(24):
+        proposal = ask(study)
+        study.tell(proposal.number, "done", 1.0 + abs(math.log10(float(proposal.values["learning_rate"] or 1)) + 2))
+    found = parameter_importance(tmp_path / "study.journal", "sweep", arm, ())
+    assert found is not None and set(found["shares"]) == {"mid_dim", "learning_rate"}
+    assert sum(found["shares"].values()) == pytest.approx(1)

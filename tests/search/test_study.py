@@ -3,9 +3,11 @@
 import math
 from pathlib import Path
 
+import pytest
 from support.studies import GRID, SPACE, ask, distinct, make_arm, open_study, run_all, start_and_kill
 
-from prefixray.config.space import Choice, Int, LogUniform
+from prefixray.config.space import Cases, Choice, Int, LogUniform
+from prefixray.errors import UserError
 from prefixray.search.storage import repair_journal
 from prefixray.search.study import ArmStudy
 from prefixray.search.trial_source import Proposal
@@ -60,7 +62,7 @@ def test_what_is_to_be_tried_first_is_tried_first_and_once(tmp_path: Path) -> No
 def test_a_dimension_is_absent_where_its_condition_does_not_hold(tmp_path: Path) -> None:
     dropout = Choice(choice=(0.0, 0.1), when={"mid_dim": (512,)})
     width = Int(int=(1, 2), when={"init_token": ("table",)})
-    arm = make_arm({"prefix_dropout": dropout, "mid_dim": GRID["mid_dim"], "preseqlen": width}, 20)
+    arm = make_arm({"mid_dim": GRID["mid_dim"], "prefix_dropout": dropout, "preseqlen": width}, 20)
     proposals = run_all(open_study(tmp_path, arm.model_copy(update={"fixed": {"init_token": "table"}})))
     assert len(proposals) == distinct(proposals) == 2 * (1 + 2)
     assert all(("prefix_dropout" in p.values) == (p.values["mid_dim"] == 512) for p in proposals)
@@ -68,6 +70,46 @@ def test_a_dimension_is_absent_where_its_condition_does_not_hold(tmp_path: Path)
     others = run_all(open_study(tmp_path / "other", arm.model_copy(update={"fixed": {"init_token": None}})))
     assert len(others) == 3
     assert all("preseqlen" not in p.values for p in others)
+
+
+def test_each_case_of_a_key_is_searched_in_its_own_range(tmp_path: Path) -> None:
+    flat, network = (1e-3, 4e-2), (3e-5, 1e-3)
+    rates = Cases(
+        cases=(
+            LogUniform(log_uniform=flat, when={"mid_dim": (None,)}),
+            LogUniform(log_uniform=network, when={"mid_dim": (512,)}),
+        )
+    )
+    first = {"mid_dim": 512, "learning_rate": 2e-4}
+    arm = make_arm({"mid_dim": GRID["mid_dim"], "learning_rate": rates}, 12, first=(first,))
+    study = open_study(tmp_path, arm)
+    proposals = run_all(study)
+    assert proposals[0].values == first
+    for proposal in proposals:
+        low, high = flat if proposal.values["mid_dim"] is None else network
+        rate = proposal.values["learning_rate"]
+        assert isinstance(rate, float) and low <= rate <= high
+    assert {proposal.values["mid_dim"] for proposal in proposals} == {None, 512}
+    assert [record.values for record in study.records()] == [proposal.values for proposal in proposals]
+    with pytest.raises(UserError, match="prefix/0 has these values already"):
+        study.add(first, "a request")
+    number = study.add({"mid_dim": None, "learning_rate": 1e-2}, "another request")
+    assert ask(study) == Proposal(number, {"mid_dim": None, "learning_rate": 1e-2}, adopted=False)
+    # What Optuna's own tools show: a parameter for each case.
+    names = {name for trial in study._study.get_trials() for name in trial.params}
+    assert names == {"mid_dim", "learning_rate if mid_dim=None", "learning_rate if mid_dim=512"}
+
+
+def test_a_trial_with_cases_is_adopted_and_a_grid_with_cases_is_tried_whole(tmp_path: Path) -> None:
+    lengths = Cases(
+        cases=(Choice(choice=(1, 5), when={"mid_dim": (None,)}), Choice(choice=(5, 10, 20), when={"mid_dim": (512,)}))
+    )
+    arm = make_arm({"mid_dim": GRID["mid_dim"], "preseqlen": lengths}, 20)
+    running = ask(open_study(tmp_path, arm))
+    study = open_study(tmp_path, arm)
+    assert ask(study) == Proposal(running.number, running.values, adopted=True)
+    study.tell(running.number, "done", 1.0)
+    assert study.size() == 5 and len(run_all(study)) == 4
 
 
 def test_an_arm_with_nothing_to_search_is_one_trial(tmp_path: Path) -> None:
