@@ -104,11 +104,25 @@ def _cautions(plan: Plan) -> list[str]:
     lines = []
     if len(counts) > 1:
         lines.append("The arms have unequal budgets: the table of the results will say so.")
+    lines += [
+        f"{arm.name}: one range of learning rates serves flat prefixes and the network, whose good rates lie apart: "
+        "give each its own (a list with when: {mid_dim: ...})."
+        for arm in plan.config.arms
+        if _shares_rates(arm)
+    ]
     if plan.config.search.max_hours is not None:
         lines.append(f"No trial starts after {plan.config.search.max_hours:g} hours (search.max_hours).")
     if plan.config.search.max_gpu_hours is not None:
         lines.append(f"No trial starts after {plan.config.search.max_gpu_hours:g} device hours (search.max_gpu_hours).")
     return [_wrapped(line) for line in lines]
+
+
+def _shares_rates(arm: ArmConfig) -> bool:
+    """Whether one range of learning rates serves flat prefixes and such that a network gives."""
+    widths = arm.dimensions["mid_dim"].ends() if "mid_dim" in arm.dimensions else ()
+    rates = arm.dimensions.get("learning_rate")
+    cases = () if rates is None else rates.cases
+    return None in widths and len(set(widths)) > 1 and all("mid_dim" not in case.when for case in cases)
 
 
 def _configurations(arm: ArmConfig) -> str:

@@ -30,6 +30,7 @@ from prefixray.results.record import (
     SearchTrial,
     SeedResult,
 )
+from prefixray.results.space_notes import space_notes
 from prefixray.results.statistics import Comparison, Draws, Estimate, compare, intervals, resolution, sd
 from prefixray.system.machine import cpu_fact, num_cpus, total_bytes
 from prefixray.trial import TrialFolder
@@ -151,7 +152,7 @@ def make_results(
         seed=config.search.seed,
         arms=arms,
         resolution=max((resolution(**asdict(difference)) for difference in differences if difference), default=0.0),
-        notes=[*([facts.leak] if facts.leak else ()), *_notes(config, runs)],
+        notes=[*([facts.leak] if facts.leak else ()), *_notes(config, runs), *_space_notes(facts, runs)],
         examples=choose_examples(outputs, first_seeds, scores.reference, sources),
         search=list(facts.search),
         budget={"minutes": facts.sweep_minutes},
@@ -217,6 +218,13 @@ def _notes(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> list[
         for arm, count in counts.items()
         if count < wanted
     ]
+
+
+def _space_notes(facts: Facts, runs: Mapping[str, Sequence[FinalRun]]) -> list[str]:
+    """What the search says of its own space."""
+    searched = {(trial["arm"], trial["number"]): trial["config"] for trial in facts.search}
+    winners = {arm: searched.get((arm, of_arm[0].number), {}) for arm, of_arm in runs.items() if of_arm}
+    return space_notes(facts.config.arms, winners, facts.search)
 
 
 def _reference(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> str:

@@ -47,3 +47,17 @@ def test_what_is_wrong_with_the_prices_is_said_with_its_line(tmp_path: Path) -> 
         f"{path}:1: A10: no such device (did you mean 'A10G'?)",
         f"{path}:2: L4: 'cheap': must be dollars per hour, a number of at least 0",
     )
+
+
+def test_one_range_of_learning_rates_for_both_parametrisations_is_warned_of(file: Path) -> None:
+    def text(mid_dim: str, learning_rate: str) -> str:
+        overrides = [f"arms.prefix.mid_dim={mid_dim}", f"arms.prefix.learning_rate={learning_rate}"]
+        return plan_text(load_sweep(file, overrides), file, {})
+
+    warning = "prefix: one range of learning rates serves flat prefixes and the network"
+    one, both = "{log_uniform: [1e-3, 1e-2]}", "{choice: [null, 16]}"
+    assert warning in text(both, one)
+    assert warning not in text("null", one), "one parametrisation alone"
+    cases = "[{log_uniform: [1e-3, 4e-2], when: {mid_dim: [null]}}, {log_uniform: [3e-5, 1e-3], when: {mid_dim: [16]}}]"
+    apart = " ".join(text(both, cases).split())
+    assert warning not in apart and "learning_rate 0.001..0.04 or 3e-05..0.001" in apart
