@@ -5,7 +5,7 @@ import os
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # of clusters that tests start: else Ray would leave a token at home
 os.environ.setdefault("PREFIXRAY_CACHE", os.path.join(tempfile.gettempdir(), "prefixray-tests"))
 
 from collections.abc import Iterator, Mapping

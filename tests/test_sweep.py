@@ -18,10 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 from support.sweep_process import DrivenSweep, end_all, kill, wait_for, workers_of
 
+from prefixray.cluster.connect import requires_token
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
 
@@ -262,6 +264,8 @@ def test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_
     sweep.write(num_steps=200, num_seeds=1)
     process = sweep.start("--set", "search.keep=1.0")
     _wait_for(sweep.has_checkpoints, process)
+    session = _session(process)
+    assert requires_token(f"127.0.0.1:{next(session.glob('gcs_server_port_*')).read_text()}")
     extended = sweep.control("extend", "--trials", "40", "--arm", "prefix")
     assert (extended.returncode, "of 45 trials started" in extended.stdout) == (0, True), extended
     mine = ["preseqlen=8", "mid_dim=null", "init_token=pub", "learning_rate=2e-3"]
@@ -307,6 +311,13 @@ def _kill_when_another_trial_has_ended(sweep: Sweep, ended: Mapping[Path, str]) 
     _wait_for(lambda: sweep.ended() > len(ended), process)
     kill(process)
     return {**sweep.result_texts(), **ended}
+
+
+def _session(driver: "subprocess.Popen[str]") -> Path:
+    """The folder in which the Ray that the driver has started keeps its logs."""
+    children = psutil.Process(driver.pid).children(recursive=True)
+    arguments = next(child.cmdline() for child in children if child.name() == "gcs_server")
+    return Path(next(word.partition("=")[2] for word in arguments if word.startswith("--session-dir=")))
 
 
 def _results(sweep: Sweep) -> dict[str, Any]:

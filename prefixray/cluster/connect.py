@@ -3,17 +3,25 @@
 On one machine Ray is started for this sweep alone and ends with it. A cluster is joined only where it is named (by an
 address, or by RAY_ADDRESS) or where `ray up` made this machine its head: a bare connection would attach to any Ray that
 happens to run here.
+
+Ray listens on all of a machine's addresses, and who may talk to it may run code. So the Ray of one sweep lets in only
+who has its token, which the driver makes and its processes inherit. A cluster has a rule of its own, which the driver
+asks for: it could join an open cluster with a token, but the cluster's processes could not answer it.
 """
 
 import logging
 import os
+import secrets
 import signal
+import subprocess
+import sys
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
 from prefixray.cluster.nodes import AUTOSCALER_FILE, Devices, num_gpus, present, to_come
@@ -25,6 +33,14 @@ logger = logging.getLogger(__name__)
 
 NUM_TRIALS_AT_ONCE = 512  # processes of trials on one machine, at most
 _OBJECT_STORE = 256 << 20  # bytes; nothing large goes through it
+_MODE, _TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
+_NOBODY = "no Ray cluster answers there"
+_ASK = """
+import sys
+from ray._private.services import canonicalize_bootstrap_address_or_die
+from ray._raylet import GcsClient
+GcsClient(address=canonicalize_bootstrap_address_or_die(sys.argv[1]))
+"""
 
 
 @dataclass(frozen=True)
@@ -84,27 +100,80 @@ def connected(address: str | None) -> Iterator[Cluster]:
     Raises `UserError` where the cluster cannot be reached, `SweepFailed` where Ray does not start.
     """
     address = chosen_address(address)
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled" if address == "local" else "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     namespace = f"prefixray-{uuid.uuid4().hex}"
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    with _authentication(address):
+        try:
+            if address == "local":
+                _start_here(namespace)
+            else:
+                _join(address, namespace)
+            if callable(on_sigterm):
+                signal.signal(signal.SIGTERM, on_sigterm)  # Ray has replaced it by its own
+            cluster = _count_devices(address, namespace)
+            logger.info("%s", cluster)
+            yield cluster
+        finally:
+            ray.shutdown()
+
+
+def _join(address: str, namespace: str) -> None:
     try:
-        if address == "local":
-            _start_here(namespace)
-        else:
-            ray.init(address=address, namespace=namespace, logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(address=address, namespace=namespace, logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
-        raise UserError(f"--address: {address}: no Ray cluster answers there") from error
+        is_closed = os.environ[_MODE] == "token"
+        problem = "does not let us in, or does not answer: is our token its own?" if is_closed else _NOBODY
+        raise UserError(f"--address: {address}: {problem}") from error
     except AuthenticationError as error:
         raise UserError(f"--address: {address}: does not let us in: {error}") from error
-    if callable(on_sigterm):
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has replaced it by its own
+
+
+@contextmanager
+def _authentication(address: str) -> Iterator[None]:
+    """Have the rule of the Ray at `address`: a new token where it is this sweep's own, the mode where it is a cluster.
+
+    A mode that the user has set for a cluster is left.
+    """
+    if address == "local":
+        rule: dict[str, str | None] = {_MODE: "token", _TOKEN: secrets.token_hex(32), "RAY_AUTH_TOKEN_PATH": None}
+    else:
+        rule = {_MODE: os.environ.get(_MODE) or ("token" if requires_token(address) else "disabled")}
+    before = {name: os.environ.get(name) for name in rule}
     try:
-        cluster = _count_devices(address, namespace)
-        logger.info("%s", cluster)
-        yield cluster
+        _set(rule)
+        yield
     finally:
-        ray.shutdown()
+        _set(before)
+
+
+def _set(environment: Mapping[str, str | None]) -> None:
+    """Give these environment variables their values, None for none, and have Ray read them anew."""
+    for name, value in environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    Config.initialize("")  # first, for Ray's threads may look for a token until they know that there is none
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def requires_token(address: str) -> bool:
+    """Whether the cluster at `address` ("auto": the one that runs here) lets in only who has its token.
+
+    Raises `UserError` where no cluster answers.
+    """
+    command = [sys.executable, "-c", _ASK, address]
+    environment = {**os.environ, _MODE: "disabled", "RAY_BACKEND_LOG_LEVEL": "warning"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as asking:
+        assert asking.stderr is not None
+        for line in asking.stderr:
+            if "Unauthenticated" in line:  # and it would ask again for 20 seconds
+                asking.kill()
+                return True
+    if asking.returncode:
+        raise UserError(f"--address: {address}: {_NOBODY}")
+    return False
 
 
 def _count_devices(address: str, namespace: str) -> Cluster:

@@ -188,7 +188,7 @@ class Recorder:
     def _run(self, command: str, *arguments: str, about: str = "") -> None:
         """Note a command's exit code and what it prints; of a sweep's progress only what has ended, sorted."""
         environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-        environment |= {"HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+        environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
         environment |= {"PREFIXRAY_CACHE": str(self._folder / "cache")}
         whole = [sys.executable, "-m", f"prefixray.{command}", *arguments]
         ran = subprocess.run(whole, cwd=self._folder, env=environment, capture_output=True, text=True)

@@ -43,7 +43,6 @@ AT_ONCE_OF_PEFT = 2  # processes, one a core
 GIVES_UP_SECONDS = 1500.0  # after which an arm is ended
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
-    "RAY_AUTH_MODE": "disabled",
     "RAY_raylet_start_wait_time_s": "120",  # other work on the machine may hold Ray up
     "TOKENIZERS_PARALLELISM": "true",
 }

@@ -1,8 +1,16 @@
 """Which Ray is joined or started, and the workers that its devices allow."""
 
+import contextlib
+import os
 import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from ray.exceptions import AuthenticationError
@@ -69,6 +77,49 @@ def test_who_has_no_token_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     told = r"--address: 10.0.0.1:6379: does not let us in: Token .* no authentication"
     with pytest.raises(UserError, match=told), connected("10.0.0.1:6379"):
         pass
+
+
+@contextlib.contextmanager
+def _head(**environment: str) -> Iterator[str]:
+    """The address of a Ray cluster that was started with these variables."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:  # sockets: a short path
+        command = f"start --head --block --port={port} --num-cpus=2 --include-dashboard=false --temp-dir={folder}"
+        head = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", *command.split(), "--object-store-memory=80000000"],
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert head.stdout is not None
+        next(line for line in head.stdout if "Ray runtime started" in line)
+        yield f"127.0.0.1:{port}"
+        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.communicate()
+
+
+@ray.remote(num_cpus=1)
+class _Adder:
+    def add(self, numbers: list["ray.ObjectRef[int]"]) -> int:
+        return sum(ray.get(numbers))  # the driver holds them, and is asked
+
+
+@pytest.mark.ray
+def test_an_open_cluster_is_joined_without_a_token_even_by_who_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # no token lies there
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of another cluster of ours")
+    with _head(RAY_AUTH_MODE="disabled") as address:
+        with connected(address):
+            adder = _Adder.remote()  # type: ignore[attr-defined]
+            assert ray.get(adder.add.remote([ray.put(1), ray.put(2)]), timeout=60) == 3
+        assert "RAY_AUTH_MODE" not in os.environ
 
 
 def test_a_worker_asks_for_a_gpu_or_for_all_its_threads() -> None:

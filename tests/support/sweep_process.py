@@ -71,8 +71,8 @@ class DrivenSweep:
 
 def start_driver(folder: Path, command: Sequence[str], **environment: str) -> "subprocess.Popen[str]":
     """Start a driver in a folder, offline; it logs where the sweep file says."""
-    inherited = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-    offline = {"HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "disabled"}
+    inherited = {key: value for key, value in os.environ.items() if key not in ("MLFLOW_TRACKING_URI", "RAY_AUTH_MODE")}
+    offline = {"HF_HUB_OFFLINE": "1"}
     equal = {"RAY_worker_niceness": "0"}  # Ray's 15 would let other tests that run meanwhile starve the workers
     return subprocess.Popen(
         command,
