@@ -262,9 +262,10 @@ def test_a_driver_that_is_terminated_then_killed_twice_goes_on_loses_no_trial_an
 
 def test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_outside(sweep: Sweep) -> None:
     sweep.write(num_steps=200, num_seeds=1)
-    process = sweep.start("--set", "search.keep=1.0")
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+    process = sweep.start("--set", "search.keep=1.0", **{key: f"secret-{key}" for key in keys})
     _wait_for(sweep.has_checkpoints, process)
-    session = _session(process)
+    session, token = _session(process), workers_of(process)[0].environ()["RAY_AUTH_TOKEN"]
     assert requires_token(f"127.0.0.1:{next(session.glob('gcs_server_port_*')).read_text()}")
     extended = sweep.control("extend", "--trials", "40", "--arm", "prefix")
     assert (extended.returncode, "of 45 trials started" in extended.stdout) == (0, True), extended
@@ -292,6 +293,9 @@ def test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_
     assert [trial.params for trial in trials if "added_by" in trial.user_attrs] == [values]
     assert [arm["arm"] for arm in _results(sweep)["arms"]] == ["untuned", "prefix", "lora", "finetune"]
     assert not list(sweep.results.glob("control/*.json"))
+    logs = [file for folder in (session, sweep.results) for file in folder.rglob("*") if file.is_file()]
+    assert any(file.name == "runtime_env_agent.log" for file in logs)
+    assert not [file for file in logs for word in ("secret-AWS", token) if word.encode() in file.read_bytes()]
 
 
 def test_a_second_driver_says_who_holds_the_sweep_and_leaves(sweep: Sweep) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ray import tune
 from ray.exceptions import OutOfMemoryError
+from ray.tune.execution import class_cache
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -39,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 # Tune copies its state into the sweep's folder. Nobody reads the copy, so nobody needs to know when copying fails.
 logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
+# Tune copies AWS keys from the driver's environment into each trial's runtime environment, which Ray logs in clear. The
+# processes of trials need none of what it copies.
+class_cache.ENV_VARS_TO_PROPAGATE.clear()
 
 TICK_SECONDS = 0.5  # between two ticks, and between two pictures of the live view
 
