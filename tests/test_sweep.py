@@ -203,6 +203,7 @@ def test_a_larger_budget_candidates_compared_on_dev_and_more_seeds_go_on_from_a_
     finished: Finished, sweep: Sweep
 ) -> None:
     shutil.copytree(finished.sweep.folder, sweep.folder, dirs_exist_ok=True)
+    original = _files(finished.sweep.folder)
     first, ended = _results(sweep), sweep.result_texts()
     more = (f"search.num_trials={NUM_TRIALS + 2}", "final.candidates=2", "final.num_seeds=3")
     assert " slots on " in sweep.finish(*(word for value in more for word in ("--set", value)), "--verbose")
@@ -214,6 +215,7 @@ def test_a_larger_budget_candidates_compared_on_dev_and_more_seeds_go_on_from_a_
     assert [len(arm["seeds"]) for arm in _results(sweep)["arms"]] == [1, 3, 3, 3]
     assert (sweep.results / "results.1.json").read_text() == "{"
     assert json.loads((sweep.results / "results.2.json").read_text())["arms"] == first["arms"]
+    assert _files(finished.sweep.folder) == original  # what was copied is left as it was
 
 
 @pytest.mark.faults
@@ -315,6 +317,10 @@ def _kill_when_another_trial_has_ended(sweep: Sweep, ended: Mapping[Path, str]) 
     _wait_for(lambda: sweep.ended() > len(ended), process)
     kill(process)
     return {**sweep.result_texts(), **ended}
+
+
+def _files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _session(driver: "subprocess.Popen[str]") -> Path:

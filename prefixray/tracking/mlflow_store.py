@@ -19,12 +19,15 @@ from prefixray.system.atomic_files import write_whole
 from prefixray.system.records import Scalar
 from prefixray.tracking import events
 from prefixray.tracking.events import Point
+from prefixray.tracking.moved import ARTIFACTS, ID_FILE, is_copy, relocate
 from prefixray.tracking.views import EXPERIMENT_TAGS, origin, saved_views
 from prefixray.trial import Ended
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+_logger = logging.getLogger(__name__)
 
 _STATUS_OF_TRIAL: Mapping[Ended, str] = {"done": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 _STATUS_OF_SWEEP: Mapping[events.SweepEnding, str] = {
@@ -130,6 +133,7 @@ class MlflowStore:
                 made = Path(temporary) / database.name
                 MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments(max_results=1)
                 made.rename(database)
+        relocate(database, self._sweep)
         return MlflowClient(tracking_uri=f"sqlite:///{database}")
 
     @cached_property
@@ -137,19 +141,25 @@ class MlflowStore:
         known = self._client.get_experiment_by_name(self._sweep)
         if known is not None:
             return str(known.experiment_id)
-        location = None if self._uri else (self._folder / "mlartifacts").as_uri()
+        location = None if self._uri else (self._folder / ARTIFACTS).as_uri()
         created = self._client.create_experiment(self._sweep, artifact_location=location, tags=dict(EXPERIMENT_TAGS))
         return str(created)
 
     @cached_property
     def _parent(self) -> str:
-        """The id of the sweep's run, which is found or else created."""
+        """The id of the sweep's run, which is found or else created; a copy of a sweep has a run of its own."""
         runs = self._search(f"tags.`prefixray.id` = '{self._id}'")
+        if runs and self._uri is not None and is_copy(self._folder, runs[0].data.tags):
+            _logger.warning("%s: is a copy of a sweep that MLflow knows; it is logged by itself", self._folder)
+            (self._folder / ID_FILE).unlink()
+            del self._id
+            runs = []
         if not runs and self._uri is None:  # the folder's own database may be older than ids
             runs = self._search(f"tags.`prefixray.sweep` = '{self._sweep}'")
             for run in runs:
                 self._client.set_tag(run.info.run_id, "prefixray.id", self._id)
         if runs:
+            self._client.set_tag(runs[0].info.run_id, "prefixray.folder", str(self._folder))
             return str(runs[0].info.run_id)
         identity = {"prefixray.id": self._id, "prefixray.sweep": self._sweep, "prefixray.folder": str(self._folder)}
         tags = {**self._origin, **identity}
@@ -158,7 +168,7 @@ class MlflowStore:
     @cached_property
     def _id(self) -> str:
         """What the sweep's run is found by: a server may know another sweep of this name from this very folder."""
-        path = self._folder / "mlflow.id"
+        path = self._folder / ID_FILE
         if not path.is_file():
             write_whole(path, f"{uuid.uuid4().hex}\n")
         return path.read_text(encoding="utf-8").strip()
