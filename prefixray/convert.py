@@ -15,6 +15,7 @@ from prefixray.data.task_config import TaskConfig
 from prefixray.system.command_line import Entry
 from prefixray.system.exit_codes import leave
 from prefixray.system.logs import quieten
+from prefixray.system.path_or_hub import check_base
 
 
 def convert(
@@ -34,6 +35,7 @@ def convert(
     """Write the artifact, and print how it is decoded."""
     quieten()
     check_new(out)
+    check_base(base)
     from prefixray.artifacts.li_liang import convert_checkpoint
     from prefixray.artifacts.store import save_artifact
     from prefixray.model.base import load_base

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from prefixray.artifacts.record import check_new
 from prefixray.errors import UserError
 from prefixray.system.command_line import ARTIFACT_HELP, Entry
 from prefixray.system.exit_codes import leave
@@ -48,6 +49,8 @@ def export(
         raise UserError("--out: name a folder to write, or --push USER/NAME")
     if out is not None and push is not None:
         raise UserError("--push: writes no folder; leave --out out, or take --format hub --out to look at it first")
+    if out is not None:
+        check_new(out)
     from prefixray.results.hypotheses import find_artifact
 
     artifact = find_artifact(source, arm)[0]

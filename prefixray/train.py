@@ -19,7 +19,8 @@ from prefixray.errors import UserError
 from prefixray.system.command_line import Device, Entry, Scales, SweepFile, repeated
 from prefixray.system.exit_codes import leave
 from prefixray.system.logs import quieten
-from prefixray.system.machine import num_cpus
+from prefixray.system.machine import check_four_bit, num_cpus
+from prefixray.system.path_or_hub import check_base
 from prefixray.system.records import Scalar
 from prefixray.trial import Report, TrialSpec
 
@@ -53,6 +54,9 @@ def train(
     config = load_sweep(file, overrides, scales)
     trial = _configuration(config.arm(arm))
     quieten()
+    check_base(config.base)
+    if config.train.precision == "4bit":
+        check_four_bit(has_gpu=device.startswith("cuda"))
     from prefixray.training.trainer import load_trainer
 
     spec = _spec(trial, Path("runs") / config.name / "train", seed=config.search.seed, replicate=replicate)

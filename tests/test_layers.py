@@ -49,7 +49,7 @@ ALLOWED = {
     "mlflow": {"tracking"},
     "rich": {"reporting"},
     "jinja2": {"batching", "reporting"},
-    "huggingface_hub": {"artifacts"},
+    "huggingface_hub": {"system", "artifacts"},
     "datasets": {"data"},
     "typer": {"system", "cli", *COMMANDS},
 }

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 import yaml
 from ray._private import state
+from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray.actor import ActorHandle
 from ray.core.generated import autoscaler_pb2
 
@@ -46,6 +47,15 @@ def present() -> dict[str, Devices]:
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"] and node["NodeID"] not in leaving
     }
+
+
+def num_gpus_here() -> int:
+    """The GPUs that a Ray which is started on this machine would find; none is started for that."""
+    manager = get_accelerator_manager_for_resource("GPU")
+    assert manager is not None, "Ray knows GPUs"
+    visible = manager.get_current_process_visible_accelerator_ids()
+    found: int = manager.get_current_node_num_accelerators()
+    return found if visible is None else min(found, len(visible))
 
 
 def to_come(file: Path = AUTOSCALER_FILE) -> list[Devices]:

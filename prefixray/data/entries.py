@@ -17,6 +17,8 @@ from prefixray.system.records import Strict, Text
 
 logger = logging.getLogger(__name__)
 
+_MOST_ALIKE = 3  # rows with the same problem that are named one by one
+
 TASK_PATHS = ("path", "urls", "train", "dev", "test")
 """The keys of a task that name files, or for `path` a hub data set."""
 
@@ -179,9 +181,11 @@ def read_path(path: str, form: Form, *, hub_config: str | None = None) -> Splits
 def _entries(name: str, prefix: str, rows: Iterable[tuple[int, Row | str]], form: Form) -> list[Entry]:
     """The entries of one split. In a message, `prefix` and the number of a row are its place."""
     entries: list[Entry] = []
-    problems: list[str] = []
+    problems: list[tuple[int, str]] = []
+    numbers: set[int] = set()
     num_left_out = 0
     for number, row in rows:
+        numbers.add(number)
         read = [row] if isinstance(row, str) else form.entry(row)
         match read:
             case None:
@@ -189,15 +193,36 @@ def _entries(name: str, prefix: str, rows: Iterable[tuple[int, Row | str]], form
             case Entry():
                 entries.append(read)
             case _:
-                problems += [f"{prefix}{number}: {problem}" for problem in read]
+                problems += [(number, problem) for problem in read]
     if problems:
-        raise UserError(*problems)
+        raise UserError(*_grouped(name, prefix, problems, len(numbers)))
     if not entries:
         raise UserError(f"{name}: has no rows" + (f" but {num_left_out} empty ones" if num_left_out else ""))
     if num_left_out:
         total = len(entries) + num_left_out
         logger.warning("%s: %d of %d rows have an empty source or target: left out", name, num_left_out, total)
     return entries
+
+
+def _grouped(name: str, prefix: str, problems: Sequence[tuple[int, str]], num_rows: int) -> list[str]:
+    """The problems with their places; what more than a few rows have in common is said once."""
+    places: dict[str, list[int]] = {}
+    for number, problem in problems:
+        places.setdefault(problem, []).append(number)
+    lines = []
+    for number, problem in problems:
+        same = places[problem]
+        if len(same) <= _MOST_ALIKE:
+            lines.append(f"{prefix}{number}: {problem}")
+        elif number == same[0]:
+            others = ", ".join(map(str, same[1:_MOST_ALIKE]))
+            is_all = len(same) == num_rows
+            lines.append(
+                f"{name}: all {num_rows} rows: {problem}"
+                if is_all
+                else f"{prefix}{number}: {problem} (the same in {len(same) - 1} more rows: {others} ..)"
+            )
+    return lines
 
 
 def _either(names: Sequence[str]) -> str:

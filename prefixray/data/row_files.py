@@ -28,6 +28,7 @@ SPLITS: Mapping[str, tuple[str, ...]] = {
 _NUM_PROBLEMS_SHOWN = 20
 _ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz")
 _LINE_SUFFIX = ".source"
+_SEPARATORS = (";", "\t", "|")  # of files that are named .csv all the same
 
 T = TypeVar("T")
 Row = Mapping[str, object]
@@ -149,9 +150,17 @@ def _decode(line: bytes, file: Path, number: int) -> str:
 
 
 def _read_jsonl(lines: Iterable[str], check: CheckColumns) -> NumberedRows:
+    is_first = True
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        if is_first and line.lstrip()[0] == "[":
+            yield number, "looks like a JSON array; a JSONL file has an object on each line (jq -c '.[]' makes one)"
+            return
+        if is_first and line.strip() == "{":
+            yield number, "looks like one JSON object over several lines; a JSONL file has an object on each line"
+            return
+        is_first = False
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -175,6 +184,9 @@ def _read_csv(lines: Iterable[str], check: CheckColumns) -> NumberedRows:
             if values and not header:
                 header = [value.strip() for value in values]
                 problems = check(header)
+                separators = [sign for sign in _SEPARATORS if sign in header[0]] if len(header) == 1 else []
+                if problems and separators:
+                    problems = [f"fields are separated by {separators[0]!r}; they must be by ','"]
                 yield from ((start, problem) for problem in problems)
                 if problems:
                     return

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from prefixray.cluster.connect import Cluster, chosen_address, connected
+from prefixray.cluster.nodes import num_gpus_here
 from prefixray.cluster.pool import Pool
 from prefixray.cluster.worker import WorkerSetup
 from prefixray.config.schema import ArmConfig, SweepConfig
@@ -32,7 +33,8 @@ from prefixray.search.status import View
 from prefixray.search.storage import repair_journal
 from prefixray.search.study import ArmStudy
 from prefixray.search.trial_source import Proposal, Record
-from prefixray.system.path_or_hub import find_base, local_path
+from prefixray.system.machine import check_four_bit
+from prefixray.system.path_or_hub import check_base, local_path
 from prefixray.system.records import Scalar
 from prefixray.tracking.tracker import Tracker, check_server, open_tracker
 from prefixray.tracking.views import column
@@ -59,7 +61,7 @@ def run_sweep(config: SweepConfig, file: Path, *, address: str | None = None, sh
     Raises `UserError` where another driver runs the sweep, or where the sweep's folder holds one with other settings.
     """
     if chosen_address(address) == "local":
-        find_base(config.base)  # a wrong name is reported before Ray starts
+        _check_here(config)
     folder = ResultsFolder(Path("runs") / config.name)
     with folder.lock():
         folder.store_config(config, file)
@@ -268,6 +270,13 @@ def _absolute(path: str) -> str:
     """An existing path as an absolute one, for workers, which have another working directory; a hub id as it is."""
     local = local_path(path)
     return path if local is None else str(local.resolve())
+
+
+def _check_here(config: SweepConfig) -> None:
+    """Refuse what this machine cannot run before Ray and torch start, which takes half a minute."""
+    check_base(config.base)
+    if config.train.precision == "4bit":
+        check_four_bit(has_gpu=num_gpus_here() > 0)
 
 
 def _check_data(task: TaskConfig) -> None:

@@ -4,7 +4,6 @@ A base is named by a hub id, a folder, a GGUF file, or `package:file` for a file
 """
 
 import functools
-import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from prefixray.model.attention_sites import attentions
 from prefixray.model.base_files import find_weights, load_small_files
 from prefixray.model.describe import describe
 from prefixray.model.shape import Shape
-from prefixray.system.machine import cpu_fact
+from prefixray.system.machine import check_four_bit, cpu_fact
 
 disable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -217,10 +216,7 @@ def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _nf4(device: str) -> BitsAndBytesConfig:
-    if not device.startswith("cuda"):
-        raise UserError("train.precision: 4bit: needs a GPU, and this is a CPU; take bf16, fp32 or auto")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("train.precision: 4bit: bitsandbytes is not installed (pip install 'prefixray[4bit]')")
+    check_four_bit(has_gpu=device.startswith("cuda"))
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
     )

@@ -6,11 +6,8 @@ GGUF weights are dequantised once and kept as safetensors in the user's cache, s
 import fcntl
 import hashlib
 import logging
-import os
-import socket
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 from transformers import (
@@ -24,7 +21,7 @@ from transformers import (
 
 from prefixray.system.atomic_files import clear_scratch, whole_folder
 from prefixray.system.machine import cache_folder
-from prefixray.system.path_or_hub import find_base
+from prefixray.system.path_or_hub import find_base, hub_answers
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +53,7 @@ def load_small_files(name: str, *, trust_remote_code: bool) -> tuple[PreTrainedC
             config = AutoConfig.from_pretrained(where, local_files_only=is_local, **options)
             return config, AutoTokenizer.from_pretrained(where, local_files_only=is_local, **options)
         except OSError:
-            if not is_local or Path(where).is_dir() or not _hub_answers():
+            if not is_local or Path(where).is_dir() or not hub_answers():
                 raise
     raise AssertionError("the second try returns or raises")
 
@@ -100,15 +97,3 @@ def _digest(*paths: Path) -> str:
                 while block := file.read(1 << 22):
                     digest.update(block)
     return digest.hexdigest()[:16]
-
-
-def _hub_answers() -> bool:
-    """Whether the hub can be reached; transformers would find out in half a minute."""
-    if any(name in os.environ for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    try:
-        socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), 3.0).close()
-    except OSError:
-        return False
-    return True

@@ -1,16 +1,19 @@
-"""The cores and the memory that a process may use, and how a worker on a CPU allocates memory.
+"""The cores and the memory that a process may use, what 4 bits need, and how a worker on a CPU allocates memory.
 
 In a container, or under a batch system, a process may use less than the machine has. joblib counts the CPUs. psutil
 sees the memory of the whole machine, so the limits of the process's control groups are read here.
 """
 
 import ctypes
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import psutil
+
+from prefixray.errors import UserError
 
 ALLOCATOR = {
     "GLIBC_TUNABLES": ":".join(
@@ -30,6 +33,14 @@ A step's tensors are a few MB each, allocated and freed in every step. Measured 
 
 _GROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+def check_four_bit(*, has_gpu: bool) -> None:
+    """Raise `UserError` where matrices cannot be kept in 4 bits."""
+    if not has_gpu:
+        raise UserError("train.precision: 4bit: needs a GPU, and this is a CPU; take bf16, fp32 or auto")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("train.precision: 4bit: bitsandbytes is not installed (pip install 'prefixray[4bit]')")
 
 
 def num_cpus() -> int:

@@ -5,9 +5,15 @@ wrong name is reported before anything is loaded.
 """
 
 import importlib.util
+import os
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from prefixray.errors import UserError
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_FOLDER = "a base's folder has config.json, the weights as safetensors and the tokenizer's files"
 
 
 def local_path(name: str) -> Path | None:
@@ -44,6 +50,51 @@ def find_base(name: str) -> Path | str:
     if is_path(name):
         raise UserError(f"base: {name}: no such folder")
     return name
+
+
+def check_base(name: str) -> None:
+    """Raise `UserError` for a base that this machine cannot load: nothing is loaded for that.
+
+    A folder must look like a model, and what is not here yet must be within reach.
+    """
+    base = find_base(name)
+    if isinstance(base, str):
+        _check_hub(name)
+    elif base.is_dir():
+        files = [file.name for file in base.iterdir()]
+        wanted = {
+            "config.json": "config.json" in files,
+            "weights": any(file.endswith((".safetensors", ".bin")) for file in files),
+            "tokenizer": any(file.startswith(("tokenizer", "vocab", "spiece", "sentencepiece")) for file in files),
+        }
+        missing = [part for part, is_there in wanted.items() if not is_there]
+        if missing:
+            raise UserError(f"base: {name}: is no model: it has no {' and no '.join(missing)}; {_FOLDER}")
+
+
+def _check_hub(name: str) -> None:
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if any(isinstance(try_to_load_from_cache(name, file), str) for file in _WEIGHTS):
+        return
+    if constants.HF_HUB_OFFLINE or not hub_answers():
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "it does not answer"
+        raise UserError(
+            f"base: {name}: is not on this machine, and the hub cannot be asked ({why}); "
+            f"go online, or name a folder as base: {_FOLDER}"
+        )
+
+
+def hub_answers() -> bool:
+    """Whether the hub can be reached; transformers would find out in half a minute."""
+    if any(name in os.environ for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), 3.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _package_file(name: str, package: str, file: str) -> Path:

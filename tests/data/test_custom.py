@@ -63,6 +63,30 @@ def test_a_row_without_the_target_column_is_refused(tmp_path: Path) -> None:
     ]
 
 
+def test_what_many_rows_have_in_common_is_said_once(tmp_path: Path) -> None:
+    assert problems_with(tmp_path, "train.jsonl", jsonl([{"source": "a", "text": "b"}] * 120).encode()) == [
+        'train.jsonl: all 120 rows: no "target" column; columns are source, text (set task.columns.target)'
+    ]
+    rows = [{"source": "a", "target": "b"}, *[{"source": " ", "target": "b"}] * 5, {"source": 1, "target": "b"}]
+    assert problems_with(tmp_path, "train.jsonl", jsonl(rows).encode()) == [
+        'train.jsonl:2: "source" is empty (the same in 4 more rows: 3, 4 ..)',
+        'train.jsonl:7: "source" is a number; it must be text',
+    ]
+
+
+def test_a_file_of_another_form_is_recognised(tmp_path: Path) -> None:
+    array = "looks like a JSON array; a JSONL file has an object on each line (jq -c '.[]' makes one)"
+    for content in (b'[{"source": "a", "target": "b"}]', b'\n[\n{"source": "a"}\n]'):
+        (problem,) = problems_with(tmp_path, "train.jsonl", content)
+        assert problem.endswith(f": {array}")
+    (problem,) = problems_with(tmp_path, "train.jsonl", b'{\n"source": "a",\n"target": "b"}')
+    assert problem.startswith("train.jsonl:1: looks like one JSON object over several lines")
+    for sign in (";", "\t"):
+        assert problems_with(tmp_path, "train.csv", f"source{sign}target\na{sign}b\n".encode()) == [
+            f"train.csv:1: fields are separated by {sign!r}; they must be by ','"
+        ]
+
+
 def test_a_csv_header_without_a_column_or_with_one_twice_is_reported_once(tmp_path: Path) -> None:
     columns = ColumnsConfig(source="input", target="text")
     assert problems_with(tmp_path, "train.csv", b"source,text,text\na,b,c\nd,e,f\n", columns) == [
@@ -161,8 +185,10 @@ def test_all_three_files_are_reported_at_once(tmp_path: Path) -> None:
 
 
 def test_of_many_problems_the_first_twenty_are_shown(tmp_path: Path) -> None:
-    problems = problems_with(tmp_path, "train.jsonl", pairs(*[("", "b")] * 137).encode())
-    assert problems == [f'train.jsonl:{line}: "source" is empty' for line in range(1, 21)] + ["and 117 more"]
+    rows = [",".join("a" * count) for count in range(3, 140)]
+    problems = problems_with(tmp_path, "train.csv", "\n".join(["source,target", *rows]).encode())
+    shown = [f"train.csv:{line}: has {line + 1} values for 2 columns" for line in range(2, 22)]
+    assert problems == [*shown, "and 117 more"]
 
 
 def test_own_data_may_name_the_group_of_a_source(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """Names that are a path or a hub id."""
 
+import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from prefixray.system.path_or_hub import is_path, leads_nowhere, local_path
+from prefixray.errors import UserError
+from prefixray.system.path_or_hub import check_base, is_path, leads_nowhere, local_path
 
 
 @pytest.mark.parametrize(
@@ -25,3 +29,33 @@ def test_a_path_that_exists_is_meant_even_where_a_hub_id_reads_the_same(
     assert local_path("owner/name") == Path("owner/name")
     assert local_path("~/owner") == tmp_path / "owner"
     assert [leads_nowhere(name) for name in ("./owner", "./nowhere", "not/there")] == [False, True, False]
+
+
+def test_a_folder_that_is_no_model_is_refused_before_anything_is_loaded(
+    tmp_path: Path, base_folders: Mapping[str, Path]
+) -> None:
+    for folder in base_folders.values():
+        check_base(str(folder))
+    with pytest.raises(UserError, match=r"is no model: it has no config.json and no weights and no tokenizer;"):
+        check_base(str(tmp_path))
+    folder = Path(shutil.copytree(base_folders["gpt2"], tmp_path / "copy"))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="is no model: it has no weights;"):
+        check_base(str(folder))
+
+
+def test_a_base_of_the_hub_that_is_not_here_is_refused_where_the_hub_cannot_be_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    told = "base: nobody/nothing: is not on this machine, and the hub cannot be asked (HF_HUB_OFFLINE is set)"
+    with pytest.raises(UserError, match=re.escape(told)):
+        check_base("nobody/nothing")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match="it does not answer"):
+        check_base("nobody/nothing")

@@ -1,0 +1,52 @@
+"""What a driver refuses before it starts anything."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+SWEEP = """
+name: small
+base: {base}
+task: {{name: e2e, num_train: 20, num_dev: 4, num_test: 4}}
+train: {{batch_size: 4, num_steps: 4, precision: {precision}}}
+arms: {{prefix: {{preseqlen: 1, mid_dim: null, init_token: null, learning_rate: {{log_uniform: [1e-3, 1e-2]}}}}}}
+search: {{num_trials: 1, rungs: []}}
+final: {{num_seeds: 1, metric: test/bleu}}
+"""
+COMMANDS = """
+import sys
+from prefixray import export, sweep
+codes = [sweep.main([name]) for name in sys.argv[1:]]
+codes.append(export.main(["runs/small", "--out", "full"]))
+print(codes, *(name for name in ("torch", "transformers") if name in sys.modules))
+import ray
+assert not ray.is_initialized()
+"""
+
+
+def test_what_cannot_run_here_is_refused_before_ray_and_torch_start(
+    tmp_path: Path, base_folders: Mapping[str, Path]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "note.txt").write_text("mine")
+    (tmp_path / "no-model").mkdir()
+    wrong = {
+        "offline": (
+            "nobody/nothing",
+            "fp32",
+            "is not on this machine, and the hub cannot be asked (HF_HUB_OFFLINE is set)",
+        ),
+        "folder": ("./no-model", "fp32", "is no model: it has no config.json and no weights and no tokenizer"),
+        "package": ("llm_nothing:some.gguf", "fp32", "the package llm_nothing is not installed"),
+        "precision": (str(base_folders["gpt2"]), "4bit", "train.precision: 4bit: needs a GPU, and this is a CPU"),
+    }
+    for name, (base, precision, _) in wrong.items():
+        (tmp_path / f"{name}.yaml").write_text(SWEEP.format(base=base, precision=precision))
+    command = [sys.executable, "-c", COMMANDS, *(f"{name}.yaml" for name in wrong)]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ran.stdout.splitlines() == ["[2, 2, 2, 2, 2]"], ran
+    *lines, last = ran.stderr.splitlines()
+    assert last == "--out: full: is not empty; name a new folder"
+    for line, (_, _, told) in zip(lines, wrong.values(), strict=True):
+        assert told in line
