@@ -151,3 +151,37 @@ def test_both_arms_of_a_whole_sweep_see_the_same_tokens(
     assert [list(row.ids) for row in ours] == [row["input_ids"] for row in theirs]
     assert [row.num_prompt for row in ours] == [row["labels"].count(-100) for row in theirs]
     assert len(ours) == case.num_train
+
+
+@pytest.mark.slow
+def test_the_map_of_rates_goes_on_where_it_was_stopped(
+    tiny_llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import rates
+
+    monkeypatch.setattr(rates, "quieten", lambda: None)
+    out, svg = tmp_path / "rates.jsonl", tmp_path / "rates.svg"
+    command = ["--out", str(out), "--base", tiny_llama.name, "--data", "e2e", "--steps", "40", "--num-train", "200"]
+    rates.main([*command, "--arms", "LoRA 8"])
+    rates.main([*command, "--arms", "LoRA 8", "flat, random", "--lengths", "1", "--figure", str(svg)])
+    assert "6 trials in 1 packs" in (said := capsys.readouterr().out) and "about 2 min; 6 are there" in said
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["arm"] for line in lines] == ["LoRA 8"] * 6 + ["flat, random"] * 6
+    assert all(set(line["dev"]) >= {"0", "8"} for line in lines)
+    assert said.count("| LoRA 8 |  | 0.0003: ") == 2  # both tables have its row
+    assert "<polyline" in svg.read_text()
+    with pytest.raises(SystemExit):
+        rates.main(["--arms", "nothing"])
+
+
+def test_the_map_of_rates_names_the_best_rate_and_the_first_that_diverges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    from rates_report import table
+
+    same = {"data": "e2e", "steps": 40, "arm": "flat, words", "preseqlen": 10, "start": "words", "untuned": 2.75}
+    losses = {1e-2: 1.79, 3e-2: 1.63, 1e-1: 1.59, 3e-1: 6.2, 1.0: 99.0}
+    lines = [{**same, "rate": rate, "last": loss, "diverged": loss > 2.75} for rate, loss in losses.items()]
+    row = table(lines[::-1]).splitlines()[-1].split(" | ")
+    assert row[2] == "0.01: 1.790; 0.03: 1.630; 0.1: 1.590; 0.3: diverged; 1: diverged"
+    assert row[3:] == ["**1.590** at 0.1", "0.03 to 0.1", "0.3 |"]
