@@ -163,7 +163,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="; ".join(ARMS))
     parser.add_argument("--lengths", nargs="+", type=int, choices=LENGTHS, default=list(LENGTHS), metavar="P")
     parser.add_argument("--whole", action="store_true", help="the whole cross everywhere, not on E2E in 40 steps alone")
-    parser.add_argument("--num-train", type=int, default="all", help="examples to train on; all, as a sweep has them")
+    parser.add_argument("--num-train", type=int, help="examples to train on; without, all, as a sweep has them")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--estimate", action="store_true", help="say what would be trained")
     parser.add_argument("--only-table", action="store_true", help="train nothing")
@@ -207,10 +207,10 @@ def _train(packs: Sequence[Sequence[Cell]], options: argparse.Namespace) -> Iter
     """The lines of each pack, as they come."""
     context = multiprocessing.get_context("spawn")
     if options.workers == 1:
-        _begin(options.base, options.folders, options.num_train)
+        _begin(options.base, options.folders, options.num_train or "all")
         yield from map(_train_pack, packs)
         return
-    with context.Pool(options.workers, _begin, (options.base, options.folders, options.num_train)) as pool:
+    with context.Pool(options.workers, _begin, (options.base, options.folders, options.num_train or "all")) as pool:
         yield from pool.imap_unordered(_train_pack, packs)
 
 
