@@ -76,7 +76,9 @@ class PrefixTrial(MethodConfig):
     mid_dim: PositiveInt | None
     """Hidden width of the reparametrisation network; null: flat, the keys and values themselves are trained."""
     init_token: Text | None
-    """Words whose keys and values the prefix starts as; null: random (harmful on a real model)."""
+    """Words whose keys and values the prefix starts as; null: random. Flat, random is the base's keys and values over
+    random tokens, or their embeddings (the original's is drawn at unit scale). A network starts as torch draws it: the
+    random start of the original and of the paper."""
     prefix_dropout: Share = 0.0
     """Dropout on the prefix in training."""
     sites: str | None = None

@@ -1,9 +1,9 @@
 """Prefix-tuning (Li & Liang 2021, section 4): keys and values in front of every attention layer.
 
-A base has one to three sites of attention, and each gets a prefix of its own. With `init_token` a prefix starts as the
-base's own keys and values over these words (section 7.4); one forward gives them for all sites. Once per step the
-trained tensors are folded: the parametrisation becomes keys and values. The base sees the folded prefix, and the
-artifact holds it alone.
+A base has one to three sites of attention, and each gets a prefix of its own. A prefix starts as the base's own keys
+and values over the words of `init_token` (section 7.4), or over random tokens; one forward gives them for all sites. A
+network without words starts as torch draws it. Once per step the trained tensors are folded: the parametrisation
+becomes keys and values. The base sees the folded prefix, and the artifact holds it alone.
 """
 
 # L layers of a site, K key/value heads, P prefix positions, D head dim
@@ -12,7 +12,6 @@ import itertools
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +30,22 @@ logger = logging.getLogger(__name__)
 class Prefix(Method):
     """A trial's prefixes, of any parametrisation. Their artifact is the folded prefix of each site, (2, L, K, P, D)."""
 
-    def __init__(self, config: PrefixTrial, base: Base, dropout_seed: int) -> None:
+    def __init__(self, config: PrefixTrial, base: Base, draw: torch.Generator, dropout_seed: int) -> None:
         super().__init__()
         shape = base.shape
-        self.words = None if config.init_token is None else _word_ids(config.init_token, base)
-        self.num_positions = len(self.words) if config.preseqlen is None and self.words else config.preseqlen or 0
+        words = [] if config.init_token is None else _word_ids(config.init_token, base)
+        self.num_positions = config.preseqlen or len(words)
         if shape.max_positions is not None and self.num_positions >= shape.max_positions:
             raise UserError(f"preseqlen: {self.num_positions}: {base.name} has {shape.max_positions} positions")
         missing = set(() if config.sites is None else config.sites.split(SITE_JOIN)) - set(shape.sites)
         if missing:
             raise UserError(f"sites: {', '.join(sorted(missing))}: {base.name} has {', '.join(shape.sites)} only")
         self.active_sites = config.active_sites(shape.sites)
+        self.tokens: list[int] | None = None  # those that the prefix starts as, (P,); None: the network as it is drawn
+        if words:
+            self.tokens = list(itertools.islice(itertools.cycle(words), self.num_positions))
+        elif config.mid_dim is None:
+            self.tokens = random_tokens(self.num_positions, base, draw)
         self._dropout, self._dropout_seed = config.prefix_dropout, dropout_seed
         self._folded: dict[str, Tensor] = {}  # this step's prefixes, with their graphs
         self._leaves: dict[str, Tensor] = {}  # what the base sees of them, where gradients arrive
@@ -112,8 +116,8 @@ class ActivationPrefix(Prefix):
     def __init__(
         self, config: PrefixTrial, base: Base, record: Recorder, draw: torch.Generator, dropout_seed: int
     ) -> None:
-        super().__init__(config, base, dropout_seed)
-        starts = {} if self.words is None else self.start(record, base)
+        super().__init__(config, base, draw, dropout_seed)
+        starts = {} if self.tokens is None else self.start(record, base)
         sizes = (self.num_positions, base.shape.hidden_size, config.mid_dim)
         self.sites = nn.ModuleDict()
         for site in self.active_sites:
@@ -122,9 +126,8 @@ class ActivationPrefix(Prefix):
         self._say_residual(config.mid_dim)
 
     def start(self, record: Recorder, base: Base) -> dict[str, Tensor]:
-        """The first values of the prefixes where `init_token` gives words: the base's keys and values over them."""
-        assert self.words is not None, "only words are recorded"
-        return dict(record(torch.tensor([cycled(self.words, self.num_positions)], device=base.device)))
+        """The first values of the prefixes that start as tokens: the base's keys and values over them."""
+        return dict(record(torch.tensor([self.tokens], device=base.device)))
 
     def fold(self) -> dict[str, Tensor]:
         """One pass through the network of each site, or its tensor."""
@@ -147,8 +150,6 @@ class SitePrefix(nn.Module):
         super().__init__()
         positions = sizes[0]
         self.shape = (2, site.num_layers, site.num_kv_heads, positions, site.head_dim)
-        if start is None and sizes[2] is None:
-            start = torch.randn(self.shape, generator=draw)
         rows = None if start is None else start.permute(3, 1, 0, 2, 4).reshape(positions, -1)  # (P, L * 2 * K * D)
         self.rows = Parametrisation(sizes, math.prod(self.shape) // positions, rows, draw)
 
@@ -159,9 +160,10 @@ class SitePrefix(nn.Module):
         return rows.view(positions, layers, two, heads, dim).permute(2, 1, 3, 0, 4)
 
 
-def cycled(ids: Iterable[int], length: int) -> list[int]:
-    """The ids, repeated up to this length."""
-    return list(itertools.islice(itertools.cycle(ids), length))
+def random_tokens(count: int, base: Base, draw: torch.Generator) -> list[int]:
+    """So many tokens of the base's vocabulary: what the base makes of them has the scale that it is used to."""
+    drawn: list[int] = torch.randint(base.shape.vocab_size, (count,), generator=draw).tolist()
+    return drawn
 
 
 def _word_ids(words: str, base: Base) -> list[int]:

@@ -14,7 +14,7 @@ from prefixray.config.trials import PrefixTrial
 from prefixray.errors import UserError
 from prefixray.methods.contract import Recorder
 from prefixray.methods.parametrisation import Parametrisation
-from prefixray.methods.prefix import ActivationPrefix, Prefix, cycled
+from prefixray.methods.prefix import ActivationPrefix, Prefix, random_tokens
 from prefixray.model.base import Base
 from prefixray.model.binding.insert import Insert
 
@@ -22,17 +22,16 @@ from prefixray.model.binding.insert import Insert
 class EmbeddingPrefix(Prefix):
     """Only embeddings are trained, or the network that gives them (`prefix_mode: embedding`).
 
-    An encoder-decoder reads the same embeddings on both sides, as it reads the words of `init_token`.
+    Flat, they start as those of the words of `init_token` or of random tokens. An encoder-decoder reads the same
+    embeddings on both sides, as it reads words.
     """
 
     def __init__(
         self, config: PrefixTrial, base: Base, record: Recorder, draw: torch.Generator, dropout_seed: int
     ) -> None:
-        super().__init__(config, base, dropout_seed)
+        super().__init__(config, base, draw, dropout_seed)
         self._record, self._dtype, self._width = record, base.model.dtype, base.shape.hidden_size
-        start = None if self.words is None else _embedded(self.words, self.num_positions, base)
-        if start is None and config.mid_dim is None:
-            start = torch.randn(self.num_positions, self._width, generator=draw)
+        start = None if self.tokens is None else _embedded(self.tokens, base)
         sizes = (self.num_positions, self._width, config.mid_dim)
         self.embedding = Parametrisation(sizes, self._width, start, draw)
         self.to(base.device)
@@ -52,8 +51,8 @@ class EmbeddingPrefix(Prefix):
 class Infix(ActivationPrefix):
     """Virtual embeddings behind the source, and what is added to their keys and values (`format_mode: infix`).
 
-    With `init_token` the embeddings start as the words' and the added keys and values as 0: the base reads source and
-    words.
+    The embeddings start as those of the words of `init_token` or of random tokens, and the added keys and values as 0:
+    the base reads source and words. Behind a network without words, what is added starts as the network is drawn.
     """
 
     def __init__(
@@ -65,12 +64,11 @@ class Infix(ActivationPrefix):
                 "an infix could stand in; take cat"
             )
         super().__init__(config, base, record, draw, dropout_seed)
-        words = None if self.words is None else _embedded(self.words, self.num_positions, base)
-        start = torch.randn(self.num_positions, base.shape.hidden_size, generator=draw) if words is None else words
-        self.embedding = nn.Parameter(start.to(base.device))
+        tokens = random_tokens(self.num_positions, base, draw) if self.tokens is None else self.tokens
+        self.embedding = nn.Parameter(_embedded(tokens, base).to(base.device))
 
     def start(self, record: Recorder, base: Base) -> dict[str, Tensor]:
-        """Zeros: nothing is added to the words' own keys and values."""
+        """Zeros: nothing is added to the tokens' own keys and values."""
         site = base.shape.sites["decoder"]
         return {"decoder": torch.zeros(2, site.num_layers, site.num_kv_heads, self.num_positions, site.head_dim)}
 
@@ -94,9 +92,8 @@ class Infix(ActivationPrefix):
             self.embedding.copy_(tensors["infix.embedding"])
 
 
-def _embedded(words: list[int], length: int, base: Base) -> Tensor:
-    """The base's input embeddings of the words, repeated to this length, (P, W) in fp32."""
-    ids = torch.tensor(cycled(words, length), device=base.device)
+def _embedded(tokens: list[int], base: Base) -> Tensor:
+    """The base's input embeddings of the tokens, (P, W) in fp32."""
     with torch.no_grad():
-        rows: Tensor = base.model.get_input_embeddings()(ids)
+        rows: Tensor = base.model.get_input_embeddings()(torch.tensor(tokens, device=base.device))
     return rows.float().cpu().clone()

@@ -48,7 +48,7 @@ BATCH_SIZE, SEED, MID_DIM = 4, 1, 512
 LENGTHS, USUAL_LENGTH = (1, 10, 20), 10
 EARLY = (1, 8)  # steps after which dev is evaluated as well, of a random start; of others the second alone
 TOO_HIGH, WINDOW = 1.0, 4  # nats, steps: see the top
-RANDOM = "unit normal"  # what a random start of flat numbers is in this version
+RANDOM = "random tokens"  # what a random start of flat numbers is in this version
 
 DATA: dict[str, dict[str, Any]] = {
     "e2e": {"num_dev": 32},

@@ -152,7 +152,7 @@ def sweep_file(spec: Spec, name: str, at_once: int) -> str:
                 "prefix": {
                     "preseqlen": {"choice": list(spec.preseqlen)},
                     "mid_dim": {"choice": list(spec.mid_dim)},
-                    "init_token": None,  # random, which is what PEFT has
+                    "init_token": None,  # random, which is what PEFT has; flat, PEFT's is at unit scale
                     "learning_rate": {"log_uniform": list(spec.learning_rate)},
                 }
             },

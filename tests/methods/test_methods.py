@@ -347,6 +347,27 @@ def test_embeddings_have_the_gradients_of_the_plain_model_that_reads_them_before
     assert ours is not None and plain is not None and (ours - plain).abs().max() < 1e-5 * plain.abs().max()
 
 
+@pytest.mark.parametrize("mode", ["activation", "embedding", "infix"])
+def test_a_flat_random_start_is_what_the_base_makes_of_random_tokens(any_base: Base, binder: Binder, mode: str) -> None:
+    if mode == "infix" and any_base.shape.is_encoder_decoder:
+        return
+    form = {"format_mode": mode} if mode == "infix" else {"prefix_mode": mode}
+    config = PrefixTrial(preseqlen=7, mid_dim=None, init_token=None, **form)  # type: ignore[arg-type]
+    one, again, other = (
+        build_method(config, any_base, binder.record, init_seed=seed, dropout_seed=1) for seed in (1, 1, 2)
+    )
+    assert isinstance(one, Prefix) and isinstance(again, Prefix) and isinstance(other, Prefix)
+    assert one.tokens is not None and len(set(one.tokens)) > 1
+    assert one.tokens == again.tokens != other.tokens
+    recorded, insert = binder.record(torch.tensor([one.tokens])), one.insert(None)
+    for site, prefix in insert.prefixes.items():
+        wanted = torch.zeros_like(prefix) if mode == "infix" else recorded[site]
+        assert torch.allclose(prefix, wanted, atol=1e-6)
+    if mode == "infix":
+        embeddings = any_base.model.get_input_embeddings()(torch.tensor(one.tokens))
+        assert insert.infix is not None and torch.equal(insert.infix, embeddings)
+
+
 def test_words_are_repeated_to_preseqlen(any_base: Base, binder: Binder) -> None:
     words = _ids(any_base, f" {WORDS}")
     length = 2 * words.shape[1] + 1
