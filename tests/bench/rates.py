@@ -135,12 +135,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     done = _read(options.out)
     cells = [cell for cell in _cells(options) if cell not in {_cell(line) for line in done}]
-    packs = [list(group) for _, group in groupby(cells, lambda cell: cell.pack)]
-    seconds = sum(cell.steps * SECONDS[cell.data] for cell in cells) / options.workers
-    print(f"{len(cells)} trials in {len(packs)} packs, about {seconds / 60:.0f} min; {len(done)} are there", flush=True)
+    packs = [] if options.only_table else [list(group) for _, group in groupby(cells, lambda cell: cell.pack)]
+    if packs:
+        minutes = sum(cell.steps * SECONDS[cell.data] for cell in cells) / options.workers / 60
+        print(f"{len(cells)} trials in {len(packs)} packs, about {minutes:.0f} min; {len(done)} are there", flush=True)
     if options.estimate:
         return
-    for lines in [] if options.only_table else _train(packs, options):
+    for lines in _train(packs, options):
         done += lines
         with options.out.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
@@ -205,11 +206,13 @@ def _said(lines: Sequence[dict[str, Any]]) -> str:
 
 def _train(packs: Sequence[Sequence[Cell]], options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
     """The lines of each pack, as they come."""
-    context = multiprocessing.get_context("spawn")
+    if not packs:
+        return
     if options.workers == 1:
         _begin(options.base, options.folders, options.num_train or "all")
         yield from map(_train_pack, packs)
         return
+    context = multiprocessing.get_context("spawn")
     with context.Pool(options.workers, _begin, (options.base, options.folders, options.num_train or "all")) as pool:
         yield from pool.imap_unordered(_train_pack, packs)
 

@@ -79,7 +79,10 @@ def figure(lines: Sequence[Line]) -> str:
 
 
 def _chart(title: str, lines: Sequence[Line]) -> Canvas:
-    """Dev loss over the learning rate, a curve for each method; what diverged is not drawn."""
+    """Dev loss over the learning rate, a curve for each method: a random start is hollow and dashed.
+
+    What diverged is not drawn.
+    """
     rows = [one for one in _rows(lines) if any(not line["diverged"] for line in one)]
     legend = -(-len(rows) // 2)
     canvas = Canvas(300.0 + LINE * legend)
@@ -92,7 +95,7 @@ def _chart(title: str, lines: Sequence[Line]) -> Canvas:
     canvas.line(x.start, y(untuned), x.end, y(untuned), "untuned")
     for number, one in enumerate(rows):
         name = one[0]["arm"]
-        kind, style = _kind(name), "random" if name.endswith("random") else "words"
+        kind, style = _place(name) % NUM_KINDS, "random" if name.endswith("random") else "words"
         points = [(x(line["rate"]), y(line["last"])) for line in one if not line["diverged"]]
         canvas.add(f'<g class="k{kind} {style}"><title>{escape(name)}</title>{path(points)}')
         canvas.add("".join(mark(kind, *point, 3.6) for point in points))
@@ -102,10 +105,10 @@ def _chart(title: str, lines: Sequence[Line]) -> Canvas:
     return canvas
 
 
-def _kind(name: str) -> int:
-    """A colour and a shape for each method; a random start has its method's, hollow and dashed."""
+def _place(name: str) -> int:
+    """A method's place among all, whatever it starts as."""
     order = ("network", "flat", "LoRA", "adapter", "fine-tuning", "top", "embedding", "infix")
-    return next(index for index, word in enumerate(order) if name.startswith(word)) % NUM_KINDS
+    return next(index for index, word in enumerate(order) if name.startswith(word))
 
 
 def _parts(lines: Iterable[Line]) -> list[tuple[tuple[str, int], list[Line]]]:
@@ -118,6 +121,6 @@ def _parts(lines: Iterable[Line]) -> list[tuple[tuple[str, int], list[Line]]]:
 
 def _rows(lines: Iterable[Line]) -> list[list[Line]]:
     """The lines of each method, start and length, by rising rate."""
-    key = lambda line: (line["arm"], line["start"] or "", line["preseqlen"] or 0)  # noqa: E731
+    key = lambda line: (_place(line["arm"]), line["arm"], line["start"] or "", line["preseqlen"] or 0)  # noqa: E731
     ordered = sorted(lines, key=lambda line: (*key(line), line["rate"]))
     return [list(group) for _, group in groupby(ordered, key)]
