@@ -1,25 +1,41 @@
 """Errors that a user can mend: a line for each problem, no traceback, no credentials.
 
-All text that is logged, printed or sent elsewhere goes through `redacted` first. It hides logins and tokens in
-addresses, the hub's tokens, which it knows by their form, and the values of environment variables with names like
-TOKEN or PASSWORD.
+All text that is logged, printed or sent elsewhere goes through `redacted` first. It hides logins, tokens and signatures
+in addresses, passwords and keys in connection strings, what follows `Bearer`, the hub's tokens, which it knows by their
+form, and the values of environment variables with names like TOKEN or PASSWORD. Where the end of a password is not
+certain, more is hidden rather than less. What others wrote, a model or a data file, goes through `printable`.
 """
 
 import os
 import re
+from urllib.parse import quote
 
-_IN_ADDRESS = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
-_IN_QUERY = re.compile(r"(?i)([?&](?:access_token|token|api_key|password|secret|sig|signature)=)[^&\s'\"]+")
+_LOGIN = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
+# A password may hold anything: it goes up to the last @ before a blank; where there is none, and what follows the colon
+# is no port, it has blanks, and goes up to the next @.
+_PASSWORD = re.compile(r"(?<=://)[^/\s:'\"]*:\S*(?=@)")
+_WITH_BLANKS = re.compile(r"(?<=://)[^/\s:'\"]*:(?!\d{1,5}(?:[/\s'\"?#,;)\]}]|$))(?:(?!://)[^@\n])*(?=@)")
+_IN_QUERY = re.compile(
+    r"(?i)([?&][\w.-]*(?:token|api_?key|access_?key|password|passwd|pwd|secret|sig|signature|credential)=)[^&\s'\"]+"
+)
+_IN_STRING = re.compile(
+    r"(?i)((?:password|passwd|pwd|secret|access_?key|account_?key|api_?key|access_?token|signature)"
+    r"[\"']?\s*(?:=\s*|:\s*(?=[\"'])))(?:\"[^\"\n]*\"|'[^'\n]*'|[^;&\n\"']+(?=;)|[^;&\s,'\"]+)"
+)
+_BEARER = re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{8,}")
 _OF_HUB = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
-_SECRET_NAME = re.compile(r"(?i)(?:TOKEN|PASSWORD|PASSWD|SECRET|SECRET_ACCESS_KEY|API_KEY|CREDENTIALS)$")
+_SECRET_NAME = re.compile(
+    r"(?i)(?:TOKEN|PASSWORD|PASSWD|SECRET|ACCESS_KEY|ACCOUNT_KEY|API_KEY|CREDENTIALS|CONNECTION_STRING)$"
+)
 _SHORTEST = 8  # hiding a shorter value would hide ordinary words
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 class UserError(Exception):
     """Problems that the user can mend: one line for each, with its place, value, requirement and remedy."""
 
     def __init__(self, *problems: str) -> None:
-        self.problems = tuple(redacted(problem) for problem in problems)
+        self.problems = tuple(printable(redacted(problem)) for problem in problems)
         super().__init__("\n".join(self.problems))
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, ...]]:
@@ -50,8 +66,17 @@ def disk_problem(error: OSError) -> str:
 def redacted(text: str) -> str:
     """The text with `***` in place of credentials."""
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and value in text and _SECRET_NAME.search(name):
-            text = text.replace(value, "***")
-    text = _IN_ADDRESS.sub("***", text) if "@" in text else text
-    text = _IN_QUERY.sub(r"\1***", text) if "=" in text else text
+        if len(value) >= _SHORTEST and _SECRET_NAME.search(name):
+            text = text.replace(value, "***").replace(quote(value, safe=""), "***")
+    if "://" in text and "@" in text:
+        for pattern in (_PASSWORD, _WITH_BLANKS, _LOGIN):
+            text = pattern.sub("***", text)
+    if "=" in text or ":" in text:
+        text = _IN_STRING.sub(r"\1***", _IN_QUERY.sub(r"\1***", text))
+    text = _BEARER.sub(r"\1***", text)
     return _OF_HUB.sub("hf_***", text) if "hf_" in text else text
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters as `\x1b`, but for line breaks and tabs: raw they would command a terminal."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

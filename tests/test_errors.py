@@ -10,7 +10,8 @@ import pytest
 
 from prefixray import plan
 from prefixray.config.schema import TrackingConfig
-from prefixray.errors import UserError, redacted
+from prefixray.errors import UserError, printable, redacted
+from prefixray.reporting.grid import one_line
 from prefixray.system.logs import to_file
 from prefixray.tracking.tracker import open_tracker
 
@@ -40,8 +41,46 @@ def test_credentials_are_hidden_and_nothing_else() -> None:
         "hf_hub: tokens per second = 3, lr=1e-3",
         "name : The Eagle | Type : pub",
         "https://huggingface.co/datasets/GEM/e2e_nlg?page=2",
+        "http://127.0.0.1:5000 is MLflow's; someone@example.org knows",
+        "hf://datasets/GEM/e2e_nlg@refs/convert/parquet/default/train/*.parquet",
+        "mlflow ui --backend-store-uri sqlite:////home/me/runs/a/mlflow.db",
+        "arms.prefix.init_token=pub, max_target_tokens=128; a bearer of news",
+        'data/train.jsonl:17: no "target" column; columns are source, text (set task.columns.target)',
     ):
         assert redacted(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("https://me:s3cr/3t@host/x is away", "https://***@host/x is away"),
+        ("https://me:s3'cr3t@host/x", "https://***@host/x"),
+        ("https://me:s3 cr3t@host/x", "https://***@host/x"),
+        ("https://me@team.org:s3@cr3t@host/x", "https://***@host/x"),
+        ("postgresql://me:p@ss/w@rd@db:5432/mlflow", "postgresql://***@db:5432/mlflow"),
+        ("redis://:s3cr3t@cache:6379", "redis://***@cache:6379"),
+        ("https://s3cr3t@github.com/me/mine", "https://***@github.com/me/mine"),
+        ("http://h/b?X-Amz-Signature=s3cr3t&X-Amz-Expires=5", "http://h/b?X-Amz-Signature=***&X-Amz-Expires=5"),
+        ("http://h/b?a=1&X-Amz-Security-Token=s3cr3t", "http://h/b?a=1&X-Amz-Security-Token=***"),
+        ("http://h/b?X-Amz-Credential=s3cr3t", "http://h/b?X-Amz-Credential=***"),
+        ("Authorization: Bearer s3cr3t.s3cr3t-s3cr3t==", "Authorization: Bearer ***"),
+        ("Server=db;Uid=me;Pwd=s3 cr3t;Database=x", "Server=db;Uid=me;Pwd=***;Database=x"),
+        ("host=db user=me password='s3 cr3t' dbname=x", "host=db user=me password=*** dbname=x"),
+        ("AccountName=me;AccountKey=s3cr3t+/==", "AccountName=me;AccountKey=***"),
+        ("Endpoint=sb://a/;SharedAccessKey=s3cr3t=;EntityPath=x", "Endpoint=sb://a/;SharedAccessKey=***;EntityPath=x"),
+        ('{"user": "me", "password": "s3 cr3t"}', '{"user": "me", "password": ***}'),
+        ("AWS_SECRET_ACCESS_KEY=s3cr3t/s3cr3t", "AWS_SECRET_ACCESS_KEY=***"),
+    ],
+)
+def test_credentials_of_many_forms_are_hidden(text: str, hidden: str) -> None:
+    assert redacted(text) == hidden
+    assert "s3" not in redacted(f"tried {text!r} and 'http://127.0.0.1:5000'")
+
+
+def test_what_others_wrote_cannot_command_a_terminal() -> None:
+    assert printable("a\x1b[2Jb\x9bc\u202ed\te\n\x7f") == "a\\x1b[2Jb\\x9bc\\u202ed\te\n\\x7f"
+    assert str(UserError("columns are \x1b]0;mine\x07")) == "columns are \\x1b]0;mine\\x07"
+    assert one_line("a\n b \x1b[31m café 🙂") == "a b \\x1b[31m café 🙂"
 
 
 def test_a_message_to_the_user_has_none_even_when_it_has_travelled() -> None:

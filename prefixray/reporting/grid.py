@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from prefixray.errors import printable
 from prefixray.system.records import Scalar
 
 SHORT: Mapping[str, str] = {"learning_rate": "lr", "init_token": "init"}  # keys in column headers
@@ -39,8 +40,8 @@ def escaped(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text without line breaks and repeated spaces."""
-    return " ".join(text.split())
+    """The text without line breaks and repeated spaces, its control characters spelt out."""
+    return printable(" ".join(text.split()))
 
 
 def differing_keys(trials: Sequence[tuple[str, Mapping[str, Scalar]]]) -> list[str]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from prefixray.errors import redacted
+from prefixray.errors import printable, redacted
 
 FOLLOW_SECONDS = 0.5  # between two looks at a file that grows
 _CHATTY = ("transformers", "ray", "ray.tune", "optuna", "alembic", "mlflow", "datasets", "urllib3", "filelock")
@@ -44,10 +44,10 @@ class _Terminal(logging.StreamHandler[TextIO]):
 
 
 class _Redacting(logging.Formatter):
-    """Hides credentials in messages and tracebacks."""
+    """Hides credentials in messages and tracebacks, and spells out control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
+        return printable(redacted(super().format(record)))
 
 
 def to_file(path: Path, *, terminal: int | None = logging.WARNING) -> None:

@@ -124,7 +124,19 @@ def submit(client: JobSubmissionClient, config: SweepConfig, file: Path, options
     with tempfile.TemporaryDirectory() as folder:
         for path in local:
             _copy(Path(path), Path(folder) / path)
-        return _submit(client, config.name, f'cp -R . "${{{HOME}:?}}" && cd "${HOME}" && exec {command}', folder)
+        return _submit(client, config.name, f"{_unpack(config.name)} && exec {command}", folder)
+
+
+def _unpack(sweep: str) -> str:
+    """The shell command that puts what was sent into a folder of the sweep's own on the head, and goes there.
+
+    So no file of another sweep is overwritten. The results are in one folder, `runs`, for all sweeps.
+    """
+    own = f'"${{{HOME}:?}}"/sweeps/{shlex.quote(sweep)}'
+    return (
+        f'mkdir -p {own} "${HOME}"/runs && ln -sfn ../../runs {own}/runs && '
+        f"tar -cf - . | tar --keep-directory-symlink -xf - -C {own} && cd {own}"
+    )
 
 
 def _submit(client: JobSubmissionClient, sweep: str, entrypoint: str, folder: str) -> str:

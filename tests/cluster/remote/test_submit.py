@@ -228,7 +228,7 @@ def test_a_sweep_goes_on_when_the_laptop_closes_and_is_shown_again_not_started_t
     assert third.returncode == 0, (output, error)
     assert "prefix/0 started" in output and "beam 2, 1 seed" in output and "ray rsync-down cluster.yaml" in output
     assert len(list((home / "runs" / "small" / "trials" / "prefix").iterdir())) == 4
-    assert (home / "data" / "train.jsonl").is_file() and not (laptop / "runs").exists()
+    assert (home / "sweeps" / "small" / "data" / "train.jsonl").is_file() and not (laptop / "runs").exists()
 
 
 def test_what_would_have_no_place_on_the_cluster_is_refused(laptop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,6 +237,46 @@ def test_what_would_have_no_place_on_the_cluster_is_refused(laptop: Path, monkey
     monkeypatch.chdir(laptop / "data")
     with pytest.raises(UserError, match=r"\.\./small\.yaml: must lie below the folder"):
         submit(None, config, Path("../small.yaml"), [])  # type: ignore[arg-type]
+
+
+def test_two_sweeps_that_are_sent_keep_their_own_files_and_share_the_folder_of_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, programs = tmp_path / "home", tmp_path / "bin"
+    (home / "runs" / "first").mkdir(parents=True)  # of a sweep that has begun
+    programs.mkdir()
+    (programs / "python").write_text("#!/bin/sh\npwd\ncat data/train.jsonl runs/base/config.json\nls runs\n")
+    (programs / "python").chmod(0o755)
+    environment = {**os.environ, "PREFIXRAY_HOME": str(home), "PATH": f"{programs}:{os.environ['PATH']}"}
+    printed: list[list[str]] = []
+
+    def submit_job(entrypoint: str, runtime_env: Mapping[str, str], **_: object) -> str:
+        folder = runtime_env["working_dir"]
+        ran = subprocess.run(
+            ["bash", "-c", entrypoint], cwd=folder, env=environment, check=True, capture_output=True, text=True
+        )
+        printed.append(ran.stdout.splitlines())
+        return "job"
+
+    client: Any = SimpleNamespace(submit_job=submit_job)
+    for name in ("first", "second", "first"):
+        laptop = tmp_path / name
+        for folder in ("data", "runs/base"):
+            (laptop / folder).mkdir(parents=True, exist_ok=True)
+        (laptop / "data" / "train.jsonl").write_text(f"{name}\n")
+        (laptop / "runs" / "base" / "config.json").write_text("tuned\n")
+        (laptop / "small.yaml").write_text("")
+        monkeypatch.chdir(laptop)
+        task = TaskConfig.model_validate(
+            {"name": "custom", **dict.fromkeys(("train", "dev", "test"), "data/train.jsonl")}
+        )
+        config: Any = SimpleNamespace(name=name, base="runs/base", task=task)
+        submit(client, config, Path("small.yaml"), [])
+    own = str(home / "sweeps")
+    expected = [[f"{own}/{name}", name, "tuned", "base", "first"] for name in ("first", "second", "first")]
+    assert printed == expected
+    assert (home / "sweeps" / "first" / "data" / "train.jsonl").read_text() == "first\n"
+    assert (home / "sweeps" / "second" / "runs").samefile(home / "runs")
 
 
 def test_what_git_is_to_ignore_is_sent_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
