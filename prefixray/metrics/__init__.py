@@ -1,7 +1,8 @@
 """Hypotheses and references in, scores out: pure text and numpy.
 
 A metric is a table of statistics, one row per source, and a formula over the sum of the rows. So the corpus score of
-any resampling of the sources costs one row of a matrix product.
+any resampling of the sources costs one row of a matrix product. `score` takes the texts as they are, or in the form
+in which the scripts of a challenge compare them (`challenge_words.py`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from prefixray.errors import UserError
 from prefixray.metrics import coco, meteor, nist, rouge
 from prefixray.metrics import sacrebleu_counts as sacre
+from prefixray.metrics.challenge_words import WORD_FORMS, WordForm
 
 Floats = NDArray[np.float64]  # N sources, K statistics, R resamplings
 
@@ -44,6 +46,13 @@ METRICS: Mapping[str, Metric] = {
 rouge_l is the one of summarisation, rouge_l_coco the one of image captions and of E2E."""
 
 
+_OF_WORDS: Mapping[str, Metric] = {
+    **METRICS,
+    "bleu": Metric("BLEU", sacre.count_bleu_of_words, sacre.bleu_of_words),
+    "meteor_1_5": Metric("METEOR", partial(meteor.count_meteor, are_words=True), meteor.meteor),
+}
+
+
 @dataclass(frozen=True)
 class Scored:
     """The statistics of one model's hypotheses for one metric, from which any resampling of the sources is scored."""
@@ -51,6 +60,7 @@ class Scored:
     metric: str
     statistics: Floats  # (N, K)
     signature: str
+    form: WordForm | None = None  # in which texts were compared
 
     def corpus(self) -> float:
         """The score over all sources."""
@@ -62,18 +72,29 @@ class Scored:
 
     def of_sums(self, sums: Floats) -> Floats:
         """The scores (R,) for sums of statistics (R, K)."""
-        return METRICS[self.metric].formula(sums)
+        return _find(self.metric, self.form).formula(sums)
 
 
-def score(metric: str, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Scored:
+def score(
+    metric: str,
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    form: WordForm | None = None,
+) -> Scored:
     """Score one hypothesis per source against all references of that source, whose number may differ.
 
-    Raises `UserError` for a metric that does not exist.
+    `form` is that in which texts are compared; None: as they are, split by each metric in its own way. Raises
+    `UserError` for a metric that does not exist.
     """
     assert len(hypotheses) == len(references) > 0, f"{len(hypotheses)} hypotheses for {len(references)} sources"
     assert all(references), "a source has no reference"
-    statistics, signature = _find(metric).count(hypotheses, references)
-    return Scored(metric, statistics, signature)
+    found = _find(metric, form)
+    if form is None:
+        return Scored(metric, *found.count(hypotheses, references))
+    to_words = WORD_FORMS[form]
+    split = [[to_words(text) for text in several] for several in references]
+    statistics, signature = found.count([to_words(text) for text in hypotheses], split)
+    return Scored(metric, statistics, f"{signature}|texts:{form}", form)
 
 
 def higher_is_better(metric: str) -> bool:
@@ -86,10 +107,10 @@ def label(metric: str) -> str:
     return _find(metric).label
 
 
-def _find(metric: str) -> Metric:
+def _find(metric: str, form: WordForm | None = None) -> Metric:
     if metric not in METRICS:
         raise UserError(f"metric: {metric!r} does not exist; metrics are {', '.join(METRICS)}")
-    return METRICS[metric]
+    return METRICS[metric] if form is None else _OF_WORDS[metric]
 
 
 DECIMALS: Mapping[str, int] = {"nist": 2, "cider": 2}  # all other metrics are shown with one decimal

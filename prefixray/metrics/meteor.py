@@ -2,7 +2,8 @@
 
 The program aligns a hypothesis with each reference by words, stems, synonyms and paraphrases, and prints its counts for
 the best alignment. The score is a formula over the sum of such counts, which is computed here. Texts are split into
-words as the E2E challenge's scorer does before it calls the program. nltk's METEOR is another metric.
+words as the E2E challenge's scorer does before it calls the program, unless they are words already. nltk's METEOR is
+another metric.
 """
 
 import shutil
@@ -35,12 +36,15 @@ def meteor_problem() -> str | None:
     return None
 
 
-def count_meteor(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[Floats, str]:
+def count_meteor(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], *, are_words: bool = False
+) -> tuple[Floats, str]:
     """Per source: the program's counts for its best reference (N, 23); a signature."""
     if problem := meteor_problem():
         raise UserError(f"metric: {problem}")
+    split = _without_separator if are_words else _words
     lines = [
-        " ||| ".join(("SCORE", *map(_words, several), _words(text)))
+        " ||| ".join(("SCORE", *map(split, several), split(text)))
         for text, several in zip(hypotheses, references, strict=True)
     ]
     command = ["java", "-Xmx2G", "-jar", str(_jar()), "-", "-", "-stdio", "-l", "en", "-norm"]
@@ -52,7 +56,7 @@ def count_meteor(hypotheses: Sequence[str], references: Sequence[Sequence[str]])
     counts[_identical(counts), _CHUNKS] = (
         0  # as in the program's sums: a hypothesis equal to its reference has no chunk
     )
-    return counts, "case:lc|tok:coco|meteor:1.5|en|norm|java"
+    return counts, f"case:lc|tok:{'none' if are_words else 'coco'}|meteor:1.5|en|norm|java"
 
 
 def meteor(sums: Floats) -> Floats:
@@ -84,7 +88,11 @@ def _weighed(sums: Floats, *, side: int) -> tuple[Floats, Floats]:
 
 
 def _words(text: str) -> str:
-    return " ".join(coco_words(text)).replace("|||", "")
+    return _without_separator(" ".join(coco_words(text)))
+
+
+def _without_separator(text: str) -> str:
+    return text.replace("|||", "")
 
 
 def _jar() -> Path | None:

@@ -1,7 +1,8 @@
 """BLEU, chrF and TER: sacrebleu counts per source, and formulas here turn sums of counts into scores.
 
 The formulas score many resamplings at once. BLEU and TER are lower-cased like the E2E challenge's scorer, whose BLEU is
-the same number. chrF keeps the case, as its authors do. All three are percentages.
+the same number. chrF keeps the case, as its authors do. All three are percentages. BLEU of words is that of the script
+multi-bleu: it splits no text, counts at most three references, and smoothes nothing.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from sacrebleu.metrics.ter import TER
 
 Floats = NDArray[np.float64]  # N sources, R resamplings
 _LOG_OF_ZERO = -9999999999.0  # sacrebleu's value
+_MOST_REFERENCES = 3  # files of references that the scripts of WebNLG and DART hand to multi-bleu
 
 
 def count_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[Floats, str]:
@@ -29,10 +31,29 @@ def bleu(sums: Floats) -> Floats:
     smoothed = np.where(
         missed, 0.5 ** np.cumsum(missed, axis=1), matches
     )  # 1/2 for the first missed order, then 1/4 ..
-    precisions = 100 * smoothed / np.maximum(totals, 1)
-    logs = np.where(precisions > 0, np.log(np.where(precisions > 0, precisions, 1.0)), _LOG_OF_ZERO)
+    return np.where(matches.any(axis=1), _bleu(hypothesis, reference, smoothed / np.maximum(totals, 1)), 0.0)
+
+
+def count_bleu_of_words(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[Floats, str]:
+    """The statistics of `count_bleu` for texts that are words already, against the first three references (N, 10)."""
+    metric = BLEU(tokenize="none", smooth_method="none", force=True)
+    statistics, signature = _count(metric, hypotheses, [several[:_MOST_REFERENCES] for several in references])
+    return statistics, f"{signature}|most_refs:{_MOST_REFERENCES}"
+
+
+def bleu_of_words(sums: Floats) -> Floats:
+    """BLEU of summed statistics (R, 10) without smoothing -> (R,); 0 where an order has no match."""
+    matches, totals = np.split(sums[:, 2:], 2, axis=1)  # (R, 4) each
+    return np.where(matches.all(axis=1), _bleu(sums[:, 0], sums[:, 1], matches / np.maximum(totals, 1)), 0.0)
+
+
+def _bleu(hypothesis: Floats, reference: Floats, precisions: Floats) -> Floats:
+    """From lengths in words (R,) and precisions of the orders (R, 4)."""
+    percentages = 100 * precisions
+    logs = np.where(percentages > 0, np.log(np.where(percentages > 0, percentages, 1.0)), _LOG_OF_ZERO)
     brevity = np.where(hypothesis < reference, np.exp(1 - reference / np.maximum(hypothesis, 1)), 1.0)
-    return np.where(matches.any(axis=1), brevity * np.exp(logs.mean(axis=1)), 0.0)
+    score: Floats = brevity * np.exp(logs.mean(axis=1))
+    return score
 
 
 def count_chrf(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[Floats, str]:
