@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from prefixray.data.entries import DataConfig, Entry, Splits, text_problem
+from prefixray.data.entries import DataConfig, Entry, Splits, is_empty, text_problem
 from prefixray.data.hub import load_hub
 from prefixray.data.row_files import for_each_split, is_folder
 from prefixray.errors import UserError
@@ -48,6 +48,7 @@ class TripleSet:
     triples: tuple[Triple, ...]
     texts: tuple[str, ...]
     verdicts: tuple[str, ...]  # "good" or "toFix"
+    num_empty: int = 0  # further texts, which were empty
 
 
 def load_e2e(config: DataConfig) -> Splits:
@@ -115,10 +116,14 @@ def _read_dart(file: Path) -> list[Entry]:
     try:
         for number, row in enumerate(_read_whole(file), start=1):
             triples = [(subject, relation, object_) for subject, relation, object_ in row["tripleset"]]
-            texts = [annotation["text"] for annotation in row["annotations"]]
-            _check_texts(f"{file}: entry {number}", [*(part for triple in triples for part in triple), *texts])
-            stripped = tuple(text.strip() for text in texts)
-            entries.append(Entry(linearise_dart(triples), targets=stripped, references=stripped))
+            all_texts = [annotation["text"] for annotation in row["annotations"]]
+            place = f"{file}: entry {number}"
+            texts = _without_empty(place, all_texts)
+            if not texts:
+                raise UserError(f"{place}: has no text; it must have one")
+            _check_texts(place, [*(part for triple in triples for part in triple), *texts])
+            stripped, num_empty = tuple(text.strip() for text in texts), len(all_texts) - len(texts)
+            entries.append(Entry(linearise_dart(triples), stripped, stripped, num_empty=num_empty))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: is not in the form of DART's JSON ({error!r})") from error
     return entries
@@ -137,6 +142,15 @@ def _read_whole(file: Path) -> Any:  # noqa: ANN401
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: is not JSON that can be read: {error}") from error
+
+
+def _without_empty(place: str, texts: Sequence[Any]) -> list[Any]:
+    """The texts that are not empty. Raises `UserError` where all of several, or the only one, are."""
+    good = [text for text in texts if not is_empty(text)]
+    if texts and not good:
+        which = "its only text is" if len(texts) == 1 else f"all its {len(texts)} texts are"
+        raise UserError(f"{place}: {which} empty; it must have one")
+    return good
 
 
 def _check_texts(place: str, texts: Iterable[object]) -> None:
@@ -160,6 +174,7 @@ def _entries(sets: Sequence[TripleSet], seen: set[str]) -> list[Entry]:
             targets=tuple(t for t, verdict in zip(entry.texts, entry.verdicts, strict=True) if verdict == "good"),
             references=entry.texts,
             group="seen" if entry.category in seen else "unseen",
+            num_empty=entry.num_empty,
         )
         for entry in sets
     ]
@@ -249,9 +264,11 @@ def _triple_set(place: str, category: str, triples: Sequence[Triple], texts: Seq
         raise UserError(f"{place}: has no modified triple set")
     if not all(isinstance(value, str) for value in (category, *(verdict for _, verdict in texts))):
         raise UserError(f"{place}: its category and its comments must be text")
-    _check_texts(place, [*(part for triple in triples for part in triple), *(text for text, _ in texts)])
-    stripped = tuple(text.strip() for text, _ in texts)
-    return TripleSet(category, tuple(triples), stripped, tuple(verdict for _, verdict in texts))
+    good = _without_empty(place, [text for text, _ in texts])
+    _check_texts(place, [*(part for triple in triples for part in triple), *good])
+    verdicts = tuple(verdict for text, verdict in texts if not is_empty(text))
+    stripped = tuple(text.strip() for text in good)
+    return TripleSet(category, tuple(triples), stripped, verdicts, num_empty=len(texts) - len(good))
 
 
 def _split_triple(text: str, place: str) -> Triple:

@@ -68,6 +68,7 @@ class Entry:
     targets: tuple[str, ...]  # what a loss is computed on
     references: tuple[str, ...]  # what hypotheses are scored against
     group: str | None = None  # the part of the split: WebNLG's "seen" and "unseen" categories
+    num_empty: int = 0  # the source's empty references, which are left out beside good ones
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,11 @@ class Form:
         columns = list(row)
         column = self._source_column(columns)
         assert column is not None, f"no source among {columns}"
-        source, targets = self._joined(row[column]), self._targets(row)
-        if self.leaves_out_empty:
-            targets = [(name, text) for name, text in targets if not _is_empty(text)]
-            if _is_empty(source) or not targets:
-                return None
+        source, all_targets = self._joined(row[column]), self._targets(row)
+        good = [(name, text) for name, text in all_targets if not is_empty(text)]
+        if self.leaves_out_empty and (is_empty(source) or not good):
+            return None
+        targets = good or all_targets
         checked = [(column, source), *targets]
         problems = [f'"{name}" {problem}' for name, text in checked if (problem := text_problem(text)) is not None]
         if not targets:
@@ -123,7 +124,8 @@ class Form:
             return problems
         references = tuple(self.clean_target(str(text)) for _, text in targets)
         group = None if self.group is None else self.group(row)
-        return Entry(self.clean_source(str(source)), targets=references, references=references, group=group)
+        num_empty = len(all_targets) - len(targets)
+        return Entry(self.clean_source(str(source)), references, references, group, num_empty)
 
     def _targets(self, row: Row) -> list[tuple[str, object]]:
         """All references, each with the name of its column."""
@@ -229,7 +231,8 @@ def _either(names: Sequence[str]) -> str:
     return " or ".join(f'"{name}"' for name in names)
 
 
-def _is_empty(text: object) -> bool:
+def is_empty(text: object) -> bool:
+    """Whether a value from a file is no text at all, or nothing but white space."""
     return text is None or (isinstance(text, str) and not text.strip())
 
 

@@ -82,6 +82,7 @@ def make_task(config: TaskConfig, splits: Splits, metrics: tuple[str, ...]) -> T
     Raises `UserError` when a split is empty.
     """
     train, dev, test = _examples(splits.train), _examples(splits.dev), _grouped(splits.test)
+    _say_empty(config.name, splits)
     sizes = {"train": len(train), "dev": len(dev), "test": len(test)}
     empty = [f"task: {config.name}: the {split} split has no examples" for split, size in sizes.items() if not size]
     if empty:
@@ -110,6 +111,14 @@ def _subsets(config: TaskConfig, train: Sequence[Example], dev: Sequence[Example
         return [Subset(_train_part(train, *counts[0], salt), _dev_part(dev, *counts[1], salt)) for salt in salts]
     count = config.num_train if config.fraction is None else max(1, round(config.fraction * len(train)))
     return [Subset(_train_part(train, count, "num_train"), _dev_part(dev, config.num_dev, "num_dev"))]
+
+
+def _say_empty(task: str, splits: Splits) -> None:
+    for split, entries in {"train": splits.train, "dev": splits.dev, "test": splits.test}.items():
+        num_empty = sum(entry.num_empty for entry in entries)
+        if num_empty:
+            total = num_empty + sum(len(entry.references) for entry in entries)
+            logger.warning("task: %s: %s: %d of %d references are empty: left out", task, split, num_empty, total)
 
 
 def _train_part(train: Sequence[Example], count: Count, name: str, salt: str = "") -> tuple[Example, ...]:

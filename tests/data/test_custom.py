@@ -99,6 +99,7 @@ def test_wrong_values_are_reported_with_their_kind(tmp_path: Path) -> None:
     rows = [
         {"source": 17, "target": None},
         {"source": ["a"], "target": ["b", 1.5, " "]},
+        {"source": "a", "target": [None, " "]},
         {"source": " ", "target": []},
         {"source": True, "target": {"text": "b"}},
         {"source": "\ud83d", "target": "b"},
@@ -109,14 +110,24 @@ def test_wrong_values_are_reported_with_their_kind(tmp_path: Path) -> None:
         'train.jsonl:1: "target" is null; it must be text',
         'train.jsonl:2: "source" is a list; it must be text',
         'train.jsonl:2: "target" is a number; it must be text',
-        'train.jsonl:2: "target" is empty',
-        'train.jsonl:3: "source" is empty',
-        'train.jsonl:3: "target" is an empty list; it must have a reference',
-        'train.jsonl:4: "source" is true or false; it must be text',
-        'train.jsonl:4: "target" is an object; it must be text',
-        'train.jsonl:5: "source" has half a surrogate pair, which is no text',
-        "train.jsonl:6: is a list; it must be an object",
+        'train.jsonl:3: "target" is null; it must be text',
+        'train.jsonl:3: "target" is empty',
+        'train.jsonl:4: "source" is empty',
+        'train.jsonl:4: "target" is an empty list; it must have a reference',
+        'train.jsonl:5: "source" is true or false; it must be text',
+        'train.jsonl:5: "target" is an object; it must be text',
+        'train.jsonl:6: "source" has half a surrogate pair, which is no text',
+        "train.jsonl:7: is a list; it must be an object",
     ]
+
+
+def test_an_empty_reference_in_a_list_is_left_out_beside_a_good_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = custom(tmp_path, jsonl([{"source": "a", "target": ["b", "", None]}, {"source": "c", "target": "d"}]))
+    assert task.test_sources == (Sourced("a", ("b",)), Sourced("c", ("d",)))
+    said = "2 of 4 references are empty: left out"
+    assert caplog.messages[:3] == [f"task: custom: {split}: {said}" for split in ("train", "dev", "test")]
 
 
 def test_lines_of_a_csv_are_right_after_fields_of_several_lines(tmp_path: Path) -> None:

@@ -282,6 +282,47 @@ def test_dart_is_linearised_as_in_the_original_and_keeps_all_references(tmp_path
     assert task.num_test_total == 2
 
 
+def test_an_empty_reference_beside_a_good_one_is_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """DART's official test set has one, in its entry Id116."""
+    for split, empty in {"train": "", "dev": " ", "test": None}.items():
+        whole, other = DART_ROWS
+        rows = [whole, {**other, "annotations": [{"text": "They did not."}, {"source": "x", "text": empty}]}]
+        (tmp_path / f"dart-{split}.json").write_text(json.dumps(rows))
+    task = load_task(TaskConfig(name="dart", path=str(tmp_path)))
+    assert [sourced.references for sourced in task.test_sources][1:] == [("They did not.",)]
+    assert [example.target for example in task.train][2:] == ["They did not."]
+    assert caplog.messages == [
+        f"task: dart: {split}: 1 of 4 references are empty: left out" for split in ("train", "dev", "test")
+    ]
+
+
+def test_a_source_of_dart_without_any_reference_is_an_error_with_its_place(tmp_path: Path) -> None:
+    for split, texts in {"train": ["", None], "dev": [], "test": ["a"]}.items():
+        rows = [*DART_ROWS, {**DART_ROWS[0], "annotations": [{"text": text} for text in texts]}]
+        (tmp_path / f"dart-{split}.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError) as caught:
+        load_task(TaskConfig(name="dart", path=str(tmp_path)))
+    assert caught.value.problems == (
+        f"{tmp_path}/dart-train.json: entry 3: all its 2 texts are empty; it must have one",
+        f"{tmp_path}/dart-dev.json: entry 3: has no text; it must have one",
+    )
+
+
+def test_an_empty_text_of_webnlg_is_left_out_with_its_verdict(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    category, triples, texts = ONE
+    for split, entry in {"train": TWO, "dev": ONE, "test": (category, triples, [("toFix", " "), *texts])}.items():
+        write(tmp_path / f"{split}/a.xml", xml(xml_entry(*entry)))
+    task = load_task(TaskConfig(name="webnlg", path=str(tmp_path)))
+    assert task.test_sources == WEBNLG.dev_sources
+    assert caplog.messages[:1] == ["task: webnlg: test: 1 of 3 references are empty: left out"]
+    write(tmp_path / "test/a.xml", xml(xml_entry("Animal", [SIT], [("good", "")])))
+    assert webnlg_problems(str(tmp_path)) == [
+        f"{tmp_path}/test/a.xml: entry Id1: its only text is empty; it must have one"
+    ]
+
+
 def test_what_is_wrong_with_dart_is_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "dart-dev.json").write_text("[{}]")
     with pytest.raises(UserError) as caught:
