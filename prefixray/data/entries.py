@@ -231,6 +231,16 @@ def _either(names: Sequence[str]) -> str:
     return " or ".join(f'"{name}"' for name in names)
 
 
+def one_line(text: str) -> str:
+    """The text with a space for each line break: the characters at which `str.splitlines` divides a text."""
+    return " ".join(text.splitlines())
+
+
+def up_to_line_break(text: str) -> str:
+    """The text's first line, which ends at the first of `one_line`'s line breaks."""
+    return text.splitlines()[0] if text else ""
+
+
 def is_empty(text: object) -> bool:
     """Whether a value from a file is no text at all, or nothing but white space."""
     return text is None or (isinstance(text, str) and not text.strip())

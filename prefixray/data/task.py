@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefixray.data.entries import Entry, Splits
+from prefixray.data.entries import Entry, Splits, one_line
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.system.records import Count
@@ -132,8 +132,9 @@ def _dev_part(dev: Sequence[Example], count: Count, name: str, salt: str = "") -
     return tuple(dev[i] for i in _smallest(hashes, count, name))
 
 
+# Targets and references are one line each: a hypothesis ends at its first line break, in every arm.
 def _examples(entries: Sequence[Entry]) -> list[Example]:
-    return [Example(entry.source, _one_line(target)) for entry in entries for target in entry.targets]
+    return [Example(entry.source, one_line(target)) for entry in entries for target in entry.targets]
 
 
 def _grouped(entries: Sequence[Entry]) -> list[Sourced]:
@@ -141,14 +142,9 @@ def _grouped(entries: Sequence[Entry]) -> list[Sourced]:
     references: dict[str, list[str]] = {}
     groups: dict[str, str | None] = {}
     for entry in entries:
-        references.setdefault(entry.source, []).extend(map(_one_line, entry.references))
+        references.setdefault(entry.source, []).extend(map(one_line, entry.references))
         groups.setdefault(entry.source, entry.group)
     return [Sourced(source, tuple(texts), groups[source]) for source, texts in references.items() if texts]
-
-
-def _one_line(text: str) -> str:
-    """The text with spaces for line breaks: a hypothesis ends at its first line break, in every arm."""
-    return " ".join(text.splitlines()) if "\n" in text else text
 
 
 def _ranks(examples: Sequence[Example]) -> list[int]:

@@ -24,6 +24,7 @@ from prefixray.batching.batches import pad
 from prefixray.batching.rows import make_room
 from prefixray.batching.template import Template
 from prefixray.config.schema import DecodingSettings
+from prefixray.data.entries import up_to_line_break
 from prefixray.decoding.beam_search import start_search
 from prefixray.errors import UserError
 from prefixray.model.backend import backend_for
@@ -212,8 +213,7 @@ def _text(base: Base, template: Template, new_ids: list[int]) -> str:
     if template.eos_id in new_ids:
         new_ids = new_ids[: new_ids.index(template.eos_id)]
     text: Any = base.tokenizer.decode(new_ids, skip_special_tokens=True)
-    stripped = str(text).strip()
-    return stripped.splitlines()[0].strip() if stripped else ""
+    return up_to_line_break(str(text).strip()).strip()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from prefixray.config.load import find_sweep
 from prefixray.data import Sourced, Task
+from prefixray.data.entries import one_line
 from prefixray.errors import UserError
 from prefixray.metrics import Scored, higher_is_better, score
 from prefixray.results.record import is_finished, load_results
@@ -39,11 +40,11 @@ def write_hypotheses(folder: Path, split: str, hypotheses: Sequence[str], source
     """
     assert len(hypotheses) == len(sources), "one hypothesis per source"
     folder.mkdir(parents=True, exist_ok=True)
-    groups = ["".join(f"{_one_line(text)}\n" for text in sourced.references) for sourced in sources]
+    groups = ["".join(f"{one_line(text)}\n" for text in sourced.references) for sourced in sources]
     contents = (
-        "".join(f"{_one_line(text)}\n" for text in hypotheses),
+        "".join(f"{one_line(text)}\n" for text in hypotheses),
         "\n".join(groups),
-        "".join(f"{_one_line(sourced.source)}\n" for sourced in sources),
+        "".join(f"{one_line(sourced.source)}\n" for sourced in sources),
     )
     for suffix, content in zip(_SUFFIXES, contents, strict=True):
         write_whole(folder / f"{split}.{suffix}", content)
@@ -91,7 +92,3 @@ def find_artifact(where: str, arm: str | None = None) -> tuple[Path, dict[str, A
     if any(Path(where).glob("*_config.json")):
         return Path(where), {}
     return best_artifact(find_sweep(where), arm)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.splitlines())

@@ -47,7 +47,7 @@ def test_csv_and_jsonl_plain_and_gzipped_are_the_same(tmp_path: Path) -> None:
         file = str(tmp_path / name)
         columns = ColumnsConfig(source="in", target="out")
         task = load_task(TaskConfig(name="custom", train=file, dev=file, test=file, columns=columns))
-        assert task.train == tuple(Example(source, target) for source, target in rows)
+        assert task.train == (Example("a, b", 'say "hi"'), Example("two\nlines", "café x"))
 
 
 def test_a_line_of_ten_megabytes_is_read(tmp_path: Path) -> None:

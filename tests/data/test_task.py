@@ -9,7 +9,19 @@ import pytest
 from support.data_files import custom, jsonl, pairs, write
 
 from prefixray.data import Task, load_task
+from prefixray.data.entries import up_to_line_break
 from prefixray.data.task_config import TaskConfig
+
+LINE_BREAKS = ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
+
+
+@pytest.mark.parametrize("line_break", LINE_BREAKS, ids=ascii)
+def test_what_ends_a_hypothesis_stands_in_no_target_and_no_reference(tmp_path: Path, line_break: str) -> None:
+    task = custom(tmp_path, pairs(("a", f"One.{line_break}Two.")))
+    (example,), (sourced,) = task.train, task.test_sources
+    assert (example.target, sourced.references) == ("One. Two.", ("One. Two.",))
+    assert up_to_line_break(example.target) == example.target
+    assert up_to_line_break(f"One.{line_break}Two.") == "One."
 
 
 def test_loading_a_task_imports_no_torch_and_no_datasets() -> None:

@@ -138,7 +138,7 @@ def test_a_model_in_training_is_decoded_without_dropout_and_goes_on_training(tin
     assert tiny_gpt2.model.training
 
 
-@pytest.mark.parametrize("words", ["", "\n", " and \n more"])
+@pytest.mark.parametrize("words", ["", "\n", " and \n more", " and \u2028 more", "\x85more"])
 def test_a_hypothesis_ends_at_the_end_token_and_at_a_line_break(tiny_llama: Base, words: str) -> None:
     template = _template(tiny_llama)
     text = "The Mill" + words
