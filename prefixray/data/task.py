@@ -7,7 +7,7 @@ seed and machine, a larger one contains the smaller, and the order of the file d
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from prefixray.data.entries import Entry, Splits, one_line
@@ -62,11 +62,17 @@ class Task:
         return (Subset(self.train, self.dev), *self.others)
 
     @property
-    def leak(self) -> str | None:
-        """A warning about test sources that are trained on as well; None where there are none."""
-        trained_on = {example.source for subset in self.subsets for example in subset.train}
-        count, total = sum(test.source in trained_on for test in self.test_sources), len(self.test_sources)
-        return f"{count} of {total} test sources are in train as well: scores on them are no test" if count else None
+    def leaks(self) -> tuple[str, ...]:
+        """A warning for each two splits that share sources, with their number."""
+        train = {example.source for subset in self.subsets for example in subset.train}
+        dev = {example.source for subset in self.subsets for example in subset.dev}
+        test = {sourced.source for sourced in self.test_sources}
+        found = (
+            _leak(test, train, "test sources are in train as well: scores on them are no test"),
+            _leak(dev, train, "dev sources are in train as well: trials are chosen by what they were trained on"),
+            _leak(test, dev, "test sources are in dev as well: trials were chosen by them"),
+        )
+        return tuple(leak for leak in found if leak is not None)
 
     @property
     def digest(self) -> str:
@@ -111,6 +117,11 @@ def _subsets(config: TaskConfig, train: Sequence[Example], dev: Sequence[Example
         return [Subset(_train_part(train, *counts[0], salt), _dev_part(dev, *counts[1], salt)) for salt in salts]
     count = config.num_train if config.fraction is None else max(1, round(config.fraction * len(train)))
     return [Subset(_train_part(train, count, "num_train"), _dev_part(dev, config.num_dev, "num_dev"))]
+
+
+def _leak(sources: Set[str], others: Set[str], what: str) -> str | None:
+    num_shared = len(sources & others)
+    return f"{num_shared} of {len(sources)} {what}" if num_shared else None
 
 
 def _say_empty(task: str, splits: Splits) -> None:

@@ -170,7 +170,7 @@ class _Sweep:
         facts = Facts(
             config=config,
             provenance=self._pool.facts,
-            leak=task.leak,
+            leaks=task.leaks,
             decoding=config.final.decoding.model_dump(),
             search=self._trials(studies),
             minutes={arm.name: self._minutes(arm.name, runs.get(arm.name, ())) for arm in config.arms},
@@ -282,6 +282,5 @@ def _check_here(config: SweepConfig) -> None:
 def _check_data(task: TaskConfig) -> None:
     """Read the task's local files before Ray starts, so that a wrong row is reported at once."""
     if task.paths and all(local_path(path) is not None for path in task.paths.values()):
-        leak = load_task(task).leak
-        if leak is not None:
+        for leak in load_task(task).leaks:
             logger.warning("task: %s", leak)

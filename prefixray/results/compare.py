@@ -78,7 +78,7 @@ class Facts:
     search: Sequence[SearchTrial]
     minutes: Mapping[str, float]  # training time of each arm's search
     sweep_minutes: float
-    leak: str | None = None  # a note on test sources that are in the training data
+    leaks: Sequence[str] = ()  # notes on sources that two splits share
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def make_results(
         seed=config.search.seed,
         arms=arms,
         resolution=max((resolution(**asdict(difference)) for difference in differences if difference), default=0.0),
-        notes=[*([facts.leak] if facts.leak else ()), *_notes(config, runs), *_space_notes(facts, runs)],
+        notes=[*facts.leaks, *_notes(config, runs), *_space_notes(facts, runs)],
         examples=choose_examples(outputs, first_seeds, scores.reference, sources),
         search=list(facts.search),
         budget={"minutes": facts.sweep_minutes},

@@ -109,9 +109,15 @@ def test_a_fraction_takes_that_share_of_train_and_all_of_dev(e2e: Task) -> None:
     assert (fifth.dev, fifth.subsets[1:]) == (e2e.dev, ())
 
 
-def test_test_sources_that_are_trained_on_are_counted(tmp_path: Path, e2e: Task) -> None:
-    train = write(tmp_path / "train.jsonl", jsonl([{"source": s, "target": "t"} for s in "abc"]))
-    test = write(tmp_path / "test.jsonl", jsonl([{"source": s, "target": "t"} for s in "cde"]))
-    task = load_task(TaskConfig(name="custom", train=train, dev=train, test=test))
-    assert task.leak == "1 of 3 test sources are in train as well: scores on them are no test"
-    assert e2e.leak is None
+def test_sources_that_two_splits_share_are_counted(tmp_path: Path, e2e: Task) -> None:
+    splits = {"train": "abc", "dev": "abfghde", "test": "cdei"}
+    files = {
+        split: write(tmp_path / f"{split}.jsonl", jsonl([{"source": s, "target": "t"} for s in sources]))
+        for split, sources in splits.items()
+    }
+    assert load_task(TaskConfig.model_validate({"name": "custom", **files})).leaks == (
+        "1 of 4 test sources are in train as well: scores on them are no test",
+        "2 of 7 dev sources are in train as well: trials are chosen by what they were trained on",
+        "2 of 4 test sources are in dev as well: trials were chosen by them",
+    )
+    assert e2e.leaks == ()
