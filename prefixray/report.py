@@ -2,10 +2,11 @@
 
 python -m prefixray.report SWEEP        # a results folder, its name under runs/, or the YAML
 python -m prefixray.report SWEEP --no-page
+python -m prefixray.report SWEEP --format latex    # the final tables as LaTeX
 python -m prefixray.report SWEEP --paper table1    # beside the paper's numbers; --paper list: all of its tables
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,7 +14,7 @@ from prefixray.config.load import find_sweep
 from prefixray.errors import UserError
 from prefixray.reporting.page import write_page
 from prefixray.reporting.paper import LIST, paper_list, paper_text
-from prefixray.reporting.tables import render_text, search_table
+from prefixray.reporting.tables import render_latex, render_text, search_table
 from prefixray.results.record import is_finished, load_results
 from prefixray.system.command_line import SWEEP_HELP, Entry, Scales, WrongArguments
 from prefixray.system.exit_codes import leave
@@ -26,24 +27,29 @@ def report(
     paper: Annotated[
         str | None, typer.Option(metavar="TABLE", help="a table of Li & Liang 2021 beside ours; list: all tables")
     ] = None,
+    form: Annotated[
+        Literal["text", "latex"], typer.Option("--format", help="latex: the final tables alone, for a paper")
+    ] = "text",
     no_page: Annotated[bool, typer.Option("--no-page", help="print only: write no report.html and report.md")] = False,
 ) -> None:
     """Print the search and, once it was reached, the final stage."""
     if paper == LIST:
         print(paper_list())
         return
+    if paper is not None and form == "latex":
+        raise WrongArguments("--paper and --format latex exclude each other")
     if sweep is None:
         raise WrongArguments(f"which sweep? {SWEEP_HELP}")
     folder = find_sweep(sweep, scales)
     try:
         stored = load_results(folder)
-        written = [] if no_page or paper is not None else write_page(stored, folder)
+        written = [] if no_page or paper is not None or form == "latex" else write_page(stored, folder)
     except OSError as error:
         raise UserError(f"{error.filename or folder}: {error.strerror}; --no-page only prints") from error
-    if paper is not None:
+    if paper is not None or form == "latex":
         if not is_finished(stored):
             raise UserError(f"{folder}: the final stage has not been reached; there is nothing to compare yet")
-        print(paper_text(stored, paper))
+        print(render_latex(stored) if paper is None else paper_text(stored, paper))
         return
     print(f"{folder}\n\n{search_table(stored['search'])}\n")
     if is_finished(stored):

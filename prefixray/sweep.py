@@ -12,6 +12,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -56,6 +57,9 @@ def sweep(
         raise WrongArguments("--address and --cluster exclude each other")
     changes = [word for name in scales for word in ("--scale", name)]
     changes += [word for override in overrides for word in ("--set", override)]
+    places = {"--address": address, "--cluster": cluster}
+    where = [word for name, place in places.items() if place is not None for word in (name, str(place))]
+    command = ["python", "-m", "prefixray.sweep", str(file), *where, *changes]
     try:
         config = load_sweep(file, overrides, scales)  # before anything heavy
         if plan:
@@ -63,17 +67,16 @@ def sweep(
         if cluster is not None:
             how_much = [f"--{name}" for name, is_given in (("quiet", quiet), ("verbose", verbose)) if is_given]
             return _run_there(config, file, cluster, [*changes, *how_much])
-        outcome = _run(config, file, address, quiet=quiet, verbose=verbose)
+        outcome = _run(config, file, address, command, quiet=quiet, verbose=verbose)
     except KeyboardInterrupt as interrupt:
-        places = {"--address": address, "--cluster": cluster}
-        where = [word for name, place in places.items() if place is not None for word in (name, str(place))]
-        command = shlex.join(["python", "-m", "prefixray.sweep", str(file), *where, *changes])
-        print(f"\ninterrupted; to go on: {command}", file=sys.stderr)
+        print(f"\ninterrupted; to go on: {shlex.join(command)}", file=sys.stderr)
         return code_of(interrupt)
     return _print_outcome(config, outcome, quiet=quiet)
 
 
-def _run(config: SweepConfig, file: Path, address: str | None, *, quiet: bool, verbose: bool) -> "Outcome":
+def _run(
+    config: SweepConfig, file: Path, address: str | None, command: Sequence[str], *, quiet: bool, verbose: bool
+) -> "Outcome":
     """Run the sweep on this machine or the Ray cluster at `address`, and show its course."""
     log = Path("runs") / config.name / "sweep.log"
     quieten()
@@ -86,7 +89,7 @@ def _run(config: SweepConfig, file: Path, address: str | None, *, quiet: bool, v
         if verbose:
             stack.enter_context(followed(log))
         try:
-            return run_sweep(config, file, address=address, shown=shown)
+            return run_sweep(config, file, address=address, shown=shown, command=command)
         except KeyboardInterrupt:
             print(_so_far(Path("runs") / config.name), flush=True)  # before what stderr gets
             raise

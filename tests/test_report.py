@@ -7,7 +7,7 @@ import pytest
 from support.quickstart_results import quickstart_sweep
 
 from prefixray import report
-from prefixray.reporting.tables import render_text, search_table
+from prefixray.reporting.tables import render_latex, render_text, search_table
 from prefixray.results.record import Results, is_finished, load_results
 
 
@@ -28,6 +28,16 @@ def test_the_report_prints_both_tables_again(
     assert printed.endswith(f"The report: {tmp_path / 'report.html'} {tmp_path / 'report.md'}\n")
     assert report.main([str(tmp_path), "--no-page"]) == 0
     assert capsys.readouterr().out.endswith(render_text(results) + "\n")
+
+
+def test_the_tables_come_as_latex_and_nothing_is_written(
+    results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep.json").write_text("{}")
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert report.main([str(tmp_path), "--format", "latex"]) == 0
+    assert capsys.readouterr().out == render_latex(results) + "\n"
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_the_report_of_an_unfinished_sweep_prints_the_search(

@@ -142,6 +142,9 @@ def test_a_sweep_runs_from_its_file_to_its_table(finished: Finished) -> None:
         assert len(arm["seeds"]) == NUM_SEEDS and arm["seeds"][0]["dev_loss"] != arm["seeds"][1]["dev_loss"]
     states = Counter(trial["state"] for trial in results["search"])
     assert states["stopped"] >= 1 and states["done"] >= 2
+    (run,) = results["runs"]
+    assert run["command"][:4] == ["python", "-m", "prefixray.sweep", "small.yaml"] and run["minutes"] > 0
+    assert results["budget"]["minutes"] == run["minutes"]
     assert results["rungs"] == [10, 20] and results["importance"] == []  # five trials say nothing of that
     for trial in results["search"]:
         steps = [step for step, _ in trial["curve"]]

@@ -8,7 +8,7 @@ hub shows the scores.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
+from importlib import metadata, resources
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -17,7 +17,7 @@ from prefixray.artifacts.record import trial_method
 from prefixray.data.catalog import CATALOG
 from prefixray.methods.catalog import facts_of
 from prefixray.metrics import label
-from prefixray.results.citation import BIBTEX
+from prefixray.results.citation import bibtex
 from prefixray.results.record import ArmResult, Results, SeedResult
 
 
@@ -64,7 +64,9 @@ def model_card(facts: Facts) -> ModelCard:
         "source": origin.results["examples"][0]["source"] if origin and origin.results["examples"] else "...",
         "values": {key: value for key, value in config.items() if not isinstance(value, Mapping)},
         "task": {key: value for key, value in record["task"].items() if value is not None and key != "columns"},
-        "bibtex": BIBTEX,
+        "bibtex": bibtex(
+            (origin.results["versions"] if origin else {}).get("prefixray", metadata.version("prefixray"))
+        ),
         "label": label,
         "number": _number,
         "shown": _shown,

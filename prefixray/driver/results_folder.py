@@ -19,7 +19,7 @@ from prefixray.config.schema import SweepConfig
 from prefixray.errors import UserError
 from prefixray.reporting.page import write_page
 from prefixray.reporting.tables import render_markdown, write_csv
-from prefixray.results.record import UNTUNED, Results, is_finished, load_results
+from prefixray.results.record import UNTUNED, Results, Stored, is_finished, load_results
 from prefixray.system.atomic_files import write_whole
 from prefixray.trial import TrialFolder
 
@@ -76,16 +76,20 @@ class ResultsFolder:
         if file.resolve() != self.sweep_file.resolve():
             write_whole(self.sweep_file, file.read_text(encoding="utf-8"))
 
-    def final_results(self) -> Results | None:
-        """The results of a final stage; None where there are none. A file that cannot be read is put aside."""
+    def stored(self) -> Stored | None:
+        """What `results.json` holds; None where there is none. A file that cannot be read is put aside."""
         if not self._results_file.is_file():
             return None
         try:
-            stored = load_results(self.path)
+            return load_results(self.path)
         except UserError as error:
             logger.warning("%s; it is kept as %s", error, self._put_aside().name)
             return None
-        return stored if is_finished(stored) else None
+
+    def final_results(self) -> Results | None:
+        """The results of a final stage; None where there are none."""
+        stored = self.stored()
+        return stored if stored is not None and is_finished(stored) else None
 
     def store(self, results: Mapping[str, Any]) -> None:
         """Write `results.json`."""

@@ -23,8 +23,9 @@ from prefixray.planning.slots import num_at_once
 from prefixray.planning.speeds import keep_speeds
 from prefixray.reporting.live import LiveView
 from prefixray.reporting.tables import render_note
+from prefixray.results.command_run import command_run, runs_so_far
 from prefixray.results.compare import Facts, FinalRun, make_results
-from prefixray.results.record import Importance, Results, SearchTrial
+from prefixray.results.record import CommandRun, Importance, Results, SearchTrial, Stored
 from prefixray.search.budget import Budget
 from prefixray.search.halving import Halving
 from prefixray.search.importance import parameter_importance
@@ -52,11 +53,19 @@ class Outcome:
     tracking_uri: str | None
 
 
-def run_sweep(config: SweepConfig, file: Path, *, address: str | None = None, shown: TextIO | None = None) -> Outcome:
+def run_sweep(
+    config: SweepConfig,
+    file: Path,
+    *,
+    address: str | None = None,
+    shown: TextIO | None = None,
+    command: Sequence[str] = (),
+) -> Outcome:
     """Run a sweep, or the rest of it, and return its results.
 
     `file` is the sweep file that `config` was read from; a copy goes into the folder. `address` is a Ray cluster's, by
-    default the environment's, else this machine is used. `shown` gets the live view instead of stdout.
+    default the environment's, else this machine is used. `shown` gets the live view instead of stdout. `command` is the
+    command line for the record, word by word.
 
     Raises `UserError` where another driver runs the sweep, or where the sweep's folder holds one with other settings.
     """
@@ -71,7 +80,7 @@ def run_sweep(config: SweepConfig, file: Path, *, address: str | None = None, sh
         live = LiveView(shown)
         try:
             with connected(address) as cluster:
-                return _Sweep(config, folder, cluster, live).run()
+                return _Sweep(config, folder, cluster, live, command).run()
         finally:
             live.close()
 
@@ -79,8 +88,10 @@ def run_sweep(config: SweepConfig, file: Path, *, address: str | None = None, sh
 class _Sweep:
     """One run of the driver over a sweep."""
 
-    def __init__(self, config: SweepConfig, folder: ResultsFolder, cluster: Cluster, live: LiveView) -> None:
-        self._config, self._folder = config, folder
+    def __init__(
+        self, config: SweepConfig, folder: ResultsFolder, cluster: Cluster, live: LiveView, command: Sequence[str]
+    ) -> None:
+        self._config, self._folder, self._command = config, folder, command
         self._started, self._began = time.monotonic(), time.time()
         self._budget = Budget(folder.path, config.search)
         base_name = config.base.partition(":")[2] or config.base
@@ -160,7 +171,9 @@ class _Sweep:
         """Write what the search has found, unless the folder has results of a final stage."""
         if self._folder.final_results() is None:
             rungs, importance = list(self._config.search.rungs), self._importance()
-            self._folder.store({"search": self._trials(studies), "rungs": rungs, "importance": importance})
+            stored = Stored(search=self._trials(studies), rungs=rungs, importance=importance)
+            stored["runs"] = self._runs(stored)
+            self._folder.store(stored)
 
     def _finish(self, studies: Mapping[str, ArmStudy]) -> Results:
         """Run the final stage, compare the arms, and publish the results."""
@@ -174,10 +187,11 @@ class _Sweep:
             decoding=config.final.decoding.model_dump(),
             search=self._trials(studies),
             minutes={arm.name: self._minutes(arm.name, runs.get(arm.name, ())) for arm in config.arms},
-            sweep_minutes=(time.monotonic() - self._started) / 60,
         )
         results = make_results(facts, runs, self._folder.untuned, task.test_sources)
         results["rungs"], results["importance"] = list(config.search.rungs), self._importance()
+        results["runs"] = self._runs(results)
+        results["budget"] = {"minutes": sum(run["minutes"] for run in results["runs"])}
         for arm in results["arms"]:
             for run, seed in zip(runs.get(arm["arm"], ()), arm["seeds"], strict=False):
                 scores = {f"test/{name}": value for name, value in seed["scores"].items()}
@@ -185,6 +199,12 @@ class _Sweep:
         files = self._folder.publish(results)
         self._tracker.summary(_arm_scores(results), files, render_note(results))
         return results
+
+    def _runs(self, now: Stored) -> list[CommandRun]:
+        """The runs of the command that made these results, this one among them."""
+        minutes = (time.monotonic() - self._started) / 60
+        this = command_run(self._command, began=self._began, minutes=minutes)
+        return runs_so_far(self._folder.stored(), now, this)
 
     def _trials(self, studies: Mapping[str, ArmStudy]) -> list[SearchTrial]:
         return [

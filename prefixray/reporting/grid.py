@@ -7,11 +7,20 @@ from prefixray.errors import printable
 from prefixray.system.records import Scalar
 
 SHORT: Mapping[str, str] = {"learning_rate": "lr", "init_token": "init"}  # keys in column headers
+_LATEX = {
+    **{char: f"\\{char}" for char in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "[": "{[}",  # after the end of a row, LaTeX would read it as a distance
+}
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of finished cells; it is printed in a terminal or written as Markdown."""
+    """A table of finished cells; it is printed in a terminal, or written as Markdown or LaTeX."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -29,6 +38,13 @@ class Grid:
         lines = [self.header, rule, *self.rows]
         return "\n".join("| " + " | ".join(cell.strip().replace("|", "\\|") for cell in line) + " |" for line in lines)
 
+    def latex(self) -> str:
+        """A `tabular` with the rules of the package `booktabs`."""
+        head, *rows = (" & ".join(_latex(cell.strip()) for cell in line) + r" \\" for line in (self.header, *self.rows))
+        columns = "".join("l" if name in self.left else "r" for name in self.header)
+        lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule"]
+        return "\n".join([*lines, r"\end{tabular}"])
+
     def _padded(self, line: Sequence[str], widths: Sequence[int]) -> list[str]:
         cells = zip(self.header, line, widths, strict=True)
         return [cell.ljust(width) if head in self.left else cell.rjust(width) for head, cell, width in cells]
@@ -37,6 +53,11 @@ class Grid:
 def escaped(text: str) -> str:
     """The text with a backslash before every character that Markdown would interpret."""
     return "".join("\\" + char if char in "\\`*_[]<>|#+" else char for char in text)
+
+
+def _latex(text: str) -> str:
+    """The text with every character written out that LaTeX would interpret."""
+    return "".join(_LATEX.get(char, char) for char in text)
 
 
 def one_line(text: str) -> str:

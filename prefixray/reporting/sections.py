@@ -22,9 +22,9 @@ from prefixray.reporting.figures import (
     value_figure,
 )
 from prefixray.reporting.grid import Grid
-from prefixray.reporting.tables import final_grid, group_grid, search_grid, title
+from prefixray.reporting.tables import command_lines, final_grid, group_grid, search_grid, seed_grid, title
 from prefixray.reporting.verdict import notes
-from prefixray.results.citation import BIBTEX
+from prefixray.results.citation import bibtex
 from prefixray.results.hypotheses import best_run
 from prefixray.results.record import ExampleOutputs, Importance, Results, SearchTrial, Stored, is_finished
 
@@ -82,7 +82,7 @@ class Section:
 def sections(stored: Stored, folder: Path) -> list[Section]:
     """All sections of the report on the sweep in `folder`."""
     search = stored["search"]
-    parts = [_result(stored), *_groups(stored)] if is_finished(stored) else [_no_result(folder)]
+    parts = [_result(stored), *_seeds(stored), *_groups(stored)] if is_finished(stored) else [_no_result(folder)]
     if search:
         parts += [_curves(stored), _values(search, _rungs(stored), stored.get("importance")), _early(stored)]
     if is_finished(stored):
@@ -136,6 +136,12 @@ def _groups(results: Results) -> list[Section]:
     """Nothing where the task names no groups of its test sources."""
     grid = group_grid(results)
     return [] if grid is None else [Section("groups", "Does it hold for each group of sources?", grid=grid)]
+
+
+def _seeds(results: Results) -> list[Section]:
+    """Nothing where each arm has one seed: the final table has its scores."""
+    grid = seed_grid(results)
+    return [] if grid is None else [Section("seeds", "What did each seed give?", grid=grid)]
 
 
 def _curves(stored: Stored) -> Section:
@@ -269,7 +275,9 @@ def _cost(results: Results) -> Section:
         f"Machine: {machine}.",
     ]
     if isinstance(minutes, int | float):
-        text.append(f"The last run of the command took {minutes:.0f} minutes; what earlier runs took is not in it.")
+        num_runs = len(results.get("runs", (None,)))
+        took = f"The command took {minutes:.0f} minutes" if num_runs == 1 else f"{num_runs} runs took {minutes:.0f}"
+        text.append(f"{took}; what a killed run took is not in it.")
     return Section("cost", "What did it cost?", grid=Grid(header, rows, frozenset({"arm"})), text=text)
 
 
@@ -290,7 +298,7 @@ def _use(results: Results, folder: Path) -> Section:
     decode = f"python -m prefixray.decode {folder} --split test\npython -m prefixray.decode {folder} --arm NAME"
     export = f"python -m prefixray.export {folder} --format peft --out my-prefix"
     python = f'from prefixray import Tuned\n\ntuned = Tuned.best("{folder}")\nprint(tuned.generate([{source!r}]))'
-    cited = BIBTEX.replace("VERSION", results["versions"].get("prefixray", "unknown"))
+    cited = bibtex(results["versions"].get("prefixray", "unknown"))
     return Section("use", heading, text=text, code=[decode, export, python, cited])
 
 
@@ -305,6 +313,7 @@ def _records(results: Results) -> Section:
         f"Decoding: {decoding}.",
         f"Metrics: {'; '.join(signatures)}.",
         f"Versions: {', '.join(f'{name} {version}' for name, version in results['versions'].items())}.",
+        *command_lines(results),
     ]
     grid = search_grid(results["search"]) if results["search"] else None
     return Section("records", "Records", text=text, folded=grid)

@@ -5,6 +5,7 @@ Every number comes from `results.json`, which the final stage writes; only share
 
 import csv
 import math
+import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ WIDTH = 130  # columns of the longest printed line of prose
 def render_text(results: Results) -> str:
     """For a terminal: the final table with its notes, and a few outputs side by side."""
     parts = [title(results) + "\n" + final_grid(results).text() + "\n" + "\n".join(notes(results))]
-    parts += [grid.text() for grid in [group_grid(results)] if grid is not None]
+    parts += [grid.text() for grid in (seed_grid(results), group_grid(results)) if grid is not None]
     parts += [_example_text(example, results) for example in results["examples"][:NUM_EXAMPLES]]
     return "\n\n".join(parts)
 
@@ -37,15 +38,22 @@ def render_markdown(results: Results) -> str:
         title(results),
         base,
         final_grid(results).markdown(),
-        *(grid.markdown() for grid in [group_grid(results)] if grid is not None),
+        *(grid.markdown() for grid in (seed_grid(results), group_grid(results)) if grid is not None),
         "\n".join(f"- {escaped(note)}" for note in notes(results)),
         *(["## Outputs", *map(_example_markdown, results["examples"][:NUM_EXAMPLES])] if results["examples"] else []),
         "## Search",
         search_grid(results["search"]).markdown(),
         "## Records",
-        "\n".join([*signatures, f"- versions: {versions}"]),
+        "\n".join([*signatures, f"- versions: {versions}", *(f"- {escaped(line)}" for line in command_lines(results))]),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def render_latex(results: Results) -> str:
+    """As LaTeX, for a paper: the final table and the seeds' scores, with the notes as comments; needs `booktabs`."""
+    comments = "\n".join(f"% {line}" for line in (title(results), *notes(results)))
+    grids = [final_grid(results), *(grid for grid in (seed_grid(results), group_grid(results)) if grid is not None)]
+    return "\n\n".join([comments, *(grid.latex() for grid in grids)])
 
 
 def render_note(results: Results) -> str:
@@ -136,6 +144,32 @@ def final_grid(results: Results) -> Grid:
     columns["trials"] = ["- " if arm["method"] is None else _trials_text(arm["num_trials"], most) for arm in arms]
     columns["min"] = ["-" if arm["method"] is None else _minutes_text(arm["minutes"]) for arm in arms]
     return Grid(list(columns), list(zip(*columns.values(), strict=True)), frozenset({"arm"}))
+
+
+def seed_grid(results: Results) -> Grid | None:
+    """The scores of each final run, a row per arm and seed; None where each arm has one seed."""
+    if num_seeds(results) == 1:
+        return None
+    runs = [(arm["arm"], seed) for arm in results["arms"] if arm["method"] is not None for seed in arm["seeds"]]
+    columns = {"arm": [arm for arm, _ in runs], "seed": [str(seed["seed"]) for _, seed in runs]}
+    names = sorted(results["metrics"], key=lambda name: name != results["metric"])
+    for name in names:
+        scores = [seed["scores"].get(name) for _, seed in runs]
+        digits = DECIMALS.get(name, 1)
+        columns[label(name)] = ["-" if score is None else f"{score:.{digits}f}" for score in scores]
+    losses = [seed["dev_loss"] for _, seed in runs]
+    columns["dev/loss"] = ["-" if loss is None else f"{loss:.3f}" for loss in losses]
+    return Grid(list(columns), list(zip(*columns.values(), strict=True)), frozenset({"arm"}))
+
+
+def command_lines(results: Results) -> list[str]:
+    """For each run of the command that trained something: when, how long, from which commit and by which words."""
+    return [
+        f"Run of {run['began']}, {run['minutes']:.0f} minutes, commit {run['commit'] or 'not known'}: "
+        f"{shlex.join(run['command']) or 'from Python'}"
+        for run in results.get("runs", ())
+        if run["began"]
+    ]
 
 
 def group_grid(results: Results) -> Grid | None:

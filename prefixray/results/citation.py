@@ -1,6 +1,6 @@
 """How prefixray and the paper are cited."""
 
-BIBTEX = """@inproceedings{li-liang-2021-prefix,
+_BIBTEX = """@inproceedings{li-liang-2021-prefix,
   title     = {Prefix-Tuning: Optimizing Continuous Prompts for Generation},
   author    = {Li, Xiang Lisa and Liang, Percy},
   booktitle = {Proceedings of the 59th Annual Meeting of the Association for Computational Linguistics and the
@@ -16,3 +16,8 @@ BIBTEX = """@inproceedings{li-liang-2021-prefix,
   version   = {VERSION},
   year      = {2026}
 }"""
+
+
+def bibtex(version: str) -> str:
+    """The entries of the paper and of this version of prefixray, as BibTeX."""
+    return _BIBTEX.replace("VERSION", version)

@@ -9,7 +9,6 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from prefixray.config.seeds import subset_of
 from prefixray.config.trials import TrialConfig
 from prefixray.data import Sourced
 from prefixray.metrics import Scored
+from prefixray.results.command_run import versions
 from prefixray.results.examples import choose_examples
 from prefixray.results.hypotheses import read_hypotheses, score_all
 from prefixray.results.record import (
@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 
 MOST_GROUPS = 4
 """Where there are more groups of test sources, none is scored apart: XSum's articles have dozens of topics."""
-_PACKAGES = ("prefixray", "torch", "transformers", "ray", "optuna", "mlflow", "sacrebleu", "numpy")
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,6 @@ class Facts:
     decoding: Mapping[str, Any]
     search: Sequence[SearchTrial]
     minutes: Mapping[str, float]  # training time of each arm's search
-    sweep_minutes: float
     leaks: Sequence[str] = ()  # notes on sources that two splits share
 
 
@@ -147,7 +145,7 @@ def make_results(
         decoding=dict(facts.decoding),
         precision=provenance.precision,
         num_parameters=provenance.num_parameters,
-        versions={package: metadata.version(package) for package in _PACKAGES},
+        versions=versions(),
         machine=_machine(provenance),
         seed=config.search.seed,
         arms=arms,
@@ -155,7 +153,6 @@ def make_results(
         notes=[*facts.leaks, *_notes(config, runs), *_space_notes(facts, runs)],
         examples=choose_examples(outputs, first_seeds, scores.reference, sources),
         search=list(facts.search),
-        budget={"minutes": facts.sweep_minutes},
     )
 
 

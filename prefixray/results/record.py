@@ -107,10 +107,23 @@ class ExampleOutputs(TypedDict):
     arm: NotRequired[str]  # the arm for whose distance to the reference this source was chosen
 
 
+class CommandRun(TypedDict):
+    """A run of the command that trained something; a killed one leaves no record."""
+
+    command: list[str]  # its words; none where a sweep was run from Python
+    scales: list[str]
+    overrides: list[str]
+    commit: str | None  # of prefixray's code; None: not known
+    versions: dict[str, str]
+    began: str  # in UTC
+    minutes: float
+
+
 class Stored(TypedDict):
     """`results.json` before the final stage. Older records lack the keys that are not required."""
 
     search: list[SearchTrial]
+    runs: NotRequired[list[CommandRun]]
     rungs: NotRequired[list[int]]
     importance: NotRequired[list[Importance]]
 

@@ -118,6 +118,7 @@ def test_the_card_carries_scores_with_intervals_configuration_and_use(tiny_gpt2:
     )
     assert "learnt from E2E (licence: CC BY-SA 4.0) on `gpt2`" in text
     assert "Its owner gives it under `apache-2.0`" in text and "@inproceedings{li-liang-2021-prefix" in text
+    assert "version   = {VERSION}" not in text and "version   = {0.1.0}" in text
     for code in text.split("```python\n")[1:]:
         compile(code.partition("```")[0], "card", "exec")
 

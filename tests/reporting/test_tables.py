@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 from support.quickstart_results import interval, quickstart_sweep
 
-from prefixray.reporting.tables import WIDTH, group_grid, render_markdown, render_text, search_table, write_csv
+from prefixray.reporting.tables import (
+    WIDTH,
+    group_grid,
+    render_latex,
+    render_markdown,
+    render_text,
+    search_table,
+    seed_grid,
+    write_csv,
+)
 from prefixray.results.record import Results
 
 
@@ -54,6 +63,39 @@ def test_several_seeds_add_their_spread_and_make_no_promise_about_more_sources(r
     assert lines[1].split()[4] == "sd"
     assert "0.8" in lines[3].split()
     assert "could tell" not in render_text(results)
+
+
+def test_each_seeds_scores_have_a_table_of_their_own(results: Results) -> None:
+    assert seed_grid(results) is None, "the final table has the scores of a single seed"
+    for one in results["arms"][1:]:
+        scores = {"bleu": 50.0, "nist": 5.0, "rouge_l_coco": 60.0, "cider": 1.0}
+        one["seeds"] = [
+            {"seed": 7, "scores": scores, "dev_loss": 1.5, "folder": "a"},
+            {"seed": 8, "scores": {**scores, "bleu": 52.25}, "dev_loss": None, "folder": "b"},
+        ]
+    grid = seed_grid(results)
+    assert grid is not None and grid.text() in render_text(results) and grid.markdown() in render_markdown(results)
+    assert [line.split() for line in grid.text().splitlines()[:3]] == [
+        ["arm", "seed", "BLEU", "NIST", "COCO", "R-L", "CIDEr", "dev/loss"],
+        ["prefix", "7", "50.0", "5.00", "60.0", "1.00", "1.500"],
+        ["prefix", "8", "52.2", "5.00", "60.0", "1.00", "-"],
+    ]
+
+
+def test_latex_has_the_final_table_with_its_notes_as_comments(results: Results) -> None:
+    results["arms"][1]["arm"] = "prefix_5 & more"
+    lines = render_latex(results).splitlines()
+    assert lines[0] == "% E2E test, 40 of 630 sources, beam 5, 1 seed"
+    start = lines.index(r"\begin{tabular}{lrrrrrrrrrr}")
+    assert lines[start + 1 : start + 4] == [
+        r"\toprule",
+        r"arm & BLEU {[}95 \%] & vs finetune {[}95 \%] & p (Holm) & NIST & COCO R-L & CIDEr & trained (\%) "
+        r"& stored (\%) & trials & min \\",
+        r"\midrule",
+    ]
+    assert lines[start + 4].startswith(r"untuned & 2.1 {[} 1.4,  3.0] & -54.0 {[}-57.1, -51.0] & $<$0.001 * &")
+    assert lines[start + 5].startswith(r"prefix\_5 \& more & 58.3")
+    assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
 
 
 def test_outputs_stand_side_by_side_and_long_ones_are_wrapped(results: Results) -> None:

@@ -13,11 +13,12 @@ def arm(
 ) -> ArmResult:
     others = {"nist": interval(5.678, 5, 6), "rouge_l_coco": interval(60.0, 55, 65), "cider": interval(1.234, 1, 2)}
     scores = {"bleu": bleu, **others}
+    values = {metric: score["value"] for metric, score in scores.items()}
     return {
         "arm": name,
         "method": None if name == "untuned" else name,
         "config": {},
-        "seeds": [{"seed": 1, "scores": {"bleu": bleu["value"]}, "dev_loss": 1.6, "folder": f"final/{name}-1"}],
+        "seeds": [{"seed": 1, "scores": values, "dev_loss": 1.6, "folder": f"final/{name}-1"}],
         "scores": scores,
         "sd": dict.fromkeys(scores),
         "difference": difference,
