@@ -18,7 +18,7 @@ class TrainConfig(Strict):
     num_steps: PositiveInt
     """Steps of the optimiser in a whole schedule; a trial stopped early has seen a part of the same schedule."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the learning rate rises from 0."""
+    """Steps over which the learning rate rises from 0; the first of them has the rate 0, as in transformers."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate falls to 0 after the warm-up; constant: not at all."""
     weight_decay: float = Field(default=0.0, ge=0.0)

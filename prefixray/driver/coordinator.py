@@ -257,7 +257,8 @@ class Ledger:
             source.report(number, step, report.earlier[step])
             self._tracker.log(report.key, step, {"dev/loss": report.earlier[step]})
         source.report(number, report.step, report.metrics["dev/loss"])
-        self._tracker.log(report.key, report.step, report.metrics)
+        if report.step not in running.reported:  # a trial that goes on from a checkpoint may report a step again
+            self._tracker.log(report.key, report.step, report.metrics)
         running.reported |= {*report.earlier, report.step}
         self._board.report(report)
 

@@ -87,11 +87,11 @@ class Member:
 def learning_rate(config: TrialConfig, step: int) -> float:
     """The learning rate of update `step` (from 0): a linear warm-up, then the schedule over the rest of `num_steps`.
 
-    The schedules are transformers', of which the original uses the linear one. But transformers' warm-up starts with an
-    update at the rate 0; ours starts one update later.
+    The schedules are transformers', of which the original uses the linear one. A warm-up starts at the rate 0, so its
+    first update moves nothing, and the first update after it has the peak.
     """
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
+        return config.learning_rate * step / config.warmup_steps
     left = (config.num_steps - step) / max(1, config.num_steps - config.warmup_steps)
     match config.schedule:
         case "linear":

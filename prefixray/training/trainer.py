@@ -201,7 +201,8 @@ class Trainer:
             trial.best = dev_loss
             if trial.spec.keep_artifact:
                 self._save_artifact(trial)
-        metrics, earlier = trial.metrics(dev_loss), dict(trial.curve)
+        metrics = trial.metrics(dev_loss)
+        earlier = {before: loss for before, loss in trial.curve.items() if before < step}  # a trial may report again
         trial.losses, trial.norms = [], []
         trial.curve[step] = dev_loss
         if step == trial.spec.config.num_steps:

@@ -16,6 +16,7 @@ from prefixray.errors import SweepFailed
 from prefixray.search.budget import Budget
 from prefixray.search.requests import Stop
 from prefixray.search.trial_source import Proposal, Record
+from prefixray.tracking.tracker import Tracker
 from prefixray.trial import TrialFolder, TrialSpec, WorkerStatus
 
 
@@ -62,6 +63,15 @@ def test_a_trial_that_falls_back_behind_a_rung_it_has_passed_is_not_judged_there
     assert again.report(early, 10, loss=2.0, rung=10)
     assert again.report(later, 10, loss=1.9, rung=10), "the best of two"
     assert again.report(early, 40, loss=0.9) is False and again.states() == ["done", "running"]
+
+
+def test_a_step_that_is_reported_again_is_logged_once(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[tuple[str, int]] = []
+    monkeypatch.setattr(Tracker, "log", lambda self, key, step, metrics: logged.append((key, step)))
+    first, _ = driver.start()
+    for step in (5, 10, 5, 10, 15):
+        driver.report(first, step, loss=2.0)
+    assert logged == [(first, 5), (first, 10), (first, 15)]
 
 
 def test_checkpoints_of_a_trial_that_ended_go_with_the_next_driver_where_the_first_was_killed(

@@ -96,7 +96,7 @@ def test_reports_say_how_the_training_went(trainer: Trainer, tmp_path: Path) -> 
     trainer.admit(_spec(tmp_path, "clipped", config))
     trainer.admit(_spec(tmp_path, "free", _config(num_steps=4, max_grad_norm=None)))
     evaluated, clipped, free = (report.metrics for report in _run(trainer))
-    assert evaluated["train/learning_rate"] == pytest.approx(1e-2)
+    assert evaluated["train/learning_rate"] == pytest.approx(0.5e-2)
     assert clipped["train/learning_rate"] == pytest.approx(0.5e-2)
     assert (clipped["train/clipped_share"], free["train/clipped_share"]) == (1.0, 0.0)
     assert clipped["train/tokens"] > evaluated["train/tokens"] > free["train/tokens"] > 4 * 2
@@ -190,6 +190,7 @@ def test_a_worse_step_after_coming_back_does_not_replace_the_best_artifact(make_
     second.admit(spec)
     again, last = _run(second)
     assert again.metrics["dev/loss"] == best, "it reports again, since nobody may have had its report"
+    assert again.step not in again.earlier, "but once"
     assert last.earlier[again.step] == best and min(last.earlier) < again.step, "and tells what came before"
     assert last.metrics["dev/loss"] > best == last.metrics["dev/best_loss"]
     assert load_artifact(tmp_path / "one" / "artifact")[1]["scores"]["dev/loss"] == best
