@@ -26,14 +26,18 @@ WIDTH_MULTIPLE = 16  # columns of an encoder-decoder's rows
 
 
 def encode(examples: Sequence[Example], template: Template) -> list[Row]:
-    """Tokenise examples in one go, each different source once. Logs how many sources fill the limit of tokens."""
+    """Tokenise examples in one go, each different source once. Logs how many texts fill their limits of tokens."""
     texts = list(dict.fromkeys(example.source for example in examples))
     prompts = {text: tuple(ids) for text, ids in zip(texts, template.encode_sources(texts), strict=True)}
     targets = template.encode_targets([example.target for example in examples])
     full = template.max_source_tokens + len(template.before) + len(template.after)
-    num_cut = sum(len(prompt) == full for prompt in prompts.values())
-    if num_cut:
-        logger.info("%d of %d sources fill the %d source tokens", num_cut, len(texts), template.max_source_tokens)
+    full_target = template.max_target_tokens + 1  # with the end token
+    for what, num_full, total, limit in (
+        ("source", sum(len(prompt) == full for prompt in prompts.values()), len(texts), template.max_source_tokens),
+        ("target", sum(len(ids) == full_target for ids in targets), len(targets), template.max_target_tokens),
+    ):
+        if num_full:
+            logger.info("%d of %d %ss fill the %d %s tokens", num_full, total, what, limit, what)
     rows = []
     for example, target in zip(examples, targets, strict=True):
         prompt = prompts[example.source]

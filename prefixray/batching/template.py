@@ -2,9 +2,10 @@
 
 A decoder-only model reads source, separator and target as one row. The plain template is the original's: a space, the
 source, a space, the separator; then a space, the target, a space, the end token. So " name : Aromi" starts with a token
-that begins with a space, as words inside a text do. The chat template is the one that the tokenizer brings. An
-encoder-decoder model reads the source in its encoder and the target in its decoder, each with the special tokens that
-its tokenizer puts around it.
+that begins with a space, as words inside a text do. Where the tokenizer puts a start token in front of every text, as
+Llama's and Gemma's do, it stands in front of the row, as in the base's pretraining. The chat template is the one that
+the tokenizer brings. An encoder-decoder model reads the source in its encoder and the target in its decoder, each with
+the special tokens that its tokenizer puts around it.
 """
 
 import functools
@@ -110,7 +111,8 @@ def _plain_template(base: Base, task: TaskConfig) -> Template:
         if not separator:
             raise UserError(f"task.separator: {text!r}: has no tokens in the base's vocabulary")
     head = " " if task.instruction is None else f" {task.instruction} "
-    return _template(base, task, form=(head, " "), target_form=(" ", " "), after=separator)
+    before, _ = _around(tokenizer("a").input_ids, tokenizer("a", add_special_tokens=False).input_ids)
+    return _template(base, task, form=(head, " "), target_form=(" ", " "), before=before, after=separator)
 
 
 def _chat_template(base: Base, task: TaskConfig) -> Template:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers.normalizers import Replace
+from tokenizers.processors import TemplateProcessing
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
 from prefixray.batching.batches import collate, encode
@@ -25,6 +26,18 @@ GPT2 = Path(__file__).resolve().parents[3] / "shared" / "tokenizers" / "gpt2"
 
 def _template(base: Base, **task: object) -> Template:
     return make_template(base, TaskConfig.model_validate({"name": "e2e", **task}))
+
+
+def _adds_its_start_token(base: Base) -> int:
+    """Let the tokenizer put its start token in front of every text; the token."""
+    tokenizer = base.tokenizer
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    start = str(tokenizer.bos_token)
+    number = tokenizer.convert_tokens_to_ids(start)
+    assert isinstance(number, int)
+    processor = TemplateProcessing(single=[start, "$A"], special_tokens=[(start, number)])
+    tokenizer.backend_tokenizer.post_processor = processor
+    return number
 
 
 def _text(base: Base, row: Row) -> str:
@@ -78,6 +91,20 @@ def test_a_chat_has_the_source_as_a_question_and_the_target_as_the_answer(tiny_l
     assert Template.from_record(tokenizer, short.record()) == short
 
 
+def test_a_start_token_that_the_tokenizer_adds_stands_in_front_of_the_row(tiny_llama: Base) -> None:
+    plain = _template(tiny_llama)
+    tiny_llama.tokenizer.chat_template = CHAT
+    chat = _template(tiny_llama, template="chat")
+    start = _adds_its_start_token(tiny_llama)
+    template = _template(tiny_llama)
+    assert template.before == (start,) == tuple(template.record()["before"])
+    (row,), (without,) = encode([EAGLE], template), encode([EAGLE], plain)
+    assert row.ids == (start, *without.ids) and row.num_prompt == without.num_prompt + 1
+    older = Template.from_record(tiny_llama.tokenizer, plain.record())
+    assert older.encode_source(EAGLE.source) == list(without.ids[: without.num_prompt]), "an artifact of before"
+    assert _template(tiny_llama, template="chat") == chat, "a chat format writes its own"
+
+
 def test_a_chats_end_is_its_special_token_not_the_space_before_it(tiny_llama: Base) -> None:
     tiny_llama.tokenizer.chat_template = CHAT.replace("<|im_end|>", " <|im_end|>")  # as Llama 2 writes it
     template = _template(tiny_llama, template="chat")
@@ -125,6 +152,7 @@ def test_long_texts_are_cut_at_their_end_and_sources_are_counted(
     assert cut.ids[cut.num_prompt :] == (*full.ids[full.num_prompt :][:4], whole.eos_id)
     assert other.num_prompt < 6
     assert "1 of 2 sources fill the 6 source tokens" in caplog.text
+    assert "1 of 2 targets fill the 4 target tokens" in caplog.text
 
 
 def test_a_source_with_several_references_has_the_same_prompt_in_each_row(tiny_base: Base) -> None:
