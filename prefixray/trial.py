@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from prefixray.config.trials import TrainConfig, TrialConfig
+from prefixray.config.trials import TrialConfig
 from prefixray.system.atomic_files import clear_scratch, write_whole
 
 Ended = Literal["done", "stopped", "failed"]
@@ -20,11 +20,11 @@ RESULT_FILE = "result.json"
 _CHECKPOINT = re.compile(r"step-(\d+)")
 
 
-def report_steps(recipe: TrainConfig, also: Iterable[int], num_steps: int) -> tuple[int, ...]:
-    """The steps after which a trial of `num_steps` is evaluated, ascending: the recipe's, `also`, and the last."""
+def report_steps(eval_every: int | None, also: Iterable[int], num_steps: int) -> tuple[int, ...]:
+    """The steps after which a trial of `num_steps` is evaluated, ascending: each `eval_every`, `also`, and the last."""
     steps = {*also, num_steps}
-    if recipe.eval_every is not None:
-        steps.update(range(recipe.eval_every, num_steps, recipe.eval_every))
+    if eval_every is not None:
+        steps.update(range(eval_every, num_steps, eval_every))
     return tuple(sorted(step for step in steps if step <= num_steps))
 
 
@@ -96,7 +96,7 @@ class TrialSpec:
 
     def report_steps(self) -> tuple[int, ...]:
         """The steps after which the trial is evaluated, ascending; the last is the end of its schedule."""
-        return report_steps(self.config, (*self.rungs, *self.eval_at), self.config.num_steps)
+        return report_steps(self.config.eval_every, (*self.rungs, *self.eval_at), self.config.num_steps)
 
     def place_on(self, worker: str) -> None:
         """Write down which worker trains the trial; it changes when the worker's machine is gone."""

@@ -137,7 +137,7 @@ def _train_flops(known: Known, work: ArmWork, *, is_final: bool) -> float:
     runs, train = work.candidates + work.finals, known.config.train
     steps = work.final_steps if is_final else work.search_steps
     evaluations = (
-        runs * len(report_steps(train, known.config.search.rungs, work.arm.num_steps))
+        runs * len(report_steps(train.eval_every, known.config.search.rungs, work.arm.num_steps))
         if is_final
         else work.search_evaluations
     )

@@ -125,7 +125,7 @@ class _Total:
 def _trained(config: SweepConfig, facts: WorkerFacts, result: Mapping[str, Any]) -> float:
     """Operations of a trial, as far as it came: its steps and its evaluations on dev."""
     trial, step = TrialConfig.model_validate(result["config"]), result["step"]
-    steps = report_steps(config.train, config.search.rungs, trial.num_steps)
+    steps = report_steps(config.train.eval_every, config.search.rungs, trial.num_steps)
     num_evaluations = sum(reported <= step for reported in steps)
     each = training_flops(facts.shape, facts.train_lengths, trial.method, is_checkpointed=trial.gradient_checkpointing)
     num_examples = step * trial.batch_size * trial.grad_accumulation

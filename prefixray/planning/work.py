@@ -64,7 +64,7 @@ def _arm_work(config: SweepConfig, arm: ArmConfig, slots: int, num_workers: int)
     steps = sum(count * (end - start) for count, start, end in zip(expected, starts, ends, strict=True))
     evaluations = sum(
         next(count for count, end in zip(expected, ends, strict=True) if step <= end)
-        for step in report_steps(config.train, search.rungs, arm.num_steps)
+        for step in report_steps(config.train.eval_every, search.rungs, arm.num_steps)
     )
     candidates = min(final.candidates, together[-1])
     return ArmWork(

@@ -1,14 +1,15 @@
 """The notes under the final table, down to the verdict: which arm won, or why none did.
 
-A difference that may be chance is never called a win.
+A difference that may be chance is never called a win, nor is one between arms that were not treated alike.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from prefixray.metrics import DECIMALS, higher_is_better, label
 from prefixray.results.record import ArmResult, Results
 from prefixray.results.statistics import resolution
+from prefixray.trial import report_steps
 
 SIGNIFICANT = 0.05  # p after Holm's correction below which a difference is marked
 
@@ -20,8 +21,7 @@ def notes(results: Results) -> list[str]:
     lines = list(results.get("notes", ()))
     if any(arm["method"] is not None and arm["num_trials"] < most["num_trials"] for arm in arms):
         lines.append(f"+ searched less than {most['arm']}: not a fair comparison")
-    if unequal := _unequal_training(arms):
-        lines.append(unequal)
+    lines += _unequal(results).values()
     if any(is_significant(arm) for arm in arms):
         both = f"p < {SIGNIFICANT} after Holm's correction, and an interval clear of 0"
         lines.append(f"* differs from {results['reference']}: {both}")
@@ -66,7 +66,7 @@ def _range(numbers: Sequence[float], results: Results) -> str:
 
 
 def _verdict(results: Results) -> str:
-    """The winner, if its lead was tested, is significant, and rests on equal searches and several seeds each."""
+    """The winner, if its lead was tested, is significant, and rests on arms treated alike and on several seeds."""
     metric, reference = results["metric"], results["reference"]
     sign = -1 if higher_is_better(metric) else 1
     tuned = [arm for arm in results["arms"] if arm["method"] is not None]
@@ -79,21 +79,42 @@ def _verdict(results: Results) -> str:
         return f"{no_winner}, but were not tested against each other."
     if not is_significant(tested):
         return f"{no_winner}, which may be chance."
-    if best["num_trials"] != second["num_trials"]:
-        return f"{no_winner}, but were not searched alike."
+    unequal = list(_unequal(results))
+    if len({arm["num_trials"] for arm in tuned}) > 1:
+        unequal.insert(0, "trials")
+    if unequal:
+        return f"{no_winner}, but the arms had unequal numbers of {' and of '.join(unequal)}."
     if min(len(best["seeds"]), len(second["seeds"])) == 1:
         return f"{no_winner}, but with one seed."
     return f"Winner: {best['arm']}, {lead} ahead of {second['arm']}."
 
 
-def _unequal_training(arms: Sequence[ArmResult]) -> str | None:
-    """A note on the number of training examples, where the arms' numbers differ."""
-    factors = ("num_steps", "batch_size", "grad_accumulation")
-    counts = {
-        arm["arm"]: math.prod(n for key in factors if isinstance(n := arm["config"].get(key), int))
-        for arm in arms
-        if arm["method"] is not None
+def _unequal(results: Results) -> dict[str, str]:
+    """Notes on what the arms' final runs had unequal numbers of, by its name: examples, checkpoints to choose from."""
+    configs = {arm["arm"]: arm["config"] for arm in results["arms"] if arm["method"] is not None}
+    notes = {
+        "examples": ("trained on unequal numbers of examples", _num_examples),
+        "checkpoints": (
+            "chosen from unequal numbers of checkpoints",
+            lambda config: _num_checkpoints(config, results.get("rungs", ())),
+        ),
     }
-    if len(set(counts.values())) < 2:
-        return None
-    return "trained on unequal numbers of examples: " + ", ".join(f"{name} {n:,}" for name, n in counts.items())
+    found = {}
+    for what, (note, count) in notes.items():
+        counts = {name: count(config) for name, config in configs.items()}
+        if len(set(counts.values())) > 1:
+            found[what] = f"{note}: " + ", ".join(f"{name} {n:,}" for name, n in counts.items())
+    return found
+
+
+def _num_examples(config: Mapping[str, object]) -> int:
+    factors = ("num_steps", "batch_size", "grad_accumulation")
+    return math.prod(number for key in factors if isinstance(number := config.get(key), int))
+
+
+def _num_checkpoints(config: Mapping[str, object], rungs: Sequence[int]) -> int:
+    """At how many steps a final run is evaluated; its artifact is of the best of them."""
+    num_steps, eval_every = config.get("num_steps"), config.get("eval_every")
+    if not isinstance(num_steps, int):
+        return 1
+    return len(report_steps(eval_every if isinstance(eval_every, int) else None, rungs, num_steps))

@@ -32,8 +32,10 @@ def test_a_winner_was_tested_against_the_second_searched_alike_and_trained_with_
     prefix["difference"] = interval(12.2, 0.0, 16)
     assert apart + "which may be chance." in render_text(results), "its interval reaches 0"
     prefix["difference"] = interval(12.2, 8, 16)
-    assert apart + "but were not searched alike." in render_text(results)
+    assert apart + "but the arms had unequal numbers of trials." in render_text(results)
     finetune["num_trials"] = prefix["num_trials"]
+    assert apart + "but the arms had unequal numbers of trials." in render_text(results), "the adapter had one"
+    results["arms"][2]["num_trials"] = prefix["num_trials"]
     assert apart + "but with one seed." in render_text(results)
     prefix["seeds"] = prefix["seeds"] * 2
     assert apart + "but with one seed." in render_text(results)
@@ -48,6 +50,26 @@ def test_arms_that_are_trained_on_unequal_numbers_of_examples_are_named(results:
     results["arms"][3]["config"] = {"num_steps": 20, "batch_size": 12, "grad_accumulation": 5}
     expected = "trained on unequal numbers of examples: prefix 320, adapter 320, finetune 1,200"
     assert expected in render_text(results).splitlines()
+
+
+def test_arms_that_were_not_trained_or_chosen_alike_have_no_winner(results: Results) -> None:
+    prefix, adapter, finetune = results["arms"][1:]
+    prefix["scores"]["bleu"], prefix["difference"], prefix["p_holm"] = interval(68.3, 60, 70), interval(12, 8, 16), 0.01
+    adapter["scores"]["bleu"]["value"] = 50.0
+    for one in (prefix, adapter, finetune):
+        one["num_trials"], one["seeds"] = 8, one["seeds"] * 2
+        one["config"] = {"num_steps": 40, "batch_size": 8, "grad_accumulation": 1, "eval_every": 10}
+    results["rungs"] = [10, 25]
+    assert "Winner: prefix, 12.2 BLEU ahead of finetune." in render_text(results)
+    adapter["config"] = {**prefix["config"], "eval_every": None}
+    text = render_text(results)
+    assert "chosen from unequal numbers of checkpoints: prefix 5, adapter 3, finetune 5" in text.splitlines()
+    apart = "No winner: prefix and finetune are 12.2 BLEU apart, but the arms had unequal numbers of"
+    assert f"{apart} checkpoints." in text and "Winner:" not in text
+    adapter["config"] = {**prefix["config"], "batch_size": 4}
+    assert f"{apart} examples." in render_text(results)
+    adapter["config"], adapter["num_trials"] = {**prefix["config"], "num_steps": 80}, 1
+    assert f"{apart} trials and of examples and of checkpoints." in render_text(results)
 
 
 def test_a_lower_error_rate_wins(results: Results) -> None:
