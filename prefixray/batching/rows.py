@@ -13,6 +13,7 @@ class Row:
     num_prompt: int  # ids of the decoder's prompt
     encoder_ids: tuple[int, ...] = ()  # the encoder's: the source; empty for a decoder-only model
     num_after: int = 1  # tokens of the prompt behind its source: the separator, and room for an infix before it
+    number: int = 0  # in its step, where rows draw numbers of their own
 
     @property
     def num_inputs(self) -> int:

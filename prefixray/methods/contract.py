@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefixray.model.binding.insert import Insert
+from prefixray.model.row_dropout import RowDropout
 
 Recorder = Callable[[Tensor], Mapping[str, Tensor]]
 """Token ids (1, S), or embeddings (1, S, width), -> each site's keys and values (2, L, K, S, D)."""
@@ -21,6 +22,11 @@ class Method(nn.Module, ABC):
     @property
     def own_model(self) -> PreTrainedModel | None:
         """The trial's own copy of the base, where the method cannot share it; else None."""
+        return None
+
+    @property
+    def own_dropout(self) -> RowDropout | None:
+        """The dropout of `own_model`, which is on in training."""
         return None
 
     @abstractmethod

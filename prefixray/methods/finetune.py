@@ -17,6 +17,7 @@ from prefixray.errors import UserError
 from prefixray.methods.contract import Method
 from prefixray.model.base import Base, checkpoint_blocks, fuse_gelu, load_base
 from prefixray.model.binding.insert import Insert
+from prefixray.model.row_dropout import RowDropout
 
 
 class Finetune(Method):
@@ -27,10 +28,16 @@ class Finetune(Method):
         self.dropout_seed = dropout_seed
         trained = trained_names(config, base)
         self.model = _full_precision_copy(base)
+        self.dropout = RowDropout(self.model)
         if base.is_checkpointed:
             checkpoint_blocks(self.model)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in trained)
+
+    @property
+    def own_dropout(self) -> RowDropout:
+        """The tuned model's dropout."""
+        return self.dropout
 
     @property
     def own_model(self) -> PreTrainedModel:

@@ -43,6 +43,7 @@ class MicroBatch:
     row_members: Sequence[int]  # (B,) index of each row's member
     infix_starts: Sequence[int]  # (B,) the column where an infix starts; empty for a line, which has no infixes
     line: Ragged | None  # None: the rows stand side by side
+    row_numbers: Sequence[int] = ()  # (B,) of rows in their step; empty where rows share prompts
 
 
 class Layout:
@@ -62,14 +63,16 @@ class Layout:
         *,
         token_budget: int,
         train: bool,
+        whole: bool = False,
     ) -> Iterator[MicroBatch]:
         """All rows of all members, `rows[i]` under `inserts[i]`, in pieces of like length.
 
         `binder` is that of the model which the rows run in. In an evaluation it runs shared prompts between the pieces.
+        `whole` rows share no prompts.
         """
         in_line = self.knows_lines and all(not insert.functions and insert.infix is None for insert in inserts)
         if in_line:
-            shared = (trees(of_member, LONGEST_TREE, token_budget) for of_member in rows)
+            shared = (list(own) if whole else trees(own, LONGEST_TREE, token_budget) for own in rows)
             groups = iter([_one_group(inserts, shared)])
         elif train:
             pairs = zip(inserts, rows, strict=True)
@@ -97,14 +100,15 @@ class Layout:
         row_inserts = [used.index(index) for index, _ in chosen]
         row_members = [group.slots[index] for index, _ in chosen]
         device = self._base.device
+        single = [row for row in rows if isinstance(row, Row)]
+        numbers = [row.number for row in single] if len(single) == len(rows) else []
         if line_budget is not None:
             line = self._line(inserts, row_inserts, rows, line_budget)
-            return MicroBatch(collate_line(rows, device=device), inserts, row_inserts, row_members, (), line)
-        single = [row for row in rows if isinstance(row, Row)]
+            return MicroBatch(collate_line(rows, device=device), inserts, row_inserts, row_members, (), line, numbers)
         assert len(single) == len(rows), "trees stand in lines"
         batch = collate(single, pad_id=self._pad_id, device=device, max_positions=self._base.shape.max_positions)
         infix_starts = [row.infix_start for row in single]
-        return MicroBatch(batch, inserts, row_inserts, row_members, infix_starts, None)
+        return MicroBatch(batch, inserts, row_inserts, row_members, infix_starts, None, numbers)
 
     def _line(
         self, inserts: Sequence[Insert], row_inserts: Sequence[int], rows: Sequence[Row | Tree], token_budget: int

@@ -11,8 +11,8 @@ pack of one: that equality is this file's contract.
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -143,9 +143,13 @@ class Pack:
         pairs = zip(members, rows, strict=True)
         weights = [row_weight(member.config, own_rows) for member, own_rows in pairs] if train else None
         totals = [0.0] * len(members)
+        draws = train and members[0].method.own_dropout is not None
+        if draws:
+            rows = [[replace(row, number=number) for number, row in enumerate(own)] for own in rows]
         with self._running(members[0], train=train):
             binder, budget = members[0].binder, self.token_budget
-            for micro in self.layout.micro_batches(binder, inserts, rows, token_budget=budget, train=train):
+            cut = self.layout.micro_batches(binder, inserts, rows, token_budget=budget, train=train, whole=draws)
+            for micro in cut:
                 nll = self._forward(members, micro, weights)
                 for index, value in zip(micro.row_members, nll.tolist(), strict=True):
                     totals[index] += value
@@ -162,8 +166,11 @@ class Pack:
         device = self.base.device.type
         mixed = self.base.model.dtype == torch.bfloat16
         own_model.train(train)
-        with torch.random.fork_rng(), torch.autocast(device, dtype=torch.bfloat16, enabled=mixed):
-            torch.manual_seed((member.method.dropout_seed + member.step) % (1 << 63))
+        seed = (member.method.dropout_seed + member.step) % (1 << 63)
+        with torch.random.fork_rng(), torch.autocast(device, dtype=torch.bfloat16, enabled=mixed), ExitStack() as stack:
+            torch.manual_seed(seed)  # for draws that know no rows
+            if train and member.method.own_dropout is not None:
+                stack.enter_context(member.method.own_dropout.drawing(seed))
             yield
         own_model.train(False)
 
@@ -181,6 +188,12 @@ class Pack:
             per_token = torch.tensor(per_row, dtype=exact, device=self.base.device)[batch.target_rows]  # (N, 2)
             objective = Objective(*per_token.unbind(1))
 
+        # In training a model of its own drops by the numbers of its rows.
+        dropout = members[0].method.own_dropout if weights is not None else None
+        if dropout is not None:
+            line = None if micro.line is None else (micro.line.token_rows, batch.inputs["position_ids"][0])
+            dropout.take(micro.row_numbers, line, self.base.device)
+
         # One forward of all rows, each with its trial's insert. The binding lasts until the backward has run, because
         # gradient checkpointing repeats the forward there.
         binding = members[0].binder.bind(
@@ -190,6 +203,7 @@ class Pack:
             infix_starts=micro.infix_starts,
             is_headless=head is not None,
             line=micro.line,
+            dropout=None if dropout is None else (dropout, micro.row_numbers),
         )
         with binding as bound:
             logits = (own_model or self.base.model)(**batch.inputs, use_cache=False).logits  # (N, V), or none

@@ -31,7 +31,8 @@ from transformers import DynamicCache, PreTrainedModel
 from prefixray.batching.rows import Row
 from prefixray.config.trials import AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial, TrialConfig
 from prefixray.methods.prefix import Prefix
-from prefixray.model.base import Base
+from prefixray.model.base import Base, checkpointed
+from prefixray.training.pack import Pack
 
 FEW_STEPS = 8
 
@@ -202,6 +203,23 @@ def test_a_finetune_has_the_models_own_dropout_in_training_only(make_base: MakeB
     evaluated = pack.evaluate(["finetune"], rows_of(base))["finetune"]
     assert abs(first - second) > 1e-4 < abs(first - evaluated)
     assert pack.evaluate(["finetune"], rows_of(base))["finetune"] == evaluated
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "bart", "t5"])
+def test_the_dropout_of_a_finetune_does_not_depend_on_how_a_batch_was_cut(
+    make_base: MakeBase, architecture: str
+) -> None:
+    config = trial_of(FinetuneTrial(), 1e-3, batch_size=len(EXAMPLES))
+    packs = []
+    for budget, is_checkpointed in ((2048, False), (64, True), (1, False)):
+        base = make_base(architecture, torch.float64)
+        base = checkpointed(base) if is_checkpointed else base
+        packs.append(Pack(base, rows_of(base), pad_id=0, token_budget=budget))
+        packs[-1].admit("finetune", config, SEEDS)
+    losses = [[step["finetune"].loss for step in run_steps(pack, ["finetune"], 2)] for pack in packs]
+    assert all(of_pack == pytest.approx(losses[0], rel=1e-9) for of_pack in losses[1:])
+    for pack in packs[1:]:
+        assert_same(pack.members["finetune"], packs[0].members["finetune"], 1e-9)
 
 
 def test_a_low_precision_base_is_finetuned_in_full_precision(make_base: MakeBase) -> None:

@@ -68,6 +68,9 @@ def _attend(module: nn.Module, place: Place, group: _Group, **options: Any) -> T
             prefix_key, prefix_value = rows.infixes.added(prefix_key, key), rows.infixes.added(prefix_value, value)
         key = torch.cat([prefix_key, key], dim=2)  # (B, K, P + S', D)
         value = torch.cat([prefix_value, value], dim=2)
+    if options.get("dropout") and rows.dropout is not None and rows.numbers is not None:
+        tensors = query, key, value
+        return rows.dropout.attend(f"{place.site}/{place.layer}", tensors, mask, rows.numbers, options)
     return backend_for(query.device).attend(module, query, key, value, mask, **options)
 
 

@@ -33,6 +33,7 @@ from prefixray.model.binding.ragged import Ragged
 from prefixray.model.binding.recorder import KVRecorder
 from prefixray.model.binding.row_hooks import RowHooks
 from prefixray.model.last_ffn import Targets, run_on_targets
+from prefixray.model.row_dropout import RowDropout
 from prefixray.system.heartbeat import beat
 
 
@@ -76,6 +77,7 @@ class Binder:
         is_headless: bool = False,
         cache: BeamCache | None = None,
         line: Ragged | None = None,
+        dropout: tuple[RowDropout, Sequence[int]] | None = None,
     ) -> Iterator[Bound]:
         """Bind trial `row_trial[b]`'s insert to row b. Rows of one trial must stand together.
 
@@ -87,12 +89,12 @@ class Binder:
         their attention sees the cache alone, and writes to it.
         With `line` the forward has one row, in which those of the binding stand one behind another; its inserts have
         neither functions nor infixes, its targets are places in that row, and its mask is not looked at.
+        With `dropout` the model's own dropout is drawn for each row by its number in the step.
         Keep the binding until backward has run: gradient checkpointing repeats the forward there.
         """
         assert self._bound is None, "a binding is already active"
         for insert in inserts:
             self._row_hooks.install(insert.functions)
-        shifts = [insert.num_positions() for insert in inserts]
         rows = AttendingRows(
             row_trial=self._tensor(row_trial),
             sites=self._stacked(inserts) if line is None else {},
@@ -102,17 +104,30 @@ class Binder:
         self._bound = Bound(
             rows=rows,
             segments=cut_segments(inserts, row_trial),
-            shifts=self._tensor(shifts) if any(shifts) else None,
+            shifts=self._shifts(inserts),
             targets=targets,
             cache=cache,
             ragged=line,
             groups=[] if line is None else self._groups(inserts, row_trial, line),
             is_headless=is_headless,
         )
+        if dropout is not None:
+            self._number(self._bound, *dropout)
         try:
             yield self._bound
         finally:
             self._bound = None
+
+    def _shifts(self, inserts: Sequence[Insert]) -> Tensor | None:
+        shifts = [insert.num_positions() for insert in inserts]
+        return self._tensor(shifts) if any(shifts) else None
+
+    def _number(self, bound: Bound, dropout: RowDropout, numbers: Sequence[int]) -> None:
+        """Tell the rows that attend together their numbers."""
+        line = bound.ragged
+        every = [(bound.rows, range(len(numbers)))] if line is None else zip(bound.groups, line.groups, strict=True)
+        for attending, rows in every:
+            attending.dropout, attending.numbers = dropout, self._tensor([numbers[row] for row in rows])
 
     def has_long_prefix(self, insert: Insert) -> bool:
         """Whether rows of a trial should attend to its prefix apart from others' rows, in this mode of gradients."""

@@ -14,6 +14,7 @@ from prefixray.model.binding.infix import Infixes
 from prefixray.model.binding.insert import Insert, RowFunction, SitePrefix
 from prefixray.model.binding.ragged import Ragged
 from prefixray.model.last_ffn import Targets
+from prefixray.model.row_dropout import RowDropout
 
 
 @dataclass
@@ -25,6 +26,8 @@ class AttendingRows:
     infixes: Infixes | None = None  # None where no row has an infix
     is_even: bool = False  # the rows are as many of trial 0, then as many of trial 1, ...
     has_long_prefix: bool = False  # all rows belong to one trial, whose prefix is worth attention of its own
+    numbers: Tensor | None = None  # (B,) of the rows in their step, where the model's own dropout is drawn by row
+    dropout: RowDropout | None = None
     masks: dict[str, tuple[Tensor, Tensor | None, Tensor]] = field(default_factory=dict)
     """By site: this forward's mask, its position bias, and what `mask` made of both."""
 
