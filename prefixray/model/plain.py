@@ -30,6 +30,10 @@ class PlainBackend:
         """
         return nullcontext()
 
+    def evaluation(self, model: PreTrainedModel, *, has_hooks: bool) -> AbstractContextManager[None]:
+        """Run a frozen model without gradients; with `has_hooks`, hooks use the outputs of single layers."""
+        return self.frozen(model)
+
     def decoding(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """Run a model without gradients, many times, with few rows each time."""
         return nullcontext()

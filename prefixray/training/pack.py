@@ -146,7 +146,8 @@ class Pack:
         draws = train and members[0].method.own_dropout is not None
         if draws:
             rows = [[replace(row, number=number) for number, row in enumerate(own)] for own in rows]
-        with self._running(members[0], train=train):
+        has_hooks = any(insert.functions for insert in inserts)
+        with self._running(members[0], train=train, has_hooks=has_hooks):
             binder, budget = members[0].binder, self.token_budget
             cut = self.layout.micro_batches(binder, inserts, rows, token_budget=budget, train=train, whole=draws)
             for micro in cut:
@@ -156,11 +157,12 @@ class Pack:
         return totals
 
     @contextmanager
-    def _running(self, member: Member, *, train: bool) -> Iterator[None]:
+    def _running(self, member: Member, *, train: bool, has_hooks: bool) -> Iterator[None]:
         """The base runs as it is, a trial's own model under autocast and, in training, with seeded dropout."""
         own_model = member.method.own_model
         if own_model is None:
-            with backend_for(self.base.device).frozen(self.base.model):
+            backend, model = backend_for(self.base.device), self.base.model
+            with backend.frozen(model) if train else backend.evaluation(model, has_hooks=has_hooks):
                 yield
             return
         device = self.base.device.type

@@ -198,6 +198,9 @@ TRICKS = {
     "shared prompts as trees": Trick(lambda _: patch.object(layout, "LONGEST_TREE", 1), ("validation",)),
     "loss in chunks": Trick(lambda bench: patch.object(bench.pack, "_head", None), NO_DECODING),
     "loss in blocks": Trick(lambda _: patch.dict(loss.BLOCK, cpu=1 << 40), NO_DECODING),
+    "GELU in products": Trick(
+        lambda _: patch.object(cpu_backend, "fused", _no_context), ("validation",), BF16, cases=(GPT2, LONG)
+    ),
     "one GELU operation": Trick(_spelt_gelu, NO_DECODING, cases=(GPT2,)),
     "blocks before top-k": Trick(
         lambda _: patch.object(beam_search, "largest", lambda values, count: values.topk(count, dim=1)), ("decoding",)

@@ -1,25 +1,35 @@
 """The backend of a CPU: what `fast_cpu` offers, where it was measured to be faster (`tests/bench/ablation.py`)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefixray.model.fast_cpu import attention, onednn
+from prefixray.model.fast_cpu.fused_activation import activated_layers, fused
 from prefixray.model.fast_cpu.rms_norm import frozen_norms, rms_norms
 from prefixray.model.plain import PlainBackend, Product, RowGroup
 
+Found = TypeVar("Found")
+
 
 class CPUBackend(PlainBackend):
-    """Products by oneDNN, RMS norms in blocks, attention in products."""
+    """Products by oneDNN, RMS norms in blocks, GELU inside products, attention in products."""
 
     @contextmanager
     def frozen(self, model: PreTrainedModel) -> Iterator[None]:
         """See `PlainBackend`."""
-        with onednn.frozen_layers(model), frozen_norms(_norms(model)):
+        with onednn.frozen_layers(model), frozen_norms(_known(model, rms_norms)):
+            yield
+
+    @contextmanager
+    def evaluation(self, model: PreTrainedModel, *, has_hooks: bool) -> Iterator[None]:
+        """See `PlainBackend`."""
+        with_gelu = [] if has_hooks else _known(model, activated_layers)
+        with self.frozen(model), fused(with_gelu):
             yield
 
     def decoding(self, model: PreTrainedModel) -> AbstractContextManager[None]:
@@ -55,9 +65,10 @@ class CPUBackend(PlainBackend):
         return onednn.head_product(weight, bias), onednn.head_gradient(weight)
 
 
-def _norms(model: PreTrainedModel) -> Sequence[nn.Module]:
-    """The model's RMS norms that can run in blocks. They are looked for once per dtype; the model keeps the answer."""
-    by_dtype: dict[torch.dtype, Sequence[nn.Module]] = vars(model).setdefault("_prefixray_norms", {})
-    if model.dtype not in by_dtype:
-        by_dtype[model.dtype] = rms_norms(model)
-    return by_dtype[model.dtype]
+def _known(model: PreTrainedModel, look_for: Callable[[PreTrainedModel], list[Found]]) -> list[Found]:
+    """Modules of the model that run in another way. They are looked for once per dtype; the model keeps the answer."""
+    answers: dict[tuple[str, torch.dtype], list[Found]] = vars(model).setdefault("_prefixray_modules", {})
+    key = look_for.__name__, model.dtype
+    if key not in answers:
+        answers[key] = look_for(model)
+    return answers[key]

@@ -99,8 +99,16 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return _product(inputs, weight, bias)
 
 
-def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    output: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+def with_gelu(module: nn.Module) -> Forward:
+    """A linear layer and GELU by tanh behind it, in one; without gradients."""
+    weight, bias = _weights(module)
+    return lambda inputs: _product(inputs, weight, bias, "gelu", "tanh")
+
+
+def _product(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none", algorithm: str = ""
+) -> Tensor:
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, activation, [], algorithm)
     return output
 
 
