@@ -93,13 +93,15 @@ def _head(**environment: str) -> Iterator[str]:
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert head.stdout is not None
-        next(line for line in head.stdout if "Ray runtime started" in line)
-        yield f"127.0.0.1:{port}"
-        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        head.communicate()
+        try:
+            assert head.stdout is not None
+            assert any("Ray runtime started" in line for line in head.stdout), "the head did not start"
+            yield f"127.0.0.1:{port}"
+        finally:
+            for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            head.communicate()
 
 
 @ray.remote(num_cpus=1)
