@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from prefixray.metrics import label
-from prefixray.results.hypotheses import Split, find_artifact, read_hypotheses, write_hypotheses
+from prefixray.results.hypotheses import Split, find_artifact, find_evaluation, read_hypotheses, write_hypotheses
 from prefixray.system.command_line import ARTIFACT_HELP, Device, Entry
 from prefixray.system.exit_codes import leave
 from prefixray.system.logs import quieten
@@ -55,6 +55,7 @@ def decode(
         device=device,
         decoding={**recorded, **{key: value for key, value in settings.items() if value is not None}},
         trust_remote_code=trust_remote_code,
+        evaluation=find_evaluation(where),
     )
     out = out or artifact.parent / "decoded"
     write_hypotheses(out, split, decoded.hypotheses, decoded.sources)

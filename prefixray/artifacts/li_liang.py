@@ -37,9 +37,9 @@ _LAYERS: tuple[tuple[int, ...], ...] = (
     (0, 2, 4),  # those of `--use_deep`
     (),  # none with `--parametrize_emb Emb`
 )
-_BEAM_SEARCH = {  # of gen.py and finetune.py; the latter's lengths include the tokens that the decoder is given
-    False: {"num_beams": 5, "max_new_tokens": 100},
-    True: {"num_beams": 6, "min_length": 11, "max_length": 62},
+_BEAM_SEARCH = {  # of gen.py; of finetune.py, whose lengths include the tokens that the decoder is given, and of BART
+    False: {"num_beams": 5, "max_new_tokens": 100, "length_with_prompt": True, "ban_line_breaks": True},
+    True: {"num_beams": 6, "min_length": 11, "max_length": 62, "no_repeat_ngram_size": 3, "early_stopping": True},
 }
 
 

@@ -14,6 +14,7 @@ from prefixray.errors import UserError
 from prefixray.system.yaml_document import shown
 
 _BUDGETS = frozenset({"num_trials", "max_hours", "max_gpu_hours", "concurrency", "max_failures"})
+_NOT_TRAINED = frozenset({"evaluation", "final", "tracking"})
 
 
 def dump(config: SweepConfig) -> dict[str, Any]:
@@ -46,8 +47,8 @@ def stored_config(folder: Path) -> SweepConfig:
 
 
 def identity(config: SweepConfig) -> dict[str, Any]:
-    """All values that may not change when a sweep goes on: everything but budgets, `tracking` and `final`."""
-    values = {key: value for key, value in dump(config).items() if key not in ("final", "tracking")}
+    """All values that may not change when a sweep goes on: all but budgets, `evaluation`, `tracking` and `final`."""
+    values = {key: value for key, value in dump(config).items() if key not in _NOT_TRAINED}
     values["search"] = {key: value for key, value in values["search"].items() if key not in _BUDGETS}
     values["arms"] = {arm.name: _arm_identity(arm) for arm in config.arms}
     return values

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from prefixray.config.arms import read_arms
 from prefixray.config.messages import explain, parse
-from prefixray.config.scales import apply_scales
+from prefixray.config.scales import apply_evaluation, apply_scales
 from prefixray.config.schema import ArmConfig, FinalConfig, SearchConfig, SweepConfig
 from prefixray.config.trials import METHODS, TrainConfig
 from prefixray.data.catalog import CATALOG, TaskName
@@ -38,6 +38,7 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = (), scales: Sequence
     for override in overrides:
         _check_names_its_arm(override, document)
         document.override(override)
+    apply_evaluation(document)
     config = _validated(document)
     train = _section(document, "train", TrainConfig)
     search = _section(document, "search", SearchConfig)
@@ -117,8 +118,8 @@ def _check_task(document: Document) -> None:
     task = _section(document, "task", TaskConfig)
     if task is None:
         return
-    used = CATALOG[task.name].keys
-    for key in ("path", "urls", *_FILES, "columns"):
+    used = (*CATALOG[task.name].keys, *CATALOG[task.name].form_keys)
+    for key in ("path", "urls", *_FILES, "columns", "tokenised"):
         if key in task.model_fields_set and key not in used:
             document.complain(("task", key), f"is not used by task {task.name}: remove it")
     if CATALOG[task.name].needs_path and task.path is None:

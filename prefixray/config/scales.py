@@ -1,16 +1,20 @@
 """Scales of a sweep file: named sets of values that replace the file's own, as `--set` would.
 
 A paper's table is one file; `--scale laptop` makes the same comparison on a smaller base and fewer rows. A scaled sweep
-is named `NAME-laptop`, so its results lie in a folder of their own.
+is named `NAME-laptop`, so its results lie in a folder of their own. The paper's way of measuring, `evaluation: paper`,
+is a set of values too: defaults of keys that the file does not name.
 """
 
 import re
 from collections.abc import Sequence
 
 from prefixray.config.schema import SweepConfig
+from prefixray.data.catalog import CATALOG
 from prefixray.system.yaml_document import Document, suggestion
 
 _KEY = "scale"
+_PAPERS = {"task": ("tokenised",), "final": ("length_with_prompt", "ban_line_breaks")}
+"""Keys that are true by default under `evaluation: paper`, by their sections."""
 
 
 def apply_scales(document: Document, chosen: Sequence[str]) -> None:
@@ -30,6 +34,21 @@ def apply_scales(document: Document, chosen: Sequence[str]) -> None:
     name = document.values.get("name")
     if isinstance(name, str):
         document.values["name"] = "-".join((name, *chosen))
+
+
+def apply_evaluation(document: Document) -> None:
+    """Put the paper's values where the file asks for its way of measuring and names no others."""
+    if document.values.get("evaluation") != "paper":
+        return
+    for section, keys in _PAPERS.items():
+        values = document.values.setdefault(section, {})
+        if not isinstance(values, dict):
+            continue
+        task = values.get("name")
+        used = CATALOG[task].form_keys if isinstance(task, str) and task in CATALOG else ()
+        for key in keys:
+            if section != "task" or key in used:
+                values.setdefault(key, True)
 
 
 def scale_names(document: Document) -> list[str]:

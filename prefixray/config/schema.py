@@ -5,14 +5,21 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from prefixray.config.space import AnyDimension, AnyDistribution, corner_values
 from prefixray.config.trials import METHODS, MethodName, TrainConfig, TrialConfig
+from prefixray.data.catalog import CATALOG
 from prefixray.data.task_config import TaskConfig
 from prefixray.system.records import Scalar, Strict, Text
+
+if TYPE_CHECKING:  # metrics import sacrebleu and numpy
+    from prefixray.metrics.challenge_words import WordForm
+
+Evaluation = Literal["own", "paper"]
+"""How hypotheses are made and scored: prefixray's own way, or the paper's."""
 
 RECIPE_OF_ALL = frozenset({"eval_every", "precision", "gradient_checkpointing"})
 """Keys of `train` that an arm may not override: arms are comparable only where these are the same."""
@@ -106,6 +113,11 @@ class DecodingSettings(Strict):
     """No run of this many tokens comes twice in a hypothesis; 0: no such rule."""
     early_stopping: bool = False
     """A source is done when as many hypotheses as beams have ended, not when no better one can come."""
+    length_with_prompt: bool = False
+    """Decoder-only bases: the length that divides a beam's score counts the prompt too, and no end token, as in the
+    transformers of 2020. So longer hypotheses are preferred less."""
+    ban_line_breaks: bool = False
+    """Decoder-only bases: no token that is only line breaks is written. A hypothesis that has one is cut there."""
     batch_size: PositiveInt = Field(default=32)
     """Sources that are decoded at once, at most."""
 
@@ -153,11 +165,20 @@ class SweepConfig(Strict):
     trust_remote_code: bool = False
     """Run Python files that the base brings beside its weights; read them first."""
     task: TaskConfig
+    evaluation: Evaluation = "own"
+    """own, or paper: as Li & Liang 2021 measured. paper scores WebNLG and DART as their scripts do, and is the default
+    true of task.tokenised, final.length_with_prompt and final.ban_line_breaks. A finished sweep may change it: what is
+    not trained anew is decoded and scored again."""
     train: TrainConfig
     arms: tuple[ArmConfig, ...]
     search: SearchConfig
     final: FinalConfig = FinalConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def word_form(self) -> "WordForm | None":
+        """The form in which hypotheses and references are compared; None: each metric has its own."""
+        return CATALOG[self.task.name].word_form if self.evaluation == "paper" else None
 
     def arm(self, name: str) -> ArmConfig:
         """The arm of that name."""

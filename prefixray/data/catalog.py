@@ -13,6 +13,9 @@ from prefixray.data.data_to_text import load_dart, load_e2e, load_webnlg
 from prefixray.data.entries import DataConfig, Splits
 from prefixray.data.summarization import CNN_DM, DIALOGSUM, SCITLDR, XSUM, load_xsum_news, load_xsum_sport
 
+if TYPE_CHECKING:  # metrics import sacrebleu and numpy
+    from prefixray.metrics.challenge_words import WordForm
+
 
 @dataclass(frozen=True)
 class TaskKind:
@@ -47,10 +50,14 @@ class TaskFacts:
     """The licence of its data, for the model card."""
     keys: tuple[str, ...] = ("path",)
     """The keys of `task` that say where its data is; empty: the data ships with prefixray."""
+    form_keys: tuple[str, ...] = ()
+    """The keys of `task` about the form of its texts that no other task uses."""
     needs_path: bool = False
     """Whether `task.path` must be given."""
     num_test: int | None = None
     """Sources of the published test split, for a plan without the data."""
+    word_form: "WordForm | None" = None
+    """The form in which the task's published script compares texts, where its metrics' own forms differ from that."""
     default_for: Literal["decoder-only", "encoder-decoder"] | None = None
     """A converted checkpoint of the original on such a base is taken for this task's, unless another is named."""
 
@@ -69,9 +76,19 @@ _OWN_FILES = ("path", "train", "dev", "test", "columns")
 _WITH_URLS = ("path", "urls")
 
 CATALOG: Mapping[str, TaskFacts] = {
-    "e2e": TaskFacts(load_e2e, DATA_TO_TEXT, "E2E", licence="CC BY-SA 4.0", keys=(), default_for="decoder-only"),
-    "webnlg": TaskFacts(load_webnlg, DATA_TO_TEXT, "WebNLG", title_in_card="WebNLG 2017", needs_path=True),
-    "dart": TaskFacts(load_dart, DATA_TO_TEXT, "DART", needs_path=True),
+    "e2e": TaskFacts(
+        load_e2e,
+        DATA_TO_TEXT,
+        "E2E",
+        licence="CC BY-SA 4.0",
+        keys=(),
+        form_keys=("tokenised",),
+        default_for="decoder-only",
+    ),
+    "webnlg": TaskFacts(
+        load_webnlg, DATA_TO_TEXT, "WebNLG", title_in_card="WebNLG 2017", needs_path=True, word_form="ascii_words"
+    ),
+    "dart": TaskFacts(load_dart, DATA_TO_TEXT, "DART", needs_path=True, word_form="words"),
     "custom": TaskFacts(
         load_own_data, OWN_DATA_TO_TEXT, "custom", title_in_card="data of its owner's", keys=_OWN_FILES
     ),

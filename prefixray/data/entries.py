@@ -53,6 +53,9 @@ class DataConfig(Strict):
     """custom, summarization: the file that the final stage scores."""
     columns: ColumnsConfig = ColumnsConfig()
     """custom, summarization: the names of the columns."""
+    tokenised: bool = False
+    """e2e: targets and references as in the original's files, with blanks around each word and mark: "is n't cheap ."
+    """
 
     @property
     def paths(self) -> dict[str, str]:

@@ -8,7 +8,8 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 from prefixray.data.entries import Entry, Splits, one_line
 from prefixray.data.task_config import TaskConfig
@@ -33,6 +34,13 @@ class Sourced:
     source: str
     references: tuple[str, ...]
     group: str | None = None  # the part of the split: WebNLG's "seen" and "unseen" categories
+    rows: tuple[int, ...] = field(default=(), compare=False, repr=False)  # references of each row of the file in turn
+
+    @property
+    def by_row(self) -> list[tuple[str, ...]]:
+        """The references of each row of the file; of one row where the rows are not known."""
+        ends = list(accumulate(self.rows)) or [len(self.references)]
+        return [self.references[start:end] for start, end in pairwise([0, *ends]) if end > start]
 
 
 @dataclass(frozen=True)
@@ -151,11 +159,17 @@ def _examples(entries: Sequence[Entry]) -> list[Example]:
 def _grouped(entries: Sequence[Entry]) -> list[Sourced]:
     """One `Sourced` per source, in the order in which the sources first occur."""
     references: dict[str, list[str]] = {}
+    rows: dict[str, list[int]] = {}
     groups: dict[str, str | None] = {}
     for entry in entries:
         references.setdefault(entry.source, []).extend(map(one_line, entry.references))
+        rows.setdefault(entry.source, []).append(len(entry.references))
         groups.setdefault(entry.source, entry.group)
-    return [Sourced(source, tuple(texts), groups[source]) for source, texts in references.items() if texts]
+    return [
+        Sourced(source, tuple(texts), groups[source], tuple(rows[source]))
+        for source, texts in references.items()
+        if texts
+    ]
 
 
 def _ranks(examples: Sequence[Example]) -> list[int]:

@@ -1,11 +1,13 @@
 """Beam search over logits, step by step; every rule is that of transformers' `generate`.
 
 A source is done when nothing that its beams could still write would change its best hypothesis. The search knows no
-prompt: its tokens start with the last token before the first new one.
+prompt: its tokens start with the last token before the first new one. With `length_with_prompt` the rules about length
+are those of the transformers of 2020, with which Li & Liang 2021 decoded; they need the prompts' lengths.
 """
 
 # N sources, B beams of each, R = N * B, k candidates, V vocabulary, S tokens so far, counting one of the prompt
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,10 +44,23 @@ class _Ended:
 class BeamSearch:
     """The beams of some sources. A source has one row of logits at the first step, and B rows at all others."""
 
-    def __init__(self, last: Tensor, decoding: DecodingSettings, eos_id: int) -> None:
-        """`last`: the token before the first new one of each source, (N,)."""
+    def __init__(
+        self,
+        last: Tensor,
+        decoding: DecodingSettings,
+        eos_id: int,
+        *,
+        prompt_lengths: Tensor | None = None,
+        banned: Sequence[int] = (),
+    ) -> None:
+        """`last`: the token before the first new one of each source, (N,); `prompt_lengths`: tokens up to it, (N,).
+
+        `banned` are ids that are never written.
+        """
+        assert (prompt_lengths is not None) or not decoding.length_with_prompt, "the prompts' lengths are not known"
         num_sources, num_beams = len(last), decoding.num_beams
-        self._decoding, self._eos_id = decoding, eos_id
+        self._decoding, self._eos_id, self._banned = decoding, eos_id, list(banned)
+        self._prompt_lengths = prompt_lengths if decoding.length_with_prompt else None
         self._tokens = last[:, None, None]  # (N, B, S)
         self._scores = torch.zeros(num_sources, 1, device=last.device)  # (N, B) sums of log-probabilities
         size = (num_sources, num_beams)
@@ -71,11 +86,15 @@ class BeamSearch:
 
         # Those that end become hypotheses; the best others are the new beams.
         is_last = num_tokens == self._decoding.max_new_tokens  # one of the tokens is not new
-        ends = torch.ones_like(ids, dtype=torch.bool) if is_last else ids == self._eos_id
+        is_2020s = self._prompt_lengths is not None
+        ends = torch.ones_like(ids, dtype=torch.bool) if is_last and not is_2020s else ids == self._eos_id
         self._end(tokens[:, :, 1:], sums, ends)
         self._scores, best = (sums + ends * _NEVER).topk(keep, dim=1)
         self._tokens = _pick(tokens, best)
-        done = self._is_done(num_tokens)
+        # The transformers of 2020 measured the best candidate, ended or not, by the length before it.
+        done = self._is_done(*((sums[:, :1], num_tokens - 1) if is_2020s else (self._scores[:, :1], num_tokens)))
+        if is_last and is_2020s:  # what is cut counts where the source was not done before
+            self._end(self._tokens[:, :, 1:], self._scores, torch.ones_like(self._scores, dtype=torch.bool))
         return Step(ids.gather(1, best), parents.gather(1, best), torch.ones_like(done) if is_last else done)
 
     def best(self) -> list[list[int]]:
@@ -87,6 +106,8 @@ class BeamSearch:
         """Drop all sources but these, given by their indices."""
         self._tokens, self._scores, self._ended = self._tokens[sources], self._scores[sources], self._ended[sources]
         self._can_improve = self._can_improve[sources]
+        if self._prompt_lengths is not None:
+            self._prompt_lengths = self._prompt_lengths[sources]
 
     def _likeliest(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Each row's likeliest allowed tokens: log-probabilities in fp32 and ids, (R, k) each."""
@@ -99,7 +120,7 @@ class BeamSearch:
             exact.copy_(some)
             most = exact.amax(1, keepdim=True)
             total = torch.sub(exact, most, out=rest).exp_().sum(1, keepdim=True)
-            _forbid(exact, tokens, self._decoding, self._eos_id)
+            _forbid(exact, tokens, self._decoding, self._eos_id, self._banned)
             found, ids = largest(exact, count)
             pieces.append((found - most - total.log_(), ids))  # in log_softmax's order
         return torch.cat([found for found, _ in pieces]), torch.cat([ids for _, ids in pieces])
@@ -108,7 +129,11 @@ class BeamSearch:
         """Let the candidates that end take their places among a source's best hypotheses."""
         ended, keep = self._ended, self._decoding.num_beams
         ends = ends & (torch.arange(ends.shape[1], device=ends.device) < keep)  # others only stand in for ended ones
-        scores = sums / tokens.shape[2] ** self._decoding.length_penalty
+        if self._prompt_lengths is None:
+            scores = sums / tokens.shape[2] ** self._decoding.length_penalty
+        else:
+            has_end = tokens[:, :, -1] == self._eos_id
+            scores = sums / self._length(tokens.shape[2] - has_end.int()) ** self._decoding.length_penalty
         closed = ~self._can_improve
         if self._decoding.early_stopping:
             closed = closed | ended.exists.all(1)
@@ -119,10 +144,14 @@ class BeamSearch:
         exists = torch.cat([ended.exists, ends], dim=1).gather(1, best)
         self._ended = _Ended(_pick(torch.cat([ended.tokens, filled], dim=1), best), scores, exists)
 
-    def _is_done(self, num_new: int) -> Tensor:
-        """Whether a source's running beams can no longer change its best hypotheses, (N,)."""
+    def _length(self, num_new: int | Tensor) -> int | Tensor:
+        """The length that divides a sum of log-probabilities: of new tokens, with those of the prompt where asked."""
+        return num_new if self._prompt_lengths is None else self._prompt_lengths[:, None] + num_new
+
+    def _is_done(self, best_running: Tensor, num_new: int) -> Tensor:
+        """Whether a source's running beams can no longer change its best hypotheses, (N,); the best's sum is (N, 1)."""
         ended = self._ended
-        best_running = self._scores[:, :1] / num_new**self._decoding.length_penalty
+        best_running = best_running / self._length(num_new) ** self._decoding.length_penalty
         worst = torch.where(ended.exists, ended.scores.amin(1, keepdim=True), _NEVER)
         self._can_improve = self._can_improve & (best_running > worst).any(1)
         if self._decoding.early_stopping:
@@ -133,15 +162,15 @@ class BeamSearch:
 class GreedySearch:
     """The likeliest token of each source, step by step: what transformers does for one beam."""
 
-    def __init__(self, last: Tensor, decoding: DecodingSettings, eos_id: int) -> None:
-        self._decoding, self._eos_id = decoding, eos_id
+    def __init__(self, last: Tensor, decoding: DecodingSettings, eos_id: int, *, banned: Sequence[int] = ()) -> None:
+        self._decoding, self._eos_id, self._banned = decoding, eos_id, list(banned)
         self._tokens = last[:, None]  # (N, S)
         self._is_done = torch.zeros(len(last), dtype=torch.bool, device=last.device)
 
     def advance(self, logits: Tensor) -> Step:
         """Choose the next tokens from the logits (N, V) after the last tokens."""
         allowed = logits.to(torch.float32, copy=True)
-        _forbid(allowed, self._tokens, self._decoding, self._eos_id)
+        _forbid(allowed, self._tokens, self._decoding, self._eos_id, self._banned)
         ids = allowed.argmax(1).masked_fill(self._is_done, self._eos_id)
         self._is_done = self._is_done | (ids == self._eos_id)
         is_last = self._tokens.shape[1] == self._decoding.max_new_tokens
@@ -159,9 +188,13 @@ class GreedySearch:
         self._tokens, self._is_done = self._tokens[sources], self._is_done[sources]
 
 
-def start_search(last: Tensor, decoding: DecodingSettings, eos_id: int) -> BeamSearch | GreedySearch:
-    """A search that continues the tokens `last`, (N,)."""
-    return (GreedySearch if decoding.num_beams == 1 else BeamSearch)(last, decoding, eos_id)
+def start_search(
+    last: Tensor, decoding: DecodingSettings, eos_id: int, prompt_lengths: Tensor, banned: Sequence[int] = ()
+) -> BeamSearch | GreedySearch:
+    """A search that continues the tokens `last`, (N,), which end prompts of these lengths, (N,), without banned ids."""
+    if decoding.num_beams == 1:
+        return GreedySearch(last, decoding, eos_id, banned=banned)
+    return BeamSearch(last, decoding, eos_id, prompt_lengths=prompt_lengths, banned=banned)
 
 
 def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -178,8 +211,12 @@ def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return found, torch.where(places < count * _BLOCK, in_blocks, places - count * _BLOCK + cut)
 
 
-def _forbid(scores: Tensor, tokens: Tensor, decoding: DecodingSettings, eos_id: int) -> None:
+def _forbid(
+    scores: Tensor, tokens: Tensor, decoding: DecodingSettings, eos_id: int, banned: Sequence[int] = ()
+) -> None:
     """Write -inf into scores (R, V) where an id may not follow the tokens (R, S)."""
+    if banned:
+        scores[:, banned] = float("-inf")
     if decoding.no_repeat_ngram_size:
         rows, ids = _repeating(tokens, decoding.no_repeat_ngram_size)
         scores[rows, ids] = float("-inf")

@@ -14,8 +14,9 @@ from typing import Any
 
 from prefixray.artifacts.store import load_artifact, restore_method
 from prefixray.batching.template import Template
-from prefixray.config.schema import DecodingSettings
+from prefixray.config.schema import DecodingSettings, Evaluation
 from prefixray.data import Sourced, load_task
+from prefixray.data.catalog import CATALOG
 from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.tuned_model import Tuned
 from prefixray.methods.contract import Method, Untuned
@@ -42,9 +43,11 @@ def decode_artifact(
     device: str = "cpu",
     decoding: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
+    evaluation: Evaluation = "own",
 ) -> Decoded:
     """Decode and score a split of the task that an artifact names.
 
+    `evaluation` is that of the artifact's sweep: in the paper's, texts are compared as the task's script does.
     Raises `UserError` as `Tuned.load` does, and where the task's data is not there.
     """
     _, meta = load_artifact(folder)
@@ -52,7 +55,8 @@ def decode_artifact(
     sources = split_sources(task, split)
     tuned = Tuned.load(folder, device=device, decoding=decoding, trust_remote_code=trust_remote_code)
     hypotheses = tuned.generate([sourced.source for sourced in sources])
-    return Decoded(sources, hypotheses, score_all(hypotheses, sources, task.metrics))
+    form = CATALOG[task.name].word_form if evaluation == "paper" else None
+    return Decoded(sources, hypotheses, score_all(hypotheses, sources, task.metrics, form))
 
 
 def decode_for_sweep(
@@ -72,7 +76,7 @@ def decode_for_sweep(
         "sources": hashlib.sha256(repr(sources).encode()).hexdigest(),
     }
     record = folder / f"{split}.json"
-    if _read_record(record).get("made_from") == made_from:
+    if _made_from(record) == made_from:
         return
     record.unlink(missing_ok=True)
     base = trainer.base
@@ -86,10 +90,13 @@ def decode_for_sweep(
     write_whole(record, json.dumps({"made_from": made_from, "seconds": seconds}, indent=1) + "\n")
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    """The content of `SPLIT.json`; empty where the file is missing or damaged."""
+def _made_from(path: Path) -> dict[str, Any]:
+    """What a split was made from, by its `SPLIT.json`; empty where the file is missing or damaged.
+
+    Settings that it lacks are those of an earlier version, which decoded by today's defaults.
+    """
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        made_from: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["made_from"]
+        return {**made_from, "decoding": {**DecodingSettings().model_dump(), **made_from["decoding"]}}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {}
-    return record

@@ -36,6 +36,8 @@ from prefixray.training.prefill import Prompt, extended
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_RUN = 8  # line breaks that may be one token
+
 LEAVING = 8  # finished sources leave a batch when they are one in 8: before, running them on costs less
 
 
@@ -153,7 +155,9 @@ def _by_beams(base: Base, template: Template, jobs: Sequence[_Job], decoding: De
 
     # Each source starts with one beam, its prompt's last token.
     tokens = torch.tensor([job.prompt[-1:] for job in jobs], device=base.device)  # (N, B)
-    search = start_search(tokens[:, 0], decoding, template.eos_id)
+    lengths = torch.tensor([len(job.prompt) - job.insert.infix_length for job in jobs], device=base.device)
+    banned = _line_breaks(template) if decoding.ban_line_breaks else ()
+    search = start_search(tokens[:, 0], decoding, template.eos_id, lengths, banned)
     new_tokens: list[list[int]] = [[] for _ in jobs]
     running = list(range(len(jobs)))  # indices of the jobs in the batch
     model: Any = base.model
@@ -180,6 +184,12 @@ def _by_beams(base: Base, template: Template, jobs: Sequence[_Job], decoding: De
             cache.keep(rows)
             tokens = tokens[rows]
     return new_tokens
+
+
+def _line_breaks(template: Template) -> list[int]:
+    """The ids of the tokens that are line breaks and nothing else; GPT-2's are 198 and 628."""
+    runs = template.tokenizer(["\n" * count for count in range(1, _LONGEST_RUN + 1)], add_special_tokens=False)
+    return sorted({ids[0] for ids in runs.input_ids if len(ids) == 1})
 
 
 def _no_columns(base: Base) -> Tensor:

@@ -16,6 +16,7 @@ from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.stage import Stage
 from prefixray.driver.tune import Engine
 from prefixray.metrics import higher_is_better
+from prefixray.metrics.challenge_words import WordForm
 from prefixray.results.compare import FinalRun, score_of
 from prefixray.results.hypotheses import Split
 from prefixray.search.fixed_study import FixedStudy
@@ -65,7 +66,8 @@ class FinalStage:
         runs = self._train("candidates", {arm: self._runs(arm, records, seeds) for arm, records in candidates.items()})
         self._engine.decode(self._decode_jobs(runs, "dev"))
         metric = self._config.final.metric.removeprefix("test/")
-        chosen = {arm: best_candidate(arm_runs, dev_sources, metric).number for arm, arm_runs in runs.items()}
+        form = self._config.word_form
+        chosen = {arm: best_candidate(arm_runs, dev_sources, metric, form).number for arm, arm_runs in runs.items()}
         return {arm: [r for r in candidates[arm] if r and r.number == number] for arm, number in chosen.items()}
 
     def _runs(self, arm_name: str, records: Sequence[Record | None], replicates: Sequence[int]) -> list[FinalRun]:
@@ -126,9 +128,11 @@ class FinalStage:
         return artifact_path, str(folder.absolute()), split, self._config.final.decoding.model_dump()
 
 
-def best_candidate(runs: Sequence[FinalRun], dev_sources: Sequence[Sourced], metric: str) -> FinalRun:
-    """The run whose hypotheses on dev score best."""
+def best_candidate(
+    runs: Sequence[FinalRun], dev_sources: Sequence[Sourced], metric: str, form: WordForm | None = None
+) -> FinalRun:
+    """The run whose hypotheses on dev score best; `form` is that in which texts are compared."""
     sign = 1.0 if higher_is_better(metric) else -1.0
-    scores = {run.item: score_of(run.folder, "dev", dev_sources, [metric])[metric].corpus() for run in runs}
+    scores = {run.item: score_of(run.folder, "dev", dev_sources, [metric], form)[metric].corpus() for run in runs}
     logger.info("candidates on dev: %s", ", ".join(f"{item} {value:.2f}" for item, value in scores.items()))
     return max(runs, key=lambda run: sign * scores[run.item])

@@ -1,9 +1,10 @@
 """A sweep's results beside the paper's numbers, and the distance between them.
 
 Only a sweep of the paper's own base and task can reproduce a number. The numbers of other sweeps are printed, too,
-under a warning that says what differs.
+under a warning that says what differs. A difference between numbers that are measured differently has a mark.
 """
 
+from prefixray.data.catalog import CATALOG
 from prefixray.errors import UserError
 from prefixray.metrics import DECIMALS, METRICS, label
 from prefixray.reporting.grid import Grid
@@ -13,6 +14,7 @@ from prefixray.results.record import ArmResult, Interval, Results
 from prefixray.system.yaml_document import suggestion
 
 LIST = "list"
+_MARK = "\u2020"
 _DECIMALS = {"rouge_1": 2, "rouge_2": 2, "rouge_l": 2, **DECIMALS}
 
 
@@ -45,7 +47,8 @@ def _table_text(results: Results, table: PaperTable) -> str:
     for system, row in {**table.rows[base], **table.quoted}.items():
         for index, column in enumerate(table.columns):
             ours = _ours(arms.get(system), column)
-            cells = _cells(row, index, ours, column, compare=is_same_test)
+            mark = _MARK if _is_measured_apart(results, table) or column.stays else ""
+            cells = _cells(row, index, ours, column, compare=is_same_test, mark=mark)
             lines.append([system if index == 0 else "", _name(column), *cells])
     header = ["arm", "metric", "ours [95 %]", "arXiv v1", "ours - arXiv", "ACL 2021", "ours - ACL"]
     grid = Grid(header, lines, frozenset({"arm", "metric"}))
@@ -75,9 +78,17 @@ def _warnings(results: Results, table: PaperTable, base: str) -> list[str]:
     return lines
 
 
+def _is_measured_apart(results: Results, table: PaperTable) -> bool:
+    """Whether another way of measuring than the paper's has been chosen, on a task where it makes a difference."""
+    facts = CATALOG[table.task]
+    return results.get("evaluation") != "paper" and bool(facts.word_form or facts.form_keys)
+
+
 def _footnotes(results: Results, table: PaperTable) -> list[str]:
     missing = [column.metric for column in table.columns if column.is_ours and column.metric not in results["metrics"]]
     notes = ["~ the paper's number lies within our interval. The paper gives neither seeds nor intervals."]
+    if results["task"] == table.task and results["split"] == table.split:
+        notes += _deviations(results, table)
     if missing:
         more = ", ".join(f"test/{metric}" for metric in dict.fromkeys(missing))
         remedy = f"run the sweep again with --set 'final.more_metrics=[{more}]'; nothing is trained"
@@ -86,6 +97,17 @@ def _footnotes(results: Results, table: PaperTable) -> list[str]:
         names = ", ".join(column.metric for column in table.columns if not column.is_ours)
         notes.append(f"{names}: not computed by prefixray.")
     return notes
+
+
+def _deviations(results: Results, table: PaperTable) -> list[str]:
+    """What the mark means: which columns are measured otherwise than the paper's, and how."""
+    if _is_measured_apart(results, table):
+        return [f"{_MARK} measured in prefixray's own way; as the paper did: --set evaluation=paper (docs/paper.md)."]
+    stays: dict[str, list[str]] = {}
+    for column in table.columns:
+        if column.stays is not None:
+            stays.setdefault(column.stays, []).append(label(column.metric))
+    return [f"{_MARK} {', '.join(dict.fromkeys(names))}: {how} (docs/paper.md)." for how, names in stays.items()]
 
 
 def _ours(arm: ArmResult | None, column: Column) -> Interval | None:
@@ -98,8 +120,8 @@ def _ours(arm: ArmResult | None, column: Column) -> Interval | None:
     return None if group is None else group["scores"].get(column.metric)
 
 
-def _cells(row: Row, index: int, ours: Interval | None, column: Column, *, compare: bool) -> list[str]:
-    """Our number, then each version's number with our distance to it."""
+def _cells(row: Row, index: int, ours: Interval | None, column: Column, *, compare: bool, mark: str) -> list[str]:
+    """Our number, then each version's number with our distance to it and the mark."""
     cells = ["-" if ours is None else _interval(ours, column.metric)]
     for numbers in (row.arxiv, row.acl):
         number = numbers[index]
@@ -107,8 +129,8 @@ def _cells(row: Row, index: int, ours: Interval | None, column: Column, *, compa
         if number is None or ours is None or not compare:
             cells.append("-")
         else:
-            mark = "~" if ours["low"] <= number <= ours["high"] else " "
-            cells.append(f"{ours['value'] - number:+.{_DECIMALS.get(column.metric, 1)}f} {mark}")
+            within = "~" if ours["low"] <= number <= ours["high"] else " "
+            cells.append(f"{ours['value'] - number:+.{_DECIMALS.get(column.metric, 1)}f} {within}{mark}")
     return cells
 
 

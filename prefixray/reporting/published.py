@@ -22,6 +22,7 @@ class Column:
     digits: int  # of the paper's numbers, behind the point
     group: str | None = None  # None: all sources
     is_ours: bool = True
+    stays: str | None = None  # how our number is made otherwise than the paper's, under its own way of measuring too
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from prefixray.config.seeds import subset_of
 from prefixray.config.trials import TrialConfig
 from prefixray.data import Sourced
 from prefixray.metrics import Scored
+from prefixray.metrics.challenge_words import WordForm
 from prefixray.results.command_run import versions
 from prefixray.results.examples import choose_examples
 from prefixray.results.hypotheses import read_hypotheses, score_all
@@ -117,7 +118,7 @@ def make_results(
     config, provenance = facts.config, facts.provenance
     metrics, primary = _metrics(config, provenance)
     folders = {UNTUNED: [floor], **{arm: [run.folder for run in of_arm] for arm, of_arm in runs.items()}}
-    scored = {arm: [score_of(folder, "test", sources, metrics) for folder in group] for arm, group in folders.items()}
+    scored = {arm: [_on_test(folder, sources, metrics, config) for folder in group] for arm, group in folders.items()}
     scores = _Scores(scored, metrics, primary, _reference(config, runs), _draws(config, runs))
     compared = scores.compare()
     arms = [
@@ -142,6 +143,7 @@ def make_results(
         reference=scores.reference,
         metrics=metrics,
         signatures={metric: scored[UNTUNED][0][metric].signature for metric in metrics},
+        evaluation=config.evaluation,
         decoding=dict(facts.decoding),
         precision=provenance.precision,
         num_parameters=provenance.num_parameters,
@@ -154,6 +156,12 @@ def make_results(
         examples=choose_examples(outputs, first_seeds, scores.reference, sources),
         search=list(facts.search),
     )
+
+
+def _on_test(
+    folder: Path, sources: Sequence[Sourced], metrics: Sequence[str], config: SweepConfig
+) -> dict[str, Scored]:
+    return score_of(folder, "test", sources, metrics, config.word_form)
 
 
 def _metrics(config: SweepConfig, provenance: Provenance) -> tuple[list[str], str]:
@@ -292,6 +300,8 @@ def _machine(provenance: Provenance) -> dict[str, object]:
     }
 
 
-def score_of(folder: Path, split: str, sources: Sequence[Sourced], metrics: Sequence[str]) -> dict[str, Scored]:
-    """The scores of the hypotheses in a folder."""
-    return score_all(read_hypotheses(folder, split), sources, metrics)
+def score_of(
+    folder: Path, split: str, sources: Sequence[Sourced], metrics: Sequence[str], form: WordForm | None = None
+) -> dict[str, Scored]:
+    """The scores of the hypotheses in a folder; `form` is that in which texts are compared."""
+    return score_all(read_hypotheses(folder, split), sources, metrics, form)

@@ -5,14 +5,20 @@ source, and sources.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from prefixray.config.load import find_sweep
+from prefixray.config.schema import Evaluation
 from prefixray.data import Sourced, Task
 from prefixray.data.entries import one_line
 from prefixray.errors import UserError
 from prefixray.metrics import Scored, higher_is_better, score
+from prefixray.metrics.challenge_words import WordForm
 from prefixray.results.record import is_finished, load_results
 from prefixray.system.atomic_files import write_whole
 from prefixray.trial import TrialFolder
@@ -26,10 +32,25 @@ def split_sources(task: Task, split: Split) -> tuple[Sourced, ...]:
     return task.dev_sources if split == "dev" else task.test_sources
 
 
-def score_all(hypotheses: Sequence[str], sources: Sequence[Sourced], metrics: Sequence[str]) -> dict[str, Scored]:
-    """Every metric's score of the hypotheses against all references of their sources."""
-    references = [sourced.references for sourced in sources]
-    return {metric: score(metric, hypotheses, references) for metric in metrics}
+def score_all(
+    hypotheses: Sequence[str], sources: Sequence[Sourced], metrics: Sequence[str], form: WordForm | None = None
+) -> dict[str, Scored]:
+    """Every metric's score of the hypotheses against all references of their sources.
+
+    In a challenge's form of texts it is as with the challenge's script: each row of the file counts, against its own
+    references alone, where several rows have the same source.
+    """
+    if form is None:
+        references = [sourced.references for sourced in sources]
+        return {metric: score(metric, hypotheses, references) for metric in metrics}
+    by_row = [sourced.by_row for sourced in sources]
+    starts = [0, *accumulate(len(rows) for rows in by_row[:-1])]
+    repeated = [text for text, rows in zip(hypotheses, by_row, strict=True) for _ in rows]
+    references = [several for rows in by_row for several in rows]
+    scored = {metric: score(metric, repeated, references, form) for metric in metrics}
+    return {
+        metric: replace(rows, statistics=np.add.reduceat(rows.statistics, starts)) for metric, rows in scored.items()
+    }
 
 
 def write_hypotheses(folder: Path, split: str, hypotheses: Sequence[str], sources: Sequence[Sourced]) -> None:
@@ -85,6 +106,13 @@ def best_artifact(folder: Path, arm: str | None = None) -> tuple[Path, dict[str,
     if not is_finished(results):
         raise UserError(f"{folder}: no final stage yet; decode one of its trials: {folder}/trials/ARM/NUMBER/artifact")
     return TrialFolder(folder / best_run(results, arm)).artifact, dict(results["decoding"])
+
+
+def find_evaluation(where: str) -> Evaluation:
+    """How the sweep measures whose artifact `find_artifact` finds; "own" for an artifact that is named itself."""
+    if any(Path(where).glob("*_config.json")):
+        return "own"
+    return "paper" if load_results(find_sweep(where)).get("evaluation") == "paper" else "own"
 
 
 def find_artifact(where: str, arm: str | None = None) -> tuple[Path, dict[str, Any]]:

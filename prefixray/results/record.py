@@ -143,6 +143,7 @@ class Results(Stored):
     reference: str
     metrics: list[str]
     signatures: dict[str, str]
+    evaluation: NotRequired[str]  # "own" or "paper"; older records, which lack it, are "own"
     decoding: dict[str, Scalar]
     precision: str
     num_parameters: int

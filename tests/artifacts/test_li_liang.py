@@ -99,6 +99,8 @@ def test_a_checkpoint_of_gpt2_keeps_its_keys_and_values_and_decodes_as_transform
     key, value = _by_hand(state, "decoder", sizes, deep=deep)
     torch.testing.assert_close(tensors["decoder.key"], key)
     torch.testing.assert_close(tensors["decoder.value"], value)
+    rules = {"length_with_prompt": True, "ban_line_breaks": True}
+    assert record["decoding"] == {"num_beams": 5, "max_new_tokens": 100, **rules} and record["task"]["tokenised"]
     assert record["task"]["name"] == "e2e" and record["config"]["method"]["mid_dim"] == MID
     tuned = Tuned.load(tmp_path / "out", decoding={"num_beams": 1, "max_new_tokens": 8})
     expected = _greedy(tiny_gpt2, tuned.template.encode_source("name : The Mill"), key, value, tuned.template.eos_id)
@@ -149,7 +151,8 @@ def test_a_checkpoint_of_bart_has_a_prefix_at_three_sites(even_bart: Base, tmp_p
         torch.testing.assert_close(tensors[f"{site}.value"], value)
     assert record["positions"] == "unshifted" and record["task"]["name"] == "xsum"
     given = len(record["template"]["target_before"])
-    assert record["decoding"] == {"num_beams": 6, "min_new_tokens": 11 - given, "max_new_tokens": 62 - given}
+    lengths = {"min_new_tokens": 11 - given, "max_new_tokens": 62 - given}
+    assert record["decoding"] == {"num_beams": 6, **lengths, "no_repeat_ngram_size": 3, "early_stopping": True}
     assert len(Tuned.load(tmp_path / "out", decoding={"max_new_tokens": 12}).generate(["The Mill is a pub."])) == 1
 
 

@@ -26,10 +26,19 @@ def test_a_configuration_survives_json() -> None:
         "arms.prefix.num_trials=5",
         "final.num_seeds=3",
         "tracking.mlflow=null",
+        "final.length_with_prompt=true",
     ],
 )
 def test_budgets_tracking_and_the_final_stage_do_not_change_what_a_sweep_is(budget: str) -> None:
     assert identity(load()) == identity(load(VALID, budget))
+
+
+def test_another_way_of_measuring_alone_trains_nothing_anew() -> None:
+    """WebNLG is scored and decoded anew; E2E's targets become others, which the difference names."""
+    webnlg = "task={name: webnlg, path: .}"
+    assert identity(load(VALID, webnlg)) == identity(load(VALID, webnlg, "evaluation=paper"))
+    changed = differences(identity(load()), identity(load(VALID, "evaluation=paper")))
+    assert changed == ["task.tokenised: false -> true"]
 
 
 def test_differences_are_named_as_the_file_has_them() -> None:

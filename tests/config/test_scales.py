@@ -76,3 +76,21 @@ def test_a_scale_that_is_not_there_is_answered_with_those_that_are() -> None:
     assert scale_problem(SCALED, "tiny") == "x.yaml:1: --scale tiny: no such scale (the scales are: laptop, short)"
     assert scale_problem(SCALED, "latop") == "x.yaml:1: --scale latop: no such scale (did you mean 'laptop'?)"
     assert scale_problem(VALID, "laptop") == "x.yaml:1: --scale laptop: no such scale (the file has no scales)"
+
+
+def test_the_papers_way_of_measuring_sets_the_keys_that_the_file_does_not_name() -> None:
+    def values(*overrides: str) -> tuple[bool, bool, bool]:
+        config = load(VALID, *overrides)
+        return config.task.tokenised, config.final.length_with_prompt, config.final.ban_line_breaks
+
+    assert load().evaluation == "own" and values() == (False, False, False)
+    assert values("evaluation=paper") == (True, True, True)
+    assert values("evaluation=paper", "task.tokenised=false", "final.ban_line_breaks=false") == (False, True, False)
+    webnlg = load(VALID, "evaluation=paper", "task={name: webnlg, path: .}")
+    assert not webnlg.task.tokenised and webnlg.word_form == "ascii_words" and load().word_form is None
+    assert "must be 'own' or 'paper'" in scale_problem(VALID, overrides=["evaluation=papers"])
+
+
+def test_targets_are_tokenised_for_e2e_alone() -> None:
+    own_data = ["task={name: custom, train: x.yaml, dev: x.yaml, test: x.yaml, tokenised: true}"]
+    assert "task.tokenised: is not used by task custom: remove it" in scale_problem(VALID, overrides=own_data)

@@ -5,6 +5,7 @@ WebNLG's texts may not be used commercially, so its files here are made up in it
 
 import gzip
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from support.data_files import write
 
 from prefixray.data import Example, Sourced, Task, load_task
-from prefixray.data.data_to_text import linearise_meaning, linearise_triples
+from prefixray.data.data_to_text import linearise_meaning, linearise_triples, tokenise_e2e
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 
@@ -64,6 +65,47 @@ def test_e2e_targets_are_the_official_references_untokenised(e2e: Task) -> None:
     assert e2e.dev_sources[0].references[1] == (
         "In the city centre there is a venue name Alimentum, this is not a family-friendly venue."
     )
+
+
+@pytest.mark.parametrize(("text", "tokenised"), [  # lines of the original's src1_test.txt and src1_valid.txt
+    ("There is a place in the city centre, Alimentum, that is not family-friendly.",
+     "There is a place in the city centre , Alimentum , that is not family - friendly ."),
+    ("It's cheap (less than £20) and isn't a 5-star pub.",
+     "It 's cheap ( less than £ 20 ) and is n't a 5-star pub ."),
+    ("Prices are £20-25, or £30.99 for hors d'oeuvre.", "Prices are £ 20 - 25 , or £ 30.99 for hors d'oeuvre ."),
+])  # fmt: skip
+def test_e2e_texts_are_tokenised_as_in_the_originals_files(text: str, tokenised: str) -> None:
+    assert tokenise_e2e(text) == tokenised
+
+
+def test_e2e_has_tokenised_targets_and_references_on_request(e2e: Task) -> None:
+    task = load_task(TaskConfig(name="e2e", tokenised=True, num_train=5, num_dev=5, num_test=5))
+    plain = {sourced.source: sourced.references for sourced in e2e.test_sources}
+    for sourced in task.test_sources:
+        assert sourced.references == tuple(map(tokenise_e2e, plain[sourced.source]))
+    for example in (*task.train, *task.dev):
+        assert example.target == tokenise_e2e(example.target) != ""
+    assert any(example.target.endswith(" .") for example in task.train)
+
+
+@pytest.mark.skipif("PREFIXRAY_E2E" not in os.environ, reason="PREFIXRAY_E2E names no folder with the original's files")
+@pytest.mark.parametrize(("split", "most"), [("test", 25), ("valid", 77)])
+def test_e2e_is_tokenised_as_by_the_original(split: str, most: int) -> None:
+    """`PREFIXRAY_E2E`: the original's folder data/e2e_data. Some lines are typing errors that it split otherwise."""
+    file = Path(os.environ["PREFIXRAY_E2E"], f"src1_{split}.txt")
+    lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line]
+    task = load_task(TaskConfig(name="e2e", num_train=1))
+    theirs: dict[str, list[str]] = {}
+    for source, target in (line.split("||") for line in lines):
+        theirs.setdefault(source, []).append(target.strip())
+    for_split = task.test_sources if split == "test" else task.dev_sources
+    pairs = [
+        (tokenise_e2e(text), original)
+        for sourced in for_split
+        for text, original in zip(sourced.references, theirs[sourced.source], strict=True)
+    ]
+    assert len(pairs) == len(lines)
+    assert sum(text != original for text, original in pairs) == most
 
 
 WebnlgEntry = tuple[str, list[tuple[str, str, str]], list[tuple[str, str]]]  # category, triples, (verdict, text)s

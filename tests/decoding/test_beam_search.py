@@ -94,6 +94,79 @@ def test_hypotheses_of_a_mixed_batch_are_those_of_transformers_alone(exact_base:
     assert generate(base, template, sources, inserts, decoding) == expected
 
 
+def _as_in_2020(
+    base: Base, prompt: Sequence[int], decoding: DecodingSettings, eos_id: int, banned: list[int]
+) -> list[int]:
+    """The beam search of the transformers of 2020, written down anew: rows are whole, and lengths count the prompt."""
+    beams, ended, most = [(0.0, tuple(prompt))], [], len(prompt) + decoding.max_new_tokens
+
+    def add(total: float, row: tuple[int, ...]) -> None:
+        ended.append((total / len(row) ** decoding.length_penalty, row))
+        ended.sort(key=lambda entry: -entry[0])
+        del ended[decoding.num_beams :]
+
+    while len(beams[0][1]) < most:
+        log_p = base.model(torch.tensor([row for _, row in beams])).logits[:, -1].log_softmax(-1)
+        log_p[:, banned] = -torch.inf
+        sums = (log_p + torch.tensor([[total] for total, _ in beams])).flatten()
+        best = sums.topk(2 * decoding.num_beams)
+        length, beams_before, beams = len(beams[0][1]), beams, []
+        for rank, (total, place) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
+            row, token = beams_before[place // log_p.shape[1]][1], place % log_p.shape[1]
+            if token != eos_id:
+                beams.append((total, (*row, token)))
+            elif rank < decoding.num_beams:
+                add(total, row)
+        beams = beams[: decoding.num_beams]
+        is_full = len(ended) == decoding.num_beams
+        reachable = best.values[0].item() / length**decoding.length_penalty
+        if is_full and (decoding.early_stopping or ended[-1][0] >= reachable):
+            break
+    else:
+        for total, row in beams:
+            add(total, row)
+    return list(ended[0][1][len(prompt) :])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_length_counts_the_prompt_as_in_the_transformers_of_2020(exact_base: Base, seed: int) -> None:
+    draw = random.Random(seed)
+    base = replace(exact_base, tokenizer=_Ids(exact_base.tokenizer))
+    template = replace(make_template(exact_base, TaskConfig(name="e2e")), tokenizer=base.tokenizer)
+    free = DecodingSettings(num_beams=3, max_new_tokens=9)
+    said = [int(token) for text in generate(base, template, SOURCES, [Insert()] * 4, free) for token in text.split()]
+    template = replace(template, eos_id=draw.choice(said))
+    decoding = DecodingSettings(
+        num_beams=draw.choice([2, 3, 5]),
+        max_new_tokens=draw.choice([2, 9, 24]),
+        length_penalty=draw.choice([0.6, 1.0, 2.0]),
+        early_stopping=seed == 5,
+        batch_size=draw.choice([3, 64]),
+        length_with_prompt=True,
+        ban_line_breaks=True,
+    )
+    banned = exact_base.tokenizer(["\n"], add_special_tokens=False).input_ids[0]
+    assert len(banned) == 1 and banned[0] != template.eos_id
+    with torch.no_grad():
+        expected = [_as_in_2020(base, template.encode_source(s), decoding, template.eos_id, banned) for s in SOURCES]
+    assert generate(base, template, SOURCES, [Insert()] * 4, decoding) == [" ".join(map(str, ids)) for ids in expected]
+    assert any(expected)
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_no_token_that_is_a_line_break_is_written_where_they_are_banned(tiny_gpt2: Base, num_beams: int) -> None:
+    """A prefix that likes nothing but line breaks writes a text of one line, which nobody cuts."""
+    (line_break,) = tiny_gpt2.tokenizer(["\n"], add_special_tokens=False).input_ids[0]
+    with torch.no_grad():
+        tiny_gpt2.model.lm_head.weight[line_break] *= 50  # type: ignore[index]
+    template = make_template(tiny_gpt2, TaskConfig(name="e2e"))
+    decoding = DecodingSettings(num_beams=num_beams, max_new_tokens=12)
+    (cut,) = generate(tiny_gpt2, template, SOURCES[:1], [Insert()], decoding)
+    banned = decoding.model_copy(update={"ban_line_breaks": True})
+    (whole,) = generate(tiny_gpt2, template, SOURCES[:1], [Insert()], banned)
+    assert len(whole) > len(cut)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_beams", [1, 5])
 def test_hypotheses_of_real_weights_are_those_of_transformers(num_beams: int) -> None:

@@ -16,6 +16,7 @@ from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.evaluate import Tuned
 from prefixray.errors import UserError
 from prefixray.methods import build_method
+from prefixray.metrics import score
 from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
 from prefixray.results.hypotheses import best_run, read_hypotheses, score_all, write_hypotheses
@@ -57,6 +58,20 @@ def test_hypotheses_are_scored_against_all_references_of_their_source() -> None:
     scores = score_all(["There is The\nMill.", "The Eagle."], SOURCED, ("bleu", "rouge_l_coco"))
     assert list(scores) == ["bleu", "rouge_l_coco"]
     assert scores["rouge_l_coco"].corpus() == pytest.approx(100)
+
+
+def test_in_a_challenges_form_each_row_of_a_source_counts_with_its_own_references() -> None:
+    """The first source stands in two rows of the file; a resampling by source draws both."""
+    references = (("The Mill is a pub.", "There is The-Mill!"), ("It is a pub called The Mill.",), ("The Eagle.",))
+    merged = (Sourced("a", (*references[0], *references[1]), rows=(2, 1)), Sourced("b", references[2]))
+    hypotheses = ["There is The Mill pub.", "The Eagle!"]
+    found = score_all(hypotheses, merged, ("bleu", "ter"), "words")
+    for metric, scored in found.items():
+        by_row = score(metric, [hypotheses[0], *hypotheses], references, "words")
+        assert scored.corpus() == pytest.approx(by_row.corpus(), abs=1e-9)
+        assert scored.statistics[0] == pytest.approx(by_row.statistics[:2].sum(0), abs=1e-9)
+        assert scored.signature.endswith("|texts:words")
+    assert found["ter"].corpus() != pytest.approx(score_all(hypotheses, merged, ("ter",))["ter"].corpus())
 
 
 def test_the_best_prefix_is_the_run_of_a_sweep_that_is_meant() -> None:

@@ -57,6 +57,7 @@ def results(base: str, task: str, arms: list[ArmResult], num_sources: int = 630)
         "reference": arms[0]["arm"],
         "metrics": list(arms[0]["scores"]),
         "signatures": {},
+        "evaluation": "paper",
         "decoding": {"num_beams": 5},
         "precision": "bf16",
         "num_parameters": 1,
@@ -84,6 +85,12 @@ def test_every_row_is_an_arm_of_the_file_that_makes_it_and_has_every_column(name
 def _data(sweep: str) -> list[str]:
     """XSum's list of addresses is not here: any file stands in for it."""
     return [f"task.urls={__file__}"] if sweep in ("xsum_news", "xsum_sport") else []
+
+
+def test_every_file_of_the_paper_is_measured_as_the_paper_did() -> None:
+    for file in PAPER.glob("*.yaml"):
+        config = load_sweep(file, _data(file.stem))
+        assert config.evaluation == "paper" and config.task.tokenised == (config.task.name == "e2e")
 
 
 def test_every_figure_has_a_file_and_every_file_is_listed() -> None:
@@ -151,7 +158,23 @@ def test_groups_are_compared_with_the_papers_seen_and_unseen() -> None:
     assert shown[0] == ["BLEU", "seen", "62.0", "[61.0,", "63.0]", "62.9", "-0.9", "~", "62.9", "-0.9", "~"]
     assert shown[1] == ["BLEU", "unseen", "40.0", "[39.0,", "41.0]", "45.6", "-5.6", "45.3", "-5.3"]
     assert shown[2][:2] == ["BLEU", "55.0"] and shown[3] == ["METEOR", "seen", "-", "44", "-", "44", "-"]
-    assert shown[8][:5] == ["TER", "40.0", "[39.0,", "41.0]", "41"]
+    assert shown[8] == ["TER", "40.0", "[39.0,", "41.0]", "41", "-1.0", "~\u2020", "42", "-2.0", "\u2020"]
+    assert "\u2020 TER: by sacrebleu, 0.1 from tercom on such text (docs/paper.md)." in lines
+
+
+def test_what_was_not_measured_as_the_paper_did_has_a_mark_and_the_remedy() -> None:
+    own = results("gpt2-medium", "e2e", [arm("prefix", bleu=67.0)])
+    assert "\u2020" not in paper_text(own, "table1")
+    own["evaluation"] = "own"
+    lines = paper_text(own, "table1").splitlines()
+    (bleu,) = [line for line in lines if line.startswith("prefix")]
+    assert bleu.split()[5:] == ["69.7", "-2.7", "\u2020", "70.3", "-3.3", "\u2020"]
+    remedy = "as the paper did: --set evaluation=paper (docs/paper.md)."
+    assert f"\u2020 measured in prefixray's own way; {remedy}" in lines
+    summaries = results("facebook/bart-large", "xsum", [arm("prefix_2", rouge_1=43.0)])
+    assert "\u2020 ROUGE-1, ROUGE-2, ROUGE-L: over all summaries and whole references" in paper_text(
+        summaries, "table2"
+    )
 
 
 def test_of_a_figure_the_papers_words_are_printed_with_ours_below() -> None:
