@@ -9,12 +9,10 @@ import re
 from collections.abc import Sequence
 
 from prefixray.config.schema import SweepConfig
-from prefixray.data.catalog import CATALOG
+from prefixray.data.catalog import CATALOG, SUMMARIZATION
 from prefixray.system.yaml_document import Document, suggestion
 
 _KEY = "scale"
-_PAPERS = {"task": ("tokenised",), "final": ("length_with_prompt", "ban_line_breaks")}
-"""Keys that are true by default under `evaluation: paper`, by their sections."""
 
 
 def apply_scales(document: Document, chosen: Sequence[str]) -> None:
@@ -37,18 +35,21 @@ def apply_scales(document: Document, chosen: Sequence[str]) -> None:
 
 
 def apply_evaluation(document: Document) -> None:
-    """Put the paper's values where the file asks for its way of measuring and names no others."""
-    if document.values.get("evaluation") != "paper":
+    """Put the paper's values where the file asks for its way of measuring and names no others.
+
+    Those of `final` are about GPT-2, on which the paper's summaries were not made.
+    """
+    task = document.values.get("task")
+    name = task.get("name") if isinstance(task, dict) else None
+    if document.values.get("evaluation") != "paper" or not isinstance(name, str) or name not in CATALOG:
         return
-    for section, keys in _PAPERS.items():
+    keys = [("task", key) for key in CATALOG[name].form_keys]
+    if CATALOG[name].kind is not SUMMARIZATION:
+        keys += [("final", "length_with_prompt"), ("final", "ban_line_breaks")]
+    for section, key in keys:
         values = document.values.setdefault(section, {})
-        if not isinstance(values, dict):
-            continue
-        task = values.get("name")
-        used = CATALOG[task].form_keys if isinstance(task, str) and task in CATALOG else ()
-        for key in keys:
-            if section != "task" or key in used:
-                values.setdefault(key, True)
+        if isinstance(values, dict):
+            values.setdefault(key, True)
 
 
 def scale_names(document: Document) -> list[str]:

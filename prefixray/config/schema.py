@@ -166,9 +166,9 @@ class SweepConfig(Strict):
     """Run Python files that the base brings beside its weights; read them first."""
     task: TaskConfig
     evaluation: Evaluation = "own"
-    """own, or paper: as Li & Liang 2021 measured. paper scores WebNLG and DART as their scripts do, and is the default
-    true of task.tokenised, final.length_with_prompt and final.ban_line_breaks. A finished sweep may change it: what is
-    not trained anew is decoded and scored again."""
+    """own, or paper: as Li & Liang 2021 measured. paper scores WebNLG and DART as their scripts do, and makes
+    task.tokenised (e2e) and final.length_with_prompt and final.ban_line_breaks (data-to-text) true by default. Where
+    the targets stay the same, a finished sweep may change it: it is decoded and scored again."""
     train: TrainConfig
     arms: tuple[ArmConfig, ...]
     search: SearchConfig

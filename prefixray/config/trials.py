@@ -32,6 +32,9 @@ class TrainConfig(Strict):
     """Steps between evaluations on dev besides the rungs and the end; null: only there."""
     label_smoothing: Share = 0.0
     """The share of a training target's probability that is spread over the vocabulary; dev/loss is never smoothed."""
+    base_dropout: bool = False
+    """The dropout of the base itself is on in training, with a mask for each row: for arms that share the frozen base.
+    Fine-tuning always has it."""
     gradient_checkpointing: bool = False
     """Keep only what goes into each block and compute the rest again in the backward: less memory, a third more time.
     """

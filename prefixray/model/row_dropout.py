@@ -60,10 +60,11 @@ class RowDropout:
     def attend(
         self,
         place: str,
-        tensors: tuple[Tensor, Tensor, Tensor],  # queries (B, H, S, D), keys and values (B, K, S', D)
+        tensors: tuple[Tensor, Tensor, Tensor],  # queries (B, H, S, D), keys and values (B, K, S', D), prefixes first
         mask: Tensor,  # (B, 1 or H, S, S'), added to the scores
         numbers: Tensor,  # (B,)
         options: Any,  # noqa: ANN401
+        num_own: int,  # keys behind the prefixes
     ) -> Tensor:
         """Attention with dropout of its weights, (B, S, H, D). Its backward runs it again: weights are not kept."""
         query = tensors[0]
@@ -73,7 +74,7 @@ class RowDropout:
             _numbered(numbers[:, None, None], steps) + self._place(zlib.crc32(place.encode()), 0)
         )  # (B, H, S)
         attended = torch.utils.checkpoint.checkpoint(
-            _attend, *tensors, mask, keys, options, use_reentrant=False, preserve_rng_state=False
+            _attend, *tensors, mask, keys, options, num_own, use_reentrant=False, preserve_rng_state=False
         )
         assert isinstance(attended, Tensor)
         return attended
@@ -98,13 +99,17 @@ class RowDropout:
         return _numbered(self._rows[:, None], positions).flatten()
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: Tensor, options: dict[str, Any]) -> Tensor:
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: Tensor, options: dict[str, Any], num_own: int
+) -> Tensor:
     p, scaling = options["dropout"], options.get("scaling")
     groups = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(groups, dim=1) if groups > 1 else tensor for tensor in (key, value))
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling) + mask
     weights = torch.softmax(scores, dim=3, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-    kept = _kept(keys[..., None], torch.arange(key.shape[2], device=key.device), p)  # (B, H, S, S')
+    own = torch.arange(num_own, device=key.device)
+    prefixes = -1 - torch.arange(key.shape[2] - num_own, device=key.device)  # shorter ones are padded behind
+    kept = _kept(keys[..., None], torch.cat([prefixes, own]), p)  # (B, H, S, S')
     output: Tensor = _scaled(weights, kept, p) @ value
     return output.transpose(1, 2).contiguous()
 

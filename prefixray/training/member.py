@@ -44,6 +44,7 @@ class Member:
         self.key, self.config = key, config
         self.step = 0
         self._rows, self._order_seed = rows, seeds.data
+        self.dropout_seed = seeds.dropout
         self.method: Method = build_method(
             config.method, base, binder.record, init_seed=seeds.init, dropout_seed=seeds.dropout
         )
@@ -59,6 +60,11 @@ class Member:
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True)
+
+    @property
+    def drops_in_base(self) -> bool:
+        """Whether it trains with the dropout of the base that it shares."""
+        return self.config.base_dropout and self.method.own_model is None
 
     def next_rows(self) -> list[Row]:
         """The rows of the coming step: the batches of all its accumulated gradients."""

@@ -10,18 +10,21 @@ pack of one: that equality is this file's contract.
 
 import logging
 import math
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from prefixray.batching.rows import Row
 from prefixray.config.trials import TrialConfig
 from prefixray.model.backend import backend_for
 from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
+from prefixray.model.row_dropout import RowDropout
 from prefixray.training.base_checks import check_continued
 from prefixray.training.layout import TOKEN_BUDGET, Layout, MicroBatch
 from prefixray.training.loss import Objective, losses_of_hidden, losses_of_logits, plain_head
@@ -47,6 +50,7 @@ class Pack:
         self.base, self.binder = base, Binder.of(base.model)
         self._train = train
         self._head = plain_head(base.model)
+        self._dropout: RowDropout | None = None  # of the base, once a member trains with it
         check_continued(base, self.binder)
         self.layout = Layout(base, self.binder, pad_id)
         self.members: dict[str, Member] = {}
@@ -57,6 +61,8 @@ class Pack:
         assert key not in self.members, f"{key} is a member already"
         rows = self._train if train is None else train
         member = self.members[key] = Member(key, config, self.base, self.binder, seeds, rows)
+        if member.drops_in_base and self._dropout is None:
+            self._dropout = RowDropout(self.base.model)
         return member
 
     def drop(self, key: str) -> None:
@@ -127,11 +133,13 @@ class Pack:
         return None
 
     def _sums(self, members: Sequence[Member], rows: Sequence[Sequence[Row]], *, train: bool) -> list[float]:
-        """Members of the base together, then each that has a model of its own."""
+        """Members of the base together, then those that train with its dropout, then each with a model of its own."""
         sharing = [i for i, member in enumerate(members) if member.method.own_model is None]
+        dropping = [i for i in sharing if train and members[i].drops_in_base]
+        plain = [i for i in sharing if i not in dropping]
         alone = [[i] for i, member in enumerate(members) if member.method.own_model is not None]
         totals = [0.0] * len(members)
-        for group in ([sharing] if sharing else []) + alone:
+        for group in [*filter(None, (plain, dropping)), *alone]:
             sums = self._model_sums([members[i] for i in group], [rows[i] for i in group], train=train)
             for index, total in zip(group, sums, strict=True):
                 totals[index] = total
@@ -143,9 +151,9 @@ class Pack:
         pairs = zip(members, rows, strict=True)
         weights = [row_weight(member.config, own_rows) for member, own_rows in pairs] if train else None
         totals = [0.0] * len(members)
-        draws = train and members[0].method.own_dropout is not None
+        draws = train and self._dropout_of(members[0]) is not None
         if draws:
-            rows = [[replace(row, number=number) for number, row in enumerate(own)] for own in rows]
+            rows = [_numbered(member, own) for member, own in zip(members, rows, strict=True)]
         has_hooks = any(insert.functions for insert in inserts)
         with self._running(members[0], train=train, has_hooks=has_hooks):
             binder, budget = members[0].binder, self.token_budget
@@ -158,11 +166,12 @@ class Pack:
 
     @contextmanager
     def _running(self, member: Member, *, train: bool, has_hooks: bool) -> Iterator[None]:
-        """The base runs as it is, a trial's own model under autocast and, in training, with seeded dropout."""
+        """The base runs frozen, an own model under autocast; in training with seeded dropout where it has any."""
         own_model = member.method.own_model
         if own_model is None:
-            backend, model = backend_for(self.base.device), self.base.model
-            with backend.frozen(model) if train else backend.evaluation(model, has_hooks=has_hooks):
+            backend, model, drops = backend_for(self.base.device), self.base.model, train and member.drops_in_base
+            as_it_is = backend.frozen(model) if train else backend.evaluation(model, has_hooks=has_hooks)
+            with as_it_is, _dropping(model, self._dropout if drops else None):
                 yield
             return
         device = self.base.device.type
@@ -175,6 +184,10 @@ class Pack:
                 stack.enter_context(member.method.own_dropout.drawing(seed))
             yield
         own_model.train(False)
+
+    def _dropout_of(self, member: Member) -> RowDropout | None:
+        """The dropout with which a member trains, of its own model or of the base."""
+        return self._dropout if member.drops_in_base else member.method.own_dropout
 
     def _forward(self, members: Sequence[Member], micro: MicroBatch, weights: Sequence[float] | None) -> Tensor:
         """The NLL of each row, (B,). With weights, the backward of the weighted sum has run when this returns."""
@@ -190,8 +203,8 @@ class Pack:
             per_token = torch.tensor(per_row, dtype=exact, device=self.base.device)[batch.target_rows]  # (N, 2)
             objective = Objective(*per_token.unbind(1))
 
-        # In training a model of its own drops by the numbers of its rows.
-        dropout = members[0].method.own_dropout if weights is not None else None
+        # In training a model drops by the numbers of its rows.
+        dropout = self._dropout_of(members[0]) if weights is not None else None
         if dropout is not None:
             line = None if micro.line is None else (micro.line.token_rows, batch.inputs["position_ids"][0])
             dropout.take(micro.row_numbers, line, self.base.device)
@@ -217,6 +230,32 @@ class Pack:
 
         # Sum the target tokens of each row.
         return nll.new_zeros(len(micro.row_members)).index_add(0, batch.target_rows, nll)
+
+
+@contextmanager
+def _dropping(model: PreTrainedModel, dropout: RowDropout | None) -> Iterator[None]:
+    """Run the frozen base with its own dropout, by the numbers of rows alone; None: without."""
+    if dropout is None:
+        yield
+        return
+    model.train(True)
+    try:
+        with dropout.drawing(0):
+            yield
+    finally:
+        model.train(False)
+
+
+def _numbered(member: Member, rows: Sequence[Row]) -> list[Row]:
+    """The rows with the numbers by which they are dropped.
+
+    Trials that share the base are told apart by hashes of 31 bits, since one seed holds for the whole forward.
+    """
+    numbers: Iterable[int] = range(len(rows))
+    if member.drops_in_base:
+        seed = member.dropout_seed + member.step
+        numbers = (zlib.crc32(f"{seed}/{number}".encode()) >> 1 for number in numbers)
+    return [replace(row, number=number) for row, number in zip(rows, numbers, strict=True)]
 
 
 def _finish_step(member: Member, rows: Sequence[Row], summed_nll: float | None) -> StepResult:

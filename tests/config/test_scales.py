@@ -88,7 +88,9 @@ def test_the_papers_way_of_measuring_sets_the_keys_that_the_file_does_not_name()
     assert values("evaluation=paper", "task.tokenised=false", "final.ban_line_breaks=false") == (False, True, False)
     webnlg = load(VALID, "evaluation=paper", "task={name: webnlg, path: .}")
     assert not webnlg.task.tokenised and webnlg.word_form == "ascii_words" and load().word_form is None
-    assert "must be 'own' or 'paper'" in scale_problem(VALID, overrides=["evaluation=papers"])
+    summaries = load(VALID, "evaluation=paper", "task={name: xsum}")
+    assert not summaries.final.length_with_prompt and not summaries.final.ban_line_breaks
+    assert "must be one of 'own', 'paper'" in scale_problem(VALID, overrides=["evaluation=papers"])
 
 
 def test_targets_are_tokenised_for_e2e_alone() -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from prefixray.batching.rows import Row
-from prefixray.config.trials import AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial, TrialConfig
+from prefixray.config.trials import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial, TrialConfig
 from prefixray.methods.prefix import Prefix
 from prefixray.model.base import Base, checkpointed
 from prefixray.training.pack import Pack
@@ -220,6 +220,50 @@ def test_the_dropout_of_a_finetune_does_not_depend_on_how_a_batch_was_cut(
     assert all(of_pack == pytest.approx(losses[0], rel=1e-9) for of_pack in losses[1:])
     for pack in packs[1:]:
         assert_same(pack.members["finetune"], packs[0].members["finetune"], 1e-9)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "bart"])
+def test_the_bases_dropout_is_each_trials_own_in_every_company(make_base: MakeBase, architecture: str) -> None:
+    """Beside a trial without it, another with it, and in micro-batches of one row; never in an evaluation."""
+    base = make_base(architecture, torch.float64)
+    method = PrefixTrial(preseqlen=3, mid_dim=None, init_token=None)
+    trials = {
+        "drops": trial_of(method, 1e-2, batch_size=4, base_dropout=True),
+        "adapter": trial_of(AdapterTrial(bottleneck=3), 1e-2, batch_size=3, base_dropout=True),
+        "plain": trial_of(method, 1e-2, batch_size=4),
+    }
+    pack = pack_of(base, trials)
+    before = pack.evaluate(trials, rows_of(base))
+    together = run_steps(pack, trials, FEW_STEPS)
+    assert before["drops"] == before["plain"] and abs(together[0]["drops"].loss - together[0]["plain"].loss) > 1e-4
+    for key, config in trials.items():
+        lone = pack_of(base, {key: config}, token_budget=1)
+        run_steps(lone, [key], FEW_STEPS)
+        assert_same(pack.members[key], lone.members[key], TOLERANCE[torch.float64])
+    assert not base.model.training
+    rows = rows_of(base)
+    assert pack.evaluate(["drops"], rows) == pack.evaluate(["drops"], rows)
+
+
+def test_the_bases_dropout_has_the_mean_of_stock_dropout(make_base: MakeBase) -> None:
+    """The mean loss over 60 steps of a trial that does not move, against the stock model in training mode."""
+    base = make_base("gpt2", torch.float64)
+    method = PrefixTrial(preseqlen=3, mid_dim=None, init_token="restaurant")
+    pack = pack_of(base, {"drops": trial_of(method, 1e-12, batch_size=len(EXAMPLES), num_steps=60, base_dropout=True)})
+    ours = torch.tensor([step["drops"].loss for step in run_steps(pack, ["drops"], 60)])
+    evaluated = pack.evaluate(["drops"], rows_of(base))["drops"]
+    stock, rows = stock_model(base), rows_of(base)
+    stock.train(True)
+    torch.manual_seed(1)
+    made = pack.members["drops"].method
+    assert isinstance(made, Prefix)
+    prefix = made.fold()["decoder"].detach()
+    count = sum(row.num_targets for row in rows)
+    with torch.no_grad():
+        theirs = torch.tensor([sum(float(_naive_nll(stock, row, prefix)) for row in rows) / count for _ in range(60)])
+    error = (ours.var() / 60 + theirs.var() / 60).sqrt()
+    assert abs(ours.mean() - theirs.mean()) < 4 * error, (ours.mean(), theirs.mean(), error)
+    assert 0.5 < float(ours.std() / theirs.std()) < 2.0 and float(ours.std()) > 1e-5 and evaluated > 0
 
 
 def test_a_low_precision_base_is_finetuned_in_full_precision(make_base: MakeBase) -> None:

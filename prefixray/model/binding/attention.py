@@ -59,9 +59,11 @@ def _attend(module: nn.Module, place: Place, group: _Group, **options: Any) -> T
     """Attention of rows to their trials' prefixes and to themselves, (B, S, H, D)."""
     rows, query, key, value = group.rows, group.query, group.key, group.value
     mask = rows.mask(place.site, group.mask, query, options.pop("position_bias", None))
+    num_own = key.shape[2]
     if place.site in rows.sites:
         prefix = rows.sites[place.site].layers[place.layer]  # (T, 2, K, P, D)
-        if query.shape[2] == 1 and rows.is_even and options.get("softcap") is None:
+        is_plain = options.get("softcap") is None and not options.get("dropout")
+        if query.shape[2] == 1 and rows.is_even and is_plain:
             return _attend_from_one_token(query, key, value, prefix, mask, options.get("scaling"))
         prefix_key, prefix_value = prefix.index_select(0, rows.row_trials(query.shape[0])).unbind(1)  # (B, K, P, D)
         if rows.infixes is not None:
@@ -70,7 +72,7 @@ def _attend(module: nn.Module, place: Place, group: _Group, **options: Any) -> T
         value = torch.cat([prefix_value, value], dim=2)
     if options.get("dropout") and rows.dropout is not None and rows.numbers is not None:
         tensors = query, key, value
-        return rows.dropout.attend(f"{place.site}/{place.layer}", tensors, mask, rows.numbers, options)
+        return rows.dropout.attend(f"{place.site}/{place.layer}", tensors, mask, rows.numbers, options, num_own)
     return backend_for(query.device).attend(module, query, key, value, mask, **options)
 
 
