@@ -43,7 +43,9 @@ arms:
     preseqlen: {{choice: [1, 3, 8]}}
     mid_dim: {{choice: [null, 16]}}
     init_token: {{choice: [pub, null]}}
-    learning_rate: {{log_uniform: [1e-3, 3e-2]}}
+    learning_rate:
+      - {{log_uniform: [1e-3, 3e-2], when: {{mid_dim: [null]}}}}
+      - {{log_uniform: [3e-4, 1e-2], when: {{mid_dim: [16]}}}}
   lora: {{rank: {{choice: [1, 2, 4, 8]}}, learning_rate: {{log_uniform: [1e-3, 1e-2]}}, num_trials: 3}}
   finetune: {{learning_rate: 1e-3}}
 search: {{num_trials: {num_trials}, concurrency: 2, rungs: [{first}, {second}], keep: 0.5, seed: 3}}
@@ -102,7 +104,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, base_folders: Mapping[str
     text = (sweep.folder / "small.yaml").read_text()
     rates = ("1e+38", "2e-3", "1e-2", "1e-3", "3e-2")
     first = ", ".join(f"{{preseqlen: 3, mid_dim: null, init_token: pub, learning_rate: {rate}}}" for rate in rates)
-    text = text.replace("[1e-3, 3e-2]}", f"[1e-3, 1e+38]}}\n    first: [{first}]")
+    text = text.replace("[1e-3, 3e-2]", "[1e-3, 1e+38]").replace("  lora:", f"    first: [{first}]\n  lora:")
     (sweep.folder / "small.yaml").write_text(text)
     sweep.results.mkdir(parents=True)
     (sweep.results / "results.json").write_text("{")  # what another version may have left
@@ -294,7 +296,7 @@ def test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_
     assert len(own("prefix")) < 46 and len(_results(sweep)["search"]) == len(trials)
     stopped = [t for t in trials if "stopped_by" in t.user_attrs and t.state is TrialState.PRUNED]
     assert len({trial.user_attrs["stopped_by"] for trial in stopped}) == 2  # by stop, and by finish
-    values = {"preseqlen": 8, "mid_dim": None, "init_token": "pub", "learning_rate": 2e-3}
+    values = {"preseqlen": 8, "mid_dim": None, "init_token": "pub", "learning_rate if mid_dim=None": 2e-3}
     assert [trial.params for trial in trials if "added_by" in trial.user_attrs] == [values]
     assert [arm["arm"] for arm in _results(sweep)["arms"]] == ["untuned", "prefix", "lora", "finetune"]
     assert not list(sweep.results.glob("control/*.json"))
