@@ -87,7 +87,7 @@ def _prefix(mid_dim: int | None, *, is_random: bool = False, **form: str) -> Cal
 
 _FLAT = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0), (3e-2, 1e-1, 3e-1)
 _NETWORK = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (1e-4, 3e-4, 1e-3, 3e-3)
-_EMBEDDING = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0), (1e-2, 3e-2, 1e-1)
+_EMBEDDING = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0), (3e-3, 1e-2, 3e-2)
 _WORDS, _EMBEDDED, _INFIX = "words", {"prefix_mode": "embedding"}, {"format_mode": "infix"}
 _NO_EMBEDDINGS = FinetuneTrial(top_layers=2, tune_embeddings=False)
 ARMS = {
@@ -95,9 +95,9 @@ ARMS = {
     "flat, words": Arm(_prefix(None), *_FLAT, _WORDS, LENGTHS),
     "network, random": Arm(_prefix(MID_DIM, is_random=True), *_NETWORK, "network", LENGTHS),
     "LoRA 8": Arm(lambda *_: LoraTrial(rank=8), (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1), (3e-3, 1e-2, 3e-2)),
-    "adapter 32": Arm(lambda *_: AdapterTrial(bottleneck=32), (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (1e-3, 3e-3, 1e-2)),
-    "fine-tuning": Arm(lambda *_: FinetuneTrial(), (1e-5, 3e-5, 1e-4, 3e-4, 1e-3), (3e-5, 1e-4, 3e-4)),
-    "top two blocks": Arm(lambda *_: _NO_EMBEDDINGS, (3e-5, 1e-4, 3e-4, 1e-3, 3e-3), (1e-4, 3e-4, 1e-3)),
+    "adapter 32": Arm(lambda *_: AdapterTrial(bottleneck=32), (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1), (1e-3, 3e-3, 1e-2)),
+    "fine-tuning": Arm(lambda *_: FinetuneTrial(), (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3), (3e-5, 1e-4, 3e-4)),
+    "top two blocks": Arm(lambda *_: _NO_EMBEDDINGS, (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (1e-4, 3e-4, 1e-3)),
     "embedding, words": Arm(_prefix(None, **_EMBEDDED), *_EMBEDDING, _WORDS),
     "infix, words": Arm(_prefix(None, **_INFIX), *_FLAT, _WORDS),
     "flat, random": Arm(_prefix(None, is_random=True), *_FLAT, RANDOM, LENGTHS),
