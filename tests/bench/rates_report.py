@@ -6,12 +6,12 @@ from itertools import groupby
 from typing import Any
 
 from prefixray.reporting.charts.axes import Axis, draw_frame, fit_scale
-from prefixray.reporting.charts.canvas import LINE, NUM_KINDS, RIGHT, TOP, WIDTH, Canvas, mark, path
+from prefixray.reporting.charts.canvas import LINE, RIGHT, TOP, WIDTH, Canvas, mark, path
 
 Line = Mapping[str, Any]
 NEAR = 0.05  # nats above the best dev loss that are as good as the best
 COLUMNS = 2  # charts side by side
-COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8a5a9e", "#c77d0a", "#555555")
+COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8a5a9e", "#c77d0a", "#555555", "#12a5a5", "#b0a000")
 STYLE = (
     "text{font:12px sans-serif;fill:#222}.tick,.quiet{font-size:11px;fill:#666}.name{font-weight:600}"
     ".grid{stroke:#e3e3e3}.axis{stroke:#888}.untuned{stroke:#999;stroke-dasharray:4 3}"
@@ -93,9 +93,10 @@ def _chart(title: str, lines: Sequence[Line]) -> Canvas:
     x = fit_scale(Axis("learning rate", log=True), [line["rate"] for line in good], y.text_width(), WIDTH - RIGHT)
     draw_frame(canvas, x, y, bottom=bottom)
     canvas.line(x.start, y(untuned), x.end, y(untuned), "untuned")
+    canvas.text(x.end, y(untuned) - 4, "untuned base", anchor="end", style="quiet")
     for number, one in enumerate(rows):
         name = one[0]["arm"]
-        kind, style = _place(name) % NUM_KINDS, "random" if name.endswith("random") else "words"
+        kind, style = _place(name), "random" if name.endswith("random") else "words"
         points = [(x(line["rate"]), y(line["last"])) for line in one if not line["diverged"]]
         canvas.add(f'<g class="k{kind} {style}"><title>{escape(name)}</title>{path(points)}')
         canvas.add("".join(mark(kind, *point, 3.6) for point in points))
