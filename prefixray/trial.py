@@ -1,7 +1,7 @@
 """A trial as processes speak of it: its specification, its folder, its reports, and a worker's answers.
 
-All of these are plain records in a module without torch, because the thin process that Ray Tune starts for each trial
-imports them.
+All of these are plain records in a module without torch, because the process of the trials' seats
+in Ray Tune imports them.
 """
 
 import json

@@ -59,10 +59,10 @@ WITHOUT_TORCH = [
     "results.record",
     "search.study",
     "reporting.page",
-    "driver.trainable",
+    "driver.engine.trainable",
     "driver.run",
 ]
-"""Modules that must stay thin: Tune starts a process for each `driver.trainable`, and torch costs it five seconds."""
+"""Modules that must stay thin: the process of the trials' seats and the driver do without torch."""
 
 
 @dataclass(frozen=True)

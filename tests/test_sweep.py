@@ -1,7 +1,7 @@
 """The main job as a user runs it: a whole sweep, killed and started again, a worker killed, bad input.
 
 A tiny real model is trained on a few E2E sentences through the real driver, Ray Tune, Optuna and MLflow. Starting the
-driver, Ray and the processes of trials takes most of the time, so tests that need no more than a sweep that has ended
+driver, Ray and the workers takes most of the time, so tests that need no more than a sweep that has ended
 share one.
 """
 

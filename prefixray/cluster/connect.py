@@ -31,7 +31,6 @@ from prefixray.system.machine import ALLOCATOR, num_cpus
 
 logger = logging.getLogger(__name__)
 
-NUM_TRIALS_AT_ONCE = 512  # processes of trials on one machine, at most
 _OBJECT_STORE = 256 << 20  # bytes; nothing large goes through it
 _MODE, _TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 _NOBODY = "no Ray cluster answers there"
@@ -55,7 +54,6 @@ class Cluster:
     num_workers: int  # one per GPU; without GPUs two on one machine, or one per node of a cluster
     most_workers: int  # the same, with all machines that an autoscaler may start
     num_threads: int  # of each worker
-    trial_resources: dict[str, float]  # that the thin process of a trial asks of Ray
 
     @property
     def is_elastic(self) -> bool:
@@ -178,8 +176,6 @@ def requires_token(address: str) -> bool:
 
 def _count_devices(address: str, namespace: str) -> Cluster:
     """Count the devices that are there, and those that may come."""
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    trial = {"trial": 1.0} if "trial" in resources else {"CPU": 0.01}
     here = list(present().values())
     coming = [] if address == "local" else to_come()
     device = "cuda" if num_gpus(here) + num_gpus(coming) else "cpu"
@@ -187,13 +183,11 @@ def _count_devices(address: str, namespace: str) -> Cluster:
     if address == "local" and device == "cpu":
         now, num_threads = cpu_workers(here[0].num_cpus)
     elif now + most:
-        num_threads = _threads([*here, *coming], device, num_spare=0 if "trial" in resources else 1)
+        num_threads = _threads([*here, *coming], device)
     else:
         raise UserError(f"--address: {address}: this Ray cluster has neither GPUs nor CPUs")
     count = sum(node.num_cpus for node in here)
-    return Cluster(
-        address, namespace, device, count, num_gpus(here), now, max(now, most), num_threads, trial_resources=trial
-    )
+    return Cluster(address, namespace, device, count, num_gpus(here), now, max(now, most), num_threads)
 
 
 def _num_workers(machines: Iterable[Devices], device: str) -> int:
@@ -201,11 +195,11 @@ def _num_workers(machines: Iterable[Devices], device: str) -> int:
     return num_gpus(machines) if device == "cuda" else sum(node.num_cpus > 0 for node in machines)
 
 
-def _threads(machines: Sequence[Devices], device: str, *, num_spare: int) -> int:
-    """Threads of each worker: its share of the smallest machine; on CPUs `num_spare` are left to trials' processes."""
+def _threads(machines: Sequence[Devices], device: str) -> int:
+    """Threads of each worker: its share of the smallest machine."""
     if device == "cuda":
         return max(1, min(node.num_cpus // node.num_gpus for node in machines if node.num_gpus))
-    return max(1, min(node.num_cpus for node in machines if node.num_cpus) - num_spare)
+    return min(node.num_cpus for node in machines if node.num_cpus)
 
 
 def _start_here(namespace: str) -> None:
@@ -217,7 +211,6 @@ def _start_here(namespace: str) -> None:
                 address="local",
                 namespace=namespace,
                 num_cpus=num_cpus(),
-                resources={"trial": float(NUM_TRIALS_AT_ONCE)},
                 object_store_memory=_OBJECT_STORE,
                 include_dashboard=False,
                 logging_level=logging.ERROR,

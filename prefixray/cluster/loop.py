@@ -2,7 +2,7 @@
 
 Other threads hand it jobs with `call`; it does them between two steps. After a step it may wait a moment before the
 next: for the verdicts on trials at a rung, and for trials that come in place of those that ended. A trial's membership
-is its key and a token, so a call of a process that has been replaced is recognised, and ignored.
+is its key and a token, so a call from a seat (`driver/engine`) that has been replaced is recognised, and ignored.
 """
 
 import logging
@@ -24,7 +24,7 @@ from prefixray.system.heartbeat import last_beat
 from prefixray.system.machine import give_back
 from prefixray.trial import Admission, Report, TrialSpec, WorkerStatus
 
-if TYPE_CHECKING:  # the processes of trials load this module, too, and shall not load torch
+if TYPE_CHECKING:  # the process of the trials' seats loads this module, too, and shall not load torch
     from prefixray.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -40,11 +40,11 @@ SPEED_SECONDS = 30.0  # the window over which tokens per second are counted
 
 @dataclass
 class _Membership:
-    """A trial in the pack, and the process that asks for its reports."""
+    """A trial in the pack, and the seat that asks for its reports."""
 
     token: str
-    reports: deque[Report] = field(default_factory=deque)  # that the process has not fetched yet
-    verdict_due: bool = False  # the process has the report of a rung, and has not come back yet
+    reports: deque[Report] = field(default_factory=deque)  # that the seat has not fetched yet
+    verdict_due: bool = False  # the seat has the report of a rung, and has not come back yet
 
 
 class _SpeedMeter:
@@ -76,14 +76,14 @@ class _Members:
             self._members[key] = _Membership(token)
 
     def forget(self, key: str) -> None:
-        """Let a trial be no member any more; its process gets None."""
+        """Let a trial be no member any more; its seat gets None."""
         with self._changed:
             self._members.pop(key, None)
             self.may_go_on.discard(key)
             self._changed.notify_all()
 
     def deliver(self, reports: Sequence[Report]) -> None:
-        """Have reports ready for the processes of their trials."""
+        """Have reports ready for the seats of their trials."""
         with self._changed:
             for report in reports:
                 if report.key in self._members:
@@ -191,7 +191,7 @@ class TrainingLoop:
             self._members.deliver([last])
 
     def suspend(self) -> list[str]:
-        """Checkpoint all trials and drop them; the processes that wait for their reports get None. Returns their keys.
+        """Checkpoint all trials and drop them; the seats that wait for their reports get None. Returns their keys.
 
         They may join again.
         """

@@ -20,6 +20,8 @@ from ray.core.generated import autoscaler_pb2
 AUTOSCALER_FILE = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves a cluster's file on its head."""
 
+_HEAD = "node:__internal_head__"  # a resource that Ray gives the head
+
 
 @dataclass(frozen=True)
 class ActorState:
@@ -37,6 +39,21 @@ class Devices:
 
     num_cpus: int
     num_gpus: int
+
+
+@dataclass(frozen=True)
+class OwnNode:
+    """The node of this process."""
+
+    id: str
+    resource: str  # that this node alone offers, 1.0 of it: what asks for a bit of it is started here
+
+
+def own_node() -> OwnNode:
+    """The node of this process."""
+    own: str = ray.get_runtime_context().get_node_id()
+    (resources,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == own)  # type: ignore[no-untyped-call]
+    return OwnNode(own, next(name for name in resources if name.startswith("node:") and name != _HEAD))
 
 
 def present() -> dict[str, Devices]:

@@ -1,7 +1,7 @@
 """The pool: which trial runs on which worker.
 
 It lives in the driver and is the one arbiter. A trial takes a slot of a worker until it is released, and an exclusive
-trial takes a whole worker. The worker's name is written into the trial's folder, where the trial's process finds it.
+trial takes a whole worker. The worker's name is written into the trial's folder, where the trial's seat finds it.
 The trials of a worker that is over, or without a process for a while, move to other workers.
 """
 

@@ -1,8 +1,8 @@
 """The worker as Ray calls it: an actor that owns one device, one base and one pack.
 
-Trials call from their own processes: `join`, then `next_report` until the trial ends; each call may block. Whatever
-touches the trainer is done in the thread of the `TrainingLoop`. A worker that Ray starts in place of a dead one reads
-from its record which trials may join (`quarantine.py`).
+Trials call from their seats (`driver/engine`): `join`, then `next_report` until the trial ends; each call may block.
+Whatever touches the trainer is done in the thread of the `TrainingLoop`. A worker that Ray starts in place of a dead
+one reads from its record which trials may join (`quarantine.py`).
 """
 
 import logging
@@ -23,7 +23,7 @@ from prefixray.system.logs import quieten, to_file
 from prefixray.training.facts import WorkerFacts
 from prefixray.trial import Admission, Report, TrialSpec, WorkerStatus
 
-# Torch and transformers are imported where a worker is made: the processes of trials load this class without them.
+# Torch and transformers are imported where a worker is made: the process of the trials' seats does without them.
 
 logger = logging.getLogger(__name__)
 

@@ -112,7 +112,7 @@ class Coordinator:
             return report.rung is None or self._judge(running.stage, report, report.rung)
 
     def on_crash(self, key: str, note: str) -> None:
-        """Note that a trial's Tune process has failed, which is not the trial's fault."""
+        """Note that a trial's part in Tune has failed, which is not the trial's fault."""
         with self._lock:
             if key in self._running:
                 self._lose(Report(key, 0, "failed", note=note, lost=True))

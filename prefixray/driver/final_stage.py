@@ -12,9 +12,9 @@ from prefixray.cluster.decode_queue import DecodeJob
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.config.seeds import CANDIDATE_REPLICATE
 from prefixray.data import Sourced
+from prefixray.driver.engine.tune import Engine
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.stage import Stage
-from prefixray.driver.tune import Engine
 from prefixray.metrics import higher_is_better
 from prefixray.metrics.challenge_words import WordForm
 from prefixray.results.compare import FinalRun, score_of

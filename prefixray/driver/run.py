@@ -15,10 +15,10 @@ from prefixray.cluster.worker import WorkerSetup
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
+from prefixray.driver.engine.tune import Engine
 from prefixray.driver.final_stage import FinalStage
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.stage import Stage
-from prefixray.driver.tune import Engine
 from prefixray.planning.slots import num_at_once
 from prefixray.planning.speeds import keep_speeds
 from prefixray.reporting.live import LiveView
@@ -100,7 +100,7 @@ class _Sweep:
         self._pool = Pool(cluster, _worker_setup(config, cluster, folder), folder.path / "workers")
         self._tracker: Tracker = open_tracker(config.tracking, folder.path, config.name, _sweep_params(config))
         self._inbox = Inbox(folder.path)
-        self._engine = Engine(cluster, self._pool, self._tracker, self._inbox, live, title, folder.path)
+        self._engine = Engine(self._pool, self._tracker, self._inbox, live, title, folder.path)
 
     def run(self) -> Outcome:
         """Search, final stage, table; again where requests came too late for the search."""

@@ -30,8 +30,9 @@ from prefixray.cluster.worker import Worker, WorkerSetup
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import ArmConfig
 from prefixray.data import Task, load_task
-from prefixray.driver import run, tune
+from prefixray.driver import run
 from prefixray.driver.coordinator import Coordinator
+from prefixray.driver.engine import tune
 from prefixray.model.shape import Shape, SiteShape
 from prefixray.results.hypotheses import Split, split_sources, write_hypotheses
 from prefixray.training.facts import WorkerFacts
@@ -158,7 +159,7 @@ class CurveTrainer:
 class CurveWorker(Worker):
     """The real worker around that trainer; it decodes every source as its first reference.
 
-    As with the real one torch is imported where it is made: each of Tune's processes that talks to it loads its class.
+    As with the real one torch is imported where it is made: the process of the trials' seats loads its class.
     """
 
     def __init__(self, setup: WorkerSetup) -> None:

@@ -97,7 +97,7 @@ class Watched:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     times = process.cpu_times()
                     self._cpu_seconds[process.pid, process.create_time()] = times.user + times.system
-            used = sum(_proportional_bytes(process.pid) for process in processes)
+            used = sum(proportional_bytes(process.pid) for process in processes)
             if used > self.peak_bytes:
                 self.peak_bytes, self.num_processes = used, len(processes)
 
@@ -108,7 +108,8 @@ class Watched:
             return False
 
 
-def _proportional_bytes(pid: int) -> int:
+def proportional_bytes(pid: int) -> int:
+    """The memory of a process, its part of shared pages; 0 where it has gone."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:

@@ -47,7 +47,7 @@ provider: {type: fake_multinode, use_node_id_as_ip: true, disable_node_updaters:
            disable_launch_config_check: true, gcs_address: "GCS"}
 head_node_type: ray.head.default
 available_node_types:
-  ray.head.default: {resources: {CPU: 0, trial: 64}, node_config: {}, max_workers: 0}
+  ray.head.default: {resources: {CPU: 0}, node_config: {}, max_workers: 0}
   worker: {resources: {CPU: 1, object_store_memory: 80000000}, node_config: {}, min_workers: 0, max_workers: 2}
 upscaling_speed: 100
 auth: {}
@@ -110,8 +110,8 @@ class Sweep:
 
 @pytest.fixture
 def machines() -> Iterator[Machines]:
-    """A head that offers no CPU but a place for trials."""
-    head = {"num_cpus": 0, "resources": {"trial": 64}, "include_dashboard": False, "object_store_memory": 80 << 20}
+    """A head that offers no CPU."""
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80 << 20}
     machines = Machines(initialize_head=True, head_node_args=head)
     yield machines
     ray.shutdown()
@@ -191,7 +191,7 @@ def autoscaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
         head = subprocess.Popen(
             [
                 *[sys.executable, "-m", "ray.scripts.scripts", *command.split()[1:], f"--temp-dir={folder}"],
-                *[f"--autoscaling-config={config}", '--resources={"trial": 64}', "--object-store-memory=80000000"],
+                *[f"--autoscaling-config={config}", "--object-store-memory=80000000"],
             ],
             env={**os.environ, **environment},
         )

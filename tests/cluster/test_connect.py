@@ -126,8 +126,8 @@ def test_an_open_cluster_is_joined_without_a_token_even_by_who_has_one(
 
 def test_a_worker_asks_for_a_gpu_or_for_all_its_threads() -> None:
     common = {"address": "auto", "namespace": "n", "num_cpus": 8, "num_gpus": 0, "num_workers": 0, "most_workers": 2}
-    on_gpu = Cluster(**common, device="cuda", num_threads=4, trial_resources={"trial": 1.0})  # type: ignore[arg-type]
-    on_cpu = Cluster(**common, device="cpu", num_threads=4, trial_resources={"trial": 1.0})  # type: ignore[arg-type]
+    on_gpu = Cluster(**common, device="cuda", num_threads=4)  # type: ignore[arg-type]
+    on_cpu = Cluster(**common, device="cpu", num_threads=4)  # type: ignore[arg-type]
     assert on_gpu.worker_resources == {"num_gpus": 1, "num_cpus": 1}
     assert on_cpu.worker_resources == {"num_cpus": 4}
     assert str(on_gpu) == "the Ray cluster at auto: 0 GPUs, 8 CPUs, up to 2 workers"

@@ -147,7 +147,7 @@ def died() -> ActorUnavailableError:
 
 
 def make_pool(folder: Path, *, num_workers: int = 2, address: str = "local") -> Pool:
-    cluster = Cluster(address, "prefixray-1", "cpu", 2, 0, num_workers, num_workers, 1, {"trial": 1.0})
+    cluster = Cluster(address, "prefixray-1", "cpu", 2, 0, num_workers, num_workers, 1)
     setup = WorkerSetup("base", TaskConfig(name="e2e"), TrainConfig(num_steps=1), "cpu", 1, log="sweep.log")
     return Pool(cluster, setup, folder / "workers")
 

@@ -115,7 +115,7 @@ def test_what_is_freed_is_kept_for_the_next_step_until_it_is_given_back() -> Non
 
 def test_workers_on_cpus_start_with_it_unless_the_user_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    on_cpu, on_gpu = (Cluster("local", "", device, 2, 0, 2, 2, 1, {"trial": 1.0}) for device in ("cpu", "cuda"))
+    on_cpu, on_gpu = (Cluster("local", "", device, 2, 0, 2, 2, 1) for device in ("cpu", "cuda"))
     assert on_cpu.worker_environment == ALLOCATOR and on_gpu.worker_environment == {}
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.perturb=1")
     assert on_cpu.worker_environment == {"GLIBC_TUNABLES": "glibc.malloc.perturb=1"}

@@ -27,7 +27,6 @@ HOME = "PREFIXRAY_HOME"
 _COMMON = ("initialization_commands", "setup_commands")
 _HEAD = (*_COMMON, "head_setup_commands", "head_start_ray_commands")
 _WORKERS = (*_COMMON, "worker_setup_commands", "worker_start_ray_commands")
-_HEAD_OPTIONS = "--num-cpus=0 --resources='{\"trial\": 256}'"
 _TAKES_A_VALUE = ("-r", "-c", "-i", "-p", "-t", "-f", "--python", "--index-url", "--extra-index-url", "--requirement")
 _SEPARATOR = re.compile(r"&&|\|\||[;|\n()]")  # of the commands in a line of shell
 _WORLD = ("0.0.0.0/0", "::/0")
@@ -110,13 +109,11 @@ def _check_counts(document: Document) -> None:
 
 
 def _check_head(document: Document) -> None:
-    """Keep the head for the driver and the trials' thin processes: a worker there would fight with the driver."""
+    """Keep the head for the driver: a worker there would fight with it."""
     if _is_local(document):  # the file describes no machines: `ray start` itself tells what the head offers
-        if starts := [c for c in _commands(document, _HEAD) if "ray start" in c.text and "--head" in c.text]:
-            for option in ("--num-cpus=0", '"trial"'):
-                if option not in starts[-1].text:
-                    document.complain(starts[-1].key, f"the head's `ray start` must have {_HEAD_OPTIONS}")
-                    break
+        starts = [c for c in _commands(document, _HEAD) if "ray start" in c.text and "--head" in c.text]
+        if starts and "--num-cpus=0" not in starts[-1].text:
+            document.complain(starts[-1].key, "the head's `ray start` must have --num-cpus=0")
         return
     head = document.values.get("head_node_type")
     if not isinstance(head, str) or head not in (types := _node_types(document)):
@@ -125,8 +122,6 @@ def _check_head(document: Document) -> None:
     key: Key = (*_TYPES, head, "resources")
     if resources.get("CPU") != 0:
         document.complain(key, "the head must offer CPU: 0, so that no worker is started there")
-    if not _int(resources.get("trial")):
-        document.complain(key, "the head must offer trial: 256 or so, the place of the trials' thin processes")
     if _int(types[head].get("max_workers")):
         document.complain((*_TYPES, head, "max_workers"), "must be 0: workers of the head's type would hold trials")
 

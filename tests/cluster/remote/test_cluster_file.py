@@ -102,14 +102,9 @@ MISTAKES = {
     ),
     "no head": ("head_node_type: head", "head_node_type: heat", "1: Ray refuses it: `head_node_type` must be one of"),
     "a head with CPUs": (
-        "CPU: 0, trial: 256",
-        "CPU: 8, trial: 256",
+        "{CPU: 0}",
+        "{CPU: 8}",
         "{line}: available_node_types.head.resources: the head must",
-    ),
-    "a head without trials": (
-        "CPU: 0, trial: 256",
-        "CPU: 0",
-        "{line}: available_node_types.head.resources: the head must offer",
     ),
     "a mount that is not here": (
         "/prefixray: .",

@@ -39,7 +39,7 @@ file_mounts: {/home/me/.ray/auth_token: ~/.ray/auth_token}
 setup_commands: [mountpoint FOLDER, export RAY_AUTH_MODE=token PREFIXRAY_HOME=FOLDER/home]
 head_start_ray_commands:
   - >-
-    ray start --head --num-cpus=0 --resources='{"trial": 256}' --autoscaling-config=~/ray_bootstrap_config.yaml
+    ray start --head --num-cpus=0 --autoscaling-config=~/ray_bootstrap_config.yaml
 worker_start_ray_commands: [ray start --address=$RAY_HEAD_IP:6379]
 """
 SWEEP = """
@@ -161,7 +161,6 @@ def url(laptop: Path) -> Iterator[str]:
         options = [
             f"--dashboard-agent-listen-port={agent}",
             "--dashboard-host=127.0.0.1",
-            '--resources={"trial": 64}',
             "--object-store-memory=80000000",
         ]
         command = [sys.executable, "-m", "ray.scripts.scripts", *start.split(), *options]

@@ -10,8 +10,8 @@ import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError, RpcError
 
 from prefixray.cluster.fleet import NoWorkers
-from prefixray.driver import tune
-from prefixray.driver.tune import _look_after, is_of_memory
+from prefixray.driver.engine import tune
+from prefixray.driver.engine.tune import _look_after, is_of_memory
 from prefixray.errors import SweepFailed
 from prefixray.reporting.live import LiveView
 from prefixray.search.status import View

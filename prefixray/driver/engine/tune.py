@@ -1,4 +1,4 @@
-"""Ray Tune as the engine: it starts a thin process for each trial, asks for trials, and hands over their reports.
+"""Ray Tune as the engine: it asks for trials, waits for their reports, and hands them over.
 
 The coordinator decides which trials run and what becomes of them. Nothing of Tune's own state is kept or restored.
 """
@@ -22,13 +22,13 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from prefixray.cluster.connect import Cluster
 from prefixray.cluster.decode_queue import DecodeJob
 from prefixray.cluster.fleet import NoWorkers
 from prefixray.cluster.pool import Pool
 from prefixray.driver.coordinator import Coordinator
+from prefixray.driver.engine.seats import seated
+from prefixray.driver.engine.trainable import TrialTrainable
 from prefixray.driver.stage import Stage
-from prefixray.driver.trainable import TrialTrainable
 from prefixray.errors import SweepFailed
 from prefixray.reporting.live import LiveView
 from prefixray.search.budget import Budget
@@ -57,7 +57,6 @@ _NO_MEMORY = (
 class Engine:
     """Runs the stages of one sweep on its workers, and shows them."""
 
-    cluster: Cluster
     pool: Pool
     tracker: Tracker
     inbox: Inbox
@@ -77,7 +76,8 @@ class Engine:
         loop = threading.Thread(target=_look_after, args=(coordinator, self.live, self.title, name, ended), daemon=True)
         loop.start()
         try:
-            _tuner(coordinator, name, scratch, self.cluster.trial_resources).fit()
+            with seated(coordinator.most_at_once()) as place:
+                _tuner(coordinator, name, scratch, place).fit()
         except BaseException as error:
             coordinator.suspend()
             if coordinator.broken is not None:
@@ -103,7 +103,7 @@ class Engine:
         self.live.update(View(title=self.title, stage=stage, message=message))
 
 
-def _tuner(coordinator: Coordinator, name: str, scratch: Path, trial_resources: Mapping[str, float]) -> tune.Tuner:
+def _tuner(coordinator: Coordinator, name: str, scratch: Path, place: Mapping[str, float]) -> tune.Tuner:
     os.environ.update(
         TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
         TUNE_GLOBAL_CHECKPOINT_S="3600",
@@ -112,13 +112,13 @@ def _tuner(coordinator: Coordinator, name: str, scratch: Path, trial_resources: 
         TUNE_DISABLE_SIGINT_HANDLER="1",  # Tune would end the run as if it were finished
     )
     return tune.Tuner(
-        tune.with_resources(TrialTrainable, tune.PlacementGroupFactory([dict(trial_resources)])),
+        tune.with_resources(TrialTrainable, tune.PlacementGroupFactory([dict(place)])),
         tune_config=tune.TuneConfig(
             search_alg=_Proposals(coordinator),
             scheduler=_Verdicts(coordinator),
             num_samples=-1,
             max_concurrent_trials=coordinator.most_at_once(),
-            reuse_actors=True,
+            reuse_actors=False,
         ),
         run_config=tune.RunConfig(
             name=name,
@@ -208,4 +208,4 @@ class _Verdicts(_Unsaved, FIFOScheduler):
         self._coordinator.on_report(result["report"])
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        self._coordinator.on_crash(trial.config["spec"].key, "its Tune process failed")
+        self._coordinator.on_crash(trial.config["spec"].key, "its part in Ray Tune failed")

@@ -1,11 +1,12 @@
-"""The process that Ray Tune starts for each trial: it joins a worker, and hands over the trial's reports.
+"""What Ray Tune runs for each trial: it joins a worker, and hands over the trial's reports.
 
-The process is thin: it imports no torch and holds no model. When a worker dies, the process waits until Ray has started
-the worker again, and joins it anew from the trial's newest checkpoint, so that Tune sees no failure. The worker itself
-finds out which trial its death was due to.
+It imports no torch and holds no model. When a worker dies, it waits until Ray has started the worker again, and joins
+the worker anew from the trial's newest checkpoint, so that Tune sees no failure. The worker itself finds out which
+trial its death was due to.
 """
 
 import math
+import threading
 import time
 import uuid
 from typing import Any, cast
@@ -30,16 +31,12 @@ class TrialTrainable(tune.Trainable):
     """A trial of Tune's: each step is one report."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Store the specification; not more, because Tune also sets up processes whose trial then runs elsewhere."""
+        """Store the specification; the first step joins a worker."""
         self._spec: TrialSpec = config["spec"]
         self._namespace: str = config["namespace"]
         self._token = uuid.uuid4().hex
         self._joined = False
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Become another trial."""
-        self.setup(new_config)
-        return True
+        self._closed = threading.Event()
 
     def step(self) -> dict[str, Any]:
         """Wait for the trial's next report."""
@@ -47,11 +44,12 @@ class TrialTrainable(tune.Trainable):
         return {"report": report, "done": report.state != "running"}
 
     def cleanup(self) -> None:
-        """Do nothing: the driver frees a trial's slot."""
+        """Wait for no report any more; the driver frees the trial's slot."""
+        self._closed.set()
 
     def _await_report(self) -> Report:
         deadline = math.inf
-        while True:
+        while not self._closed.is_set():
             try:
                 report = self._try_report()
             except (RayActorError, _Away) as error:
@@ -63,7 +61,8 @@ class TrialTrainable(tune.Trainable):
                 if report is not None:
                     return report
                 deadline = math.inf  # the worker is there, but it is not the trial's turn
-            time.sleep(PAUSE_SECONDS)
+            self._closed.wait(PAUSE_SECONDS)
+        return self._lost("its Tune run has ended")
 
     def _try_report(self) -> Report | None:
         """Join where the trial has not joined, and wait for a report; None where the worker's pack lacks the trial."""
@@ -83,7 +82,7 @@ class TrialTrainable(tune.Trainable):
         return report
 
     def _find_worker(self) -> ActorHandle[Any]:
-        """The worker; the pool may place the trial elsewhere while this process looks for it."""
+        """The worker; the pool may place the trial elsewhere meanwhile."""
         try:
             return ray.get_actor(self._spec.placed_on(), namespace=self._namespace)
         except (ValueError, OSError) as error:  # from Ray, for an unknown name; from the file system

@@ -1,4 +1,4 @@
-"""What a trial's process does while its worker is not where it was: without Ray, whose answers are played."""
+"""What a trial's seat does while its worker is not where it was: without Ray, whose answers are played."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +9,8 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 
 from prefixray.config.trials import LoraTrial, TrialConfig
-from prefixray.driver import trainable
-from prefixray.driver.trainable import TrialTrainable
+from prefixray.driver.engine import trainable
+from prefixray.driver.engine.trainable import TrialTrainable
 from prefixray.trial import Admission, Report, TrialSpec
 
 LAST = Report("lora/0", 10, "done", {"dev/loss": 2.0})
@@ -25,15 +25,16 @@ class PlayedWorker:
 
 @pytest.fixture
 def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrialTrainable:
-    """The process of a trial that is placed on a worker."""
+    """The seat of a trial that is placed on a worker."""
     config = TrialConfig(arm="lora", learning_rate=1e-3, num_steps=10, method=LoraTrial(rank=1))
     spec = TrialSpec("lora/0", config, 1, 0, (), str(tmp_path / "trial"))
     spec.place_on("worker-0")
-    process = object.__new__(TrialTrainable)
-    process.setup({"spec": spec, "namespace": "prefixray-1"})
+    seat = object.__new__(TrialTrainable)
+    seat.setup({"spec": spec, "namespace": "prefixray-1"})
     clock = iter(range(0, 1_000_000, 300))
-    monkeypatch.setattr(trainable, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=lambda: next(clock)))
-    return process
+    monkeypatch.setattr(trainable, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(seat._closed, "wait", lambda seconds: None)
+    return seat
 
 
 def _find(monkeypatch: pytest.MonkeyPatch, *found: Callable[[], Any]) -> None:
@@ -67,7 +68,7 @@ def test_where_it_was_placed_may_be_unreadable_for_a_moment(
     place = tmp_path / "trial" / "worker"
     place.rename(tmp_path / "aside")
     _find(monkeypatch, PlayedWorker)
-    monkeypatch.setattr(trainable.time, "sleep", lambda seconds: (tmp_path / "aside").rename(place))
+    monkeypatch.setattr(trial._closed, "wait", lambda seconds: (tmp_path / "aside").rename(place))
     assert trial.step() == {"report": LAST, "done": True}
 
 
@@ -78,3 +79,10 @@ def test_a_worker_that_does_not_come_is_not_awaited_for_ever(
     _find(monkeypatch, away)
     report = trial.step()["report"]
     assert report.lost and "its worker did not come back" in report.note
+
+
+def test_a_seat_that_tune_has_closed_does_not_join_again(
+    trial: TrialTrainable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _find(monkeypatch, lambda: trial.cleanup() or _no_such(), lambda: pytest.fail("it has looked for its worker again"))
+    assert trial.step()["report"].lost
