@@ -52,13 +52,17 @@ class Pool(Fleet):
         """Whether a trial could be placed now; an exclusive one needs an empty worker."""
         return self._choose(exclusive=exclusive) is not None
 
-    def place(self, spec: TrialSpec, *, exclusive: bool) -> str:
-        """Take a slot for a trial, and write down on which worker; returns the workers' namespace."""
+    @property
+    def namespace(self) -> str:
+        """Ray's namespace, in which the workers are found by name."""
+        return self._cluster.namespace
+
+    def place(self, spec: TrialSpec, *, exclusive: bool) -> None:
+        """Take a slot for a trial, and write down on which worker."""
         worker = self._choose(exclusive=exclusive)
         assert worker is not None, "has_room comes first"
         worker.trials[spec.key], worker.exclusive = spec, exclusive
         _write_placement(spec, worker)
-        return self._cluster.namespace
 
     def release(self, key: str) -> None:
         """Free a trial's slot, and tell the worker, in whose pack the trial may still be."""

@@ -59,6 +59,7 @@ class Coordinator:
         """Take over what earlier drivers have left; once `budget` is spent, no new trial starts."""
         self._stages, self._pool, self._inbox, self._budget = list(stages), pool, inbox, budget
         self._running: dict[str, RunningTrial] = {}
+        self._to_start_again: list[str] = []  # trials that Tune has lost by falling over
         self._stopping: set[str] = set()  # trials that a request stops, until their last reports come
         self._over = False
         self.lost: dict[str, list[str]] = {}
@@ -77,6 +78,10 @@ class Coordinator:
     def next(self) -> dict[str, Any] | Literal["FINISHED"] | None:
         """The next trial as Tune's configuration; None where none can start now."""
         with self._lock, self._noting_end():
+            while self._to_start_again:
+                running = self._running.get(self._to_start_again.pop(0))
+                if running is not None:
+                    return {"spec": running.spec, "namespace": self._pool.namespace}
             for stage in self._schedule.in_turn():
                 if not self._schedule.may_start(stage):
                     continue
@@ -111,11 +116,14 @@ class Coordinator:
                 return False
             return report.rung is None or self._judge(running.stage, report, report.rung)
 
-    def on_crash(self, key: str, note: str) -> None:
-        """Note that a trial's part in Tune has failed, which is not the trial's fault."""
+    def start_again(self) -> None:
+        """Let Tune have all trials again that run: it has fallen over, and is run anew.
+
+        The workers checkpoint the trials, and drop them; each joins its worker again when Tune has it.
+        """
+        self.suspend()
         with self._lock:
-            if key in self._running:
-                self._lose(Report(key, 0, "failed", note=note, lost=True))
+            self._to_start_again = list(self._running)
 
     def serve(self) -> list[str]:
         """Execute the requests that wait in the sweep's folder; their answers, and news of workers."""
@@ -200,10 +208,10 @@ class Coordinator:
             raise
 
     def _start(self, stage: Stage, spec: TrialSpec, proposal: Proposal) -> dict[str, Any]:
-        namespace = self._pool.place(spec, exclusive=stage.arm.exclusive)
+        self._pool.place(spec, exclusive=stage.arm.exclusive)
         self._running[spec.key] = RunningTrial(stage, spec, proposal.number)
         self._ledger.begin(stage, spec, proposal)
-        return {"spec": spec, "namespace": namespace}
+        return {"spec": spec, "namespace": self._pool.namespace}
 
     def _judge(self, stage: Stage, report: Report, rung: int) -> bool:
         """Whether a trial goes on from a rung; all trials that have reached the rung with it count first."""

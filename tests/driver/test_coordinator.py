@@ -144,3 +144,18 @@ def test_a_cluster_that_does_not_answer_is_no_full_disk(tmp_path: Path, monkeypa
     with pytest.raises(ConnectionError):
         driver.coordinator.tick()
     assert driver.coordinator.broken is None and driver.start() == ["prefix/0", "prefix/1"]
+
+
+def test_when_tune_has_fallen_over_it_gets_the_trials_that_ran_again_and_no_other_starts_twice(driver: Driver) -> None:
+    ended, running = driver.start()
+    driver.report(ended, 40)
+    (third,) = driver.start()
+    before = driver.study.records()
+    driver.pool.calls.clear()
+    driver.coordinator.start_again()
+    assert driver.pool.calls == ["suspend"]
+    assert driver.start() == [running, third]
+    assert driver.study.records() == before and driver.pool.keys == {running, third}
+    assert driver.report(running, 10, loss=2.0, rung=10)
+    driver.run_all()
+    assert driver.states() == ["done"] * 4

@@ -24,7 +24,7 @@ SPACE: Mapping[str, AnyDimension] = {**LENGTHS, "learning_rate": LogUniform(log_
 class PlayedPool:
     """One worker with room for two trials, or for one alone; remembers the calls that steer workers."""
 
-    num_slots, most_workers, device_seconds = 2, 1, 0.0
+    num_slots, most_workers, device_seconds, namespace = 2, 1, 0.0, "namespace"
 
     def __init__(self) -> None:
         self.keys: set[str] = set()
@@ -41,10 +41,9 @@ class PlayedPool:
         """There is one worker."""
         self.is_spared = wanted
 
-    def place(self, spec: TrialSpec, *, exclusive: bool) -> str:
+    def place(self, spec: TrialSpec, *, exclusive: bool) -> None:
         self.is_alone = exclusive
         self.keys.add(spec.key)
-        return "namespace"
 
     def release(self, key: str) -> None:
         self.keys.discard(key)
@@ -56,6 +55,9 @@ class PlayedPool:
     def stopped(self) -> list[str]:
         """The trials that were asked to stop, once for each time."""
         return [call.removeprefix("stop ") for call in self.calls if call.startswith("stop ")]
+
+    def suspend(self, timeout: float) -> None:
+        self.calls.append("suspend")
 
     def status(self, timeout: float) -> list[WorkerStatus]:
         self.calls.append("status")
@@ -86,6 +88,7 @@ class Driver:
         self.folder = folder
         self.pool = PlayedPool()
         self.inbox = Inbox(folder)
+        self.tracker = open_tracker(TrackingConfig(mlflow=None), folder, "small", {})
         train = TrainConfig(num_steps=40)
         fixed = {} if "learning_rate" in space else {"learning_rate": 1e-3}
         self.arm = ArmConfig(
@@ -102,8 +105,7 @@ class Driver:
 
     def coordinate(self, *stages: Stage, budget: Budget | None = None) -> Coordinator:
         """A coordinator of these stages, on the same pool."""
-        tracker = open_tracker(TrackingConfig(mlflow=None), self.folder, "small", {})
-        return Coordinator(stages, self.pool, tracker, self.inbox, budget)  # type: ignore[arg-type]
+        return Coordinator(stages, self.pool, self.tracker, self.inbox, budget)  # type: ignore[arg-type]
 
     def start(self) -> list[str]:
         """Start all that may be started; the keys."""

@@ -61,9 +61,6 @@ class PlayedCoordinator:
         losses += [report.metrics["dev/loss"]][report.step - 1 - len(losses) :]  # Tune hands the last one over twice
         return report.state == "running"
 
-    def on_crash(self, key: str, note: str) -> None:
-        raise AssertionError(note)
-
     def most_at_once(self) -> int:
         return self._num_trials
 

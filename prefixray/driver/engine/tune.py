@@ -28,8 +28,9 @@ from prefixray.cluster.pool import Pool
 from prefixray.driver.coordinator import Coordinator
 from prefixray.driver.engine.seats import seated
 from prefixray.driver.engine.trainable import TrialTrainable
+from prefixray.driver.falls import Falls
 from prefixray.driver.stage import Stage
-from prefixray.errors import SweepFailed
+from prefixray.errors import SweepFailed, first_line
 from prefixray.reporting.live import LiveView
 from prefixray.search.budget import Budget
 from prefixray.search.requests import Inbox
@@ -76,14 +77,11 @@ class Engine:
         loop = threading.Thread(target=_look_after, args=(coordinator, self.live, self.title, name, ended), daemon=True)
         loop.start()
         try:
-            with seated(coordinator.most_at_once()) as place:
-                _tuner(coordinator, name, scratch, place).fit()
+            self._run_tune(coordinator, name, scratch)
         except BaseException as error:
             coordinator.suspend()
             if coordinator.broken is not None:
                 raise SweepFailed(coordinator.broken) from error
-            if is_of_memory(error):
-                raise SweepFailed(_NO_MEMORY, _GOES_ON) from error
             raise
         finally:
             ended.set()
@@ -92,6 +90,30 @@ class Engine:
         if coordinator.lost:
             problems = [f"{', '.join(keys)}: {note}" for note, keys in coordinator.lost.items()]
             raise SweepFailed(*problems, _GOES_ON)
+
+    def _run_tune(self, coordinator: Coordinator, name: str, scratch: Path) -> None:
+        """Run Tune until no trial is left. Where it falls over, it is run again with the trials that ran.
+
+        Raises `SweepFailed` where it falls over too often.
+        """
+        falls = Falls()
+        while True:
+            try:
+                with seated(coordinator.most_at_once()) as place:
+                    _tuner(coordinator, name, scratch, place).fit()
+                return
+            except Exception as error:
+                if coordinator.broken is not None:
+                    raise
+                cause = _first_cause(error)
+                problem = f"Ray Tune has fallen over: {type(cause).__name__}: {first_line(cause)}"
+                logger.info("%s", problem, exc_info=error)
+                if not falls.bear():
+                    too_often = f"{problem}, more than {Falls.MOST} times in {Falls.SECONDS / 60:.0f} minutes"
+                    raise SweepFailed(_NO_MEMORY if is_of_memory(error) else too_often, _GOES_ON) from error
+                self.live.event(f"{problem}; it is run again, and its trials go on")
+                coordinator.start_again()
+                shutil.rmtree(scratch, ignore_errors=True)
 
     def decode(self, jobs: Sequence[DecodeJob]) -> None:
         """Decode what is not on disk yet."""
@@ -109,6 +131,7 @@ def _tuner(coordinator: Coordinator, name: str, scratch: Path, place: Mapping[st
         TUNE_GLOBAL_CHECKPOINT_S="3600",
         RAY_AIR_NEW_OUTPUT="0",
         TUNE_WARN_THRESHOLD_S="60",
+        TUNE_PRINT_ALL_TRIAL_ERRORS="0",
         TUNE_DISABLE_SIGINT_HANDLER="1",  # Tune would end the run as if it were finished
     )
     return tune.Tuner(
@@ -127,6 +150,13 @@ def _tuner(coordinator: Coordinator, name: str, scratch: Path, place: Mapping[st
             verbose=0,
         ),
     )
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """The error with which it began."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
 
 
 def is_of_memory(error: BaseException | None) -> bool:
@@ -208,4 +238,5 @@ class _Verdicts(_Unsaved, FIFOScheduler):
         self._coordinator.on_report(result["report"])
 
     def on_trial_error(self, tune_controller: TuneController, trial: Trial) -> None:
-        self._coordinator.on_crash(trial.config["spec"].key, "its part in Ray Tune failed")
+        """Have Tune fall over: no trial fails in its seat, so the seat has failed."""
+        raise RuntimeError(f"{trial.config['spec'].key} has lost its seat") from trial.get_pickled_error()

@@ -1,6 +1,8 @@
 """The driver's loop, which serves requests, ticks and draws: an error in it must not end it."""
 
+import contextlib
 import errno
+import io
 import signal
 import threading
 from collections.abc import Iterator
@@ -8,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError, RpcError
+from support.fake_pool import Driver
 
 from prefixray.cluster.fleet import NoWorkers
 from prefixray.driver.engine import tune
-from prefixray.driver.engine.tune import _look_after, is_of_memory
+from prefixray.driver.engine.tune import Engine, _look_after, is_of_memory
 from prefixray.errors import SweepFailed
 from prefixray.reporting.live import LiveView
 from prefixray.search.status import View
@@ -99,3 +102,46 @@ def test_memory_that_ray_ran_out_of_is_known_behind_tunes_own_error() -> None:
     assert is_of_memory(raised(OutOfMemoryError("8 worker(s) were killed")))
     assert not is_of_memory(raised(RayActorError()))
     assert not is_of_memory(None)
+
+
+class FallingTuner:
+    """Stands for Tune, which falls over so many times."""
+
+    def __init__(self, num_falls: int) -> None:
+        self.num_falls = num_falls
+        self.num_runs = 0
+
+    def __call__(self, *_: object) -> "FallingTuner":
+        return self
+
+    def fit(self) -> None:
+        self.num_runs += 1
+        if self.num_falls:
+            self.num_falls -= 1
+            try:
+                raise RayActorError()
+            except RayActorError:
+                raise RuntimeError("Traceback (most recent call last): and many lines more")  # noqa: B904 - as Tune does
+
+
+@pytest.mark.parametrize("num_falls", [3, 4])
+def test_tune_may_fall_over_three_times_in_ten_minutes_and_each_time_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_falls: int
+) -> None:
+    tuner = FallingTuner(num_falls)
+    monkeypatch.setattr(tune, "_tuner", tuner)
+    monkeypatch.setattr(tune, "seated", lambda num_seats: contextlib.nullcontext({}))
+    driver = Driver(tmp_path)
+    shown = io.StringIO()
+    engine = Engine(driver.pool, driver.tracker, driver.inbox, LiveView(shown), "small", tmp_path)  # type: ignore[arg-type]
+    if num_falls == 4:
+        told = (
+            "^Ray Tune has fallen over: RayActorError: .*, more than 3 times in 10 minutes\nthe sweep goes on from here"
+        )
+        with pytest.raises(SweepFailed, match=told):
+            engine.run("search", [driver.stage])
+    else:
+        engine.run("search", [driver.stage])
+    assert tuner.num_runs == 4
+    assert driver.pool.calls.count("suspend") == num_falls
+    assert shown.getvalue().count("it is run again, and its trials go on") == 3
