@@ -6,6 +6,7 @@ form, and the values of environment variables with names like TOKEN or PASSWORD.
 certain, more is hidden rather than less. What others wrote, a model or a data file, goes through `printable`.
 """
 
+import errno
 import os
 import re
 from urllib.parse import quote
@@ -27,6 +28,11 @@ _OF_HUB = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _SECRET_NAME = re.compile(
     r"(?i)(?:TOKEN|PASSWORD|PASSWD|SECRET|ACCESS_KEY|ACCOUNT_KEY|API_KEY|CREDENTIALS|CONNECTION_STRING)$"
 )
+_REMEDIES = {
+    errno.ENOENT: "put back what somebody has moved or deleted, or delete the trial's whole folder",
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.ESTALE: "mount that file system anew",
+}
 _SHORTEST = 8  # hiding a shorter value would hide ordinary words
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
@@ -60,7 +66,8 @@ def is_of_disk(error: Exception) -> bool:
 def disk_problem(error: OSError) -> str:
     """The file system's reason, and the remedy."""
     prefix = f"{error.filename}: " if error.filename else ""
-    return f"{prefix}{error.strerror or error}; make room or give access there, then run the same command again"
+    remedy = _REMEDIES.get(error.errno or 0, "make room or give access there")
+    return f"{prefix}{error.strerror or error}; {remedy}, then run the same command again"
 
 
 def redacted(text: str) -> str:

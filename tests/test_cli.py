@@ -168,6 +168,14 @@ ENDS = {
         1,
         "/dev/full/x: Not a directory; make room or give access there, then run the same command again\n",
     ),
+    "open('/tmp/' + 300 * 'x')": (
+        1,
+        f"/tmp/{300 * 'x'}: File name too long; give it a shorter name, then run the same command again\n",
+    ),
+    "import errno; raise OSError(errno.ESTALE, 'Stale file handle', 'runs/small/lock')": (
+        1,
+        "runs/small/lock: Stale file handle; mount that file system anew, then run the same command again\n",
+    ),
     "open('/nowhere')": (1, "FileNotFoundError"),
 }
 

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from prefixray.cluster.connect import Cluster
 from prefixray.cluster.nodes import draining
 from prefixray.cluster.worker import WorkerSetup
-from prefixray.cluster.worker_handle import Phase, WorkerHandle, start_worker
+from prefixray.cluster.worker_handle import MOST_LOADS, Phase, WorkerHandle, start_worker
 from prefixray.config.schema import ArmConfig
 from prefixray.errors import SweepFailed, UserError
 from prefixray.planning.memory import largest_trial
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 RESCALE_SECONDS = 2.0  # between two looks at how many workers are needed
 IDLE_SECONDS = 60.0  # without work, after which a worker that is not needed gives its device back
 HANG_SECONDS = 900.0  # without a forward, or without an answer, after which a worker counts as hanging
+SAY_SECONDS = 60.0  # between two lines that say that no device has come yet
 WAIT_SECONDS = 0.2  # between two looks while the first workers load the base
 
 
@@ -83,6 +84,27 @@ class _Refusals:
         return Counter(node for node, _ in self._causes)
 
 
+class _Wait:
+    """The wait for a device while there is none at all: a line a minute, and an end where one is set."""
+
+    def __init__(self, device: str, max_hours: float | None) -> None:
+        self._device, self._max_hours = device, max_hours
+        self._since = self._said_at = math.nan  # `time.monotonic()`; not a number while there is a device
+
+    def look(self, num_there: int, num_wanted: int) -> None:
+        """Note how many devices there are, of those wanted. Raises `NoWorkers` where it has taken too long."""
+        now = time.monotonic()
+        if num_there or not num_wanted:
+            self._since = math.nan
+        elif math.isnan(self._since):
+            self._since = self._said_at = now
+        elif self._max_hours is not None and now > self._since + 3600 * self._max_hours:
+            raise NoWorkers(f"no {self._device} came in {self._max_hours:g} hours (search.max_wait_hours)")
+        elif now >= self._said_at + SAY_SECONDS:
+            self._said_at = now
+            logger.warning("waiting for a %s: 0 of %d", self._device, num_wanted)
+
+
 class Fleet:
     """The workers of a sweep, whatever runs on them."""
 
@@ -99,6 +121,7 @@ class Fleet:
         self._arms: list[ArmConfig] = []
         self._facts: WorkerFacts | None = None
         self._refusals = _Refusals(cluster)
+        self._wait = _Wait("GPU" if cluster.device == "cuda" else "machine", setup.max_wait_hours)
         self._num_started = 0
         self._lost_bytes: list[int] = []  # on one machine: the free memory of the workers that others will replace
         self._refreshed_at = time.monotonic()
@@ -114,6 +137,19 @@ class Fleet:
         arm cannot be built.
         """
         self._arms = list(arms)
+        ready = self._await_ready()
+        num_deaths = 0
+        while not _check_arms(ready[0], self._arms):
+            num_deaths += 1
+            problem = f"{ready[0].name} died while it checked that the arms' trials can be built"
+            if num_deaths == MOST_LOADS:
+                raise SweepFailed(f"{problem}, {num_deaths} times; {_more(self._setup)}")
+            logger.warning("%s; it is asked again", problem)
+            ready = self._await_ready()
+        self.num_slots = min(worker.num_slots for worker in ready)
+
+    def _await_ready(self) -> list[WorkerHandle]:
+        """Wait for the workers; those that are ready."""
         is_elastic, ready = self._cluster.is_elastic, list[WorkerHandle]()
         while not ready or (len(ready) < len(self.workers) and not is_elastic):
             time.sleep(WAIT_SECONDS)
@@ -122,8 +158,7 @@ class Fleet:
             causes = self._refusals.causes()
             if causes and not (is_elastic and self.workers):
                 raise causes[0]
-        answer_of(ready[0].actor.check.remote(self._arms))
-        self.num_slots = min(worker.num_slots for worker in ready)
+        return ready
 
     @property
     def facts(self) -> WorkerFacts:
@@ -150,7 +185,8 @@ class Fleet:
             if not worker.is_idle:
                 worker.busy_at = now
         if self._cluster.is_elastic:
-            self._retire_where_machines_go()
+            for worker in _retire_where_machines_go(self.workers):
+                self._say(f"{worker.name}: its machine is about to go; its trials are checkpointed and go on elsewhere")
         wanted = self._workers_wanted(num_sharing, num_exclusive)
         num_useful = sum(not worker.is_over and worker.state.phase is not Phase.RETIRING for worker in self.workers)
         for _ in range(wanted - num_useful):
@@ -209,12 +245,12 @@ class Fleet:
         self.device_seconds += (now - self._refreshed_at) * sum(worker.has_device for worker in self.workers)
         self._refreshed_at = now
         for worker in (worker for worker in self.workers if not worker.is_over):
-            facts = worker.refresh()
-            if facts is not None:
+            if (facts := worker.refresh()) is not None:
                 self._welcome(worker, facts)
             elif worker.state.cause is not None:
                 self._give_up(worker, worker.state.cause)
         self.workers = [worker for worker in self.workers if not (worker.is_over and worker.is_idle)]
+        self._wait.look(sum(worker.has_device for worker in self.workers), len(self.workers))
 
     def _welcome(self, worker: WorkerHandle, facts: WorkerFacts) -> None:
         """Give a worker that is ready the slots for which it has memory."""
@@ -233,7 +269,7 @@ class Fleet:
     def _give_up(self, worker: WorkerHandle, cause: UserError) -> None:
         ray.kill(worker.actor)
         is_ours = isinstance(cause, SweepFailed)
-        more = f"; the end of {self._setup.log} says more" if is_ours and self._setup.log else ""
+        more = f"; {_more(self._setup)}" if is_ours and self._setup.log else ""
         if worker.state.phase is Phase.LOST:
             self._say(f"{worker.name} is given up, and another is started in its place: {cause}{more}")
             self._lost_bytes += [] if self._cluster.is_elastic else [worker.free_bytes]
@@ -269,13 +305,28 @@ class Fleet:
             ray.kill(worker.actor)
             self.workers.remove(worker)
 
-    def _retire_where_machines_go(self) -> None:
-        """Have the trials of machines that are about to go checkpointed; then they go on elsewhere."""
-        leaving = draining()
-        for worker in self.workers:
-            if worker.is_ready and worker.node in leaving:
-                self._say(f"{worker.name}: its machine is about to go; its trials are checkpointed and go on elsewhere")
-                worker.retire()
+
+def _retire_where_machines_go(workers: Sequence[WorkerHandle]) -> list[WorkerHandle]:
+    """Have the trials of machines that are about to go checkpointed, to go on elsewhere; the workers there."""
+    leaving = draining()
+    there = [worker for worker in workers if worker.is_ready and worker.node in leaving]
+    for worker in there:
+        worker.retire()
+    return there
+
+
+def _check_arms(worker: WorkerHandle, arms: Sequence[ArmConfig]) -> bool:
+    """Have a worker check that the arms' trials can be built; False where it dies meanwhile."""
+    try:
+        answer_of(worker.actor.check.remote(arms))
+    except RayActorError:
+        worker.note_failed_call()
+        return False
+    return True
+
+
+def _more(setup: WorkerSetup) -> str:
+    return f"the end of {setup.log} says more"
 
 
 def workers_wanted(num_trials: int, num_full: int, *, num_devices: int, most: int) -> int:

@@ -49,8 +49,18 @@ class Pool(Fleet):
         self._move_stranded()
 
     def has_room(self, *, exclusive: bool) -> bool:
-        """Whether a trial could be placed now; an exclusive one needs an empty worker."""
-        return self._choose(exclusive=exclusive) is not None
+        """Whether a trial could be placed now; an exclusive one needs an empty worker.
+
+        Room is kept for trials whose worker has no process, which may have to move: else more trials would run than
+        there are slots.
+        """
+        away = [worker for worker in self.workers if worker.trials and not worker.has_device]
+        ready = [worker for worker in self.workers if worker.is_ready and not worker.exclusive]
+        if exclusive:
+            return sum(not worker.trials for worker in ready) > len(away) and self._choose(exclusive=True) is not None
+        num_free = sum(worker.num_slots - len(worker.trials) for worker in ready)
+        num_kept = sum(self.num_slots if worker.exclusive else len(worker.trials) for worker in away)
+        return num_free > num_kept and self._choose(exclusive=False) is not None
 
     @property
     def namespace(self) -> str:

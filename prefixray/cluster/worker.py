@@ -42,6 +42,7 @@ class WorkerSetup:
     trust_remote_code: bool = False  # see `SweepConfig`
     record: str | None = None  # the file that tells the next worker in its place what this one died of
     max_failures: int = 3  # the sweep's
+    max_wait_hours: float | None = None  # the sweep's
 
 
 class Worker:

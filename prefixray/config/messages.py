@@ -86,7 +86,7 @@ def _noun(schema: Mapping[str, Any], *, plural: bool = False) -> str:
         case "array":
             return f"a list of {_noun(schema['items'], plural=True)}"
         case "string" if "pattern" in schema:
-            return "letters, digits, '.', '_' and '-', the first a letter or digit"
+            return f"at most {schema['maxLength']} letters, digits, '.', '_' and '-', the first a letter or digit"
         case "string":
             return "text" if schema.get("minLength", 0) == 0 else "text that is not empty"
         case "null":

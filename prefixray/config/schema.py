@@ -94,6 +94,8 @@ class SearchConfig(Strict):
     """No trial is started after this much wall time of the search, in all runs of the command; running ones end."""
     max_gpu_hours: PositiveFloat | None = None
     """The same after this many hours of all workers' devices together, GPUs or not."""
+    max_wait_hours: PositiveFloat | None = None
+    """How long the sweep waits for a worker's device while there is none at all; null: as long as it takes."""
     max_failures: PositiveInt = 3
     """How often a worker may die in a row with this trial alone in its pack before the trial has failed."""
 
@@ -158,7 +160,7 @@ class TrackingConfig(Strict):
 class SweepConfig(Strict):
     """A whole sweep file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Results go to runs/NAME."""
     base: Text
     """A hub id, a folder, a GGUF file, or package:file for a file inside an installed package."""

@@ -59,6 +59,11 @@ class ResultsFolder:
             except BlockingIOError:
                 file.seek(0)
                 raise UserError(f"{self.path}: another driver runs this sweep: {file.read().strip()}") from None
+            except OSError as error:
+                raise UserError(
+                    f"{self.path}: its file system cannot lock files ({error.strerror}), so two drivers could write "
+                    "there; start the sweep in a folder on one that can"
+                ) from None
             file.truncate(0)
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")

@@ -236,6 +236,7 @@ def _worker_setup(config: SweepConfig, cluster: Cluster, folder: ResultsFolder) 
         log=str((folder.path / "sweep.log").absolute()),
         trust_remote_code=config.trust_remote_code,
         max_failures=config.search.max_failures,
+        max_wait_hours=config.search.max_wait_hours,
     )
 
 

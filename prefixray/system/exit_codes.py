@@ -31,6 +31,9 @@ _OF_THE_DISK = {
     errno.EPERM,
     errno.ENOTDIR,
     errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ENOLCK,
+    errno.ESTALE,
 }
 
 

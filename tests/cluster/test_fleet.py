@@ -178,3 +178,35 @@ def test_devices_are_held_from_the_first_process_on_and_not_while_one_is_awaited
             ray.now += 10
             pool.rescale(1, 0)
     assert pool.device_seconds == pytest.approx(200, abs=10)
+
+
+def test_while_there_is_no_device_a_line_a_minute_says_so_and_a_setting_ends_the_wait(
+    tmp_path: Path, ray: FakeRay, caplog: pytest.LogCaptureFixture
+) -> None:
+    waiting = FakeWorker()
+    waiting.state = ActorState("PENDING_CREATION", 0, 0, "")
+    ray.to_come = [waiting]
+    pool = make_pool(tmp_path, num_workers=1, address="auto", max_wait_hours=0.1)
+    with pytest.raises(NoWorkers, match=r"^no machine came in 0\.1 hours \(search\.max_wait_hours\)$"):
+        pool.wait([make_arm("lora", rank=2)])
+    assert caplog.messages == ["waiting for a machine: 0 of 1"] * 5
+    waiting.state = ActorState("ALIVE", 0, 1, "node")
+    caplog.clear()
+    pool.wait([make_arm("lora", rank=2)])
+    assert not caplog.messages and pool.workers[0].is_ready
+
+
+@pytest.mark.parametrize("num_deaths", [2, 3])
+def test_a_worker_that_dies_while_it_checks_the_arms_is_asked_again_and_then_said_in_a_line(
+    tmp_path: Path, ray: FakeRay, caplog: pytest.LogCaptureFixture, num_deaths: int
+) -> None:
+    pool = make_pool(tmp_path)
+    fake_workers(pool)[0].num_deaths["check"] = num_deaths
+    if num_deaths == 2:
+        pool.wait([make_arm("lora", rank=2)])
+    else:
+        with pytest.raises(SweepFailed, match=r"^worker-0 died while it checked .*, 3 times; the end of"):
+            pool.wait([make_arm("lora", rank=2)])
+    assert [line for line in caplog.messages if "asked again" in line] == [
+        "worker-0 died while it checked that the arms' trials can be built; it is asked again"
+    ] * 2

@@ -128,3 +128,29 @@ def test_a_trial_that_is_moved_leaves_the_worker_that_has_just_come_again(
     pool.rescale(1, 0)
     assert spec.placed_on() == "worker-1"
     assert "leave" in [method for method, _ in lost.asked]
+
+
+def test_room_is_kept_for_the_trials_of_a_worker_that_has_no_process(
+    tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cluster, "devices", lambda cluster: {"node": 2})
+    pool = make_pool(tmp_path, address="auto")
+    pool.wait([make_arm("lora", rank=2)])
+    for worker in pool.workers:
+        worker.num_slots = 2
+    for number in range(3):
+        pool.place(make_spec(tmp_path, number), exclusive=False)
+    assert [len(worker.trials) for worker in pool.workers] == [2, 1] and pool.has_room(exclusive=False)
+    lost = fake_workers(pool)[0]
+    lost.die("RESTARTING")
+    ray.now += 3
+    pool.rescale(3, 0)
+    assert not pool.has_room(exclusive=False), "two trials may have to move, and one slot is free"
+    pool.release("lora/1")
+    assert not pool.has_room(exclusive=False), "there is as much room as those two need"
+    assert not pool.has_room(exclusive=True)
+    lost.die("ALIVE")
+    for _ in range(2):
+        ray.now += 3
+        pool.rescale(2, 0)
+    assert pool.has_room(exclusive=False)

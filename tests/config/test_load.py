@@ -18,7 +18,7 @@ from prefixray.config.scales import scale_names
 from prefixray.config.space import Choice, LogUniform
 from prefixray.config.trials import PrefixTrial
 from prefixray.errors import UserError
-from prefixray.system.yaml_document import read_document
+from prefixray.system.yaml_document import read_document, shown
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 SHIPPED = sorted(SWEEPS.rglob("*.yaml"))
@@ -63,6 +63,7 @@ def test_all_problems_come_at_once_in_the_order_of_the_file() -> None:
     ]
 
 
+NAME = "must be at most 100 letters, digits, '.', '_' and '-', the first a letter or digit"
 MALFORMED = {
     "a missing key": ("  num_steps: 40\n", "", "x.yaml:4: train.num_steps: required, but missing"),
     "a missing section": ("search: {num_trials: 8, rungs: [10, 20]}\n", "", "x.yaml:1: search: required, but missing"),
@@ -76,10 +77,15 @@ MALFORMED = {
         "task: e2e",
         "x.yaml:3: task: 'e2e': must be a mapping of keys to values",
     ),
+    "a name that no file system takes": (
+        "name: small",
+        f"name: {300 * 'x'}",
+        f"x.yaml:1: name: {shown(300 * 'x')}: {NAME}",
+    ),
     "a name that leads out of runs/": (
         "name: small",
         "name: ../small",
-        "x.yaml:1: name: '../small': must be letters, digits, '.', '_' and '-', the first a letter or digit",
+        f"x.yaml:1: name: '../small': {NAME}",
     ),
     "an unknown task": (
         "name: e2e",

@@ -1,5 +1,7 @@
 """A sweep's folder: who may write in it, and what becomes of older results."""
 
+import errno
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -94,3 +96,13 @@ def test_results_with_other_winners_and_unreadable_ones_stay_beside_the_new(
     changed: Results = {**results, "arms": results["arms"][:-1]}
     folder.publish(changed)
     assert stored(folder, "results.2.json")["arms"] == results["arms"]
+
+
+def test_a_file_system_without_locks_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    told = r"small: its file system cannot lock files \(Operation not supported\), so two drivers could"
+    with pytest.raises(UserError, match=told), ResultsFolder(tmp_path / "small").lock():
+        pass

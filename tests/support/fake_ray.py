@@ -108,7 +108,7 @@ class FakeWorker:
         self.asked: list[tuple[str, Later]] = []
         self.given: list[tuple[str, tuple[Any, ...]]] = []
         self.silent: set[str] = set()
-        self.num_deaths: dict[str, int] = {}  # that it dies of a decoding, by folder
+        self.num_deaths: dict[str, int] = {}  # that it dies of a decoding, by folder, or of the check
 
     def die(self, state: str | None = None) -> None:
         """End, and come again at once unless another state is said; what it was asked and had not answered fails."""
@@ -135,6 +135,9 @@ class FakeWorker:
                 return replace(FACTS, device="cpu", free_bytes=self.free_bytes)
             case "status":
                 return WorkerStatus({}, 0.0, 0)
+            case "check" if self.num_deaths.get("check", 0):
+                self.num_deaths["check"] -= 1
+                return died()
             case "decode" if self.num_deaths.get(given[1], 0):
                 self.num_deaths[given[1]] -= 1
                 return died()
@@ -146,9 +149,12 @@ def died() -> ActorUnavailableError:
     return ActorUnavailableError("the actor is restarting", None)
 
 
-def make_pool(folder: Path, *, num_workers: int = 2, address: str = "local") -> Pool:
+def make_pool(
+    folder: Path, *, num_workers: int = 2, address: str = "local", max_wait_hours: float | None = None
+) -> Pool:
     cluster = Cluster(address, "prefixray-1", "cpu", 2, 0, num_workers, num_workers, 1)
     setup = WorkerSetup("base", TaskConfig(name="e2e"), TrainConfig(num_steps=1), "cpu", 1, log="sweep.log")
+    setup = replace(setup, max_wait_hours=max_wait_hours)
     return Pool(cluster, setup, folder / "workers")
 
 

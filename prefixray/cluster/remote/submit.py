@@ -30,6 +30,7 @@ from prefixray.config.schema import SweepConfig
 from prefixray.errors import UserError
 
 TUNNEL_SECONDS = 120.0  # until the head is found and the tunnel stands
+_STOP_SECONDS = 60  # that `ray job stop` leaves the driver, for checkpoints and for MLflow
 STATE_SECONDS = 30.0  # from a job's last line to its end
 MOST_BYTES = 200 << 20  # of local files that are sent along
 _IGNORED = shutil.ignore_patterns(".gitignore", ".rayignore")  # by them Ray would leave out data
@@ -148,7 +149,7 @@ def _submit(client: JobSubmissionClient, sweep: str, entrypoint: str, folder: st
                 entrypoint=entrypoint,
                 submission_id=f"{_prefix(sweep)}{time.strftime('%Y%m%d-%H%M%S')}",
                 metadata={"sweep": sweep},
-                runtime_env={"working_dir": folder},
+                runtime_env={"working_dir": folder, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)}},
             )
         except RuntimeError as error:
             if "No available agent" not in str(error) or time.monotonic() > deadline:

@@ -5,9 +5,7 @@ the worker anew from the trial's newest checkpoint, so that Tune sees no failure
 trial its death was due to.
 """
 
-import math
 import threading
-import time
 import uuid
 from typing import Any, cast
 
@@ -16,11 +14,10 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
-from prefixray.errors import UserError, first_line
+from prefixray.errors import UserError
 from prefixray.trial import Admission, Report, TrialSpec
 
 PAUSE_SECONDS = 1.0  # between two tries to join
-PATIENCE_SECONDS = 1800.0  # until a worker must be back: a new node may have to start and load the base
 
 
 class _Away(Exception):
@@ -48,19 +45,15 @@ class TrialTrainable(tune.Trainable):
         self._closed.set()
 
     def _await_report(self) -> Report:
-        deadline = math.inf
+        """Wait for a report, and for a worker where there is none: the fleet says when there will be none any more."""
         while not self._closed.is_set():
             try:
                 report = self._try_report()
-            except (RayActorError, _Away) as error:
+            except (RayActorError, _Away):
                 self._joined = False
-                deadline = min(deadline, time.monotonic() + PATIENCE_SECONDS)
-                if time.monotonic() > deadline:
-                    return self._lost(f"its worker did not come back: {first_line(error)}")
             else:
                 if report is not None:
                     return report
-                deadline = math.inf  # the worker is there, but it is not the trial's turn
             self._closed.wait(PAUSE_SECONDS)
         return self._lost("its Tune run has ended")
 

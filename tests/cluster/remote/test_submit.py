@@ -286,7 +286,8 @@ def test_what_git_is_to_ignore_is_sent_all_the_same(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     sent: list[str] = []
 
-    def submit_job(runtime_env: Mapping[str, str], **_: object) -> str:
+    def submit_job(runtime_env: Mapping[str, Any], **_: object) -> str:
+        assert runtime_env["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
         folder = Path(runtime_env["working_dir"])
         _zip_files(str(folder), [], str(tmp_path / "sent.zip"), include_gitignore=True)
         sent.extend(name for name in zipfile.ZipFile(tmp_path / "sent.zip").namelist() if not name.endswith("/"))

@@ -31,8 +31,6 @@ def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrialTrainable:
     spec.place_on("worker-0")
     seat = object.__new__(TrialTrainable)
     seat.setup({"spec": spec, "namespace": "prefixray-1"})
-    clock = iter(range(0, 1_000_000, 300))
-    monkeypatch.setattr(trainable, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(seat._closed, "wait", lambda seconds: None)
     return seat
 
@@ -70,15 +68,6 @@ def test_where_it_was_placed_may_be_unreadable_for_a_moment(
     _find(monkeypatch, PlayedWorker)
     monkeypatch.setattr(trial._closed, "wait", lambda seconds: (tmp_path / "aside").rename(place))
     assert trial.step() == {"report": LAST, "done": True}
-
-
-@pytest.mark.parametrize("away", [_no_such, _unavailable])
-def test_a_worker_that_does_not_come_is_not_awaited_for_ever(
-    trial: TrialTrainable, monkeypatch: pytest.MonkeyPatch, away: Callable[[], Any]
-) -> None:
-    _find(monkeypatch, away)
-    report = trial.step()["report"]
-    assert report.lost and "its worker did not come back" in report.note
 
 
 def test_a_seat_that_tune_has_closed_does_not_join_again(
