@@ -20,6 +20,7 @@ from prefixray.metrics.challenge_words import WordForm
 from prefixray.results.compare import FinalRun, score_of
 from prefixray.results.hypotheses import Split
 from prefixray.search.fixed_study import FixedStudy
+from prefixray.search.storage import Storage
 from prefixray.search.study import ArmStudy
 from prefixray.search.trial_source import Proposal, Record
 from prefixray.trial import TrialSpec
@@ -30,8 +31,8 @@ logger = logging.getLogger(__name__)
 class FinalStage:
     """The final stage of one sweep."""
 
-    def __init__(self, config: SweepConfig, folder: ResultsFolder, engine: Engine) -> None:
-        self._config, self._folder, self._engine = config, folder, engine
+    def __init__(self, config: SweepConfig, folder: ResultsFolder, storage: Storage, engine: Engine) -> None:
+        self._config, self._folder, self._storage, self._engine = config, folder, storage, engine
 
     def run(self, studies: Mapping[str, ArmStudy], dev_sources: Sequence[Sourced]) -> dict[str, list[FinalRun]]:
         """Train and decode what is not on disk yet; by arm, the runs that ended well.
@@ -86,7 +87,7 @@ class FinalStage:
         arms = sorted(self._config.arms, key=lambda arm: not arm.exclusive)  # those that need an empty worker first
         studies = {
             arm.name: FixedStudy(
-                self._folder.journal, self._config.name, f"{name}/{arm.name}", [run.item for run in wanted[arm.name]]
+                self._storage, self._config.name, f"{name}/{arm.name}", [run.item for run in wanted[arm.name]]
             )
             for arm in arms
             if wanted.get(arm.name)

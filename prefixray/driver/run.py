@@ -31,7 +31,7 @@ from prefixray.search.halving import Halving
 from prefixray.search.importance import parameter_importance
 from prefixray.search.requests import Inbox
 from prefixray.search.status import View
-from prefixray.search.storage import repair_journal
+from prefixray.search.storage import open_storage, repair_journal
 from prefixray.search.study import ArmStudy
 from prefixray.search.trial_source import Proposal, Record
 from prefixray.system.machine import check_four_bit
@@ -100,6 +100,7 @@ class _Sweep:
         self._pool = Pool(cluster, _worker_setup(config, cluster, folder), folder.path / "workers")
         self._tracker: Tracker = open_tracker(config.tracking, folder.path, config.name, _sweep_params(config))
         self._inbox = Inbox(folder.path)
+        self._storage = open_storage(folder.journal)
         self._engine = Engine(self._pool, self._tracker, self._inbox, live, title, folder.path)
 
     def run(self) -> Outcome:
@@ -151,7 +152,7 @@ class _Sweep:
         name, search = self._config.name, self._config.search
         num_slots, num_workers = self._pool.num_slots, self._pool.most_workers
         concurrency = num_at_once(arm, search.concurrency, num_slots=num_slots, num_workers=num_workers)
-        study = ArmStudy(self._folder.journal, name, arm, seed=search.seed, num_startup=concurrency)
+        study = ArmStudy(self._storage, name, arm, seed=search.seed, num_startup=concurrency)
 
         def spec(trial: Proposal | Record) -> TrialSpec:
             return TrialSpec(
@@ -178,7 +179,7 @@ class _Sweep:
     def _finish(self, studies: Mapping[str, ArmStudy]) -> Results:
         """Run the final stage, compare the arms, and publish the results."""
         config, task = self._config, load_task(self._config.task)
-        runs = FinalStage(config, self._folder, self._engine).run(studies, task.dev_sources)
+        runs = FinalStage(config, self._folder, self._storage, self._engine).run(studies, task.dev_sources)
         self._engine.show("score", "scoring and comparing")
         facts = Facts(
             config=config,
@@ -220,8 +221,8 @@ class _Sweep:
         return sum(seconds) / 60
 
     def _importance(self) -> list[Importance]:
-        journal, config = self._folder.journal, self._config
-        per_arm = [parameter_importance(journal, config.name, arm, config.search.rungs) for arm in config.arms]
+        config = self._config
+        per_arm = [parameter_importance(self._storage, config.name, arm, config.search.rungs) for arm in config.arms]
         return [importance for importance in per_arm if importance is not None]
 
 

@@ -1,10 +1,10 @@
 """The study of an arm's runs in the final stage: a fixed list, run once in order."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from prefixray.search.storage import Storage
 from prefixray.search.trial_source import Proposal, Record, TrialSource, started_trials
 from prefixray.system.records import Scalar
 
@@ -12,8 +12,8 @@ from prefixray.system.records import Scalar
 class FixedStudy(TrialSource):
     """A list of runs, each under the name of an item; a later driver's list may be longer."""
 
-    def __init__(self, journal: Path, sweep: str, name: str, items: Sequence[str]) -> None:
-        super().__init__(journal, f"{sweep}/{name}")
+    def __init__(self, storage: Storage, sweep: str, name: str, items: Sequence[str]) -> None:
+        super().__init__(storage, f"{sweep}/{name}")
         self._items = list(dict.fromkeys(items))
 
     def ask(self) -> Proposal | None:

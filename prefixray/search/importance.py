@@ -1,7 +1,6 @@
 """Which of the searched values matter, computed from the trials of a study."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -10,7 +9,7 @@ from optuna.trial import TrialState, create_trial
 from prefixray.config.schema import ArmConfig
 from prefixray.config.space import AnyDimension, Choice, LogUniform
 from prefixray.results.record import Importance
-from prefixray.search.storage import open_storage
+from prefixray.search.storage import Storage
 from prefixray.search.study import values_by_key
 from prefixray.search.trial_source import started_trials
 
@@ -18,7 +17,7 @@ _FEWEST_TRIALS = 10  # with fewer trials there is no importance
 _BEST_SHARE = 0.25  # of the trials; importance is what sets these apart from the others
 
 
-def parameter_importance(journal: Path, sweep: str, arm: ArmConfig, rungs: Sequence[int]) -> Importance | None:
+def parameter_importance(storage: Storage, sweep: str, arm: ArmConfig, rungs: Sequence[int]) -> Importance | None:
     """How much each searched key decides whether a trial is among the best quarter (Optuna's PED-ANOVA).
 
     Finished trials count. Where they are too few, all trials count, by their losses at the first rung, which no rung
@@ -26,7 +25,7 @@ def parameter_importance(journal: Path, sweep: str, arm: ArmConfig, rungs: Seque
     """
     if len(arm.dimensions) < 2:
         return None
-    study = optuna.load_study(study_name=f"{sweep}/{arm.name}", storage=open_storage(journal))
+    study = optuna.load_study(study_name=f"{sweep}/{arm.name}", storage=storage)
     trials = {trial.number: trial for trial in started_trials(study)}
     losses = {number: t.value for number, t in trials.items() if t.state is TrialState.COMPLETE}
     step = arm.num_steps

@@ -4,9 +4,12 @@ One driver at a time opens it, under the lock of the sweep's folder.
 """
 
 from pathlib import Path
+from typing import TypeAlias
 
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+Storage: TypeAlias = JournalStorage
 
 
 def repair_journal(path: Path) -> None:
@@ -22,8 +25,8 @@ def repair_journal(path: Path) -> None:
         stale.unlink()
 
 
-def open_storage(journal: Path) -> JournalStorage:
-    """The storage of all studies of a sweep."""
+def open_storage(journal: Path) -> Storage:
+    """The storage of all studies of a sweep; a driver opens it once, since that reads the whole journal."""
     # Optuna's default lock is a link to the journal's path as given; with a relative path it waits for ever.
     lock = JournalFileOpenLock(str(journal))
     return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))

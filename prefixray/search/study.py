@@ -11,7 +11,6 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, assert_never
 
 import optuna
@@ -22,6 +21,7 @@ from prefixray.config.schema import ArmConfig
 from prefixray.config.seeds import derive_seed
 from prefixray.config.space import AnyDistribution, Cases, Choice, Int, LogUniform, Uniform, configurations
 from prefixray.errors import UserError
+from prefixray.search.storage import Storage
 from prefixray.search.trial_source import HIDDEN, Proposal, TrialSource, started_trials, state_of
 from prefixray.system.records import Scalar
 
@@ -35,8 +35,8 @@ _LARGEST_GRID = 10_000  # points; a larger space is not listed
 class ArmStudy(TrialSource):
     """The search of one arm."""
 
-    def __init__(self, journal: Path, sweep: str, arm: ArmConfig, *, seed: int, num_startup: int) -> None:
-        super().__init__(journal, f"{sweep}/{arm.name}")
+    def __init__(self, storage: Storage, sweep: str, arm: ArmConfig, *, seed: int, num_startup: int) -> None:
+        super().__init__(storage, f"{sweep}/{arm.name}")
         self._arm = arm
         self._seed = seed
         self._num_startup = num_startup

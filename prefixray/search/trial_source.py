@@ -9,14 +9,13 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, assert_never
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from prefixray.search.storage import open_storage
+from prefixray.search.storage import Storage
 from prefixray.system.records import Scalar
 
 State = Literal["running", "done", "stopped", "failed"]
@@ -67,9 +66,9 @@ def state_of(trial: FrozenTrial) -> State:
 class TrialSource(ABC):
     """An Optuna study as a source of trials."""
 
-    def __init__(self, journal: Path, name: str) -> None:
+    def __init__(self, storage: Storage, name: str) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._storage = open_storage(journal)
+        self._storage = storage
         self._study = optuna.create_study(storage=self._storage, study_name=name, load_if_exists=True)
         self._ids: dict[int, int] = {}  # Optuna's, by trial number, since listing all trials takes ever longer
         if self._study.metric_names is None:

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from optuna.storages.journal import JournalFileBackend
 
 from prefixray.cluster.decode_queue import DecodeJob
 from prefixray.config.load import load_sweep
@@ -14,6 +16,8 @@ from prefixray.driver.final_stage import FinalStage
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.stage import Stage
 from prefixray.results.hypotheses import write_hypotheses
+from prefixray.search.importance import parameter_importance
+from prefixray.search.storage import open_storage
 from prefixray.search.study import ArmStudy
 from prefixray.trial import Report, TrialFolder
 
@@ -67,7 +71,7 @@ def config(tmp_path: Path) -> SweepConfig:
 
 def searched(folder: ResultsFolder, config: SweepConfig, losses: Sequence[float | None]) -> dict[str, ArmStudy]:
     """The studies after a search of the prefix arm with these losses; None is a trial that failed."""
-    study = ArmStudy(folder.journal, config.name, config.arm("prefix"), seed=1, num_startup=2)
+    study = ArmStudy(open_storage(folder.journal), config.name, config.arm("prefix"), seed=1, num_startup=2)
     for loss in losses:
         proposal = study.ask()
         assert proposal is not None
@@ -75,9 +79,13 @@ def searched(folder: ResultsFolder, config: SweepConfig, losses: Sequence[float 
     return {"prefix": study}
 
 
+def open_stage(config: SweepConfig, folder: ResultsFolder, engine: PlayedEngine) -> FinalStage:
+    return FinalStage(config, folder, open_storage(folder.journal), engine)  # type: ignore[arg-type]
+
+
 def test_candidates_are_compared_on_dev_and_the_winner_runs_fresh_seeds(tmp_path: Path, config: SweepConfig) -> None:
     folder, engine = ResultsFolder(tmp_path), PlayedEngine(tmp_path)
-    stage = FinalStage(config, folder, engine)  # type: ignore[arg-type]
+    stage = open_stage(config, folder, engine)
     runs = stage.run(searched(folder, config, [2.0, 1.5, 3.0, 1.0]), SOURCES)
     assert engine.trained == [
         ("candidates/prefix", ["candidates/prefix/3@1000", "candidates/prefix/1@1000"]),
@@ -95,7 +103,7 @@ def test_candidates_are_compared_on_dev_and_the_winner_runs_fresh_seeds(tmp_path
 
 def test_an_arm_without_a_score_and_runs_that_failed_are_left_out(tmp_path: Path, config: SweepConfig) -> None:
     folder, engine = ResultsFolder(tmp_path), PlayedEngine(tmp_path, failing=["final/lora/0@1"])
-    runs = FinalStage(config, folder, engine).run(searched(folder, config, [None] * 4), SOURCES)  # type: ignore[arg-type]
+    runs = open_stage(config, folder, engine).run(searched(folder, config, [None] * 4), SOURCES)  # type: ignore[arg-type]
     assert {arm: [run.replicate for run in arm_runs] for arm, arm_runs in runs.items()} == {
         "lora": [2],
         "finetune": [1, 2],
@@ -105,7 +113,22 @@ def test_an_arm_without_a_score_and_runs_that_failed_are_left_out(tmp_path: Path
 def test_where_all_candidates_of_an_arm_fail_its_best_trial_goes_on(tmp_path: Path, config: SweepConfig) -> None:
     failing = ["candidates/prefix/3@1000", "candidates/prefix/1@1000"]
     folder, engine = ResultsFolder(tmp_path), PlayedEngine(tmp_path, failing)
-    runs = FinalStage(config, folder, engine).run(  # type: ignore[arg-type]
-        searched(folder, config, [2.0, 1.5, 3.0, 1.0]), SOURCES
-    )
+    runs = open_stage(config, folder, engine).run(searched(folder, config, [2.0, 1.5, 3.0, 1.0]), SOURCES)
     assert [run.number for run in runs["prefix"]] == [3, 3]
+
+
+def test_a_driver_opens_its_journal_once(tmp_path: Path, config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    read = JournalFileBackend.__init__
+
+    def note(backend: JournalFileBackend, path: str, **more: Any) -> None:  # noqa: ANN401
+        opened.append(path)
+        read(backend, path, **more)
+
+    monkeypatch.setattr(JournalFileBackend, "__init__", note)
+    folder, engine = ResultsFolder(tmp_path), PlayedEngine(tmp_path)
+    storage = open_storage(folder.journal)
+    study = ArmStudy(storage, config.name, config.arm("prefix"), seed=1, num_startup=2)
+    FinalStage(config, folder, storage, engine).run({"prefix": study}, SOURCES)  # type: ignore[arg-type]
+    parameter_importance(storage, config.name, config.arm("prefix"), ())
+    assert len(opened) == 1 and len(engine.trained) >= 2

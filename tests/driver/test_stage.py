@@ -37,7 +37,7 @@ def test_trials_that_need_a_worker_alone_come_at_half_time_wherever_their_arm_st
 ) -> None:
     sharing = driver.stage
     arm = driver.arm.model_copy(update={"name": "finetune", "method": "finetune", "num_trials": 2})
-    study = ArmStudy(driver.folder / "study.journal", "small", arm, seed=1, num_startup=1)
+    study = ArmStudy(driver.storage, "small", arm, seed=1, num_startup=1)
 
     def spec(trial: Proposal | Record) -> TrialSpec:
         folder = str(driver.folder / "trials" / "finetune" / str(trial.number))

@@ -5,13 +5,13 @@ from pathlib import Path
 from support.studies import SPACE, ask, make_arm, run_all, start_and_kill
 
 from prefixray.search.fixed_study import FixedStudy
-from prefixray.search.storage import repair_journal
+from prefixray.search.storage import open_storage, repair_journal
 
 
 def test_a_fixed_list_is_run_once_in_order_and_may_grow(tmp_path: Path) -> None:
-    study = FixedStudy(tmp_path / "study.journal", "sweep", "final", ["prefix-1", "lora-1", "prefix-1"])
+    study = FixedStudy(open_storage(tmp_path / "study.journal"), "sweep", "final", ["prefix-1", "lora-1", "prefix-1"])
     assert [proposal.values["item"] for proposal in run_all(study)] == ["prefix-1", "lora-1"]
-    study = FixedStudy(tmp_path / "study.journal", "sweep", "final", ["prefix-1", "lora-1", "lora-2"])
+    study = FixedStudy(open_storage(tmp_path / "study.journal"), "sweep", "final", ["prefix-1", "lora-1", "lora-2"])
     assert [proposal.values["item"] for proposal in run_all(study)] == ["lora-2"]
     assert [record.values["item"] for record in study.best(3)] == ["prefix-1", "lora-1", "lora-2"]
 
@@ -20,12 +20,12 @@ def test_a_run_of_a_killed_driver_is_adopted_when_its_list_is_known_or_withdrawn
     start_and_kill(tmp_path, make_arm(SPACE, 4))
     journal = tmp_path / "study.journal"
     repair_journal(journal)
-    other = FixedStudy(journal, "sweep", "final", ["adapter-1"])
+    other = FixedStudy(open_storage(journal), "sweep", "final", ["adapter-1"])
     assert [(p.values["item"], p.adopted) for p in run_all(other)] == [("adapter-1", False)]
-    other = FixedStudy(journal, "sweep", "final", ["adapter-1", "prefix-1", "prefix-2"])
+    other = FixedStudy(open_storage(journal), "sweep", "final", ["adapter-1", "prefix-1", "prefix-2"])
     assert [(p.values["item"], p.adopted) for p in run_all(other)] == [("prefix-1", True), ("prefix-2", False)]
-    ask(FixedStudy(journal, "sweep", "final", ["old-1"]))
-    changed = FixedStudy(journal, "sweep", "final", ["new-1"])
+    ask(FixedStudy(open_storage(journal), "sweep", "final", ["old-1"]))
+    changed = FixedStudy(open_storage(journal), "sweep", "final", ["new-1"])
     run_all(changed)
     changed.withdraw()
     assert {record.state for record in changed.records()} == {"done"}

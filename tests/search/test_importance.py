@@ -8,6 +8,7 @@ from support.studies import GRID, LEARNING_RATE, SPACE, ask, make_arm, open_stud
 
 from prefixray.config.space import Cases, Int, LogUniform
 from prefixray.search.importance import parameter_importance
+from prefixray.search.storage import open_storage
 from prefixray.system.records import Scalar
 
 
@@ -26,18 +27,21 @@ def test_importance_is_worked_out_from_the_finished_trials_or_from_all_at_the_fi
 
     for _ in range(9):
         reach_the_first_rung()
-    assert parameter_importance(journal, "sweep", arm, (8, 16)) is None, "too few trials"
+    assert parameter_importance(open_storage(journal), "sweep", arm, (8, 16)) is None, "too few trials"
     while len(losses) < 24:
         reach_the_first_rung()
-    found = parameter_importance(journal, "sweep", arm, (8, 16))
+    found = parameter_importance(open_storage(journal), "sweep", arm, (8, 16))
     assert found is not None and (found["step"], found["num_trials"]) == (8, 24)
     assert set(found["shares"]) == set(space) and sum(found["shares"].values()) == pytest.approx(1)
     assert max(found["shares"], key=lambda key: found["shares"][key]) == "learning_rate"
     for number, loss in losses.items():
         study.tell(number, "done" if number < 10 else "stopped", loss)
-    found = parameter_importance(journal, "sweep", arm, (8, 16))
+    found = parameter_importance(open_storage(journal), "sweep", arm, (8, 16))
     assert found is not None and (found["step"], found["num_trials"]) == (40, 10), "the finished ones are enough"
-    assert parameter_importance(journal, "sweep", make_arm({"learning_rate": LEARNING_RATE}, 24), (8,)) is None
+    assert (
+        parameter_importance(open_storage(journal), "sweep", make_arm({"learning_rate": LEARNING_RATE}, 24), (8,))
+        is None
+    )
 
 
 def test_a_key_with_cases_has_one_importance(tmp_path: Path) -> None:
@@ -50,6 +54,6 @@ def test_a_key_with_cases_has_one_importance(tmp_path: Path) -> None:
     for _ in range(24):
         proposal = ask(study)
         study.tell(proposal.number, "done", 1.0 + abs(math.log10(float(proposal.values["learning_rate"] or 1)) + 2))
-    found = parameter_importance(tmp_path / "study.journal", "sweep", arm, ())
+    found = parameter_importance(open_storage(tmp_path / "study.journal"), "sweep", arm, ())
     assert found is not None and set(found["shares"]) == {"mid_dim", "learning_rate"}
     assert sum(found["shares"].values()) == pytest.approx(1)

@@ -8,7 +8,7 @@ from support.studies import GRID, SPACE, ask, distinct, make_arm, open_study, ru
 
 from prefixray.config.space import Cases, Choice, Int, LogUniform
 from prefixray.errors import UserError
-from prefixray.search.storage import repair_journal
+from prefixray.search.storage import open_storage, repair_journal
 from prefixray.search.study import ArmStudy
 from prefixray.search.trial_source import Proposal
 from prefixray.system.records import Scalar
@@ -121,7 +121,7 @@ def test_the_sampler_learns_where_trials_fail(tmp_path: Path) -> None:
     arm = make_arm({"learning_rate": LogUniform(log_uniform=(1e-5, 1e-1))}, num_trials=24)
     num_failed = 0
     for repeat in range(8):
-        study = ArmStudy(tmp_path / f"{repeat}.journal", "sweep", arm, seed=repeat, num_startup=6)
+        study = ArmStudy(open_storage(tmp_path / f"{repeat}.journal"), "sweep", arm, seed=repeat, num_startup=6)
         running: list[Proposal] = []
         for _ in range(arm.num_trials):
             while len(running) < 6 and (proposal := study.ask()) is not None:

@@ -12,6 +12,7 @@ from prefixray.search.budget import Budget
 from prefixray.search.fixed_study import FixedStudy
 from prefixray.search.halving import Halving
 from prefixray.search.requests import Answer, Inbox, Request
+from prefixray.search.storage import open_storage
 from prefixray.search.study import ArmStudy
 from prefixray.search.trial_source import Proposal, Record
 from prefixray.tracking.tracker import open_tracker
@@ -88,19 +89,20 @@ class Driver:
         self.folder = folder
         self.pool = PlayedPool()
         self.inbox = Inbox(folder)
+        self.storage = open_storage(folder / "study.journal")
         self.tracker = open_tracker(TrackingConfig(mlflow=None), folder, "small", {})
         train = TrainConfig(num_steps=40)
         fixed = {} if "learning_rate" in space else {"learning_rate": 1e-3}
         self.arm = ArmConfig(
             name="prefix", method="prefix", fixed=fixed, dimensions=space, num_trials=num_trials, train=train
         )
-        self.study = ArmStudy(folder / "study.journal", "small", self.arm, seed=1, num_startup=2)
+        self.study = ArmStudy(self.storage, "small", self.arm, seed=1, num_startup=2)
         self.stage = Stage("prefix", self.arm, self.study, 2, self._spec(), Halving((10,), keep=0.5))
         self.coordinator = self.coordinate(self.stage, budget=budget)
 
     def final(self) -> Coordinator:
         """The same sweep in its final stage."""
-        study = FixedStudy(self.folder / "study.journal", "small", "final/prefix", ["prefix-1"])
+        study = FixedStudy(self.storage, "small", "final/prefix", ["prefix-1"])
         return self.coordinate(Stage("final/prefix", self.arm, study, 1, self._spec()))
 
     def coordinate(self, *stages: Stage, budget: Budget | None = None) -> Coordinator:

@@ -10,6 +10,7 @@ from pathlib import Path
 from prefixray.config.schema import ArmConfig
 from prefixray.config.space import AnyDimension, Choice, LogUniform
 from prefixray.config.trials import TrainConfig
+from prefixray.search.storage import open_storage
 from prefixray.search.study import ArmStudy
 from prefixray.search.trial_source import Proposal, TrialSource
 from prefixray.system.records import Scalar
@@ -23,15 +24,17 @@ import sys, time
 from pathlib import Path
 from prefixray.config.schema import ArmConfig
 from prefixray.search.fixed_study import FixedStudy
+from prefixray.search.storage import open_storage
 from prefixray.search.study import ArmStudy
 
 arm = ArmConfig.model_validate_json(sys.argv[2])
-search = ArmStudy(Path(sys.argv[1]), "sweep", arm, seed=1, num_startup=2)
+storage = open_storage(Path(sys.argv[1]))
+search = ArmStudy(storage, "sweep", arm, seed=1, num_startup=2)
 done, left = search.ask(), search.ask()
 search.report(done.number, 10, 2.0)
 search.tell(done.number, "done", 2.0)
 search.report(left.number, 10, 3.0)
-final = FixedStudy(Path(sys.argv[1]), "sweep", "final", ["prefix-1", "prefix-2"])
+final = FixedStudy(storage, "sweep", "final", ["prefix-1", "prefix-2"])
 final.ask()
 print(left.number, left.values["preseqlen"], left.values["learning_rate"], flush=True)
 time.sleep(60)
@@ -56,7 +59,7 @@ def make_arm(
 
 
 def open_study(folder: Path, arm: ArmConfig) -> ArmStudy:
-    return ArmStudy(folder / "study.journal", "sweep", arm, seed=1, num_startup=2)
+    return ArmStudy(open_storage(folder / "study.journal"), "sweep", arm, seed=1, num_startup=2)
 
 
 def run_all(study: TrialSource) -> list[Proposal]:
