@@ -180,14 +180,20 @@ class MlflowStore:
     def _child(self, key: str, when: int) -> str:
         """The id of a trial's run, which is found or else created."""
         if key not in self._runs:
-            tags = {"mlflow.parentRunId": self._parent, "prefixray.key": key}
-            runs = self._search(" and ".join(f'tags.`{name}` = "{value}"' for name, value in tags.items()))
-            if runs:
-                self._recall(key, runs[0])
+            run = self._known.get(key)
+            if run is not None:
+                self._recall(key, run)
             else:
-                runs = [self._client.create_run(self._experiment, when, {**self._origin, **tags}, run_name=key)]
-            self._runs[key] = str(runs[0].info.run_id)
+                tags = {**self._origin, "mlflow.parentRunId": self._parent, "prefixray.key": key}
+                run = self._client.create_run(self._experiment, when, tags, run_name=key)
+            self._runs[key] = str(run.info.run_id)
         return self._runs[key]
+
+    @cached_property
+    def _known(self) -> "dict[str, Run]":
+        """The runs of trials that earlier drivers have left, by key, found by one search."""
+        runs = self._search(f"tags.`mlflow.parentRunId` = '{self._parent}'")
+        return {run.data.tags["prefixray.key"]: run for run in reversed(runs) if "prefixray.key" in run.data.tags}
 
     def _recall(self, key: str, run: "Run") -> None:
         """Note what an earlier driver has logged of a trial."""

@@ -13,11 +13,13 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from mlflow.entities import Run
 from support.tracked_sweep import SWEEP, local, open_sweep, run_trials
 
 from prefixray.system.records import Scalar
 from prefixray.tracking import queue
 from prefixray.tracking.events import SweepEnding
+from prefixray.tracking.mlflow_store import MlflowStore
 
 
 def test_a_sweep_is_a_run_with_a_nested_run_per_trial(folder: Path) -> None:
@@ -52,6 +54,26 @@ def test_curves_hold_listed_finite_metrics_and_artifacts_belong_to_done_trials(f
     run_ids = {key: run.info.run_id for key, run in stored.children.items()}
     assert stored.files(run_ids["prefix/0"], "artifact") == ["artifact/prefix.safetensors"]
     assert [stored.files(run_ids[f"prefix/{number}"]) for number in (1, 2, 3)] == [[], [], []]
+
+
+def test_a_relaunch_finds_the_runs_of_all_trials_with_one_search(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = open_sweep(folder)
+    run_trials(first, folder)
+    first.close("interrupted")
+    searches: list[str] = []
+    search = MlflowStore._search
+
+    def note(store: MlflowStore, condition: str) -> list[Run]:
+        searches.append(condition)
+        return search(store, condition)
+
+    monkeypatch.setattr(MlflowStore, "_search", note)
+    again = open_sweep(folder)
+    run_trials(again, folder)
+    again.close("finished")
+    assert len([condition for condition in searches if "RUNNING" not in condition and "parentRunId" in condition]) == 1
+    assert not any("prefixray.key" in condition for condition in searches)
+    assert len(local(folder).children) == 4
 
 
 def test_a_relaunch_continues_the_same_runs_and_ends_all(folder: Path) -> None:
