@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.sweep_process import DrivenSweep, end_all, kill, wait_for, workers_of
+from support.sweep_process import DrivenSweep, descendants_of, end_all, kill, wait_for, workers_of
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
@@ -112,12 +112,12 @@ def assert_complete(sweep: Sweep, uri: str | None = None) -> None:
     assert all("dev/loss" in run.data.metrics for run in runs if "prefixray.key" in run.data.tags)
 
 
-def assert_same(sweep: Sweep, undisturbed: Sweep) -> None:
+def assert_same(sweep: Sweep, undisturbed: Sweep, tolerance: float = TOLERANCE) -> None:
     """The numbers of every trial, and what was decoded with the winners, are those of the undisturbed run."""
-    assert sweep.losses() == pytest.approx(undisturbed.losses(), abs=TOLERANCE)
+    assert sweep.losses() == pytest.approx(undisturbed.losses(), abs=tolerance)
     for ours, theirs in zip(sweep.curves(), undisturbed.curves(), strict=True):
         assert [step for step, _ in ours] == [step for step, _ in theirs]
-        assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], abs=TOLERANCE)
+        assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], abs=tolerance)
     for file in undisturbed.results.glob("final/*/test.hyp"):
         assert (sweep.results / file.relative_to(undisturbed.results)).read_text() == file.read_text()
 
@@ -401,3 +401,38 @@ def _fill(ballast: Path) -> None:
     with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(1 << 12))
+
+
+def test_tunes_own_processes_give_the_numbers_of_seats(sweep: Sweep, undisturbed: Sweep) -> None:
+    gone = "from prefixray.driver.engine import seats; seats.PRIVATE_NAME = '_NoSuchName'"
+    run = "import sys; from prefixray.sweep import main; sys.exit(main(['small.yaml']))"
+    output = output_of(sweep.start(command=[sys.executable, "-c", f"{gone}; {run}"]))
+    assert "this version of Ray has no _NoSuchName any more: each trial gets a process of its own" in output, output
+    assert_complete(sweep)
+    assert_same(sweep, undisturbed, tolerance=1e-6)
+
+
+def test_the_process_of_all_seats_may_be_killed(sweep: Sweep, undisturbed: Sweep) -> None:
+    process = sweep.start()
+    _wait_for(sweep.has_checkpoints, process)
+    for _ in range(2):
+        (house,) = descendants_of(process, "ray::House")
+        house.kill()
+        _wait_for(lambda killed=house: set(descendants_of(process, "ray::House")) - {killed}, process)
+        time.sleep(2.0)
+    output = output_of(process)
+    assert output.count("Ray Tune has fallen over: ") == 2 and output.count("its trials go on") == 2, output
+    assert_complete(sweep)
+    assert_same(sweep, undisturbed)
+
+
+def test_a_control_service_that_comes_back_costs_nothing(sweep: Sweep, undisturbed: Sweep) -> None:
+    process = sweep.start()
+    _wait_for(sweep.has_checkpoints, process)
+    (service,) = descendants_of(process, "gcs_server")
+    service.suspend()
+    time.sleep(20.0)
+    service.resume()
+    output_of(process)
+    assert_complete(sweep)
+    assert_same(sweep, undisturbed)

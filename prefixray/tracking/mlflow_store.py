@@ -180,8 +180,7 @@ class MlflowStore:
     def _child(self, key: str, when: int) -> str:
         """The id of a trial's run, which is found or else created."""
         if key not in self._runs:
-            run = self._known.get(key)
-            if run is not None:
+            if (run := self._known.get(key)) is not None:
                 self._recall(key, run)
             else:
                 tags = {**self._origin, "mlflow.parentRunId": self._parent, "prefixray.key": key}
@@ -192,8 +191,8 @@ class MlflowStore:
     @cached_property
     def _known(self) -> "dict[str, Run]":
         """The runs of trials that earlier drivers have left, by key, found by one search."""
-        runs = self._search(f"tags.`mlflow.parentRunId` = '{self._parent}'")
-        return {run.data.tags["prefixray.key"]: run for run in reversed(runs) if "prefixray.key" in run.data.tags}
+        runs = self._search(f"tags.`mlflow.parentRunId` = '{self._parent}'")[::-1]
+        return {run.data.tags["prefixray.key"]: run for run in runs if "prefixray.key" in run.data.tags}
 
     def _recall(self, key: str, run: "Run") -> None:
         """Note what an earlier driver has logged of a trial."""
@@ -210,8 +209,7 @@ class MlflowStore:
         while True:
             page = self._client.search_runs([self._experiment], condition, page_token=token)
             runs.extend(page)
-            token = page.token
-            if not token:
+            if not (token := page.token):
                 return runs
 
     def _describe(self, run_id: str, params: Mapping[str, Scalar], tags: Mapping[str, str]) -> None:

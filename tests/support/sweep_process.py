@@ -110,14 +110,24 @@ def kill(process: "subprocess.Popen[str]") -> None:
 
 def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     """The processes of the driver's workers, as far as they have started."""
+    return descendants_of(process, "ray::Worker")
+
+
+def descendants_of(process: "subprocess.Popen[str]", name: str) -> list[psutil.Process]:
+    """The processes with such a name or title that the driver has started, or their children."""
     children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if child.is_running() and "ray::Worker" in _title(child)]
+    return [child for child in children if child.is_running() and _is_named(child, name)]
 
 
 def end_all() -> None:
     """Kill what a test has left running."""
     for process in psutil.Process().children(recursive=True):
         process.kill()
+
+
+def _is_named(process: psutil.Process, name: str) -> bool:
+    title = _title(process)
+    return title.startswith(name) or title.partition(" ")[0].endswith(f"/{name}")
 
 
 def _title(process: psutil.Process) -> str:
