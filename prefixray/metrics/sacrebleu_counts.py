@@ -31,7 +31,7 @@ def bleu(sums: Floats) -> Floats:
     smoothed = np.where(
         missed, 0.5 ** np.cumsum(missed, axis=1), matches
     )  # 1/2 for the first missed order, then 1/4 ..
-    return np.where(matches.any(axis=1), _bleu(hypothesis, reference, smoothed / np.maximum(totals, 1)), 0.0)
+    return np.where(matches.any(axis=1), _bleu(hypothesis, reference, 100 * smoothed / np.maximum(totals, 1)), 0.0)
 
 
 def count_bleu_of_words(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[Floats, str]:
@@ -44,13 +44,12 @@ def count_bleu_of_words(hypotheses: Sequence[str], references: Sequence[Sequence
 def bleu_of_words(sums: Floats) -> Floats:
     """BLEU of summed statistics (R, 10) without smoothing -> (R,); 0 where an order has no match."""
     matches, totals = np.split(sums[:, 2:], 2, axis=1)  # (R, 4) each
-    return np.where(matches.all(axis=1), _bleu(sums[:, 0], sums[:, 1], matches / np.maximum(totals, 1)), 0.0)
+    return np.where(matches.all(axis=1), _bleu(sums[:, 0], sums[:, 1], 100 * matches / np.maximum(totals, 1)), 0.0)
 
 
 def _bleu(hypothesis: Floats, reference: Floats, precisions: Floats) -> Floats:
-    """From lengths in words (R,) and precisions of the orders (R, 4)."""
-    percentages = 100 * precisions
-    logs = np.where(percentages > 0, np.log(np.where(percentages > 0, percentages, 1.0)), _LOG_OF_ZERO)
+    """From lengths in words (R,) and precisions of the orders in percent (R, 4)."""
+    logs = np.where(precisions > 0, np.log(np.where(precisions > 0, precisions, 1.0)), _LOG_OF_ZERO)
     brevity = np.where(hypothesis < reference, np.exp(1 - reference / np.maximum(hypothesis, 1)), 1.0)
     score: Floats = brevity * np.exp(logs.mean(axis=1))
     return score
