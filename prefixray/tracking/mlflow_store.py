@@ -20,6 +20,7 @@ from prefixray.system.records import Scalar
 from prefixray.tracking import events
 from prefixray.tracking.events import Point
 from prefixray.tracking.moved import ARTIFACTS, ID_FILE, is_copy, relocate
+from prefixray.tracking.uploads import Upload, Uploads
 from prefixray.tracking.views import EXPERIMENT_TAGS, origin, saved_views
 from prefixray.trial import Ended
 
@@ -40,7 +41,7 @@ _METRICS_AT_ONCE = 1000  # and metrics
 
 
 class MlflowStore:
-    """Writes events to MLflow, each in full when `write` returns. Used by one thread.
+    """Writes events to MLflow, each in full when `write` returns, but for files. Used by one thread.
 
     `uri` None is a database in the sweep's folder; `params` are the sweep's, and stand on every run.
     """
@@ -50,6 +51,8 @@ class MlflowStore:
         self._runs: dict[str, str] = {}  # key of a trial -> id of its run
         self._logged: dict[str, set[tuple[str, int]]] = {}  # key -> (metric, step) that its run has
         self._ended: set[str] = set()
+        self.uploads = Uploads(folder, self._upload, redacted(uri or str(folder / "mlflow.db")))
+        """Files, which have a thread of their own."""
 
     def write(self, event: events.Event, when: int) -> None:
         """Write an event that happened at `when`, in ms."""
@@ -75,7 +78,7 @@ class MlflowStore:
                 self._log_metrics(self._parent, [Point(0, metrics, when)])
                 if note:
                     self._client.set_tag(self._parent, "mlflow.note.content", note)
-                self._attach(self._parent, files)
+                self._attach(files)
             case events.SweepEnded(state):
                 running = f"tags.`mlflow.parentRunId` = '{self._parent}' and attributes.status = 'RUNNING'"
                 for run in self._search(running):
@@ -87,7 +90,9 @@ class MlflowStore:
     def _start_sweep(self, event: events.SweepStarted, when: int) -> None:
         self._client.update_run(self._parent, status="RUNNING")
         self._describe(self._parent, {**self._params, **event.params}, event.tags)
-        self._attach(self._parent, event.files)
+        for upload in self.uploads.left():
+            self.uploads.put(upload, self._child(upload.key, when) if upload.key else self._parent)
+        self._attach(event.files)
         if event.columns:
             known = self._client.get_experiment(self._experiment).tags  # a view may have been changed on the page
             for name, view in saved_views(event.columns, when).items():
@@ -108,7 +113,7 @@ class MlflowStore:
         if event.key in self._ended:
             return
         if event.artifact is not None:
-            self._client.log_artifacts(run_id, str(event.artifact), artifact_path=event.artifact.name)
+            self.uploads.put(Upload(event.key, event.artifact.absolute()), run_id)
         self._client.set_terminated(run_id, _STATUS_OF_TRIAL[event.state], end_time=when)
         self._client.set_tag(run_id, "prefixray.state", event.state)
         self._ended.add(event.key)
@@ -231,14 +236,21 @@ class MlflowStore:
         for at in range(0, len(metrics), _METRICS_AT_ONCE):
             self._client.log_batch(run_id, metrics[at : at + _METRICS_AT_ONCE])
 
-    def _attach(self, run_id: str, files: Sequence[Path]) -> None:
-        """Upload files; a YAML file with credentials goes without them."""
+    def _attach(self, files: Sequence[Path]) -> None:
+        """Have the sweep's run get these files."""
         for file in files:
-            text = file.read_text(encoding="utf-8", errors="replace") if file.suffix == ".yaml" else ""
-            if redacted(text) == text:
-                self._client.log_artifact(run_id, str(file))
-            else:
-                self._client.log_text(run_id, redacted(text), file.name)
+            self.uploads.put(Upload("", file.absolute()), self._parent)
+
+    def _upload(self, run_id: str, path: Path) -> None:
+        """Upload a folder or a file; a YAML file with credentials goes without them. Called by the uploads' thread."""
+        if path.is_dir():
+            self._client.log_artifacts(run_id, str(path), artifact_path=path.name)
+            return
+        text = path.read_text(encoding="utf-8", errors="replace") if path.suffix == ".yaml" else ""
+        if redacted(text) == text:
+            self._client.log_artifact(run_id, str(path))
+        else:
+            self._client.log_text(run_id, redacted(text), path.name)
 
 
 def _missing(point: Point, logged: Set[tuple[str, int]]) -> dict[str, float]:

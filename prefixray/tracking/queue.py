@@ -26,7 +26,7 @@ class Sender:
     def __init__(self, deliver: Callable[[Event, int], None], uri: str) -> None:
         self._deliver = deliver
         self._uri = uri
-        self._events: deque[tuple[Event, int]] = deque()
+        self._events: deque[tuple[Event, int, float]] = deque()  # with the time in MLflow, and that of our own clock
         self._open: dict[str, CurveGrew] = {}  # by trial: the event that its next point joins
         self._num_waiting = 0  # each point counts
         self._changed = threading.Condition()
@@ -74,7 +74,7 @@ class Sender:
             _logger.warning("MLflow at %s: %d entries could not be logged", self._uri, num_lost)
 
     def _add(self, event: Event, when: int) -> None:
-        self._events.append((event, when))
+        self._events.append((event, when, time.monotonic()))
         self._num_waiting += 1
         self._changed.notify()
 
@@ -84,9 +84,9 @@ class Sender:
                 self._changed.wait_for(lambda: self._events or self._closing)
                 if not self._events:
                     return
-                event, when = self._events[0]
+                event, when, since = self._events[0]
                 if isinstance(event, CurveGrew):
-                    self._changed.wait_for(lambda: self._closing, timeout=_GATHERING - (_now() - when) / 1000)
+                    self._changed.wait_for(lambda: self._closing, timeout=_GATHERING - (time.monotonic() - since))
                     if self._open.get(event.key) is event:
                         del self._open[event.key]
             if not self._send(event, when):

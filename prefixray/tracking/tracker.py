@@ -18,6 +18,7 @@ from prefixray.system.records import Scalar
 from prefixray.tracking import events
 from prefixray.tracking.mlflow_store import MlflowStore
 from prefixray.tracking.queue import Sender
+from prefixray.tracking.uploads import Uploads
 from prefixray.trial import Ended
 
 LOGGED = frozenset({"train/loss", "train/grad_norm", "train/clipped_share", "train/learning_rate", "train/tokens"})
@@ -32,8 +33,15 @@ class Tracker:
     `uri` is the address for `mlflow ui --backend-store-uri`, without credentials; None when nothing is logged.
     """
 
-    def __init__(self, uri: str | None = None, sender: Sender | None = None, *, artifacts: bool = True) -> None:
-        self.uri, self._sender, self._artifacts = uri, sender, artifacts
+    def __init__(
+        self,
+        uri: str | None = None,
+        sender: Sender | None = None,
+        uploads: Uploads | None = None,
+        *,
+        artifacts: bool = True,
+    ) -> None:
+        self.uri, self._sender, self._uploads, self._artifacts = uri, sender, uploads, artifacts
 
     def start(
         self, params: Mapping[str, Scalar], tags: Mapping[str, str], files: Sequence[Path], columns: Sequence[str] = ()
@@ -71,6 +79,8 @@ class Tracker:
         self._put(events.SweepEnded(state))
         if self._sender is not None:
             self._sender.drain()
+        if self._uploads is not None:
+            self._uploads.drain()
 
     def _put(self, event: events.Event) -> None:
         if self._sender is not None:
@@ -84,8 +94,8 @@ def open_tracker(config: TrackingConfig, folder: Path, sweep: str, params: Mappi
     given, folder = _given_uri(config), folder.absolute()
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     uri = redacted(given or f"sqlite:///{shown / 'mlflow.db'}")
-    sender = Sender(MlflowStore(folder, sweep, params, given).write, uri)
-    return Tracker(uri, sender, artifacts=config.artifacts == "finished")
+    store = MlflowStore(folder, sweep, params, given)
+    return Tracker(uri, Sender(store.write, uri), store.uploads, artifacts=config.artifacts == "finished")
 
 
 def check_server(config: TrackingConfig) -> None:

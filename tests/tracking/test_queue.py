@@ -31,6 +31,21 @@ def test_points_that_wait_go_in_one_request(folder: Path, monkeypatch: pytest.Mo
         assert local(folder).curve(key) == [(step, 1.0 / step) for step in range(1, 601)]
 
 
+def test_a_clock_that_is_set_back_holds_up_no_point(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "_GATHERING", 0.2)
+    tracker = open_sweep(folder)
+    tracker.trial("prefix/0", {}, {})
+    tracker.log("prefix/0", 10, {"dev/loss": 2.0})
+    now = time.time_ns() // 1_000_000
+    monkeypatch.setattr(queue, "_now", lambda: now - 60_000)
+    deadline = time.monotonic() + 30
+    while tracker._sender is not None and tracker._sender._num_waiting:
+        assert time.monotonic() < deadline, "it waits until the clock has come back"
+        time.sleep(0.05)
+    tracker.close("finished")
+    assert local(folder).curve("prefix/0") == [(10, 2.0)]
+
+
 def test_what_the_store_refuses_is_said_once_and_the_rest_is_logged(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
