@@ -51,7 +51,9 @@ class MlflowStore:
         self._runs: dict[str, str] = {}  # key of a trial -> id of its run
         self._logged: dict[str, set[tuple[str, int]]] = {}  # key -> (metric, step) that its run has
         self._ended: set[str] = set()
-        self.uploads = Uploads(folder, self._upload, redacted(uri or str(folder / "mlflow.db")))
+        self.uploads = Uploads(
+            folder, lambda run_id, path: _upload(self._client, run_id, path), redacted(uri or str(folder / "mlflow.db"))
+        )
         """Files, which have a thread of their own."""
 
     def write(self, event: events.Event, when: int) -> None:
@@ -241,16 +243,17 @@ class MlflowStore:
         for file in files:
             self.uploads.put(Upload("", file.absolute()), self._parent)
 
-    def _upload(self, run_id: str, path: Path) -> None:
-        """Upload a folder or a file; a YAML file with credentials goes without them. Called by the uploads' thread."""
-        if path.is_dir():
-            self._client.log_artifacts(run_id, str(path), artifact_path=path.name)
-            return
-        text = path.read_text(encoding="utf-8", errors="replace") if path.suffix == ".yaml" else ""
-        if redacted(text) == text:
-            self._client.log_artifact(run_id, str(path))
-        else:
-            self._client.log_text(run_id, redacted(text), path.name)
+
+def _upload(client: "MlflowClient", run_id: str, path: Path) -> None:
+    """Upload a folder or a file; a YAML file with credentials goes without them. Called by the uploads' thread."""
+    if path.is_dir():
+        client.log_artifacts(run_id, str(path), artifact_path=path.name)
+        return
+    text = path.read_text(encoding="utf-8", errors="replace") if path.suffix == ".yaml" else ""
+    if redacted(text) == text:
+        client.log_artifact(run_id, str(path))
+    else:
+        client.log_text(run_id, redacted(text), path.name)
 
 
 def _missing(point: Point, logged: Set[tuple[str, int]]) -> dict[str, float]:
