@@ -18,7 +18,7 @@ from prefixray.config.trials import METHODS, TrainConfig
 from prefixray.data.catalog import CATALOG, TaskName
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
-from prefixray.system.path_or_hub import leads_nowhere
+from prefixray.system.path_or_hub import expanded, leads_nowhere
 from prefixray.system.yaml_document import Document, Key, read_document, suggestion
 
 _Section = TypeVar("_Section", bound=BaseModel)
@@ -129,7 +129,7 @@ def _check_task(document: Document) -> None:
         document.refuse(("task", "path"), "no such folder; paths are relative to the working directory")
     for key in (key for key in ("urls", *_FILES) if key in used):
         file = getattr(task, key)
-        if file is not None and not Path(file).expanduser().is_file():
+        if file is not None and not expanded(file).is_file():
             document.refuse(("task", key), "no such file; paths are relative to the working directory")
         elif file is not None and key in _FILES and task.path is not None:
             document.complain(("task", key), "is not used beside task.path: remove one of them")
@@ -149,7 +149,7 @@ def _check_base(document: Document) -> None:
     base = document.values.get("base")
     if not isinstance(base, str) or ":" in base:
         return
-    if leads_nowhere(base) or (base.endswith(".gguf") and not Path(base).expanduser().is_file()):
+    if leads_nowhere(base) or (base.endswith(".gguf") and not expanded(base).is_file()):
         document.refuse(("base",), "no such file or folder; paths are relative to the working directory")
 
 

@@ -1,11 +1,11 @@
 """A user's own data: JSONL or CSV files, plain or gzipped, or a hub data set, whose columns the sweep file names."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from prefixray.data.entries import DataConfig, Entry, Form, Splits, read_file, read_path
 from prefixray.data.row_files import Row, for_each_split
 from prefixray.errors import UserError
+from prefixray.system.path_or_hub import expanded
 
 
 def load_own_data(config: DataConfig) -> Splits:
@@ -24,7 +24,7 @@ def load_own_data(config: DataConfig) -> Splits:
         name = files[split]
         if name is None:
             raise UserError(f"task.{split}: {config.name} needs a JSONL or CSV file here")
-        return read_file(f"task.{split}", Path(name).expanduser(), form)
+        return read_file(f"task.{split}", expanded(name), form)
 
     return Splits(**for_each_split(read))
 

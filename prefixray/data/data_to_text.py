@@ -22,6 +22,7 @@ from prefixray.data.entries import DataConfig, Entry, Splits, is_empty, text_pro
 from prefixray.data.hub import load_hub
 from prefixray.data.row_files import for_each_split, is_folder
 from prefixray.errors import UserError
+from prefixray.system.path_or_hub import expanded
 
 HUB_CONFIG = "webnlg_challenge_2017"
 
@@ -76,7 +77,7 @@ def load_webnlg(config: DataConfig) -> Splits:
     if config.path is None:
         raise UserError("task.path: webnlg needs the folder of the 2017 challenge's files or a hub data set")
     path = config.path
-    sets = _read_folder(Path(path).expanduser()) if is_folder(path) else _read_hub(path)
+    sets = _read_folder(expanded(path)) if is_folder(path) else _read_hub(path)
     sets["test"] = _without_copies(sets["test"])
     seen = {entry.category for entry in sets["train"]}
     return Splits(**{split: _entries(of_split, seen) for split, of_split in sets.items()})
@@ -89,7 +90,7 @@ def load_dart(config: DataConfig) -> Splits:
     """
     if config.path is None:
         raise UserError("task.path: dart needs the folder of its JSON files (github.com/Yale-LILY/dart, data/v1.1.1)")
-    folder = Path(config.path).expanduser()
+    folder = expanded(config.path)
 
     def read(split: str) -> list[Entry]:
         files = sorted(folder.glob(f"*{split}*.json")) + sorted(folder.glob(f"*{split}*.json.gz"))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from prefixray.errors import UserError
-from prefixray.system.path_or_hub import local_path
+from prefixray.system.path_or_hub import expanded, local_path
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
@@ -69,7 +69,7 @@ def find_splits(path: str) -> dict[str, Path]:
 
     def find(split: str) -> Path:
         names = [f"{name}{suffix}" for name in SPLITS[split] for suffix in (*_ROW_SUFFIXES, _LINE_SUFFIX)]
-        files = [file for name in names if (file := Path(path).expanduser() / name).is_file()]
+        files = [file for name in names if (file := expanded(path) / name).is_file()]
         if not files:
             forms = f"{split}.jsonl, {split}.csv (or either with .gz) nor {split}.source"
             raise UserError(f"task.path: {path}: has neither {forms}")

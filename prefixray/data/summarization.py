@@ -15,11 +15,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from prefixray.data.entries import DataConfig, Entry, Form, Splits, read_path
 from prefixray.data.row_files import Row, find_splits, is_folder, is_line_file, read_lines
 from prefixray.errors import UserError
+from prefixray.system.path_or_hub import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def _topic(text: str) -> str | None:
 def _read_urls(name: str) -> dict[str, str]:
     """The topic of each article, by the number at the end of its URL, which is the article's id."""
     topics = {}
-    for line in read_lines("task.urls", Path(name).expanduser()):
+    for line in read_lines("task.urls", expanded(name)):
         number, topic = re.search(r"(\d+)/?\s*$", line), topic_of_url(line)
         if number is not None and topic is not None:
             topics[number[1]] = topic

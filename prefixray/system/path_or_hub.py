@@ -16,9 +16,14 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 _FOLDER = "a base's folder has config.json, the weights as safetensors and the tokenizer's files"
 
 
+def expanded(name: str) -> Path:
+    """The path, with a `~` at its beginning as the home folder; the home of a user who does not exist is left."""
+    return Path(os.path.expanduser(name))
+
+
 def local_path(name: str) -> Path | None:
     """The file or folder on this machine that has this name; None where there is none."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     return path if path.exists() else None
 
 

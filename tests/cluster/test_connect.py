@@ -13,12 +13,20 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from ray._raylet import Config
 from ray.exceptions import AuthenticationError
 
 from prefixray.cluster.connect import Cluster, connected
 from prefixray.cluster.nodes import AUTOSCALER_FILE
 from prefixray.errors import SweepFailed, UserError
 from prefixray.system.exit_codes import interruptible
+
+
+@pytest.fixture(autouse=True)
+def rule() -> Iterator[None]:
+    """Afterwards Ray reads the environment once more: it remembers the mode that a test has set."""
+    yield
+    Config.initialize("")
 
 
 def test_a_machine_that_ray_up_has_made_a_head_joins_its_own_cluster(

@@ -292,6 +292,12 @@ def test_a_file_with_random_edits_causes_nothing_but_a_user_error(data: st.DataO
     _only_a_user_error(text)
 
 
+def test_the_home_of_a_user_who_does_not_exist_is_no_folder() -> None:
+    assert complaint(VALID, "base=~nobody-of-that-name") == (
+        "--set base=~nobody-of-that-name: no such file or folder; paths are relative to the working directory"
+    )
+
+
 @_SETTINGS
 @given(st.data())
 def test_any_value_anywhere_causes_nothing_but_a_user_error(data: st.DataObject) -> None:

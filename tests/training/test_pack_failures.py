@@ -143,10 +143,11 @@ def _memory_for(pack: Pack, *, num_members: int, num_positions: int) -> Iterator
         infix_starts: Sequence[int] = (),
         is_headless: bool = False,
         line: Ragged | None = None,
+        **dropout: object,
     ) -> AbstractContextManager[object]:
         if len(inserts) > num_members or any(insert.num_positions() > num_positions for insert in inserts):
             raise torch.OutOfMemoryError("no more")
-        more = {"infix_starts": infix_starts, "is_headless": is_headless, "line": line}
+        more = {"infix_starts": infix_starts, "is_headless": is_headless, "line": line, **dropout}
         return whole(inserts, row_trial, targets=targets, **more)  # type: ignore[arg-type]
 
     pack.binder.bind = bind  # type: ignore[method-assign]

@@ -6,7 +6,6 @@ the world. So this module asks more of a file than Ray does; each rule below say
 
 import io
 import json
-import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from prefixray.cluster.remote.node_config import check_node_configs, mapping_or_empty
+from prefixray.system.path_or_hub import expanded
 from prefixray.system.yaml_document import Document, Key, Value, read_document
 
 HOME = "PREFIXRAY_HOME"
@@ -131,7 +131,7 @@ def _check_files(document: Document) -> None:
     mounts = mapping_or_empty(document.values.get("file_mounts"))
     copies_a_folder = False
     for remote, local in mounts.items():
-        path = Path(os.path.expanduser(str(local)))
+        path = expanded(str(local))
         copies_a_folder = copies_a_folder or path.is_dir()
         if not path.exists():
             hint = "; make it with `ray get-auth-token --generate`" if path.name == "auth_token" else ""
@@ -140,7 +140,7 @@ def _check_files(document: Document) -> None:
         document.complain(("rsync_exclude",), "must have runs, or results are copied to every machine")
     for name in ("ssh_private_key", "ssh_public_key"):
         key_file = _at(document, ("auth", name))
-        if key_file is not None and not Path(os.path.expanduser(str(key_file))).is_file():
+        if key_file is not None and not expanded(str(key_file)).is_file():
             document.complain(("auth", name), f"{key_file}: no such file here")
 
 
