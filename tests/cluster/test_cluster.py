@@ -147,7 +147,7 @@ def test_a_node_that_joins_is_used_and_the_trials_of_one_that_dies_go_on_there(
     machines: Machines, tmp_path: Path, base_folders: Mapping[str, Path]
 ) -> None:
     first = _add_node(machines)
-    sweep = Sweep(tmp_path, machines.address, base=base_folders["llama"], num_steps=200, num_trials=10)
+    sweep = Sweep(tmp_path, machines.address, base=base_folders["llama"], num_steps=600, num_trials=10)
     sweep.wait_for(lambda: "is placed on worker-0" in sweep.log())
     _add_node(machines)
     sweep.wait_for(lambda: "is placed on worker-1" in sweep.log())
