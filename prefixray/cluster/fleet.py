@@ -158,6 +158,8 @@ class Fleet:
             causes = self._refusals.causes()
             if causes and not (is_elastic and self.workers):
                 raise causes[0]
+            if not self.workers:  # they died after they had been ready; one that never is becomes a cause
+                self._start_worker()
         return ready
 
     @property

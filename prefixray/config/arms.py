@@ -88,7 +88,7 @@ def _read_arm(document: Document, name: str, train: TrainConfig, num_trials: int
     arm = ArmConfig(name=name, method=method, fixed=fixed, dimensions=dimensions, num_trials=count, train=train)
     if _check_conditions(document, arm):
         _check_cases(document, arm)
-    _check_trials(document, arm)
+        _check_trials(document, arm)
     count = count_configurations(dimensions, fixed, limit=count) if dimensions else 1
     arm = arm.model_copy(update={"num_trials": count})
     return arm.model_copy(update={"first": _read_first(document, arm)})

@@ -255,12 +255,13 @@ def corner_values(dimensions: Mapping[str, AnyDimension], fixed: Mapping[str, Sc
 def searched_values(
     dimensions: Mapping[str, AnyDimension], fixed: Mapping[str, Scalar], values: Mapping[str, Scalar]
 ) -> dict[str, Scalar]:
-    """The values without those of keys that are not searched beside the others; one outside its case is replaced."""
+    """The ends of keys, without those that are not searched beside the others; an end of another case is replaced."""
     searched: dict[str, Scalar] = {}
     for key, dimension in dimensions.items():
         distribution = dimension.at({**fixed, **searched})
         if distribution is not None:
-            searched[key] = values[key] if distribution.contains(values[key]) else distribution.ends()[0]
+            ends = distribution.ends()
+            searched[key] = values[key] if is_among(values[key], ends) else ends[0]
     return searched
 
 

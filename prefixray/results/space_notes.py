@@ -40,7 +40,8 @@ def edge_notes(arm: ArmConfig, winner: Mapping[str, Scalar]) -> list[str]:
         distribution = arm.distribution(key, winner)
         end = None if distribution is None else _end(value, distribution)
         if end is not None:
-            notes.append(f"{arm.name}: the winner's {key} {value:.2g} is {end}; widen it")
+            number = f"{value:.2g}" if isinstance(value, float) else value
+            notes.append(f"{arm.name}: the winner's {key} {number} is {end}; widen it")
     return notes
 
 

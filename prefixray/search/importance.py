@@ -53,7 +53,7 @@ def _distribution(dimension: AnyDimension) -> BaseDistribution:
         return CategoricalDistribution(dimension.ends())
     numbers = [end for end in dimension.ends() if isinstance(end, int | float)]
     low, high = min(numbers), max(numbers)
-    if isinstance(low, int) and isinstance(high, int):
+    if isinstance(low, int) and isinstance(high, int) and all(isinstance(number, int) for number in numbers):
         return IntDistribution(low, high)
     is_log = any(isinstance(case, LogUniform) for case in dimension.cases) and low > 0
     return FloatDistribution(low, high, log=is_log)

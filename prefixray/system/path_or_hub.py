@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from prefixray.errors import UserError
+from prefixray.errors import UserError, first_line
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _FOLDER = "a base's folder has config.json, the weights as safetensors and the tokenizer's files"
@@ -79,9 +79,13 @@ def check_base(name: str) -> None:
 
 def _check_hub(name: str) -> None:
     from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    if any(isinstance(try_to_load_from_cache(name, file), str) for file in _WEIGHTS):
-        return
+    try:
+        if any(isinstance(try_to_load_from_cache(name, file), str) for file in _WEIGHTS):
+            return
+    except HFValidationError as error:
+        raise UserError(f"base: {name}: is nothing on this machine and no hub id: {first_line(error)}") from None
     if constants.HF_HUB_OFFLINE or not hub_answers():
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "it does not answer"
         raise UserError(

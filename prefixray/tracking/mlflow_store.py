@@ -191,7 +191,11 @@ class MlflowStore:
                 self._recall(key, run)
             else:
                 tags = {**self._origin, "mlflow.parentRunId": self._parent, "prefixray.key": key}
-                run = self._client.create_run(self._experiment, when, tags, run_name=key)
+                try:
+                    run = self._client.create_run(self._experiment, when, tags, run_name=key)
+                except Exception:
+                    del self._known  # to be read anew: the server may have made the run, and its answer was lost
+                    raise
             self._runs[key] = str(run.info.run_id)
         return self._runs[key]
 

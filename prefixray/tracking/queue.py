@@ -5,6 +5,7 @@ a trial's curve joins the event of that trial that still waits: one request then
 """
 
 import logging
+import sqlite3
 import threading
 import time
 from collections import deque
@@ -130,7 +131,7 @@ def _is_away(error: Exception) -> bool:
     if isinstance(error, MlflowException):
         status = error.get_http_status_code()  # type: ignore[no-untyped-call]
         return bool(status >= 500 or status == 429)
-    return isinstance(error, OperationalError) or (
+    return isinstance(error, OperationalError | sqlite3.OperationalError) or (
         isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
     )
 

@@ -20,8 +20,8 @@ from prefixray.system.atomic_files import write_whole
 _logger = logging.getLogger(__name__)
 
 LIST_FILE = "mlflow.waiting.json"
-_TRIES, _PAUSE = 3, 1.0  # for each path, and seconds between them; once more at the end
-_MOST_REFUSED = 3  # paths in a row that are refused at the end, after which no other is tried
+_TRIES, _PAUSE = 3, 1.0  # for each path, and seconds between them
+_MOST_REFUSED = 3  # paths in a row that are refused at the end, where each has one more try; no other is tried then
 _PATIENCE = 120.0  # seconds without progress after which closing gives up
 _NUM_NAMED = 5
 
@@ -39,10 +39,11 @@ class Uploads:
 
     def __init__(self, folder: Path, deliver: Callable[[str, Path], None], uri: str) -> None:
         self._folder, self._deliver, self._uri = folder, deliver, uri
-        self._waiting: dict[Upload, str] = {}  # with the ids of their runs
+        self._left = self._noted()
+        self._waiting: dict[Upload, tuple[str, int]] = {}  # with the ids of their runs, and how often each was put
         self._queue: deque[Upload] = deque()
         self._changed = threading.Condition()
-        self._closing = False
+        self._closing = threading.Event()
         self._given_up = threading.Event()
         self._num_tried = 0
         self._problem = ""
@@ -51,7 +52,8 @@ class Uploads:
     def put(self, upload: Upload, run_id: str) -> None:
         """Note a path that the run of this id shall have; returns at once."""
         with self._changed:
-            self._waiting[upload] = run_id
+            self._left = [other for other in self._left if other != upload]
+            self._waiting[upload] = (run_id, self._waiting.get(upload, ("", 0))[1] + 1)
             self._store()
             self._queue.append(upload)
             if self._thread is None:
@@ -60,7 +62,10 @@ class Uploads:
             self._changed.notify()
 
     def left(self) -> list[Upload]:
-        """What an earlier driver has noted and MLflow has not taken."""
+        """What an earlier driver has noted, MLflow has not taken, and this driver has not put yet."""
+        return list(self._left)
+
+    def _noted(self) -> list[Upload]:
         file = self._folder / LIST_FILE
         if not file.is_file():
             return []
@@ -74,7 +79,7 @@ class Uploads:
     def drain(self) -> None:
         """Wait until everything is sent or refused, or until nothing happens for a while; name what is left."""
         with self._changed:
-            self._closing = True
+            self._closing.set()
             self._changed.notify()
         num_tried, since = self._num_tried, time.monotonic()
         while self._thread is not None and self._thread.is_alive() and time.monotonic() - since < _PATIENCE:
@@ -94,12 +99,12 @@ class Uploads:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._closing)
-                if not self._queue:
+                self._changed.wait_for(lambda: self._queue or self._closing.is_set())
+                if self._closing.is_set():
                     break
                 upload = self._queue.popleft()
             for number in range(_TRIES):
-                if (number and self._given_up.wait(_PAUSE)) or self._try(upload):
+                if (number and self._closing.wait(_PAUSE)) or self._try(upload):
                     break
         num_refused = 0
         for upload in list(self._waiting):
@@ -109,9 +114,10 @@ class Uploads:
 
     def _try(self, upload: Upload) -> bool:
         """Send a path; returns whether it needs no further try."""
-        run_id = self._waiting.get(upload)
-        if run_id is None:
+        put = self._waiting.get(upload)
+        if put is None:
             return True
+        run_id, _ = put
         try:
             if upload.path.exists():
                 self._deliver(run_id, upload.path)
@@ -124,7 +130,8 @@ class Uploads:
             return False
         else:
             with self._changed:
-                self._waiting.pop(upload, None)
+                if self._waiting.get(upload) == put:  # else it was put again meanwhile, with another content
+                    del self._waiting[upload]
                 self._store()
             return True
         finally:
@@ -133,7 +140,8 @@ class Uploads:
     def _store(self) -> None:
         """Write what waits; a disk that is full ends no sweep here."""
         file = self._folder / LIST_FILE
-        noted = [(upload.key, os.path.relpath(upload.path, self._folder)) for upload in self._waiting]
+        waiting = [*self._waiting, *self._left]
+        noted = [(upload.key, os.path.relpath(upload.path, self._folder)) for upload in waiting]
         try:
             if noted:
                 write_whole(file, json.dumps(noted, indent=1) + "\n")

@@ -343,6 +343,27 @@ MALFORMED = {
         "x.yaml:11: arms.prefix.init_token[1].int[0]: 1: must be text that is not empty, or null\n"
         "x.yaml:11: arms.prefix.init_token[1].int[1]: 2: must be text that is not empty, or null",
     ),
+    "conditions that refer to each other": (
+        "mid_dim: {choice: [null, 512]}\n    init_token: {choice: [restaurant, null]}",
+        "mid_dim: {choice: [null, 512], when: {prefix_mode: [activation]}}\n    init_token: restaurant\n"
+        "    prefix_mode: {choice: [activation, embedding], when: {mid_dim: [512]}}",
+        "x.yaml:10: arms.prefix.mid_dim.when: mid_dim has no default to fall back to: give it a list, with a case for "
+        "every other value\n"
+        "x.yaml:10: arms.prefix.mid_dim.when.prefix_mode: prefix_mode must stand above mid_dim",
+    ),
+    "a condition on itself": (
+        "prefix_dropout: {choice: [0.0, 0.1], when: {mid_dim: [512]}}",
+        "prefix_dropout: {choice: [0.0, 0.1], when: {prefix_dropout: [0.1]}}",
+        "x.yaml:13: arms.prefix.prefix_dropout.when.prefix_dropout: prefix_dropout must stand above prefix_dropout",
+    ),
+    "a value that only one of two cases could have": (
+        "prefix_dropout: {choice: [0.0, 0.1], when: {mid_dim: [512]}}",
+        "warmup_steps: [{int: [1, 50], when: {mid_dim: [null]}}, {int: [1, 60], when: {mid_dim: [512]}}]",
+        "x.yaml:13: arms.prefix.warmup_steps[0].int[1]: 50: must be below num_steps (40)\n"
+        "x.yaml:13: arms.prefix.warmup_steps[1].int[1]: 60: must be below num_steps (40)\n"
+        "x.yaml:15: search.rungs: [10, 20]: the first must be at least twice arms.prefix.warmup_steps (60): 120 or "
+        "more",
+    ),
     "a condition that is no list": (
         "when: {mid_dim: [512]}",
         "when: {mid_dim: 512}",

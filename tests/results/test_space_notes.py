@@ -65,6 +65,10 @@ def test_a_value_near_an_end_is_at_the_end_on_the_scale_of_its_range() -> None:
         "prefix: the winner's learning_rate 0.038 is near the largest allowed (0.001 to 0.04); widen it"
     ]
     assert len(edge_notes(arm, {"learning_rate": 1e-2, "prefix_dropout": 0.49, "preseqlen": 2})) == 2
+    long = make_arm({"preseqlen": Choice(choice=(32, 64, 128))}, 3)
+    assert edge_notes(long, {"preseqlen": 128}) == [
+        "prefix: the winner's preseqlen 128 is the largest allowed (32 to 128); widen it"
+    ]
 
 
 def test_a_value_with_which_most_trials_diverged_is_named() -> None:

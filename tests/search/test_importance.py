@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.studies import GRID, LEARNING_RATE, SPACE, ask, make_arm, open_study
 
-from prefixray.config.space import Cases, Int, LogUniform
+from prefixray.config.space import Cases, Choice, Int, LogUniform, Uniform
 from prefixray.search.importance import parameter_importance
 from prefixray.search.storage import open_storage
 from prefixray.system.records import Scalar
@@ -57,3 +57,16 @@ def test_a_key_with_cases_has_one_importance(tmp_path: Path) -> None:
     found = parameter_importance(open_storage(tmp_path / "study.journal"), "sweep", arm, ())
     assert found is not None and set(found["shares"]) == {"mid_dim", "learning_rate"}
     assert sum(found["shares"].values()) == pytest.approx(1)
+
+
+def test_a_choice_of_whole_numbers_and_a_range_between_them_have_one_importance(tmp_path: Path) -> None:
+    cases = (
+        Uniform(uniform=(0.01, 0.1), when={"mid_dim": (None,)}),
+        Choice(choice=(0, 1), when={"mid_dim": (512,)}),
+    )
+    arm = make_arm({"mid_dim": GRID["mid_dim"], "weight_decay": Cases(cases=cases), "learning_rate": LEARNING_RATE}, 24)
+    study = open_study(tmp_path, arm)
+    for number in range(24):
+        study.tell(ask(study).number, "done", 1.0 + number)
+    found = parameter_importance(open_storage(tmp_path / "study.journal"), "sweep", arm, ())
+    assert found is not None and set(found["shares"]) == {"mid_dim", "weight_decay", "learning_rate"}

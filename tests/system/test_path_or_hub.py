@@ -59,3 +59,8 @@ def test_a_base_of_the_hub_that_is_not_here_is_refused_where_the_hub_cannot_be_a
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="it does not answer"):
         check_base("nobody/nothing")
+
+
+def test_a_base_whose_name_can_be_no_hub_id_is_refused() -> None:
+    with pytest.raises(UserError, match="base: my model: is nothing on this machine and no hub id"):
+        check_base("my model")
