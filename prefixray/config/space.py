@@ -7,7 +7,8 @@ an arm are ordered: a condition refers to keys above its own. A list of dimensio
       - {log_uniform: [1e-3, 4e-2], when: {mid_dim: [null]}}
       - {log_uniform: [3e-5, 1e-3], when: {mid_dim: [512]}}
 
-Beside any values of the keys above, one case holds at most; `gap` and `overlap` find out whether one always does.
+Beside any values of the keys above, exactly one case has to hold. `situations` lists the values beside which a file is
+checked for that.
 """
 
 import itertools
