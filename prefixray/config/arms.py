@@ -24,6 +24,7 @@ from prefixray.config.space import (
     Kind,
     count_configurations,
     is_among,
+    is_number,
     situations,
 )
 from prefixray.config.trials import METHODS, SITE_JOIN, MethodName, TrainConfig, TrialConfig
@@ -90,8 +91,7 @@ def _read_arm(document: Document, name: str, train: TrainConfig, num_trials: int
         _check_cases(document, arm)
         _check_trials(document, arm)
     count = count_configurations(dimensions, fixed, limit=count) if dimensions else 1
-    arm = arm.model_copy(update={"num_trials": count})
-    return arm.model_copy(update={"first": _read_first(document, arm)})
+    return arm.model_copy(update={"num_trials": count, "first": _read_first(document, arm)})
 
 
 def _joined(name: str, value: Value) -> Value:
@@ -157,10 +157,8 @@ def _read_dimension(document: Document, key: Key, value: Value) -> AnyDimension 
     distributions = tuple(case for case in cases if case is not None)
     if len(distributions) < len(cases):
         return None
-    ends = [end for case in distributions for end in case.ends()]
-    if any(isinstance(end, str | bool | None) for end in ends) and not all(
-        isinstance(d, Choice) for d in distributions
-    ):
+    has_range = not all(isinstance(case, Choice) for case in distributions)
+    if has_range and not all(is_number(end) for case in distributions for end in case.ends()):
         document.complain(key, "has a range in one case and a choice that is no number in another: write a second arm")
     return Cases(cases=distributions)
 
@@ -230,15 +228,15 @@ def _check_cases(document: Document, arm: ArmConfig) -> None:
     for name, dimension in arm.dimensions.items():
         if not isinstance(dimension, Cases):
             continue
-        gap = overlap = True  # the first of each is enough
+        has_gap = has_overlap = False  # the first of each is enough
         for values in itertools.islice(situations(name, arm.dimensions, arm.fixed), _MOST_SITUATIONS):
             holding = [index for index, case in enumerate(dimension.cases) if case.at(values) is not None]
             where = " and ".join(f"{key} is {shown(value)}" for key, value in values.items())
-            if not holding and gap:
-                gap = False
+            if not holding and not has_gap:
+                has_gap = True
                 document.complain(("arms", arm.name, name), f"no case holds where {where}: add one")
-            elif len(holding) > 1 and overlap:
-                overlap = False
+            elif len(holding) > 1 and not has_overlap:
+                has_overlap = True
                 also = ", ".join(f"{name}[{index}]" for index in holding[:-1])
                 problem = f"holds beside {also}" + (f" where {where}" if where else "")
                 document.complain(("arms", arm.name, name, holding[-1]), f"{problem}: exactly one case may (see when)")

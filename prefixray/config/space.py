@@ -57,7 +57,7 @@ class Distribution(BaseModel):
     def contains(self, value: Scalar) -> bool:
         """Whether the value is one of its values; of a range of floats, any number between the ends."""
         low, high = self.ends()
-        return _is_number(value) and _is_number(low) and _is_number(high) and low <= value <= high
+        return is_number(value) and is_number(low) and is_number(high) and low <= value <= high
 
 
 def _distinct(values: tuple[Scalar, ...]) -> tuple[Scalar, ...]:
@@ -293,5 +293,6 @@ def is_among(value: Scalar, values: Iterable[Scalar]) -> bool:
     return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values)
 
 
-def _is_number(value: Scalar) -> TypeGuard[int | float]:
+def is_number(value: Scalar) -> TypeGuard[int | float]:
+    """Whether the value is a number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from prefixray.config.space import is_number
 from prefixray.metrics import DECIMALS, higher_is_better, label
 from prefixray.reporting.charts.axes import Axis, Groups, number_text, upper_limit
 from prefixray.reporting.charts.plots import Dot, Line, Series, bars, curves, forest, scatter, strips
@@ -138,7 +139,7 @@ def value_figure(arm: str, key: str, trials: Sequence[SearchTrial], rungs: Seque
     """
     known = [trial for trial in trials if key in trial["config"]]
     values = sorted({trial["config"][key] for trial in known}, key=_order)
-    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    numbers = list(filter(is_number, values))
     is_range = len(numbers) == len(values) > 6
     position: Callable[[Scalar], float] = (lambda value: float(value or 0)) if is_range else values.index
     has_words = key != "init_token" and _num_values(trials, "init_token") in (2, 3, 4, 5)

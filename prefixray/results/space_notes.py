@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from prefixray.config.schema import ArmConfig
-from prefixray.config.space import AnyDistribution, Choice, LogUniform, is_among
+from prefixray.config.space import AnyDistribution, Choice, LogUniform, is_among, is_number
 from prefixray.results.record import SearchTrial
 from prefixray.system.records import Scalar
 
@@ -84,9 +84,9 @@ def _values(trials: Sequence[SearchTrial]) -> list[tuple[str, Scalar]]:
 
 def _end(value: Scalar, distribution: AnyDistribution) -> str | None:
     """`the largest allowed (0.001 to 0.04)`; None where the value is at no end, or nothing lies beyond the end."""
-    numbers = sorted(end for end in distribution.ends() if isinstance(end, int | float) and not isinstance(end, bool))
+    numbers = sorted(filter(is_number, distribution.ends()))
     fewest = _FEWEST_NUMBERS if isinstance(distribution, Choice) else 2
-    if not isinstance(value, int | float) or isinstance(value, bool) or len(numbers) < fewest:
+    if not is_number(value) or len(numbers) < fewest:
         return None
     low, high = numbers[0], numbers[-1]
     if isinstance(distribution, Choice):

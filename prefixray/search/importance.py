@@ -7,7 +7,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 
 from prefixray.config.schema import ArmConfig
-from prefixray.config.space import AnyDimension, Choice, LogUniform
+from prefixray.config.space import AnyDimension, Choice, LogUniform, is_number
 from prefixray.results.record import Importance
 from prefixray.search.storage import Storage
 from prefixray.search.study import values_by_key
@@ -51,7 +51,7 @@ def _distribution(dimension: AnyDimension) -> BaseDistribution:
     """Optuna's distribution over all values of a dimension, whichever case they come from."""
     if all(isinstance(case, Choice) for case in dimension.cases):
         return CategoricalDistribution(dimension.ends())
-    numbers = [end for end in dimension.ends() if isinstance(end, int | float)]
+    numbers = list(filter(is_number, dimension.ends()))
     low, high = min(numbers), max(numbers)
     if isinstance(low, int) and isinstance(high, int) and all(isinstance(number, int) for number in numbers):
         return IntDistribution(low, high)
