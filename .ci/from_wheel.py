@@ -1,4 +1,4 @@
-"""Outside the checkout, with the wheel alone: every module is imported, and the corpus is read from inside it.
+"""Outside the checkout, with the wheel alone: every module is imported, the corpus and the sweep files are in it.
 
 python -W error::DeprecationWarning:prefixray .ci/from_wheel.py
 """
@@ -8,6 +8,7 @@ import pkgutil
 from pathlib import Path
 
 import prefixray
+from prefixray.config.files.shipped import shipped_sweeps
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
 
@@ -17,4 +18,7 @@ names = [found.name for found in pkgutil.walk_packages([str(package)], "prefixra
 for name in names:
     importlib.import_module(name)
 task = load_task(TaskConfig(name="e2e"))
-print(f"{len(names)} modules and {len(task.train)} training examples of E2E from {package}")
+assert {"quickstart", "paper/e2e"} <= set(shipped_sweeps()), "the wheel lacks the sweep files"
+print(
+    f"{len(names)} modules and {len(task.train)} training examples of E2E, {len(shipped_sweeps())} sweep files, from {package}"
+)

@@ -1,6 +1,8 @@
 """The `prefixray` command: one name for all commands, each of which is a module as well.
 
+prefixray demo                                  # a first sweep, with nothing but the package and its base
 prefixray sweep sweeps/quickstart.yaml          # the same as python -m prefixray.sweep sweeps/quickstart.yaml
+prefixray sweeps/quickstart.yaml                # the same again
 prefixray report quickstart
 prefixray control quickstart extend --trials 8
 prefixray --install-completion                  # of commands and options, in your shell
@@ -18,10 +20,12 @@ from typer.core import TyperCommand, TyperGroup
 
 from prefixray import __version__
 from prefixray.errors import UserError
-from prefixray.system.command_line import CONTEXT, Entry, run, unwrapped
+from prefixray.system.command_line import CONTEXT, EXIT_CODES, Entry, run, unwrapped
 from prefixray.system.exit_codes import leave
 
 COMMANDS: Mapping[str, str] = {
+    "demo": "run the quickstart, with nothing but the installed package and its base",
+    "examples": "list or copy the sweep files that ship with prefixray",
     "sweep": "run a sweep, or go on with it",
     "plan": "print what a sweep would do, take and cost; starts nothing",
     "report": "print a sweep's tables again",
@@ -33,13 +37,6 @@ COMMANDS: Mapping[str, str] = {
     "cluster check": "check a cluster's file, as for `ray up`, before anything is started",
 }
 """What each command does. Its module has its name (`cluster check`: cluster_check), and there `main` is its `Entry`."""
-_EXIT_CODES = """exit codes:
-  0    done
-  1    the sweep, an arm of its table, or the trial of train has failed
-  2    there is something for you to mend: the message says what and how
-  130  interrupted; the same command goes on
-  141  nobody read the output to its end, as in prefixray plan ... | head
-  143  terminated, by kill, systemd or Slurm; as 130"""
 _TITLE, _, _EXAMPLES = (__doc__ or "").partition("\n\n")
 
 
@@ -56,7 +53,12 @@ class _Commands(TyperGroup):
     def resolve_command(  # type: ignore[override]  # its own Context is private
         self, ctx: typer.Context, args: list[str]
     ) -> tuple[str | None, TyperCommand | None, list[str]]:
-        """The command that the first words name, and the words behind them. Raises `UserError` if there is none."""
+        """The command that the first words name, and the words behind them; a YAML file alone is a sweep.
+
+        Raises `UserError` if there is none.
+        """
+        if args and args[0].endswith((".yaml", ".yml")):
+            args = ["sweep", *args]
         name = next((name for name in COMMANDS if args[: len(name.split())] == name.split()), None)
         if name is not None:
             entry: Entry = importlib.import_module(f"prefixray.{name.replace(' ', '_')}").main
@@ -79,7 +81,7 @@ def _print_version(is_asked: bool) -> None:
 
 @app.callback(
     help=_TITLE,
-    epilog=unwrapped(f"{_EXIT_CODES}\n\nexamples:\n{_EXAMPLES}"),
+    epilog=unwrapped(f"{EXIT_CODES}\n\nexamples:\n{_EXAMPLES}"),
     subcommand_metavar="COMMAND ...",
 )
 def _prefixray(

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Annotated, Literal, assert_never
 
 import typer
-from typer.core import TyperCommand
 
 from prefixray.config.arms import read_configuration
 from prefixray.config.identity import stored_config
-from prefixray.config.load import find_sweep
+from prefixray.config.files.found import find_sweep
 from prefixray.config.schema import ArmConfig
 from prefixray.errors import UserError
 from prefixray.search.requests import Add, Extend, Finish, Inbox, Request, Stop
@@ -37,22 +36,6 @@ _TAKES: Mapping[Verb, set[str]] = {
 _NEEDS: Mapping[Verb, str] = {"stop": "TRIAL", "extend": "--trials"}
 
 WAIT_SECONDS = 15.0
-
-
-class _ManyValues(TyperCommand):
-    """Several values may stand behind one --set."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # its own Context is private
-        """Read `--set a=1 b=2` as `--set a=1 --set b=2`."""
-        words: list[str] = []
-        option = ""
-        for word in args:
-            if word.startswith("-"):
-                option = word
-            elif option == "--set" and words[-1] != "--set":
-                words.append("--set")
-            words.append(word)
-        return super().parse_args(ctx, words)
 
 
 def control(
@@ -135,7 +118,7 @@ def _send(request: Request, folder: Path, seconds: float) -> int:
     return 0 if answer.ok else 2
 
 
-main = Entry(control, "prefixray control", __doc__, cls=_ManyValues)
+main = Entry(control, "prefixray control", __doc__)
 
 if __name__ == "__main__":
     leave(main)

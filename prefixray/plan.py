@@ -4,6 +4,7 @@ python -m prefixray.plan sweeps/quickstart.yaml
 python -m prefixray.plan sweeps/xsum.yaml --set base=FOLDER --prices prices.yaml     # prices.yaml: A10G: 1.5
 """
 
+from prefixray.config.files.found import find_sweep_file
 from prefixray.config.load import load_sweep
 from prefixray.system.command_line import Entry, Overrides, Prices, Scales, SweepFile
 from prefixray.system.exit_codes import leave
@@ -12,6 +13,7 @@ from prefixray.system.logs import quieten
 
 def plan(file: SweepFile, scales: Scales, overrides: Overrides, prices: Prices = None) -> None:
     """Print the plan."""
+    file = find_sweep_file(file)
     config = load_sweep(file, overrides, scales)  # before anything heavy
     quieten()
     from prefixray.planning.text import plan_text, read_prices

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from prefixray.config.load import find_sweep
+from prefixray.config.files.found import find_sweep
 from prefixray.errors import UserError
 from prefixray.reporting.page import write_page
 from prefixray.reporting.paper import LIST, paper_list, paper_text

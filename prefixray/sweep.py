@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prefixray.config.files.found import find_sweep_file
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import SweepConfig
 from prefixray.errors import UserError
@@ -55,6 +56,7 @@ def sweep(
         raise WrongArguments("--quiet and --verbose exclude each other")
     if address is not None and cluster is not None:
         raise WrongArguments("--address and --cluster exclude each other")
+    file = find_sweep_file(file)
     changes = [word for name in scales for word in ("--scale", name)]
     changes += [word for override in overrides for word in ("--set", override)]
     places = {"--address": address, "--cluster": cluster}

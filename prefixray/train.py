@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, assert_never
 
 import typer
 
+from prefixray.config.files.found import find_sweep_file
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import ArmConfig
 from prefixray.config.space import AnyDistribution, Choice, Int, LogUniform, Uniform
@@ -47,6 +48,7 @@ def train(
     threads: Annotated[int, typer.Option(min=1, help="threads on a CPU", default_factory=num_cpus, show_default="all")],
 ) -> int:
     """Train, print a line per report, and print the command that decodes the artifact; 1 if the trial failed."""
+    file = find_sweep_file(file)
     names = [known.name for known in load_sweep(file, (), scales).arms]
     if arm not in names:
         raise UserError(f"--arm: {arm}: no such arm; they are {', '.join(names)}")

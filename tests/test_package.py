@@ -41,8 +41,11 @@ def test_the_wheel_has_every_module_the_corpus_and_the_licences_and_nothing_else
     package = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
     tracked = subprocess.run(["git", "ls-files", "prefixray"], cwd=ROOT, capture_output=True, text=True)
     there = {path.relative_to(ROOT).as_posix() for path in (ROOT / "prefixray").rglob("*") if path.is_file()}
+    shipped = {f"prefixray/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "sweeps").rglob("*.yaml")}
+    assert {"prefixray/sweeps/quickstart.yaml", "prefixray/sweeps/paper/e2e.yaml"} <= shipped <= package
+    there |= shipped  # by way of a link, which holds no copy
     there = {name for name in there if "__pycache__" not in name and ".egg-info" not in name}
-    assert package == there and (tracked.returncode != 0 or set(tracked.stdout.split()) <= there)
+    assert package == there and (tracked.returncode != 0 or set(tracked.stdout.split()) - {"prefixray/sweeps"} <= there)
     assert {name for name in package if "/data/e2e/" in name} >= {"prefixray/data/e2e/NOTICE"}
     licences = {name.partition(".dist-info/licenses/")[2] for name in names if "/licenses/" in name}
     assert licences == {"LICENSE", "prefixray/data/e2e/NOTICE"}

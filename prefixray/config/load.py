@@ -22,7 +22,6 @@ from prefixray.system.path_or_hub import expanded, leads_nowhere
 from prefixray.system.yaml_document import Document, Key, read_document, suggestion
 
 _Section = TypeVar("_Section", bound=BaseModel)
-_RUNS = Path("runs")
 _FILES = ("train", "dev", "test")
 
 
@@ -63,36 +62,6 @@ def _check_names_its_arm(override: str, document: Document) -> None:
         arms = document.mapping(("arms",)) or {"ARM": None}
         meant = (f"--set arms.{arm}.{override.removeprefix('train.')}" for arm in arms)
         raise UserError(f"--set {override}: is a value of an arm: {', '.join(meant)}")
-
-
-def find_sweep(where: Path | str, scales: Sequence[str] = ()) -> Path:
-    """The results folder of a sweep, given as that folder, as its name under runs/, or as the sweep file and scales.
-
-    Raises `UserError` where there are no results.
-    """
-    path = Path(where)
-    if path.suffix in (".yaml", ".yml"):
-        document = read_document(path)
-        apply_scales(document, scales)
-        document.raise_problems()
-        name = document.values.get("name")
-        if not isinstance(name, str):
-            raise UserError(f"{path}: name: required, but missing")
-        folder = _RUNS / name
-        if not _has_results(folder):
-            raise UserError(f"{path}: no results in {folder} yet (python -m prefixray.sweep {path})")
-        return folder
-    for folder in (path, _RUNS / path):
-        if _has_results(folder):
-            return folder
-    names = sorted(folder.name for folder in _RUNS.glob("*") if _has_results(folder))
-    hint = suggestion(str(where), names, what=f"in {_RUNS} there are")
-    hint = hint or " (python -m prefixray.sweep on a sweep file makes one)"
-    raise UserError(f"{where}: is no results folder, no name under {_RUNS}/ and no sweep file{hint}")
-
-
-def _has_results(folder: Path) -> bool:
-    return (folder / "sweep.json").is_file()
 
 
 def _validated(document: Document) -> SweepConfig | None:

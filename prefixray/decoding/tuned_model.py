@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from prefixray.artifacts.record import check_decoding, check_template
 from prefixray.artifacts.store import load_artifact, restore_method
 from prefixray.batching.template import Template
-from prefixray.config.load import find_sweep
+from prefixray.config.files.found import find_sweep
 from prefixray.config.schema import DecodingSettings
 from prefixray.decoding.generate import generate
 from prefixray.errors import UserError

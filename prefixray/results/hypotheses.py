@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prefixray.config.load import find_sweep
+from prefixray.config.files.found import find_sweep
 from prefixray.config.schema import Evaluation
 from prefixray.data import Sourced, Task
 from prefixray.data.entries import one_line

@@ -27,7 +27,7 @@ def repeated(option: str, metavar: str, text: str) -> Any:  # noqa: ANN401  # as
 SWEEP_HELP = "a results folder, its name under runs/, or the YAML"
 ARTIFACT_HELP = "an artifact's folder; or a sweep: its results folder, its name or its YAML"
 
-SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="the sweep's YAML file")]
+SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="the sweep's YAML file, or its name")]
 Scales = Annotated[list[str], repeated("--scale", "NAME", "a scale of the file: laptop; results in runs/...-laptop")]
 Overrides = Annotated[list[str], repeated("--set", "KEY=VALUE", "override: train.num_steps=20")]
 Prices = Annotated[
@@ -35,6 +35,34 @@ Prices = Annotated[
     typer.Option(metavar="FILE", help="YAML of dollars per hour by device, as in A10G: 1.5; without it, no cost"),
 ]
 Device = Annotated[str, typer.Option(help="cpu or cuda")]
+
+
+EXIT_CODES = """exit codes:
+  0    done
+  1    the sweep, an arm of its table, or the trial of train has failed
+  2    there is something for you to mend: the message says what and how
+  130  interrupted; the same command goes on
+  141  nobody read the output to its end, as in prefixray plan ... | head
+  143  terminated, by kill, systemd or Slurm; as 130"""
+
+
+class SeveralSet(TyperCommand):
+    """Several values may stand behind one --set."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # its own Context is private
+        """Read `--set a=1 b=2` as `--set a=1 --set b=2`; a word without `=` is no value."""
+        words: list[str] = []
+        option = ""
+        for word in args:
+            if word.startswith("-"):
+                option = word
+            elif option == "--set" and words[-1] != "--set":
+                if "=" in word:
+                    words.append("--set")
+                else:
+                    option = ""
+            words.append(word)
+        return super().parse_args(ctx, words)
 
 
 @dataclass(frozen=True)
@@ -47,7 +75,6 @@ class Entry:
     """What a shell calls it: prefixray plan."""
     doc: str | None
     """The module's docstring; it is the help."""
-    cls: type[TyperCommand] = TyperCommand
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
         """The command's exit code; 2 where the arguments or the user's files are wrong."""
@@ -56,7 +83,7 @@ class Entry:
     def app(self) -> typer.Typer:
         """A Typer application of this command alone."""
         app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=CONTEXT)
-        app.command(help=unwrapped(self.doc), cls=self.cls)(self.function)
+        app.command(help=unwrapped(self.doc), epilog=unwrapped(EXIT_CODES), cls=SeveralSet)(self.function)
         return app
 
 

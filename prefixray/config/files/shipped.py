@@ -1,0 +1,42 @@
+"""The sweep files that ship with prefixray: those of `sweeps/` in a checkout, which the wheel has as `prefixray/sweeps`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import prefixray
+from prefixray.errors import UserError
+from prefixray.system.atomic_files import write_whole
+
+_FOLDER = Path(prefixray.__file__).parent / "sweeps"
+
+
+def shipped_sweeps() -> Mapping[str, Path]:
+    """Each shipped sweep file by its name: quickstart, paper/e2e."""
+    files = sorted([*_FOLDER.glob("*.yaml"), *_FOLDER.glob("*/*.yaml")], key=lambda file: (len(file.parts), file))
+    return {file.relative_to(_FOLDER).with_suffix("").as_posix(): file for file in files}
+
+
+def first_sentence(file: Path) -> str:
+    """What a sweep file's opening comment says first, up to its first full stop or the comment's end."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    sentence, stop, _ = f"{' '.join(lines)} ".partition(". ")
+    return f"{sentence.strip()}{'.' if stop else ''}"
+
+
+def copy_sweeps(names: Mapping[str, Path], folder: Path, *, overwrite: bool) -> list[Path]:
+    """Copy these files, by their names, into a folder; returns the copies.
+
+    Without `overwrite`, a file that is there already stays, and nothing is copied: raises `UserError` for each.
+    """
+    copies = {folder / f"{name}.yaml": file for name, file in names.items()}
+    there = [copy for copy in copies if copy.exists() and not overwrite]
+    if there:
+        raise UserError(*(f"{copy}: exists; --force overwrites it, --out copies into another folder" for copy in there))
+    for copy, file in copies.items():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(copy, file.read_text(encoding="utf-8"))
+    return list(copies)
