@@ -17,8 +17,8 @@ from typing import Annotated, Literal, assert_never
 import typer
 
 from prefixray.config.arms import read_configuration
-from prefixray.config.identity import stored_config
 from prefixray.config.files.found import find_sweep
+from prefixray.config.identity import stored_config
 from prefixray.config.schema import ArmConfig
 from prefixray.errors import UserError
 from prefixray.search.requests import Add, Extend, Finish, Inbox, Request, Stop

@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefixray.config.identity import stored_config
 from prefixray.config.files.found import find_sweep
+from prefixray.config.identity import stored_config
 from prefixray.config.schema import SweepConfig
 from prefixray.results.record import ArmResult, SearchTrial, Stored, is_finished, load_results
 

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.sweep_files import VALID, changed, complaint, load
 
-from prefixray.config.identity import differences, dump, identity, restore
 from prefixray.config.files.found import find_sweep
+from prefixray.config.identity import differences, dump, identity, restore
 from prefixray.config.load import load_sweep
 from prefixray.config.scales import scale_names
 from prefixray.config.space import Choice, LogUniform
