@@ -19,6 +19,5 @@ for name in names:
     importlib.import_module(name)
 task = load_task(TaskConfig(name="e2e"))
 assert {"quickstart", "paper/e2e"} <= set(shipped_sweeps()), "the wheel lacks the sweep files"
-print(
-    f"{len(names)} modules and {len(task.train)} training examples of E2E, {len(shipped_sweeps())} sweep files, from {package}"
-)
+shown = f"{len(names)} modules, {len(task.train)} training examples of E2E, {len(shipped_sweeps())} sweep files"
+print(f"{shown}, from {package}")

@@ -1,4 +1,4 @@
-"""The sweep files that ship with prefixray: those of `sweeps/` in a checkout, which the wheel has as `prefixray/sweeps`."""
+"""The sweep files that ship with prefixray: `sweeps/` in a checkout is `prefixray/sweeps` in the wheel."""
 
 from collections.abc import Mapping
 from pathlib import Path
