@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, str] = {
     "export": "write an artifact as others load it",
     "convert": "make an artifact of a checkpoint of the original",
     "train": "train one configuration, without Ray",
+    "schema": "print the JSON schema of sweep files, for editors",
     "cluster check": "check a cluster's file, as for `ray up`, before anything is started",
 }
 """What each command does. Its module has its name (`cluster check`: cluster_check), and there `main` is its `Entry`."""
