@@ -3,18 +3,29 @@
 python -m prefixray.decode runs/quickstart --split test        # the best prefix of the final stage
 python -m prefixray.decode runs/quickstart --arm adapter       # another arm
 python -m prefixray.decode runs/quickstart/trials/prefix/3/artifact --split dev
+
+In bf16 a hypothesis depends on the device, on the number of threads and on the sources that share its batch. So the
+final stage's batches and threads are taken, unless options say otherwise, and hypotheses that differ are counted.
 """
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prefixray.data.entries import one_line
 from prefixray.metrics import label
-from prefixray.results.hypotheses import Split, find_artifact, find_evaluation, read_hypotheses, write_hypotheses
+from prefixray.planning.slots import cpu_workers
+from prefixray.reporting.live import CountBar
+from prefixray.results.hypotheses import Found, Split, find_artifact, read_hypotheses, write_hypotheses
 from prefixray.system.command_line import ARTIFACT_HELP, Device, Entry
 from prefixray.system.exit_codes import leave
 from prefixray.system.logs import quieten
+from prefixray.system.machine import num_cpus, wait_passively
+
+if TYPE_CHECKING:
+    from prefixray.decoding.evaluate import Decoded
 
 _SETTING = typer.Option(help="in place of the recorded value")
 
@@ -27,7 +38,10 @@ def decode(
     out: Annotated[
         Path | None, typer.Option(help="the folder for the three files; if not given, one beside the artifact")
     ] = None,
-    device: Device = "cpu",
+    device: Device = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="on a CPU; if not given, those of the final stage, else a worker's")
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="run Python files that the base brings")
     ] = False,
@@ -46,26 +60,40 @@ def decode(
         "length_penalty": length_penalty,
         "batch_size": batch_size,
     }
-    artifact, recorded = find_artifact(where, arm)
+    found = find_artifact(where, arm)
+    num_threads = threads or min(found.num_threads(split) or cpu_workers(num_cpus())[1], num_cpus())
+    wait_passively()
     from prefixray.decoding.evaluate import decode_artifact  # torch, once there is something to decode
 
-    decoded = decode_artifact(
-        artifact,
-        split,
-        device=device,
-        decoding={**recorded, **{key: value for key, value in settings.items() if value is not None}},
-        trust_remote_code=trust_remote_code,
-        evaluation=find_evaluation(where),
-    )
-    out = out or artifact.parent / "decoded"
+    with CountBar("sources", sys.stderr) as bar:
+        decoded = decode_artifact(
+            found,
+            split,
+            num_threads=num_threads,
+            device=device,
+            decoding={key: value for key, value in settings.items() if value is not None},
+            trust_remote_code=trust_remote_code,
+            on_progress=bar.show,
+        )
+    out = out or found.artifact.parent / "decoded"
     write_hypotheses(out, split, decoded.hypotheses, decoded.sources)
-    print(f"{artifact}: {split}, {len(decoded.sources)} sources")
-    print("  ".join(f"{label(metric)} {scored.corpus():.4g}" for metric, scored in decoded.scores.items()))
-    if (artifact.parent / f"{split}.hyp").is_file():
-        earlier = read_hypotheses(artifact.parent, split)
-        num_same = sum(a == b for a, b in zip(earlier, read_hypotheses(out, split), strict=False))
-        print(f"{num_same} of {len(earlier)} hypotheses are those of the final stage")
+    _report(found, split, decoded, num_threads)
     print(f"{out}/{split}.hyp  .ref  .src")
+
+
+def _report(found: Found, split: Split, decoded: "Decoded", num_threads: int) -> None:
+    """Print what was decoded on what, the scores, and how many hypotheses are those of the final stage."""
+    of_cpu = f"{num_threads} thread{'s' if num_threads > 1 else ''} of the CPU"
+    run_on = of_cpu if decoded.device == "cpu" else "the GPU"
+    print(f"{found.artifact}: {split}, {len(decoded.sources)} sources, in {decoded.precision} on {run_on}")
+    print("  ".join(f"{label(metric)} {scored.corpus():.4g}" for metric, scored in decoded.scores.items()))
+    if not (found.artifact.parent / f"{split}.hyp").is_file():
+        return
+    earlier = read_hypotheses(found.artifact.parent, split)
+    num_same = sum(a == one_line(b) for a, b in zip(earlier, decoded.hypotheses, strict=False))
+    is_rounded = num_same < len(earlier) and decoded.precision != "fp32"
+    why = f"; in {decoded.precision} they depend on the device, --threads and the batches" if is_rounded else ""
+    print(f"{num_same} of {len(earlier)} hypotheses are those of the final stage{why}")
 
 
 main = Entry(decode, "prefixray decode", __doc__)

@@ -53,7 +53,7 @@ def export(
         check_new(out)
     from prefixray.results.hypotheses import find_artifact
 
-    artifact = find_artifact(source, arm)[0]
+    artifact = find_artifact(source, arm).artifact
     if out is not None:
         print(f"{artifact} -> {out}\n\n{_write(artifact, form, out, licence)}")
     elif push is not None:

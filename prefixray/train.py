@@ -20,7 +20,7 @@ from prefixray.errors import UserError
 from prefixray.system.command_line import Device, Entry, Scales, SweepFile, repeated
 from prefixray.system.exit_codes import leave
 from prefixray.system.logs import quieten
-from prefixray.system.machine import check_four_bit, num_cpus
+from prefixray.system.machine import check_four_bit, num_cpus, wait_passively
 from prefixray.system.path_or_hub import check_base
 from prefixray.system.records import Scalar
 from prefixray.trial import Report, TrialSpec
@@ -40,7 +40,7 @@ def train(
     replicate: Annotated[
         int, typer.Option(min=0, help="whose seeds: 0 as in the search, 1.. as in the final stage")
     ] = 0,
-    device: Device = "cpu",
+    device: Device = "auto",
     profile: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="write a trace of the second step, and print where its time goes"),
@@ -57,8 +57,9 @@ def train(
     trial = _configuration(config.arm(arm))
     quieten()
     check_base(config.base)
-    if config.train.precision == "4bit":
+    if config.train.precision == "4bit" and device != "auto":  # torch knows what that is, and `load_trainer` refuses
         check_four_bit(has_gpu=device.startswith("cuda"))
+    wait_passively()
     from prefixray.training.trainer import load_trainer
 
     spec = _spec(trial, Path("runs") / config.name / "train", seed=config.search.seed, replicate=replicate)

@@ -37,6 +37,12 @@ RUN_BY: Mapping[str, str] = {
     "plan": "test_plan.py::test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing",
     "decode --split": "test_sweep.py::test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused",
     "decode --arm": "decoding/test_evaluate.py::test_decoding_again_from_a_sweep_gives_the_same_hypotheses",
+    "decode": "decoding/test_evaluate.py::"
+    "test_it_decodes_with_the_final_stages_threads_and_says_on_what_hypotheses_that_differ_depend",
+    "decode --threads": "decoding/test_evaluate.py::"
+    "test_it_decodes_with_the_final_stages_threads_and_says_on_what_hypotheses_that_differ_depend",
+    "decode --batch-size": "decoding/test_evaluate.py::"
+    "test_it_decodes_with_the_final_stages_threads_and_says_on_what_hypotheses_that_differ_depend",
     "report": "test_report.py::test_the_report_prints_both_tables_again",
     "train --arm --set": "test_train.py::test_a_configuration_is_trained_and_decoded_as_the_command_says",
     "export --format --out": "artifacts/test_peft.py::"

@@ -176,6 +176,9 @@ def test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused
     decode = [sys.executable, "-m", "prefixray.decode", "runs/small", "--split", "test"]
     printed = subprocess.run(decode, cwd=sweep.folder, capture_output=True, text=True, check=True).stdout
     assert "6 of 6 hypotheses are those of the final stage" in printed
+    recorded = json.loads(next((sweep.results / "final").glob("prefix-*/test.json")).read_text())
+    assert recorded["num_threads"] == _results(sweep)["machine"]["num_threads"]
+    assert f"on {recorded['num_threads']} thread" in printed
     report = [sys.executable, "-m", "prefixray.report", "runs/small"]
     assert "vs finetune" in subprocess.run(report, cwd=sweep.folder, capture_output=True, text=True, check=True).stdout
     process = sweep.start("--set", "train.batch_size=3")

@@ -1,62 +1,82 @@
 """Decode a split, and score or write its hypotheses.
 
 The final stage does so with each final run, the command `decode` again with a run's artifact. Both decode one artifact
-at a time, so that the recorded settings give the same batches and the same hypotheses.
+at a time, so that the recorded settings and threads give the same batches and the same hypotheses.
 """
 
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from prefixray.artifacts.store import load_artifact, restore_method
 from prefixray.batching.template import Template
-from prefixray.config.schema import DecodingSettings, Evaluation
+from prefixray.config.schema import DecodingSettings
 from prefixray.data import Sourced, load_task
 from prefixray.data.catalog import CATALOG
 from prefixray.data.task_config import TaskConfig
-from prefixray.decoding.tuned_model import Tuned
+from prefixray.decoding.tuned_model import Progress, Tuned, silent
 from prefixray.methods.contract import Method, Untuned
 from prefixray.metrics import Scored
 from prefixray.model.binding.binder import Binder
-from prefixray.results.hypotheses import Split, score_all, split_sources, write_hypotheses
+from prefixray.results.hypotheses import Found, Split, read_split_record, score_all, split_sources, write_hypotheses
 from prefixray.system.atomic_files import write_whole
 from prefixray.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded split: a hypothesis per source, and the metrics over all of them."""
+    """A decoded split: a hypothesis per source, the metrics over all of them, and in what they were computed."""
 
     sources: tuple[Sourced, ...]
     hypotheses: list[str]
     scores: dict[str, Scored]
+    precision: str
+    device: str
 
 
 def decode_artifact(
-    folder: Path,
+    found: Found,
     split: Split,
     *,
-    device: str = "cpu",
+    num_threads: int,
+    device: str = "auto",
     decoding: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
-    evaluation: Evaluation = "own",
+    on_progress: Progress = silent,
 ) -> Decoded:
-    """Decode and score a split of the task that an artifact names.
+    """Decode and score a split of the task that an artifact names; on a CPU, with so many threads.
 
-    `evaluation` is that of the artifact's sweep: in the paper's, texts are compared as the task's script does.
-    Raises `UserError` as `Tuned.load` does, and where the task's data is not there.
+    `decoding` replaces single settings of the sweep. In the paper's evaluation texts are compared as the task's script
+    does. Raises `UserError` as `Tuned.load` does, and where the task's data is not there.
     """
-    _, meta = load_artifact(folder)
+    _, meta = load_artifact(found.artifact)
     task = load_task(TaskConfig.model_validate(meta["task"]))
     sources = split_sources(task, split)
-    tuned = Tuned.load(folder, device=device, decoding=decoding, trust_remote_code=trust_remote_code)
-    hypotheses = tuned.generate([sourced.source for sourced in sources])
-    form = CATALOG[task.name].word_form if evaluation == "paper" else None
-    return Decoded(sources, hypotheses, score_all(hypotheses, sources, task.metrics, form))
+    settings = {**found.decoding, **(decoding or {})}
+    with _threads(num_threads):
+        tuned = Tuned.load(found.artifact, device=device, decoding=settings, trust_remote_code=trust_remote_code)
+        hypotheses = tuned.generate([sourced.source for sourced in sources], on_progress=on_progress)
+    form = CATALOG[task.name].word_form if found.evaluation == "paper" else None
+    scores = score_all(hypotheses, sources, task.metrics, form)
+    return Decoded(sources, hypotheses, scores, tuned.base.precision, tuned.base.device.type)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with so many threads on a CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def decode_for_sweep(
@@ -64,8 +84,8 @@ def decode_for_sweep(
 ) -> None:
     """Decode a split into `folder` with an artifact, or with the untuned base where that is None.
 
-    `SPLIT.json` beside the three files says from what they were made, and is written last. A split that was made from
-    the same is not decoded again.
+    `SPLIT.json` beside the three files says from what they were made and on what device with how many threads, and is
+    written last. A split that was made from the same is not decoded again.
     """
     decoding, sources = DecodingSettings(**settings), split_sources(trainer.task, split)
     tensors, meta = ({}, {}) if artifact is None else load_artifact(artifact)
@@ -76,7 +96,7 @@ def decode_for_sweep(
         "sources": hashlib.sha256(repr(sources).encode()).hexdigest(),
     }
     record = folder / f"{split}.json"
-    if _made_from(record) == made_from:
+    if _made_from(folder, split) == made_from:
         return
     record.unlink(missing_ok=True)
     base = trainer.base
@@ -86,17 +106,17 @@ def decode_for_sweep(
     template = Template.from_record(base.tokenizer, meta["template"]) if meta else trainer.template
     hypotheses = Tuned(base, method, template, decoding).generate([sourced.source for sourced in sources])
     write_hypotheses(folder, split, hypotheses, sources)
-    seconds = time.monotonic() - started
-    write_whole(record, json.dumps({"made_from": made_from, "seconds": seconds}, indent=1) + "\n")
+    seconds, made_on = time.monotonic() - started, {"device": base.device.type, "num_threads": torch.get_num_threads()}
+    write_whole(record, json.dumps({"made_from": made_from, **made_on, "seconds": seconds}, indent=1) + "\n")
 
 
-def _made_from(path: Path) -> dict[str, Any]:
+def _made_from(folder: Path, split: Split) -> dict[str, Any]:
     """What a split was made from, by its `SPLIT.json`; empty where the file is missing or damaged.
 
     Settings that it lacks are those of an earlier version, which decoded by today's defaults.
     """
     try:
-        made_from: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["made_from"]
+        made_from: dict[str, Any] = read_split_record(folder, split)["made_from"]
         return {**made_from, "decoding": {**DecodingSettings().model_dump(), **made_from["decoding"]}}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return {}

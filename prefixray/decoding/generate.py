@@ -10,7 +10,7 @@ can depend on its batch, so reproducible decoding runs one artifact at a time.
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -57,11 +57,14 @@ def generate(
     sources: Sequence[str],
     inserts: Sequence[Insert],
     decoding: DecodingSettings,
+    *,
+    on_done: Callable[[int], None] = lambda _: None,
 ) -> list[str]:
     """The best hypothesis for `sources[i]` under `inserts[i]`, as text without special tokens.
 
-    The model of `base` may be a trial's own copy (`replace(base, model=own)`). Each distinct pair of an insert and a
-    source is decoded once. Raises `UserError` where a source leaves no room for its hypothesis.
+    `on_done` is called with how many sources have just got theirs. The model of `base` may be a trial's own copy
+    (`replace(base, model=own)`). Each distinct pair of an insert and a source is decoded once. Raises `UserError` where
+    a source leaves no room for its hypothesis.
     """
     jobs = _distinct(template, sources, inserts)
     _check_room(base, template, jobs, decoding)
@@ -71,10 +74,11 @@ def generate(
     with _without_own_settings(base.model), torch.no_grad(), backend_for(base.device).decoding(base.model):
         for of_like_length in _even_batches(jobs, decoding.batch_size):
             batch = _by_insert(of_like_length)
-            for job, new_ids in zip(batch, decode(base, template, batch, decoding), strict=True):
+            for job, new_ids in decode(base, template, batch, decoding):
                 text = _text(base, template, new_ids)
                 for index in job.source_indices:
                     hypotheses[index] = text
+                on_done(len(job.source_indices))
     return hypotheses
 
 
@@ -142,8 +146,10 @@ def _by_insert(jobs: Sequence[_Job]) -> list[_Job]:
     return [job for insert in order for job in jobs if id(job.insert) == insert]
 
 
-def _by_beams(base: Base, template: Template, jobs: Sequence[_Job], decoding: DecodingSettings) -> list[list[int]]:
-    """The new tokens of each job of a decoder-only base."""
+def _by_beams(
+    base: Base, template: Template, jobs: Sequence[_Job], decoding: DecodingSettings
+) -> Iterator[tuple[_Job, list[int]]]:
+    """The new tokens of each job of a decoder-only base, as they leave the batch."""
     # The prompts, all but their last tokens, run once; their keys and values go behind the prefixes.
     distinct = {id(job.insert): job.insert for job in jobs}
     slots = {key: slot for slot, key in enumerate(distinct)}
@@ -158,7 +164,6 @@ def _by_beams(base: Base, template: Template, jobs: Sequence[_Job], decoding: De
     lengths = torch.tensor([len(job.prompt) - job.insert.infix_length for job in jobs], device=base.device)
     banned = _line_breaks(template) if decoding.ban_line_breaks else ()
     search = start_search(tokens[:, 0], decoding, template.eos_id, lengths, banned)
-    new_tokens: list[list[int]] = [[] for _ in jobs]
     running = list(range(len(jobs)))  # indices of the jobs in the batch
     model: Any = base.model
     while running:
@@ -175,7 +180,8 @@ def _by_beams(base: Base, template: Template, jobs: Sequence[_Job], decoding: De
 
         # These leave; search, cache and last tokens keep the others.
         for index, done, ids in zip(running, is_done, search.best(), strict=True):
-            new_tokens[index] = ids if done else []
+            if done:
+                yield jobs[index], ids
         remaining = [row for row, done in enumerate(is_done) if not done]
         running = [running[row] for row in remaining]
         if running:
@@ -183,7 +189,6 @@ def _by_beams(base: Base, template: Template, jobs: Sequence[_Job], decoding: De
             search.keep(rows)
             cache.keep(rows)
             tokens = tokens[rows]
-    return new_tokens
 
 
 def _line_breaks(template: Template) -> list[int]:
@@ -201,7 +206,7 @@ def _no_columns(base: Base) -> Tensor:
 
 def _by_transformers(
     base: Base, template: Template, jobs: Sequence[_Job], decoding: DecodingSettings
-) -> list[list[int]]:
+) -> Iterator[tuple[_Job, list[int]]]:
     """The new tokens of each job of an encoder-decoder."""
     ids, mask = pad([job.prompt for job in jobs], template.pad_id)  # (B, S)
     given = torch.tensor([template.target_before] * len(jobs))
@@ -215,7 +220,7 @@ def _by_transformers(
             **on_device, past_key_values=cache, generation_config=generation_config(decoding, template)
         )
     new_tokens: list[list[int]] = output[:, given.shape[1] :].tolist()
-    return new_tokens
+    yield from zip(jobs, new_tokens, strict=True)
 
 
 def _text(base: Base, template: Template, new_ids: list[int]) -> str:

@@ -9,7 +9,7 @@ Sources of different artifacts share the batches of one base, as trials do in tr
 hypothesis that it gets alone; in bf16 a hypothesis can depend on its batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,13 @@ from prefixray.methods.contract import Method
 from prefixray.model.base import Base, load_in
 from prefixray.model.binding.binder import Binder
 from prefixray.results.hypotheses import best_artifact
+
+Progress = Callable[[int, int], None]
+"""Called with how many sources are done, and of how many."""
+
+
+def silent(num_done: int, num_sources: int) -> None:
+    """The `Progress` that nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +63,13 @@ class OpenBase:
         return Tuned(self.base, method, template, settings)
 
 
-def open_base(name: str, *, precision: str = "fp32", device: str = "cpu", trust_remote_code: bool = False) -> OpenBase:
+def open_base(name: str, *, precision: str = "fp32", device: str = "auto", trust_remote_code: bool = False) -> OpenBase:
     """Load the base called `name`: a hub id, a folder, a GGUF file, or `package:file`, as in a sweep file.
 
-    `precision` is "fp32", "bf16", "4bit" or "auto" (bf16 where the device is fast with it); `device` is "cpu" or
-    "cuda". Python files beside the weights run only with `trust_remote_code`. Raises `UserError` where the name names
-    nothing, where prefixray cannot train the model, and where the device or the hub is not there.
+    `precision` is "fp32", "bf16", "4bit" or "auto" (bf16 where the device is fast with it); `device` is "cpu",
+    "cuda", or "auto" (a GPU where torch finds one). Python files beside the weights run only with `trust_remote_code`.
+    Raises `UserError` where the name names nothing, where prefixray cannot train the model, and where the device or the
+    hub is not there.
     """
     return OpenBase(load_in(name, precision, device, trust_remote_code=trust_remote_code))
 
@@ -84,7 +92,7 @@ class Tuned:
         cls,
         artifact: Path | str,
         *,
-        device: str = "cpu",
+        device: str = "auto",
         decoding: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
     ) -> "Tuned":
@@ -99,23 +107,24 @@ class Tuned:
         return base.bind(artifact, decoding=decoding)
 
     @classmethod
-    def best(cls, sweep: Path | str, arm: str | None = None, *, device: str = "cpu") -> "Tuned":
+    def best(cls, sweep: Path | str, arm: str | None = None, *, device: str = "auto") -> "Tuned":
         """The best final run of a sweep's prefix arm, or of the arm called `arm`, with the sweep's decoding settings.
 
         `sweep` is a sweep's folder or file. Raises `UserError` as `load` does, and where the sweep has no such run.
         """
-        artifact, decoding = best_artifact(find_sweep(sweep), arm)
-        return cls.load(artifact, device=device, decoding=decoding)
+        found = best_artifact(find_sweep(sweep), arm)
+        return cls.load(found.artifact, device=device, decoding=found.decoding)
 
-    def generate(self, sources: Sequence[str]) -> list[str]:
+    def generate(self, sources: Sequence[str], *, on_progress: Progress = silent) -> list[str]:
         """The best hypothesis for each source, in order; sources are texts in the form of the task's own.
 
-        Raises `UserError` where a source leaves no room for its hypothesis, and for one text in place of a list.
+        `on_progress` is called with how many sources are done, and of how many. Raises `UserError` where a source
+        leaves no room for its hypothesis, and for one text in place of a list.
         """
-        return generate_together(sources, [self] * len(sources))
+        return generate_together(sources, [self] * len(sources), on_progress=on_progress)
 
 
-def generate_together(sources: Sequence[str], tuned: Sequence[Tuned]) -> list[str]:
+def generate_together(sources: Sequence[str], tuned: Sequence[Tuned], *, on_progress: Progress = silent) -> list[str]:
     """The best hypothesis for `sources[i]` by the artifact `tuned[i]`, in order.
 
     Artifacts on one base with the same template and decoding settings share batches; a fine-tuned model runs by itself.
@@ -126,8 +135,16 @@ def generate_together(sources: Sequence[str], tuned: Sequence[Tuned]) -> list[st
     if len(sources) != len(tuned):
         raise UserError(f"sources: {len(sources)} of them, artifacts: {len(tuned)}; give one artifact per source")
     hypotheses = [""] * len(sources)
+    num_done = 0
+
+    def count(num_more: int) -> None:
+        nonlocal num_done
+        num_done += num_more
+        on_progress(num_done, len(sources))
+
+    count(0)
     for indices in _sharing(tuned):
-        texts = _generate_alike([sources[index] for index in indices], [tuned[index] for index in indices])
+        texts = _generate_alike([sources[index] for index in indices], [tuned[index] for index in indices], count)
         for index, text in zip(indices, texts, strict=True):
             hypotheses[index] = text
     return hypotheses
@@ -148,7 +165,7 @@ def _sharing(tuned: Sequence[Tuned]) -> list[list[int]]:
     return groups
 
 
-def _generate_alike(sources: Sequence[str], tuned: Sequence[Tuned]) -> list[str]:
+def _generate_alike(sources: Sequence[str], tuned: Sequence[Tuned], on_done: Callable[[int], None]) -> list[str]:
     """The hypotheses of artifacts that share batches."""
     first = tuned[0]
     base = replace(first.base, model=first.model)
@@ -156,4 +173,4 @@ def _generate_alike(sources: Sequence[str], tuned: Sequence[Tuned]) -> list[str]
     mixed = is_own and first.base.model.dtype == torch.bfloat16  # a fine-tuned model has fp32 weights, as in training
     with torch.autocast(base.device.type, dtype=torch.bfloat16, enabled=mixed):
         inserts = [artifact.insert for artifact in tuned]
-        return generate(base, first.template, sources, inserts, first.decoding)
+        return generate(base, first.template, sources, inserts, first.decoding, on_done=on_done)

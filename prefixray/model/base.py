@@ -82,7 +82,7 @@ def load_base(
     Python files beside the weights run only with `trust_remote_code`. Raises `UserError` where the name names nothing,
     where the model is no language model, and where the hub cannot be reached.
     """
-    _check_device(device)
+    device = choose_device(device)
     quantization = _nf4(device) if four_bit else None
     path, digest = find_weights(name)
     try:
@@ -105,13 +105,20 @@ def load_base(
     return replace(base, trusts_code=trust_remote_code)
 
 
-def _check_device(device: str) -> None:
+def choose_device(device: str) -> str:
+    """The device itself; for "auto" it is "cuda" where torch finds a GPU, else "cpu".
+
+    Raises `UserError` where the device is none, and where it is a GPU and there is none.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
-        raise UserError(f"device: {device}: must be cpu or cuda: {first_line(error)}") from None
+        raise UserError(f"device: {device}: must be auto, cpu or cuda: {first_line(error)}") from None
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device: {device}: torch finds no GPU here; take cpu, or see what nvidia-smi says")
+    return device
 
 
 def _unfit(name: str, error: ValueError) -> str:
@@ -140,6 +147,7 @@ def outline_base(name: str, *, trust_remote_code: bool = False) -> Base:
 
 def load_in(name: str, precision: str, device: str, *, trust_remote_code: bool = False) -> Base:
     """Load a base in a precision of the sweep file: "auto", "fp32", "bf16" or "4bit"."""
+    device = choose_device(device)
     dtype, four_bit = choose_dtype(precision, device), precision == "4bit"
     return load_base(name, dtype=dtype, device=device, four_bit=four_bit, trust_remote_code=trust_remote_code)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from prefixray.config.schema import SweepConfig
-from prefixray.model.base import choose_dtype
+from prefixray.model.base import choose_device, choose_dtype
 from prefixray.planning.slots import cpu_workers
 from prefixray.planning.speeds import Kind, Speed, load_speeds
 from prefixray.system.machine import available_bytes, num_cpus
@@ -60,12 +60,12 @@ class Device:
 
 def this_machine(config: SweepConfig, num_parameters: int) -> Device:
     """This machine's devices, with the speeds measured on them, else with a share of a matrix product's speed."""
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        name, device, num_workers, num_threads = properties.name, "cuda", torch.cuda.device_count(), 1
+    device = choose_device("auto")
+    if device == "cuda":
+        name, num_workers, num_threads = torch.cuda.get_device_properties(0).name, torch.cuda.device_count(), 1
         memory: float = torch.cuda.mem_get_info(0)[0]
     else:
-        name = device = "cpu"
+        name = device
         num_workers, num_threads = cpu_workers(num_cpus())
         memory = available_bytes() / num_workers
     dtype = choose_dtype(config.train.precision, device)

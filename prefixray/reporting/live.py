@@ -1,4 +1,4 @@
-"""The live view of a running sweep.
+"""The live view of a running sweep, and the bar of a command that counts.
 
 The driver hands over pictures of the whole sweep (`search.status.View`). A terminal shows the latest picture as a
 table. Without a terminal, the differences between two pictures are printed as plain lines, one per event.
@@ -9,10 +9,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal, TextIO
+from types import TracebackType
+from typing import Literal, Self, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -74,6 +76,41 @@ class LiveView:
             print(line, file=self._file, flush=True)
         except BrokenPipeError:
             self._is_unread = True
+
+
+class CountBar:
+    """How many of a number of things are done: a bar on a terminal, elsewhere a line now and then."""
+
+    def __init__(self, things: str, file: TextIO, *, seconds: float = 10.0) -> None:
+        """`things`: in the plural; `seconds`: between two lines."""
+        self._things, self._file, self._seconds = things, file, seconds
+        self._start = self._last = time.monotonic()
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        if file.isatty():
+            columns = TextColumn(things), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            self._bar = Progress(*columns, console=Console(file=file, force_terminal=True), transient=True)
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, num_done: int, num_in_all: int) -> None:
+        """So many are done."""
+        now = time.monotonic()
+        if self._bar is not None:
+            if self._task is None:
+                self._task = self._bar.add_task(self._things, total=num_in_all)
+            self._bar.update(self._task, completed=num_done)
+        elif now - self._last >= self._seconds:
+            self._last = now
+            took = duration_text(now - self._start)
+            print(f"{took}  {num_done} of {num_in_all} {self._things}", file=self._file, flush=True)
 
 
 def events(previous: View | None, view: View) -> list[str]:

@@ -4,8 +4,9 @@ A decoded split is three files in the form that the E2E challenge's scorers read
 source, and sources.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -100,23 +101,44 @@ def best_run(results: Mapping[str, Any], arm: str | None) -> str:
     return str(min(chosen["seeds"], key=lambda run: run["seed"])["folder"])
 
 
-def best_artifact(folder: Path, arm: str | None = None) -> tuple[Path, dict[str, Any]]:
-    """The artifact of `best_run` in a sweep's folder, and the decoding settings of its final stage."""
+@dataclass(frozen=True)
+class Found:
+    """An artifact, and how its sweep has decoded; one that is named itself has no sweep's settings."""
+
+    artifact: Path
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation = "own"
+    machine: Mapping[str, Any] = field(default_factory=dict)
+
+    def num_threads(self, split: Split) -> int | None:
+        """The threads with which the split was decoded on a CPU; None where no record says so."""
+        beside = read_split_record(self.artifact.parent, split)
+        made_on = beside if "num_threads" in beside else self.machine
+        count = made_on.get("num_threads")
+        return count if made_on.get("device") == "cpu" and isinstance(count, int) else None
+
+
+def read_split_record(folder: Path, split: Split) -> Mapping[str, Any]:
+    """How a worker has decoded a split into this folder: its `SPLIT.json`; empty where that is missing or damaged."""
+    try:
+        record = json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def best_artifact(folder: Path, arm: str | None = None) -> Found:
+    """The artifact of `best_run` in a sweep's folder, and how its final stage has decoded."""
     results = load_results(folder)
     if not is_finished(results):
         raise UserError(f"{folder}: no final stage yet; decode one of its trials: {folder}/trials/ARM/NUMBER/artifact")
-    return TrialFolder(folder / best_run(results, arm)).artifact, dict(results["decoding"])
+    artifact = TrialFolder(folder / best_run(results, arm)).artifact
+    evaluation: Evaluation = "paper" if results.get("evaluation") == "paper" else "own"
+    return Found(artifact, results["decoding"], evaluation, results["machine"])
 
 
-def find_evaluation(where: str) -> Evaluation:
-    """How the sweep measures whose artifact `find_artifact` finds; "own" for an artifact that is named itself."""
-    if any(Path(where).glob("*_config.json")):
-        return "own"
-    return "paper" if load_results(find_sweep(where)).get("evaluation") == "paper" else "own"
-
-
-def find_artifact(where: str, arm: str | None = None) -> tuple[Path, dict[str, Any]]:
+def find_artifact(where: str, arm: str | None = None) -> Found:
     """The artifact in the folder `where`, or the `best_artifact` of the sweep that `find_sweep` finds there."""
     if any(Path(where).glob("*_config.json")):
-        return Path(where), {}
+        return Found(Path(where))
     return best_artifact(find_sweep(where), arm)

@@ -34,7 +34,7 @@ Prices = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="YAML of dollars per hour by device, as in A10G: 1.5; without it, no cost"),
 ]
-Device = Annotated[str, typer.Option(help="cpu or cuda")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where torch finds a GPU")]
 
 
 EXIT_CODES = """exit codes:

@@ -1,4 +1,4 @@
-"""The cores and the memory that a process may use, what 4 bits need, and how a worker on a CPU allocates memory.
+"""The cores and the memory that a process may use, what 4 bits need, how a CPU's workers allocate memory and wait.
 
 In a container, or under a batch system, a process may use less than the machine has. joblib counts the CPUs. psutil
 sees the memory of the whole machine, so the limits of the process's control groups are read here.
@@ -31,6 +31,12 @@ ALLOCATOR = {
 A step's tensors are a few MB each, allocated and freed in every step. Measured by tests/bench/allocator.py.
 """
 
+WAITING = {"OMP_WAIT_POLICY": "passive"}
+"""The environment variable with which threads that wait for others sleep, and leave their core to other processes.
+
+OpenMP reads it once, when torch loads it. What the user sets more finely wins: GOMP_SPINCOUNT, KMP_BLOCKTIME.
+"""
+
 _GROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 
@@ -49,6 +55,13 @@ def num_cpus() -> int:
 
     count: int = cpu_count()
     return count
+
+
+def wait_passively() -> None:
+    """Have `WAITING` in this process, unless the user has chosen, or torch is loaded and it would come too late."""
+    if "torch" not in sys.modules:
+        for key, value in WAITING.items():
+            os.environ.setdefault(key, value)
 
 
 def total_bytes() -> int:

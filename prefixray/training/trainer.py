@@ -25,7 +25,7 @@ from prefixray.config.trials import TrainConfig
 from prefixray.data import Task, load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
-from prefixray.model.base import Base, checkpointed, load_in
+from prefixray.model.base import Base, checkpointed, choose_device, load_in
 from prefixray.system.machine import available_bytes, give_back
 from prefixray.training.base_checks import Room, check_arms
 from prefixray.training.facts import WorkerFacts
@@ -244,8 +244,9 @@ def load_trainer(
 ) -> Trainer:
     """Load a base and a task by name, for trials that will decode `max_new_tokens`.
 
-    Raises `UserError` with what is wrong with either.
+    `num_threads` is for a CPU. Raises `UserError` with what is wrong with either.
     """
+    device = choose_device(device)
     if device == "cpu":
         torch.set_num_threads(num_threads)
     problems: list[str] = []

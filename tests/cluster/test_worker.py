@@ -1,10 +1,12 @@
 """A worker as a plain object: calls from several threads, one loop, no Ray."""
 
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from support.worker_calls import SECONDS, Call, MakeWorker, hold_first_step, trial_spec, wait_until
 
 from prefixray.artifacts.store import load_checkpoint
@@ -209,6 +211,8 @@ def test_decoding_writes_three_files_and_does_nothing_twice(worker: Worker, tmp_
     assert (out / "test.ref").read_text() == "Aromi serves tea.\n\nThe Vaults serves tea.\n"
     first = (out / "test.hyp").read_text()
     assert len(first.splitlines()) == 2
+    made_on = json.loads((out / "test.json").read_text())
+    assert (made_on["device"], made_on["num_threads"]) == ("cpu", torch.get_num_threads())
     (out / "test.hyp").write_text("kept\n")
     worker.decode(artifact, str(out), "test", SETTINGS)
     assert (out / "test.hyp").read_text() == "kept\n"

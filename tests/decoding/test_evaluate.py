@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.tiny_bases import MakeBase
 
 from prefixray import decode
 from prefixray.artifacts.store import artifact_meta, save_artifact
@@ -97,6 +98,39 @@ def test_decoding_again_from_a_sweep_gives_the_same_hypotheses(
     assert read_hypotheses(out, "test") == hypotheses
 
 
+def test_it_decodes_with_the_final_stages_threads_and_says_on_what_hypotheses_that_differ_depend(
+    make_base: MakeBase, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded beside the hypotheses; before that was, in results.json; else as many as a worker has."""
+    _finish_sweep(tmp_path, "prefix", make_base("gpt2", torch.bfloat16))
+    beside, results = tmp_path / "final" / "prefix-1" / "test.json", tmp_path / "results.json"
+    monkeypatch.setattr(decode, "num_cpus", lambda: 4)
+
+    def decoded_with(*options: str) -> str:
+        assert decode.main([str(tmp_path), *options]) == 0
+        assert torch.get_num_threads() == 1, "as before"
+        threads, _, rest = capsys.readouterr().out.partition("in bf16 on ")[2].partition(" of the CPU")
+        assert "2 of 2 hypotheses are those of the final stage\n" in rest
+        return threads
+
+    assert decoded_with() == "2 threads"
+    results.write_text(json.dumps({**json.loads(results.read_text()), "machine": {"device": "cpu", "num_threads": 3}}))
+    assert decoded_with() == "3 threads"
+    beside.write_text(json.dumps({"device": "cpu", "num_threads": 1}))
+    assert decoded_with() == "1 thread" and decoded_with("--threads", "2") == "2 threads"
+    beside.write_text(json.dumps({"device": "cuda", "num_threads": 1}))
+    assert decoded_with() == "2 threads"
+    beside.write_text(json.dumps({"device": "cpu", "num_threads": 9}))
+    assert decoded_with("--batch-size", "2") == "4 threads"
+
+    write_hypotheses(beside.parent, "test", ["another", "text"], SOURCED)
+    assert decode.main([str(tmp_path)]) == 0
+    told = (
+        "0 of 2 hypotheses are those of the final stage; in bf16 they depend on the device, --threads and the batches"
+    )
+    assert told in capsys.readouterr().out
+
+
 def test_a_bare_artifact_is_decoded_on_the_task_that_it_names(
     tiny_gpt2: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,4 +193,4 @@ def _arm(name: str, method: str | None = None, bleu: float = 1.0) -> ArmResult:
 
 def _results(arm: ArmResult) -> Results:
     empty = dict.fromkeys(Results.__required_keys__)
-    return {**empty, "metric": "bleu", "search": [], "arms": [arm], "decoding": DECODING.model_dump()}  # type: ignore[typeddict-item]
+    return {**empty, "metric": "bleu", "search": [], "arms": [arm], "decoding": DECODING.model_dump(), "machine": {}}  # type: ignore[typeddict-item]

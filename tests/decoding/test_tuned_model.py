@@ -73,6 +73,18 @@ def test_two_artifacts_share_a_batch(any_base: Base, artifacts: Mapping[str, Pat
     assert set(calls) <= {len(SOURCES), len(SOURCES) * DECODING["num_beams"]}
 
 
+def test_sources_are_counted_as_they_get_their_hypotheses(any_base: Base, artifacts: Mapping[str, Path]) -> None:
+    base = open_base(any_base.name)
+    short, alone = (base.bind(artifacts[name], decoding={"batch_size": 1}) for name in ("short", "finetune"))
+    shown: list[tuple[int, int]] = []
+    sources = [*SOURCES, SOURCES[0], "name : The Mill | near : The Eagle"]
+    tuned = [short, short, short, short, alone]
+    hypotheses = generate_together(sources, tuned, on_progress=lambda *counts: shown.append(counts))
+    assert hypotheses == generate_together(sources, tuned)
+    assert shown[0] == (0, 5) and sorted(shown) == shown and shown[-1] == (5, 5)
+    assert len(shown) == 5, "a source that comes twice counts twice at once"
+
+
 def test_the_manuals_example_runs(
     artifacts: Mapping[str, Path], any_base: Base, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,7 +128,7 @@ def test_a_single_text_is_no_list_of_sources_and_settings_must_make_sense(
 
 
 def test_a_device_that_is_not_there_is_told(any_base: Base) -> None:
-    with pytest.raises(UserError, match=r"^device: gpu: must be cpu or cuda: "):
+    with pytest.raises(UserError, match=r"^device: gpu: must be auto, cpu or cuda: "):
         open_base(any_base.name, device="gpu")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"^device: cuda: torch finds no GPU here"):

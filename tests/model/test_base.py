@@ -1,6 +1,7 @@
 """Bases by name; and the real model of the quickstart, read from the installed wheel, is a language model."""
 
 import importlib.util
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.activations import NewGELUActivation
 
+from prefixray import Tuned, decode, open_base, train
 from prefixray.batching.batches import encode
 from prefixray.batching.template import make_template
 from prefixray.config.trials import PrefixTrial, TrialConfig
@@ -16,7 +18,7 @@ from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.methods import build_method
-from prefixray.model.base import Base, choose_dtype, load_base, load_in
+from prefixray.model.base import Base, choose_device, choose_dtype, load_base, load_in
 from prefixray.model.binding.binder import Binder
 from prefixray.model.binding.insert import Insert
 from prefixray.model.shape import SiteShape
@@ -105,6 +107,17 @@ def test_four_bits_on_a_cpu_are_refused(base_folders: Mapping[str, Path]) -> Non
         UserError, match=r"train\.precision: 4bit: needs a GPU, and this is a CPU; take bf16, fp32 or auto"
     ):
         load_in(str(base_folders["gpt2"]), "4bit", "cpu")
+
+
+def test_auto_is_a_gpu_where_torch_finds_one_and_the_default_of_all_that_takes_a_device(
+    base_folders: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for is_there, meant in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda is_there=is_there: is_there)
+        assert choose_device("auto") == meant and choose_device("cpu") == "cpu"
+    assert load_in(str(base_folders["gpt2"]), "fp32", "auto").device.type == "cpu"
+    for takes_device in (decode.decode, train.train, open_base, Tuned.load, Tuned.best):
+        assert inspect.signature(takes_device).parameters["device"].default == "auto"
 
 
 def test_precision_is_what_was_asked_for(base_folders: Mapping[str, Path]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import pytest
 
-from prefixray.reporting.live import LiveView, duration_text, events
+from prefixray.reporting.live import CountBar, LiveView, duration_text, events
 from prefixray.search.status import Row, State, View
 
 TITLE = "quickstart  SmolLM2-135M on e2e   8 trials, 4 at once in one pack   runs/quickstart"
@@ -291,3 +291,23 @@ def test_a_new_stage_starts_its_trials_anew() -> None:
 
 def test_durations_read_like_a_clock() -> None:
     assert [duration_text(seconds) for seconds in (0, 59.6, 70, 7400)] == ["0:00", "1:00", "1:10", "2:03:20"]
+
+
+def test_what_a_command_counts_is_a_bar_on_a_terminal_and_elsewhere_a_line_now_and_then() -> None:
+    written, final = shown(
+        """
+        import sys
+        from prefixray.reporting.live import CountBar
+        with CountBar("sources", sys.stderr) as bar:
+            bar.show(10, 40)
+            bar._bar.refresh()
+        print("done")
+        """
+    )
+    assert re.search(r"sources .*10/40", written) and final.splitlines() == ["done"], "the bar has gone"
+    for seconds, lines in ((0.0, ["10 of 40 sources", "40 of 40 sources"]), (3600.0, [])):
+        file = io.StringIO()
+        with CountBar("sources", file, seconds=seconds) as bar:
+            bar.show(10, 40)
+            bar.show(40, 40)
+        assert [line.split("  ")[1] for line in file.getvalue().splitlines()] == lines

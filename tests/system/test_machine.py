@@ -1,4 +1,4 @@
-"""What a process may use of its machine, in containers too, and how it allocates."""
+"""What a process may use of its machine, in containers too, and how it allocates and waits."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ import pytest
 
 from prefixray.cluster.connect import Cluster
 from prefixray.system import machine
-from prefixray.system.machine import ALLOCATOR, available_bytes, num_cpus, total_bytes
+from prefixray.system.machine import ALLOCATOR, WAITING, available_bytes, num_cpus, total_bytes
 
 GIB = 1 << 30
 _GLIBC = platform.libc_ver()
@@ -47,6 +47,24 @@ def run():
 loop = threading.Thread(target=run)
 loop.start()
 loop.join()
+"""
+
+# As a command does: chooses how threads wait, loads torch, and prints the CPU seconds of fifty sums between pauses.
+WAITS = """
+import os, time
+from prefixray.system.machine import wait_passively
+
+wait_passively()
+import torch
+
+torch.set_num_threads(2)
+ones = torch.ones(400_000)
+ones + ones
+before = time.process_time()
+for _ in range(50):
+    ones + ones
+    time.sleep(0.01)
+print(os.environ["OMP_WAIT_POLICY"], time.process_time() - before)
 """
 
 
@@ -116,6 +134,20 @@ def test_what_is_freed_is_kept_for_the_next_step_until_it_is_given_back() -> Non
 def test_workers_on_cpus_start_with_it_unless_the_user_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     on_cpu, on_gpu = (Cluster("local", "", device, 2, 0, 2, 2, 1) for device in ("cpu", "cuda"))
-    assert on_cpu.worker_environment == ALLOCATOR and on_gpu.worker_environment == {}
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.perturb=1")
-    assert on_cpu.worker_environment == {"GLIBC_TUNABLES": "glibc.malloc.perturb=1"}
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert on_cpu.worker_environment == {**ALLOCATOR, **WAITING} and on_gpu.worker_environment == {}
+    chosen = {"GLIBC_TUNABLES": "glibc.malloc.perturb=1", "OMP_WAIT_POLICY": "active"}
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    assert on_cpu.worker_environment == chosen
+
+
+def test_a_thread_that_waits_leaves_its_core_to_others_unless_the_user_has_chosen() -> None:
+    """A second thread waits for a hundredth of a second, fifty times: it spins for a good part of that, or sleeps."""
+    usual = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    chosen = ({}, {"OMP_WAIT_POLICY": "active"})
+    command = [sys.executable, "-c", WAITS]
+    running = [subprocess.Popen(command, env=usual | one, stdout=subprocess.PIPE, text=True) for one in chosen]
+    (passive, ours), (active, theirs) = (process.communicate()[0].split() for process in running)
+    assert (passive, active) == ("passive", "active")
+    assert float(ours) < float(theirs) / 3, (ours, theirs)
