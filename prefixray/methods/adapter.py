@@ -6,21 +6,24 @@ norm, before the layer's result is added to its input; a decoder block with cros
 starts at zero, so an untrained adapter leaves the base as it is. A trial's adapters see that trial's rows alone.
 """
 
-# W width of the base
+# W width of the base, T trials, R rows of each, S tokens
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from prefixray.config.trials import AdapterTrial
 from prefixray.errors import UserError
-from prefixray.methods.contract import Method
+from prefixray.methods.stacked import StackableUpdates, each_linear
 from prefixray.model.attention_sites import attentions
 from prefixray.model.base import Base
-from prefixray.model.binding.insert import Insert
+from prefixray.model.binding.insert import Insert, StackedRows
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +31,7 @@ _FEED_FORWARD = ("mlp", "fc2", "DenseReluDense", "feed_forward")
 """The families' names of the last module of a feed-forward layer before its residual addition."""
 
 
-class Adapter(Method):
+class Adapter(StackableUpdates):
     """A trial's adapters, in fp32; `bottleneck` is the width of their inner layer."""
 
     def __init__(self, config: AdapterTrial, base: Base, bottleneck: int, draw: torch.Generator) -> None:
@@ -45,6 +48,32 @@ class Adapter(Method):
         """One function per adapter. Adapters have no dropout of their own."""
         return Insert(functions={name: _apply(layer) for name, layer in zip(self._names, self.layers, strict=True)})
 
+    @property
+    def modules_changed(self) -> Sequence[str]:
+        """The blocks, or the sub-layers."""
+        return self._names
+
+    @property
+    def tensors(self) -> Sequence[nn.Parameter]:
+        """Layer by layer: the norm's, where there is one, then those of the projections."""
+        return list(self.layers.parameters())
+
+    @classmethod
+    def shared_updates(
+        cls, trials: Sequence[Self], stacks: Sequence[Tensor], steps: Sequence[int | None]
+    ) -> Sequence["_SharedUpdate"]:
+        """One for each layer."""
+        num_layers = len(trials[0].layers)
+        each = len(stacks) // num_layers
+        return [
+            _SharedUpdate(
+                len(trials),
+                stacks[index * each : (index + 1) * each - 4],
+                stacks[(index + 1) * each - 4 : (index + 1) * each],
+            )
+            for index in range(num_layers)
+        ]
+
     def sizes(self) -> dict[str, int]:
         """Also the bottleneck, which is computed where the trial gives `percent`."""
         return {**super().sizes(), "bottleneck": self.bottleneck}
@@ -56,6 +85,25 @@ class Adapter(Method):
     def load_artifact(self, tensors: dict[str, Tensor]) -> None:
         """Take over all tensors."""
         self.load_state_dict(tensors)
+
+
+@dataclass(frozen=True)
+class _SharedUpdate:
+    """The updates of several trials behind one module."""
+
+    num_trials: int
+    norm: Sequence[Tensor]  # weight and bias, (T, W) each, or nothing
+    projections: Sequence[Tensor]  # weight and bias down, (T, bottleneck, W) and (T, bottleneck), and up
+    reads_output: bool = True
+
+    def __call__(self, x: Tensor, rows: StackedRows) -> Tensor:
+        """(T, R, S, W) -> (T, R, S, W)."""
+        down, down_bias, up, up_bias = map(rows.of, self.projections)
+        flat = x.to(down.dtype).flatten(1, 2)
+        if self.norm:
+            weight, bias = (rows.of(stack)[:, None] for stack in self.norm)
+            flat = torch.addcmul(bias, functional.layer_norm(flat, flat.shape[2:]), weight)
+        return each_linear(torch.relu(each_linear(flat, down, down_bias)), up, up_bias).view(x.shape)
 
 
 def _sublayers(base: Base) -> Iterator[str]:

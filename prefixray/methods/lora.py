@@ -6,7 +6,9 @@ step share it. So a row's numbers are the same however rows are packed, padded a
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +16,18 @@ from torch.nn import functional
 
 from prefixray.config.trials import LoraTrial
 from prefixray.errors import UserError
-from prefixray.methods.contract import Method, seeded_dropout
+from prefixray.methods.contract import seeded_dropout
+from prefixray.methods.stacked import StackableUpdates, each_linear
 from prefixray.model.base import Base
-from prefixray.model.binding.insert import Insert
+from prefixray.model.binding.insert import Insert, StackedRows
+
+# T trials, R rows of each, S tokens
 
 # PEFT's own choice for these families; "q" and "v" are T5's.
 _TARGETS = ("q_proj", "v_proj", "c_attn", "q", "v", "query_key_value", "qkv_proj")
 
 
-class Lora(Method):
+class Lora(StackableUpdates):
     """A trial's low-rank updates, in fp32."""
 
     def __init__(self, config: LoraTrial, base: Base, draw: torch.Generator, dropout_seed: int) -> None:
@@ -47,6 +52,26 @@ class Lora(Method):
         layers = enumerate(zip(self._names, self.down, self.up, strict=True))
         return Insert(functions={name: self._update(down, up, step, index) for index, (name, down, up) in layers})
 
+    @property
+    def modules_changed(self) -> Sequence[str]:
+        """The projections."""
+        return self._names
+
+    @property
+    def tensors(self) -> Sequence[nn.Parameter]:
+        """All of A, then all of B."""
+        return [*self.down, *self.up]
+
+    @classmethod
+    def shared_updates(
+        cls, trials: Sequence[Self], stacks: Sequence[Tensor], steps: Sequence[int | None]
+    ) -> Sequence["_SharedUpdate"]:
+        """One for each projection."""
+        downs, ups = stacks[: len(stacks) // 2], stacks[len(stacks) // 2 :]
+        scales = torch.tensor([trial._scale for trial in trials], dtype=downs[0].dtype, device=downs[0].device)
+        pairs = enumerate(zip(downs, ups, strict=True))
+        return [_SharedUpdate(trials, steps, index, down, up, scales[:, None, None]) for index, (down, up) in pairs]
+
     def artifact(self) -> dict[str, Tensor]:
         """`PROJECTION.down` (rank, in) and `PROJECTION.up` (out, rank)."""
         tensors: dict[str, Tensor] = {}
@@ -67,13 +92,48 @@ class Lora(Method):
 
         def apply(inputs: Tensor, output: Tensor) -> Tensor:
             x = inputs.to(down.dtype)  # (rows, S, in)
-            if self._dropout > 0.0 and step is not None:
-                ones = torch.ones(x.shape[1:], dtype=x.dtype, device=x.device)
-                x = x * seeded_dropout(ones, self._dropout, seed=self._dropout_seed + (index << 32), step=step)
+            mask = self.mask(x, step, index)
+            if mask is not None:
+                x = x * mask.to(x.device)
             update = functional.linear(functional.linear(x, down), up)
             return output + (self._scale * update).to(output.dtype)
 
         return apply
+
+    def mask(self, x: Tensor, step: int | None, index: int) -> Tensor | None:
+        """What the input of the projection `index`, (..., S, in), is multiplied by, (S, in), on the CPU; None: by 1."""
+        if self._dropout == 0.0 or step is None:
+            return None
+        ones = torch.ones(x.shape[-2:], dtype=x.dtype)
+        return seeded_dropout(ones, self._dropout, seed=self._dropout_seed + (index << 32), step=step)
+
+
+@dataclass(frozen=True)
+class _SharedUpdate:
+    """The updates of several trials beside one projection."""
+
+    trials: Sequence[Lora]
+    steps: Sequence[int | None]
+    index: int  # of the projection
+    down: Tensor  # (T, rank, in)
+    up: Tensor  # (T, out, rank)
+    scales: Tensor  # (T, 1, 1)
+    reads_output: bool = False
+
+    @property
+    def num_trials(self) -> int:
+        """T."""
+        return len(self.trials)
+
+    def __call__(self, x: Tensor, rows: StackedRows) -> Tensor:
+        """(T, R, S, in) -> (T, R, S, out)."""
+        x = x.to(self.down.dtype)
+        masks = [self.trials[trial].mask(x, self.steps[trial], self.index) for trial in rows.indices]
+        if any(mask is not None for mask in masks):
+            ones = torch.ones(x.shape[2:], dtype=x.dtype)
+            x = x * torch.stack([ones if mask is None else mask for mask in masks])[:, None].to(x.device)
+        inner = each_linear(x.flatten(1, 2), rows.of(self.down)) * rows.of(self.scales)
+        return each_linear(inner, rows.of(self.up)).view(*x.shape[:3], -1)
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from prefixray.model.fast_cpu.backend import CPUBackend
+from prefixray.model.fast_cuda.backend import CUDABackend
 from prefixray.model.plain import PlainBackend
 
 TOKEN_MULTIPLE = 64  # to which numbers of tokens are rounded up
 
 _PLAIN = PlainBackend()
-_FAST: dict[str, PlainBackend] = {"cpu": CPUBackend()}  # by the type of a device
+_FAST: dict[str, PlainBackend] = {"cpu": CPUBackend(), "cuda": CUDABackend()}  # by the type of a device
 
 
 def is_plain() -> bool:

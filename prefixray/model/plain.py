@@ -23,6 +23,9 @@ RowGroup = tuple[Tensor, Tensor, Tensor, Tensor]  # queries, keys, values and ma
 class PlainBackend:
     """Stock torch."""
 
+    stacks_trials = False
+    """Whether the tensors of trials of one method are stacked, so that one product serves all of them."""
+
     def frozen(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """Run a frozen model, in training or in an evaluation.
 

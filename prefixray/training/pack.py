@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from prefixray.batching.rows import Row
 from prefixray.config.trials import TrialConfig
+from prefixray.methods.stacked import insert_all
 from prefixray.model.backend import backend_for
 from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
@@ -147,7 +148,9 @@ class Pack:
 
     def _model_sums(self, members: Sequence[Member], rows: Sequence[Sequence[Row]], *, train: bool) -> list[float]:
         """Members of one model: one forward, and in training one backward, per micro-batch."""
-        inserts = [member.method.insert(member.step if train else None) for member in members]
+        methods, steps = [member.method for member in members], [member.step if train else None for member in members]
+        together = insert_all(methods, steps, stacked=backend_for(self.base.device).stacks_trials)
+        inserts = together.of_trials
         pairs = zip(members, rows, strict=True)
         weights = [row_weight(member.config, own_rows) for member, own_rows in pairs] if train else None
         totals = [0.0] * len(members)
@@ -162,6 +165,8 @@ class Pack:
                 nll = self._forward(members, micro, weights)
                 for index, value in zip(micro.row_members, nll.tolist(), strict=True):
                     totals[index] += value
+        if train:
+            together.push_gradients()
         return totals
 
     @contextmanager

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from prefixray.model.binding.beam_cache import BeamCache
 from prefixray.model.binding.infix import Infixes
-from prefixray.model.binding.insert import Insert, RowFunction, SitePrefix
+from prefixray.model.binding.insert import Insert, RowFunction, SitePrefix, Slot, StackedRows
 from prefixray.model.binding.ragged import Ragged
 from prefixray.model.last_ffn import Targets
 from prefixray.model.row_dropout import RowDropout
@@ -74,7 +74,7 @@ class AttendingRows:
 class Segment:
     """Neighbouring rows whose modules' outputs go through the same functions."""
 
-    functions: Mapping[str, RowFunction]
+    functions: Mapping[str, RowFunction | Slot]
     start: int
     end: int
 
@@ -93,6 +93,8 @@ class Bound:
     is_headless: bool = False
     hidden: Tensor | None = None
     """After a headless forward: the head's input at the targets, (N, width)."""
+    stacked_rows: dict[tuple[tuple[int, int, int], ...], StackedRows] = field(default_factory=dict)
+    """Of trials that share updates, by the number of each in the update, its first row and the row after its last."""
 
     def has_functions(self, name: str | None = None) -> bool:
         """Whether rows have functions: on the module called `name`, or on any."""

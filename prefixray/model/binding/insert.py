@@ -1,9 +1,11 @@
 """What one trial puts into the model, and the prefixes of several trials as tensors."""
 
 # T trials, L layers of a site, K key/value heads, P prefix positions, D head dim
+# B rows, R places for rows of a trial, S tokens, W width
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,11 +15,64 @@ RowFunction = Callable[[Tensor, Tensor], Tensor]  # (input of the module, output
 
 
 @dataclass(frozen=True)
+class StackedRows:
+    """Where the rows of trials that share an update stand among a forward's B rows: R places for each trial."""
+
+    indices: Sequence[int]  # (T,) the trials with rows, as the update numbers them
+    chosen: Tensor | None  # the same as a tensor; None: all trials of the update
+    num_places: int  # R, the most rows of a trial
+    sources: Tensor | None  # (T * R,) the row at each place, B where a trial has fewer; None: all rows, in order
+    rows: Tensor | None = None  # (n,) the trials' rows
+    places: Tensor | None = None  # (n,) the place of each of them
+
+    def of(self, stacked: Tensor) -> Tensor:
+        """The part of a tensor of all trials of the update, (trials, ...) -> (T, ...)."""
+        return stacked if self.chosen is None else stacked.index_select(0, self.chosen)
+
+    def take(self, x: Tensor) -> Tensor:
+        """(B, S, W) -> (T, R, S, W), with zeros where a trial has fewer rows."""
+        size = (len(self.indices), self.num_places, *x.shape[1:])
+        if self.sources is None:
+            return x.reshape(size)
+        return torch.cat([x, x.new_zeros(1, *x.shape[1:])]).index_select(0, self.sources).view(size)
+
+    def add(self, output: Tensor, update: Tensor) -> Tensor:
+        """The output, (B, S, W), with the update of the trials' rows, (T, R, S, W)."""
+        update = update.to(output.dtype)
+        if self.rows is None or self.places is None:
+            return output + update.view_as(output)
+        return output.index_add(0, self.rows, update.flatten(0, 1).index_select(0, self.places))
+
+
+class SharedUpdate(Protocol):
+    """What several trials add to the output of a module, each on its own rows, by products that they share."""
+
+    @property
+    def reads_output(self) -> bool:
+        """Whether it is computed from the module's output, not from its input."""
+
+    @property
+    def num_trials(self) -> int:
+        """How many trials share it."""
+
+    def __call__(self, x: Tensor, rows: StackedRows) -> Tensor:
+        """What the trials with rows add, (T, R, S, out), given what they read, (T, R, S, in)."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A trial's place in an update that it shares with others."""
+
+    shared: SharedUpdate
+    index: int
+
+
+@dataclass(frozen=True)
 class Insert:
     """Prefixes, or functions on the outputs of named modules, or nothing."""
 
     prefixes: Mapping[str, Tensor] = field(default_factory=dict)  # site -> (2, L, K, P, D): keys, values of each layer
-    functions: Mapping[str, RowFunction] = field(default_factory=dict)
+    functions: Mapping[str, RowFunction | Slot] = field(default_factory=dict)
     infix: Tensor | None = None  # (P, width): virtual embeddings inside the row, to whose K/V the prefix is added
 
     def num_seen(self, site: str) -> int:

@@ -3,13 +3,14 @@
 # B rows, S tokens
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prefixray.model.binding.bound import Bound
+from prefixray.model.binding.bound import Bound, Segment
+from prefixray.model.binding.insert import SharedUpdate, Slot, StackedRows
 
 
 class RowHooks:
@@ -42,10 +43,62 @@ class RowHooks:
         given: Tensor = args[0] if args else named["hidden_states"]
         plain = output[0] if isinstance(output, tuple) else output  # (B, S, width)
         repeats = plain.shape[0] // bound.rows.row_trial.shape[0]  # beam search repeats rows in place
-        pieces = []
-        for segment in bound.segments:
-            rows = slice(segment.start * repeats, segment.end * repeats)
-            function = segment.functions.get(name)
-            pieces.append(plain[rows] if function is None else function(given[rows], plain[rows]))
-        changed = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        changed = _apart(bound.segments, name, given, plain, repeats)
+        for shared, segments in _sharing(bound.segments, name):
+            rows = _rows_of(bound, segments, shared.num_trials, plain.shape[0], repeats)
+            changed = rows.add(changed, shared(rows.take(plain if shared.reads_output else given), rows))
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+
+def _apart(segments: Sequence[Segment], name: str, given: Tensor, plain: Tensor, repeats: int) -> Tensor:
+    """The output after the functions of trials that share no update."""
+    pieces, has_any = [], False
+    for segment in segments:
+        rows = slice(segment.start * repeats, segment.end * repeats)
+        function = segment.functions.get(name)
+        if function is None or isinstance(function, Slot):
+            pieces.append(plain[rows])
+        else:
+            has_any = True
+            pieces.append(function(given[rows], plain[rows]))
+    if not has_any:
+        return plain
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _sharing(segments: Sequence[Segment], name: str) -> Iterable[tuple[SharedUpdate, list[tuple[int, Segment]]]]:
+    """The updates that trials share at a module: each with those trials' numbers in it, and their rows."""
+    found: dict[int, tuple[SharedUpdate, list[tuple[int, Segment]]]] = {}
+    for segment in segments:
+        slot = segment.functions.get(name)
+        if isinstance(slot, Slot):
+            found.setdefault(id(slot.shared), (slot.shared, []))[1].append((slot.index, segment))
+    return found.values()
+
+
+def _rows_of(
+    bound: Bound, segments: Sequence[tuple[int, Segment]], num_trials: int, num_rows: int, repeats: int
+) -> StackedRows:
+    """Where the rows of these trials stand. It is found once for all modules."""
+    key = tuple((index, segment.start * repeats, segment.end * repeats) for index, segment in segments)
+    if key not in bound.stacked_rows:
+        bound.stacked_rows[key] = _place(key, num_trials, num_rows, bound.rows.row_trial.device)
+    return bound.stacked_rows[key]
+
+
+def _place(
+    segments: Sequence[tuple[int, int, int]], num_trials: int, num_rows: int, device: torch.device
+) -> StackedRows:
+    indices = [index for index, _, _ in segments]
+    counts = [end - start for _, start, end in segments]
+    most = max(counts)
+    chosen = None if indices == list(range(num_trials)) else torch.tensor(indices, device=device)
+    if min(counts) == most and sum(counts) == num_rows:
+        return StackedRows(indices, chosen, most, None)
+    rows = [row for _, start, end in segments for row in range(start, end)]
+    places = [most * trial + row for trial, count in enumerate(counts) for row in range(count)]
+    sources = [num_rows] * (most * len(segments))
+    for row, place in zip(rows, places, strict=True):
+        sources[place] = row
+    moved = torch.tensor([*sources, *rows, *places], device=device).split([len(sources), len(rows), len(rows)])
+    return StackedRows(indices, chosen, most, *moved)
