@@ -88,7 +88,7 @@ def _check_task(document: Document) -> None:
     if task is None:
         return
     used = (*CATALOG[task.name].keys, *CATALOG[task.name].form_keys)
-    for key in ("path", "urls", *_FILES, "columns", "tokenised"):
+    for key in ("path", "urls", *_FILES, "split", "columns", "tokenised"):
         if key in task.model_fields_set and key not in used:
             document.complain(("task", key), f"is not used by task {task.name}: remove it")
     if CATALOG[task.name].needs_path and task.path is None:
@@ -103,7 +103,12 @@ def _check_task(document: Document) -> None:
         elif file is not None and key in _FILES and task.path is not None:
             document.complain(("task", key), "is not used beside task.path: remove one of them")
         elif file is None and key in _FILES and task.path is None:
-            document.complain(("task", key), f"required for task {task.name}, but missing (or set task.path)")
+            hint = "" if key == "train" else ", or task.split: {} to take it out of train"
+            if not hint or task.split is None:
+                problem = f"required for task {task.name}, but missing (or set task.path{hint})"
+                document.complain(("task", key), problem)
+    if task.split is not None and task.dev is not None and task.test is not None:
+        document.complain(("task", "split"), "is not used beside task.dev and task.test: remove it")
 
 
 def _check_subsets(document: Document, task: TaskConfig) -> None:

@@ -7,7 +7,7 @@ The requirement is read off the field's JSON schema. So a message states all of 
 import functools
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -50,11 +50,16 @@ def _owner(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[type[Bas
     """The model that an error's field belongs to, and the field's key without the parts of unions and lists."""
     for depth, part in enumerate(loc, start=1):
         field = model.model_fields.get(str(part))
-        inner = field.annotation if field is not None else None
-        if depth == len(loc) or not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        annotation = None if field is None else field.annotation
+        inner = next((kind for kind in (annotation, *get_args(annotation)) if _is_model(kind)), None)  # or Model | None
+        if depth == len(loc) or inner is None:
             return model, loc[:depth]
         model = inner
     raise AssertionError("an error has a place")
+
+
+def _is_model(kind: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _nearest_choice(model: type[BaseModel], field: str, value: Value) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from prefixray.data.custom import load_own_data
 from prefixray.data.data_to_text import load_dart, load_e2e, load_webnlg
 from prefixray.data.entries import DataConfig, Splits
+from prefixray.data.own.custom import load_own_data
 from prefixray.data.summarization import CNN_DM, DIALOGSUM, SCITLDR, XSUM, load_xsum_news, load_xsum_sport
 
 if TYPE_CHECKING:  # metrics import sacrebleu and numpy
@@ -72,7 +72,7 @@ class TaskFacts:
         return self.title_in_card or self.title
 
 
-_OWN_FILES = ("path", "train", "dev", "test", "columns")
+_OWN_FILES = ("path", "train", "dev", "test", "split", "columns")
 _WITH_URLS = ("path", "urls")
 
 CATALOG: Mapping[str, TaskFacts] = {

@@ -6,11 +6,13 @@ and all problems of all splits are reported at once, each with its file and line
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prefixray.data.hub import load_hub
+from pydantic import Field, ValidationInfo, field_validator
+
+from prefixray.data.hub import HubRows, is_saved, load_hub, load_saved
 from prefixray.data.row_files import Row, find_splits, for_each_split, is_folder, kind_of, read_rows
 from prefixray.errors import UserError
 from prefixray.system.records import Strict, Text
@@ -30,8 +32,29 @@ class ColumnsConfig(Strict):
     """The input text."""
     target: str = "target"
     """The output text; in a JSONL file it may be a list of references."""
+    messages: Text | None = None
+    """In place of source and target: a column with chats, lists of messages with role and content. The last answer is
+    the target, what stands before it the source. null: none."""
     group: str | None = None
     """A column that says to which group of the test sources a row belongs; each is scored alone too. null: none."""
+
+
+class SplitConfig(Strict):
+    """How dev and test are taken out of train, where a user's data does not have them."""
+
+    dev: float = Field(default=0.1, gt=0.0, lt=1.0)
+    """The share of the sources that becomes dev, if there is none."""
+    test: float = Field(default=0.1, gt=0.0, lt=1.0)
+    """The share of the sources that becomes test, if there is none."""
+    seed: int = Field(default=1, ge=0)
+    """Which sources; the sweep's own seed has no part in it."""
+
+    @field_validator("test")
+    @classmethod
+    def _something_is_left(cls, test: float, info: ValidationInfo) -> float:
+        if test + info.data.get("dev", 0.0) >= 1.0:
+            raise ValueError("must be below 1 together with dev, so that a part is left for train")
+        return test
 
 
 class DataConfig(Strict):
@@ -40,17 +63,20 @@ class DataConfig(Strict):
     name: str
     """The task's name in the catalog."""
     path: Text | None = None
-    """A folder, or a hub data set. webnlg: the 2017 challenge's XML or JSON files. dart: its JSON files. Summarisation:
-    train, dev and test as JSONL, CSV or the original's .source and .target files; null: the set's own place on the hub.
-    """
+    """A folder, or a hub data set: owner/name, or owner/name:config. webnlg: the 2017 challenge's XML or JSON files.
+    dart: its JSON files. Summarisation: train, dev and test as JSONL, CSV, Parquet or the original's .source and
+    .target files; null: the set's own place on the hub. custom, summarization: also a folder that `datasets` saved."""
     urls: Text | None = None
     """xsum_news, xsum_sport: the file of the articles' URLs that tells their topics, where the data does not."""
     train: Text | None = None
-    """custom, summarization: a JSONL or CSV file of training examples."""
+    """custom, summarization: a JSONL, CSV or Parquet file of training examples."""
     dev: Text | None = None
     """custom, summarization: the file that trials are compared on."""
     test: Text | None = None
     """custom, summarization: the file that the final stage scores."""
+    split: SplitConfig | None = None
+    """custom, summarization: take dev and test out of train where they are missing; {} takes a tenth of the sources
+    for each. A hash of the source decides, so no source is in two parts. null: they must be there."""
     columns: ColumnsConfig = ColumnsConfig()
     """custom, summarization: the names of the columns."""
     tokenised: bool = False
@@ -163,16 +189,30 @@ def read_file(key: str, file: Path, form: Form) -> list[Entry]:
 
 
 def read_path(path: str, form: Form, *, hub_config: str | None = None) -> Splits:
-    """The splits from the folder or the hub data set that `task.path` names.
+    """The splits from the folder or the hub data set that `task.path` names. Raises `UserError` as `read_parts`."""
+    return Splits(**read_parts(path, form, hub_config=hub_config))
+
+
+def read_parts(
+    path: str, form: Form, *, hub_config: str | None = None, optional: Collection[str] = ()
+) -> dict[str, list[Entry]]:
+    """The entries of each split from the folder or the hub data set that `task.path` names; `optional` ones may lack.
 
     Nobody here can mend a hub set, so its rows without a source or a target are left out. Raises `UserError` with all
     problems, and where a hub set cannot be loaded.
     """
-    if is_folder(path):
-        files = find_splits(path)
-        return Splits(**for_each_split(lambda split: read_file("task.path", files[split], form)))
-    remedy = "set task.path to a folder with train.jsonl, dev.jsonl and test.jsonl, whose columns are {} and {}"
-    hub = load_hub(path, hub_config, remedy=remedy.format(form.sources[0], form.targets[0]))
+    if not is_folder(path):
+        remedy = "set task.path to a folder with train.jsonl, dev.jsonl and test.jsonl, whose columns are {} and {}"
+        remedy = remedy.format(form.sources[0], form.targets[0])
+        return _parts_of(path, load_hub(path, hub_config, remedy=remedy, optional=optional), form)
+    if is_saved(path):
+        return _parts_of(path, load_saved(path, optional), form)
+    files = find_splits(path, optional)
+    return for_each_split(lambda split: read_file("task.path", files[split], form), files)
+
+
+def _parts_of(path: str, hub: Mapping[str, HubRows], form: Form) -> dict[str, list[Entry]]:
+    """The entries of each split of a hub data set."""
     place, lenient = f"task.path: {path}", replace(form, leaves_out_empty=True)
 
     def read(split: str) -> list[Entry]:
@@ -180,7 +220,7 @@ def read_path(path: str, form: Form, *, hub_config: str | None = None) -> Splits
             raise UserError(*(f"{place}: {split}: {problem}" for problem in problems))
         return _entries(f"{place}: {split}", f"{place}: {split} row ", enumerate(hub[split].rows), lenient)
 
-    return Splits(**for_each_split(read))
+    return for_each_split(read, hub)
 
 
 def _entries(name: str, prefix: str, rows: Iterable[tuple[int, Row | str]], form: Form) -> list[Entry]:

@@ -1,10 +1,12 @@
 """Data sets of the Hugging Face hub, as rows. `datasets` is imported here alone, when a data set is loaded."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from prefixray.data.row_files import SPLITS, Row
 from prefixray.errors import UserError, first_line
+from prefixray.system.path_or_hub import expanded
 
 
 @dataclass(frozen=True)
@@ -15,28 +17,63 @@ class HubRows:
     rows: Iterable[Row]
 
 
-def load_hub(name: str, config: str | None, *, remedy: str, dev: str = "validation") -> dict[str, HubRows]:
-    """The three splits of a hub data set, by our names.
+def load_hub(
+    name: str, config: str | None, *, remedy: str, dev: str = "validation", optional: Collection[str] = ()
+) -> dict[str, HubRows]:
+    """The splits of a hub data set, owner/name or owner/name:config, by our names; `optional` ones may be missing.
 
     `dev` is the name of that split in the hub's own export. Raises `UserError`: with the `remedy` where the set cannot
     be loaded, and where a split is missing.
     """
     import datasets  # type: ignore[import-untyped, unused-ignore]  # takes a second, and most tasks do not need it
 
+    repository, _, named = name.partition(":")
+    config = named or config
     try:
         try:
-            hub = datasets.load_dataset(name, config)
+            hub = datasets.load_dataset(repository, config)
         except RuntimeError:  # the set is a loading script, which `datasets` no longer runs: take the hub's own export
-            export = f"hf://datasets/{name}@refs/convert/parquet/{config or 'default'}"
+            export = f"hf://datasets/{repository}@refs/convert/parquet/{config or 'default'}"
             files = {split: f"{export}/{split}/*.parquet" for split in ("train", dev, "test")}
             hub = datasets.load_dataset("parquet", data_files=files)
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"task.path: {name}: no such folder, nor can a hub data set be loaded: {first_line(error)}; {remedy}"
         ) from error
+    return _by_our_names(name, hub, optional)
+
+
+def is_saved(path: str) -> bool:
+    """Whether the folder is a data set in a form of `datasets`: saved to disk, or a copy of a hub data set's files."""
+    folder = expanded(path)
+    has_shards = any(folder.glob("*-of-*.parquet")) or any((folder / "data").glob("*.parquet"))
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file() or has_shards
+
+
+def load_saved(path: str, optional: Collection[str] = ()) -> dict[str, HubRows]:
+    """The splits of such a folder, by our names; a data set without splits is train.
+
+    Raises `UserError` where it cannot be read or a split is missing.
+    """
+    import datasets  # type: ignore[import-untyped, unused-ignore]
+
+    folder = expanded(path)
+    is_on_disk = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+    try:
+        hub = datasets.load_from_disk(str(folder)) if is_on_disk else datasets.load_dataset(str(folder))
+    except (OSError, RuntimeError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"task.path: {path}: is a folder of `datasets` that cannot be read: {first_line(error)}"
+        ) from error
+    return _by_our_names(path, {"train": hub} if isinstance(hub, datasets.Dataset) else hub, optional)
+
+
+def _by_our_names(name: str, hub: Any, optional: Collection[str]) -> dict[str, HubRows]:  # noqa: ANN401  # of `datasets`
     named = {split: [name for name in names if name in hub] for split, names in SPLITS.items()}
-    missing = [split for split, names in named.items() if not names]
+    missing = [split for split, names in named.items() if not names and split not in optional]
     if missing:
-        raise UserError(f"task.path: {name}: has no split {', '.join(missing)}; its splits are {', '.join(hub)}")
-    rows = {split: hub[names[0]] for split, names in named.items()}
+        lacking = f"has no split {', '.join(missing)}; its splits are {', '.join(hub)}"
+        hint = "" if "train" in missing else " (custom, summarization: task.split takes dev and test out of train)"
+        raise UserError(f"task.path: {name}: {lacking}{hint}")
+    rows = {split: hub[names[0]] for split, names in named.items() if names}
     return {split: HubRows(tuple(each.column_names), each) for split, each in rows.items()}

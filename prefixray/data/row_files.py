@@ -1,7 +1,7 @@
-"""Local files as rows, each with the number of its first line: JSONL, CSV, and pairs of line files.
+"""Local files as rows, each with the number of its first line: JSONL, CSV, Parquet, and pairs of line files.
 
-JSONL and CSV may be gzipped. A pair of line files is the original's form of summarisation data: `train.source` and
-`train.target`, one example a line. Only the current row is held in memory.
+JSONL and CSV may be gzipped. A row of Parquet has its own number, from 1. A pair of line files is the original's form
+of summarisation data: `train.source` and `train.target`, one example a line. Only the current row is held in memory.
 """
 
 import csv
@@ -10,7 +10,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import IO, TypeVar
@@ -26,7 +26,7 @@ SPLITS: Mapping[str, tuple[str, ...]] = {
 """The names that a split may have, in a folder and on the hub."""
 
 _NUM_PROBLEMS_SHOWN = 20
-_ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz")
+_ROW_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 _LINE_SUFFIX = ".source"
 _SEPARATORS = (";", "\t", "|")  # of files that are named .csv all the same
 
@@ -42,17 +42,19 @@ def is_folder(path: str) -> bool:
     if local is not None and local.is_dir():
         return True
     if local is not None:
-        raise UserError(f"task.path: {path}: is a file; it must be a folder, or a hub data set")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        raise UserError(
+            f"task.path: {path}: is a file; it must be a folder, or a hub data set (task.train names a file)"
+        )
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", path):
         raise UserError(f"task.path: {path}: no such folder")
     return False
 
 
-def for_each_split(read: Callable[[str], T]) -> dict[str, T]:
-    """The results of `read` by split. Raises `UserError` with the first 20 problems of all splits."""
+def for_each_split(read: Callable[[str], T], splits: Iterable[str] = tuple(SPLITS)) -> dict[str, T]:
+    """The results of `read` by split, of these splits. Raises `UserError` with the first 20 problems of all splits."""
     results: dict[str, T] = {}
     problems: list[str] = []
-    for split in SPLITS:
+    for split in splits:
         try:
             results[split] = read(split)
         except UserError as error:
@@ -64,21 +66,27 @@ def for_each_split(read: Callable[[str], T]) -> dict[str, T]:
     return results
 
 
-def find_splits(path: str) -> dict[str, Path]:
-    """The file of each split in a folder. Raises `UserError` for each split that has none, or several."""
+def find_splits(path: str, optional: Collection[str] = ()) -> dict[str, Path]:
+    """The file of each split in a folder. Raises `UserError` for each split that has none, or several.
+
+    The `optional` splits may have none.
+    """
+
+    def files_of(split: str) -> list[Path]:
+        names = [f"{name}{suffix}" for name in SPLITS[split] for suffix in (*_ROW_SUFFIXES, _LINE_SUFFIX)]
+        return [file for name in names if (file := expanded(path) / name).is_file()]
 
     def find(split: str) -> Path:
-        names = [f"{name}{suffix}" for name in SPLITS[split] for suffix in (*_ROW_SUFFIXES, _LINE_SUFFIX)]
-        files = [file for name in names if (file := expanded(path) / name).is_file()]
+        files = files_of(split)
         if not files:
-            forms = f"{split}.jsonl, {split}.csv (or either with .gz) nor {split}.source"
+            forms = f"{split}.jsonl, {split}.csv (or either with .gz), {split}.parquet nor {split}.source"
             raise UserError(f"task.path: {path}: has neither {forms}")
         if len(files) > 1:
             several = ", ".join(file.name for file in files)
             raise UserError(f"task.path: {path}: has several files for {split}: {several}; keep one")
         return files[0]
 
-    return for_each_split(find)
+    return for_each_split(find, [split for split in SPLITS if split not in optional or files_of(split)])
 
 
 def is_line_file(file: Path) -> bool:
@@ -101,8 +109,10 @@ def read_rows(key: str, file: Path, check: CheckColumns) -> NumberedRows:
             return _read_jsonl(read_lines(key, file), check)
         case [".csv"]:
             return _read_csv(read_lines(key, file), check)
+        case [".parquet"]:
+            return _read_parquet(key, file, check)
         case _:
-            raise UserError(f"{key}: {file}: must be a .jsonl, .csv, .jsonl.gz or .csv.gz file")
+            raise UserError(f"{key}: {file}: must be a .jsonl, .csv, .jsonl.gz, .csv.gz or .parquet file")
 
 
 def kind_of(value: object) -> str:
@@ -197,6 +207,25 @@ def _read_csv(lines: Iterable[str], check: CheckColumns) -> NumberedRows:
             start = reader.line_num + 1
     except csv.Error as error:
         yield start, f"is not CSV: {error}"
+
+
+def _read_parquet(key: str, file: Path, check: CheckColumns) -> NumberedRows:
+    """Rows with their numbers, from 1. The columns are checked once."""
+    import pyarrow  # type: ignore[import-untyped, unused-ignore]  # `datasets` brings it along
+    import pyarrow.parquet as parquet  # type: ignore[import-untyped, unused-ignore]
+
+    try:
+        with parquet.ParquetFile(file) as table:
+            problems = check(table.schema_arrow.names)
+            yield from ((1, problem) for problem in problems)
+            if problems:
+                return
+            rows = (row for batch in table.iter_batches(1000) for row in batch.to_pylist())
+            yield from enumerate(rows, start=1)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{key}: {file}: is not Parquet that can be read: {error}") from error
+    except OSError as error:
+        raise UserError(f"{key}: {file}: cannot be read: {error.strerror or error}") from error
 
 
 def _read_pairs(sources: Iterable[str], targets: Iterable[str], target_file: Path, check: CheckColumns) -> NumberedRows:

@@ -164,7 +164,8 @@ def test_a_users_own_files_must_exist() -> None:
     Path("train.jsonl").touch()
     assert complaint(changed("name: e2e", "name: custom, train: train.jsonl, dev: data/dev.jsonl")) == (
         "x.yaml:3: task.dev: 'data/dev.jsonl': no such file; paths are relative to the working directory\n"
-        "x.yaml:3: task.test: required for task custom, but missing (or set task.path)"
+        "x.yaml:3: task.test: required for task custom, but missing "
+        "(or set task.path, or task.split: {} to take it out of train)"
     )
 
 

@@ -245,6 +245,7 @@ def test_a_hub_data_set_of_another_form_is_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config: {"train": other, "validation": other})
     assert webnlg_problems("somebody/other") == [
         "task.path: somebody/other: has no split test; its splits are train, validation"
+        " (custom, summarization: task.split takes dev and test out of train)"
     ]
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config: dict.fromkeys(("train", "dev", "test"), other))
     assert webnlg_problems("somebody/other") == [

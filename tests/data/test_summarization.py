@@ -152,7 +152,7 @@ def test_a_folder_without_a_split_and_one_with_two_files_for_it_is_refused(tmp_p
     write(tmp_path, val_source="a\n", val_target="b\n")
     assert problems("xsum", tmp_path) == [
         "task.path: FOLDER: has several files for dev: dev.jsonl, val.source; keep one",
-        "task.path: FOLDER: has neither test.jsonl, test.csv (or either with .gz) nor test.source",
+        "task.path: FOLDER: has neither test.jsonl, test.csv (or either with .gz), test.parquet nor test.source",
     ]
 
 
@@ -160,7 +160,7 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     assert problems("xsum", tmp_path / "no" / "where") == ["task.path: FOLDER: no such folder"]
     write(tmp_path, a_jsonl="")
     assert problems("xsum", tmp_path / "a.jsonl") == [
-        "task.path: FOLDER: is a file; it must be a folder, or a hub data set"
+        "task.path: FOLDER: is a file; it must be a folder, or a hub data set (task.train names a file)"
     ]
 
 
@@ -213,7 +213,7 @@ def test_own_data_is_refused_where_a_published_set_is_not(tmp_path: Path) -> Non
     files = {split: f"{tmp_path}/{split}.jsonl" for split in ("train", "dev")}
     with pytest.raises(UserError) as caught:
         load("summarization", **files)
-    needed = "task.test: summarization needs a JSONL or CSV file here"
+    needed = "task.test: summarization needs a JSONL, CSV or Parquet file here"
     assert str(caught.value).replace(f"{tmp_path}/", "").splitlines() == [*wrong, needed]
 
 

@@ -68,7 +68,7 @@ def _scales(sections: Mapping[str, Schema]) -> Schema:
             f"{section}.{key}": value for key, value in schema.get("properties", {}).items() if key != "arms"
         }
     scale = {"type": "object", "properties": properties, "additionalProperties": False}
-    deeper = {r"^arms\.[^.]+(\.[^.]+)*$": {}, r"^[a-z]+\.[a-z_]+(\.[a-z_]+)+$": {}}
+    deeper: Schema = {r"^arms\.[^.]+(\.[^.]+)*$": {}, r"^[a-z]+\.[a-z_]+(\.[a-z_]+)+$": {}}
     return {
         "type": "object",
         "description": "Named sets of values that --scale NAME puts in place of the file's own.",
@@ -159,7 +159,7 @@ def _searchable(schema: Schema) -> Schema:
         forms.append(_form(name, pair))
     searched = {"anyOf": forms}
     cases = {"type": "array", "items": searched, "minItems": 1, "description": "Searched: a form for each case."}
-    kept = {key: schema[key] for key in ("description", "default") if key in schema}
+    kept: Schema = {key: schema[key] for key in ("description", "default") if key in schema}
     return {**kept, "anyOf": [plain, *forms, cases]}
 
 

@@ -189,8 +189,8 @@ def test_all_three_files_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_task(TaskConfig(name="custom", dev=text, test=f"{tmp_path}/test.csv"))
     assert str(caught.value).replace(f"{tmp_path}/", "") == (
-        "task.train: custom needs a JSONL or CSV file here\n"
-        "task.dev: dev.txt: must be a .jsonl, .csv, .jsonl.gz or .csv.gz file\n"
+        "task.train: custom needs a JSONL, CSV or Parquet file here\n"
+        "task.dev: dev.txt: must be a .jsonl, .csv, .jsonl.gz, .csv.gz or .parquet file\n"
         "task.test: test.csv: cannot be read: No such file or directory"
     )
 

@@ -1,0 +1,47 @@
+"""A user's own data: JSONL, CSV or Parquet files, a folder, or a hub data set, whose columns the sweep file names."""
+
+from collections.abc import Callable
+from functools import partial
+
+from prefixray.data.entries import DataConfig, Entry, Form, Splits, read_file, read_parts
+from prefixray.data.own.chat import ChatForm
+from prefixray.data.own.split import completed
+from prefixray.data.row_files import SPLITS, Row, for_each_split
+from prefixray.errors import UserError
+from prefixray.system.path_or_hub import expanded
+
+
+def load_own_data(config: DataConfig) -> Splits:
+    """The files that `task.train`, `task.dev` and `task.test` name, or what `task.path` names.
+
+    With `task.split`, dev and test may be missing: they are taken out of train. Rows with the same source are one
+    source with several references. Raises `UserError` with all problems of all files, the first 20 written out.
+    """
+    form = own_form(config)
+    optional = () if config.split is None else ("dev", "test")
+    if config.path is not None:
+        parts = read_parts(config.path, form, optional=optional)
+    else:
+        files = {"train": config.train, "dev": config.dev, "test": config.test}
+
+        def read(split: str) -> list[Entry]:
+            name = files[split]
+            if name is None:
+                raise UserError(f"task.{split}: {config.name} needs a JSONL, CSV or Parquet file here")
+            return read_file(f"task.{split}", expanded(name), form)
+
+        parts = for_each_split(read, [split for split in SPLITS if files[split] is not None or split not in optional])
+    return Splits(**parts) if config.split is None else completed(parts, config.split)
+
+
+def own_form(config: DataConfig) -> Form:
+    """Which columns are read, and how."""
+    columns = config.columns
+    make = Form if columns.messages is None else partial(ChatForm, chat=columns.messages)
+    hint, group = " (set task.columns.{})", _group_of(columns.group)
+    return make((columns.source,), (columns.target,), hint=hint, group=group)
+
+
+def _group_of(column: str | None) -> Callable[[Row], str | None] | None:
+    """How a row names its group: as text in a column, which some rows may lack."""
+    return None if column is None else lambda row: None if row.get(column) is None else str(row[column])

@@ -1,0 +1,66 @@
+"""Chats: what becomes source and target, and what is said about one that has none."""
+
+from pathlib import Path
+
+import pytest
+from support.data_files import jsonl, write
+
+from prefixray.data import Example, load_task
+from prefixray.data.entries import ColumnsConfig, SplitConfig
+from prefixray.data.own.chat import source_and_target
+from prefixray.data.task_config import TaskConfig
+from prefixray.errors import UserError
+
+
+def chat(*messages: str) -> list[dict[str, str]]:
+    """`user: hello` as a message."""
+    return [dict(zip(("role", "content"), message.split(": "), strict=True)) for message in messages]
+
+
+@pytest.mark.parametrize(
+    ("messages", "read"),
+    [
+        (chat("user: Who? ", "assistant: I."), ("Who?", "I.")),
+        (chat("system: Be brief.", "user: Who?", "assistant: I."), ("Be brief.\nWho?", "I.")),
+        (
+            chat("system: Be brief.", "user: Who?", "assistant: I.", "user: Why?", "assistant: So."),
+            ("Be brief.\nuser: Who?\nassistant: I.\nuser: Why?", "So."),
+        ),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "a"}]}, *chat("assistant: b")],
+            ("a", "b"),
+        ),
+        ([], "must end with a message of role 'assistant', which is the target; it is empty"),
+        (chat("user: a"), "must end with a message of role 'assistant', which is the target; it ends with 'user'"),
+        (chat("assistant: a"), "has no message of a user in front of the answer"),
+        (chat("system: s", "assistant: a"), "has no message of a user in front of the answer"),
+        ("hello", "is text; it must be a list of messages"),
+        ([{"from": "human"}], "message 1 is an object with from; it must be an object with role and content"),
+        ([*chat("user: a"), {"role": "assistant", "content": " "}], "message 2 is empty"),
+        ([{"role": "user", "content": 1}], "message 1 must have text as its role and its content"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "message 1 must have text as its role and its content"),
+    ],
+)
+def test_the_last_answer_is_the_target(messages: object, read: object) -> None:
+    assert source_and_target(messages) == read
+
+
+def test_a_file_of_chats_is_read_and_a_bad_one_is_named_with_its_line(tmp_path: Path) -> None:
+    rows = [{"messages": chat(f"user: q{n}", f"assistant: a{n}")} for n in range(4)]
+    config = TaskConfig(
+        name="custom",
+        train=write(tmp_path / "train.jsonl", jsonl(rows)),
+        split=SplitConfig(),
+        columns=ColumnsConfig(messages="messages"),
+    )
+    task = load_task(config)
+    found = {*task.train, *task.dev, *(Example(each.source, each.references[0]) for each in task.test_sources)}
+    assert found == {Example(f"q{n}", f"a{n}") for n in range(4)} and len(task.train) == 2
+    write(tmp_path / "train.jsonl", jsonl([*rows, {"messages": chat("user: q")}, {"chat": []}]))
+    with pytest.raises(UserError) as caught:
+        load_task(config)
+    assert str(caught.value).replace(f"{tmp_path}/", "").splitlines() == [
+        "train.jsonl:5: \"messages\" must end with a message of role 'assistant', which is the target; "
+        "it ends with 'user'",
+        'train.jsonl:6: no "messages" column; columns are chat (set task.columns.messages)',
+    ]
