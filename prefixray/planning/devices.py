@@ -22,7 +22,8 @@ SHARE_OF_MATMUL: Mapping[Kind, float] = {
 }
 """The share of a matrix product's speed that sweeps/e2e_small.yaml reached on 2 cores."""
 MOST_UNLIKE = 4.0  # a base's speed counts for another with up to 4 times, and down to 1/4, of its parameters
-SHARE_OF_PEAK: Mapping[Kind, float] = {"shared": 0.35, "alone": 0.35, "decode": 0.1}  # assumed, never measured
+SHARE_OF_PEAK: Mapping[Kind, float] = {"shared": 0.2, "alone": 0.2, "decode": 0.03}
+"""The share of a GPU's peak that is assumed: modelled from counted operators and launches, never measured."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,11 @@ def this_machine(config: SweepConfig, num_parameters: int) -> Device:
 
 
 def named_gpu(gpu: Gpu, config: SweepConfig, num_parameters: int) -> Device:
-    """One of `GPUS`, with the speeds measured on its like, else with a share of the data sheet's peak."""
+    """One of `GPUS`, with the speeds measured on its like, else with an assumed share of the data sheet's peak."""
     precision = config.train.precision if config.train.precision != "auto" else "bf16"
     peak = 1e12 * (gpu.fp32_tflops if precision == "fp32" else gpu.bf16_tflops)
     rates = {kind: share * peak for kind, share in SHARE_OF_PEAK.items()}
-    rates_from = dict.fromkeys(rates, "estimated")
+    rates_from = dict.fromkeys(rates, "assumed")
     for speed in _speeds(config, num_parameters):
         is_named = all(part in speed.device.replace("-", " ").split() for part in gpu.name.split())
         if is_named and speed.precision == precision:

@@ -5,7 +5,7 @@ Each part of a plan says whether its figures are computed, estimated or measured
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prefixray.config.schema import ArmConfig, SweepConfig
@@ -198,7 +198,8 @@ def _devices(plan: Plan, prices: Mapping[str, float]) -> str:
     here = plan.costs[0]
     header = ["device", "slots", "memory", "pack", "fine-tune", "search", "final", "decode", "in all"]
     header += ["cost"] if prices else []
-    rows = [_row(cost, prices, is_here=cost is here) for cost in plan.costs]
+    rows = [_row(here, prices, is_here=True)]
+    rows += _together([(cost, _row(cost, prices, is_here=False)) for cost in plan.costs[1:]])
     grid = Grid(header, rows, frozenset({"device"}))
     workers = f"{here.device.num_workers} workers on {here.device.name}, {here.device.precision}"
     notes = [
@@ -206,7 +207,7 @@ def _devices(plan: Plan, prices: Mapping[str, float]) -> str:
         "Memory (estimated): GiB of a worker (free here, the whole of a GPU), of its full pack, and of one fine-tuning"
         " beside the base, without what Python and CUDA take themselves. Slots follow from it. ! does not fit.",
         *_origins(here),
-        "The GPUs' times are estimated, nobody has measured them: "
+        "The GPUs' times are assumed, nobody has measured them: "
         f"{SHARE_OF_PEAK['shared']:.0%} of the peak in training and {SHARE_OF_PEAK['decode']:.0%} in decoding, at"
         f" least {1e3 * STEP_SECONDS_PER_LAYER['shared']:g} ms a layer and step of a pack and"
         f" {1e3 * STEP_SECONDS_PER_LAYER['decode']:g} ms a layer and token decoded.",
@@ -242,6 +243,34 @@ def _row(cost: Cost, prices: Mapping[str, float], *, is_here: bool) -> list[str]
         price = prices.get(name)
         row.append("-" if price is None else f"{price * cost.seconds / 3600:,.2f}")
     return row
+
+
+def _together(gpus: Sequence[tuple[Cost, list[str]]]) -> list[list[str]]:
+    """The rows of GPUs; neighbours whose times are assumed and the same are one row, since nothing tells them apart.
+
+    Then slots and memory are those of the first to those of the last.
+    """
+    rows: list[list[str]] = []
+    groups: list[list[str]] = []  # the names in each row
+    before: object = None
+    for cost, row in gpus:
+        is_assumed = not any(origin.startswith("measured") for origin in cost.device.rates_from.values())
+        figures = row[3:] if is_assumed else None
+        if figures is not None and figures == before:
+            groups[-1].append(row[0])
+            rows[-1][1:3] = [_ends(first, last) for first, last in zip(rows[-1][1:3], row[1:3], strict=True)]
+        else:
+            groups.append([row[0]])
+            rows.append(row)
+        before = figures
+    names = [", ".join(group) if len(group) < 3 else f"{group[0]} to {group[-1]}" for group in groups]
+    return [[name, *row[1:]] for name, row in zip(names, rows, strict=True)]
+
+
+def _ends(first: str, last: str) -> str:
+    """`2-8` of `2` or `2-4`, and `8`."""
+    start = first.split("-")[0] or first
+    return first if last in (first, start) else f"{start}-{last}"
 
 
 def _needed(size: int | None, memory: float) -> str:

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+from support.small_plan import speed
 
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import SweepConfig
 from prefixray.errors import UserError
 from prefixray.planning.estimate import plan_sweep
+from prefixray.planning.speeds import store_speeds
 from prefixray.planning.text import plan_text, read_prices
 
 
@@ -32,8 +34,28 @@ def test_costs_are_hours_times_the_given_prices_and_none_are_invented(config: Sw
     row = next(one for one in plan_text(config, file, {"H100": 3600.0}).splitlines() if one.startswith("H100"))
     gpu = next(cost for cost in plan_sweep(config).costs if cost.device.name == "H100")
     assert float(row.split()[-1].replace(",", "")) == pytest.approx(gpu.seconds, abs=0.01)
-    others = [one for one in plan_text(config, file, {"H100": 1.0}).splitlines() if one.startswith("H200")]
-    assert others[0].endswith(" -")
+    others = [one for one in plan_text(config, file, {"H100": 1.0}).splitlines() if one.startswith(("A10G to", "H200"))]
+    assert len(others) == 2 and all(other.endswith(" -") for other in others)
+
+
+def test_gpus_that_no_estimate_tells_apart_are_one_row_and_a_measured_one_is_not(
+    config: SweepConfig, file: Path
+) -> None:
+    """The plan is of a tiny base, whose steps take a GPU's least time."""
+    rows = plan_text(config, file, {}).splitlines()
+    (row,) = (one for one in rows if one.startswith("A10G"))
+    assert row.split()[3:5] == ["64", "22.4-131.3"], row
+    text = " ".join(plan_text(config, file, {}).split())
+    assert (
+        "The GPUs' times are assumed, nobody has measured them: 20% of the peak in training and 3% in decoding" in text
+    )
+    store_speeds([speed(config.base, "shared", 5e13, device="NVIDIA A100-SXM4-40GB")])
+    names = [line.split("  ")[0] for line in plan_text(config, file, {}).splitlines()]
+    assert [name for name in names if name[:2] in ("A1", "L4", "H1", "H2")] == [
+        "A10G, L4",
+        "A100 40GB",
+        "A100 80GB to H200",
+    ]
 
 
 def test_what_is_wrong_with_the_prices_is_said_with_its_line(tmp_path: Path) -> None:
