@@ -53,6 +53,10 @@ class SweepFailed(UserError):
     """The reason why a sweep ended early, although nothing that the user wrote is wrong."""
 
 
+class NoMemory(UserError):
+    """A trial that the device has no memory for now; once others have ended, it may have."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the error's type where it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

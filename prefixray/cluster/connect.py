@@ -27,7 +27,7 @@ from ray.exceptions import AuthenticationError
 from prefixray.cluster.nodes import AUTOSCALER_FILE, Devices, num_gpus, present, to_come
 from prefixray.errors import SweepFailed, UserError, first_line
 from prefixray.planning.slots import cpu_workers
-from prefixray.system.machine import ALLOCATOR, WAITING, num_cpus
+from prefixray.system.machine import ALLOCATOR, CUDA_ALLOCATOR, CUDA_ALLOCATOR_NAMES, WAITING, num_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +68,9 @@ class Cluster:
     @property
     def worker_environment(self) -> dict[str, str]:
         """Extra environment variables for workers; the driver's own values win."""
-        extra = {} if self.device == "cuda" else {**ALLOCATOR, **WAITING}
-        return {key: os.environ.get(key, value) for key, value in extra.items()}
+        if self.device == "cuda":
+            return {} if any(name in os.environ for name in CUDA_ALLOCATOR_NAMES) else dict(CUDA_ALLOCATOR)
+        return {key: os.environ.get(key, value) for key, value in {**ALLOCATOR, **WAITING}.items()}
 
     def count_devices(self) -> int:
         """For how many workers there are devices now, in all."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import psutil
 
 from prefixray.cluster.quarantine import JOINING, Quarantine
-from prefixray.errors import SweepFailed, UserError, disk_problem
+from prefixray.errors import NoMemory, SweepFailed, UserError, disk_problem
 from prefixray.system.heartbeat import last_beat
 from prefixray.system.machine import give_back
 from prefixray.trial import Admission, Report, TrialSpec, WorkerStatus
@@ -165,6 +165,11 @@ class TrainingLoop:
         self._quarantine.note_running({spec.key: JOINING})
         try:
             self._trainer.admit(spec)
+        except NoMemory as error:
+            if self._trainer.keys():  # whose memory it may have when they have ended
+                logger.info("%s: %s; it waits until others have ended", spec.key, error)
+                return Admission("later")
+            return Admission("refused", str(error))
         except UserError as error:
             return Admission("refused", str(error))
         except OSError as error:

@@ -64,6 +64,7 @@ class Prefix(Method):
         """The folded prefixes; in training as leaves, so that folding runs and is differentiated once per step."""
         if step is None:
             return Insert({site: prefix.detach() for site, prefix in self._known().items()})
+        self._folded, self._leaves = {}, {}  # those of a step that had no memory
         self._folded = {
             site: seeded_dropout(prefix, self._dropout, seed=self._dropout_seed + (index << 32), step=step)
             for index, (site, prefix) in enumerate(self.fold().items())
@@ -74,12 +75,11 @@ class Prefix(Method):
     def push_gradients(self) -> None:
         """One backward through the folding, with the gradients of all rows."""
         assert self._leaves, "insert(step) comes first"
-        arrived = [site for site, leaf in self._leaves.items() if leaf.grad is not None]
+        folded, leaves = self._folded, self._leaves
+        self._folded, self._leaves = {}, {}  # first, so that nothing is kept where memory runs out
+        arrived = [site for site, leaf in leaves.items() if leaf.grad is not None]
         if arrived:
-            torch.autograd.backward(
-                [self._folded[site] for site in arrived], [self._leaves[site].grad for site in arrived]
-            )
-        self._folded, self._leaves = {}, {}
+            torch.autograd.backward([folded[site] for site in arrived], [leaves[site].grad for site in arrived])
 
     def artifact(self) -> dict[str, Tensor]:
         """`SITE.key` and `SITE.value`, each (L, K, P, D), fp32."""

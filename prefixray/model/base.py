@@ -242,7 +242,7 @@ def choose_dtype(precision: str, device: str) -> torch.dtype:
 def _has_fast_bf16(device: str) -> bool:
     """Whether the device has AMX, or AMD's AVX-512 BF16; Intel's is slower than fp32 (89 against 148 GFLOP/s)."""
     if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if torch.cpu._is_amx_tile_supported():
         return True
     return bool(torch.cpu._is_avx512_bf16_supported()) and cpu_fact("vendor_id") == "AuthenticAMD"

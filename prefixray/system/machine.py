@@ -37,6 +37,10 @@ WAITING = {"OMP_WAIT_POLICY": "passive"}
 OpenMP reads it once, when torch loads it. What the user sets more finely wins: GOMP_SPINCOUNT, KMP_BLOCKTIME.
 """
 
+CUDA_ALLOCATOR_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is the older name
+CUDA_ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+"""Environment variables of a worker on a GPU: nearly each step has new shapes, which would leave pieces of segments."""
+
 _GROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
+import transformers
 from torch import Tensor
 
 from prefixray.batching.batches import collate, collate_line
 from prefixray.batching.rows import Row, Tree
 from prefixray.batching.template import Template
 from prefixray.config.schema import ArmConfig
+from prefixray.config.trials import AnyTrial
 from prefixray.data import Sourced
 from prefixray.errors import UserError, first_line
 from prefixray.methods import build_method
@@ -26,17 +28,43 @@ from prefixray.model.binding.insert import Insert
 from prefixray.model.binding.ragged import Ragged
 from prefixray.training.prefill import Prompt, extended
 
+_NO_MEMORY = (
+    "DefaultCPUAllocator",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+)
+_OF_DEVICE = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS")
 _UNFIT = "rows do not go on from the keys and values of their beginnings, which prefixes and shared prompts need"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device has no more memory; torch has no class for a CPU's, nor for that of CUDA's libraries."""
+    said = isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    return said or isinstance(error, torch.OutOfMemoryError)
+
+
+def _is_of_device(error: RuntimeError) -> bool:
+    """Whether the device or its libraries have failed: nothing is known of the model then."""
+    return isinstance(error, torch.AcceleratorError) or any(text in str(error) for text in _OF_DEVICE)
+
+
+def shown(method: AnyTrial) -> str:
+    """The values of a method, for messages."""
+    return ", ".join(f"{key} {value}" for key, value in method.model_dump(exclude_none=True).items())
+
+
 def check_continued(base: Base, binder: Binder) -> None:
-    """Refuse a decoder-only base whose rows have other logits when they are cut in two: `UserError`.
+    """Refuse a base that prefixes do not reach, and rows of which have other logits when they are cut in two.
+
+    Raises `UserError`, and errors of the device as they are.
 
     Tokens of such a base look ahead, or depend on more of what came before than the keys and values of one attention
     per layer: on a state, for example. Losses of rows that share a prompt would be wrong, and so would decoding. The
     tolerance is wide in bf16, where the rounding of a deep base reaches a tenth of the logits.
     """
     if base.shape.is_encoder_decoder:
+        _check_reached(base, binder)
         return
     ids = torch.arange(1, 1 + min(6, base.shape.max_positions or 6), device=base.device)[None]
     first, second = ids.tensor_split([ids.shape[1] // 2], dim=1)
@@ -48,13 +76,36 @@ def check_continued(base: Base, binder: Binder) -> None:
             positions = torch.arange(second.shape[1], device=base.device)[None]
             with binder.bind(inserts, [0]):
                 after = base.model(input_ids=second, position_ids=positions, use_cache=False).logits.double()
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if is_out_of_memory(error) or _is_of_device(error):
+            raise
         raise UserError(f"base: {base.name}: {_UNFIT}: {first_line(error)}; take another base") from error
     apart = float((torch.cat([before, after], dim=1) - uncut).abs().max() / uncut.abs().max())
     if not apart <= (0.3 if base.model.dtype in (torch.bfloat16, torch.float16) else 0.01):
         raise UserError(f"base: {base.name}: {_UNFIT} (logits are {apart:.0%} apart); take another base")
+
+
+def _check_reached(base: Base, binder: Binder) -> None:
+    """Refuse an encoder-decoder whose logits are the same with a prefix at one of its sites as without one.
+
+    T5 is such a base in versions of transformers where its attention does not call the common interface.
+    """
+    inserts, draw = [Insert()], torch.Generator().manual_seed(1)
+    for name, site in base.shape.sites.items():
+        drawn = torch.randn(2, site.num_layers, site.num_kv_heads, 3, site.head_dim, generator=draw)
+        inserts.append(Insert({name: drawn.to(base.device, base.model.dtype)}))
+    ids = torch.arange(1, 5, device=base.device).expand(len(inserts), -1)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids}
+    with binder.bind(inserts, range(len(inserts))), torch.no_grad():
+        plain, *changed = base.model(**inputs, use_cache=False).logits.double()
+    apart = [float((logits - plain).abs().max() / plain.abs().max()) for logits in changed]
+    missed = [name for name, share in zip(base.shape.sites, apart, strict=True) if share < 1e-6]
+    if missed:
+        raise UserError(
+            f"base: {base.name}: prefixes do not reach the attention of {type(base.model).__name__} in transformers "
+            f"{transformers.__version__} (sites: {', '.join(missed)}); install the version that prefixray asks for "
+            "(pip install -U prefixray), or take another base"
+        )
 
 
 def knows_lines(base: Base, binder: Binder) -> bool:
@@ -160,5 +211,9 @@ def check_arms(arms: Sequence[ArmConfig], base: Base, binder: Binder, room: Room
                     room.check(build_method(method.sketch(), base, binder.record, init_seed=0, dropout_seed=0))
             except UserError as error:
                 problems |= {f"arms.{arm.name}.{problem}": None for problem in error.problems}
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                problems[f"arms.{arm.name}: out of memory while it is built: {shown(method)}; make it smaller"] = None
     if problems:
         raise UserError(*problems)

@@ -75,19 +75,29 @@ class Member:
     def update(self) -> float:
         """Clip, step the optimiser at this step's learning rate, and return the norm before clipping.
 
-        Leaves everything as it was when the norm is not finite.
+        Leaves everything as it was when the norm is not finite. Where memory runs out, the parameters are as they were
+        and the gradients are of no use.
         """
         self.method.push_gradients()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = self.config.max_grad_norm
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit))
         if math.isfinite(norm):
+            self._make_room_for_moments()
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.config, self.step)
             self.optimizer.step()
             self.step += 1
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def _make_room_for_moments(self) -> None:
+        """Make AdamW's state as its first step would, but of all parameters before any of them is moved."""
+        for parameter in (p for group in self.optimizer.param_groups for p in group["params"]):
+            if parameter.grad is not None and not self.optimizer.state.get(parameter):
+                step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[parameter] = {"step": step, **moments}
 
 
 def learning_rate(config: TrialConfig, step: int) -> float:

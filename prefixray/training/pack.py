@@ -26,7 +26,7 @@ from prefixray.model.backend import backend_for
 from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
 from prefixray.model.row_dropout import RowDropout
-from prefixray.training.base_checks import check_continued
+from prefixray.training.base_checks import check_continued, is_out_of_memory, shown
 from prefixray.training.layout import TOKEN_BUDGET, Layout, MicroBatch
 from prefixray.training.loss import Objective, losses_of_hidden, losses_of_logits, plain_head
 from prefixray.training.member import Member, Seeds, row_weight
@@ -56,6 +56,7 @@ class Pack:
         self.layout = Layout(base, self.binder, pad_id)
         self.members: dict[str, Member] = {}
         self.token_budget = self._first_budget = token_budget or TOKEN_BUDGET[base.device.type]
+        self._largest_piece = 0  # tokens, at the most, of the micro-batches of the last attempt; 0: none was begun
 
     def admit(self, key: str, config: TrialConfig, seeds: Seeds, *, train: Sequence[Row] | None = None) -> Member:
         """Make a trial's tensors and let it join the next step; `train`: rows of its own in place of the pack's."""
@@ -78,7 +79,14 @@ class Pack:
         members = [self.members[key] for key in keys]
         rows = [member.next_rows() for member in members]
         fitting = self._halve_until_it_fits(members, rows, train=True)
-        return {member.key: _finish_step(member, own_rows, total) for member, own_rows, total in fitting}
+        results = {member.key: _finish_step(member, own_rows, total) for member, own_rows, total in fitting}
+
+        # An update that had no memory beside the gradients of others is repeated when those are gone.
+        for member in [member for member in members if results[member.key] is None]:
+            logger.warning("%s: out of memory in its update; once more, alone", member.key)
+            for _, own_rows, total in self._halve_until_it_fits([member], [member.next_rows()], train=True):
+                results[member.key] = _finish_step(member, own_rows, total)
+        return {member.key: results[member.key] or _not_updated(member.config) for member in members}
 
     def evaluate(self, keys: Iterable[str], rows: Sequence[Row]) -> dict[str, float]:
         """Each member's negative log-likelihood per target token over all `rows`, in nats; no dropout, no smoothing.
@@ -99,14 +107,14 @@ class Pack:
     ) -> Iterator[tuple[Member, Sequence[Row], float | None]]:
         """Each member, its rows and the sum of their NLL; in training its gradients have arrived.
 
-        While memory runs out, the token budget is halved down to one row at a time, then the members are: the first
-        half is yielded, and can be updated, before the second half runs. The sum of a member that does not fit alone is
-        None, and the others go back to the first budget, since they may not need such small micro-batches.
+        While memory runs out, the largest micro-batch is halved down to one row at a time, then the members are: the
+        first half is yielded, and can be updated, before the second half runs. The sum of a member that does not fit
+        alone is None, and the others go back to the first budget, since they may not need such small micro-batches.
         """
         longest = max((sum(row.lengths) for of_member in rows for row in of_member), default=0)
         while (sums := self._sums_if_they_fit(members, rows, train=train)) is None:
-            if self.token_budget > longest:
-                self.token_budget //= 2
+            if (piece := self._largest_piece or self.token_budget) > longest:
+                self.token_budget = piece // 2
                 logger.warning("out of memory: micro-batches of %d tokens from here on", self.token_budget)
             elif len(members) > 1:
                 middle = len(members) // 2
@@ -125,10 +133,11 @@ class Pack:
         """The summed NLL of each member's rows, and in training its gradients; None where memory has run out."""
         for member in members if train else ():
             member.optimizer.zero_grad(set_to_none=True)
+        self._largest_piece = 0
         try:
             return self._sums(members, rows, train=train)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         torch.cuda.empty_cache()  # out here, since the handled error keeps the step's tensors alive
         return None
@@ -158,6 +167,8 @@ class Pack:
         if draws:
             rows = [_numbered(member, own) for member, own in zip(members, rows, strict=True)]
         has_hooks = any(insert.functions for insert in inserts)
+        num_tokens = sum(sum(row.lengths) for of_member in rows for row in of_member)
+        self._largest_piece = max(self._largest_piece, min(num_tokens, self.token_budget))
         with self._running(members[0], train=train, has_hooks=has_hooks):
             binder, budget = members[0].binder, self.token_budget
             cut = self.layout.micro_batches(binder, inserts, rows, token_budget=budget, train=train, whole=draws)
@@ -263,26 +274,42 @@ def _numbered(member: Member, rows: Sequence[Row]) -> list[Row]:
     return [replace(row, number=number) for row, number in zip(rows, numbers, strict=True)]
 
 
-def _finish_step(member: Member, rows: Sequence[Row], summed_nll: float | None) -> StepResult:
-    """Update a member whose gradients have arrived, unless its numbers are not finite or it did not fit (None)."""
+def _finish_step(member: Member, rows: Sequence[Row], summed_nll: float | None) -> StepResult | None:
+    """Update a member whose gradients have arrived, unless its numbers are not finite or it did not fit (None).
+
+    None: there is no memory for the update.
+    """
     if summed_nll is None:
         return StepResult(math.nan, math.nan, 0, failed=_too_large(member.config))
     count = sum(row.num_targets for row in rows)
     loss, failed, norm = summed_nll / count, None, math.nan
     if math.isfinite(loss):
-        norm = member.update()
+        updated = _update_if_it_fits(member)
+        if updated is None:
+            return None
+        norm = updated
     if not math.isfinite(norm):
         failed = f"{'gradient' if math.isfinite(loss) else 'loss'} is not finite at step {member.step + 1}"
         member.optimizer.zero_grad(set_to_none=True)
     return StepResult(loss, norm, count, failed)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether the device has no more memory; torch has no class for a CPU's."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+def _update_if_it_fits(member: Member) -> float | None:
+    """The norm of an update that was done; None where memory has run out, with the trial as it was before."""
+    try:
+        return member.update()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    member.optimizer.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    return None
 
 
 def _too_large(config: TrialConfig) -> str:
-    values = {**config.method.model_dump(exclude_none=True), "batch_size": config.batch_size}
-    shown = ", ".join(f"{key} {value}" for key, value in values.items())
-    return f"out of memory alone and with one example at a time: {shown}"
+    return f"out of memory alone and with one example at a time: {shown(config.method)}, batch_size {config.batch_size}"
+
+
+def _not_updated(config: TrialConfig) -> StepResult:
+    reason = f"out of memory alone in its update, for gradients and the optimiser's state: {shown(config.method)}"
+    return StepResult(math.nan, math.nan, 0, failed=reason)

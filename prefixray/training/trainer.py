@@ -24,10 +24,10 @@ from prefixray.config.seeds import subset_of
 from prefixray.config.trials import TrainConfig
 from prefixray.data import Task, load_task
 from prefixray.data.task_config import TaskConfig
-from prefixray.errors import UserError
+from prefixray.errors import NoMemory, UserError
 from prefixray.model.base import Base, checkpointed, choose_device, load_in
 from prefixray.system.machine import available_bytes, give_back
-from prefixray.training.base_checks import Room, check_arms
+from prefixray.training.base_checks import Room, check_arms, is_out_of_memory, shown
 from prefixray.training.facts import WorkerFacts
 from prefixray.training.member import Seeds
 from prefixray.training.pack import Pack
@@ -88,8 +88,21 @@ class Trainer:
         """Let a trial join, from its newest valid checkpoint where there is one; return the step it stands at.
 
         A trial that comes back to a step with a report reports there again. Raises `UserError` when the configuration
-        cannot be built on this base, and leaves the pack as it was.
+        cannot be built on this base, `NoMemory` when it has no room beside the others, and leaves the pack as it was.
         """
+        try:
+            trial = self._trials[spec.key] = self._built(spec)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            trial.owes_report = trial.is_due
+            return trial.member.step
+        torch.cuda.empty_cache()  # out here, since the handled error keeps what has been built alive
+        raise NoMemory(f"out of memory while it is built: {shown(spec.config.method)}")
+
+    def _built(self, spec: TrialSpec) -> Progress:
+        """A trial as a new member of the pack, at its newest valid checkpoint."""
         train, _ = self._subsets[self._subset(spec)]
         member = self.pack.admit(spec.key, spec.config, Seeds.derive(spec.seed, spec.replicate), train=train)
         trial = Progress(spec, member)
@@ -99,9 +112,7 @@ class Trainer:
         except BaseException:
             self.pack.drop(spec.key)
             raise
-        self._trials[spec.key] = trial
-        trial.owes_report = trial.is_due
-        return member.step
+        return trial
 
     def drop(self, key: str) -> None:
         """Let a trial go."""
@@ -249,6 +260,8 @@ def load_trainer(
     device = choose_device(device)
     if device == "cpu":
         torch.set_num_threads(num_threads)
+    else:
+        torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew for every shape, and nearly each step has new ones
     problems: list[str] = []
     base = _or_problems(lambda: load_in(name, train.precision, device, trust_remote_code=trust_remote_code), problems)
     data = _or_problems(lambda: load_task(task), problems)

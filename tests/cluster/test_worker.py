@@ -135,6 +135,23 @@ def test_an_error_in_a_call_is_its_callers_and_the_loop_goes_on(worker: Worker, 
     assert Call(worker, "one").state() == "done"
 
 
+def test_a_trial_without_memory_to_be_built_waits_for_the_others_and_is_refused_alone(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*given: object, **settings: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    worker.join(trial_spec(tmp_path, "one", 10_000), "token")
+    with monkeypatch.context() as short:
+        short.setattr("prefixray.training.member.build_method", build)
+        assert worker.join(trial_spec(tmp_path, "two", 4), "token") == Admission("later")
+        worker.leave("one")
+        answer = worker.join(trial_spec(tmp_path, "two", 4), "token")
+    assert answer.state == "refused" and "out of memory while it is built: method prefix" in (answer.note or "")
+    assert worker.join(trial_spec(tmp_path, "two", 4), "token") == Admission("joined")
+    assert Call(worker, "two").state() == "done"
+
+
 def test_after_a_death_those_who_were_in_the_step_come_back_in_halves(
     worker_setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

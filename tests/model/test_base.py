@@ -126,6 +126,13 @@ def test_precision_is_what_was_asked_for(base_folders: Mapping[str, Path]) -> No
     assert load_base(str(base_folders["gpt2"]), dtype=torch.bfloat16).model.dtype is torch.bfloat16
 
 
+def test_a_gpu_that_only_emulates_bf16_takes_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those before Ampere do."""
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert choose_dtype("auto", "cuda") is torch.float32
+    assert choose_dtype("bf16", "cuda") is torch.bfloat16
+
+
 def test_the_fused_gelu_is_the_models_own(base_folders: Mapping[str, Path]) -> None:
     folder, ids = str(base_folders["gpt2"]), torch.arange(3, 40)[None]
     stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)

@@ -5,12 +5,14 @@ part of the softmax out.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.t5 import modeling_t5
 
 from prefixray.batching.batches import encode
 from prefixray.batching.rows import Row
@@ -340,3 +342,29 @@ def test_the_start_token_may_stand_in_the_generation_config_alone(make_base: Mak
     t5 = make_base("t5", torch.float32)
     t5.model.config.decoder_start_token_id, t5.model.generation_config.decoder_start_token_id = None, 7
     assert make_template(t5, TaskConfig(name="custom")).target_before == (7,)
+
+
+def test_a_base_whose_attention_prefixes_do_not_reach_is_refused(
+    make_base: MakeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As T5 is before it calls the common interface."""
+    base = make_base("t5", torch.float32)
+    stock = vars(modeling_t5)["eager_attention_forward"]
+    monkeypatch.setattr(modeling_t5, "ALL_ATTENTION_FUNCTIONS", SimpleNamespace(get_interface=lambda *given: stock))
+    message = (
+        r"^base: .*t5: prefixes do not reach .* T5ForConditionalGeneration in transformers .*encoder, decoder, cross"
+    )
+    with pytest.raises(UserError, match=message):
+        Pack(base, [], pad_id=0)
+    Pack(make_base("bart", torch.float32), [], pad_id=0)
+
+
+def test_a_device_that_fails_while_a_base_is_tried_is_not_taken_for_a_bad_base(make_base: MakeBase) -> None:
+    base = make_base("gpt2", torch.float32)
+
+    def fail(module: nn.Module, args: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    base.blocks()[-1][1].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match=r"^CUDA error: an illegal memory access"):
+        Pack(base, [], pad_id=0)

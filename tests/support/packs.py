@@ -96,9 +96,9 @@ def state_of(member: Member) -> dict[str, bytes]:
     """Every bit of a member's parameters and optimiser."""
     state = {}
     for name, parameter in member.method.named_parameters():
-        state[name] = parameter.detach().numpy().tobytes()
+        state[name] = parameter.detach().cpu().numpy().tobytes()
         for kind, value in member.optimizer.state[parameter].items():
-            state[f"{name} {kind}"] = value.numpy().tobytes()
+            state[f"{name} {kind}"] = value.cpu().numpy().tobytes()
     return state
 
 

@@ -131,15 +131,21 @@ def test_what_is_freed_is_kept_for_the_next_step_until_it_is_given_back() -> Non
         assert huge > 200
 
 
-def test_workers_on_cpus_start_with_it_unless_the_user_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_start_with_their_devices_allocator_unless_the_user_has_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     on_cpu, on_gpu = (Cluster("local", "", device, 2, 0, 2, 2, 1) for device in ("cpu", "cuda"))
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    assert on_cpu.worker_environment == {**ALLOCATOR, **WAITING} and on_gpu.worker_environment == {}
+    assert on_cpu.worker_environment == {**ALLOCATOR, **WAITING}
     chosen = {"GLIBC_TUNABLES": "glibc.malloc.perturb=1", "OMP_WAIT_POLICY": "active"}
     for name, value in chosen.items():
         monkeypatch.setenv(name, value)
     assert on_cpu.worker_environment == chosen
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+        monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+        assert on_gpu.worker_environment == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+        monkeypatch.setenv(name, "max_split_size_mb:64")
+        assert on_gpu.worker_environment == {}
 
 
 @pytest.mark.skipif(num_cpus() < 2, reason="on one CPU OpenMP lets a second thread spin less")

@@ -1,7 +1,7 @@
 """Trials whose numbers are not finite, or that memory has no room for: the others train on as if nothing had been."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from prefixray.config.trials import PrefixTrial, TrialConfig
 from prefixray.model.binding.insert import Insert
 from prefixray.model.binding.ragged import Ragged
-from prefixray.training.pack import Pack, _is_out_of_memory
+from prefixray.training.base_checks import is_out_of_memory
+from prefixray.training.pack import Pack
 
 
 @pytest.mark.parametrize("trials", [THREE, MIXED], ids=["three prefixes", "mixed methods"])
@@ -105,6 +106,61 @@ def test_out_of_memory_in_an_evaluation_is_evaluated_again(make_base: MakeBase) 
     assert pack.token_budget == 100
 
 
+def test_halving_begins_at_the_largest_piece_that_there_is(make_base: MakeBase) -> None:
+    """The first budget is far larger than a step."""
+    pack = pack_of(make_base("gpt2", torch.float64), {"flat": FLAT}, token_budget=1 << 16)
+    num_tokens = sum(sum(row.lengths) for row in pack.members["flat"].next_rows())
+    _fail_once(pack, 1)
+    calls = count_forwards(pack)
+    assert pack.step(["flat"])["flat"].failed is None
+    assert pack.token_budget == num_tokens // 2 and len(calls) == 2, "the next attempt is in halves"
+
+
+@pytest.mark.parametrize("num_failures", [1, 2, 3])
+def test_out_of_memory_in_an_update_is_done_again_alone_or_ends_that_trial(
+    make_base: MakeBase, num_failures: int
+) -> None:
+    """The gradients of a network, or the moments of its first step, may be what does not fit."""
+    base = make_base("gpt2", torch.float64)
+    pack, undisturbed = pack_of(base, MIXED | THREE), pack_of(base, MIXED | THREE)
+    failures = iter([_no_memory] * num_failures)
+    network, lora = pack.members["network"], pack.members["lora"]
+    for member, name in ((network.method, "push_gradients"), (lora.optimizer, "step")):
+        _fail_first(member, name, failures)
+    outcomes = pack.step(pack.members)
+    undisturbed.step(undisturbed.members)
+    failed = {key: outcome.failed for key, outcome in outcomes.items() if outcome.failed is not None}
+    assert list(failed) == ([] if num_failures < 3 else ["lora"])
+    assert all(
+        "out of memory alone in its update" in str(reason) and "rank 3" in str(reason) for reason in failed.values()
+    )
+    for key in pack.members.keys() - failed.keys():
+        assert_same(pack.members[key], undisturbed.members[key], TOLERANCE[torch.float64])
+    for key in failed:
+        assert pack.members[key].step == 0 and all(p.grad is None for p in pack.members[key].method.parameters())
+
+
+def test_the_moments_of_all_parameters_are_there_before_one_moves(make_base: MakeBase) -> None:
+    """Without memory for the second group's moments, the first group is not updated either."""
+    pack = pack_of(make_base("gpt2", torch.float64), {"adapter": MIXED["adapter"]})
+    member = pack.members["adapter"]
+    before, whole, made = state_of(member), torch.zeros_like, list[Tensor]()
+
+    def zeros_like(tensor: Tensor) -> Tensor:
+        made.append(tensor)
+        if len(made) % 8 == 7:
+            raise torch.OutOfMemoryError("no more")
+        return whole(tensor)
+
+    with pytest.MonkeyPatch.context() as short:
+        short.setattr("torch.zeros_like", zeros_like)
+        outcome = pack.step(["adapter"])["adapter"]
+    assert len(made) >= 7 and outcome.failed is not None
+    after = state_of(member)
+    assert {name: after[name] for name in before} == before
+    assert run_steps(pack, ["adapter"], 1)[0]["adapter"].failed is None
+
+
 def test_a_trial_that_does_not_fit_alone_ends_with_its_configuration_named_and_the_others_take_turns(
     make_base: MakeBase,
 ) -> None:
@@ -126,8 +182,29 @@ def test_a_trial_that_does_not_fit_alone_ends_with_its_configuration_named_and_t
 def test_a_cpu_without_memory_is_one_that_has_run_out_of_it() -> None:
     with pytest.raises(RuntimeError) as refused:
         torch.empty(1 << 60)
-    assert _is_out_of_memory(refused.value)
-    assert not _is_out_of_memory(RuntimeError("the shapes differ"))
+    assert is_out_of_memory(refused.value)
+    assert not is_out_of_memory(RuntimeError("the shapes differ"))
+
+
+def test_an_allocation_that_fails_inside_cublas_is_out_of_memory() -> None:
+    said = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"  # a RuntimeError of torch
+    assert is_out_of_memory(RuntimeError(said)) and is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
+
+
+def _no_memory() -> None:
+    raise torch.OutOfMemoryError("no more")
+
+
+def _fail_first(owner: object, name: str, failures: Iterator[Callable[[], None]]) -> None:
+    """Let the next calls of a method run out of memory, as long as there are failures left."""
+    whole = getattr(owner, name)
+
+    def call(*args: object) -> object:
+        next(failures, lambda: None)()
+        return whole(*args)
+
+    object.__setattr__(owner, name, call)
 
 
 @contextmanager
