@@ -183,8 +183,16 @@ def _check_metrics(document: Document, task: TaskName, final: FinalConfig) -> No
     named: list[tuple[Key, str]] = [(("final", "metric"), final.metric)]
     named += [(("final", "more_metrics", index), name) for index, name in enumerate(final.more_metrics)]
     for key, name in named:
-        if name not in metrics:
-            document.refuse(key, f"must be one of {', '.join(metrics)} for task {task}")
+        if ":" in name:
+            from prefixray.metrics.own import own_metric  # imports numpy and the user's module
+
+            try:
+                own_metric(name)
+            except UserError as error:
+                document.complain(key, str(error))
+        elif name not in metrics:
+            known = ", ".join(metrics)
+            document.refuse(key, f"must be one of {known} for task {task}, or your own package.module:function")
         elif name == "test/meteor_1_5":
             from prefixray.metrics.meteor import meteor_problem  # imports sacrebleu and numpy, so only on demand
 

@@ -132,7 +132,8 @@ class FinalRuns(Strict):
     num_seeds: PositiveInt = 1
     """Fresh seeds of each arm's winner; only these see test."""
     metric: str = "test/bleu"
-    """The primary metric."""
+    """The primary metric: test/bleu, or package.module:function of your own, which takes all hypotheses and the list of
+    each source's references, and returns a number for each source, higher for better."""
     more_metrics: tuple[str, ...] = ()
     """Metrics that are scored and printed besides it and the task's own: test/ter, test/meteor_1_5 (needs Java)."""
     reference: str | None = None

@@ -27,9 +27,10 @@ class TaskKind:
 
 
 _ROUGE = ("rouge_1", "rouge_2", "rouge_l")
+_OF_ANSWERS = ("exact_match", "token_f1", "accuracy")
 _IN_CAPTIONS = ("bleu", "nist", "rouge_l_coco", "cider")
 DATA_TO_TEXT = TaskKind("text-generation", _IN_CAPTIONS, ("chrf", "ter", "meteor_1_5"))
-OWN_DATA_TO_TEXT = TaskKind("text-generation", _IN_CAPTIONS, ("chrf", "ter", "meteor_1_5", *_ROUGE))
+OWN_DATA_TO_TEXT = TaskKind("text-generation", _IN_CAPTIONS, ("chrf", "ter", "meteor_1_5", *_ROUGE, *_OF_ANSWERS))
 SUMMARIZATION = TaskKind("summarization", _ROUGE, ("bleu", "chrf", "meteor_1_5"))
 
 

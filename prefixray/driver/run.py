@@ -14,11 +14,12 @@ from prefixray.cluster.pool import Pool
 from prefixray.cluster.worker import WorkerSetup
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.data import load_task
-from prefixray.data.task_config import TaskConfig
 from prefixray.driver.engine.tune import Engine
 from prefixray.driver.final_stage import FinalStage
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.stage import Stage
+from prefixray.metrics import score
+from prefixray.metrics.own import is_own
 from prefixray.planning.slots import num_at_once
 from prefixray.planning.speeds import keep_speeds
 from prefixray.reporting.live import LiveView
@@ -42,6 +43,8 @@ from prefixray.tracking.views import column
 from prefixray.trial import TrialSpec
 
 logger = logging.getLogger(__name__)
+
+_TRIED_SOURCES = 8  # that metrics of the user's own score before anything starts
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def run_sweep(
     with folder.lock():
         folder.store_config(config, file)
         repair_journal(folder.journal)
-        _check_data(config.task)
+        _check_data(config)
         check_server(config.tracking)
         live = LiveView(shown)
         try:
@@ -301,8 +304,17 @@ def _check_here(config: SweepConfig) -> None:
         check_four_bit(has_gpu=num_gpus_here() > 0)
 
 
-def _check_data(task: TaskConfig) -> None:
-    """Read the task's local files before Ray starts, so that a wrong row is reported at once."""
-    if task.paths and all(local_path(path) is not None for path in task.paths.values()):
-        for leak in load_task(task).leaks:
-            logger.warning("task: %s", leak)
+def _check_data(config: SweepConfig) -> None:
+    """Read the task's local files before Ray starts, so that a wrong row is reported at once.
+
+    Metrics of the user's own score the first references, and a hypothesis without a word, for the same reason.
+    """
+    paths, own = config.task.paths.values(), [m for m in (config.final.metric, *config.final.more_metrics) if is_own(m)]
+    if not own and not (paths and all(local_path(path) is not None for path in paths)):
+        return
+    task = load_task(config.task)
+    for leak in task.leaks if paths else ():
+        logger.warning("task: %s", leak)
+    few = [list(sourced.references) for sourced in task.test_sources[:_TRIED_SOURCES]]
+    for metric in own:
+        score(metric, ["", *(references[0] for references in few[1:])], few)

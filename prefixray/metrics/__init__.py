@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefixray.errors import UserError
-from prefixray.metrics import coco, meteor, nist, rouge
+from prefixray.metrics import answers, coco, meteor, nist, rouge
 from prefixray.metrics import sacrebleu_counts as sacre
 from prefixray.metrics.challenge_words import WORD_FORMS, WordForm
+from prefixray.metrics.own import count_own, is_own, own_label
 
 Floats = NDArray[np.float64]  # N sources, K statistics, R resamplings
 
@@ -41,6 +42,9 @@ METRICS: Mapping[str, Metric] = {
     "rouge_1": Metric("ROUGE-1", partial(rouge.count_rouge, "rouge1"), coco.mean),
     "rouge_2": Metric("ROUGE-2", partial(rouge.count_rouge, "rouge2"), coco.mean),
     "rouge_l": Metric("ROUGE-L", partial(rouge.count_rouge, "rougeL"), coco.mean),
+    "exact_match": Metric("exact match", answers.count_exact_match, coco.mean),
+    "token_f1": Metric("token F1", answers.count_token_f1, coco.mean),
+    "accuracy": Metric("accuracy", answers.count_accuracy, coco.mean),
 }
 """Scores are percentages; NIST and CIDEr have scales of their own. Two ROUGE-L give the same output different numbers:
 rouge_l is the one of summarisation, rouge_l_coco the one of image captions and of E2E."""
@@ -83,6 +87,8 @@ def score(
 ) -> Scored:
     """Score one hypothesis per source against all references of that source, whose number may differ.
 
+    A metric may be a user's own function, `package.module:function` (`own.py`).
+
     `form` is that in which texts are compared; None: as they are, split by each metric in its own way. Raises
     `UserError` for a metric that does not exist.
     """
@@ -108,9 +114,13 @@ def label(metric: str) -> str:
 
 
 def _find(metric: str, form: WordForm | None = None) -> Metric:
+    if is_own(metric):
+        return Metric(own_label(metric), partial(count_own, metric), coco.mean)
     if metric not in METRICS:
         raise UserError(f"metric: {metric!r} does not exist; metrics are {', '.join(METRICS)}")
     return METRICS[metric] if form is None else _OF_WORDS[metric]
 
 
-DECIMALS: Mapping[str, int] = {"nist": 2, "cider": 2}  # all other metrics are shown with one decimal
+def decimals(metric: str) -> int:
+    """Digits behind the point in a table; a user's own metric has a scale that nobody here knows."""
+    return 3 if is_own(metric) else {"nist": 2, "cider": 2}.get(metric, 1)

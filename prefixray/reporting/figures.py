@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prefixray.config.space import is_number
-from prefixray.metrics import DECIMALS, higher_is_better, label
+from prefixray.metrics import decimals, higher_is_better, label
 from prefixray.reporting.charts.axes import Axis, Groups, number_text, upper_limit
 from prefixray.reporting.charts.plots import Dot, Line, Series, bars, curves, forest, scatter, strips
 from prefixray.reporting.grid import Grid, count_text, scientific, value_text
@@ -51,7 +51,7 @@ def difference_figure(results: Results) -> Figure:
     """The distance of each tuned arm to the reference, with its interval."""
     metric, reference = results["metric"], results["reference"]
     kinds = _kinds(results)
-    digits = DECIMALS.get(metric, 1)
+    digits = decimals(metric)
     dots, rows = [], []
     for arm in results["arms"]:
         difference = arm["difference"]
@@ -77,7 +77,7 @@ def difference_figure(results: Results) -> Figure:
 def size_figure(results: Results, tuned: Sequence[ArmResult]) -> Figure:
     """Score against stored parameters, for these arms."""
     metric = results["metric"]
-    digits = DECIMALS.get(metric, 1)
+    digits = decimals(metric)
     kinds = _kinds(results)
     dots, rows = [], []
     for arm in tuned:

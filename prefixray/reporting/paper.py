@@ -6,7 +6,7 @@ under a warning that says what differs. A difference between numbers that are me
 
 from prefixray.data.catalog import CATALOG
 from prefixray.errors import UserError
-from prefixray.metrics import DECIMALS, METRICS, label
+from prefixray.metrics import METRICS, decimals, label
 from prefixray.reporting.grid import Grid
 from prefixray.reporting.published import FIGURES, TABLES, Column, Figure, PaperTable, Row
 from prefixray.reporting.tables import title
@@ -15,7 +15,7 @@ from prefixray.system.yaml_document import suggestion
 
 LIST = "list"
 _MARK = "\u2020"
-_DECIMALS = {"rouge_1": 2, "rouge_2": 2, "rouge_l": 2, **DECIMALS}
+_DECIMALS = {"rouge_1": 2, "rouge_2": 2, "rouge_l": 2}
 
 
 def paper_list() -> str:
@@ -130,7 +130,9 @@ def _cells(row: Row, index: int, ours: Interval | None, column: Column, *, compa
             cells.append("-")
         else:
             within = "~" if ours["low"] <= number <= ours["high"] else " "
-            cells.append(f"{ours['value'] - number:+.{_DECIMALS.get(column.metric, 1)}f} {within}{mark}")
+            cells.append(
+                f"{ours['value'] - number:+.{_DECIMALS.get(column.metric, decimals(column.metric))}f} {within}{mark}"
+            )
     return cells
 
 
@@ -140,5 +142,5 @@ def _name(column: Column) -> str:
 
 
 def _interval(interval: Interval, metric: str) -> str:
-    digits = _DECIMALS.get(metric, 1)
+    digits = _DECIMALS.get(metric, decimals(metric))
     return f"{interval['value']:.{digits}f} [{interval['low']:.{digits}f}, {interval['high']:.{digits}f}]"

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prefixray.data.catalog import task_title
-from prefixray.metrics import DECIMALS, label
+from prefixray.metrics import decimals, label
 from prefixray.reporting.grid import SHORT, Grid, count_text, differing_keys, escaped, one_line, value_text
 from prefixray.reporting.verdict import is_significant, notes, num_seeds
 from prefixray.results.examples import NUM_EXAMPLES
@@ -127,7 +127,7 @@ def loss_text(trial: SearchTrial) -> str:
 def final_grid(results: Results) -> Grid:
     """The final table: an arm per row, in the order of the sweep."""
     arms, primary, count = results["arms"], results["metric"], results["num_sources"]
-    digits = DECIMALS.get(primary, 1)
+    digits = decimals(primary)
     names = [arm["arm"] for arm in arms]
     columns = {"arm": names}
     columns[f"{label(primary)} [95 %]"] = _intervals([(arm["scores"][primary], count) for arm in arms], digits)
@@ -155,7 +155,7 @@ def seed_grid(results: Results) -> Grid | None:
     names = sorted(results["metrics"], key=lambda name: name != results["metric"])
     for name in names:
         scores = [seed["scores"].get(name) for _, seed in runs]
-        digits = DECIMALS.get(name, 1)
+        digits = decimals(name)
         columns[label(name)] = ["-" if score is None else f"{score:.{digits}f}" for score in scores]
     losses = [seed["dev_loss"] for _, seed in runs]
     columns["dev/loss"] = ["-" if loss is None else f"{loss:.3f}" for loss in losses]
@@ -182,7 +182,7 @@ def group_grid(results: Results) -> Grid | None:
     columns = {"arm": names, "group": [name for _, name, _ in parts]}
     columns["sources"] = [f"{group['num_sources']:,}" for group in groups]
     scores = [(group["scores"][primary], group["num_sources"]) for group in groups]
-    columns[f"{label(primary)} [95 %]"] = _intervals(scores, DECIMALS.get(primary, 1))
+    columns[f"{label(primary)} [95 %]"] = _intervals(scores, decimals(primary))
     columns |= _differences(results, names, [(group["difference"], group["num_sources"]) for group in groups])
     columns |= _other_scores(results, [group["scores"] for group in groups])
     return Grid(list(columns), list(zip(*columns.values(), strict=True)), frozenset({"arm", "group"}))
@@ -243,7 +243,7 @@ def _differences(
 ) -> dict[str, list[str]]:
     """The column of differences to the reference, a row per name in `arms`."""
     reference = results["reference"]
-    cells = _intervals(differences, DECIMALS.get(results["metric"], 1), "+")
+    cells = _intervals(differences, decimals(results["metric"]), "+")
     texts = ["reference" if arm == reference else cell for arm, cell in zip(arms, cells, strict=True)]
     return {f"vs {reference} [95 %]": texts}
 
@@ -251,7 +251,7 @@ def _differences(
 def _other_scores(results: Results, rows: Sequence[Mapping[str, Interval]]) -> dict[str, list[str]]:
     """A column for each metric besides the primary one."""
     names = [name for name in results["metrics"] if name != results["metric"]]
-    return {label(name): [f"{row[name]['value']:.{DECIMALS.get(name, 1)}f}" for row in rows] for name in names}
+    return {label(name): [f"{row[name]['value']:.{decimals(name)}f}" for row in rows] for name in names}
 
 
 def _known(interval: Interval | None, num_sources: int) -> Interval | None:

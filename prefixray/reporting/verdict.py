@@ -6,7 +6,7 @@ A difference that may be chance is never called a win, nor is one between arms t
 import math
 from collections.abc import Mapping, Sequence
 
-from prefixray.metrics import DECIMALS, higher_is_better, label
+from prefixray.metrics import decimals, higher_is_better, label
 from prefixray.results.record import ArmResult, Results
 from prefixray.results.statistics import resolution
 from prefixray.trial import report_steps
@@ -61,7 +61,7 @@ def _smallest_differences(results: Results) -> str:
 
 def _range(numbers: Sequence[float], results: Results) -> str:
     """`3.1`, or `1.6 to 9.1` where the numbers differ."""
-    digits = DECIMALS.get(results["metric"], 1)
+    digits = decimals(results["metric"])
     return " to ".join(dict.fromkeys(f"{number:.{digits}f}" for number in (min(numbers), max(numbers))))
 
 
@@ -73,7 +73,7 @@ def _verdict(results: Results) -> str:
     best, second = sorted(tuned, key=lambda arm: sign * arm["scores"][metric]["value"])[:2]
     gap = abs(best["scores"][metric]["value"] - second["scores"][metric]["value"])
     tested = second if best["arm"] == reference else best if second["arm"] == reference else None
-    lead = f"{gap:.{DECIMALS.get(metric, 1)}f} {label(metric)}"
+    lead = f"{gap:.{decimals(metric)}f} {label(metric)}"
     no_winner = f"No winner: {best['arm']} and {second['arm']} are {lead} apart"
     if tested is None:
         return f"{no_winner}, but were not tested against each other."

@@ -283,12 +283,14 @@ def test_a_signature_says_how_bleu_was_computed() -> None:
 
 def test_only_ter_is_better_when_lower() -> None:
     labels = ["BLEU", "NIST", "COCO R-L", "CIDEr", "chrF", "TER", "METEOR", "ROUGE-1", "ROUGE-2", "ROUGE-L"]
+    labels += ["exact match", "token F1", "accuracy"]
     assert [label(metric) for metric in METRICS] == labels
     assert [metric for metric in METRICS if not higher_is_better(metric)] == ["ter"]
 
 
 def test_an_unknown_metric_is_answered_with_the_known_ones() -> None:
-    known = "bleu, nist, rouge_l_coco, cider, chrf, ter, meteor_1_5, rouge_1, rouge_2, rouge_l"
+    known = "bleu, nist, rouge_l_coco, cider, chrf, ter, meteor_1_5, rouge_1, rouge_2, rouge_l, "
+    known += "exact_match, token_f1, accuracy"
     with pytest.raises(UserError, match=f"'blue' does not exist; metrics are {known}"):
         score("blue", HYPOTHESES, REFERENCES)
 

@@ -28,6 +28,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from prefixray.cluster.remote.cluster_file import HOME, ClusterFile, check_cluster
 from prefixray.config.schema import SweepConfig
 from prefixray.errors import UserError
+from prefixray.metrics.own import local_source
 
 TUNNEL_SECONDS = 120.0  # until the head is found and the tunnel stands
 _STOP_SECONDS = 60  # that `ray job stop` leaves the driver, for checkpoints and for MLflow
@@ -105,11 +106,12 @@ def running_job(client: JobSubmissionClient, sweep: str) -> str | None:
 
 
 def submit(client: JobSubmissionClient, config: SweepConfig, file: Path, options: Sequence[str]) -> str:
-    """Send the sweep's file and the local files that it names by a relative path; start the driver on the head.
+    """Send the sweep's file, the local files that it names by a relative path, and modules with metrics.
 
-    An absolute path names a file on the cluster. Returns the job's id.
+    Then the driver is started on the head.     An absolute path names a file on the cluster. Returns the job's id.
     """
-    named = (str(file), config.base, *config.task.paths.values())
+    own = [local_source(metric) for metric in (config.final.metric, *config.final.more_metrics)]
+    named = (str(file), config.base, *config.task.paths.values(), *(source for source in own if source is not None))
     local = [path for path in named if not Path(path).is_absolute() and Path(path).exists()]
     outside = [path for path in local if ".." in Path(path).parts]
     if outside or Path(file).is_absolute():

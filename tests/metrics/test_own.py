@@ -1,0 +1,81 @@
+"""A metric of the user's own: what it returns is scored per source, what is wrong with it is said with its place."""
+
+from pathlib import Path
+
+import pytest
+from support.sweep_files import changed, complaint, load
+
+from prefixray.config.schema import SweepConfig
+from prefixray.driver.run import _check_data
+from prefixray.errors import UserError
+from prefixray.metrics import decimals, higher_is_better, label, score
+
+HYPOTHESES, REFERENCES = ["a b", "c"], [["a b", "x"], ["d"]]
+MODULE = """
+import math
+def share(hypotheses, references):
+    return [sum(h == r for r in several) / len(several) for h, several in zip(hypotheses, references)]
+def short(hypotheses, references): return [1.0]
+def nothing(hypotheses, references): return None
+def text(hypotheses, references): return ["good" for _ in hypotheses]
+def nan(hypotheses, references): return [1.0, *(math.nan for _ in hypotheses[1:])]
+def raises(hypotheses, references): return [1 / len(text) for text in hypotheses]
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mine_of_test.py").write_text(MODULE)
+    (tmp_path / "broken_of_test.py").write_text("1 / 0\n")
+
+
+def test_its_scores_are_per_source_and_the_score_is_their_mean() -> None:
+    scored = score("mine_of_test:share", HYPOTHESES, REFERENCES)
+    assert scored.statistics.tolist() == [[0.5, 1.0], [0.0, 1.0]] and scored.corpus() == 0.25
+    assert scored.signature == "mine_of_test:share|mean over sources"
+    name = scored.metric
+    assert (label(name), decimals(name), higher_is_better(name)) == ("share", 3, True)
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        ("short", "returned 1 scores for 2 sources; it must return one number for each source, in their order"),
+        ("nothing", "cannot score 2 sources: TypeError: 'NoneType' object is not iterable"),
+        ("text", "returned 'good' for source 1 (hypothesis ''); it must be a finite number"),
+        ("nan", "returned nan for source 2 (hypothesis 'c'); it must be a finite number"),
+        ("raises", "cannot score 2 sources: ZeroDivisionError: division by zero ("),
+        ("number", "mine_of_test has no function number"),
+        ("other", "mine_of_test has no function other"),
+    ],
+)
+def test_a_bad_return_value_is_an_error_with_its_place(function: str, problem: str) -> None:
+    with pytest.raises(UserError) as caught:
+        score(f"mine_of_test:{function}", ["", "c"], REFERENCES)
+    assert str(caught.value).startswith(f"mine_of_test:{function}: {problem}")
+    assert "raises" not in function or str(caught.value).endswith("mine_of_test.py:9)")
+
+
+@pytest.mark.parametrize(
+    ("metric", "problem"),
+    [
+        ("nowhere.at_all:f", "No module named 'nowhere' (modules are looked for where python looks"),
+        ("broken_of_test:f", "broken_of_test cannot be imported: ZeroDivisionError: division by zero ("),
+        ("test/bleu:f", "must be package.module:function"),
+        ("mine_of_test:shar", "mine_of_test has no function shar"),
+    ],
+)
+def test_a_sweep_file_that_names_no_function_is_refused_with_its_line(metric: str, problem: str) -> None:
+    assert complaint(changed("test/bleu", metric)).startswith(f"x.yaml:16: final.metric: {metric}: {problem}")
+
+
+def test_a_function_that_cannot_score_is_found_before_anything_starts() -> None:
+    def config(function: str) -> SweepConfig:
+        return load(changed("metric: test/bleu", f"metric: mine_of_test:{function}"))
+
+    _check_data(config("share"))
+    with pytest.raises(UserError, match="mine_of_test:raises: cannot score 8 sources: ZeroDivisionError"):
+        _check_data(config("raises"))
