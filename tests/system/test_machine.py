@@ -49,9 +49,11 @@ loop.start()
 loop.join()
 """
 
-# As a command does: chooses how threads wait, loads torch, and prints the CPU seconds of fifty sums between pauses.
+# As the commands do, which load no torch before: chooses how threads wait, loads torch, and prints the CPU seconds of
+# fifty sums between pauses.
 WAITS = """
 import os, time
+import prefixray.decode, prefixray.train
 from prefixray.system.machine import wait_passively
 
 wait_passively()
