@@ -7,6 +7,7 @@ in Ray Tune imports them.
 import json
 import re
 import shutil
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -48,6 +49,26 @@ class TrialFolder:
     def worker_file(self) -> Path:
         """The file that names the worker which trains the trial."""
         return self.path / "worker"
+
+    @property
+    def fence_file(self) -> Path:
+        """The file with the token of the one process that may write checkpoints and artifacts."""
+        return self.path / "fence"
+
+    def claim(self) -> str | None:
+        """Become the one process that may write here; the token that tells it, None where there is no folder yet."""
+        if not self.path.is_dir():
+            return None
+        token = uuid.uuid4().hex
+        write_whole(self.fence_file, token)
+        return token
+
+    def holder(self) -> str | None:
+        """The token of the process that may write here; None where there is none, as in a folder that was deleted."""
+        try:
+            return self.fence_file.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint of this step."""

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -75,11 +76,12 @@ class _Members:
         with self._changed:
             self._members[key] = _Membership(token)
 
-    def forget(self, key: str) -> None:
-        """Let a trial be no member any more; its seat gets None."""
+    def forget(self, *keys: str) -> None:
+        """Let trials be no members any more; their seats get None."""
         with self._changed:
-            self._members.pop(key, None)
-            self.may_go_on.discard(key)
+            for key in keys:
+                self._members.pop(key, None)
+                self.may_go_on.discard(key)
             self._changed.notify_all()
 
     def deliver(self, reports: Sequence[Report]) -> None:
@@ -165,12 +167,10 @@ class TrainingLoop:
         self._quarantine.note_running({spec.key: JOINING})
         try:
             self._trainer.admit(spec)
-        except NoMemory as error:
-            if self._trainer.keys():  # whose memory it may have when they have ended
+        except UserError as error:
+            if isinstance(error, NoMemory) and self._trainer.keys():  # whose memory it may have when they have ended
                 logger.info("%s: %s; it waits until others have ended", spec.key, error)
                 return Admission("later")
-            return Admission("refused", str(error))
-        except UserError as error:
             return Admission("refused", str(error))
         except OSError as error:
             raise SweepFailed(disk_problem(error)) from error
@@ -266,7 +266,7 @@ class TrainingLoop:
         )
 
     def _step(self) -> list[Report]:
-        """One step of the pack, which the process may not survive. Where the disk fails, all trials are lost here."""
+        """One step of the pack, which the process may not survive. Who leaves without a report may join again."""
         steps, parked = self._trainer.steps(), set(self._trainer.parked())
         self._quarantine.note_running({key: step for key, step in steps.items() if key not in parked})
         for key in (key for key, step in steps.items() if step == 0):
@@ -276,10 +276,8 @@ class TrainingLoop:
             if self._quarantine.note_survival(self._trainer.steps()):
                 self.suspend()
         except OSError as error:
-            logger.exception("what a trial leaves cannot be written")
-            reports = [Report(key, step, "failed", note=disk_problem(error), lost=True) for key, step in steps.items()]
-            for key in steps:
-                self._trainer.drop(key)
+            reports = _after_failed_write(self._trainer, error)
+        self._members.forget(*(steps.keys() - self._trainer.steps().keys() - {report.key for report in reports}))
         return reports
 
     def _has_work(self) -> bool:
@@ -317,3 +315,20 @@ class TrainingLoop:
     def _forget(self, key: str) -> None:
         self._members.forget(key)
         self._trainer.drop(key)
+
+
+def _after_failed_write(trainer: "Trainer", error: OSError) -> list[Report]:
+    """Drop all trials; the last reports of those that cannot go on.
+
+    Where a folder was no longer its trial's own, two workers have written there at once: the others come again from
+    their checkpoints. Else the disk has failed, and all trials are lost here.
+    """
+    steps = trainer.steps()
+    with suppress(OSError):
+        reports = trainer.give_up_lost(steps)
+    if trainer.steps() == steps:
+        logger.error("what a trial leaves cannot be written", exc_info=error)
+        reports = [Report(key, step, "failed", note=disk_problem(error), lost=True) for key, step in steps.items()]
+    for key in steps:
+        trainer.drop(key)
+    return reports

@@ -1,5 +1,6 @@
 """How far a trial has come: what the trainer remembers between two reports, and what a checkpoint keeps of it."""
 
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from prefixray.artifacts.store import load_checkpoint, save_checkpoint
 from prefixray.training.member import Member, learning_rate
 from prefixray.training.pack import StepResult
 from prefixray.trial import TrialSpec
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 180.0  # a resumable checkpoint is written when the last one is older
 SMALL_CHECKPOINT_BYTES = 64 << 20  # and at every report where it is no larger than this
@@ -35,6 +38,7 @@ class Progress:
     num_tokens: int = 0  # in all
     seconds: float = 0.0  # of the pack's time, shared among its members
     saved_at: float = field(default_factory=time.monotonic)
+    token: str | None = None  # with which it holds its folder, where the driver has made one
 
     @property
     def is_due(self) -> bool:
@@ -79,6 +83,22 @@ class Progress:
         """Whether the last checkpoint is old."""
         return time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
 
+    def writes_now(self) -> bool:
+        """Whether the trial writes something after its step."""
+        return self.is_due or self.is_stale()
+
+    def is_held(self) -> bool:
+        """Whether the trial's folder is still its own: no other worker has it, and nobody has deleted it."""
+        return self.token is None or self.spec.files.holder() == self.token
+
+    def why_failed(self) -> str | None:
+        """Why the trial has failed, whose folder is not its own; None where another worker trains it now."""
+        files = self.spec.files
+        if files.holder() is None:
+            return f"its folder was deleted while it ran: {files.path}"
+        logger.warning("%s is given up here: another worker has taken its folder over", self.spec.key)
+        return None
+
     def has_small_checkpoint(self) -> bool:
         """Whether a checkpoint is so small that each report writes one."""
         return _BYTES_PER_TRAINED * self.member.method.trained_parameters() <= SMALL_CHECKPOINT_BYTES
@@ -101,7 +121,8 @@ class Progress:
         self.saved_at = time.monotonic()
 
     def restore(self) -> None:
-        """Go back to the newest valid checkpoint, where there is one."""
+        """Take hold of the trial's folder, and go back to the newest valid checkpoint, where there is one."""
+        self.token = self.spec.files.claim()
         saved = load_checkpoint(self.spec.files.path)
         if saved is None:
             return

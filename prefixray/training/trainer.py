@@ -103,7 +103,7 @@ class Trainer:
 
     def _built(self, spec: TrialSpec) -> Progress:
         """A trial as a new member of the pack, at its newest valid checkpoint."""
-        train, _ = self._subsets[self._subset(spec)]
+        train, _ = self._subsets[subset_of(spec.replicate, len(self._subsets))]
         member = self.pack.admit(spec.key, spec.config, Seeds.derive(spec.seed, spec.replicate), train=train)
         trial = Progress(spec, member)
         try:
@@ -143,9 +143,10 @@ class Trainer:
         return self._trials[key].costs()
 
     def checkpoint(self, keys: Iterable[str]) -> None:
-        """Write a resumable checkpoint of each of these trials."""
+        """Write a resumable checkpoint of each of these trials, as far as their folders are their own."""
         for key in keys:
-            self._trials[key].save()
+            if self._trials[key].is_held():
+                self._trials[key].save()
 
     def run(self) -> list[Report]:
         """One step of every trial that is not parked, and the reports that are due after it. Ended trials are gone."""
@@ -161,6 +162,9 @@ class Trainer:
         for key, result in results.items():
             self._trials[key].add(result)
         ended = [self._failed(key, result.failed) for key, result in results.items() if result.failed is not None]
+
+        # A trial that is about to write ends here where its folder is no longer its own.
+        ended += self.give_up_lost([key for key in running if key in self._trials and self._trials[key].writes_now()])
         going_on = [key for key in running if key in self._trials]
 
         # Evaluate the trials that have a report to make, and write checkpoints where the last one is old.
@@ -173,18 +177,23 @@ class Trainer:
             self._trials[key].seconds += share
         return ended + self._reports(dev_losses)
 
+    def give_up_lost(self, keys: Iterable[str]) -> list[Report]:
+        """Drop those of the trials whose folders are no longer their own; last reports where a folder is deleted."""
+        lost = {key: self._trials[key].why_failed() for key in keys if not self._trials[key].is_held()}
+        reports = [self._failed(key, reason) for key, reason in lost.items() if reason is not None]
+        for key in lost:
+            self.drop(key)
+        return reports
+
     def _evaluate(self, keys: Sequence[str]) -> dict[str, float]:
         """Dev loss per trial; trials on the same subset share one pass."""
         by_subset: dict[int, list[str]] = {}
         for key in keys:
-            by_subset.setdefault(self._subset(self._trials[key].spec), []).append(key)
+            by_subset.setdefault(subset_of(self._trials[key].spec.replicate, len(self._subsets)), []).append(key)
         dev_losses: dict[str, float] = {}
         for subset, on_subset in by_subset.items():
             dev_losses |= self.pack.evaluate(on_subset, self._subsets[subset][1])
         return {key: dev_losses[key] for key in keys}
-
-    def _subset(self, spec: TrialSpec) -> int:
-        return subset_of(spec.replicate, len(self._subsets))
 
     def _reports(self, dev_losses: Mapping[str, float]) -> list[Report]:
         """Reports of the trials that were evaluated; those that end are dropped, those at a rung are parked."""
@@ -211,7 +220,7 @@ class Trainer:
         if dev_loss < trial.best:
             trial.best = dev_loss
             if trial.spec.keep_artifact:
-                self._save_artifact(trial)
+                _save_artifact(trial, self.base, self._task_config, self.template)
         metrics = trial.metrics(dev_loss)
         earlier = {before: loss for before, loss in trial.curve.items() if before < step}  # a trial may report again
         trial.losses, trial.norms = [], []
@@ -230,17 +239,18 @@ class Trainer:
         self.drop(key)
         return report
 
-    def _save_artifact(self, trial: Progress) -> None:
-        """Keep the best state so far for decoding."""
-        meta = artifact_meta(
-            self.base,
-            trial.spec.config,
-            task=self._task_config,
-            template=self.template.record(),
-            decoding=trial.spec.decoding,
-            scores={"dev/loss": trial.best},
-        )
-        save_artifact(trial.spec.files.artifact, trial.member.method.artifact(), meta)
+
+def _save_artifact(trial: Progress, base: Base, task: TaskConfig, template: Template) -> None:
+    """Keep a trial's best state so far for decoding."""
+    meta = artifact_meta(
+        base,
+        trial.spec.config,
+        task=task,
+        template=template.record(),
+        decoding=trial.spec.decoding,
+        scores={"dev/loss": trial.best},
+    )
+    save_artifact(trial.spec.files.artifact, trial.member.method.artifact(), meta)
 
 
 def load_trainer(

@@ -165,3 +165,24 @@ def test_a_worker_without_work_gives_back_what_it_has_freed_once_and_not_between
 
 def _explode(trainer: object) -> list[Report]:
     raise RuntimeError("the device is gone")
+
+
+def test_a_write_that_failed_because_another_worker_writes_there_costs_the_packmates_no_trial(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved, other = trial_spec(tmp_path, "moved", 10_000, 2), trial_spec(tmp_path, "other", 10_000, 2)
+    moved.place_on("worker")
+    hold_first_step(worker, [moved, other])
+    assert all(Call(worker, key).report() for key in ("moved", "other"))
+    moved.files.claim()
+    run = worker._trainer.run
+
+    def collide() -> list[Report]:
+        monkeypatch.setattr(worker._trainer, "run", run)
+        raise OSError(39, "Directory not empty", "step-3")
+
+    monkeypatch.setattr(worker._trainer, "run", collide)
+    assert [Call(worker, key).report() for key in ("moved", "other")] == [None, None], "their seats join anew"
+    assert worker.join(other, "token") == Admission("joined")
+    report = Call(worker, "other").report()
+    assert report is not None and (report.state, report.step) == ("running", 2), "it comes from its checkpoint"

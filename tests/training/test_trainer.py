@@ -1,5 +1,6 @@
 """The loop: who is stepped, who waits at a rung, what is reported and kept, and coming back from a checkpoint."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -318,3 +319,37 @@ def test_in_low_data_each_run_is_what_it_is_on_its_subset_alone(make_base: MakeB
         expected = [report.metrics["dev/loss"] for report in _run(alone)]
         assert losses[f"prefix/{replicate}"] == pytest.approx(expected, abs=1e-9)
     assert losses["prefix/1"] != losses["prefix/3"]
+
+
+def test_of_two_writers_of_one_folder_the_older_stops_and_its_packmates_go_on(
+    trainer: Trainer, make_base: MakeBase, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec, other = _spec(tmp_path, "moved", _config()), _spec(tmp_path, "other", _config(eval_every=2))
+    spec.place_on("one")  # as the driver does, who makes the folder
+    for each in (spec, other):
+        trainer.admit(each)
+    trainer.run()
+    trainer.checkpoint(["moved", "other"])
+    elsewhere = _trainer(make_base("gpt2", torch.float64))
+    assert elsewhere.admit(spec) == 1, "as a worker behind a partition never learns"
+    trainer.checkpoint(["moved"])
+    reports = _run(trainer)
+    assert {report.key for report in reports} == {"other"} and reports[-1].state == "done"
+    assert caplog.text.count("moved is given up here: another worker has taken its folder over") == 1
+    (last,) = _run(elsewhere)
+    assert (last.key, last.state) == ("moved", "done")
+
+
+def test_a_trial_whose_folder_is_deleted_while_it_runs_fails_alone(trainer: Trainer, tmp_path: Path) -> None:
+    for key in ("gone", "other"):
+        spec = _spec(tmp_path, key, _config(eval_every=2))
+        spec.place_on("one")
+        trainer.admit(spec)
+    trainer.run()
+    shutil.rmtree(tmp_path / "gone")
+    reports = _run(trainer)
+    failed = [report for report in reports if report.key == "gone"]
+    assert [(report.state, report.note) for report in failed] == [
+        ("failed", f"its folder was deleted while it ran: {tmp_path / 'gone'}")
+    ]
+    assert reports[-1].state == "done" and not (tmp_path / "gone").exists()
