@@ -13,7 +13,6 @@ import logging
 import math
 import shutil
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from prefixray.cluster.connect import Cluster
-from prefixray.cluster.nodes import draining
+from prefixray.cluster.nodes import Refusals, draining
 from prefixray.cluster.worker import WorkerSetup
 from prefixray.cluster.worker_handle import MOST_LOADS, Phase, WorkerHandle, start_worker
 from prefixray.config.schema import ArmConfig
@@ -43,45 +42,6 @@ WAIT_SECONDS = 0.2  # between two looks while the first workers load the base
 
 class NoWorkers(SweepFailed):
     """No device is left on which a worker could be ready."""
-
-
-class _Refusals:
-    """The devices on which workers were never ready, and why not."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self._causes: list[tuple[str, UserError]] = []  # each with its node
-
-    def add(self, node: str, cause: UserError) -> None:
-        """Leave a device of this node alone from now on."""
-        self._causes.append((node, cause))
-
-    def causes(self) -> list[UserError]:
-        """Why, in the order in which they came."""
-        return [cause for _, cause in self._causes]
-
-    def count(self) -> int:
-        """How many devices cannot be used; of a node no more than it has, since workers may have tried one in turn."""
-        if not (self._causes and self._cluster.is_elastic):
-            return len(self._causes)
-        devices = self._cluster.devices()
-        return sum(min(count, devices.get(node, count)) for node, count in self._by_node().items())
-
-    def shunned_nodes(self) -> list[str]:
-        """The nodes of which no device can be used: Ray must not start a worker there."""
-        if not (self._causes and self._cluster.is_elastic):
-            return []
-        refused = self._by_node()
-        return [node for node, num_devices in self._cluster.devices().items() if refused[node] >= num_devices > 0]
-
-    def forget_gone_nodes(self) -> None:
-        """Forget the nodes that have gone: the nodes that replace them may be able to load the base."""
-        if self._causes and self._cluster.is_elastic:
-            nodes = self._cluster.devices()
-            self._causes = [(node, cause) for node, cause in self._causes if node in nodes or not node]
-
-    def _by_node(self) -> Counter[str]:
-        return Counter(node for node, _ in self._causes)
 
 
 class _Wait:
@@ -120,7 +80,7 @@ class Fleet:
         """How long workers have held devices, all together."""
         self._arms: list[ArmConfig] = []
         self._facts: WorkerFacts | None = None
-        self._refusals = _Refusals(cluster)
+        self._refusals = Refusals(cluster.devices if cluster.is_elastic else None)
         self._wait = _Wait("GPU" if cluster.device == "cuda" else "machine", setup.max_wait_hours)
         self._num_started = 0
         self._lost_bytes: list[int] = []  # on one machine: the free memory of the workers that others will replace
@@ -296,16 +256,19 @@ class Fleet:
         return workers_wanted(num_sharing + num_exclusive, num_full, num_devices=num_devices - num_refused, most=most)
 
     def _end_unneeded(self, num_too_many: int) -> None:
-        """End so many workers: first those that are not ready yet, then those that have been idle for a while."""
-        coming = (Phase.STARTING, Phase.LOADING)
-        awaited = [worker for worker in self.workers if worker.state.phase in coming and not worker.trials]
-        is_all_well = all(worker.is_ready for worker in self.workers if worker.trials)  # else trials may have to move
-        busy_before = time.monotonic() - IDLE_SECONDS if is_all_well else -math.inf
-        idle = [w for w in self.workers if w.is_ready and w.is_idle and w.busy_at < busy_before]
-        for worker in [*awaited, *idle][: max(0, num_too_many)]:
-            logger.info("%s %s", worker.name, "is idle: its device is free" if worker in idle else "is not needed")
+        for worker in _unneeded(self.workers)[: max(0, num_too_many)]:
+            logger.info("%s %s", worker.name, "is idle: its device is free" if worker.is_ready else "is not needed")
             ray.kill(worker.actor)
             self.workers.remove(worker)
+
+
+def _unneeded(workers: Sequence[WorkerHandle]) -> list[WorkerHandle]:
+    """Workers that may be ended: first those that are not ready yet, then those that have been idle for a while."""
+    coming = (Phase.STARTING, Phase.LOADING)
+    awaited = [worker for worker in workers if worker.state.phase in coming and not worker.trials]
+    is_all_well = all(worker.is_ready for worker in workers if worker.trials)  # else trials may have to move
+    busy_before = time.monotonic() - IDLE_SECONDS if is_all_well else -math.inf
+    return [*awaited, *(w for w in workers if w.is_ready and w.is_idle and w.busy_at < busy_before)]
 
 
 def _retire_where_machines_go(workers: Sequence[WorkerHandle]) -> list[WorkerHandle]:

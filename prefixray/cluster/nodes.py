@@ -1,11 +1,12 @@
-"""The nodes of a Ray cluster: which are there, which the autoscaler may start, which are about to go.
+"""The nodes of a Ray cluster: which are there, may be started, are about to go, or cannot be used.
 
 This is the one module that asks Ray's control service directly. A node that is being drained counts as gone, since Ray
 starts nothing there any more.
 """
 
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from ray._private import state
 from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray.actor import ActorHandle
 from ray.core.generated import autoscaler_pb2
+
+from prefixray.errors import UserError
 
 AUTOSCALER_FILE = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves a cluster's file on its head."""
@@ -137,3 +140,45 @@ def num_gpus(machines: Iterable[Devices]) -> int:
 
 def _devices(resources: dict[str, Any]) -> Devices:
     return Devices(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+
+
+class Refusals:
+    """The devices on which workers were never ready, and why not.
+
+    `devices` counts a cluster's by node; it is None on one machine, which has no others.
+    """
+
+    def __init__(self, devices: Callable[[], Mapping[str, int]] | None) -> None:
+        self._devices = devices
+        self._causes: list[tuple[str, UserError]] = []  # each with its node
+
+    def add(self, node: str, cause: UserError) -> None:
+        """Leave a device of this node alone from now on."""
+        self._causes.append((node, cause))
+
+    def causes(self) -> list[UserError]:
+        """Why, in the order in which they came."""
+        return [cause for _, cause in self._causes]
+
+    def count(self) -> int:
+        """How many devices cannot be used; of a node no more than it has, since workers may have tried one in turn."""
+        if not self._causes or self._devices is None:
+            return len(self._causes)
+        devices = self._devices()
+        return sum(min(count, devices.get(node, count)) for node, count in self._by_node().items())
+
+    def shunned_nodes(self) -> list[str]:
+        """The nodes of which no device can be used: Ray must not start a worker there."""
+        if not self._causes or self._devices is None:
+            return []
+        refused = self._by_node()
+        return [node for node, num_devices in self._devices().items() if refused[node] >= num_devices > 0]
+
+    def forget_gone_nodes(self) -> None:
+        """Forget the nodes that have gone: the nodes that replace them may be able to load the base."""
+        if self._causes and self._devices is not None:
+            nodes = self._devices()
+            self._causes = [(node, cause) for node, cause in self._causes if node in nodes or not node]
+
+    def _by_node(self) -> Counter[str]:
+        return Counter(node for node, _ in self._causes)

@@ -4,31 +4,24 @@ Every event can be written twice without harm: a run is found by its tags, and w
 again. So a relaunch continues the same runs, and may repeat what an earlier driver could not send.
 """
 
-import logging
-import os
-import uuid
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, assert_never
 
 from prefixray.errors import redacted
-from prefixray.system.atomic_files import write_whole
 from prefixray.system.records import Scalar
 from prefixray.tracking import events
 from prefixray.tracking.events import Point
-from prefixray.tracking.moved import ARTIFACTS, ID_FILE, is_copy, relocate
+from prefixray.tracking.home import Home
 from prefixray.tracking.uploads import Upload, Uploads
-from prefixray.tracking.views import EXPERIMENT_TAGS, origin, saved_views
+from prefixray.tracking.views import saved_views
 from prefixray.trial import Ended
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-_logger = logging.getLogger(__name__)
 
 _STATUS_OF_TRIAL: Mapping[Ended, str] = {"done": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 _STATUS_OF_SWEEP: Mapping[events.SweepEnding, str] = {
@@ -47,12 +40,14 @@ class MlflowStore:
     """
 
     def __init__(self, folder: Path, sweep: str, params: Mapping[str, Scalar], uri: str | None) -> None:
-        self._folder, self._sweep, self._params, self._uri = folder, sweep, params, uri
+        self._home, self._params = Home(folder, sweep, uri), params
         self._runs: dict[str, str] = {}  # key of a trial -> id of its run
         self._logged: dict[str, set[tuple[str, int]]] = {}  # key -> (metric, step) that its run has
         self._ended: set[str] = set()
         self.uploads = Uploads(
-            folder, lambda run_id, path: _upload(self._client, run_id, path), redacted(uri or str(folder / "mlflow.db"))
+            folder,
+            lambda run_id, path: _upload(self._home.client, run_id, path),
+            redacted(uri or str(folder / "mlflow.db")),
         )
         """Files, which have a thread of their own."""
 
@@ -64,7 +59,7 @@ class MlflowStore:
             case events.TrialStarted(key, params, tags):
                 run_id = self._child(key, when)
                 if key not in self._ended:
-                    self._client.update_run(run_id, status="RUNNING")
+                    self._home.client.update_run(run_id, status="RUNNING")
                     self._describe(run_id, {**self._params, **params}, tags)
             case events.CurveGrew(key, points):
                 self._extend_curve(key, points)
@@ -72,34 +67,36 @@ class MlflowStore:
                 self._end_trial(event, when)
             case events.TrialScored(key, metrics):
                 run_id = self._child(key, when)
-                known = self._client.get_run(run_id).data.metrics
+                known = self._home.client.get_run(run_id).data.metrics
                 new = {name: value for name, value in metrics.items() if known.get(name) != value}
                 if new:
                     self._log_metrics(run_id, [Point(0, new, when)])
             case events.SweepSummarized(metrics, files, note):
-                self._log_metrics(self._parent, [Point(0, metrics, when)])
+                self._log_metrics(self._home.parent, [Point(0, metrics, when)])
                 if note:
-                    self._client.set_tag(self._parent, "mlflow.note.content", note)
+                    self._home.client.set_tag(self._home.parent, "mlflow.note.content", note)
                 self._attach(files)
             case events.SweepEnded(state):
-                running = f"tags.`mlflow.parentRunId` = '{self._parent}' and attributes.status = 'RUNNING'"
-                for run in self._search(running):
-                    self._client.set_terminated(run.info.run_id, "KILLED", end_time=when)
-                self._client.set_terminated(self._parent, _STATUS_OF_SWEEP[state], end_time=when)
+                running = f"tags.`mlflow.parentRunId` = '{self._home.parent}' and attributes.status = 'RUNNING'"
+                for run in self._home.search(running):
+                    self._home.client.set_terminated(run.info.run_id, "KILLED", end_time=when)
+                self._home.client.set_terminated(self._home.parent, _STATUS_OF_SWEEP[state], end_time=when)
             case _:
                 assert_never(event)
 
     def _start_sweep(self, event: events.SweepStarted, when: int) -> None:
-        self._client.update_run(self._parent, status="RUNNING")
-        self._describe(self._parent, {**self._params, **event.params}, event.tags)
+        self._home.client.update_run(self._home.parent, status="RUNNING")
+        self._describe(self._home.parent, {**self._params, **event.params}, event.tags)
         for upload in self.uploads.left():
-            self.uploads.put(upload, self._child(upload.key, when) if upload.key else self._parent)
+            self.uploads.put(upload, self._child(upload.key, when) if upload.key else self._home.parent)
         self._attach(event.files)
         if event.columns:
-            known = self._client.get_experiment(self._experiment).tags  # a view may have been changed on the page
+            known = self._home.client.get_experiment(
+                self._home.experiment
+            ).tags  # a view may have been changed on the page
             for name, view in saved_views(event.columns, when).items():
                 if name not in known:
-                    self._client.set_experiment_tag(self._experiment, name, view)
+                    self._home.client.set_experiment_tag(self._home.experiment, name, view)
 
     def _extend_curve(self, key: str, points: Sequence[Point]) -> None:
         """Add those points to a trial's curves that its run does not have."""
@@ -116,73 +113,10 @@ class MlflowStore:
             return
         if event.artifact is not None:
             self.uploads.put(Upload(event.key, event.artifact.absolute()), run_id)
-        self._client.set_terminated(run_id, _STATUS_OF_TRIAL[event.state], end_time=when)
-        self._client.set_tag(run_id, "prefixray.state", event.state)
+        self._home.client.set_terminated(run_id, _STATUS_OF_TRIAL[event.state], end_time=when)
+        self._home.client.set_tag(run_id, "prefixray.state", event.state)
         self._ended.add(event.key)
         self._logged.pop(event.key, None)
-
-    @cached_property
-    def _client(self) -> "MlflowClient":
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the sender tries again by itself
-        from mlflow import MlflowClient
-
-        for chatty in ("mlflow", "alembic"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
-        if self._uri is not None:
-            return MlflowClient(tracking_uri=self._uri)
-        database = self._folder / "mlflow.db"
-        if not database.exists():
-            # MLflow takes a second to make its tables and cannot open a database that has half of them: so it makes
-            # them in a temporary folder, and the finished database is renamed.
-            with TemporaryDirectory(prefix=".mlflow.", dir=self._folder) as temporary:
-                made = Path(temporary) / database.name
-                MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments(max_results=1)
-                made.rename(database)
-        relocate(database, self._sweep)
-        return MlflowClient(tracking_uri=f"sqlite:///{database}")
-
-    @cached_property
-    def _experiment(self) -> str:
-        known = self._client.get_experiment_by_name(self._sweep)
-        if known is not None:
-            return str(known.experiment_id)
-        location = None if self._uri else (self._folder / ARTIFACTS).as_uri()
-        created = self._client.create_experiment(self._sweep, artifact_location=location, tags=dict(EXPERIMENT_TAGS))
-        return str(created)
-
-    @cached_property
-    def _parent(self) -> str:
-        """The id of the sweep's run, which is found or else created; a copy of a sweep has a run of its own."""
-        runs = self._search(f"tags.`prefixray.id` = '{self._id}'")
-        if runs and self._uri is not None and is_copy(self._folder, runs[0].data.tags):
-            _logger.warning("%s: is a copy of a sweep that MLflow knows; it is logged by itself", self._folder)
-            (self._folder / ID_FILE).unlink()
-            del self._id
-            runs = []
-        if not runs and self._uri is None:  # the folder's own database may be older than ids
-            runs = self._search(f"tags.`prefixray.sweep` = '{self._sweep}'")
-            for run in runs:
-                self._client.set_tag(run.info.run_id, "prefixray.id", self._id)
-        if runs:
-            self._client.set_tag(runs[0].info.run_id, "prefixray.folder", str(self._folder))
-            return str(runs[0].info.run_id)
-        identity = {"prefixray.id": self._id, "prefixray.sweep": self._sweep, "prefixray.folder": str(self._folder)}
-        tags = {**self._origin, **identity}
-        return str(self._client.create_run(self._experiment, tags=tags, run_name=self._sweep).info.run_id)
-
-    @cached_property
-    def _id(self) -> str:
-        """What the sweep's run is found by: a server may know another sweep of this name from this very folder."""
-        path = self._folder / ID_FILE
-        if not path.is_file():
-            write_whole(path, f"{uuid.uuid4().hex}\n")
-        return path.read_text(encoding="utf-8").strip()
-
-    @cached_property
-    def _origin(self) -> dict[str, str]:
-        return origin(self._folder / "sweep.yaml")
 
     def _child(self, key: str, when: int) -> str:
         """The id of a trial's run, which is found or else created."""
@@ -190,9 +124,9 @@ class MlflowStore:
             if (run := self._known.get(key)) is not None:
                 self._recall(key, run)
             else:
-                tags = {**self._origin, "mlflow.parentRunId": self._parent, "prefixray.key": key}
+                tags = {**self._home.origin, "mlflow.parentRunId": self._home.parent, "prefixray.key": key}
                 try:
-                    run = self._client.create_run(self._experiment, when, tags, run_name=key)
+                    run = self._home.client.create_run(self._home.experiment, when, tags, run_name=key)
                 except Exception:
                     del self._known  # to be read anew: the server may have made the run, and its answer was lost
                     raise
@@ -202,7 +136,7 @@ class MlflowStore:
     @cached_property
     def _known(self) -> "dict[str, Run]":
         """The runs of trials that earlier drivers have left, by key, found by one search."""
-        runs = self._search(f"tags.`mlflow.parentRunId` = '{self._parent}'")[::-1]
+        runs = self._home.search(f"tags.`mlflow.parentRunId` = '{self._home.parent}'")[::-1]
         return {run.data.tags["prefixray.key"]: run for run in runs if "prefixray.key" in run.data.tags}
 
     def _recall(self, key: str, run: "Run") -> None:
@@ -211,41 +145,32 @@ class MlflowStore:
             self._ended.add(key)
             return
         names = list(run.data.metrics)
-        histories = {name: self._client.get_metric_history(run.info.run_id, name) for name in names}
+        histories = {name: self._home.client.get_metric_history(run.info.run_id, name) for name in names}
         self._logged[key] = {(name, point.step) for name, history in histories.items() for point in history}
-
-    def _search(self, condition: str) -> "list[Run]":
-        runs: list[Run] = []
-        token: str | None = None
-        while True:
-            page = self._client.search_runs([self._experiment], condition, page_token=token)
-            runs.extend(page)
-            if not (token := page.token):
-                return runs
 
     def _describe(self, run_id: str, params: Mapping[str, Scalar], tags: Mapping[str, str]) -> None:
         """Log parameters and tags. MLflow's parameters are final, so one that has changed since goes into a tag."""
         from mlflow.entities import Param, RunTag
 
-        known = self._client.get_run(run_id).data.params
+        known = self._home.client.get_run(run_id).data.params
         texts = {name: _text(value) for name, value in params.items()}
         new = [Param(name, text) for name, text in texts.items() if name not in known]
         for at in range(0, len(new), _PARAMS_AT_ONCE):
-            self._client.log_batch(run_id, params=new[at : at + _PARAMS_AT_ONCE])
+            self._home.client.log_batch(run_id, params=new[at : at + _PARAMS_AT_ONCE])
         changed = {f"changed.{name}": text for name, text in texts.items() if known.get(name, text) != text}
-        self._client.log_batch(run_id, tags=[RunTag(name, text) for name, text in {**changed, **tags}.items()])
+        self._home.client.log_batch(run_id, tags=[RunTag(name, text) for name, text in {**changed, **tags}.items()])
 
     def _log_metrics(self, run_id: str, points: Sequence[Point]) -> None:
         from mlflow.entities import Metric
 
         metrics = [Metric(name, value, p.when, p.step) for p in points for name, value in p.metrics.items()]
         for at in range(0, len(metrics), _METRICS_AT_ONCE):
-            self._client.log_batch(run_id, metrics[at : at + _METRICS_AT_ONCE])
+            self._home.client.log_batch(run_id, metrics[at : at + _METRICS_AT_ONCE])
 
     def _attach(self, files: Sequence[Path]) -> None:
         """Have the sweep's run get these files."""
         for file in files:
-            self.uploads.put(Upload("", file.absolute()), self._parent)
+            self.uploads.put(Upload("", file.absolute()), self._home.parent)
 
 
 def _upload(client: "MlflowClient", run_id: str, path: Path) -> None:

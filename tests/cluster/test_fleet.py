@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.fake_ray import (
@@ -11,6 +12,7 @@ from support.fake_ray import (
     FakeWorker,
     crashing,
     decode_job,
+    died,
     fake_workers,
     hanging,
     lacking_the_base,
@@ -147,6 +149,24 @@ def test_on_one_machine_a_worker_that_comes_again_while_others_train_has_the_roo
     ray.now += 10
     pool.rescale(1, 1)
     assert pool.has_room(exclusive=True) and [worker.num_slots for worker in pool.workers] == slots
+
+
+def test_workers_that_are_lost_before_the_first_trial_are_replaced(tmp_path: Path, ray: FakeRay) -> None:
+    class Doomed(FakeWorker):
+        def _answer(self, method: str, given: tuple[Any, ...]) -> Any:  # noqa: ANN401
+            if method == "check":
+                self.die("DEAD")
+                return died()
+            return super()._answer(method, given)
+
+    ray.to_come = [Doomed(), Doomed()]
+    pool = make_pool(tmp_path, num_workers=1)
+    pool.wait([make_arm("lora", rank=2)])
+    assert [worker.name for worker in pool.workers] == ["worker-2"] and pool.num_slots > 1
+    assert pool.news() == [
+        f"{name} is given up, and another is started in its place: it is dead for good; the end of sweep.log says more"
+        for name in ("worker-0", "worker-1")
+    ]
 
 
 @pytest.mark.parametrize("method", ["status", "decode"])

@@ -13,13 +13,14 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from mlflow.entities import Run
 from support.tracked_sweep import SWEEP, local, open_sweep, run_trials
 
 from prefixray.system.records import Scalar
 from prefixray.tracking import queue
 from prefixray.tracking.events import SweepEnding
-from prefixray.tracking.mlflow_store import MlflowStore
+from prefixray.tracking.home import Home
 
 
 def test_a_sweep_is_a_run_with_a_nested_run_per_trial(folder: Path) -> None:
@@ -61,19 +62,37 @@ def test_a_relaunch_finds_the_runs_of_all_trials_with_one_search(folder: Path, m
     run_trials(first, folder)
     first.close("interrupted")
     searches: list[str] = []
-    search = MlflowStore._search
+    search = Home.search
 
-    def note(store: MlflowStore, condition: str) -> list[Run]:
+    def note(home: Home, condition: str) -> list[Run]:
         searches.append(condition)
-        return search(store, condition)
+        return search(home, condition)
 
-    monkeypatch.setattr(MlflowStore, "_search", note)
+    monkeypatch.setattr(Home, "search", note)
     again = open_sweep(folder)
     run_trials(again, folder)
     again.close("finished")
     assert len([condition for condition in searches if "RUNNING" not in condition and "parentRunId" in condition]) == 1
     assert not any("prefixray.key" in condition for condition in searches)
     assert len(local(folder).children) == 4
+
+
+def test_a_run_whose_making_was_answered_late_is_made_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create, made = MlflowClient.create_run, list[str]()
+
+    def late(client: MlflowClient, *given: object, run_name: str, **named: object) -> Run:
+        run = create(client, *given, run_name=run_name, **named)  # type: ignore[arg-type]
+        made.append(run_name)
+        if made.count(run_name) == 1:
+            raise ConnectionError("the server has made the run, and its answer is lost")
+        return run
+
+    monkeypatch.setattr(MlflowClient, "create_run", late)
+    tracker = open_sweep(folder)
+    run_trials(tracker, folder)
+    tracker.close("finished")
+    assert sorted(made) == ["prefix/0", "prefix/1", "prefix/2", "prefix/3", "sweep"]
+    assert local(folder).curve("prefix/0") == [(10, 2.5), (20, 2.0)]
 
 
 def test_a_relaunch_continues_the_same_runs_and_ends_all(folder: Path) -> None:

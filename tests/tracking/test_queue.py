@@ -1,8 +1,11 @@
 """What is sent together, and what happens while the store is away or refuses an event. Real stores, no mocks."""
 
 import logging
+import sqlite3
 import threading
 import time
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -75,6 +78,28 @@ def test_a_server_that_is_away_holds_nothing_up_and_the_loss_is_said(
     messages = [record.getMessage() for record in caplog.records if record.name == queue.__name__]
     assert f"MLflow at {uri} is away; the sweep goes on" in messages[0]
     assert messages[1] == f"MLflow at {uri}: 17 entries could not be logged"
+
+
+@pytest.mark.parametrize("is_released", [True, False])
+def test_a_database_that_another_program_has_locked_is_waited_for_but_not_for_ever(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_released: bool
+) -> None:
+    monkeypatch.setattr(queue, "_PATIENCE_AWAY", 20.0 if is_released else 0.5)
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, timeout=0.2))  # else 5 s at each try
+    with closing(sqlite3.connect(folder / "mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        tracker = open_sweep(folder)
+        run_trials(tracker, folder)
+        deadline = time.monotonic() + 30
+        while "is away; the sweep goes on: database is locked" not in caplog.text:
+            assert time.monotonic() < deadline, caplog.text
+            time.sleep(0.05)
+        if is_released:
+            other.execute("ROLLBACK")
+        tracker.close("finished")
+    assert ("17 entries could not be logged" in caplog.text) != is_released
+    if is_released:
+        assert local(folder).statuses() == ["FINISHED", "FINISHED", "FAILED", "KILLED"]
 
 
 def test_a_server_that_comes_back_gets_everything(
