@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray._private import worker
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _OBJECT_STORE = 256 << 20  # bytes; nothing large goes through it
 _MODE, _TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
+_SERVICES = ("raylet", "gcs_server")  # Ray's names of the processes without which it cannot go on
 _NOBODY = "no Ray cluster answers there"
 _ASK = """
 import sys
@@ -116,6 +118,16 @@ def connected(address: str | None) -> Iterator[Cluster]:
             yield cluster
         finally:
             ray.shutdown()
+
+
+def dead_service() -> str | None:
+    """What has died of the Ray that `connected` has started here, of all that Ray cannot do without: its name and pid.
+
+    None also where a cluster was joined.
+    """
+    node = getattr(worker, "_global_node", None)  # where a version of Ray lacks these names, nothing is noticed
+    dead: list[tuple[str, subprocess.Popen[bytes]]] = getattr(node, "dead_processes", list)()
+    return next((f"{name}, process {process.pid}" for name, process in dead if name in _SERVICES), None)
 
 
 def _join(address: str, namespace: str) -> None:

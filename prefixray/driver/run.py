@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
-from prefixray.cluster.connect import Cluster, chosen_address, connected
+from prefixray.cluster.connect import Cluster, chosen_address, connected, dead_service
 from prefixray.cluster.nodes import num_gpus_here
 from prefixray.cluster.pool import Pool
 from prefixray.cluster.worker import WorkerSetup
@@ -16,6 +16,7 @@ from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.data import load_task
 from prefixray.driver.engine.tune import Engine
 from prefixray.driver.final_stage import FinalStage
+from prefixray.driver.restart import watched
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.stage import Stage
 from prefixray.metrics import score
@@ -82,7 +83,7 @@ def run_sweep(
         check_server(config.tracking)
         live = LiveView(shown)
         try:
-            with connected(address) as cluster:
+            with connected(address) as cluster, watched(live, dead_service):
                 return _Sweep(config, folder, cluster, live, command).run()
         finally:
             live.close()

@@ -21,6 +21,7 @@ INTERRUPTED = 130
 TERMINATED = 143
 UNREAD = 141
 FAILED = 1
+_own_start: tuple[list[str], dict[str, str]] | None = None
 _OF_THE_DISK = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -39,6 +40,8 @@ _OF_THE_DISK = {
 
 def leave(main: Callable[[], int]) -> NoReturn:
     """Run a command and exit with its code."""
+    global _own_start
+    _own_start = sys.orig_argv[1:], dict(os.environ)
     try:
         try:
             code = main()
@@ -57,6 +60,11 @@ def leave(main: Callable[[], int]) -> NoReturn:
         print(disk_problem(error), file=sys.stderr)
         code = FAILED
     sys.exit(code)
+
+
+def own_start() -> tuple[list[str], dict[str, str]] | None:
+    """Python's arguments and environment with which this process was started; None where it is no command of ours."""
+    return _own_start
 
 
 class Terminated(KeyboardInterrupt):

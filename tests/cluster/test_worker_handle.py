@@ -2,13 +2,15 @@
 
 import math
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
-from prefixray.cluster.connect import connected
+from prefixray.cluster.connect import connected, dead_service
 from prefixray.cluster.nodes import ActorState
 from prefixray.cluster.worker import WorkerSetup
 from prefixray.cluster.worker_handle import LOADING_SECONDS, MOST_LOADS, Phase, WorkerState, advance, start_worker
@@ -92,11 +94,19 @@ def test_a_table_that_is_behind_says_nothing() -> None:
 
 
 @pytest.mark.ray
-def test_a_worker_on_a_cpu_allocates_as_steps_do_best(
+def test_a_worker_on_a_cpu_allocates_as_steps_do_best_and_a_raylet_that_dies_is_noticed(
     tmp_path: Path, worker_setup: WorkerSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     with connected("local") as cluster:
         worker = start_worker("worker-0", cluster, worker_setup, tmp_path / "record").actor
         found = ray.get(worker.__ray_call__.remote(lambda _, keys=list(ALLOCATOR): [os.environ[key] for key in keys]))
+        assert dead_service() is None
+        (raylet,) = [child for child in psutil.Process().children() if child.name() == "raylet"]
+        raylet.kill()
+        deadline = time.monotonic() + 10
+        while dead_service() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert dead_service() == f"raylet, process {raylet.pid}"
+    assert dead_service() is None
     assert found == list(ALLOCATOR.values())

@@ -22,6 +22,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from prefixray.cluster.connect import dead_service
 from prefixray.cluster.decode_queue import DecodeJob
 from prefixray.cluster.fleet import NoWorkers
 from prefixray.cluster.pool import Pool
@@ -94,7 +95,7 @@ class Engine:
     def _run_tune(self, coordinator: Coordinator, name: str, scratch: Path) -> None:
         """Run Tune until no trial is left. Where it falls over, it is run again with the trials that ran.
 
-        Raises `SweepFailed` where it falls over too often.
+        Raises `SweepFailed` where it falls over too often, and Tune's error where Ray has died: see `restart`.
         """
         falls = Falls()
         while True:
@@ -103,13 +104,13 @@ class Engine:
                     _tuner(coordinator, name, scratch, place).fit()
                 return
             except Exception as error:
-                if coordinator.broken is not None:
+                if coordinator.broken is not None or dead_service() is not None:
                     raise
                 cause = _first_cause(error)
                 problem = f"Ray Tune has fallen over: {type(cause).__name__}: {first_line(cause)}"
                 logger.info("%s", problem, exc_info=error)
                 if not falls.bear():
-                    too_often = f"{problem}, more than {Falls.MOST} times in {Falls.SECONDS / 60:.0f} minutes"
+                    too_often = f"{problem}, {Falls.rule()}"
                     raise SweepFailed(_NO_MEMORY if is_of_memory(error) else too_often, _GOES_ON) from error
                 self.live.event(f"{problem}; it is run again, and its trials go on")
                 coordinator.start_again()

@@ -1,0 +1,152 @@
+"""The Ray that was started for this sweep dies: the driver starts anew in its own place, and goes on as after a kill.
+
+Nothing in this process could be trusted to work on: Ray's core waits for what is gone, and ends the process when it
+has waited long enough. So a thread looks at Ray's services once a second. Where one has died, it ends what is left of
+Ray, and lets the process execute its own command again, under the same process ID. The kernel frees the lock of the
+sweep's folder with that, and the new program takes over what a killed driver leaves.
+
+What always holds:
+
+- Only a command starts anew (`exit_codes.own_start`). In somebody's Python the sweep ends with an error instead.
+- No worker lives on: it would write into the folders of trials that others train then.
+- Who ends the driver may have ended Ray together with it: a driver that was interrupted never starts anew.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn
+
+import psutil
+
+from prefixray.driver.falls import Falls
+from prefixray.errors import SweepFailed
+from prefixray.reporting.live import LiveView
+from prefixray.system.exit_codes import FAILED, own_start
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+_RESTARTS = "PREFIXRAY_RESTARTS"  # an environment variable: the times of earlier restarts, for the next program
+_GRACE = 2.0  # seconds: in this time an interrupt has come that ended Ray as well
+_UNWIND_SECONDS = 30.0  # for the main thread to end; Ray may hold it, and ends the process after a minute
+_KILL_SECONDS = 10.0  # for killed processes to be gone
+_PR_SET_CHILD_SUBREAPER = 36  # of Linux's prctl
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_REMEDY = "run the same command again: the sweep goes on from here"
+
+
+@contextmanager
+def watched(live: LiveView, dead_service: Callable[[], str | None]) -> Iterator[None]:
+    """Watch over Ray during the block: `dead_service` names the part of it that has died.
+
+    Raises `SweepFailed` where Ray has died and the driver cannot start anew, or has done so too often.
+    """
+    if own_start() is not None:
+        _adopt()
+    watch = _Watch(live, dead_service)
+    thread = threading.Thread(target=watch.run, name="restart", daemon=True)
+    thread.start()
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception):  # no interrupt: Ray's death may have been its cause
+            watch.look()
+        if watch.problem is not None:
+            raise SweepFailed(watch.problem) from error
+        raise
+    finally:
+        watch.ended.set()
+        thread.join()
+
+
+class _Watch:
+    def __init__(self, live: LiveView, dead_service: Callable[[], str | None]) -> None:
+        self._live, self._dead_service = live, dead_service
+        self._handlers = _handlers()
+        self._lock = threading.RLock()
+        self.ended = threading.Event()
+        self.problem: str | None = None
+        """Why the sweep cannot go on in this process."""
+
+    def run(self) -> None:
+        """Look at Ray until the block ends or the driver is interrupted."""
+        while not self.ended.wait(LOOK_SECONDS) and not self._is_interrupted():
+            if self._dead_service() is not None and not self.ended.wait(_GRACE) and not self._is_interrupted():
+                self.look()
+                self._unwind()
+                return
+
+    def look(self) -> None:
+        """Start this process anew where Ray has died; where that cannot be, note the problem."""
+        with self._lock:
+            dead = self._dead_service()
+            if dead is None or self.problem is not None:
+                return
+            start, falls = own_start(), Falls(map(float, os.environ.get(_RESTARTS, "").split()))
+            problem = f"the Ray of this sweep has died ({dead})"
+            if start is None:
+                self.problem = f"{problem}; {_REMEDY}"
+                return
+            if falls.bear():
+                logger.info("%s", problem)
+                self._live.event(f"{problem}; the driver starts anew, and its trials go on")
+                self._live.close()
+            else:
+                self.problem = f"{problem}, {Falls.rule()}; see sweep.log, then {_REMEDY}"
+            _end_children()
+            if self.problem is None:
+                command, environment = start
+                _execute(command, {**environment, _RESTARTS: " ".join(map(str, falls.times))})
+
+    def _is_interrupted(self) -> bool:
+        return _handlers() != self._handlers  # see `interruptible`
+
+    def _unwind(self) -> None:
+        """Have the main thread leave the block; where it cannot, end the process of a command."""
+        for signum, handler in zip(_SIGNALS, self._handlers, strict=True):
+            if callable(handler):
+                signal.pthread_kill(threading.main_thread().ident or 0, signum)  # wakes it from system calls too
+                break
+        if not self.ended.wait(_UNWIND_SECONDS) and own_start() is not None:
+            self._live.close()
+            print(self.problem, file=sys.stderr, flush=True)
+            os._exit(FAILED)
+
+
+def _handlers() -> list[object]:
+    return [signal.getsignal(signum) for signum in _SIGNALS]
+
+
+def _execute(command: list[str], environment: dict[str, str]) -> NoReturn:
+    """Let this process run another Python."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, *command], environment)
+
+
+def _adopt() -> None:
+    """Have the children of a child that dies become ours, for us to find; without Linux's help they stay nobody's."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _end_children() -> None:
+    """Kill all that this process has started, wait until it has gone, and bury it: adopted, all of it becomes ours."""
+    deadline = time.monotonic() + _KILL_SECONDS
+    while time.monotonic() < deadline:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:  # none is left
+            return
+        time.sleep(0.05)
