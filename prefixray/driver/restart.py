@@ -93,17 +93,21 @@ class _Watch:
             problem = f"the Ray of this sweep has died ({dead})"
             if start is None:
                 self.problem = f"{problem}; {_REMEDY}"
-                return
-            if falls.bear():
-                logger.info("%s", problem)
-                self._live.event(f"{problem}; the driver starts anew, and its trials go on")
-                self._live.close()
-            else:
+            elif not falls.bear():
                 self.problem = f"{problem}, {Falls.rule()}; see sweep.log, then {_REMEDY}"
+            said = self.problem or f"{problem}; the driver starts anew, and its trials go on"
+            logger.info("%s", said)
+            self._live.event(said)  # at once, since Ray may end this process before it comes to raise
+            if start is None:
+                return
             _end_children()
             if self.problem is None:
+                self._live.close()
                 command, environment = start
-                _execute(command, {**environment, _RESTARTS: " ".join(map(str, falls.times))})
+                try:
+                    _execute(command, {**environment, _RESTARTS: " ".join(map(str, falls.times))})
+                except OSError as error:
+                    self.problem = f"{problem}, and {sys.executable} does not start: {error.strerror}; {_REMEDY}"
 
     def _is_interrupted(self) -> bool:
         return _handlers() != self._handlers  # see `interruptible`
@@ -126,8 +130,9 @@ def _handlers() -> list[object]:
 
 def _execute(command: list[str], environment: dict[str, str]) -> NoReturn:
     """Let this process run another Python."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # nobody may read it any more
+        sys.stdout.flush()
+        sys.stderr.flush()
     os.execve(sys.executable, [sys.executable, *command], environment)
 
 
