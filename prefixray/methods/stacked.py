@@ -143,7 +143,7 @@ class _EachLinear(torch.autograd.Function):
         return torch.bmm(x, transposed) if bias is None else torch.baddbmm(bias[:, None], x, transposed)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         x, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad

@@ -25,6 +25,10 @@ class PlainBackend:
 
     stacks_trials = False
     """Whether the tensors of trials of one method are stacked, so that one product serves all of them."""
+    updates_together = False
+    """Whether all trials of a pack are updated at once; else one by one, and one network at a time has gradients."""
+    reads_at_once = False
+    """Whether the host has a value without waiting for the device, so that what is done may depend on it."""
 
     def frozen(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """Run a frozen model, in training or in an evaluation.

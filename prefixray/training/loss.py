@@ -9,7 +9,7 @@ log-softmax and the gradients of both never exist.
 # N target tokens, n tokens of a chunk, W width of the model, V vocabulary
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,30 @@ class Objective:
 
     weights: Tensor  # (N,)
     smoothing: Tensor  # (N,)
+    is_smoothed: bool = True  # whether the smoothing is not 0 everywhere, which a tensor would have to be read for
+
+
+class RowLosses:
+    """The negative log-likelihoods of rows of several trials. They stay on the device until all are read at once."""
+
+    def __init__(self, num_trials: int) -> None:
+        self._num_trials = num_trials
+        self._row_trials: list[int] = []
+        self._parts: list[Tensor] = []
+
+    def add(self, row_trials: Sequence[int], nll: Tensor) -> None:
+        """Rows of these trials, (B,)."""
+        self._row_trials += row_trials
+        self._parts.append(nll)
+
+    def read(self, *others: Tensor) -> tuple[list[float], list[float]]:
+        """The sum of each trial's rows, and the values of other tensors, (n,) each, for which nobody waits again."""
+        tensors = [*self._parts, *others]
+        values: list[float] = torch.cat(tensors).tolist() if tensors else []
+        totals = [0.0] * self._num_trials
+        for trial, value in zip(self._row_trials, values):  # noqa: B905  # the others' values stand behind
+            totals[trial] += value
+        return totals, values[len(self._row_trials) :]
 
 
 class Head:
@@ -85,7 +109,8 @@ def losses_of_hidden(head: Head, hidden: Tensor, ids: Tensor, objective: Objecti
                 continue
 
             # The logits' gradient replaces the logits, and the head takes it back to the hidden states.
-            nll[chunk] = _losses_and_slopes_(logits[:size], ids[chunk], objective.smoothing[chunk, None], exact)
+            smoothing = objective.smoothing[chunk, None] if objective.is_smoothed else None
+            nll[chunk] = _losses_and_slopes_(logits[:size], ids[chunk], smoothing, exact)
             gradient[chunk] = head.back(logits)[:size] * objective.weights[chunk, None]
     if objective is not None:
         hidden.backward(gradient)
@@ -96,30 +121,39 @@ def _losses(logits: Tensor, ids: Tensor, exact: torch.dtype) -> Tensor:
     """The negative log-likelihood of ids (n,) by logits (n, V), in the dtype `exact`.
 
     It is the logarithm of the sum of all tokens' likelihoods, each divided by that of the target. Where a quotient
-    overflows, a log-softmax gives it.
+    overflows, a log-softmax gives it, and where looking for such quotients would be waiting, all of them.
     """
+    if not backend_for(logits.device).reads_at_once:
+        return _by_log_softmax(logits, ids, exact)
     of_targets = logits.gather(1, ids[:, None]).to(exact)
     quotients = (logits[block].to(exact, copy=True).sub_(of_targets[block]).exp_() for block in _blocks(logits))
     nll = torch.cat([of_block.sum(dim=1) for of_block in quotients]).log()
     if nll.isfinite().all():
         return nll
+    return _by_log_softmax(logits, ids, exact)
+
+
+def _by_log_softmax(logits: Tensor, ids: Tensor, exact: torch.dtype) -> Tensor:
     log_p = (torch.log_softmax(logits[block].to(exact), dim=1).gather(1, ids[block, None]) for block in _blocks(logits))
     return -torch.cat(list(log_p))[:, 0]
 
 
-def _losses_and_slopes_(logits: Tensor, ids: Tensor, smoothing: Tensor, exact: torch.dtype) -> Tensor:
-    """As `_losses`; the gradient of the losses, smoothed by (n, 1), replaces the logits."""
+def _losses_and_slopes_(logits: Tensor, ids: Tensor, smoothing: Tensor | None, exact: torch.dtype) -> Tensor:
+    """As `_losses`; the gradient of the losses, smoothed by (n, 1) or not at all, replaces the logits."""
     nll = torch.empty(len(ids), dtype=exact, device=ids.device)
+    reads_at_once = backend_for(logits.device).reads_at_once
     for block in _blocks(logits):
-        targets, spread, exact_logits = ids[block, None], smoothing[block], logits[block].to(exact)
+        targets, exact_logits = ids[block, None], logits[block].to(exact)
 
-        # The softmax gives the likelihood of the target, unless that was rounded to nothing.
+        # The softmax gives the likelihood of the target, unless that was rounded to nothing. To look is to wait.
         slope = torch.softmax(exact_logits, dim=1)
         likelihood = slope.gather(1, targets)[:, 0]
-        nll[block] = -likelihood.log() if likelihood.amin() > LEAST else _losses(exact_logits, ids[block], exact)
+        has_logarithms = reads_at_once and bool(likelihood.amin() > LEAST)
+        nll[block] = -likelihood.log() if has_logarithms else _losses(exact_logits, ids[block], exact)
 
         # The gradient is softmax less the wanted probabilities: `1 - spread` of the target, `spread / V` of each token.
-        if spread.any():
+        spread = exact_logits.new_zeros(len(targets), 1) if smoothing is None else smoothing[block]
+        if smoothing is not None:
             slope.sub_(spread / logits.shape[1])
         logits[block] = slope.scatter_add_(1, targets, spread - 1)
     return nll
@@ -140,6 +174,6 @@ def losses_of_logits(logits: Tensor, ids: Tensor, objective: Objective | None) -
     nll = functional.nll_loss(log_p, ids, reduction="none")
     if objective is not None:
         smoothing = objective.smoothing
-        smoothed = nll if not smoothing.any() else (1 - smoothing) * nll - smoothing * log_p.mean(dim=1)
+        smoothed = nll if not objective.is_smoothed else (1 - smoothing) * nll - smoothing * log_p.mean(dim=1)
         (objective.weights * smoothed).sum().backward()
     return nll.detach()

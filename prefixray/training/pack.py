@@ -13,7 +13,7 @@ import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,22 +26,12 @@ from prefixray.model.backend import backend_for
 from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
 from prefixray.model.row_dropout import RowDropout
-from prefixray.training.base_checks import check_continued, is_out_of_memory, shown
+from prefixray.training.base_checks import check_continued, is_out_of_memory
 from prefixray.training.layout import TOKEN_BUDGET, Layout, MicroBatch
-from prefixray.training.loss import Objective, losses_of_hidden, losses_of_logits, plain_head
-from prefixray.training.member import Member, Seeds, row_weight
+from prefixray.training.loss import Objective, RowLosses, losses_of_hidden, losses_of_logits, plain_head
+from prefixray.training.member import Member, Seeds, StepResult, finished, not_updated, row_weight, too_large
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one step did to one member."""
-
-    loss: float  # mean over the step's target tokens
-    grad_norm: float  # before clipping
-    num_tokens: int  # target tokens trained on
-    failed: str | None = None  # why the trial ends here, before its update
 
 
 class Pack:
@@ -76,17 +66,18 @@ class Pack:
 
         Members that do not fit together take turns; a member that does not fit alone is not updated either.
         """
-        members = [self.members[key] for key in keys]
+        members, results = [self.members[key] for key in keys], dict[str, StepResult | None]()
         rows = [member.next_rows() for member in members]
-        fitting = self._halve_until_it_fits(members, rows, train=True)
-        results = {member.key: _finish_step(member, own_rows, total) for member, own_rows, total in fitting}
+        together = backend_for(self.base.device).updates_together
+        for group in self._halve_until_it_fits(members, rows, train=True):
+            results |= finished(*group, together=together)
 
         # An update that had no memory beside the gradients of others is repeated when those are gone.
         for member in [member for member in members if results[member.key] is None]:
             logger.warning("%s: out of memory in its update; once more, alone", member.key)
-            for _, own_rows, total in self._halve_until_it_fits([member], [member.next_rows()], train=True):
-                results[member.key] = _finish_step(member, own_rows, total)
-        return {member.key: results[member.key] or _not_updated(member.config) for member in members}
+            for group in self._halve_until_it_fits([member], [member.next_rows()], train=True):
+                results |= finished(*group, together=together)
+        return {member.key: results[member.key] or not_updated(member.config) for member in members}
 
     def evaluate(self, keys: Iterable[str], rows: Sequence[Row]) -> dict[str, float]:
         """Each member's negative log-likelihood per target token over all `rows`, in nats; no dropout, no smoothing.
@@ -94,25 +85,26 @@ class Pack:
         NaN where a member does not fit into memory.
         """
         members = [self.members[key] for key in keys]
-        count, scores = sum(row.num_targets for row in rows), {}
+        count, scores = sum(row.num_targets for row in rows), dict[str, float]()
         with torch.no_grad():
-            for member, _, total in self._halve_until_it_fits(members, [rows] * len(members), train=False):
-                if total is None:
-                    logger.warning("%s: %s", member.key, _too_large(member.config))
-                scores[member.key] = math.nan if total is None else total / count
+            for group, _, losses in self._halve_until_it_fits(members, [rows] * len(members), train=False):
+                if losses is None:
+                    logger.warning("%s: %s", group[0].key, too_large(group[0].config))
+                totals = [math.nan] if losses is None else losses.read()[0]
+                scores |= {member.key: total / count for member, total in zip(group, totals, strict=True)}
         return scores
 
     def _halve_until_it_fits(
         self, members: Sequence[Member], rows: Sequence[Sequence[Row]], *, train: bool
-    ) -> Iterator[tuple[Member, Sequence[Row], float | None]]:
-        """Each member, its rows and the sum of their NLL; in training its gradients have arrived.
+    ) -> Iterator[tuple[Sequence[Member], Sequence[Sequence[Row]], RowLosses | None]]:
+        """Members that fit together, their rows and the NLL of these; in training their gradients have arrived.
 
         While memory runs out, the largest micro-batch is halved down to one row at a time, then the members are: the
-        first half is yielded, and can be updated, before the second half runs. The sum of a member that does not fit
+        first half is yielded, and can be updated, before the second half runs. The NLL of a member that does not fit
         alone is None, and the others go back to the first budget, since they may not need such small micro-batches.
         """
         longest = max((sum(row.lengths) for of_member in rows for row in of_member), default=0)
-        while (sums := self._sums_if_they_fit(members, rows, train=train)) is None:
+        while (losses := self._losses_if_they_fit(members, rows, train=train)) is None:
             if (piece := self._largest_piece or self.token_budget) > longest:
                 self.token_budget = piece // 2
                 logger.warning("out of memory: micro-batches of %d tokens from here on", self.token_budget)
@@ -123,46 +115,49 @@ class Pack:
                 return
             else:
                 self.token_budget = self._first_budget
-                yield members[0], rows[0], None
+                yield members, rows, None
                 return
-        yield from zip(members, rows, sums, strict=True)
+        yield members, rows, losses
 
-    def _sums_if_they_fit(
+    def _losses_if_they_fit(
         self, members: Sequence[Member], rows: Sequence[Sequence[Row]], *, train: bool
-    ) -> list[float] | None:
-        """The summed NLL of each member's rows, and in training its gradients; None where memory has run out."""
+    ) -> RowLosses | None:
+        """The NLL of each member's rows, and in training its gradients; None where memory has run out."""
         for member in members if train else ():
             member.optimizer.zero_grad(set_to_none=True)
         self._largest_piece = 0
         try:
-            return self._sums(members, rows, train=train)
+            return self._losses(members, rows, train=train)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
         torch.cuda.empty_cache()  # out here, since the handled error keeps the step's tensors alive
         return None
 
-    def _sums(self, members: Sequence[Member], rows: Sequence[Sequence[Row]], *, train: bool) -> list[float]:
+    def _losses(self, members: Sequence[Member], rows: Sequence[Sequence[Row]], *, train: bool) -> RowLosses:
         """Members of the base together, then those that train with its dropout, then each with a model of its own."""
         sharing = [i for i, member in enumerate(members) if member.method.own_model is None]
         dropping = [i for i in sharing if train and members[i].drops_in_base]
         plain = [i for i in sharing if i not in dropping]
         alone = [[i] for i, member in enumerate(members) if member.method.own_model is not None]
-        totals = [0.0] * len(members)
+        losses = RowLosses(len(members))
         for group in [*filter(None, (plain, dropping)), *alone]:
-            sums = self._model_sums([members[i] for i in group], [rows[i] for i in group], train=train)
-            for index, total in zip(group, sums, strict=True):
-                totals[index] = total
-        return totals
+            for row_members, nll in self._run([members[i] for i in group], [rows[i] for i in group], train=train):
+                losses.add([group[index] for index in row_members], nll)
+        return losses
 
-    def _model_sums(self, members: Sequence[Member], rows: Sequence[Sequence[Row]], *, train: bool) -> list[float]:
-        """Members of one model: one forward, and in training one backward, per micro-batch."""
+    def _run(
+        self, members: Sequence[Member], rows: Sequence[Sequence[Row]], *, train: bool
+    ) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """The member of each row of a micro-batch, and the NLL of the row.
+
+        Members of one model: one forward, and in training one backward, per micro-batch.
+        """
         methods, steps = [member.method for member in members], [member.step if train else None for member in members]
         together = insert_all(methods, steps, stacked=backend_for(self.base.device).stacks_trials)
         inserts = together.of_trials
         pairs = zip(members, rows, strict=True)
         weights = [row_weight(member.config, own_rows) for member, own_rows in pairs] if train else None
-        totals = [0.0] * len(members)
         draws = train and self._dropout_of(members[0]) is not None
         if draws:
             rows = [_numbered(member, own) for member, own in zip(members, rows, strict=True)]
@@ -173,12 +168,9 @@ class Pack:
             binder, budget = members[0].binder, self.token_budget
             cut = self.layout.micro_batches(binder, inserts, rows, token_budget=budget, train=train, whole=draws)
             for micro in cut:
-                nll = self._forward(members, micro, weights)
-                for index, value in zip(micro.row_members, nll.tolist(), strict=True):
-                    totals[index] += value
+                yield micro.row_members, self._forward(members, micro, weights)
         if train:
             together.push_gradients()
-        return totals
 
     @contextmanager
     def _running(self, member: Member, *, train: bool, has_hooks: bool) -> Iterator[None]:
@@ -212,12 +204,8 @@ class Pack:
         head = self._head if own_model is None else None
 
         # In training every target token has the weight of its row and the label smoothing of its trial.
-        objective = None
-        if weights is not None:
-            per_row = [(weights[index], members[index].config.label_smoothing) for index in micro.row_members]
-            exact = torch.promote_types(self.base.model.dtype, torch.float32)
-            per_token = torch.tensor(per_row, dtype=exact, device=self.base.device)[batch.target_rows]  # (N, 2)
-            objective = Objective(*per_token.unbind(1))
+        exact = torch.promote_types(self.base.model.dtype, torch.float32)
+        objective = None if weights is None else _objective(members, micro, weights, exact)
 
         # In training a model drops by the numbers of its rows.
         dropout = self._dropout_of(members[0]) if weights is not None else None
@@ -274,42 +262,9 @@ def _numbered(member: Member, rows: Sequence[Row]) -> list[Row]:
     return [replace(row, number=number) for row, number in zip(rows, numbers, strict=True)]
 
 
-def _finish_step(member: Member, rows: Sequence[Row], summed_nll: float | None) -> StepResult | None:
-    """Update a member whose gradients have arrived, unless its numbers are not finite or it did not fit (None).
-
-    None: there is no memory for the update.
-    """
-    if summed_nll is None:
-        return StepResult(math.nan, math.nan, 0, failed=_too_large(member.config))
-    count = sum(row.num_targets for row in rows)
-    loss, failed, norm = summed_nll / count, None, math.nan
-    if math.isfinite(loss):
-        updated = _update_if_it_fits(member)
-        if updated is None:
-            return None
-        norm = updated
-    if not math.isfinite(norm):
-        failed = f"{'gradient' if math.isfinite(loss) else 'loss'} is not finite at step {member.step + 1}"
-        member.optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss, norm, count, failed)
-
-
-def _update_if_it_fits(member: Member) -> float | None:
-    """The norm of an update that was done; None where memory has run out, with the trial as it was before."""
-    try:
-        return member.update()
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-    member.optimizer.zero_grad(set_to_none=True)
-    torch.cuda.empty_cache()
-    return None
-
-
-def _too_large(config: TrialConfig) -> str:
-    return f"out of memory alone and with one example at a time: {shown(config.method)}, batch_size {config.batch_size}"
-
-
-def _not_updated(config: TrialConfig) -> StepResult:
-    reason = f"out of memory alone in its update, for gradients and the optimiser's state: {shown(config.method)}"
-    return StepResult(math.nan, math.nan, 0, failed=reason)
+def _objective(members: Sequence[Member], micro: MicroBatch, weights: Sequence[float], exact: torch.dtype) -> Objective:
+    """The weight and the label smoothing of each target token, given the weight of each member's rows."""
+    per_row = [(weights[index], members[index].config.label_smoothing) for index in micro.row_members]
+    rows = micro.batch.target_rows  # (N,)
+    per_token = torch.tensor(per_row, dtype=exact, device=rows.device)[rows]  # (N, 2)
+    return Objective(per_token[:, 0], per_token[:, 1], is_smoothed=any(share > 0 for _, share in per_row))

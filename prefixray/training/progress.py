@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from prefixray.artifacts.store import load_checkpoint, save_checkpoint
-from prefixray.training.member import Member, learning_rate
-from prefixray.training.pack import StepResult
+from prefixray.training.member import Member, StepResult, learning_rate
 from prefixray.trial import TrialSpec
 
 logger = logging.getLogger(__name__)

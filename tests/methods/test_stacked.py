@@ -120,7 +120,7 @@ def _launches(pack: Pack) -> int:
     """The operators of forwards and backwards of a step of all members."""
     members = list(pack.members.values())
     with _Count() as count:
-        pack._sums(members, [member.next_rows() for member in members], train=True)
+        pack._losses(members, [member.next_rows() for member in members], train=True)
     return count.launched
 
 

@@ -19,6 +19,8 @@ Found = TypeVar("Found")
 class CPUBackend(PlainBackend):
     """Products by oneDNN, RMS norms in blocks, GELU inside products, attention in products."""
 
+    reads_at_once = True
+
     @contextmanager
     def frozen(self, model: PreTrainedModel) -> Iterator[None]:
         """See `PlainBackend`."""
