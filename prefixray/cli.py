@@ -1,6 +1,7 @@
 """The `prefixray` command: one name for all commands, each of which is a module as well.
 
 prefixray demo                                  # a first sweep, with nothing but the package and its base
+prefixray init data.jsonl                       # a sweep file for your own data
 prefixray sweep sweeps/quickstart.yaml          # the same as python -m prefixray.sweep sweeps/quickstart.yaml
 prefixray sweeps/quickstart.yaml                # the same again
 prefixray report quickstart
@@ -25,6 +26,7 @@ from prefixray.system.exit_codes import leave
 
 COMMANDS: Mapping[str, str] = {
     "demo": "run the quickstart, with nothing but the installed package and its base",
+    "init": "look at your data and write a sweep file for it",
     "examples": "list or copy the sweep files that ship with prefixray",
     "sweep": "run a sweep, or go on with it",
     "plan": "print what a sweep would do, take and cost; starts nothing",

@@ -34,6 +34,7 @@ RUN_BY: Mapping[str, str] = {
     "report --paper": "reporting/test_paper.py::test_a_file_of_the_paper_runs_at_its_scale_to_its_figure",
     "sweep --plan": "test_plan.py::test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing",
     "sweep --quiet": "test_sweep.py::test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused",
+    "init": "test_init.py::test_a_file_becomes_a_sweep_file_that_is_valid_and_planned",
     "plan": "test_plan.py::test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing",
     "decode --split": "test_sweep.py::test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused",
     "decode --arm": "decoding/test_evaluate.py::test_decoding_again_from_a_sweep_gives_the_same_hypotheses",

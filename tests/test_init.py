@@ -1,0 +1,110 @@
+"""`prefixray init`: from a user's data to a sweep file that is valid, planned and shown as the model sees it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jsonschema
+import pytest
+from support.data_files import jsonl, write
+
+from prefixray.cli import main
+from prefixray.config.files.json_schema import sweep_schema
+from prefixray.config.load import load_sweep
+from prefixray.system.yaml_document import read_document
+
+PAIRS = [
+    {"id": n, "question": f"How many is {n} and {n}?", "answer": f"It makes {2 * n} in all, I think."}
+    for n in range(60)
+]
+ONE_SOURCE = [{"l": "links", "r": f"rechts {n}"} for n in range(9)]
+LABELS = [{"text": f"sentence {n}", "label": ["good", "bad"][n % 2]} for n in range(60)]
+CHATS = [
+    {"messages": [{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": f"{n}"}]} for n in range(60)
+]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def csv_of(rows: list[dict[str, object]]) -> str:
+    lines = [",".join(rows[0]), *(",".join(f'"{value}"' for value in row.values()) for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "columns", "metric"),
+    [
+        ("sums.csv", csv_of(PAIRS), {"source": "question", "target": "answer"}, "test/bleu"),
+        ("labels.jsonl", jsonl(LABELS), {"source": "text", "target": "label"}, "test/accuracy"),
+        ("chats.jsonl", jsonl(CHATS), {"messages": "messages"}, "test/token_f1"),
+        (
+            "unnamed.jsonl",
+            jsonl(ONE_SOURCE),
+            {"source": "l", "target": "r"},
+            "",
+        ),
+    ],
+)
+def test_a_file_becomes_a_sweep_file_that_is_valid_and_planned(
+    file: str,
+    content: str,
+    columns: Mapping[str, str],
+    metric: str,
+    base_folders: Mapping[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write(Path(file), content)
+    if file == "unnamed.jsonl":  # one source: nothing can be split
+        assert main(["init", file, "--base", str(base_folders["llama"])]) == 2
+        assert "task.split: the training rows have 1 different source, too few" in capsys.readouterr().err
+        return
+    assert main(["init", file, "--base", str(base_folders["llama"])]) == 0
+    shown = capsys.readouterr().out
+    made = Path(file).with_suffix(".yaml")
+    config = load_sweep(made)
+    assert {key: value for key, value in config.task.columns.model_dump().items() if key in columns} == dict(columns)
+    assert config.final.metric == metric and config.task.split is not None
+    assert jsonschema.Draft202012Validator(sweep_schema()).is_valid(read_document(made).values)
+    assert made.read_text().startswith("# yaml-language-server: $schema=sweep.schema.json\n")
+    assert Path("sweep.schema.json").is_file() and f"Plan of {made.stem}: {made}" in shown
+    assert shown.count(" -> ") >= 4 and "The first 3 rows as the model sees them" in shown
+
+
+def test_a_file_that_is_there_stays_and_columns_can_be_named(
+    base_folders: Mapping[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(Path("data/train.jsonl"), jsonl([{"x": f"a {n}", "y": f"b {n}", "z": f"c {n}"} for n in range(30)]))
+    write(Path("data/dev.jsonl"), jsonl([{"x": "d", "y": "e", "z": "f"}]))
+    given = ["init", "data/train.jsonl", "--base", str(base_folders["gpt2"])]
+    assert main(given) == 2
+    assert "cannot tell which column is which; those of text are x, y, z (of x, y, z); say --source and --target" in (
+        capsys.readouterr().err
+    )
+    assert main([*given, "--source", "x", "--target", "q"]) == 2
+    assert "--target q: data/train.jsonl has no such column; columns are x, y, z" in capsys.readouterr().err
+    assert main([*given, "--source", "x", "--target", "z"]) == 0
+    task = load_sweep("data.yaml").task
+    assert (task.train, task.dev, task.test) == ("data/train.jsonl", "data/dev.jsonl", None)
+    assert "splits: " in capsys.readouterr().out
+    assert main([*given, "--source", "x", "--target", "z"]) == 2
+    assert capsys.readouterr().err == "data.yaml: exists; --force overwrites it, --name takes another name\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ("nowhere.jsonl", "nowhere.jsonl: no such file or folder; a data set of the hub is owner/name"),
+        ("empty.jsonl", "empty.jsonl: has no rows"),
+        ("broken.jsonl", "broken.jsonl:1: looks like one JSON object over several lines"),
+        ("notes.txt", "notes.txt: must be a .jsonl, .csv"),
+    ],
+)
+def test_data_that_cannot_be_read_is_refused(
+    data: str, problem: str, base_folders: Mapping[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in {"empty.jsonl": "", "broken.jsonl": "{", "notes.txt": "hello"}.items():
+        write(Path(name), text + "\n" * bool(text))
+    assert main(["init", data, "--base", str(base_folders["gpt2"])]) == 2
+    assert problem in capsys.readouterr().err and not list(Path().glob("*.yaml"))
