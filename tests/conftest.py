@@ -27,6 +27,10 @@ settings.register_profile("default", deadline=None)  # how long an example takes
 settings.load_profile("default")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where tiny bases are loaded: cpu or cuda")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with tests that start Ray: begun last, one of them would run while the other process has nothing to do."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
@@ -49,13 +53,19 @@ def base_folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]
     return folders
 
 
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> str:
+    """Where tiny bases are loaded: that of the option `--device`."""
+    return str(pytestconfig.getoption("device"))
+
+
 @pytest.fixture
-def make_base(base_folders: Mapping[str, Path]) -> MakeBase:
-    """A function from "gpt2", "llama", "bart" or "t5" and a dtype to a base of its own."""
+def make_base(base_folders: Mapping[str, Path], device: str) -> MakeBase:
+    """A function from "gpt2", "llama", "bart" or "t5" and a dtype to a base of its own, on the device of this run."""
 
     def make(name: str, dtype: torch.dtype) -> Base:
         folder = base_folders[name]
-        loaded = load_base(str(folder), dtype=dtype)
+        loaded = load_base(str(folder), dtype=dtype, device=device)
         return wrap_model(loaded.model, loaded.tokenizer, name=str(folder), digest=loaded.digest)
 
     return make

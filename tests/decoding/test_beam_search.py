@@ -45,7 +45,10 @@ class _Ids:
 def _inserts(base: Base, seed: int) -> list[Insert]:
     site, draw = base.shape.sites["decoder"], torch.Generator().manual_seed(seed)
     sizes = [(2, site.num_layers, site.num_kv_heads, length, site.head_dim) for length in LENGTHS]
-    return [*(Insert({"decoder": torch.randn(size, generator=draw).to(base.model.dtype)}) for size in sizes), Insert()]
+    return [
+        *(Insert({"decoder": torch.randn(size, generator=draw).to(base.device, base.model.dtype)}) for size in sizes),
+        Insert(),
+    ]
 
 
 def _by_transformers(
@@ -58,7 +61,7 @@ def _by_transformers(
         prompt = template.encode_source(source)
         before = Prompt(0, tuple(prompt[:-1]), 0)
         (longer,) = extended(binder, [insert], [before], pad_id=template.pad_id, device=base.device)
-        last = torch.tensor([prompt[-1:]])
+        last = torch.tensor([prompt[-1:]], device=base.device)
         with binder.bind([longer], [0]):
             output = base.model.generate(last, attention_mask=torch.ones_like(last), generation_config=settings)
         ids = output[0, 1:].tolist()
@@ -106,9 +109,9 @@ def _as_in_2020(
         del ended[decoding.num_beams :]
 
     while len(beams[0][1]) < most:
-        log_p = base.model(torch.tensor([row for _, row in beams])).logits[:, -1].log_softmax(-1)
+        log_p = base.model(torch.tensor([row for _, row in beams], device=base.device)).logits[:, -1].log_softmax(-1)
         log_p[:, banned] = -torch.inf
-        sums = (log_p + torch.tensor([[total] for total, _ in beams])).flatten()
+        sums = (log_p + log_p.new_tensor([[total] for total, _ in beams])).flatten()
         best = sums.topk(2 * decoding.num_beams)
         length, beams_before, beams = len(beams[0][1]), beams, []
         for rank, (total, place) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):

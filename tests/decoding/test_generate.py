@@ -33,7 +33,9 @@ def _template(base: Base) -> Template:
 def _prefixes(base: Base, lengths: Sequence[int]) -> list[Insert]:
     site, draw = base.shape.sites["decoder"], torch.Generator().manual_seed(3)
     sizes = [(2, site.num_layers, site.num_kv_heads, length, site.head_dim) for length in lengths]
-    return [Insert({"decoder": torch.randn(size, generator=draw, dtype=base.model.dtype)}) for size in sizes]
+    return [
+        Insert({"decoder": torch.randn(size, generator=draw, dtype=base.model.dtype).to(base.device)}) for size in sizes
+    ]
 
 
 def _plain(base: Base, sources: Sequence[str], decoding: DecodingSettings) -> list[str]:
@@ -72,7 +74,7 @@ def test_without_an_insert_the_stock_model_decodes(tiny_base: Base) -> None:
     )
     stock = []
     for source in SOURCES:
-        prompt = torch.tensor([template.encode_source(source)])
+        prompt = torch.tensor([template.encode_source(source)], device=tiny_base.device)
         output = tiny_base.model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
         text = tiny_base.tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True).strip()
         stock.append(text.splitlines()[0].strip() if text else "")
@@ -87,7 +89,7 @@ def test_a_prompt_that_beams_share_decodes_as_one_that_each_beam_has_for_itself(
     )
     expected = []
     for source, insert in zip(SOURCES, inserts, strict=True):
-        prompt = torch.tensor([template.encode_source(source)])
+        prompt = torch.tensor([template.encode_source(source)], device=exact_base.device)
         with binder.bind([insert], [0]):
             output = exact_base.model.generate(prompt, generation_config=settings)
         text = exact_base.tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True).strip()
@@ -163,7 +165,7 @@ def test_no_hypothesis_ends_before_min_new_tokens(tiny_llama: Base) -> None:
 def test_the_originals_least_length_of_11_is_9_new_tokens(tiny_bart: Base) -> None:
     """It counts the start token and <s>, which are given here: the sweeps of XSum say 9."""
     template = _template(tiny_bart)
-    stock = AutoModelForSeq2SeqLM.from_pretrained(tiny_bart.name).eval()
+    stock = AutoModelForSeq2SeqLM.from_pretrained(tiny_bart.name).eval().to(tiny_bart.device)
     stock.generation_config = GenerationConfig(
         decoder_start_token_id=template.target_before[0],
         forced_bos_token_id=template.target_before[1],
@@ -172,7 +174,8 @@ def test_the_originals_least_length_of_11_is_9_new_tokens(tiny_bart: Base) -> No
     )
     for model in (stock, tiny_bart.model):
         model.final_logits_bias[0, template.eos_id] = 1e3  # nothing goes on longer than it must
-    output = stock.generate(torch.tensor([template.encode_source("Eagle")]), num_beams=2, min_length=11, max_length=62)
+    prompt = torch.tensor([template.encode_source("Eagle")], device=tiny_bart.device)
+    output = stock.generate(prompt, num_beams=2, min_length=11, max_length=62)
     assert output.shape[1] == 12, "eleven and the end"
     wanted = tiny_bart.tokenizer.decode(output[0], skip_special_tokens=True).strip()
     least = [DecodingSettings(num_beams=2, min_new_tokens=count, max_new_tokens=60) for count in (9, 10)]

@@ -77,7 +77,8 @@ def _build(name: str, base: Base, binder: Binder, *, seed: int = 1) -> Method:
 
 
 def _ids(base: Base, text: str) -> Tensor:
-    return torch.tensor([base.tokenizer(text, add_special_tokens=False).input_ids])
+    ids = base.tokenizer(text, add_special_tokens=False).input_ids
+    return torch.tensor([ids], device=base.device)
 
 
 def _logits(base: Base, binder: Binder, method: Method, ids: Tensor, step: int | None = None) -> Tensor:
@@ -95,7 +96,7 @@ def _inputs(base: Base, ids: Tensor) -> dict[str, Tensor]:
     """What a model is called with to read these tokens; an encoder-decoder on both sides."""
     if base.shape.is_encoder_decoder:
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids}
-    return {"input_ids": ids, "position_ids": torch.arange(ids.shape[1]).expand_as(ids)}
+    return {"input_ids": ids, "position_ids": torch.arange(ids.shape[1], device=ids.device).expand_as(ids)}
 
 
 def _train(base: Base, binder: Binder, method: Method, num_steps: int = 3) -> None:
@@ -186,7 +187,7 @@ def test_an_artifact_gives_the_same_logits_and_peft_loads_it_or_the_reason_is_sa
         return
     export_peft(tmp_path / "artifact", tmp_path / "peft")
     kind = AutoModelForCausalLM if architecture in DECODER_ONLY else AutoModelForSeq2SeqLM
-    model = PeftModel.from_pretrained(kind.from_pretrained(base.name), tmp_path / "peft").eval()
+    model = PeftModel.from_pretrained(kind.from_pretrained(base.name), tmp_path / "peft").eval().to(base.device)
     inputs = {key: value for key, value in _inputs(base, ids).items() if key != "position_ids"}
     with torch.no_grad():
         theirs = model(**{"attention_mask": torch.ones_like(ids), **inputs}).logits
@@ -333,7 +334,7 @@ def test_embeddings_have_the_gradients_of_the_plain_model_that_reads_them_before
     exact_base: Base, wrap: Callable[[Base], Base]
 ) -> None:
     base, ids = wrap(exact_base), _ids(exact_base, " name : The Eagle")
-    stock = AutoModelForCausalLM.from_pretrained(base.name, dtype=torch.float64).eval()
+    stock = AutoModelForCausalLM.from_pretrained(base.name, dtype=torch.float64).eval().to(base.device)
     binder = Binder.of(base.model)
     method = _build("embedding", base, binder).double()
     assert isinstance(method, EmbeddingPrefix)
@@ -359,12 +360,12 @@ def test_a_flat_random_start_is_what_the_base_makes_of_random_tokens(any_base: B
     assert isinstance(one, Prefix) and isinstance(again, Prefix) and isinstance(other, Prefix)
     assert one.tokens is not None and len(set(one.tokens)) > 1
     assert one.tokens == again.tokens != other.tokens
-    recorded, insert = binder.record(torch.tensor([one.tokens])), one.insert(None)
+    recorded, insert = binder.record(torch.tensor([one.tokens], device=any_base.device)), one.insert(None)
     for site, prefix in insert.prefixes.items():
         wanted = torch.zeros_like(prefix) if mode == "infix" else recorded[site]
         assert torch.allclose(prefix, wanted, atol=1e-6)
     if mode == "infix":
-        embeddings = any_base.model.get_input_embeddings()(torch.tensor(one.tokens))
+        embeddings = any_base.model.get_input_embeddings()(torch.tensor(one.tokens, device=any_base.device))
         assert insert.infix is not None and torch.equal(insert.infix, embeddings)
 
 
@@ -432,7 +433,7 @@ def _in_peft(base: Base, tensors: Mapping[str, Tensor], ids: Tensor) -> Tensor:
     model = get_peft_model(base.model, config)
     both = torch.stack([tensors["decoder.key"], tensors["decoder.value"]])  # (2, L, K, P, D)
     rows = both.permute(3, 1, 0, 2, 4).reshape(num_positions, -1)  # per position: layers, key and value, heads
-    model.prompt_encoder["default"].load_prompt_embeddings(rows)
+    model.prompt_encoder["default"].load_prompt_embeddings(rows.to(base.device))
     model.eval()
     logits: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     return logits

@@ -46,9 +46,10 @@ _VOCABULARY = 320  # 256 bytes, special tokens, and a few words
 
 
 def stock_model(base: Base) -> PreTrainedModel:
-    """A decoder-only base as transformers loads it, frozen and in eval mode."""
+    """A decoder-only base as transformers loads it, on the same device, frozen and in eval mode."""
     model = AutoModelForCausalLM.from_pretrained(base.name, dtype=base.model.dtype)
     assert isinstance(model, PreTrainedModel)
+    torch.nn.Module.to(model, base.device)
     model.requires_grad_(False)
     model.train(False)
     return model

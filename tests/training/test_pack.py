@@ -166,7 +166,7 @@ def test_a_finetune_is_plain_training_of_the_stock_model(make_base: MakeBase) ->
     ]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, foreach=False)
     for _ in range(4):
-        nll = sum((_naive_nll(stock, row, None) for row in rows), torch.zeros(()))
+        nll = sum((_naive_nll(stock, row, None) for row in rows), torch.zeros((), device=stock.device))
         (nll / sum(row.num_targets for row in rows)).backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
@@ -319,7 +319,7 @@ def _cached(prefix: Tensor | None) -> DynamicCache:
 
 def _naive_nll(stock: PreTrainedModel, row: Row, prefix: Tensor | None) -> Tensor:
     """The negative log-likelihood of one row's target tokens."""
-    ids = torch.tensor([row.ids])
+    ids = torch.tensor([row.ids], device=stock.device)
     logits: Tensor = stock(input_ids=ids, past_key_values=_cached(prefix)).logits
     log_p = logits[0].log_softmax(-1)
     places = range(row.num_prompt, len(row.ids))
@@ -328,7 +328,7 @@ def _naive_nll(stock: PreTrainedModel, row: Row, prefix: Tensor | None) -> Tenso
 
 def _labelled_nll(stock: PreTrainedModel, row: Row, prefix: Tensor) -> float:
     """The same by transformers' own loss, which computes in float32."""
-    ids = torch.tensor([row.ids])
+    ids = torch.tensor([row.ids], device=stock.device)
     labels = ids.clone()
     labels[0, : row.num_prompt] = -100
     with torch.no_grad():
