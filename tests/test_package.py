@@ -5,6 +5,7 @@ That the wheel works by itself, and that importing it warns of nothing deprecate
 
 import ast
 import email
+import re
 import shutil
 import subprocess
 import sys
@@ -77,6 +78,19 @@ def test_every_dependency_has_an_upper_bound() -> None:
         *(line for lines in PROJECT["optional-dependencies"].values() for line in lines),
     ]
     assert [line for line in everything if "<" not in line and not line.startswith("prefixray[")] == []
+
+
+def test_the_floors_are_the_lower_bounds_of_all_dependencies() -> None:
+    printed = subprocess.run([sys.executable, ROOT / ".ci" / "floors.py", "--list"], capture_output=True, text=True)
+    names = [re.match(r"[\w.-]+", line)[0] for line in PROJECT["dependencies"]]  # type: ignore[index]
+    floors = dict(line.split("==") for line in printed.stdout.split())
+    assert list(floors) == names and "datasets" in floors and all(floors.values())
+
+
+def test_everything_that_a_sweep_may_use_is_one_extra() -> None:
+    extras = PROJECT["optional-dependencies"]
+    assert {"cluster", "meteor", "4bit", "docs", "all", "test"} <= set(extras)
+    assert extras["all"] == ["prefixray[cluster,meteor,4bit]"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
