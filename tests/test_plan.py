@@ -56,6 +56,12 @@ def test_what_cannot_be_used_is_the_users_to_mend(
     assert "the package nopackage is not installed" in capsys.readouterr().err
 
 
+def test_prices_of_a_file_give_the_cost(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prices.yaml").write_text("A10G: 1.5\n")
+    assert main([str(file), "--set", "train.num_steps=12", "--prices", str(tmp_path / "prices.yaml")]) == 0
+    assert "Cost: dollars" in capsys.readouterr().out
+
+
 def _at_every_scale() -> list[tuple[Path, str | None]]:
     files = sorted((Path(__file__).parents[1] / "sweeps").rglob("*.yaml"))
     return [(file, scale) for file in files for scale in (None, *scale_names(read_document(file)))]

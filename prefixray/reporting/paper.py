@@ -102,12 +102,15 @@ def _footnotes(results: Results, table: PaperTable) -> list[str]:
 def _deviations(results: Results, table: PaperTable) -> list[str]:
     """What the mark means: which columns are measured otherwise than the paper's, and how."""
     if _is_measured_apart(results, table):
-        return [f"{_MARK} measured in prefixray's own way; as the paper did: --set evaluation=paper (docs/paper.md)."]
+        remedy = "as the paper did: --set evaluation=paper (docs/paper/deviations.md)."
+        return [f"{_MARK} measured in prefixray's own way; {remedy}"]
     stays: dict[str, list[str]] = {}
     for column in table.columns:
         if column.stays is not None:
             stays.setdefault(column.stays, []).append(label(column.metric))
-    return [f"{_MARK} {', '.join(dict.fromkeys(names))}: {how} (docs/paper.md)." for how, names in stays.items()]
+    return [
+        f"{_MARK} {', '.join(dict.fromkeys(names))}: {how} (docs/paper/deviations.md)." for how, names in stays.items()
+    ]
 
 
 def _ours(arm: ArmResult | None, column: Column) -> Interval | None:

@@ -88,8 +88,9 @@ def test_sources_are_counted_as_they_get_their_hypotheses(any_base: Base, artifa
 def test_the_manuals_example_runs(
     artifacts: Mapping[str, Path], any_base: Base, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", readme, flags=re.S) if "open_base" in block)
+    page = Path(__file__).resolve().parents[2] / "docs" / "howto" / "export_and_use.md"
+    text = page.read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, flags=re.S) if "open_base" in block)
     root = artifacts["long"].parent
     for name, run in {"long": "prefix-0-1", "lora": "lora-0-1"}.items():
         shutil.copytree(artifacts[name], root / "runs" / "quickstart" / "final" / run / "artifact")

@@ -159,7 +159,7 @@ def test_groups_are_compared_with_the_papers_seen_and_unseen() -> None:
     assert shown[1] == ["BLEU", "unseen", "40.0", "[39.0,", "41.0]", "45.6", "-5.6", "45.3", "-5.3"]
     assert shown[2][:2] == ["BLEU", "55.0"] and shown[3] == ["METEOR", "seen", "-", "44", "-", "44", "-"]
     assert shown[8] == ["TER", "40.0", "[39.0,", "41.0]", "41", "-1.0", "~\u2020", "42", "-2.0", "\u2020"]
-    assert "\u2020 TER: by sacrebleu, 0.1 from tercom on such text (docs/paper.md)." in lines
+    assert "\u2020 TER: by sacrebleu, 0.1 from tercom on such text (docs/paper/deviations.md)." in lines
 
 
 def test_what_was_not_measured_as_the_paper_did_has_a_mark_and_the_remedy() -> None:
@@ -169,7 +169,7 @@ def test_what_was_not_measured_as_the_paper_did_has_a_mark_and_the_remedy() -> N
     lines = paper_text(own, "table1").splitlines()
     (bleu,) = [line for line in lines if line.startswith("prefix")]
     assert bleu.split()[5:] == ["69.7", "-2.7", "\u2020", "70.3", "-3.3", "\u2020"]
-    remedy = "as the paper did: --set evaluation=paper (docs/paper.md)."
+    remedy = "as the paper did: --set evaluation=paper (docs/paper/deviations.md)."
     assert f"\u2020 measured in prefixray's own way; {remedy}" in lines
     summaries = results("facebook/bart-large", "xsum", [arm("prefix_2", rouge_1=43.0)])
     assert "\u2020 ROUGE-1, ROUGE-2, ROUGE-L: over all summaries and whole references" in paper_text(

@@ -170,13 +170,15 @@ def _form(name: str, values: Schema) -> Schema:
 def _described(model: type[BaseModel]) -> Schema:
     """The model's own schema, each property with the sentence beneath its field, and without pydantic's titles."""
     raw = model.model_json_schema(by_alias=True)
-    definitions = {inner.__name__: _with_sentences(inner, raw["$defs"][inner.__name__]) for inner in _nested(model)}
+    definitions = {
+        inner.__name__: _withfield_sentences(inner, raw["$defs"][inner.__name__]) for inner in _nested(model)
+    }
     resolved = _resolved({key: value for key, value in raw.items() if key != "$defs"}, definitions)
-    return {"properties": _with_sentences(model, resolved)["properties"], "required": resolved.get("required", [])}
+    return {"properties": _withfield_sentences(model, resolved)["properties"], "required": resolved.get("required", [])}
 
 
-def _with_sentences(model: type[BaseModel], schema: Schema) -> Schema:
-    texts = _sentences(model)
+def _withfield_sentences(model: type[BaseModel], schema: Schema) -> Schema:
+    texts = field_sentences(model)
     properties = {
         name: {**value, "description": texts[name]} if name in texts else value
         for name, value in schema["properties"].items()
@@ -211,12 +213,12 @@ def _resolved(schema: Any, definitions: Mapping[str, Any]) -> Any:  # noqa: ANN4
     }
 
 
-def _sentences(model: type[BaseModel]) -> dict[str, str]:
-    """The sentence beneath each field, in the model and in what it inherits from."""
+def field_sentences(model: type) -> dict[str, str]:
+    """The sentence beneath each field of one of our classes, and of those that it inherits from."""
     texts: dict[str, str] = {}
-    for owner in reversed([base for base in model.__mro__ if issubclass(base, BaseModel) and base is not BaseModel]):
+    for owner in reversed([base for base in model.__mro__ if base.__module__.startswith("prefixray.")]):
         body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
-        assert isinstance(body, ast.ClassDef), "a model is a class"
+        assert isinstance(body, ast.ClassDef), "a class has a body"
         for field, text in zip(body.body, body.body[1:], strict=False):
             if (
                 isinstance(field, ast.AnnAssign)

@@ -15,7 +15,7 @@ from prefixray.cluster_check import main
 from prefixray.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 SHIPPED = (ROOT / "cluster.yaml").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```yaml\n(# cluster\.(\w+)\.yaml.*?)```", README, re.DOTALL)

@@ -33,5 +33,6 @@ def test_examples_are_listed_and_copied_and_never_overwrite_unasked(
     assert capsys.readouterr().err.startswith(f"{copy}: exists; --force overwrites it")
     assert copy.read_text() == "mine" and not Path("sweeps/own_data.yaml").exists()
     assert main(["examples", "quickstart", "--force"]) == 0 and copy.read_text() != "mine"
+    assert main(["examples", "quickstart", "--out", "mine"]) == 0 and Path("mine/quickstart.yaml").is_file()
     assert main(["examples", "quikstart"]) == 2
     assert "quikstart: no such sweep file (did you mean 'quickstart'?)" in capsys.readouterr().err
