@@ -79,8 +79,8 @@ RUN_BY_CI = (
 )
 """What `.ci/run` does, or more than that."""
 
-RUN_OTHERWISE = ("pip install -e '.[cluster]'", "ray get-auth-token --generate")
-"""A part of what `.[test]` installs; what `test_submit.py` does."""
+RUN_OTHERWISE = ("pip install -e '.[cluster]'", "ray get-auth-token --generate", "pip check")
+"""A part of what `.[test]` installs; what `test_submit.py` does; what fails by the page's own words."""
 
 NOT_TO_THE_END = ("python tests/", "mlflow ui --backend-store-uri ")
 """Measurements that take minutes, whose arguments are parsed; and a server that runs until it is stopped, on a database
@@ -99,8 +99,9 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        """As a shell splits it."""
-        return shlex.split(self.text)
+        """As a shell splits it, up to where its output goes."""
+        words = shlex.split(self.text)
+        return words[: words.index(">")] if ">" in words else words
 
     def own(self) -> tuple[str, list[str]] | None:
         """Which of our commands it is, and its arguments."""
