@@ -79,8 +79,8 @@ RUN_BY_CI = (
 )
 """What `.ci/run` does, or more than that."""
 
-RUN_OTHERWISE = ("pip install -e '.[cluster]'", "ray get-auth-token --generate", "pip check")
-"""A part of what `.[test]` installs; what `test_submit.py` does; what fails by the page's own words."""
+RUN_OTHERWISE = ("pip install -e '.[cluster]'", "ray get-auth-token --generate")
+"""A part of what `.[test]` installs; what `test_submit.py` does."""
 
 NOT_TO_THE_END = ("python tests/", "mlflow ui --backend-store-uri ")
 """Measurements that take minutes, whose arguments are parsed; and a server that runs until it is stopped, on a database
