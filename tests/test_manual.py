@@ -35,6 +35,8 @@ RUN_BY: Mapping[str, str] = {
     "sweep --plan": "test_plan.py::test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing",
     "sweep --quiet": "test_sweep.py::test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused",
     "init": "test_init.py::test_a_file_becomes_a_sweep_file_that_is_valid_and_planned",
+    "init --base": "test_init.py::test_a_file_becomes_a_sweep_file_that_is_valid_and_planned",
+    "init --source --target": "test_init.py::test_a_file_that_is_there_stays_and_columns_can_be_named",
     "demo": "test_sweep.py::test_a_sweep_runs_from_its_file_to_its_table",
     "demo --plan": "test_cli.py::test_the_demo_is_planned_with_another_base",
     "demo --set": "test_cli.py::test_the_demo_is_planned_with_another_base",
