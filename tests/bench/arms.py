@@ -44,8 +44,9 @@ class Setting:
 class PeftArm:
     """PEFT's prefix tuning with its projection on a model of its own."""
 
-    def __init__(self, model: PreTrainedModel, setting: Setting) -> None:
+    def __init__(self, model: PreTrainedModel, setting: Setting, *, autocast: bool = True) -> None:
         self._setting = setting
+        self._autocast = autocast  # where the model is bf16; without it the whole forward is
         self._is_pair = model.config.is_encoder_decoder
         config = PrefixTuningConfig(
             task_type="SEQ_2_SEQ_LM" if self._is_pair else "CAUSAL_LM",
@@ -93,7 +94,7 @@ class PeftArm:
     def _loss(self, rows: Sequence[Row]) -> Tensor:
         device = self._setting.device
         inputs = _pair_inputs(rows) if self._is_pair else _inputs(rows)
-        mixed = self.model.base_model.dtype == torch.bfloat16
+        mixed = self._autocast and self.model.base_model.dtype == torch.bfloat16
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
             loss: Tensor = self.model(**{name: tensor.to(device) for name, tensor in inputs.items()}).loss
         return loss
