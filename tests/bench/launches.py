@@ -141,9 +141,7 @@ def extrapolated(arm: str, shape: Shape) -> Count:
     )
     apart = np.array(CHECK.terms()) @ weights / np.array(counted(arm, CHECK).numbers()).clip(1e-9) - 1
     if np.abs(apart).max() > 0.01:
-        print(
-            f"{arm}: no figures to rely on: launches, uploads, waits, MB and GFLOP of a ninth shape are missed by {apart}"
-        )
+        print(f"{arm}: do not rely on it: launches, uploads, waits, MB, GFLOP of a ninth shape missed by {apart}")
     return Count(*(np.array(shape.terms()) @ weights), operators=counts[-1].operators)  # of two layers
 
 
