@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 
 from prefixray.config.files.json_schema import sweep_schema
 from prefixray.config.files.written import SCHEMA_NAME, Choices, sweep_text
 from prefixray.config.load import load_sweep
+from prefixray.config.messages import describe
+from prefixray.config.schema import SweepConfig, SweepName
 from prefixray.data import Example, Task, load_task
 from prefixray.data.own.look import Look, look_at
 from prefixray.data.task_config import TaskConfig
-from prefixray.errors import UserError, printable
+from prefixray.errors import UserError, disk_problem, printable
 from prefixray.system.atomic_files import write_whole
 from prefixray.system.command_line import Entry
 from prefixray.system.exit_codes import leave
@@ -51,9 +54,11 @@ def init(
 ) -> None:
     """Write the sweep file, and print what was found and the plan."""
     quieten()
+    if name is not None:
+        _check_name(name)
     check_base(base)
     look = look_at(data, source, target)
-    file = Path(f"{name or look.name}.yaml")
+    file = Path(f"{look.name if name is None else name}.yaml")
     if file.exists() and not force:
         raise UserError(f"{file}: exists; --force overwrites it, --name takes another name")
     values: dict[str, object] = {"name": "custom", **look.places}
@@ -81,9 +86,19 @@ def init(
     print(f"\nprefixray sweep {file}   # runs it")
 
 
+def _check_name(name: str) -> None:
+    try:
+        TypeAdapter(SweepName).validate_python(name)
+    except ValidationError:
+        raise UserError(f"--name {name}: must be {describe(SweepConfig, 'name')}") from None
+
+
 def _write(file: Path, text: str) -> None:
-    write_whole(file, text)
-    write_whole(file.parent / SCHEMA_NAME, json.dumps(sweep_schema(), ensure_ascii=False))
+    try:
+        write_whole(file, text)
+        write_whole(file.parent / SCHEMA_NAME, json.dumps(sweep_schema(), ensure_ascii=False))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written: {disk_problem(error)}") from error
 
 
 def _found(data: str, look: Look, task: Task) -> str:

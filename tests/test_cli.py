@@ -93,6 +93,7 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
         "FILE --set train.num_steps=0 search.keep=2 --scale nosuch",
         "--set train.num_steps=0 search.keep=2 FILE --scale nosuch",
         "FILE --set train.num_steps=0 --set search.keep=2 --scale nosuch",
+        "FILE --set=train.num_steps=0 search.keep=2 --scale nosuch",
     ],
 )
 def test_a_yaml_alone_is_a_sweep_and_several_values_may_stand_behind_one_set(

@@ -10,6 +10,7 @@ from support.data_files import jsonl, write
 from prefixray.cli import main
 from prefixray.config.files.json_schema import sweep_schema
 from prefixray.config.load import load_sweep
+from prefixray.data.own.look import look_at
 from prefixray.system.yaml_document import read_document
 
 PAIRS = [
@@ -92,6 +93,30 @@ def test_a_file_that_is_there_stays_and_columns_can_be_named(
     assert capsys.readouterr().err == "data.yaml: exists; --force overwrites it, --name takes another name\n"
 
 
+def test_names_that_yaml_reads_otherwise_and_the_file_that_was_named_beside_others(
+    base_folders: Mapping[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(Path("train.jsonl"), jsonl([{"source": "a", "target": "b"}]))
+    columns = {"source": "que\x85st: {ion", "target": 'a "b" #\u2028'}
+    rows = [{columns["source"]: row["question"], columns["target"]: row["answer"]} for row in PAIRS]
+    write(Path("train.v2.jsonl"), jsonl(rows))
+    given = ["init", "train.v2.jsonl", "--base", str(base_folders["gpt2"]), "--name"]
+    for name in ("my sweep", "no/where", "", "l" * 101):
+        assert main([*given, name]) == 2
+        assert capsys.readouterr().err == (
+            f"--name {name}: must be at most 100 letters, digits, '.', '_' and '-', the first a letter or digit\n"
+        )
+    assert main([*given, "2024"]) == 0
+    made = load_sweep("2024.yaml")
+    assert (made.name, made.task.train) == ("2024", "train.v2.jsonl")
+    assert {key: value for key, value in made.task.columns.model_dump().items() if key in columns} == columns
+    Path("sweep.schema.json").unlink()
+    Path("sweep.schema.json").mkdir()
+    assert main([*given, "1e5"]) == 2
+    assert capsys.readouterr().err.startswith("1e5.yaml: cannot be written: ")
+    assert len(look_at(write(Path(f"{'l' * 120}.jsonl"), jsonl(PAIRS))).name) <= 100
+
+
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
@@ -99,12 +124,22 @@ def test_a_file_that_is_there_stays_and_columns_can_be_named(
         ("empty.jsonl", "empty.jsonl: has no rows"),
         ("broken.jsonl", "broken.jsonl:1: looks like one JSON object over several lines"),
         ("notes.txt", "notes.txt: must be a .jsonl, .csv"),
+        ("semicolons.csv", "semicolons.csv:1: fields are separated by ';'; they must be by ','"),
+        ("one.csv", "one.csv:1: has one column, question; it must have one for the source and one for the target"),
+        ("unanswered.jsonl", 'unanswered.jsonl:2: "answer" is empty'),
+        ("gap.jsonl", "gap.jsonl:2: \"messages\" must end with a message of role 'assistant'"),
+        ("turns.jsonl", '"turns" message 1 is an object with from, value; it must be an object with role and content'),
     ],
 )
 def test_data_that_cannot_be_read_is_refused(
     data: str, problem: str, base_folders: Mapping[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, text in {"empty.jsonl": "", "broken.jsonl": "{", "notes.txt": "hello"}.items():
+    texts = {"empty.jsonl": "", "broken.jsonl": "{", "notes.txt": "hello", "one.csv": "question\na\nb"}
+    texts["semicolons.csv"] = "question;answer\na, b;c"
+    texts["gap.jsonl"] = jsonl([CHATS[0], {"messages": CHATS[1]["messages"][:1]}, *CHATS[2:]])
+    texts["unanswered.jsonl"] = jsonl([{**row, "id": "a", "answer": row["answer"] * (row["id"] != 1)} for row in PAIRS])
+    texts["turns.jsonl"] = jsonl([{"turns": [{"from": "human", "value": f"Say {n}"}]} for n in range(9)])
+    for name, text in texts.items():
         write(Path(name), text + "\n" * bool(text))
     assert main(["init", data, "--base", str(base_folders["gpt2"])]) == 2
     assert problem in capsys.readouterr().err and not list(Path().glob("*.yaml"))

@@ -190,6 +190,9 @@ def _check_metrics(document: Document, task: TaskName, final: FinalConfig) -> No
                 own_metric(name)
             except UserError as error:
                 document.complain(key, str(error))
+            function = name.rpartition(":")[2]
+            if any(other != name and other.rpartition(":")[2] == function for _, other in named if ":" in other):
+                document.refuse(key, f"tables call two metrics {function}: give one of the functions another name")
         elif name not in metrics:
             known = ", ".join(metrics)
             document.refuse(key, f"must be one of {known} for task {task}, or your own package.module:function")

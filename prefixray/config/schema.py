@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -18,6 +18,7 @@ from prefixray.system.records import Scalar, Strict, Text
 if TYPE_CHECKING:  # metrics import sacrebleu and numpy
     from prefixray.metrics.challenge_words import WordForm
 
+SweepName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Evaluation = Literal["own", "paper"]
 """How hypotheses are made and scored: prefixray's own way, or the paper's."""
 
@@ -161,7 +162,7 @@ class TrackingConfig(Strict):
 class SweepConfig(Strict):
     """A whole sweep file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    name: SweepName
     """Results go to runs/NAME."""
     base: Text
     """A hub id, a folder, a GGUF file, or package:file for a file inside an installed package."""

@@ -45,10 +45,11 @@ def own_metric(metric: str) -> _Function:
     except ModuleNotFoundError as error:
         where = "modules are looked for where python looks, and in the working directory"
         raise UserError(f"{metric}: {first_line(error)} ({where})") from None
-    except Exception as error:  # whatever a user's module raises
+    except (Exception, SystemExit) as error:  # whatever a user's module raises; a script may end itself
         raise UserError(f"{metric}: {module} cannot be imported: {_told(error)}") from error
     if not callable(function):
-        raise UserError(f"{metric}: {module} has no function {name}")
+        where = getattr(sys.modules[module], "__file__", None) or "it is built in"
+        raise UserError(f"{metric}: {module} has no function {name} ({where})")
     checked: _Function = function
     return checked
 
@@ -80,7 +81,9 @@ def local_source(metric: str) -> str | None:
     return next((path for path in (top, f"{top}.py") if is_own(metric) and Path(path).exists()), None)
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """The error's type, message and line."""
+    if isinstance(error, SyntaxError):  # its message names its line
+        return f"{type(error).__name__}: {first_line(error)}"
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {first_line(error)} ({frame.filename}:{frame.lineno})"

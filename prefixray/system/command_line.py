@@ -50,12 +50,12 @@ class SeveralSet(TyperCommand):
     """Several values may stand behind one --set."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # its own Context is private
-        """Read `--set a=1 b=2` as `--set a=1 --set b=2`; a word without `=` is no value."""
+        """Read `--set a=1 b=2` and `--set=a=1 b=2` as `--set a=1 --set b=2`; a word without `=` is no value."""
         words: list[str] = []
         option = ""
         for word in args:
             if word.startswith("-"):
-                option = word
+                option = word.partition("=")[0]  # --set=a=1 too
             elif option == "--set" and words[-1] != "--set":
                 if "=" in word:
                     words.append("--set")

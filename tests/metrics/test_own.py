@@ -30,6 +30,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "mine_of_test.py").write_text(MODULE)
     (tmp_path / "broken_of_test.py").write_text("1 / 0\n")
+    (tmp_path / "script_of_test.py").write_text("import sys\nsys.exit('usage: script FILE')\n")
+    (tmp_path / "typo_of_test.py").write_text("def f(:\n")
+    (tmp_path / "other_of_test.py").write_text("def share(hypotheses, references): return [1.0 for _ in hypotheses]\n")
 
 
 def test_its_scores_are_per_source_and_the_score_is_their_mean() -> None:
@@ -48,8 +51,8 @@ def test_its_scores_are_per_source_and_the_score_is_their_mean() -> None:
         ("text", "returned 'good' for source 1 (hypothesis ''); it must be a finite number"),
         ("nan", "returned nan for source 2 (hypothesis 'c'); it must be a finite number"),
         ("raises", "cannot score 2 sources: ZeroDivisionError: division by zero ("),
-        ("number", "mine_of_test has no function number"),
-        ("other", "mine_of_test has no function other"),
+        ("number", "mine_of_test has no function number ("),
+        ("other", "mine_of_test has no function other ("),
     ],
 )
 def test_a_bad_return_value_is_an_error_with_its_place(function: str, problem: str) -> None:
@@ -57,6 +60,7 @@ def test_a_bad_return_value_is_an_error_with_its_place(function: str, problem: s
         score(f"mine_of_test:{function}", ["", "c"], REFERENCES)
     assert str(caught.value).startswith(f"mine_of_test:{function}: {problem}")
     assert "raises" not in function or str(caught.value).endswith("mine_of_test.py:9)")
+    assert function not in ("number", "other") or str(caught.value).endswith("mine_of_test.py)")  # which of that name
 
 
 @pytest.mark.parametrize(
@@ -64,12 +68,22 @@ def test_a_bad_return_value_is_an_error_with_its_place(function: str, problem: s
     [
         ("nowhere.at_all:f", "No module named 'nowhere' (modules are looked for where python looks"),
         ("broken_of_test:f", "broken_of_test cannot be imported: ZeroDivisionError: division by zero ("),
+        ("script_of_test:f", "script_of_test cannot be imported: SystemExit: usage: script FILE ("),
+        ("typo_of_test:f", "typo_of_test cannot be imported: SyntaxError: invalid syntax (typo_of_test.py, line 1)\n"),
         ("test/bleu:f", "must be package.module:function"),
         ("mine_of_test:shar", "mine_of_test has no function shar"),
     ],
 )
 def test_a_sweep_file_that_names_no_function_is_refused_with_its_line(metric: str, problem: str) -> None:
-    assert complaint(changed("test/bleu", metric)).startswith(f"x.yaml:16: final.metric: {metric}: {problem}")
+    told = complaint(changed("test/bleu", metric))
+    assert f"{told}\n".startswith(f"x.yaml:16: final.metric: {metric}: {problem}")
+
+
+def test_two_functions_of_one_name_are_refused_since_tables_could_not_tell_them_apart() -> None:
+    both = "mine_of_test:share, more_metrics: [other_of_test:share, mine_of_test:share]"
+    problem = "tables call two metrics share: give one of the functions another name"
+    assert complaint(changed("test/bleu", both)).count(problem) == 3
+    assert load(changed("test/bleu", both.replace("other_of_test", "mine_of_test"))).final.more_metrics
 
 
 def test_a_function_that_cannot_score_is_found_before_anything_starts() -> None:

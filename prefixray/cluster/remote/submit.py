@@ -108,7 +108,7 @@ def running_job(client: JobSubmissionClient, sweep: str) -> str | None:
 def submit(client: JobSubmissionClient, config: SweepConfig, file: Path, options: Sequence[str]) -> str:
     """Send the sweep's file, the local files that it names by a relative path, and modules with metrics.
 
-    Then the driver is started on the head.     An absolute path names a file on the cluster. Returns the job's id.
+    Then the driver is started on the head. An absolute path names a file on the cluster. Returns the job's id.
     """
     own = [local_source(metric) for metric in (config.final.metric, *config.final.more_metrics)]
     named = (str(file), config.base, *config.task.paths.values(), *(source for source in own if source is not None))

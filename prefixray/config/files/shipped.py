@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import prefixray
-from prefixray.errors import UserError
+from prefixray.errors import UserError, disk_problem
 from prefixray.system.atomic_files import write_whole
 
 _FOLDER = Path(prefixray.__file__).parent / "sweeps"
@@ -30,13 +30,17 @@ def first_sentence(file: Path) -> str:
 def copy_sweeps(names: Mapping[str, Path], folder: Path, *, overwrite: bool) -> list[Path]:
     """Copy these files, by their names, into a folder; returns the copies.
 
-    Without `overwrite`, a file that is there already stays, and nothing is copied: raises `UserError` for each.
+    Without `overwrite`, a file that is there already stays, and nothing is copied: raises `UserError` for each, and
+    where a file cannot be written.
     """
     copies = {folder / f"{name}.yaml": file for name, file in names.items()}
     there = [copy for copy in copies if copy.exists() and not overwrite]
     if there:
         raise UserError(*(f"{copy}: exists; --force overwrites it, --out copies into another folder" for copy in there))
     for copy, file in copies.items():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(copy, file.read_text(encoding="utf-8"))
+        try:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(copy, file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{copy}: cannot be written: {disk_problem(error)}") from error
     return list(copies)

@@ -1,6 +1,7 @@
 """A sweep file for a user's own data, written with comments, as `prefixray init` makes it."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ def sweep_text(choices: Choices, *, opening: str) -> str:
 # {opening}
 #   prefixray plan {choices.name}.yaml      # what it would do and take; starts nothing
 #   prefixray sweep {choices.name}.yaml     # run it, or go on with it
-name: {choices.name}   # results in runs/{choices.name}
+name: {_flow(choices.name)}   # results in runs/{choices.name}
 base: {_flow(choices.base)}   # or a hub id, a folder, a GGUF file
 task:   # paths are relative to where the command runs
 {task}train: {{batch_size: 8, num_steps: 100, warmup_steps: 10}}   # more steps for more than a first look
@@ -49,7 +50,8 @@ final: {{metric: {choices.metric}, reference: lora, num_beams: 5, max_new_tokens
 
 
 def _flow(value: object) -> str:
-    """A value in YAML's flow style: JSON, which is YAML, with keys as they are."""
+    """A value in YAML's flow style: JSON, which is YAML, with keys as they are and YAML's own line breaks escaped."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {_flow(inner)}" for key, inner in value.items()) + "}"
-    return json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub(r"[\x7f-\x9f\u2028\u2029\ufeff]", lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -1,11 +1,12 @@
 """What a user's data looks like: where its splits are, and which columns hold source and target."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from prefixray.data.entries import is_empty
 from prefixray.data.hub import is_saved, load_hub, load_saved
 from prefixray.data.own.chat import source_and_target
 from prefixray.data.row_files import SPLITS, Row, find_splits, is_folder, read_rows
@@ -14,6 +15,7 @@ from prefixray.system.path_or_hub import expanded, local_path
 
 _OPTIONAL = ("dev", "test")
 _NUM_ROWS = 20  # that are looked at
+_LONGEST_NAME = 60
 _SOURCES = (
     *("source", "question", "prompt", "instruction", "input", "document", "article", "dialogue", "context"),
     *("sentence", "text", "src", "mr", "meaning_representation", "query"),
@@ -54,7 +56,8 @@ def _open(data: str) -> tuple[dict[str, str], Sequence[str], list[Row]]:
     if path is not None and path.is_file():
         files = {"train": path}
         if path.name.partition(".")[0] in SPLITS["train"]:
-            files = find_splits(str(path.parent), _OPTIONAL)  # its neighbours
+            beside = find_splits(str(path.parent), tuple(SPLITS))
+            files = beside if beside.get("train") == path else files
         return {split: str(file) for split, file in files.items()}, list(files), _first_rows(files["train"])
     if path is None and not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", data):
         raise UserError(f"{data}: no such file or folder; a data set of the hub is owner/name")
@@ -70,13 +73,19 @@ def _open(data: str) -> tuple[dict[str, str], Sequence[str], list[Row]]:
 
 def _first_rows(file: Path) -> list[Row]:
     rows: list[Row] = []
-    for number, row in islice(read_rows("data", file, lambda columns: []), _NUM_ROWS):
+    is_csv = ".csv" in file.suffixes
+    for number, row in islice(read_rows("data", file, _check_two if is_csv else lambda columns: []), _NUM_ROWS):
         if isinstance(row, str):
             raise UserError(f"{file}:{number}: {row}")
         rows.append(row)
     if not rows:
         raise UserError(f"{file}: has no rows")
     return rows
+
+
+def _check_two(columns: Sequence[str]) -> list[str]:
+    problem = "has one column, {}; it must have one for the source and one for the target"
+    return [problem.format(columns[0])] if len(columns) == 1 else []
 
 
 def _columns(data: str, rows: Sequence[Row], names: Sequence[str], given: Mapping[str, str | None]) -> dict[str, str]:
@@ -87,18 +96,42 @@ def _columns(data: str, rows: Sequence[Row], names: Sequence[str], given: Mappin
     chats = [name for name in names if all(isinstance(source_and_target(row.get(name)), tuple) for row in rows)]
     if chats and not any(given.values()):
         return {"messages": chats[0]}
-    texts = [name for name in names if all(_is_text(row.get(name)) for row in rows)]
-    lists = [name for name in names if all(_is_text(row.get(name)) or _is_texts(row.get(name)) for row in rows)]
-    source = given["source"] or next((name for name in _SOURCES if name in texts and name != given["target"]), None)
-    target = given["target"] or next((name for name in _TARGETS if name in lists and name != source), None)
+    texts, lists = _of_texts(rows, names, all)
+    with_gaps, lists_with_gaps = _of_texts(rows, names, any)  # whoever reads the rows says where, or leaves them out
+    sources, targets = _in(_SOURCES, texts, with_gaps), _in(_TARGETS, lists, lists_with_gaps)
+    source = given["source"] or next((name for name in sources if name != given["target"]), None)
+    target = given["target"] or next((name for name in targets if name != source), None)
+    if len(lists) < 2:
+        texts, lists = with_gaps, lists_with_gaps
     if (source is None or target is None) and len(lists) == 2:
         source = source or next((name for name in texts if name != target), None)
         target = target or next((name for name in lists if name != source), None)
+    talks = [name for name in names if any(_is_chat(row.get(name)) for row in rows)]
+    if talks and not any(given.values()) and (source is None or target is None):
+        return {"messages": talks[0]}  # whoever reads the rows says what is wrong with them
     if source is None or target is None:
         missing = " and ".join(f"--{key}" for key, name in (("source", source), ("target", target)) if name is None)
         problem = f"cannot tell which column is which; those of text are {', '.join(lists) or 'none'}"
         raise UserError(f"{data}: {problem} (of {', '.join(names)}); say {missing} COLUMN")
     return {"source": source, "target": target}
+
+
+def _of_texts(
+    rows: Sequence[Row], names: Sequence[str], enough: Callable[[Iterable[bool]], bool]
+) -> tuple[list[str], list[str]]:
+    """The columns of texts, and those of texts or lists of texts, in `all` rows or in `any`, the others being empty."""
+
+    def holds(name: str, *checks: Callable[[object], bool]) -> bool:
+        values = [row.get(name) for row in rows]
+        good = [any(check(value) for check in checks) for value in values]
+        return enough(good) and all(is_good or is_empty(value) for is_good, value in zip(good, values, strict=True))
+
+    return [name for name in names if holds(name, _is_text)], [n for n in names if holds(n, _is_text, _is_texts)]
+
+
+def _in(usual: Sequence[str], *several: Sequence[str]) -> list[str]:
+    """The usual names that are among the columns, those of the first columns first."""
+    return [name for columns in several for name in usual if name in columns]
 
 
 def _is_text(value: object) -> bool:
@@ -109,9 +142,14 @@ def _is_texts(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(map(_is_text, value))
 
 
+def _is_chat(value: object) -> bool:
+    """Whether it is meant as a chat, in whatever form."""
+    return isinstance(value, list) and any(isinstance(part, dict) and {"role", "from"} & part.keys() for part in value)
+
+
 def _name(data: str) -> str:
     """A name for the sweep: of the file, or of its folder where the file is called train."""
     path = expanded(data).resolve() if local_path(data) is not None else Path(data.partition(":")[0])
     stem = path.name.partition(".")[0] if path.suffix else path.name
     name = path.parent.name if stem in SPLITS["train"] else stem
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-") or "own_data"
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_-")[:_LONGEST_NAME] or "own_data"

@@ -34,5 +34,8 @@ def test_examples_are_listed_and_copied_and_never_overwrite_unasked(
     assert copy.read_text() == "mine" and not Path("sweeps/own_data.yaml").exists()
     assert main(["examples", "quickstart", "--force"]) == 0 and copy.read_text() != "mine"
     assert main(["examples", "quickstart", "--out", "mine"]) == 0 and Path("mine/quickstart.yaml").is_file()
+    Path("a_file").touch()
+    assert main(["examples", "own_data", "--out", "a_file"]) == 2
+    assert capsys.readouterr().err.startswith("a_file/own_data.yaml: cannot be written: a_file: File exists; ")
     assert main(["examples", "quikstart"]) == 2
     assert "quikstart: no such sweep file (did you mean 'quickstart'?)" in capsys.readouterr().err
