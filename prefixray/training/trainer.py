@@ -163,19 +163,20 @@ class Trainer:
             self._trials[key].add(result)
         ended = [self._failed(key, result.failed) for key, result in results.items() if result.failed is not None]
 
-        # A trial that is about to write ends here where its folder is no longer its own.
+        # Evaluate the trials that have a report to make.
+        dev_losses = self._evaluate([key for key in running if key in self._trials and self._trials[key].is_due])
+
+        # A trial that is about to write ends here where its folder is no longer its own. The others write checkpoints
+        # where the last one is old.
         ended += self.give_up_lost([key for key in running if key in self._trials and self._trials[key].writes_now()])
         going_on = [key for key in running if key in self._trials]
-
-        # Evaluate the trials that have a report to make, and write checkpoints where the last one is old.
-        dev_losses = self._evaluate([key for key in going_on if self._trials[key].is_due])
         self.checkpoint([key for key in going_on if self._trials[key].is_stale()])
 
         # All trials that ran share the time.
         share = (time.monotonic() - started) / len(running)
         for key in going_on:
             self._trials[key].seconds += share
-        return ended + self._reports(dev_losses)
+        return ended + self._reports({key: loss for key, loss in dev_losses.items() if key in self._trials})
 
     def give_up_lost(self, keys: Iterable[str]) -> list[Report]:
         """Drop those of the trials whose folders are no longer their own; last reports where a folder is deleted."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prefixray.artifacts.store import load_artifact, load_checkpoint
+from prefixray.batching.rows import Row
 from prefixray.config.trials import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial, TrialConfig
 from prefixray.data import Example, Sourced, Subset, Task
 from prefixray.data.task_config import TaskConfig
@@ -338,6 +339,24 @@ def test_of_two_writers_of_one_folder_the_older_stops_and_its_packmates_go_on(
     assert caplog.text.count("moved is given up here: another worker has taken its folder over") == 1
     (last,) = _run(elsewhere)
     assert (last.key, last.state) == ("moved", "done")
+
+
+def test_a_folder_that_another_takes_over_during_an_evaluation_gets_nothing_of_it(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = _spec(tmp_path, "moved", _config(eval_every=1))
+    spec.place_on("one")
+    trainer.admit(spec)
+    evaluate = trainer.pack.evaluate
+
+    def evaluate_for_long(keys: list[str], rows: Sequence[Row]) -> dict[str, float]:
+        losses = evaluate(keys, rows)
+        spec.files.claim()
+        return losses
+
+    monkeypatch.setattr(trainer.pack, "evaluate", evaluate_for_long)
+    assert trainer.run() == [] and trainer.keys() == []
+    assert not spec.files.artifact.exists() and spec.files.checkpoint_steps() == []
 
 
 def test_a_trial_whose_folder_is_deleted_while_it_runs_fails_alone(trainer: Trainer, tmp_path: Path) -> None:
