@@ -71,7 +71,8 @@ class Cluster:
     def worker_environment(self) -> dict[str, str]:
         """Extra environment variables for workers; the driver's own values win."""
         if self.device == "cuda":
-            return {} if any(name in os.environ for name in CUDA_ALLOCATOR_NAMES) else dict(CUDA_ALLOCATOR)
+            chosen = {name: os.environ[name] for name in CUDA_ALLOCATOR_NAMES if name in os.environ}
+            return chosen or dict(CUDA_ALLOCATOR)
         return {key: os.environ.get(key, value) for key, value in {**ALLOCATOR, **WAITING}.items()}
 
     def count_devices(self) -> int:

@@ -147,7 +147,7 @@ def test_workers_start_with_their_devices_allocator_unless_the_user_has_chosen(m
         monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
         assert on_gpu.worker_environment == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
         monkeypatch.setenv(name, "max_split_size_mb:64")
-        assert on_gpu.worker_environment == {}
+        assert on_gpu.worker_environment == {name: "max_split_size_mb:64"}, "on other nodes, too"
 
 
 @pytest.mark.skipif(num_cpus() < 2, reason="on one CPU OpenMP lets a second thread spin less")
