@@ -96,9 +96,10 @@ def chosen_address(given: str | None) -> str:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[Cluster]:
+def connected(address: str | None, num_tries: int = 2) -> Iterator[Cluster]:
     """Start Ray here, or join the cluster at `address` ("auto": the one that runs here); leave it in the end.
 
+    Ray is tried to be started so many times, since it gives up after half a minute on a busy machine.
     Without an address, the cluster is RAY_ADDRESS's, or the one of which `ray up` made this machine the head.
     Raises `UserError` where the cluster cannot be reached, `SweepFailed` where Ray does not start.
     """
@@ -109,7 +110,7 @@ def connected(address: str | None) -> Iterator[Cluster]:
     with _authentication(address):
         try:
             if address == "local":
-                _start_here(namespace)
+                _start_here(namespace, num_tries)
             else:
                 _join(address, namespace)
             if callable(on_sigterm):
@@ -217,10 +218,10 @@ def _threads(machines: Sequence[Devices], device: str) -> int:
     return min(node.num_cpus for node in machines if node.num_cpus)
 
 
-def _start_here(namespace: str) -> None:
-    """Start Ray on this machine; try twice, since Ray gives up after half a minute on a busy machine."""
+def _start_here(namespace: str, num_tries: int) -> None:
+    """Start Ray on this machine."""
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")
-    for tries_left in (1, 0):
+    for tries_left in reversed(range(num_tries)):
         try:
             ray.init(
                 address="local",
@@ -236,6 +237,6 @@ def _start_here(namespace: str) -> None:
             logger.info("Ray did not start here; %s", "once more" if tries_left else "given up", exc_info=True)
             ray.shutdown()
             if not tries_left:
-                problem = f"Ray did not start on this machine, tried twice: {first_line(error)}"
+                problem = f"Ray did not start on this machine, tried {num_tries} times: {first_line(error)}"
                 remedy = "end other work or make memory free, then run the same command again"
                 raise SweepFailed(f"{problem}; {remedy}") from None

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TextIO
 
+import psutil
+
 from prefixray.cluster.connect import Cluster, chosen_address, connected, dead_service
 from prefixray.cluster.nodes import num_gpus_here
 from prefixray.cluster.pool import Pool
@@ -16,7 +18,7 @@ from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.data import load_task
 from prefixray.driver.engine.tune import Engine
 from prefixray.driver.final_stage import FinalStage
-from prefixray.driver.restart import watched
+from prefixray.driver.restart import has_started_anew, watched
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.stage import Stage
 from prefixray.metrics import score
@@ -45,6 +47,8 @@ from prefixray.trial import TrialSpec
 
 logger = logging.getLogger(__name__)
 
+_TRIES = 2  # to start Ray; what has brought Ray down, such as too little memory, may last a while
+_TRIES_ANEW = 6
 _TRIED_SOURCES = 8  # that metrics of the user's own score before anything starts
 
 
@@ -83,7 +87,8 @@ def run_sweep(
         check_server(config.tracking)
         live = LiveView(shown)
         try:
-            with connected(address) as cluster, watched(live, dead_service):
+            spared, num_tries = psutil.Process().children(), _TRIES_ANEW if has_started_anew() else _TRIES
+            with connected(address, num_tries) as cluster, watched(live, dead_service, spared):
                 return _Sweep(config, folder, cluster, live, command).run()
         finally:
             live.close()

@@ -50,7 +50,7 @@ def test_a_machine_that_ray_up_has_made_a_head_joins_its_own_cluster(
     assert addresses == ["local", "local", "auto"]
 
 
-@pytest.mark.parametrize("num_failures", [1, 2])
+@pytest.mark.parametrize("num_failures", [1, 2, 3])
 def test_ray_that_does_not_start_on_a_busy_machine_is_tried_again_and_then_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch, num_failures: int
 ) -> None:
@@ -70,8 +70,11 @@ def test_ray_that_does_not_start_on_a_busy_machine_is_tried_again_and_then_said_
             with connected("local") as cluster:
                 assert cluster == "found" and signal.getsignal(signal.SIGTERM) is ours
         else:
-            told = r"^Ray did not start .* tried twice: The current node timed out during startup\.; end other work"
-            with pytest.raises(SweepFailed, match=told), connected("local"):
+            told = (
+                rf"^Ray did not start .* tried {num_failures} times: "
+                r"The current node timed out during startup\.; end other work"
+            )
+            with pytest.raises(SweepFailed, match=told), connected("local", num_failures):
                 pass
         signal.signal(signal.SIGTERM, ours)
 
