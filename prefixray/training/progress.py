@@ -1,7 +1,9 @@
 """How far a trial has come: what the trainer remembers between two reports, and what a checkpoint keeps of it."""
 
+import errno
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -91,9 +93,14 @@ class Progress:
         return self.token is None or self.spec.files.holder() == self.token
 
     def why_failed(self) -> str | None:
-        """Why the trial has failed, whose folder is not its own; None where another worker trains it now."""
+        """Why the trial has failed, whose folder is not its own; None where another worker trains it now.
+
+        Raises `OSError` where the folders around it have gone too, as from a file system that is not mounted any more.
+        """
         files = self.spec.files
         if files.holder() is None:
+            if not files.path.parent.is_dir():
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(files.path.parent))
             return f"its folder was deleted while it ran: {files.path}"
         logger.warning("%s is given up here: another worker has taken its folder over", self.spec.key)
         return None

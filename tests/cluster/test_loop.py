@@ -186,3 +186,18 @@ def test_a_write_that_failed_because_another_worker_writes_there_costs_the_packm
     assert worker.join(other, "token") == Admission("joined")
     report = Call(worker, "other").report()
     assert report is not None and (report.state, report.step) == ("running", 2), "it comes from its checkpoint"
+
+
+def test_a_file_system_that_has_gone_loses_its_trials_and_fails_none(worker: Worker, tmp_path: Path) -> None:
+    there = tmp_path / "mounted"
+    specs = [trial_spec(there, key, 10_000, 2) for key in ("one", "two")]
+    for spec in specs:
+        spec.place_on("worker")
+    hold_first_step(worker, specs)
+    worker._loop.call(there.rename, tmp_path / "elsewhere")  # between two steps
+    for key in ("one", "two"):
+        while (report := Call(worker, key).report()) is not None and report.state == "running":
+            pass  # from before
+        assert report is not None and report.state == "failed" and report.lost
+        assert report.note is not None and report.note.startswith(f"{there}: No such file or directory; ")
+    assert not there.exists()
