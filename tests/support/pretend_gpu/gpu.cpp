@@ -234,7 +234,8 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("set_.source_Storage", at::native::set_);
   m.impl("set_.source_Storage_storage_offset", at::native::set_storage_cpu_);
   // Composite operators for which the CPU has a kernel: one launch, as on a real device.
-  for (auto name : {"native_layer_norm", "_foreach_norm.Scalar", "_foreach_mul_.Tensor", "_foreach_add_.Scalar"})
+  for (auto name : {"native_layer_norm", "_foreach_norm.Scalar", "_foreach_mul_.Tensor", "_foreach_mul_.ScalarList",
+                    "_foreach_add_.Scalar", "_foreach_copy_"})
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&on_host>());
 }
 
