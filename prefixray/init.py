@@ -22,6 +22,7 @@ from prefixray.config.load import load_sweep
 from prefixray.config.messages import describe
 from prefixray.config.schema import SweepConfig, SweepName
 from prefixray.data import Example, Task, load_task
+from prefixray.data.catalog import own_task
 from prefixray.data.own.look import Look, look_at
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError, disk_problem, printable
@@ -61,7 +62,7 @@ def init(
     file = Path(f"{look.name if name is None else name}.yaml")
     if file.exists() and not force:
         raise UserError(f"{file}: exists; --force overwrites it, --name takes another name")
-    values: dict[str, object] = {"name": "custom", **look.places}
+    values: dict[str, object] = {"name": own_task(), **look.places}
     values |= ({"split": {"dev": 0.1, "test": 0.1}} if look.needs_split else {}) | {"columns": dict(look.columns)}
     task = load_task(TaskConfig.model_validate(values))
     print(_found(data, look, task))

@@ -133,3 +133,8 @@ def default_task(*, is_encoder_decoder: bool) -> TaskName:
     """The task that a checkpoint of the original on such a base is taken for."""
     base = "encoder-decoder" if is_encoder_decoder else "decoder-only"
     return next(name for name, facts in CATALOG.items() if facts.default_for == base)
+
+
+def own_task() -> TaskName:
+    """The task of a user's own data."""
+    return next(name for name, facts in CATALOG.items() if facts.load is load_own_data)

@@ -135,7 +135,8 @@ class _Watch:
 
     def _unwind(self) -> None:
         """Have the main thread leave the block; where it cannot, end the process of a command."""
-        for signum, handler in zip(_SIGNALS, self._handlers, strict=True):
+        of_ours = _SIGNALS if own_start() is not None else _SIGNALS[:1]  # what SIGTERM does to others' Python is theirs
+        for signum, handler in zip(of_ours, self._handlers, strict=False):
             if callable(handler) and self._is_in_main_thread:
                 signal.pthread_kill(threading.main_thread().ident or 0, signum)  # wakes it from system calls too
                 break

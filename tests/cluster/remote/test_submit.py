@@ -28,6 +28,7 @@ from ray.job_submission import JobStatus
 from prefixray.cluster.remote import submit as submit_module
 from prefixray.cluster.remote.submit import run_on_cluster, submit, tunnel, tunnel_command
 from prefixray.config.load import load_sweep
+from prefixray.config.schema import FinalConfig
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 
@@ -269,7 +270,7 @@ def test_two_sweeps_that_are_sent_keep_their_own_files_and_share_the_folder_of_r
         task = TaskConfig.model_validate(
             {"name": "custom", **dict.fromkeys(("train", "dev", "test"), "data/train.jsonl")}
         )
-        config: Any = SimpleNamespace(name=name, base="runs/base", task=task)
+        config: Any = SimpleNamespace(name=name, base="runs/base", task=task, final=FinalConfig(metric="test/bleu"))
         submit(client, config, Path("small.yaml"), [])
     own = str(home / "sweeps")
     expected = [[f"{own}/{name}", name, "tuned", "base", "first"] for name in ("first", "second", "first")]
@@ -282,6 +283,7 @@ def test_what_git_is_to_ignore_is_sent_all_the_same(tmp_path: Path, monkeypatch:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights.gguf").write_text("large")
     (tmp_path / "model" / ".gitignore").write_text("/weights.gguf")  # Ray heeds what it finds
+    (tmp_path / "mine.py").write_text("def score(hypotheses, references): ...")
     (tmp_path / "small.yaml").write_text("")
     monkeypatch.chdir(tmp_path)
     sent: list[str] = []
@@ -293,7 +295,8 @@ def test_what_git_is_to_ignore_is_sent_all_the_same(tmp_path: Path, monkeypatch:
         sent.extend(name for name in zipfile.ZipFile(tmp_path / "sent.zip").namelist() if not name.endswith("/"))
         return "job"
 
-    config: Any = SimpleNamespace(name="small", base="model", task=TaskConfig(name="e2e"))
+    final = FinalConfig(metric="mine:score", more_metrics=("test/bleu", "json:dumps"))  # the second is not ours to send
+    config: Any = SimpleNamespace(name="small", base="model", task=TaskConfig(name="e2e"), final=final)
     client: Any = SimpleNamespace(submit_job=submit_job)
     assert submit(client, config, Path("small.yaml"), []) == "job"
-    assert sorted(sent) == ["model/weights.gguf", "small.yaml"]
+    assert sorted(sent) == ["mine.py", "model/weights.gguf", "small.yaml"], "the module of an own metric as well"
