@@ -89,7 +89,7 @@ def test_in_somebodys_python_the_sweep_ends_with_an_error(monkeypatch: pytest.Mo
 
 
 def test_who_ends_the_driver_together_with_ray_does_not_get_another() -> None:
-    together = COMMAND.replace("ray.kill()", "ray.kill(); os.kill(os.getpid(), 2)").replace(
+    together = COMMAND.replace("ray.kill()", "ray.kill(); os.kill(os.getpid(), 15)").replace(
         "sleep 300 & wait", "exec sleep 300"
     )
     driver = subprocess.run([sys.executable, "-c", together], capture_output=True, text=True)
