@@ -184,14 +184,14 @@ def _check_metrics(document: Document, task: TaskName, final: FinalConfig) -> No
     named += [(("final", "more_metrics", index), name) for index, name in enumerate(final.more_metrics)]
     for key, name in named:
         if ":" in name:
-            from prefixray.metrics.own import own_metric  # imports numpy and the user's module
+            from prefixray.metrics.own import own_label, own_metric  # imports numpy and the user's module
 
             try:
                 own_metric(name)
             except UserError as error:
                 document.complain(key, str(error))
-            function = name.rpartition(":")[2]
-            if any(other != name and other.rpartition(":")[2] == function for _, other in named if ":" in other):
+            function = own_label(name)
+            if any(other != name and own_label(other) == function for _, other in named if ":" in other):
                 document.refuse(key, f"tables call two metrics {function}: give one of the functions another name")
         elif name not in metrics:
             known = ", ".join(metrics)

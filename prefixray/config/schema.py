@@ -140,6 +140,11 @@ class FinalRuns(Strict):
     reference: str | None = None
     """The arm that the others are compared with; null: the first."""
 
+    @property
+    def named_metrics(self) -> tuple[str, ...]:
+        """All metrics that the file names."""
+        return self.metric, *self.more_metrics
+
 
 class FinalConfig(DecodingSettings, FinalRuns):  # pydantic puts the last base's keys first
     """The final stage: the best configurations again with fresh seeds, decoded and scored on test."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prefixray.data.row_files import SPLITS, Row
@@ -47,7 +48,7 @@ def is_saved(path: str) -> bool:
     """Whether the folder is a data set in a form of `datasets`: saved to disk, or a copy of a hub data set's files."""
     folder = expanded(path)
     has_shards = any(folder.glob("*-of-*.parquet")) or any((folder / "data").glob("*.parquet"))
-    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file() or has_shards
+    return _is_on_disk(folder) or has_shards
 
 
 def load_saved(path: str, optional: Collection[str] = ()) -> dict[str, HubRows]:
@@ -58,14 +59,18 @@ def load_saved(path: str, optional: Collection[str] = ()) -> dict[str, HubRows]:
     import datasets  # type: ignore[import-untyped, unused-ignore]
 
     folder = expanded(path)
-    is_on_disk = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
     try:
-        hub = datasets.load_from_disk(str(folder)) if is_on_disk else datasets.load_dataset(str(folder))
+        hub = datasets.load_from_disk(str(folder)) if _is_on_disk(folder) else datasets.load_dataset(str(folder))
     except (OSError, RuntimeError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"task.path: {path}: is a folder of `datasets` that cannot be read: {first_line(error)}"
         ) from error
     return _by_our_names(path, {"train": hub} if isinstance(hub, datasets.Dataset) else hub, optional)
+
+
+def _is_on_disk(folder: Path) -> bool:
+    """Whether `save_to_disk` has written the folder, as several splits or as one."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
 def _by_our_names(name: str, hub: Any, optional: Collection[str]) -> dict[str, HubRows]:  # noqa: ANN401  # of `datasets`

@@ -315,7 +315,7 @@ def _check_data(config: SweepConfig) -> None:
 
     Metrics of the user's own score the first references, and a hypothesis without a word, for the same reason.
     """
-    paths, own = config.task.paths.values(), [m for m in (config.final.metric, *config.final.more_metrics) if is_own(m)]
+    paths, own = config.task.paths.values(), list(filter(is_own, config.final.named_metrics))
     if not own and not (paths and all(local_path(path) is not None for path in paths)):
         return
     task = load_task(config.task)

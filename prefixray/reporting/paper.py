@@ -133,9 +133,7 @@ def _cells(row: Row, index: int, ours: Interval | None, column: Column, *, compa
             cells.append("-")
         else:
             within = "~" if ours["low"] <= number <= ours["high"] else " "
-            cells.append(
-                f"{ours['value'] - number:+.{_DECIMALS.get(column.metric, decimals(column.metric))}f} {within}{mark}"
-            )
+            cells.append(f"{ours['value'] - number:+.{_digits(column.metric)}f} {within}{mark}")
     return cells
 
 
@@ -144,6 +142,11 @@ def _name(column: Column) -> str:
     return name if column.group is None else f"{name} {column.group}"
 
 
+def _digits(metric: str) -> int:
+    """Digits behind the point, as the paper has them."""
+    return _DECIMALS.get(metric, decimals(metric))
+
+
 def _interval(interval: Interval, metric: str) -> str:
-    digits = _DECIMALS.get(metric, decimals(metric))
+    digits = _digits(metric)
     return f"{interval['value']:.{digits}f} [{interval['low']:.{digits}f}, {interval['high']:.{digits}f}]"

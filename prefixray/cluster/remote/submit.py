@@ -110,7 +110,7 @@ def submit(client: JobSubmissionClient, config: SweepConfig, file: Path, options
 
     Then the driver is started on the head. An absolute path names a file on the cluster. Returns the job's id.
     """
-    own = [local_source(metric) for metric in (config.final.metric, *config.final.more_metrics)]
+    own = [local_source(metric) for metric in config.final.named_metrics]
     named = (str(file), config.base, *config.task.paths.values(), *(source for source in own if source is not None))
     local = [path for path in named if not Path(path).is_absolute() and Path(path).exists()]
     outside = [path for path in local if ".." in Path(path).parts]

@@ -170,14 +170,12 @@ def _form(name: str, values: Schema) -> Schema:
 def _described(model: type[BaseModel]) -> Schema:
     """The model's own schema, each property with the sentence beneath its field, and without pydantic's titles."""
     raw = model.model_json_schema(by_alias=True)
-    definitions = {
-        inner.__name__: _withfield_sentences(inner, raw["$defs"][inner.__name__]) for inner in _nested(model)
-    }
+    definitions = {inner.__name__: _with_sentences(inner, raw["$defs"][inner.__name__]) for inner in _nested(model)}
     resolved = _resolved({key: value for key, value in raw.items() if key != "$defs"}, definitions)
-    return {"properties": _withfield_sentences(model, resolved)["properties"], "required": resolved.get("required", [])}
+    return {"properties": _with_sentences(model, resolved)["properties"], "required": resolved.get("required", [])}
 
 
-def _withfield_sentences(model: type[BaseModel], schema: Schema) -> Schema:
+def _with_sentences(model: type[BaseModel], schema: Schema) -> Schema:
     texts = field_sentences(model)
     properties = {
         name: {**value, "description": texts[name]} if name in texts else value
