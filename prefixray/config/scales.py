@@ -13,6 +13,7 @@ from prefixray.data.catalog import CATALOG, SUMMARIZATION
 from prefixray.system.yaml_document import Document, suggestion
 
 _KEY = "scale"
+PAPERS_DECODING = ("length_with_prompt", "ban_line_breaks")  # of `final`: true in the paper's data-to-text
 
 
 def apply_scales(document: Document, chosen: Sequence[str]) -> None:
@@ -45,7 +46,7 @@ def apply_evaluation(document: Document) -> None:
         return
     keys = [("task", key) for key in CATALOG[name].form_keys]
     if CATALOG[name].kind is not SUMMARIZATION:
-        keys += [("final", "length_with_prompt"), ("final", "ban_line_breaks")]
+        keys += [("final", key) for key in PAPERS_DECODING]
     for section, key in keys:
         values = document.values.setdefault(section, {})
         if isinstance(values, dict):

@@ -4,7 +4,8 @@ Only a sweep of the paper's own base and task can reproduce a number. The number
 under a warning that says what differs. A difference between numbers that are measured differently has a mark.
 """
 
-from prefixray.data.catalog import CATALOG
+from prefixray.config.scales import PAPERS_DECODING
+from prefixray.data.catalog import CATALOG, SUMMARIZATION
 from prefixray.errors import UserError
 from prefixray.metrics import METRICS, decimals, label
 from prefixray.reporting.grid import Grid
@@ -47,7 +48,7 @@ def _table_text(results: Results, table: PaperTable) -> str:
     for system, row in {**table.rows[base], **table.quoted}.items():
         for index, column in enumerate(table.columns):
             ours = _ours(arms.get(system), column)
-            mark = _MARK if _is_measured_apart(results, table) or column.stays else ""
+            mark = _MARK if _measured_apart(results, table) or column.stays else ""
             cells = _cells(row, index, ours, column, compare=is_same_test, mark=mark)
             lines.append([system if index == 0 else "", _name(column), *cells])
     header = ["arm", "metric", "ours [95 %]", "arXiv v1", "ours - arXiv", "ACL 2021", "ours - ACL"]
@@ -78,10 +79,17 @@ def _warnings(results: Results, table: PaperTable, base: str) -> list[str]:
     return lines
 
 
-def _is_measured_apart(results: Results, table: PaperTable) -> bool:
-    """Whether another way of measuring than the paper's has been chosen, on a task where it makes a difference."""
+def _measured_apart(results: Results, table: PaperTable) -> list[str]:
+    """The keys of a sweep file by which another way of measuring than the paper's was chosen, with the paper's values.
+
+    Only those that make a difference on the table's task.
+    """
     facts = CATALOG[table.task]
-    return results.get("evaluation") != "paper" and bool(facts.word_form or facts.form_keys)
+    if results.get("evaluation") != "paper":
+        return ["evaluation=paper"] if facts.word_form or facts.form_keys else []
+    if facts.kind is SUMMARIZATION:
+        return []
+    return [f"final.{key}=true" for key in PAPERS_DECODING if results["decoding"].get(key) is False]
 
 
 def _footnotes(results: Results, table: PaperTable) -> list[str]:
@@ -101,8 +109,9 @@ def _footnotes(results: Results, table: PaperTable) -> list[str]:
 
 def _deviations(results: Results, table: PaperTable) -> list[str]:
     """What the mark means: which columns are measured otherwise than the paper's, and how."""
-    if _is_measured_apart(results, table):
-        remedy = "as the paper did: --set evaluation=paper (docs/paper/deviations.md)."
+    keys = _measured_apart(results, table)
+    if keys:
+        remedy = f"as the paper did: --set {' '.join(keys)} (docs/paper/deviations.md)."
         return [f"{_MARK} measured in prefixray's own way; {remedy}"]
     stays: dict[str, list[str]] = {}
     for column in table.columns:

@@ -171,6 +171,8 @@ def test_what_was_not_measured_as_the_paper_did_has_a_mark_and_the_remedy() -> N
     assert bleu.split()[5:] == ["69.7", "-2.7", "\u2020", "70.3", "-3.3", "\u2020"]
     remedy = "as the paper did: --set evaluation=paper (docs/paper/deviations.md)."
     assert f"\u2020 measured in prefixray's own way; {remedy}" in lines
+    own |= {"evaluation": "paper", "decoding": {"length_with_prompt": False, "ban_line_breaks": True}}
+    assert "as the paper did: --set final.length_with_prompt=true (docs" in paper_text(own, "table1")
     summaries = results("facebook/bart-large", "xsum", [arm("prefix_2", rouge_1=43.0)])
     assert "\u2020 ROUGE-1, ROUGE-2, ROUGE-L: over all summaries and whole references" in paper_text(
         summaries, "table2"
