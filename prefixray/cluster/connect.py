@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 from ray._private import worker
@@ -29,6 +30,7 @@ from prefixray.cluster.nodes import AUTOSCALER_FILE, Devices, num_gpus, present,
 from prefixray.errors import SweepFailed, UserError, first_line
 from prefixray.planning.slots import cpu_workers
 from prefixray.system.machine import ALLOCATOR, CUDA_ALLOCATOR, CUDA_ALLOCATOR_NAMES, WAITING, num_cpus
+from prefixray.system.path_or_hub import converted_folder, find_base
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,8 @@ from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray._raylet import GcsClient
 GcsClient(address=canonicalize_bootstrap_address_or_die(sys.argv[1]))
 """
+
+_CONVERT = "import sys; from prefixray.model.base_files import find_weights; find_weights(sys.argv[1])"
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,11 @@ def chosen_address(given: str | None) -> str:
 
 
 @contextmanager
-def connected(address: str | None, num_tries: int = 2) -> Iterator[Cluster]:
+def connected(address: str | None, num_tries: int = 2, *, base: str | None = None) -> Iterator[Cluster]:
     """Start Ray here, or join the cluster at `address` ("auto": the one that runs here); leave it in the end.
 
     Ray is tried to be started so many times, since it gives up after half a minute on a busy machine.
+    `base` is converted meanwhile where this machine has to do it (`_converting`).
     Without an address, the cluster is RAY_ADDRESS's, or the one of which `ray up` made this machine the head.
     Raises `UserError` where the cluster cannot be reached, `SweepFailed` where Ray does not start.
     """
@@ -107,7 +112,7 @@ def connected(address: str | None, num_tries: int = 2) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     namespace = f"prefixray-{uuid.uuid4().hex}"
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    with _authentication(address):
+    with _authentication(address), _converting(base if address == "local" else None):
         try:
             if address == "local":
                 _start_here(namespace, num_tries)
@@ -120,6 +125,27 @@ def connected(address: str | None, num_tries: int = 2) -> Iterator[Cluster]:
             yield cluster
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _converting(base: str | None) -> Iterator[None]:
+    """Convert a GGUF file that was never used here in a process of its own, beside the start of Ray and of the workers.
+
+    The workers need it first. One that comes before it is done waits for it; where it fails, the worker converts the
+    file itself, and says what is wrong.
+    """
+    file = None if base is None else find_base(base)
+    folder = converted_folder(file)[0] if isinstance(file, Path) and file.is_file() else None
+    if folder is None or folder.is_dir():
+        yield
+        return
+    logger.info("converting %s to safetensors, once (%s)", file, folder)
+    command = [sys.executable, "-c", _CONVERT, str(file)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def dead_service() -> str | None:

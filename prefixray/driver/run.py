@@ -88,7 +88,7 @@ def run_sweep(
         live = LiveView(shown)
         try:
             spared, num_tries = psutil.Process().children(), _TRIES_ANEW if has_started_anew() else _TRIES
-            with connected(address, num_tries) as cluster, watched(live, dead_service, spared):
+            with connected(address, num_tries, base=config.base) as cluster, watched(live, dead_service, spared):
                 return _Sweep(config, folder, cluster, live, command).run()
         finally:
             live.close()

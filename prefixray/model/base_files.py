@@ -4,7 +4,6 @@ GGUF weights are dequantised once and kept as safetensors in the user's cache, s
 """
 
 import fcntl
-import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from transformers import (
 )
 
 from prefixray.system.atomic_files import clear_scratch, whole_folder
-from prefixray.system.machine import cache_folder
-from prefixray.system.path_or_hub import find_base, hub_answers
+from prefixray.system.path_or_hub import converted_folder, digest_of, find_base, hub_answers
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +30,7 @@ def find_weights(name: str) -> tuple[str, str | None]:
     if isinstance(base, str):
         return base, None
     if base.is_dir():
-        return str(base), _digest(*sorted(base.glob("*.safetensors")), base / "config.json")
+        return str(base), digest_of(*sorted(base.glob("*.safetensors")), base / "config.json")
     return _convert_gguf(base)
 
 
@@ -44,7 +42,7 @@ def load_small_files(name: str, *, trust_remote_code: bool) -> tuple[PreTrainedC
     base, options = find_base(name), dict[str, Any](trust_remote_code=trust_remote_code)
     if isinstance(base, str) or base.is_dir():
         where = str(base)
-    elif (converted := _converted_folder(base, _digest(base))).is_dir():
+    elif (converted := converted_folder(base)[0]).is_dir():
         where = str(converted)
     else:
         where, options["gguf_file"] = str(base.parent), base.name
@@ -58,15 +56,9 @@ def load_small_files(name: str, *, trust_remote_code: bool) -> tuple[PreTrainedC
     raise AssertionError("the second try returns or raises")
 
 
-def _converted_folder(path: Path, digest: str) -> Path:
-    """The folder in the cache that a GGUF file is converted to."""
-    return cache_folder() / f"{path.stem}-{digest}"
-
-
 def _convert_gguf(path: Path) -> tuple[str, str]:
     """Dequantise a GGUF file to a safetensors folder in the cache, once; other processes wait for the one that does."""
-    digest = _digest(path)
-    folder = _converted_folder(path, digest)
+    folder, digest = converted_folder(path)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder.with_name(f".{folder.name}.lock").open("a") as lock:
@@ -86,14 +78,3 @@ def _save_converted(path: Path, folder: Path) -> None:
     )
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(where, gguf_file=file).save_pretrained(folder)
-
-
-def _digest(*paths: Path) -> str:
-    """The beginning of a SHA-256 over the files that exist."""
-    digest = hashlib.sha256()
-    for path in paths:
-        if path.is_file():
-            with path.open("rb") as file:
-                while block := file.read(1 << 22):
-                    digest.update(block)
-    return digest.hexdigest()[:16]

