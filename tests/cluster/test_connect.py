@@ -95,7 +95,7 @@ def test_a_gguf_file_is_converted_while_ray_starts_and_one_that_cannot_be_keeps_
 
     def start(**_: object) -> None:
         children.extend(psutil.Process().children())
-        deadline = time.monotonic() + 120.0
+        deadline = time.monotonic() + 400.0
         while works and not folder.is_dir() and time.monotonic() < deadline:
             time.sleep(0.1)
 
