@@ -1,4 +1,4 @@
-"""The benchmarks: what the table does not need, what a profile is, that whole sweeps of two makes do the same work."""
+"""The benchmarks: what the table does not need, what a profile is, that two makes do the same work, how policies do."""
 
 import inspect
 import json
@@ -185,3 +185,75 @@ def test_the_map_of_rates_names_the_best_rate_and_the_first_that_diverges(monkey
     row = table(lines[::-1]).splitlines()[-1].split(" | ")
     assert row[2] == "0.01: 1.790; 0.03: 1.630; 0.1: 1.590; 0.3: diverged; 1: diverged"
     assert row[3:] == ["**1.590** at 0.1", "0.03 to 0.1", "0.3 |"]
+
+
+def _crossing() -> list[dict[str, object]]:
+    """Ten configurations; the best starts as the worst, and another diverges."""
+    ends = {number: 1.0 + 0.1 * number for number in range(9)}
+    curves = [{"1": 3 + end, "8": 2 + end, "16": 1 + end, "40": end} for end in ends.values()]
+    curves[0] |= {"1": 9.0, "8": 3.15}
+    diverged = {"1": 2.0, "8": None, "16": None, "40": None}
+    return [{"lr": number, "of any": [1], "curve": curve} for number, curve in enumerate([*curves, diverged])]
+
+
+def test_policies_are_replayed_over_curves_in_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import policies
+
+    file = tmp_path / "made.json"
+    file.write_text(json.dumps(_crossing()))
+    curves = policies.read(file)
+    for seats in (1, 3):
+        whole = policies.replay(curves, "none", 1, seats, evaluation=4)
+        assert whole.num_ended() == 9 and whole.work == 10 * 40 + 10 * 4 and whole.kept_the_best()
+        stopped = policies.replay(curves, "stop", 1, seats, evaluation=4)
+        assert stopped.work < whole.work and stopped.num_taken_up == 0 and stopped.final_regret() >= 0
+        again = policies.replay(curves, "promote", 1, seats, evaluation=4)
+        assert 1 <= again.num_taken_up < again.num_ended() + 10 and again.work < whole.work
+    policies.main(["--curves", str(file), "--repeats", "20", "--seats", "1", "3", "--tokens", "100"])
+    first, *others = (part.splitlines() for part in capsys.readouterr().out.strip().split("\n\n"))
+    assert first[0] == "made: 10 curves of 40 steps, 1 seats, 20 orders" and len(others) == 1
+    rows = {line[:22].strip(): line[22:].split() for line in first[2:]}
+    assert list(rows) == list(policies.POLICIES)
+    assert rows["none"][-1] == "100%" and rows["none"][-5] == "44,000" and rows["none"][-2] == "0.0000"
+    assert rows["stop"][9:12] == ["1.00", "[1.00,", "1.00]"]
+
+
+def test_a_search_is_charged_for_steps_and_evaluations_and_judged_by_what_it_knew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import policies
+
+    curves = [policies.Curve({2: 3.0, 4: 1.0}), policies.Curve({2: 2.0, 4: 1.5}), policies.Curve({2: 2.5, 4: 2.0})]
+    search = policies.Search(curves, policies.Halving((2,), keep=0.5), evaluation=0.5)
+    search.run(3)
+    assert search.steps == [2, 4, 4] and search.work == 10 + 0.5 * 5, "two of three go on"
+    assert search.regrets == [(7.5, 0.5), (12.5, 0.5)] and not search.kept_the_best()
+    assert search.work_until(0.5) == 7.5 and search.work_until(0.4) == float("inf")
+    first, second, third = curves
+    search = policies.Search([second, first, third], policies.Promotion((2,), keep=0.5), evaluation=0.5)
+    search.run(1)
+    assert search.steps == [4, 2, 4] and search.num_taken_up == 1, "once it was the better of two"
+
+
+def test_curves_go_on_where_they_were_stopped(
+    tiny_llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import curves
+
+    command = ["--out", str(tmp_path), "--base", tiny_llama.name, "--num-train", "40", "--steps", "4", "--pack", "1"]
+    curves.main(["lora_e2e", *command, "--num", "1"])
+    file = tmp_path / "lora_e2e.json"
+    (first,) = json.loads(file.read_text())
+    curves.main(["lora_e2e", *command, "--num", "2"])
+    entries = json.loads(file.read_text())
+    assert entries[0] == first and len(entries) == 2 and "lora_e2e: 2 of 2" in capsys.readouterr().out
+    assert set(entries[1]["curve"]) == {"1", "2", "3", "4"} and entries[1]["method"] == "lora"
+    curves.main(["lora_e2e", *command, "--num", "2"])
+    assert "nothing is missing" in capsys.readouterr().out
+    lines = file.with_name("about.txt").read_text().splitlines()
+    assert [line.split(" in ")[0] for line in lines] == ["lora_e2e.json: 1 configurations"] * 2

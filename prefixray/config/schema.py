@@ -85,6 +85,8 @@ class SearchConfig(Strict):
     """Trials per arm that has something to search."""
     concurrency: PositiveInt | None = None
     """Trials of an arm at once; null: a quarter of num_trials, at most the slots (more would blind the sampler)."""
+    policy: Literal["stop"] = "stop"
+    """What becomes of the worse trials at a rung. stop: they end there."""
     rungs: tuple[PositiveInt, ...] = ()
     """Steps at which the worse trials are stopped."""
     keep: float = Field(default=0.5, gt=0.0, le=1.0)

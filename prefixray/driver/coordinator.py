@@ -216,9 +216,9 @@ class Coordinator:
     def _judge(self, stage: Stage, report: Report, rung: int) -> bool:
         """Whether a trial goes on from a rung; all trials that have reached the rung with it count first."""
         losses = {**report.packmates, report.key: report.metrics["dev/loss"]}
-        if stage.halving.judge(report.key, rung, losses) == "continue":
+        if stage.policy.judge(report.key, rung, losses) == "continue":
             return True
-        rung_number = stage.halving.rungs.index(rung) + 1
+        rung_number = stage.policy.rungs.index(rung) + 1
         self._end(replace(report, note=f"at rung {rung_number}"), "stopped")
         return False
 
@@ -293,7 +293,7 @@ class Ledger:
             return
         if record.state == "running":
             record = _settled(stage, spec, record)
-        stage.halving.remember(spec.key, record.reports)
+        stage.policy.remember(spec.key, record.reports)
         if record.state == "running":
             return
         self._board.add_ended(stage, spec, record)

@@ -31,8 +31,8 @@ from prefixray.results.command_run import command_run, runs_so_far
 from prefixray.results.compare import Facts, FinalRun, make_results
 from prefixray.results.record import CommandRun, Importance, Results, SearchTrial, Stored
 from prefixray.search.budget import Budget
-from prefixray.search.halving import Halving
 from prefixray.search.importance import parameter_importance
+from prefixray.search.policies.choice import make_policy
 from prefixray.search.requests import Inbox
 from prefixray.search.status import View
 from prefixray.search.storage import open_storage, repair_journal
@@ -175,7 +175,7 @@ class _Sweep:
                 decoding=self._config.final.decoding.model_dump(),
             )
 
-        return Stage(arm.name, arm, study, concurrency, spec, Halving(search.rungs, search.keep))
+        return Stage(arm.name, arm, study, concurrency, spec, make_policy(search))
 
     def _store_search(self, studies: Mapping[str, ArmStudy]) -> None:
         """Write what the search has found, unless the folder has results of a final stage."""

@@ -11,7 +11,8 @@ from prefixray.cluster.decode_queue import DecodeJob
 from prefixray.cluster.pool import Pool
 from prefixray.config.schema import ArmConfig
 from prefixray.search.budget import Budget
-from prefixray.search.halving import Halving
+from prefixray.search.policies.contract import Policy
+from prefixray.search.policies.halving import Halving
 from prefixray.search.study import ArmStudy
 from prefixray.search.trial_source import Proposal, Record, TrialSource
 from prefixray.trial import TrialSpec
@@ -28,7 +29,7 @@ class Stage:
     source: TrialSource
     concurrency: int
     spec: MakeSpec
-    halving: Halving = field(default_factory=Halving)  # by default there is no rung
+    policy: Policy = field(default_factory=Halving)  # by default there is no rung
     decode: Callable[[TrialSpec], DecodeJob] | None = None  # how a trial that is done is decoded
 
     def record(self, number: int) -> Record:

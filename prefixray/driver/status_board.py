@@ -92,7 +92,7 @@ class StatusBoard:
     def _seconds_left(self) -> float | None:
         """Time for the steps that are expected to come, at this driver's pace so far; None before its first step."""
         num_expected = sum(
-            stage.source.num_wanted() * stage.halving.expected_steps(stage.arm.num_steps) for stage in self._stages
+            stage.source.num_wanted() * stage.policy.expected_steps(stage.arm.num_steps) for stage in self._stages
         )
         num_done = sum(row.step for row in self._rows.values())
         if num_done == self._steps_at_start:

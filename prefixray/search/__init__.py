@@ -2,5 +2,5 @@
 
 In: an arm's search space and the dev losses of its trials. Out: the next configuration, and which trials go on.
 No torch and no Ray: all of it runs in the driver.
-Read first: `trial_source.py`, then `study.py` and `halving.py`.
+Read first: `trial_source.py`, then `study.py` and `policies/`.
 """

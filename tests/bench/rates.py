@@ -22,7 +22,7 @@ import math
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -250,28 +250,40 @@ class Trainer:
 
     def train(self, cells: Sequence[Cell]) -> list[dict[str, Any]]:
         """Train cells of one data set and schedule together; a line for each."""
-        pack, dev, untuned = self._data(cells[0].data)
-        steps, by_key = cells[0].steps, {str(cell.rate): cell for cell in cells}
+        by_key, steps = {str(cell.rate): cell for cell in cells}, cells[0].steps
         started = time.monotonic()
-        for key, cell in by_key.items():
-            pack.admit(key, cell.config(), Seeds.derive(SEED, 0))
-        start = pack.evaluate(list(by_key)[:1], dev)  # the same at all rates
-        curves = {key: {0: loss} for key in by_key for loss in start.values()}
-        reported = {*(EARLY if ARMS[cells[0].arm].start == RANDOM else EARLY[1:]), steps}
-        losses: dict[str, list[float]] = {key: [] for key in by_key}
-        for step in range(1, steps + 1):
-            for key, result in pack.step(list(pack.members)).items():
-                losses[key].append(result.loss if result.failed is None else math.nan)
-                if _has_diverged(losses[key], untuned, steps):
-                    pack.drop(key)
+        configs = {key: cell.config() for key, cell in by_key.items()}
+        reported = {0, *(EARLY if ARMS[cells[0].arm].start == RANDOM else EARLY[1:]), steps}
+        curves, losses, untuned = self.follow(cells[0].data, configs, reported)
+        seconds = (time.monotonic() - started) / len(cells)
+        return [self._line(by_key[key], curves[key], losses[key], untuned, seconds) for key in by_key]
+
+    def follow(
+        self, data: str, configs: Mapping[str, TrialConfig], reported: Collection[int]
+    ) -> tuple[dict[str, dict[int, float]], dict[str, list[float]], float]:
+        """Train configurations of one schedule together: dev losses at the steps `reported`, losses of all steps.
+
+        The third is the untuned base's dev loss. A trial that has diverged is dropped, and has no later losses.
+        """
+        pack, dev, untuned = self._data(data)
+        steps = next(iter(configs.values())).num_steps
+        for key, config in configs.items():
+            pack.admit(key, config, Seeds.derive(SEED, 0))
+        curves: dict[str, dict[int, float]] = {key: {} for key in configs}
+        losses: dict[str, list[float]] = {key: [] for key in configs}
+        for step in range(steps + 1):
+            if step > 0:
+                for key, result in pack.step(list(pack.members)).items():
+                    losses[key].append(result.loss if result.failed is None else math.nan)
+                    if _has_diverged(losses[key], untuned, steps):
+                        pack.drop(key)
             if step in reported:
                 for key, loss in pack.evaluate(list(pack.members), dev).items():
                     curves[key][step] = loss
         for key in list(pack.members):
             pack.drop(key)
         give_back()
-        seconds = (time.monotonic() - started) / len(cells)
-        return [self._line(by_key[key], curves[key], losses[key], untuned, seconds) for key in by_key]
+        return curves, losses, untuned
 
     def _line(
         self, cell: Cell, curve: dict[int, float], losses: Sequence[float], untuned: float, seconds: float

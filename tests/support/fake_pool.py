@@ -10,7 +10,7 @@ from prefixray.driver.coordinator import Coordinator
 from prefixray.driver.stage import MakeSpec, Stage
 from prefixray.search.budget import Budget
 from prefixray.search.fixed_study import FixedStudy
-from prefixray.search.halving import Halving
+from prefixray.search.policies.halving import Halving
 from prefixray.search.requests import Answer, Inbox, Request
 from prefixray.search.storage import open_storage
 from prefixray.search.study import ArmStudy

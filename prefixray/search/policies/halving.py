@@ -1,0 +1,60 @@
+"""Asynchronous successive halving (Li et al. 2020, section 3) in two forms: by stopping, and by promotion.
+
+A trial goes on if its dev loss is among the best share `keep` of all trials of its arm that have reached the rung so
+far; nobody waits for trials that come later. By stopping, another trial ends there, though worse ones may pass the rung
+later or have passed it before. By promotion it pauses, and goes on once it is among the best of the rung's trials.
+"""
+
+import math
+from collections.abc import Sequence
+
+from prefixray.search.policies.contract import Policy, Verdict
+
+
+class Halving(Policy):
+    """Halving by stopping."""
+
+    def __init__(self, rungs: Sequence[int] = (), keep: float = 1.0) -> None:
+        super().__init__(rungs)
+        self._keep = keep
+
+    def expected_steps(self, num_steps: int) -> float:
+        """Steps that a trial takes on average, when the share `keep` goes on at every rung."""
+        starts, ends = [0, *self.rungs], [*self.rungs, num_steps]
+        return sum(self._keep**i * (end - start) for i, (start, end) in enumerate(zip(starts, ends, strict=True)))
+
+    def _decide(self, trial: str, rung: int, *, more_come: bool) -> Verdict:
+        scores = self._scores[rung]
+        num_kept = max(1, math.ceil(self._keep * len(scores)))
+        return "continue" if sorted(scores.values()).index(scores[trial]) < num_kept else "stop"
+
+
+class Promotion(Halving):
+    """Halving by promotion.
+
+    While trials are to come, the share is rounded down: a rung's first trials pause. Afterwards it is rounded up, so
+    that one trial at least comes to the end.
+    """
+
+    def forget(self, trial: str) -> None:
+        """As `Policy.forget`; the best of the others get its place at each rung."""
+        super().forget(trial)
+        for scores in self._scores.values():
+            scores.pop(trial, None)
+
+    def _decide(self, trial: str, rung: int, *, more_come: bool) -> Verdict:
+        return "continue" if trial in self._best(rung, more_come=more_come) else "pause"
+
+    def _choose(self, *, more_come: bool) -> str | None:
+        """The best trial of the highest rung at which one that pauses is among the best share by now."""
+        for rung in reversed(self.rungs):
+            for trial in self._best(rung, more_come=more_come):
+                if self._paused.get(trial) == rung:
+                    return trial
+        return None
+
+    def _best(self, rung: int, *, more_come: bool) -> list[str]:
+        """The trials that are the best share of a rung, best first; of equal ones the earlier."""
+        scores = self._scores[rung]
+        num_kept = math.floor(self._keep * len(scores)) if more_come else math.ceil(self._keep * len(scores))
+        return sorted(scores, key=scores.__getitem__)[:num_kept]

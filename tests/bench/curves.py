@@ -1,0 +1,190 @@
+"""Dev-loss curves of random configurations, over whole schedules: what `policies.py` replays.
+
+    python tests/bench/curves.py prefix_e2e lora_e2e mixed_e2e --workers 2
+    python tests/bench/curves.py prefix_dialogsum --dialogsum FOLDER --workers 2
+    python tests/bench/curves.py prefix_e2e --num 2 --steps 8 --out /tmp/curves    # a try
+
+Each set is one JSON file in `tests/bench/curves/`: a list of configurations, each with its dev losses by step. A
+configuration that diverges is stopped, and its last training loss stands at all later steps (null where that is not
+finite). The file is written anew after each pack, and what is in it is not trained again, so that a run that was killed
+goes on. `about.txt` beside it gets the command and the machine. All configurations of a set see the same batches in the
+same order; each pack trains on one base, each worker is a process with one thread.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import platform
+import random
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rates import BATCH_SIZE, MID_DIM, SMOLLM2, WORDS, Trainer
+
+from prefixray.config.trials import AdapterTrial, LoraTrial, PrefixTrial, TrialConfig
+from prefixray.results.command_run import source_commit
+from prefixray.system.atomic_files import write_whole
+from prefixray.system.logs import quieten
+from prefixray.system.machine import cpu_fact
+
+FOLDER = Path(__file__).parent / "curves"
+NUM_STEPS, WARMUP_SHARE = 40, 0.1
+SHARES = tuple(step / 40 for step in (1, 2, 3, 4, 6, 8, 10, 13, 16, 20, 24, 28, 34, 40))  # of the schedule, reported
+
+Values = dict[str, Any]
+
+
+def draw_prefix(rng: random.Random, data: str) -> Values:
+    """A prefix, flat or behind a network, at a rate of its parametrisation's range."""
+    mid_dim = rng.choice([None, MID_DIM])
+    return {
+        "method": "prefix",
+        "preseqlen": rng.choice([1, 5, 10, 20, 40, 80]),
+        "mid_dim": mid_dim,
+        "init_token": rng.choice([WORDS[data], "restaurant" if data == "e2e" else "summarize", None]),
+        "lr": _log_uniform(rng, 1e-2, 3e-1) if mid_dim is None else _log_uniform(rng, 1e-4, 2e-3),
+    }
+
+
+def draw_lora(rng: random.Random, data: str) -> Values:
+    """LoRA of some rank."""
+    return {"method": "lora", "rank": rng.choice([2, 4, 8, 16, 32, 64]), "lr": _log_uniform(rng, 3e-4, 3e-2)}
+
+
+def draw_any(rng: random.Random, data: str) -> Values:
+    """A prefix, LoRA or an adapter."""
+    adapter = {"method": "adapter", "bottleneck": rng.choice([8, 32, 128, 256]), "lr": _log_uniform(rng, 3e-4, 3e-2)}
+    return rng.choice([draw_prefix(rng, data), draw_lora(rng, data), adapter])
+
+
+@dataclass(frozen=True)
+class CurveSet:
+    """What is drawn, and on what data it is trained."""
+
+    data: str
+    draw: Callable[[random.Random, str], Values]
+    seed: int
+
+
+SETS = {
+    "prefix_e2e": CurveSet("e2e", draw_prefix, 1),
+    "lora_e2e": CurveSet("e2e", draw_lora, 2),
+    "mixed_e2e": CurveSet("e2e", draw_any, 3),
+    "prefix_dialogsum": CurveSet("dialogsum", draw_prefix, 4),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Record what is missing of the sets that are named."""
+    options = _options(arguments)
+    folders = {"e2e": None, "webnlg": None, "dialogsum": options.dialogsum}
+    for name in options.sets:
+        if SETS[name].data != "e2e" and folders[SETS[name].data] is None:
+            raise SystemExit(f"{name}: needs --{SETS[name].data} FOLDER")
+    options.out.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(options.workers, _begin, (options.base, folders, options.num_train or "all")) as pool:
+        for name in options.sets:
+            file = options.out / f"{name}.json"
+            entries = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+            packs, started, num_before = _missing(name, entries, options), time.monotonic(), len(entries)
+            if not packs:
+                print(f"{name}: nothing is missing")
+            for pack in pool.imap_unordered(_record, packs):
+                entries += pack
+                lines = ",\n".join(json.dumps(entry, allow_nan=False) for entry in entries)
+                write_whole(file, f"[\n{lines}\n]\n")
+                minutes = (time.monotonic() - started) / 60
+                print(f"{name}: {len(entries)} of {options.num}, {minutes:.1f} min", flush=True)
+                note = _note(name, len(entries) - num_before, minutes, options)
+            if packs:
+                with (options.out / "about.txt").open("a", encoding="utf-8") as about:
+                    about.write(note)
+
+
+def configurations(name: str, num: int) -> list[Values]:
+    """The first configurations of a set, those of one kind side by side, so that a pack needs little padding."""
+    drawn = SETS[name]
+    rng = random.Random(drawn.seed)
+    return sorted((drawn.draw(rng, drawn.data) for _ in range(num)), key=json.dumps)
+
+
+def trial(values: Values, num_steps: int) -> TrialConfig:
+    """A drawn configuration as a trial's."""
+    settings = {key: value for key, value in values.items() if key not in ("method", "lr")}
+    kind: Any = {"prefix": PrefixTrial, "lora": LoraTrial, "adapter": AdapterTrial}[values["method"]]
+    warmup_steps = round(WARMUP_SHARE * num_steps)
+    recipe: Values = {"batch_size": BATCH_SIZE, "num_steps": num_steps, "warmup_steps": warmup_steps}
+    return TrialConfig(arm="curves", learning_rate=values["lr"], method=kind(**settings), **recipe)
+
+
+def reported(num_steps: int) -> list[int]:
+    """The steps of a schedule at which dev is evaluated."""
+    return sorted({max(1, round(share * num_steps)) for share in SHARES})
+
+
+def _missing(name: str, entries: Sequence[Values], options: argparse.Namespace) -> list[tuple[str, int, list[Values]]]:
+    """Packs of what is not in the file, each with its data set and schedule."""
+    done = [{key: value for key, value in entry.items() if key != "curve"} for entry in entries]
+    left = [values for values in configurations(name, options.num) if values not in done]
+    packs = [left[start : start + options.pack] for start in range(0, len(left), options.pack)]
+    return [(SETS[name].data, options.steps, pack) for pack in packs]
+
+
+def _begin(base: str, folders: dict[str, str | None], num_train: Any) -> None:  # noqa: ANN401
+    global _trainer
+    torch.set_num_threads(1)
+    quieten()
+    _trainer = Trainer(base, folders, num_train)
+
+
+def _record(work: tuple[str, int, list[Values]]) -> list[Values]:
+    data, num_steps, pack = work
+    configs = {str(number): trial(values, num_steps) for number, values in enumerate(pack)}
+    curves, losses, _ = _trainer.follow(data, configs, reported(num_steps))
+    return [
+        {**values, "curve": _whole(curves[key], losses[key], num_steps)}
+        for key, values in zip(configs, pack, strict=True)
+    ]
+
+
+def _whole(curve: dict[int, float], losses: Sequence[float], num_steps: int) -> dict[int, float | None]:
+    """The curve at all reported steps; after a trial was stopped, its last training loss."""
+    whole = {step: curve.get(step, losses[-1]) for step in reported(num_steps)}
+    return {step: round(loss, 4) if math.isfinite(loss) else None for step, loss in whole.items()}
+
+
+def _note(name: str, num_recorded: int, minutes: float, options: argparse.Namespace) -> str:
+    command = shlex.join(["python", "tests/bench/curves.py", *sys.argv[1:]])
+    machine = f"{cpu_fact('model name') or platform.processor()}, {options.workers} workers of one thread"
+    facts = f"torch {torch.__version__}, commit {source_commit()}, {time.strftime('%Y-%m-%d', time.gmtime())}"
+    return f"{name}.json: {num_recorded} configurations in {minutes:.1f} min by `{command}` on {machine}; {facts}\n"
+
+
+def _log_uniform(rng: random.Random, low: float, high: float) -> float:
+    return float(f"{low * (high / low) ** rng.random():.3g}")
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="+", choices=SETS, metavar="SET", help="; ".join(SETS))
+    parser.add_argument("--dialogsum", metavar="FOLDER", help="its files, for prefix_dialogsum")
+    parser.add_argument("--base", default=SMOLLM2)
+    parser.add_argument("--num", type=int, default=64, help="configurations of each set")
+    parser.add_argument("--steps", type=int, default=NUM_STEPS, help="of a schedule; one file has one")
+    parser.add_argument("--num-train", type=int, help="examples to train on; without, all, as a sweep has them")
+    parser.add_argument("--pack", type=int, default=8, help="configurations that are trained together")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Policies of a search, replayed over recorded dev-loss curves: how much work each needs for a good configuration.
+
+    python tests/bench/policies.py                                    # the repository's curves
+    python tests/bench/policies.py --curves FILE ... --seats 1 4 16   # others, for packs of other sizes
+    python tests/bench/policies.py --policies "stop" "promote" --repeats 1000
+
+A curve file is a list of configurations, each with its dev losses by step under `curve`, up to the last step of its
+schedule (`curves.py` records some); other keys do not matter. In each repeat the configurations come in another order,
+as from a sampler that learns nothing. As many trials as there are seats train at once, a step each in turn. A rung lies
+at the recorded step that is nearest to its share of the schedule. A trial whose loss is not finite at a rung or at the
+end has failed. The policies are the objects that a sweep uses, but for freeze-thaw, which is tried here alone.
+
+Work is counted in steps of one trial, or with `--tokens` in target tokens. An evaluation at a rung or at the end counts
+as `--evaluation` steps: a forward pass over 32 pairs costs as much as 4 steps of a batch of 4. The best configuration
+is the one with the lowest dev loss among the trials at the end of the schedule; while there is none, among those at the
+highest rung. Regret is how far its loss at the end of the schedule lies above the lowest in the file.
+
+The table has, for each policy, the median over the repeats of the work after which the regret stays within 0.01, 0.02
+and 0.05 nats, with the middle nine tenths of the repeats in brackets (inf: never); the same for 0.02 nats as a share of
+the first policy's work in the same repeat; all work; how many trials came to the end, and how often a paused one was
+taken up; the mean final regret; and the share of repeats in which the very best configuration came to the end.
+"""
+
+import argparse
+import json
+import math
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from freeze_thaw import FreezeThaw
+
+from prefixray.search.policies.contract import Policy
+from prefixray.search.policies.halving import Halving, Promotion
+
+FOLDER = Path(__file__).parent / "curves"
+TARGETS = (0.01, 0.02, 0.05)  # nats above the best of a file
+
+# Each with the shares of the schedule at which its rungs lie. The first is what shipped sweeps do today.
+POLICIES: dict[str, tuple[tuple[float, ...], Callable[[Sequence[int], int], Policy]]] = {
+    "stop": ((0.2, 0.4), lambda rungs, _: Halving(rungs, 0.33)),
+    "stop, keep 0.6": ((0.2, 0.4), lambda rungs, _: Halving(rungs, 0.6)),
+    "stop, short rungs": ((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Halving(rungs, 0.5)),
+    "promote": ((0.2, 0.4), lambda rungs, _: Promotion(rungs, 0.33)),
+    "promote, short rungs": ((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Promotion(rungs, 0.5)),
+    "promote, a third": ((0.05, 0.2, 0.5), lambda rungs, _: Promotion(rungs, 0.33)),
+    "freeze-thaw": ((0.05, 0.1, 0.2, 0.4, 0.7), FreezeThaw),
+    "none": ((), lambda *_: Halving()),
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The dev losses of one configuration by step, infinite where they are not finite."""
+
+    losses: Mapping[int, float]
+
+    @property
+    def last(self) -> float:
+        """The loss at the end of the schedule."""
+        return self.losses[self.num_steps]
+
+    @property
+    def num_steps(self) -> int:
+        """The steps of the schedule."""
+        return max(self.losses)
+
+
+@dataclass
+class Search:
+    """One replayed search: its trials, the work so far, and how the regret fell."""
+
+    curves: Sequence[Curve]
+    policy: Policy
+    evaluation: float
+    steps: list[int] = field(default_factory=list)  # of each trial that has started
+    seated: list[int] = field(default_factory=list)
+    failed: set[int] = field(default_factory=set)
+    num_taken_up: int = 0
+    work: float = 0.0
+    regrets: list[tuple[float, float]] = field(default_factory=list)  # work, and the regret from there on
+
+    def run(self, num_seats: int) -> None:
+        """Replay it to its end."""
+        while self._fill(num_seats):
+            arrived: dict[int, list[int]] = {}
+            for trial in self.seated:
+                self.steps[trial] += 1
+                self.work += 1
+                if self.steps[trial] in self.policy.rungs or self._is_done(trial):
+                    arrived.setdefault(self.steps[trial], []).append(trial)
+                    self.work += self.evaluation
+            for step, trials in arrived.items():
+                self._judge(step, trials)
+
+    def final_regret(self) -> float:
+        """The regret at the end."""
+        return self.regrets[-1][1]
+
+    def work_until(self, target: float) -> float:
+        """The work after which the regret stayed within the target; infinite where it never was."""
+        since = math.inf
+        for work, regret in self.regrets:
+            since = min(since, work) if regret <= target else math.inf
+        return since
+
+    def num_ended(self) -> int:
+        """How many trials came to their ends."""
+        return sum(self._is_done(trial) and trial not in self.failed for trial in range(len(self.steps)))
+
+    def kept_the_best(self) -> bool:
+        """Whether the very best configuration has come to its end."""
+        best = min(range(len(self.curves)), key=lambda trial: self.curves[trial].last)
+        return best < len(self.steps) and self._is_done(best)
+
+    def _fill(self, num_seats: int) -> bool:
+        while len(self.seated) < num_seats:
+            again = self.policy.take_up(more_come=self._more_come())
+            if again is not None:
+                self.seated.append(int(again))
+                self.num_taken_up += 1
+            elif self._more_come():
+                self.seated.append(len(self.steps))
+                self.steps.append(0)
+            else:
+                break
+        return bool(self.seated)
+
+    def _more_come(self) -> bool:
+        return len(self.steps) < len(self.curves)
+
+    def _judge(self, step: int, trials: Sequence[int]) -> None:
+        finite = {str(trial): loss for trial in trials if math.isfinite(loss := self.curves[trial].losses[step])}
+        for trial in trials:
+            if str(trial) not in finite:
+                self.failed.add(trial)
+                self.policy.forget(str(trial))
+                self.seated.remove(trial)
+            elif self._is_done(trial) or self._verdict(trial, step, finite) != "continue":
+                self.seated.remove(trial)
+        best = self._best()
+        regret = math.inf if best is None else self.curves[best].last - min(curve.last for curve in self.curves)
+        self.regrets.append((self.work, regret))
+
+    def _verdict(self, trial: int, step: int, losses: Mapping[str, float]) -> str:
+        return self.policy.judge(str(trial), step, losses, more_come=self._more_come())
+
+    def _best(self) -> int | None:
+        """The best trial of those that have come furthest; None where none has come to a rung."""
+        ends = {trial: self._judged_at(trial) for trial in range(len(self.steps)) if trial not in self.failed}
+        most = max(ends.values(), default=0)
+        furthest = [trial for trial, end in ends.items() if end == most > 0]
+        return min(furthest, key=lambda trial: self.curves[trial].losses[most], default=None)
+
+    def _judged_at(self, trial: int) -> int:
+        """The last step at which the trial was evaluated; 0 before its first rung."""
+        steps = (0, *self.policy.rungs, self.curves[trial].num_steps)
+        return max(step for step in steps if step <= self.steps[trial])
+
+    def _is_done(self, trial: int) -> bool:
+        return self.steps[trial] == self.curves[trial].num_steps
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a table for each file of curves and each number of seats."""
+    options = _options(arguments)
+    for file in options.curves or sorted(FOLDER.glob("*.json")):
+        curves = read(file)
+        for num_seats in options.seats:
+            steps = curves[0].num_steps
+            print(f"\n{file.stem}: {len(curves)} curves of {steps} steps, {num_seats} seats, {options.repeats} orders")
+            print(table(curves, num_seats, options))
+
+
+def read(file: Path) -> list[Curve]:
+    """The curves of a file."""
+    entries = json.loads(file.read_text(encoding="utf-8"))
+    return [Curve({int(step): _finite(loss) for step, loss in entry["curve"].items()}) for entry in entries]
+
+
+def table(curves: Sequence[Curve], num_seats: int, options: argparse.Namespace) -> str:
+    """A row for each policy."""
+    heads = [*(f"until {target:.2f} [90 %]" for target in TARGETS), "of the first's [90 %]"]
+    row = "{:22}" + "{:>25}" * len(heads) + "{:>10}{:>7}{:>8}{:>10}{:>11}"
+    lines = [row.format("policy", *heads, "all work", "ended", "resumed", "regret", "best kept")]
+    first: list[float] = []
+    for name in options.policies:
+        searches = [replay(curves, name, order, num_seats, options.evaluation) for order in range(options.repeats)]
+        works = [[search.work_until(target) * options.tokens for search in searches] for target in TARGETS]
+        first = first or works[1]
+        shares = [
+            ours / theirs if theirs < math.inf else math.nan for ours, theirs in zip(works[1], first, strict=True)
+        ]
+        lines.append(
+            row.format(
+                name,
+                *(_spread(work, ",.0f") for work in works),
+                _spread([share for share in shares if not math.isnan(share)], ".2f"),
+                f"{statistics.median(search.work for search in searches) * options.tokens:,.0f}",
+                f"{statistics.mean(search.num_ended() for search in searches):.1f}",
+                f"{statistics.mean(search.num_taken_up for search in searches):.1f}",
+                f"{statistics.mean(search.final_regret() for search in searches):.4f}",
+                f"{statistics.mean(search.kept_the_best() for search in searches):.0%}",
+            )
+        )
+    return "\n".join(lines)
+
+
+def replay(curves: Sequence[Curve], name: str, order: int, num_seats: int, evaluation: float) -> Search:
+    """One search by one policy over the curves in one order."""
+    shuffled = random.Random(order).sample(curves, len(curves))
+    shares, make = POLICIES[name]
+    search = Search(shuffled, make(_rungs(curves, shares), shuffled[0].num_steps), evaluation)
+    search.run(num_seats)
+    return search
+
+
+def _rungs(curves: Sequence[Curve], shares: Sequence[float]) -> list[int]:
+    """The recorded steps that are nearest to shares of the schedule, each once; the last step is none."""
+    recorded = sorted(set.intersection(*(set(curve.losses) for curve in curves)))
+    nearest = {min(recorded[:-1], key=lambda step: abs(step - share * recorded[-1])) for share in shares}
+    return sorted(nearest)
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """The median, and the middle nine tenths."""
+    if not values:
+        return "-"
+    ranked = sorted(values)
+    low, high = (ranked[round(share * (len(ranked) - 1))] for share in (0.05, 0.95))
+    return f"{statistics.median_low(ranked):{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _finite(loss: float | None) -> float:
+    return loss if loss is not None and math.isfinite(loss) else math.inf
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--curves", nargs="+", type=Path, metavar="FILE", help="instead of the repository's")
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES), metavar="POLICY")
+    parser.add_argument("--seats", nargs="+", type=int, default=[4, 16], help="trials that train at once")
+    parser.add_argument("--repeats", type=int, default=300, help="orders of the configurations")
+    parser.add_argument("--evaluation", type=float, default=4.0, help="what an evaluation costs, in steps")
+    parser.add_argument("--tokens", type=float, default=1.0, help="target tokens of a step; 1: work is in steps")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
