@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, str] = {
     "sweep": "run a sweep, or go on with it",
     "plan": "print what a sweep would do, take and cost; starts nothing",
     "report": "print a sweep's tables again",
+    "compare": "put several sweeps side by side: one table, figures over data and length",
     "control": "stop or add trials, extend or finish a sweep that runs elsewhere",
     "decode": "decode a split again with what a sweep has trained",
     "export": "write an artifact as others load it",

@@ -132,7 +132,7 @@ def complete(words: str) -> list[str]:
 
 
 def test_a_shell_completes_commands_options_and_choices() -> None:
-    assert complete("prefixray c") == ["control", "convert", "cluster check"]
+    assert complete("prefixray c") == ["compare", "control", "convert", "cluster check"]
     assert "--trust-remote-code" in complete("prefixray decode x --")
     assert complete("prefixray decode x --split ") == ["dev", "test"]
     assert complete("prefixray control x ") == ["stop", "add", "extend", "finish"]

@@ -36,7 +36,7 @@ ORDER = [
 ]
 # Parse and wire; nobody imports them, not even one another.
 COMMANDS = ["sweep", "plan", "train", "decode", "report", "control", "export", "convert", "cluster_check", "spot"]
-COMMANDS += ["examples", "schema", "init"]
+COMMANDS += ["examples", "schema", "init", "compare"]
 # A command that runs another one; and the one command over them all, which imports the command that is named.
 FRONT = ["demo", "cli", "__main__"]
 FILES_AT_THE_TOP = {"__init__", "errors", "trial", *COMMANDS, *FRONT}

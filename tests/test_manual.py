@@ -45,6 +45,11 @@ RUN_BY: Mapping[str, str] = {
     "plan --set --prices": "test_plan.py::test_prices_of_a_file_give_the_cost",
     "report --format": "test_report.py::test_the_tables_come_as_latex_and_nothing_is_written",
     "report --no-page": "test_report.py::test_the_report_prints_both_tables_again",
+    "compare": "reporting/several/test_side_by_side.py::test_the_command_prints_and_writes_by_the_ending",
+    "compare --paper": "reporting/several/test_side_by_side.py::test_the_command_prints_and_writes_by_the_ending",
+    "compare --out": "reporting/several/test_side_by_side.py::test_the_command_prints_and_writes_by_the_ending",
+    "compare --format": "reporting/several/test_side_by_side.py::test_the_command_prints_and_writes_by_the_ending",
+    "compare --paper --out": "reporting/several/test_side_by_side.py::test_the_command_prints_and_writes_by_the_ending",
     "control --set": "test_control.py::test_the_command_leaves_its_request_and_says_where_it_is_kept",
     "control --trials": "test_control.py::test_the_command_leaves_its_request_and_says_where_it_is_kept",
     "control --trials --arm": "test_sweep.py::"

@@ -18,7 +18,7 @@ from prefixray.config.identity import differences, dump, identity, restore
 from prefixray.config.schema import SweepConfig
 from prefixray.errors import UserError
 from prefixray.reporting.page import write_page
-from prefixray.reporting.tables import render_markdown, write_csv
+from prefixray.reporting.tables import csv_rows, csv_text, render_markdown
 from prefixray.results.record import UNTUNED, Results, Stored, is_finished, load_results
 from prefixray.system.atomic_files import write_whole
 from prefixray.trial import TrialFolder
@@ -107,7 +107,7 @@ class ResultsFolder:
             self._put_aside()
         self.store(results)
         write_whole(self.path / "results.md", render_markdown(results))
-        write_csv(results, self.path / "results.csv")
+        write_whole(self.path / "results.csv", csv_text(csv_rows(results)))
         page = write_page(results, self.path)
         return [*(self.path / f"results.{ending}" for ending in ("json", "md", "csv")), *page]
 

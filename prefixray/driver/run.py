@@ -197,6 +197,7 @@ class _Sweep:
             decoding=config.final.decoding.model_dump(),
             search=self._trials(studies),
             minutes={arm.name: self._minutes(arm.name, runs.get(arm.name, ())) for arm in config.arms},
+            num_train=len(task.train),
         )
         results = make_results(facts, runs, self._folder.untuned, task.test_sources)
         results["rungs"], results["importance"] = list(config.search.rungs), self._importance()

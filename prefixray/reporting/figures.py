@@ -94,7 +94,7 @@ def size_figure(results: Results, tuned: Sequence[ArmResult]) -> Figure:
         if arm["method"] is None
     )
     question = "What does a better score cost in storage?"
-    x_axis = Axis("stored parameters (count, log scale)", log=True, form=_count)
+    x_axis = Axis("stored parameters (count, log scale)", log=True, form=round_count)
     y_axis = Axis(f"test {label(metric)} (points, 95 % interval)")
     chart = scatter(dots, x_axis, y_axis, title=question) if dots else ""
     return Figure(
@@ -151,7 +151,7 @@ def value_figure(arm: str, key: str, trials: Sequence[SearchTrial], rungs: Seque
     ):
         for kind, word in enumerate(words):
             part = [(t, loss) for t, loss in losses if not has_words or t["config"].get("init_token") == word]
-            name = f"{_name('init_token', word)} ({when})" if has_words else when
+            name = f"{value_name('init_token', word)} ({when})" if has_words else when
             dots = [
                 Dot(position(t["config"][key]), loss, f"{arm}/{t['number']}: {loss:.3f}, {when}") for t, loss in part
             ]
@@ -160,15 +160,15 @@ def value_figure(arm: str, key: str, trials: Sequence[SearchTrial], rungs: Seque
         for value in values:
             of_value = [loss for trial, loss in losses if trial["config"][key] == value]
             if of_value:
-                rows.append([_name(key, value), when, f"{min(of_value):.3f}", str(len(of_value))])
+                rows.append([value_name(key, value), when, f"{min(of_value):.3f}", str(len(of_value))])
     if not series:
         return []
     header = [key, "trials", "best dev loss", "number"]
     if is_range:
         header = [key, "state", "last dev loss", "trial"]
-        rows = [[_name(key, t["config"][key]), state_text(t), loss_text(t), f"{arm}/{t['number']}"] for t in known]
+        rows = [[value_name(key, t["config"][key]), state_text(t), loss_text(t), f"{arm}/{t['number']}"] for t in known]
         rows.sort(key=lambda row: float(row[0]))
-    axis = _value_axis(key, numbers, None if is_range else [_name(key, value) for value in values])
+    axis = value_axis(key, numbers, None if is_range else [value_name(key, value) for value in values])
     question = _QUESTIONS.get(key, f"How does {key} matter?")
     limits = loss_limits(known, [dot.y for part in series for dot in part.points])
     chart = strips(series, axis, Axis(_LOSS), title=f"{question} {arm}", limits=limits)
@@ -196,7 +196,8 @@ def count_states(trials: Sequence[SearchTrial]) -> str:
     return f"{len(trials)} trials, {parts}"
 
 
-def _value_axis(key: str, numbers: Sequence[float], names: Sequence[str] | None) -> Axis | Groups:
+def value_axis(key: str, numbers: Sequence[float], names: Sequence[str] | None) -> Axis | Groups:
+    """The axis of a searched value; `names` are given where its values are no numbers."""
     unit = _UNITS.get(key)
     if names is not None:
         return Groups(f"{key} ({unit})" if unit else f"{key} (text)" if key == "init_token" else key, names)
@@ -215,7 +216,7 @@ def _answer(key: str, trials: Sequence[SearchTrial]) -> str:
     assert best is not None, "a trial is done"
     tried = f"{len(done)} of {len(trials)} trials finished"
     few = "" if len(done) >= FEW else ": too few to say that others are worse"
-    value = _name(key, best["config"][key])
+    value = value_name(key, best["config"][key])
     return f"The best finished trial has {key} {value} (dev loss {best['dev_loss']:.3f}). {tried}{few}."
 
 
@@ -267,14 +268,14 @@ def _order(value: Scalar) -> tuple[int, float, str]:
     return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, str(value))
 
 
-def _name(key: str, value: Scalar) -> str:
+def value_name(key: str, value: Scalar) -> str:
     """A searched value as it stands on an axis."""
     if value is None:
         return {"mid_dim": "flat", "init_token": "random", "preseqlen": "as init"}.get(key, "none")
     return scientific(value) if isinstance(value, float) and value and abs(value) < 0.1 else str(value)
 
 
-def _count(value: float) -> str:
+def round_count(value: float) -> str:
     """A round count: 1M, not 1.0M."""
     return count_text(round(value)).replace(".0", "")
 

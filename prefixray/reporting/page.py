@@ -1,10 +1,11 @@
-"""The report as one HTML file and as Markdown, from the same sections.
+"""A page of sections as one HTML file and as Markdown; the report on one sweep is such a page.
 
 The HTML file needs no network and no font; its style and its script come from `templates/`. The script lets long
 tables be sorted, and the page can be read without it. Every text that comes from data is escaped.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -27,8 +28,17 @@ def write_page(stored: Stored, folder: Path) -> list[Path]:
 
 
 def render_html(stored: Stored, folder: Path) -> str:
-    """The report as HTML, by `templates/report.html`."""
-    name, subtitle = _headline(stored, folder)
+    """The report as HTML."""
+    return html_page(*_headline(stored, folder), sections(stored, folder))
+
+
+def render_page_markdown(stored: Stored, folder: Path) -> str:
+    """The report as Markdown."""
+    return markdown_page(*_headline(stored, folder), sections(stored, folder))
+
+
+def html_page(name: str, subtitle: str, parts: Sequence[Section]) -> str:
+    """The sections as HTML, by `templates/report.html`."""
     environment = Environment(
         loader=PackageLoader("prefixray.reporting"),
         autoescape=True,
@@ -39,16 +49,15 @@ def render_html(stored: Stored, folder: Path) -> str:
     )
     environment.filters |= {"one_line": one_line, "value_and_interval": _value_and_interval}
     template = environment.get_template("report.html")
-    return template.render(name=name, subtitle=subtitle, sections=sections(stored, folder))
+    return template.render(name=name, subtitle=subtitle, sections=parts)
 
 
-def render_page_markdown(stored: Stored, folder: Path) -> str:
-    """The report as Markdown: of every chart its question, its caption and its numbers."""
-    name, subtitle = _headline(stored, folder)
-    parts = [f"# {escaped(name)}", escaped(subtitle)]
-    for section in sections(stored, folder):
-        parts += _section_markdown(section)
-    return "\n\n".join(parts) + "\n"
+def markdown_page(name: str, subtitle: str, parts: Sequence[Section]) -> str:
+    """The sections as Markdown: of every chart its question, its caption and its numbers."""
+    texts = [f"# {escaped(name)}", escaped(subtitle)]
+    for section in parts:
+        texts += _section_markdown(section)
+    return "\n\n".join(texts) + "\n"
 
 
 def _headline(stored: Stored, folder: Path) -> tuple[str, str]:

@@ -40,6 +40,13 @@ def paper_text(results: Results, name: str) -> str:
     raise UserError(f"--paper: {name}: no such table or figure{suggestion(name, names, what='there are')}")
 
 
+def figure_text(name: str) -> str:
+    """What the paper says of a figure. Raises `UserError` where it has no figure of that name."""
+    if name not in FIGURES:
+        raise UserError(f"--paper: {name}: no such figure{suggestion(name, list(FIGURES), what='there are')}")
+    return f"Li & Liang 2021, {FIGURES[name].title}: {FIGURES[name].says}"
+
+
 def _table_text(results: Results, table: PaperTable) -> str:
     base = next((base for base in table.rows if base == results["base"]), next(iter(table.rows)))
     arms = {arm["arm"]: arm for arm in results["arms"]}

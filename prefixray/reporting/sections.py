@@ -27,6 +27,7 @@ from prefixray.reporting.verdict import notes
 from prefixray.results.citation import bibtex
 from prefixray.results.hypotheses import best_run
 from prefixray.results.record import ExampleOutputs, Importance, Results, SearchTrial, Stored, is_finished
+from prefixray.results.statistics import ranks
 
 NUM_SHOWN = 20  # sources with their outputs
 _FEWEST_RANKED = 3  # with fewer trials there is no rank correlation
@@ -99,15 +100,10 @@ def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
     """
     if len(pairs) < _FEWEST_RANKED:
         return None
-    first, second = (_ranks(side) for side in zip(*pairs, strict=True))
+    first, second = (ranks(side) for side in zip(*pairs, strict=True))
     if len(set(first)) == 1 or len(set(second)) == 1:
         return None
     return statistics.correlation(first, second)
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    ordered = sorted(values)
-    return [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]
 
 
 def _no_result(folder: Path) -> Section:

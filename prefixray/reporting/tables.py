@@ -4,11 +4,12 @@ Every number comes from `results.json`, which the final stage writes; only share
 """
 
 import csv
+import io
 import math
 import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Literal
 
 from prefixray.data.catalog import task_title
 from prefixray.metrics import decimals, label
@@ -17,6 +18,14 @@ from prefixray.reporting.verdict import is_significant, notes, num_seeds
 from prefixray.results.examples import NUM_EXAMPLES
 from prefixray.results.record import ArmResult, ExampleOutputs, Interval, Results, SearchTrial
 
+_PLAIN_COLUMNS: Sequence[Literal["p", "p_holm", "trained_parameters", "stored_parameters", "num_trials", "minutes"]] = (
+    "p",
+    "p_holm",
+    "trained_parameters",
+    "stored_parameters",
+    "num_trials",
+    "minutes",
+)
 WIDTH = 130  # columns of the longest printed line of prose
 
 
@@ -62,27 +71,29 @@ def render_note(results: Results) -> str:
     return f"{title(results)}\n\n{final_grid(results).markdown()}\n\n{footnotes}\n"
 
 
-def write_csv(results: Results, path: Path) -> None:
-    """Write one row per arm, numbers unrounded."""
-    header = ["arm", "method", "num_seeds"]
-    for name in results["metrics"]:
-        header += [name, f"{name}_low", f"{name}_high", f"{name}_sd"]
-    header += ["difference", "difference_low", "difference_high", "p", "p_holm"]
-    header += ["trained_parameters", "stored_parameters", "num_trials", "minutes"]
-    groups = list(results["arms"][0].get("groups", {}))
-    header += [f"{name}_{group}" for group in groups for name in results["metrics"]]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        for arm in results["arms"]:
-            row: list[str | float | None] = [arm["arm"], arm["method"], len(arm["seeds"])]
-            for name in results["metrics"]:
-                row += [*_numbers(arm["scores"][name]), arm["sd"].get(name)]
-            row += [*_numbers(arm["difference"]), arm["p"], arm["p_holm"]]
-            row += [arm["trained_parameters"], arm["stored_parameters"], arm["num_trials"], arm["minutes"]]
-            by_group = [arm.get("groups", {})[group]["scores"] for group in groups]
-            row += [scores[name]["value"] for scores in by_group for name in results["metrics"]]
-            writer.writerow(row)
+def csv_rows(results: Results) -> list[dict[str, object]]:
+    """One row per arm, by column, numbers unrounded."""
+    rows = []
+    for arm in results["arms"]:
+        row: dict[str, object] = {"arm": arm["arm"], "method": arm["method"], "num_seeds": len(arm["seeds"])}
+        for name in results["metrics"]:
+            row |= _interval_columns(name, arm["scores"][name]) | {f"{name}_sd": arm["sd"].get(name)}
+        row |= _interval_columns("difference", arm["difference"])
+        row |= {key: arm[key] for key in _PLAIN_COLUMNS}
+        for group, part in arm.get("groups", {}).items():
+            row |= {f"{name}_{group}": part["scores"][name]["value"] for name in results["metrics"]}
+        rows.append(row)
+    return rows
+
+
+def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """The rows as CSV, under every column that one of them has."""
+    file = io.StringIO()
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
 
 
 def search_table(search: Sequence[SearchTrial]) -> str:
@@ -113,6 +124,22 @@ def search_grid(search: Sequence[SearchTrial]) -> Grid:
     return Grid(header, rows, frozenset({"trial", "state"}))
 
 
+def interval_texts(intervals: Sequence[tuple[Interval | None, int]], digits: int, sign: str = "") -> list[str]:
+    """`58.3 [51.6, 64.4]` for each interval, the numbers padded to the widest; beside each its number of sources."""
+    texts = [
+        [f"{number:{sign}.{digits}f}" for number in _numbers(_known(interval, count)) if number is not None]
+        for interval, count in intervals
+    ]
+    width = max((len(text) for row in texts for text in row), default=0)
+    padded = [[text.rjust(width) for text in row] for row in texts]
+    return [f"{row[0]} [{row[1]}, {row[2]}]" if row else "-" for row in padded]
+
+
+def p_text(p: float) -> str:
+    """A p value with three digits."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def state_text(trial: SearchTrial) -> str:
     """`done`, or `stopped at rung 1`."""
     return trial["state"] if trial["rung"] is None else f"{trial['state']} at rung {trial['rung']}"
@@ -130,13 +157,13 @@ def final_grid(results: Results) -> Grid:
     digits = decimals(primary)
     names = [arm["arm"] for arm in arms]
     columns = {"arm": names}
-    columns[f"{label(primary)} [95 %]"] = _intervals([(arm["scores"][primary], count) for arm in arms], digits)
+    columns[f"{label(primary)} [95 %]"] = interval_texts([(arm["scores"][primary], count) for arm in arms], digits)
     if num_seeds(results) > 1:
         deviations = [arm["sd"].get(primary) for arm in arms]
         columns["sd"] = ["-" if sd is None else f"{sd:.{digits}f}" for sd in deviations]
     columns |= _differences(results, names, [(arm["difference"], count) for arm in arms])
     if any(arm["p_holm"] is not None for arm in arms):
-        columns["p (Holm)"] = [_p_text(arm) for arm in arms]
+        columns["p (Holm)"] = [_corrected_text(arm) for arm in arms]
     columns |= _other_scores(results, [arm["scores"] for arm in arms])
     total, most = results["num_parameters"], max(arm["num_trials"] for arm in arms)
     columns["trained (%)"] = [_count_and_share(arm["trained_parameters"], total) for arm in arms]
@@ -182,7 +209,7 @@ def group_grid(results: Results) -> Grid | None:
     columns = {"arm": names, "group": [name for _, name, _ in parts]}
     columns["sources"] = [f"{group['num_sources']:,}" for group in groups]
     scores = [(group["scores"][primary], group["num_sources"]) for group in groups]
-    columns[f"{label(primary)} [95 %]"] = _intervals(scores, decimals(primary))
+    columns[f"{label(primary)} [95 %]"] = interval_texts(scores, decimals(primary))
     columns |= _differences(results, names, [(group["difference"], group["num_sources"]) for group in groups])
     columns |= _other_scores(results, [group["scores"] for group in groups])
     return Grid(list(columns), list(zip(*columns.values(), strict=True)), frozenset({"arm", "group"}))
@@ -227,23 +254,12 @@ def _rank(trial: SearchTrial) -> tuple[int, int, float]:
     return rank, 0 if rank == 0 else -trial["step"], value
 
 
-def _intervals(intervals: Sequence[tuple[Interval | None, int]], digits: int, sign: str = "") -> list[str]:
-    """`58.3 [51.6, 64.4]` for each interval, the numbers padded to the widest; beside each its number of sources."""
-    texts = [
-        [f"{number:{sign}.{digits}f}" for number in _numbers(_known(interval, count)) if number is not None]
-        for interval, count in intervals
-    ]
-    width = max((len(text) for row in texts for text in row), default=0)
-    padded = [[text.rjust(width) for text in row] for row in texts]
-    return [f"{row[0]} [{row[1]}, {row[2]}]" if row else "-" for row in padded]
-
-
 def _differences(
     results: Results, arms: Sequence[str], differences: Sequence[tuple[Interval | None, int]]
 ) -> dict[str, list[str]]:
     """The column of differences to the reference, a row per name in `arms`."""
     reference = results["reference"]
-    cells = _intervals(differences, decimals(results["metric"]), "+")
+    cells = interval_texts(differences, decimals(results["metric"]), "+")
     texts = ["reference" if arm == reference else cell for arm, cell in zip(arms, cells, strict=True)]
     return {f"vs {reference} [95 %]": texts}
 
@@ -265,11 +281,13 @@ def _numbers(interval: Interval | None) -> list[float | None]:
     return [None] * 3 if interval is None else [interval["value"], interval["low"], interval["high"]]
 
 
-def _p_text(arm: ArmResult) -> str:
+def _corrected_text(arm: ArmResult) -> str:
     p = arm["p_holm"]
-    if p is None:
-        return "-  "
-    return ("<0.001" if p < 0.001 else f"{p:.3f}") + (" *" if is_significant(arm) else "  ")
+    return "-  " if p is None else p_text(p) + (" *" if is_significant(arm) else "  ")
+
+
+def _interval_columns(name: str, interval: Interval | None) -> dict[str, object]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), _numbers(interval), strict=True))
 
 
 def _count_and_share(count: int, total: int) -> str:

@@ -5,6 +5,7 @@ A difference that may be chance is never called a win, nor is one between arms t
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from prefixray.metrics import decimals, higher_is_better, label
 from prefixray.results.record import ArmResult, Results
@@ -14,22 +15,43 @@ from prefixray.trial import report_steps
 SIGNIFICANT = 0.05  # p after Holm's correction below which a difference is marked
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """A sentence, and the arm that it names the winner."""
+
+    text: str
+    winner: str | None = None
+
+
 def notes(results: Results) -> list[str]:
-    """The notes that a reader of the table needs, the verdict last."""
-    arms = results["arms"]
-    most = max(arms, key=lambda arm: arm["num_trials"])
-    lines = list(results.get("notes", ()))
-    if any(arm["method"] is not None and arm["num_trials"] < most["num_trials"] for arm in arms):
-        lines.append(f"+ searched less than {most['arm']}: not a fair comparison")
-    lines += _unequal(results).values()
-    if any(is_significant(arm) for arm in arms):
-        both = f"p < {SIGNIFICANT} after Holm's correction, and an interval clear of 0"
-        lines.append(f"* differs from {results['reference']}: {both}")
-    if sum(arm["method"] is not None for arm in arms) < 2:
+    """The notes that a reader of the table needs, the verdict last; a single arm has no verdict."""
+    lines = caveats(results)
+    if any(is_significant(arm) for arm in results["arms"]):
+        lines.append(f"* differs from {results['reference']}: {star_text()}")
+    if len(_tuned(results)) < 2:
         return lines
-    if num_seeds(results) == 1:
-        lines.append("one seed: intervals, p and * are about these trained models; other seeds would give others")
-    return [*lines, f"{_smallest_differences(results)}.", _verdict(results)]
+    return [*lines, *seed_caveats(results), f"{_smallest_differences(results)}.", verdict(results).text]
+
+
+def caveats(results: Results) -> list[str]:
+    """What the record notes of its own data and search, what the arms had unequal shares of."""
+    most = max(results["arms"], key=lambda arm: arm["num_trials"])
+    lines = list(results.get("notes", ()))
+    if any(arm["num_trials"] < most["num_trials"] for arm in _tuned(results)):
+        lines.append(f"+ searched less than {most['arm']}: not a fair comparison")
+    return [*lines, *_unequal(results).values()]
+
+
+def seed_caveats(results: Results) -> list[str]:
+    """What one seed leaves open where several arms were compared."""
+    if len(_tuned(results)) < 2 or num_seeds(results) > 1:
+        return []
+    return ["one seed: intervals, p and * are about these trained models; other seeds would give others"]
+
+
+def star_text(correction: str = "Holm's correction") -> str:
+    """What a star says; `correction` is that of the p values."""
+    return f"p < {SIGNIFICANT} after {correction}, and an interval clear of 0"
 
 
 def is_significant(arm: ArmResult) -> bool:
@@ -65,28 +87,43 @@ def _range(numbers: Sequence[float], results: Results) -> str:
     return " to ".join(dict.fromkeys(f"{number:.{digits}f}" for number in (min(numbers), max(numbers))))
 
 
-def _verdict(results: Results) -> str:
+def verdict(results: Results) -> Verdict:
     """The winner, if its lead was tested, is significant, and rests on arms treated alike and on several seeds."""
     metric, reference = results["metric"], results["reference"]
     sign = -1 if higher_is_better(metric) else 1
-    tuned = [arm for arm in results["arms"] if arm["method"] is not None]
+    tuned = _tuned(results)
+    if len(tuned) < 2:
+        return Verdict(_alone(results))
     best, second = sorted(tuned, key=lambda arm: sign * arm["scores"][metric]["value"])[:2]
     gap = abs(best["scores"][metric]["value"] - second["scores"][metric]["value"])
     tested = second if best["arm"] == reference else best if second["arm"] == reference else None
     lead = f"{gap:.{decimals(metric)}f} {label(metric)}"
     no_winner = f"No winner: {best['arm']} and {second['arm']} are {lead} apart"
     if tested is None:
-        return f"{no_winner}, but were not tested against each other."
+        return Verdict(f"{no_winner}, but were not tested against each other.")
     if not is_significant(tested):
-        return f"{no_winner}, which may be chance."
+        return Verdict(f"{no_winner}, which may be chance.")
     unequal = list(_unequal(results))
     if len({arm["num_trials"] for arm in tuned}) > 1:
         unequal.insert(0, "trials")
     if unequal:
-        return f"{no_winner}, but the arms had unequal numbers of {' and of '.join(unequal)}."
+        return Verdict(f"{no_winner}, but the arms had unequal numbers of {' and of '.join(unequal)}.")
     if min(len(best["seeds"]), len(second["seeds"])) == 1:
-        return f"{no_winner}, but with one seed."
-    return f"Winner: {best['arm']}, {lead} ahead of {second['arm']}."
+        return Verdict(f"{no_winner}, but with one seed.")
+    return Verdict(f"Winner: {best['arm']}, {lead} ahead of {second['arm']}.", best["arm"])
+
+
+def _tuned(results: Results) -> list[ArmResult]:
+    return [arm for arm in results["arms"] if arm["method"] is not None]
+
+
+def _alone(results: Results) -> str:
+    """The score of the only tuned arm, beside the floor."""
+    if not _tuned(results):
+        return "No final run has ended well."
+    metric = results["metric"]
+    scores = [f"{arm['arm']} {arm['scores'][metric]['value']:.{decimals(metric)}f}" for arm in results["arms"]]
+    return f"{label(metric)}: {', '.join(scores)}."
 
 
 def _unequal(results: Results) -> dict[str, str]:

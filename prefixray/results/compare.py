@@ -77,6 +77,7 @@ class Facts:
     decoding: Mapping[str, Any]
     search: Sequence[SearchTrial]
     minutes: Mapping[str, float]  # training time of each arm's search
+    num_train: int  # examples that a run trains on
     leaks: Sequence[str] = ()  # notes on sources that two splits share
 
 
@@ -137,6 +138,7 @@ def make_results(
         task=config.task.name,
         data_digest=provenance.data_digest,
         split="test",
+        num_train=facts.num_train,
         num_sources=len(sources),
         num_sources_total=provenance.num_test_total,
         metric=primary,

@@ -137,6 +137,7 @@ class Results(Stored):
     task: str
     data_digest: NotRequired[str]
     split: str
+    num_train: NotRequired[int]  # examples that a run trains on
     num_sources: int
     num_sources_total: int
     metric: str

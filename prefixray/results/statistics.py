@@ -102,6 +102,12 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return corrected
 
 
+def ranks(values: Sequence[float]) -> list[float]:
+    """The rank of each value, 1 for the lowest; equal values share their mean rank."""
+    ordered = sorted(values)
+    return [1 + ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]
+
+
 def resolution(low: float, value: float, high: float) -> float:
     """The smallest difference that a comparison with this interval can tell from 0: the interval's longer side."""
     return max(high - value, value - low)

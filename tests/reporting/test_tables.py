@@ -8,13 +8,14 @@ from support.quickstart_results import interval, quickstart_sweep
 
 from prefixray.reporting.tables import (
     WIDTH,
+    csv_rows,
+    csv_text,
     group_grid,
     render_latex,
     render_markdown,
     render_text,
     search_table,
     seed_grid,
-    write_csv,
 )
 from prefixray.results.record import Results
 
@@ -132,7 +133,7 @@ def test_markdown_has_both_tables_and_the_signatures(results: Results) -> None:
 
 
 def test_csv_holds_the_numbers_unrounded(results: Results, tmp_path: Path) -> None:
-    write_csv(results, tmp_path / "results.csv")
+    (tmp_path / "results.csv").write_text(csv_text(csv_rows(results)))
     with (tmp_path / "results.csv").open(newline="") as file:
         rows = {row["arm"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["untuned", "prefix", "adapter", "finetune"]
@@ -162,7 +163,7 @@ def test_groups_of_sources_have_a_table_of_their_own(results: Results, tmp_path:
     ]
     assert "finetune  unseen       12" in grid.text() and grid.text().count("reference") == 2
     assert max(map(len, grid.text().splitlines())) <= WIDTH
-    write_csv(results, tmp_path / "results.csv")
+    (tmp_path / "results.csv").write_text(csv_text(csv_rows(results)))
     header, first, *_ = csv.reader((tmp_path / "results.csv").read_text(encoding="utf-8").splitlines())
     row = dict(zip(header, first, strict=True))
     assert (float(row["bleu_seen"]), float(row["bleu_unseen"])) == pytest.approx((6.13, -1.87))

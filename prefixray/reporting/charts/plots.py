@@ -56,6 +56,7 @@ class Series:
     points: Sequence[Dot]
     kind: int = 0
     filled: bool = True
+    joined: bool = True  # of `trends`: whether a line joins them
 
     @property
     def style(self) -> str:
@@ -150,12 +151,35 @@ def strips(
     for index, part in enumerate(series):
         shift = dodge * (index - (len(series) - 1) / 2)
         _draw_series(canvas, part, x, y, shift, is_joined=isinstance(x_axis, Groups))
-    for row, parts in enumerate(legend):
-        left, baseline = 6.0, _STRIPS_HEIGHT + LINE * row + 14
-        for part in parts:
-            canvas.add(f'<g class="{part.style}">{mark(part.kind, left, baseline - 4, 4.2)}</g>')
-            canvas.text(left + 9, baseline, part.name)
-            left += _legend_width(part)
+    _draw_legend(canvas, legend)
+    return canvas.svg(title)
+
+
+def trends(series: Sequence[Series], x_axis: Axis, y_axis: Axis, *, title: str) -> str:
+    """Measured values with their intervals over a quantity; a line joins a series, and the legend names it.
+
+    A point that has a name shows it. Points of different series at one place stand side by side.
+    """
+    legend = _legend_rows(series)
+    canvas = Canvas(_STRIPS_HEIGHT + 8 + LINE * len(legend))
+    bottom = _STRIPS_HEIGHT - BOTTOM
+    dots = [dot for part in series for dot in part.points]
+    y = fit_scale(y_axis, [end for dot in dots for end in (dot.y, *(dot.interval or ()))], bottom, TOP)
+    x = fit_scale(x_axis, [dot.x for dot in dots], y.text_width(), WIDTH - RIGHT, pad=0.08)
+    draw_frame(canvas, x, y, bottom=bottom)
+    dodge = min(7.0, 40.0 / max(len(series), 1))
+    taken: list[Box] = []
+    for index, part in enumerate(series):
+        shift = dodge * (index - (len(series) - 1) / 2)
+        _draw_series(canvas, part, x, y, shift, is_joined=part.joined and len({dot.x for dot in part.points}) > 1)
+        for dot in part.points:
+            low, high = dot.interval or (dot.y, dot.y)
+            taken.append((x(dot.x) + shift - 5, y(high) - 2, x(dot.x) + shift + 5, y(low) + 2))
+    for dot in (dot for dot in dots if dot.name):
+        box = place_name(dot.name, x(dot.x), y(dot.y), taken, within=(y.text_width(), TOP, WIDTH, bottom))
+        taken.append(box)
+        canvas.text(box[0], box[3] - 4, dot.name)
+    _draw_legend(canvas, legend)
     return canvas.svg(title)
 
 
@@ -185,10 +209,22 @@ def _draw_series(canvas: Canvas, series: Series, x: Scale, y: Scale, shift: floa
         canvas.add(path([(x(value) + shift, y(lowest[value])) for value in sorted(lowest)], "join"))
     for dot in series.points:
         at = x(dot.x) + shift
+        if dot.interval is not None:
+            canvas.whisker(at, *(y(end) for end in dot.interval))
         shape = arrow(at) if y(dot.y) < TOP else mark(series.kind, at, y(dot.y), 4.2)
         canvas.add(f"<g><title>{escape(dot.tip)}</title>{shape}</g>")
     canvas.add("</g>")
     canvas.count_arrows([x(dot.x) + shift for dot in series.points if y(dot.y) < TOP])
+
+
+def _draw_legend(canvas: Canvas, rows: Sequence[Sequence[Series]]) -> None:
+    """The names of the series below the x axis of a chart that is `_STRIPS_HEIGHT` high without them."""
+    for row, parts in enumerate(rows):
+        left, baseline = 6.0, _STRIPS_HEIGHT + LINE * row + 14
+        for part in parts:
+            canvas.add(f'<g class="{part.style}">{mark(part.kind, left, baseline - 4, 4.2)}</g>')
+            canvas.text(left + 9, baseline, part.name)
+            left += _legend_width(part)
 
 
 def _legend_rows(series: Sequence[Series]) -> list[list[Series]]:
