@@ -73,7 +73,7 @@ def comparison_rows(sweeps: Sequence[OneOf]) -> list[dict[str, object]]:
     rows = []
     for sweep in sweeps:
         results = sweep.results
-        about = {key: results[key] for key in ("base", "task", "metric", "reference", "num_sources")}  # type: ignore[literal-required]
+        about = {key: results[key] for key in ("base", "task", "metric", "reference", "num_sources")}
         for arm, row in zip(results["arms"], csv_rows(results), strict=True):
             method = arm["config"].get("method")
             preseqlen = method.get("preseqlen") if isinstance(method, dict) else None
