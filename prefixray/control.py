@@ -40,7 +40,7 @@ WAIT_SECONDS = 15.0
 
 def control(
     sweep: Annotated[str, typer.Argument(metavar="SWEEP", help=SWEEP_HELP)],
-    verb: Annotated[Verb, typer.Argument(metavar="VERB", help="what the sweep shall do")],
+    verb: Annotated[Verb, typer.Argument(metavar="VERB", help="stop, add, extend or finish")],
     trial: Annotated[
         str | None, typer.Argument(metavar="TRIAL", help="stop: ARM/NUMBER, as the live view names it")
     ] = None,

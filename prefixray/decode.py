@@ -36,7 +36,8 @@ def decode(
     split: Annotated[Split, typer.Option(help="the split to decode")] = "test",
     arm: Annotated[str | None, typer.Option(help="of a sweep: the arm; if not given, its best prefix")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="the folder for the three files; if not given, one beside the artifact")
+        Path | None,
+        typer.Option(help="the folder for hypotheses, references and sources; if not given, one beside the artifact"),
     ] = None,
     device: Device = "auto",
     threads: Annotated[

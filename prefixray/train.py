@@ -38,7 +38,7 @@ def train(
     values: Annotated[list[str], repeated("--set", "KEY=VALUE", "a value of the arm: preseqlen=20")],
     *,
     replicate: Annotated[
-        int, typer.Option(min=0, help="whose seeds: 0 as in the search, 1.. as in the final stage")
+        int, typer.Option(min=0, help="the seeds of: 0 the search; 1, 2 and so on the final runs")
     ] = 0,
     device: Device = "auto",
     profile: Annotated[

@@ -112,7 +112,7 @@ class ArtifactRecord(BaseModel):
     """Whether a row's own positions start behind its prefix."""
     task: TaskConfig
     template: Mapping[str, Any]
-    """A `TemplateRecord`; it is checked when prompts are made with it."""
+    """How a source became a prompt (`TemplateRecord`); it is checked when prompts are made with it."""
     decoding: Annotated[Mapping[str, Any], AfterValidator(_are_of_the_beam_search)] | None
     """The settings of its sweep's beam search; null: the defaults."""
     scores: Mapping[str, float]

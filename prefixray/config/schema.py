@@ -117,7 +117,7 @@ class DecodingSettings(Strict):
     no_repeat_ngram_size: int = Field(default=0, ge=0)
     """No run of this many tokens comes twice in a hypothesis; 0: no such rule."""
     early_stopping: bool = False
-    """A source is done when as many hypotheses as beams have ended, not when no better one can come."""
+    """true: a source is done when as many hypotheses as beams have ended; false: when no better one can come."""
     length_with_prompt: bool = False
     """Decoder-only bases: the length that divides a beam's score counts the prompt too, and no end token, as in the
     transformers of 2020. So longer hypotheses are preferred less."""
@@ -135,10 +135,10 @@ class FinalRuns(Strict):
     num_seeds: PositiveInt = 1
     """Fresh seeds of each arm's winner; only these see test."""
     metric: str = "test/bleu"
-    """The primary metric: test/bleu, or package.module:function of your own, which takes all hypotheses and the list of
-    each source's references, and returns a number for each source, higher for better."""
+    """The primary metric: one of the task's, or package.module:function of your own, which takes all hypotheses and the
+    list of each source's references, and returns a number for each source, higher for better."""
     more_metrics: tuple[str, ...] = ()
-    """Metrics that are scored and printed besides it and the task's own: test/ter, test/meteor_1_5 (needs Java)."""
+    """Metrics that are scored besides `metric` and the task's own: test/ter, test/meteor_1_5 (needs Java)."""
     reference: str | None = None
     """The arm that the others are compared with; null: the first."""
 

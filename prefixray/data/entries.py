@@ -34,7 +34,7 @@ class ColumnsConfig(Strict):
     """The output text; in a JSONL file it may be a list of references."""
     messages: Text | None = None
     """In place of source and target: a column with chats, lists of messages with role and content. The last answer is
-    the target, what stands before it the source. null: none."""
+    the target, the messages before it are the source. null: none."""
     group: str | None = None
     """A column that says to which group of the test sources a row belongs; each is scored alone too. null: none."""
 
@@ -47,7 +47,7 @@ class SplitConfig(Strict):
     test: float = Field(default=0.1, gt=0.0, lt=1.0)
     """The share of the sources that becomes test, if there is none."""
     seed: int = Field(default=1, ge=0)
-    """Which sources; the sweep's own seed has no part in it."""
+    """Chooses the sources; the sweep's own seed has no part in it."""
 
     @field_validator("test")
     @classmethod

@@ -15,12 +15,12 @@ class LowDataConfig(Strict):
     size: PositiveInt
     """Training examples of a subset."""
     num_subsets: PositiveInt = 5
-    """How many subsets there are. Final run k trains on number (k - 1) modulo num_subsets, so that `final.num_seeds` of
-    twice as many gives two seeds on each; the search has the first."""
+    """How many subsets there are. The search trains on the first; the final runs take them in turn. So with
+    `num_subsets: 5` and `final.num_seeds: 10`, each subset gets two seeds."""
     dev_share: float = Field(default=0.3, gt=0.0)
     """Dev examples of a subset, as a share of `size`."""
     seed: int = Field(default=1, ge=0)
-    """Which subsets; the sweep's own seed has no part in it."""
+    """Chooses the subsets; the sweep's own seed has no part in it."""
 
     @property
     def num_dev(self) -> int:

@@ -56,7 +56,10 @@ class Plan:
 
 
 def plan_sweep(config: SweepConfig) -> Plan:
-    """Find out what can be known here, and count. Raises `UserError` where the base or the data cannot be used."""
+    """Count what a sweep would do and take; nothing is started.
+
+    Raises `UserError` where the base or the data cannot be used.
+    """
     known = find_known(config)
     if known.base is None:
         return Plan(config, known, arm_works(config, num_slots=MOST_SLOTS, num_workers=1))

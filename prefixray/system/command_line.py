@@ -28,7 +28,9 @@ SWEEP_HELP = "a results folder, its name under runs/, or the YAML"
 ARTIFACT_HELP = "an artifact's folder; or a sweep: its results folder, its name or its YAML"
 
 SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="the sweep's YAML file, or its name")]
-Scales = Annotated[list[str], repeated("--scale", "NAME", "a scale of the file: laptop; results in runs/...-laptop")]
+Scales = Annotated[
+    list[str], repeated("--scale", "NAME", "a block of the file's `scale`: laptop; results in runs/NAME-laptop")
+]
 Overrides = Annotated[list[str], repeated("--set", "KEY=VALUE", "override: train.num_steps=20")]
 Prices = Annotated[
     Path | None,

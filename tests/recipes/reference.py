@@ -84,7 +84,7 @@ def _default(model: type[BaseModel], key: str) -> str:
         case bool() as value:
             return str(value).lower()
         case BaseModel() | () as value:
-            return "none" if value == () else "theirs"
+            return "none" if value == () else "those of its keys"
         case value:
             return str(value)
 
