@@ -1,6 +1,6 @@
 """Every command that the pages show is understood by its own parser, names files that exist, and runs in a named test.
 
-What cannot run here is marked where it stands: behind it the page says `needs a cluster`, `needs a GPU` or `downloads`.
+What cannot run here is marked where it stands: behind it the page says so in one of the words of `MARKS`.
 A command of a form that stands in neither place fails: add its test to `RUN_BY`.
 """
 
@@ -94,8 +94,8 @@ NOT_TO_THE_END = ("python tests/", "mlflow ui --backend-store-uri ")
 """Measurements that take minutes, whose arguments are parsed; and a server that runs until it is stopped, on a database
 that `test_tracking.py` reads."""
 
-MARKS = ("needs a cluster", "needs a GPU", "downloads")
-_PROGRAMS = "python|prefixray|pip|pytest|mkdocs|mlflow|optuna-dashboard|ray|ssh|hf"
+MARKS = ("needs a cluster", "needs a GPU", "needs Slurm", "needs Kubernetes", "needs a cloud", "downloads")
+_PROGRAMS = "python|prefixray|pip|pytest|mkdocs|mlflow|optuna-dashboard|ray|ssh|hf|sbatch|kubectl|sky|rsync"
 
 
 @dataclass(frozen=True)
@@ -242,6 +242,13 @@ def test_the_tests_that_are_named_exist(place: str) -> None:
 def test_what_ci_is_said_to_run_it_runs(line: str) -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace("--quiet ", "")
     assert line in script or line == "pip install -e ."
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_line_of_a_shell_block_is_passed_over(page: Path) -> None:
+    blocks = re.findall(r"^```(?:bash|sh)\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert [line for line in lines if not list(commands(f"```\n{line}\n```\n"))] == []
 
 
 def test_no_form_is_listed_that_the_manual_does_not_show() -> None:
