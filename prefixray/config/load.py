@@ -4,7 +4,9 @@ All problems of a file are reported at once, as `file:line: key: problem`, befor
 the file are relative to the working directory, like the file's own path.
 """
 
-from collections.abc import Sequence
+import importlib.util
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 from prefixray.config.arms import read_arms
 from prefixray.config.messages import explain, parse
 from prefixray.config.scales import apply_evaluation, apply_scales
-from prefixray.config.schema import ArmConfig, FinalConfig, SearchConfig, SweepConfig
+from prefixray.config.schema import ArmConfig, FinalConfig, SamplerName, SearchConfig, SweepConfig
+from prefixray.config.space import LARGEST_GRID, Choice
 from prefixray.config.trials import METHODS, TrainConfig
 from prefixray.data.catalog import CATALOG, TaskName
 from prefixray.data.task_config import TaskConfig
@@ -47,6 +50,7 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = (), scales: Sequence
     _check_task(document)
     _check_base(document)
     _check_search(document, search, train, arms)
+    _check_sampler(document, search, arms)
     _check_final(document)
     _check_precision(document, arms)
     document.raise_problems()
@@ -144,6 +148,41 @@ def _check_search(
         if search.rungs[0] < 2 * warmup:
             problem = f"the first must be at least twice {whose}.warmup_steps ({warmup}): {2 * warmup} or more"
             document.refuse(key, problem)
+
+
+def _check_sampler(document: Document, search: SearchConfig | None, arms: Sequence[ArmConfig]) -> None:
+    """The sampler must be installed, and able to take every arm's space."""
+    if search is None:
+        return
+    key, name = ("search", "sampler"), search.sampler
+    package = {"gp": "scipy", "cmaes": "cmaes"}.get(name)
+    if package is not None and importlib.util.find_spec(package) is None:
+        document.refuse(key, f"needs the package {package}: pip install 'prefixray[cmaes]'")
+    for arm in arms:
+        for place, problem in _unsampled(search.sampler, arm):
+            document.refuse(key, f"{'.'.join(('arms', arm.name, *place))} {problem}, or take tpe or random")
+
+
+def _unsampled(sampler: SamplerName, arm: ArmConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What a sampler cannot take in an arm's space: the key within the arm, and a sentence about it without its end."""
+    cases = [(name, case) for name, dimension in arm.dimensions.items() for case in dimension.cases]
+    for name in dict.fromkeys(name for name, case in cases if case.when and sampler in ("gp", "cmaes")):
+        yield (name,), f"has a condition, which {sampler} cannot take: write an arm for each case"
+    for name in dict.fromkeys(name for name, case in cases if isinstance(case, Choice) and len(case.choice) > 1):
+        if sampler == "cmaes":
+            yield (name,), "is a choice, and cmaes takes ranges alone: give it a range or one value"
+    num_ranges = len({name for name, case in cases if not isinstance(case, Choice)})
+    if sampler == "cmaes" and cases and num_ranges < 2:
+        yield (
+            (),
+            f"has {num_ranges} searched range{'' if num_ranges == 1 else 's'}, and cmaes needs two or more: add one",
+        )
+    endless = dict.fromkeys(name for name, case in cases if math.isinf(case.size()))
+    for name in endless if sampler == "grid" else ():
+        yield (name,), "is a range of floats, which has no grid: list its values in a choice"
+    size = math.prod(dimension.size() for dimension in arm.dimensions.values())
+    if sampler == "grid" and not endless and size > LARGEST_GRID:
+        yield (), f"has {size:,.0f} points, and grid takes at most {LARGEST_GRID:,}: list fewer values"
 
 
 def _check_precision(document: Document, arms: Sequence[ArmConfig]) -> None:

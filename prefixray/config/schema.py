@@ -22,6 +22,8 @@ SweepName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_le
 Evaluation = Literal["own", "paper"]
 """How hypotheses are made and scored: prefixray's own way, or the paper's."""
 
+SamplerName = Literal["tpe", "gp", "cmaes", "random", "grid"]
+
 RECIPE_OF_ALL = frozenset({"eval_every", "precision", "gradient_checkpointing"})
 """Keys of `train` that an arm may not override: arms are comparable only where these are the same."""
 
@@ -91,6 +93,10 @@ class SearchConfig(Strict):
     """Steps at which the worse trials are stopped."""
     keep: float = Field(default=0.5, gt=0.0, le=1.0)
     """The share of trials that goes on at a rung."""
+    sampler: SamplerName = "tpe"
+    """How configurations are proposed. tpe takes every space. gp: no conditions. cmaes: at least two ranges per arm, no
+    choices, no conditions; needs the extra cmaes. random takes every space. grid: no float ranges; points in any
+    order, each once."""
     seed: int = Field(default=1, ge=0)
     """Every random draw of the sweep derives from it."""
     max_hours: PositiveFloat | None = None

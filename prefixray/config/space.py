@@ -20,7 +20,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from prefixray.system.records import Scalar
 
-_MOST = 10_000  # configurations of a space that are counted
+LARGEST_GRID = 10_000
+"""Points that a space may have to be listed and counted."""
 _Bounds = TypeVar("_Bounds", tuple[float, float], tuple[int, int])
 
 
@@ -175,8 +176,8 @@ def count_configurations(dimensions: Mapping[str, AnyDimension], fixed: Mapping[
     """How many different configurations there are, at most `limit`; a space of very many is not counted."""
     if any(math.isinf(dimension.size()) for dimension in dimensions.values()):
         return limit
-    counted = sum(1 for _ in itertools.islice(configurations(dimensions, fixed), min(limit, _MOST)))
-    return limit if counted == _MOST else counted
+    counted = sum(1 for _ in itertools.islice(configurations(dimensions, fixed), min(limit, LARGEST_GRID)))
+    return limit if counted == LARGEST_GRID else counted
 
 
 def configurations(dimensions: Mapping[str, AnyDimension], fixed: Mapping[str, Scalar]) -> Iterator[dict[str, Scalar]]:

@@ -161,7 +161,7 @@ class _Sweep:
         name, search = self._config.name, self._config.search
         num_slots, num_workers = self._pool.num_slots, self._pool.most_workers
         concurrency = num_at_once(arm, search.concurrency, num_slots=num_slots, num_workers=num_workers)
-        study = ArmStudy(self._storage, name, arm, seed=search.seed, num_startup=concurrency)
+        study = ArmStudy(self._storage, name, arm, seed=search.seed, num_startup=concurrency, sampler=search.sampler)
 
         def spec(trial: Proposal | Record) -> TrialSpec:
             return TrialSpec(

@@ -9,8 +9,8 @@ from optuna.trial import TrialState, create_trial
 from prefixray.config.schema import ArmConfig
 from prefixray.config.space import AnyDimension, Choice, LogUniform, is_number
 from prefixray.results.record import Importance
+from prefixray.search.sampling.parameters import values_by_key
 from prefixray.search.storage import Storage
-from prefixray.search.study import values_by_key
 from prefixray.search.trial_source import started_trials
 
 _FEWEST_TRIALS = 10  # with fewer trials there is no importance

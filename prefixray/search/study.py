@@ -1,26 +1,24 @@
 """The study of an arm's search: which configuration is tried next.
 
-First come the configurations that the sweep file names, then those that a seeded TPE proposes, each once. Where the
-space is small enough to be listed, its last points are drawn from the list.
-
-A key with several cases is one Optuna parameter in each case, `learning_rate if mid_dim=512`. So TPE learns the values
-of a case from the trials of that case alone.
+First come the configurations that the sweep file names, then those that a seeded sampler proposes, each once. Where the
+space is small enough to be listed, its last points are drawn from the list; a grid search draws all of them from there.
 """
 
-import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, assert_never
+from typing import Any
 
 import optuna
-from optuna.samplers import RandomSampler, TPESampler
+from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from prefixray.config.schema import ArmConfig
+from prefixray.config.schema import ArmConfig, SamplerName
 from prefixray.config.seeds import derive_seed
-from prefixray.config.space import AnyDistribution, Cases, Choice, Int, LogUniform, Uniform, configurations
+from prefixray.config.space import LARGEST_GRID, LogUniform, Uniform, configurations
 from prefixray.errors import UserError
+from prefixray.search.sampling.parameters import identity_of, parameter_name, suggest, values_by_key
+from prefixray.search.sampling.samplers import class_name, make_sampler
 from prefixray.search.storage import Storage
 from prefixray.search.trial_source import HIDDEN, Proposal, TrialSource, started_trials, state_of
 from prefixray.system.records import Scalar
@@ -29,23 +27,32 @@ _ADDED = "added_by"  # user attribute: the request that added a trial
 _BUDGET = "budget"  # user attribute of a study: the number of trials after requests
 _NUM_DRAWS = 4  # duplicates of the sampler's, after which a new point is drawn at random
 _MOST_DRAWS = 100  # duplicates in a row, after which a space too large to be listed counts as tried
-_LARGEST_GRID = 10_000  # points; a larger space is not listed
 
 
 class ArmStudy(TrialSource):
     """The search of one arm."""
 
-    def __init__(self, storage: Storage, sweep: str, arm: ArmConfig, *, seed: int, num_startup: int) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        sweep: str,
+        arm: ArmConfig,
+        *,
+        seed: int,
+        num_startup: int,
+        sampler: SamplerName = "tpe",
+    ) -> None:
         super().__init__(storage, f"{sweep}/{arm.name}")
         self._arm = arm
+        self._sampler: SamplerName = sampler
         self._seed = seed
         self._num_startup = num_startup
         self._grid = self._list_grid()
-        sampler = {"name": "TPESampler", "optuna": optuna.__version__, "num_startup": num_startup}
-        if self._study.user_attrs.get("sampler") != sampler:
-            self._study.set_user_attr("sampler", sampler)
+        recorded = {"name": class_name(sampler), "optuna": optuna.__version__, "num_startup": num_startup}
+        if self._study.user_attrs.get("sampler") != recorded:
+            self._study.set_user_attr("sampler", recorded)
         self._budget: dict[str, Any] = self._study.user_attrs.get(_BUDGET, {})
-        self._identities = {trial.number: _identity(self._values(trial)) for trial in started_trials(self._study)}
+        self._identities = {trial.number: identity_of(self._values(trial)) for trial in started_trials(self._study)}
         self._enqueue_first()
 
     def ask(self) -> Proposal | None:
@@ -60,7 +67,7 @@ class ArmStudy(TrialSource):
             untried = self._untried()
             if untried is not None and not untried:
                 return None
-            random_draw = num_draws >= _NUM_DRAWS
+            random_draw = num_draws >= _NUM_DRAWS or self._sampler == "grid"
             if random_draw and untried and not self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
                 self._enqueue_one_of(untried)
             proposal = self._propose(self._study.ask(), random_draw=random_draw)
@@ -138,26 +145,25 @@ class ArmStudy(TrialSource):
         for trial in self._study.get_trials(deepcopy=False):
             is_queued = trial.state is TrialState.WAITING
             trial_values = self._queued_values(trial) if is_queued else self._values(trial)
-            if HIDDEN not in trial.user_attrs and _identity(trial_values) == _identity(values):
+            if HIDDEN not in trial.user_attrs and identity_of(trial_values) == identity_of(values):
                 state = "queued" if is_queued else state_of(trial)
                 name = f"{self._arm.name}/{trial.number}"
                 raise UserError(f"add: {name} has these values already ({state}); change one of them")
 
     def _propose(self, trial: Trial, *, adopted: bool = False, random_draw: bool = False) -> Proposal | None:
         """Draw a trial's values that are missing; where an earlier trial has the same values, hide it: None."""
-        # Each trial has a seed of its own: with one seed, a sampler would repeat its first proposals after a relaunch.
         seed = derive_seed(self._seed, 0, f"sampler/{self._arm.name}/{trial.number}") % 2**32
-        tpe = TPESampler(n_startup_trials=self._num_startup, seed=seed)
-        self._study.sampler = RandomSampler(seed=seed) if random_draw else tpe
+        sampler = make_sampler(self._sampler, seed=seed, num_startup=self._num_startup)
+        self._study.sampler = RandomSampler(seed=seed) if random_draw else sampler
         values: dict[str, Scalar] = {}
         for key in self._arm.dimensions:
             if (distribution := self._arm.distribution(key, values)) is not None:
-                values[key] = _suggest(trial, parameter_name(self._arm, key, distribution), distribution)
-        if _identity(values) in self._tried(before=trial.number):
+                values[key] = suggest(trial, parameter_name(self._arm, key, distribution), distribution)
+        if identity_of(values) in self._tried(before=trial.number):
             self._hide(trial)
             self._identities.pop(trial.number, None)
             return None
-        self._identities[trial.number] = _identity(values)
+        self._identities[trial.number] = identity_of(values)
         return Proposal(trial.number, values, adopted)
 
     def _tried(self, before: float = math.inf) -> set[str]:
@@ -192,52 +198,14 @@ class ArmStudy(TrialSource):
     def _enqueue_first(self) -> None:
         """Queue the sweep file's `first` configurations, but for those that an earlier driver has queued."""
         given = [trial for trial in self._study.get_trials(deepcopy=False) if "fixed_params" in trial.system_attrs]
-        queued = {_identity(self._queued_values(trial)) for trial in given}
+        queued = {identity_of(self._queued_values(trial)) for trial in given}
         for values in self._arm.first:
-            if _identity(values) not in queued:
-                queued.add(_identity(values))
+            if identity_of(values) not in queued:
+                queued.add(identity_of(values))
                 self._enqueue(values)
 
     def _list_grid(self) -> dict[str, dict[str, Scalar]] | None:
         """All points of the space, by identity; None where they are too many."""
-        if math.prod(dimension.size() for dimension in self._arm.dimensions.values()) > _LARGEST_GRID:
+        if math.prod(dimension.size() for dimension in self._arm.dimensions.values()) > LARGEST_GRID:
             return None
-        return {_identity(point): point for point in configurations(self._arm.dimensions, self._arm.fixed)}
-
-
-def parameter_name(arm: ArmConfig, key: str, distribution: AnyDistribution) -> str:
-    """What Optuna calls a key: its own name; one with several cases, with the condition of the case."""
-    if not isinstance(arm.dimensions[key], Cases):
-        return key
-    conditions = (f"{other}={'|'.join(map(str, values))}" for other, values in distribution.when.items())
-    return f"{key} if {' and '.join(conditions)}"
-
-
-def values_by_key(arm: ArmConfig, params: Mapping[str, Any]) -> dict[str, Scalar]:
-    """The values of an Optuna trial's parameters by the arm's keys."""
-    values: dict[str, Scalar] = {}
-    for key in arm.dimensions:
-        distribution = arm.distribution(key, values)
-        name = key if distribution is None else parameter_name(arm, key, distribution)
-        if name in params:
-            values[key] = params[name]
-    return values
-
-
-def _suggest(trial: Trial, name: str, distribution: AnyDistribution) -> Scalar:
-    match distribution:
-        case Choice():
-            return trial.suggest_categorical(name, distribution.choice)
-        case Uniform():
-            return float(trial.suggest_float(name, *distribution.uniform))
-        case LogUniform():
-            return float(trial.suggest_float(name, *distribution.log_uniform, log=True))
-        case Int():
-            return int(trial.suggest_int(name, *distribution.int_))
-        case _:
-            assert_never(distribution)
-
-
-def _identity(values: Mapping[str, Scalar]) -> str:
-    """The same text for the same values, whatever their order."""
-    return json.dumps(dict(values), sort_keys=True)
+        return {identity_of(point): point for point in configurations(self._arm.dimensions, self._arm.fixed)}

@@ -25,6 +25,42 @@ SWEEPS = Path(__file__).parents[2] / "sweeps"
 SHIPPED = sorted(SWEEPS.rglob("*.yaml"))
 
 
+def test_a_space_that_a_sampler_cannot_take_is_refused_key_by_key() -> None:
+    """Of `VALID`'s prefix, mid_dim and others are choices, learning_rate is a range, prefix_dropout has a condition."""
+    text = VALID.replace("rungs: [10, 20]", "rungs: [10, 20], sampler: SAMPLER")
+    place = "x.yaml:15: search.sampler: 'SAMPLER': arms.prefix"
+    problems = {
+        "tpe": [],
+        "random": [],
+        "gp": [".prefix_dropout has a condition, which gp cannot take: write an arm for each case"],
+        "cmaes": [
+            ".prefix_dropout has a condition, which cmaes cannot take: write an arm for each case",
+            *(
+                f".{key} is a choice, and cmaes takes ranges alone: give it a range or one value"
+                for key in ("preseqlen", "mid_dim", "init_token", "prefix_dropout")
+            ),
+            " has 1 searched range, and cmaes needs two or more: add one",
+        ],
+        "grid": [".learning_rate is a range of floats, which has no grid: list its values in a choice"],
+    }
+    for sampler, expected in problems.items():
+        lines = [f"{place}{problem}, or take tpe or random".replace("SAMPLER", sampler) for problem in expected]
+        changed_text = text.replace("SAMPLER", sampler)
+        if lines:
+            assert complaint(changed_text).splitlines() == lines
+        else:
+            assert load(changed_text).search.sampler == sampler
+    few = text.replace("learning_rate: {log_uniform: [1e-4, 1e-2]}", "learning_rate: {choice: [1e-3, 1e-2]}")
+    assert load(few.replace("SAMPLER", "grid")).search.sampler == "grid"
+    many = few.replace("{choice: [1, 5]}", "{int: [1, 2000]}").replace("SAMPLER", "grid")
+    assert "arms.prefix has 32,000 points, and grid takes at most 10,000: list fewer values" in complaint(many)
+    ranges = VALID.replace("{choice: [1, 5]}", "{int: [1, 20]}").replace("rungs: [10", "sampler: cmaes, rungs: [10")
+    for key in ("mid_dim: {choice: [null, 512]}", "init_token: {choice: [restaurant, null]}"):
+        ranges = ranges.replace(f"    {key}\n", "")
+    ranges = ranges.replace("prefix_dropout: {choice: [0.0, 0.1], when: {mid_dim: [512]}}", "prefix_dropout: 0.1")
+    assert load(ranges).search.sampler == "cmaes"
+
+
 def test_a_valid_file_becomes_typed_objects() -> None:
     config = load()
     prefix = config.arm("prefix")

@@ -1,12 +1,14 @@
 """The search of an arm: what it proposes, and what outlives a killed driver."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from support.studies import GRID, SPACE, ask, distinct, make_arm, open_study, run_all, start_and_kill
 
-from prefixray.config.space import Cases, Choice, Int, LogUniform
+from prefixray.config.schema import SamplerName
+from prefixray.config.space import AnyDimension, Cases, Choice, Int, LogUniform, Uniform
 from prefixray.errors import UserError
 from prefixray.search.storage import open_storage, repair_journal
 from prefixray.search.study import ArmStudy
@@ -158,3 +160,54 @@ def test_arms_share_a_journal_without_sharing_trials(tmp_path: Path) -> None:
     assert [proposal.number for proposal in run_all(lora)] == [0, 1]
     assert len(run_all(prefix)) == 2
     assert len(prefix.records()) == 3
+
+
+NUMBERS: Mapping[str, AnyDimension] = {
+    "learning_rate": LogUniform(log_uniform=(1e-5, 1e-1)),
+    "prefix_dropout": Uniform(uniform=(0.0, 0.5)),
+}
+
+
+def _loss(proposal: Proposal) -> float:
+    """The lowest loss, 1, is at a learning rate of 1e-2 and a dropout of 0.1."""
+    rate, dropout = (float(proposal.values[key] or 0) for key in NUMBERS)
+    return 1 + (math.log10(rate) + 2) ** 2 + 4 * (dropout - 0.1) ** 2
+
+
+@pytest.mark.parametrize(("sampler", "half"), [("tpe", 12), ("gp", 4), ("cmaes", 12), ("random", 12)])
+def test_every_sampler_proposes_within_the_space_and_goes_on_after_a_relaunch(
+    tmp_path: Path, sampler: SamplerName, half: int
+) -> None:
+    """Three trials run at a time, every third is stopped, and the driver is started anew after half of them."""
+    for num_trials in (half, 2 * half):
+        study = open_study(tmp_path, make_arm(NUMBERS, num_trials), sampler)
+        running: list[Proposal] = []
+        while (proposal := study.ask()) is not None or running:
+            running += [] if proposal is None else [proposal]
+            if len(running) == 3 or proposal is None:
+                ended = running.pop(0)
+                study.report(ended.number, 20, _loss(ended))
+                study.tell(ended.number, "stopped" if ended.number % 3 == 2 else "done", _loss(ended))
+    assert len(study.records()) == 2 * half
+    assert len({str(record.values) for record in study.records()}) == 2 * half
+    assert all(NUMBERS[key].contains(value) for record in study.records() for key, value in record.values.items())
+    traces = {
+        "tpe": "tpe:relative_params",
+        "gp": "gp:relative_params",
+        "cmaes": "cma:generation",
+    }  # of Optuna's classes
+    last = study._study.get_trials()[-1].system_attrs
+    assert sampler == "random" or any(name.startswith(traces[sampler]) for name in last)
+
+
+def test_a_grid_is_tried_in_the_order_of_its_seed_each_point_once(tmp_path: Path) -> None:
+    lengths = Cases(cases=(Choice(choice=(1, 5), when={"mid_dim": (None,)}), Int(int=(2, 4), when={"mid_dim": (512,)})))
+    dimensions = {"mid_dim": GRID["mid_dim"], "preseqlen": lengths, "prefix_dropout": Choice(choice=(0.0, 0.1))}
+    some = run_all(open_study(tmp_path, make_arm(dimensions, 4), "grid"))
+    study = open_study(tmp_path, make_arm(dimensions, 20), "grid")
+    taken_back = next(point for key, point in (study._grid or {}).items() if key not in study._tried())
+    assert study.drop(study.add(taken_back, "a request"), "another")
+    rest = run_all(study)
+    assert distinct([*some, *rest]) == len(some) + len(rest) == 2 * (2 + 3) - 1  # what is taken back leaves the budget
+    points = [list(proposal.values.values()) for proposal in some]
+    assert points != sorted(points, key=str)

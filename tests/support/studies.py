@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from prefixray.config.schema import ArmConfig
+from prefixray.config.schema import ArmConfig, SamplerName
 from prefixray.config.space import AnyDimension, Choice, LogUniform
 from prefixray.config.trials import TrainConfig
 from prefixray.search.storage import open_storage
@@ -58,8 +58,8 @@ def make_arm(
     )
 
 
-def open_study(folder: Path, arm: ArmConfig) -> ArmStudy:
-    return ArmStudy(open_storage(folder / "study.journal"), "sweep", arm, seed=1, num_startup=2)
+def open_study(folder: Path, arm: ArmConfig, sampler: SamplerName = "tpe") -> ArmStudy:
+    return ArmStudy(open_storage(folder / "study.journal"), "sweep", arm, seed=1, num_startup=2, sampler=sampler)
 
 
 def run_all(study: TrialSource) -> list[Proposal]:

@@ -1,0 +1,43 @@
+"""The samplers of a search: Optuna's classes, one for each name that `search.sampler` may have.
+
+`config/load.py` has refused the spaces that a sampler cannot take. What each learns from:
+
+- tpe: finished, stopped and failed trials; running ones repel it.
+- gp and cmaes: finished trials alone.
+- random and grid: nothing. The study draws a grid's points from its list: Optuna's GridSampler knows no conditions, its
+  BruteForceSampler fails where a queued trial was taken back, and both can end only a search that Optuna runs itself.
+"""
+
+import warnings
+from typing import assert_never
+
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+
+from prefixray.config.schema import SamplerName
+
+
+def make_sampler(name: SamplerName, *, seed: int, num_startup: int) -> BaseSampler:
+    """The sampler for one proposal; the first `num_startup` proposals are random.
+
+    A sampler lives for one proposal and has a seed of its own: with one seed for all, a sampler would repeat its first
+    proposals after a relaunch.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        match name:
+            case "tpe":
+                return TPESampler(n_startup_trials=num_startup, seed=seed)
+            case "gp":
+                return GPSampler(n_startup_trials=num_startup, seed=seed)
+            case "cmaes":
+                return CmaEsSampler(n_startup_trials=num_startup, seed=seed)
+            case "random" | "grid":
+                return RandomSampler(seed=seed)
+            case _:
+                assert_never(name)
+
+
+def class_name(name: SamplerName) -> str:
+    """What Optuna calls the sampler, for the record that a study keeps."""
+    return type(make_sampler(name, seed=0, num_startup=1)).__name__
