@@ -13,7 +13,8 @@ from prefixray.config.space import AnyDimension, Cases
 from prefixray.errors import UserError
 from prefixray.system.yaml_document import shown
 
-_BUDGETS = frozenset({"num_trials", "max_hours", "max_gpu_hours", "max_wait_hours", "concurrency", "max_failures"})
+_BUDGETS = frozenset({"num_trials", "stop_when", "max_hours", "max_gpu_hours", "max_wait_hours"})
+_BUDGETS |= {"concurrency", "max_failures"}
 _NOT_TRAINED = frozenset({"evaluation", "final", "tracking"})
 
 

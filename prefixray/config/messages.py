@@ -29,7 +29,7 @@ def explain(error: ValidationError, model: type[BaseModel], document: Document) 
         if detail["type"] == "missing":
             document.miss(key)
         elif detail["type"] == "extra_forbidden":
-            document.reject(key, owner.model_fields)
+            document.reject(key, [field.alias or name for name, field in owner.model_fields.items()])
         else:
             document.refuse(key, requirement(owner, str(key[-1]), detail, document.at(key)))
 

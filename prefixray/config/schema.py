@@ -5,9 +5,9 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from prefixray.config.space import AnyDimension, AnyDistribution, corner_values
 from prefixray.config.trials import METHODS, MethodName, TrainConfig, TrialConfig
@@ -78,6 +78,21 @@ class ArmConfig(Strict):
         return TrialConfig.model_validate_json(json.dumps(trial), strict=True)
 
 
+class StopWhen(Strict):
+    """When an arm's search has found enough: it starts no more trials, and those that run end as they would."""
+
+    no_better: PositiveInt | None = None
+    """Once this many trials in a row have ended without a new best dev loss; null: never."""
+    dev_loss: PositiveFloat | None = Field(default=None, alias="dev/loss")
+    """Once a finished trial's dev loss is at most this; null: never."""
+
+    @model_validator(mode="after")
+    def _has_a_key(self) -> Self:
+        if self.no_better is None and self.dev_loss is None:
+            raise ValueError("must have no_better, dev/loss or both")
+        return self
+
+
 class SearchConfig(Strict):
     """How configurations are proposed, compared and stopped. Counts hold for each arm."""
 
@@ -99,6 +114,11 @@ class SearchConfig(Strict):
     order, each once."""
     seed: int = Field(default=1, ge=0)
     """Every random draw of the sweep derives from it."""
+    warm_start: Text | None = None
+    """Another sweep's folder, runs/OTHER: its best configurations are tried first, and its trials teach the sampler.
+    Its base and task must be the same, and its trials such as this sweep's arms could have. null: nothing is known."""
+    stop_when: StopWhen | None = None
+    """When an arm starts no more trials, such as {no_better: 12} or {dev/loss: 1.6}; null: after num_trials alone."""
     max_hours: PositiveFloat | None = None
     """No trial is started after this much wall time of the search, in all runs of the command; running ones end."""
     max_gpu_hours: PositiveFloat | None = None

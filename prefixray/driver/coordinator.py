@@ -128,7 +128,12 @@ class Coordinator:
     def serve(self) -> list[str]:
         """Execute the requests that wait in the sweep's folder; their answers, and news of workers."""
         with self._noting_end():
-            return [*self._pool.news(), *self._inbox.serve(self._act)]
+            return [*self.news(), *self._inbox.serve(self._act)]
+
+    def news(self) -> list[str]:
+        """News of workers, and of searches that have found enough; each is told once."""
+        with self._lock:
+            return [*self._pool.news(), *self._schedule.news()]
 
     def tick(self) -> None:
         """Do what recurs: the driver's loop calls this every moment, whether it draws or not.

@@ -114,6 +114,8 @@ class RequestHandler:
 
     def _reopen(self, stage: Stage) -> str:
         """Let a search go on; the words for the answer where this driver starts no more trials."""
+        if stage.enough() is not None:
+            return " for a run of the sweep without this search.stop_when"
         is_open = self._trials.reopen(stage)
         return "" if is_open else " for the next run of the sweep, since this one starts no more trials"
 

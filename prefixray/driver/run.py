@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -30,10 +31,11 @@ from prefixray.reporting.tables import render_note
 from prefixray.results.command_run import command_run, runs_so_far
 from prefixray.results.compare import Facts, FinalRun, make_results
 from prefixray.results.record import CommandRun, Importance, Results, SearchTrial, Stored
-from prefixray.search.budget import Budget
+from prefixray.search.budget import Budget, early_endings
 from prefixray.search.importance import parameter_importance
 from prefixray.search.policies.choice import make_policy
 from prefixray.search.requests import Inbox
+from prefixray.search.sampling.warm_start import KnownTrial, read_warm_start, warm_start_text
 from prefixray.search.status import View
 from prefixray.search.storage import open_storage, repair_journal
 from prefixray.search.study import ArmStudy
@@ -83,6 +85,8 @@ def run_sweep(
     with folder.lock():
         folder.store_config(config, file)
         repair_journal(folder.journal)
+        if not folder.journal.is_file():
+            read_warm_start(config)  # before Ray starts
         _check_data(config)
         check_server(config.tracking)
         live = LiveView(shown)
@@ -161,7 +165,15 @@ class _Sweep:
         name, search = self._config.name, self._config.search
         num_slots, num_workers = self._pool.num_slots, self._pool.most_workers
         concurrency = num_at_once(arm, search.concurrency, num_slots=num_slots, num_workers=num_workers)
-        study = ArmStudy(self._storage, name, arm, seed=search.seed, num_startup=concurrency, sampler=search.sampler)
+        study = ArmStudy(
+            self._storage,
+            name,
+            arm,
+            seed=search.seed,
+            num_startup=concurrency,
+            sampler=search.sampler,
+            read_known=lambda: self._known[arm.name],
+        )
 
         def spec(trial: Proposal | Record) -> TrialSpec:
             return TrialSpec(
@@ -175,7 +187,15 @@ class _Sweep:
                 decoding=self._config.final.decoding.model_dump(),
             )
 
-        return Stage(arm.name, arm, study, concurrency, spec, make_policy(search))
+        return Stage(arm.name, arm, study, concurrency, spec, make_policy(search), stop_when=search.stop_when)
+
+    @cached_property
+    def _known(self) -> Mapping[str, Sequence[KnownTrial]]:
+        """The trials of the sweep that `search.warm_start` names, by arm; read by the first driver alone."""
+        known = read_warm_start(self._config, self._pool.facts)
+        for line in warm_start_text(known, self._config):
+            self._engine.live.event(line)
+        return known
 
     def _store_search(self, studies: Mapping[str, ArmStudy]) -> None:
         """Write what the search has found, unless the folder has results of a final stage."""
@@ -194,6 +214,7 @@ class _Sweep:
             config=config,
             provenance=self._pool.facts,
             leaks=task.leaks,
+            endings=early_endings(studies, config.search.stop_when),
             decoding=config.final.decoding.model_dump(),
             search=self._trials(studies),
             minutes={arm.name: self._minutes(arm.name, runs.get(arm.name, ())) for arm in config.arms},

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from prefixray.cluster.decode_queue import DecodeJob
 from prefixray.cluster.pool import Pool
-from prefixray.config.schema import ArmConfig
-from prefixray.search.budget import Budget
+from prefixray.config.schema import ArmConfig, StopWhen
+from prefixray.search.budget import Budget, ended_early, found_enough
 from prefixray.search.policies.contract import Policy
 from prefixray.search.policies.halving import Halving
 from prefixray.search.study import ArmStudy
@@ -31,10 +31,15 @@ class Stage:
     spec: MakeSpec
     policy: Policy = field(default_factory=Halving)  # by default there is no rung
     decode: Callable[[TrialSpec], DecodeJob] | None = None  # how a trial that is done is decoded
+    stop_when: StopWhen | None = None
 
     def record(self, number: int) -> Record:
         """What the study knows of a trial."""
         return next(record for record in self.source.records() if record.number == number)
+
+    def enough(self) -> str | None:
+        """Why the arm's search needs no more trials, whether it has any left or not; None while it does."""
+        return None if self.stop_when is None else found_enough(self.source.records(), self.stop_when)
 
 
 class Schedule:
@@ -58,6 +63,7 @@ class Schedule:
         self._stages, self._pool, self._budget = list(stages), pool, budget
         self._num_begun, self._num_active = num_begun, num_active
         self._closed: set[str] = set()  # stages that start no more trials
+        self._news: list[str] = []
 
     def in_turn(self) -> list[Stage]:
         """The stages that may start a trial now, in the order in which they are asked.
@@ -72,13 +78,26 @@ class Schedule:
         return sorted(self._stages, key=lambda stage: turns[stage.name])
 
     def may_start(self, stage: Stage) -> bool:
-        """Whether a trial more may run in this stage, and a worker has room for it. A spent budget closes the stage."""
+        """Whether a trial more may run in this stage, and a worker has room for it.
+
+        A spent budget closes the stage, and so does `search.stop_when`.
+        """
         if stage.name in self._closed or self._num_active(stage) >= stage.concurrency:
             return False
         if self.is_spent() and not stage.source.num_orphans():
             self.close(stage)
             return False
+        news = None if stage.source.num_orphans() else ended_early(stage.name, stage.source, stage.stop_when)
+        if news is not None:
+            self._news.append(news)
+            self.close(stage)
+            return False
         return self._pool.has_room(exclusive=stage.arm.exclusive)
+
+    def news(self) -> list[str]:
+        """What a user should hear, once: which searches have found enough."""
+        news, self._news = self._news, []
+        return news
 
     def close(self, *stages: Stage) -> None:
         """Start no more trials of these stages."""

@@ -79,6 +79,7 @@ class Facts:
     minutes: Mapping[str, float]  # training time of each arm's search
     num_train: int  # examples that a run trains on
     leaks: Sequence[str] = ()  # notes on sources that two splits share
+    endings: Sequence[str] = ()  # notes on searches that ended before their last trial
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def make_results(
         seed=config.search.seed,
         arms=arms,
         resolution=max((resolution(**asdict(difference)) for difference in differences if difference), default=0.0),
-        notes=[*facts.leaks, *_notes(config, runs), *_space_notes(facts, runs)],
+        notes=[*facts.leaks, *facts.endings, *_notes(config, runs), *_space_notes(facts, runs)],
         examples=choose_examples(outputs, first_seeds, scores.reference, sources),
         search=list(facts.search),
     )

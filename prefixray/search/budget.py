@@ -1,5 +1,6 @@
-"""The budget of a search: hours, and hours of the workers' devices, summed over all drivers of the sweep.
+"""When a search ends before its last trial: once it has found enough, or once its budget is spent.
 
+The budget is hours, and hours of the workers' devices, summed over all drivers of the sweep.
 The hours that are spent are written to `spent.json` in the sweep's folder, once a minute and at the end of a search, so
 that the next driver goes on from there.
 """
@@ -8,14 +9,48 @@ import json
 import logging
 import math
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from prefixray.config.schema import SearchConfig
+from prefixray.config.schema import SearchConfig, StopWhen
+from prefixray.search.trial_source import Record, TrialSource
 from prefixray.system.atomic_files import write_whole
 
 logger = logging.getLogger(__name__)
 
 WRITE_SECONDS = 60.0  # between two writes
+
+
+def found_enough(records: Sequence[Record], stop_when: StopWhen) -> str | None:
+    """Why an arm's search needs no more trials, as a sentence without its subject; None while it does.
+
+    All is read off the arm's trials, so a later driver comes to the same answer.
+    """
+    done = [(record.value, record.ended or 0.0, record.number) for record in records if record.state == "done"]
+    finite = [(value, ended, number) for value, ended, number in done if value is not None]
+    if not finite:
+        return None
+    loss, ended, number = min(finite)
+    if stop_when.dev_loss is not None and loss <= stop_when.dev_loss:
+        return f"trial {number} has reached dev/loss {loss:.4g}, and {stop_when.dev_loss:g} is enough"
+    num_since = sum(record.state != "running" and (record.ended or 0.0) > ended for record in records)
+    if stop_when.no_better is not None and num_since >= stop_when.no_better:
+        return f"{num_since} trials in a row were no better than trial {number} with dev/loss {loss:.4g}"
+    return None
+
+
+def ended_early(name: str, source: TrialSource, stop_when: StopWhen | None) -> str | None:
+    """A sentence on a search that has found enough before its last trial; None on any other."""
+    records = source.records() if stop_when is not None else []
+    why = None if stop_when is None else found_enough(records, stop_when)
+    if why is None or len(records) >= source.num_wanted():
+        return None
+    return f"{name}: search.stop_when ended the search after {len(records)} of {source.num_wanted()} trials: {why}"
+
+
+def early_endings(searches: Mapping[str, TrialSource], stop_when: StopWhen | None) -> list[str]:
+    """A sentence on each search that has found enough before its last trial."""
+    return [told for name, source in searches.items() if (told := ended_early(name, source, stop_when)) is not None]
 
 
 class Budget:

@@ -6,7 +6,7 @@ space is small enough to be listed, its last points are drawn from the list; a g
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -17,14 +17,17 @@ from prefixray.config.schema import ArmConfig, SamplerName
 from prefixray.config.seeds import derive_seed
 from prefixray.config.space import LARGEST_GRID, LogUniform, Uniform, configurations
 from prefixray.errors import UserError
+from prefixray.search.sampling.evidence import evidence_of
 from prefixray.search.sampling.parameters import identity_of, parameter_name, suggest, values_by_key
 from prefixray.search.sampling.samplers import class_name, make_sampler
+from prefixray.search.sampling.warm_start import KnownTrial, best_first
 from prefixray.search.storage import Storage
 from prefixray.search.trial_source import HIDDEN, Proposal, TrialSource, started_trials, state_of
 from prefixray.system.records import Scalar
 
 _ADDED = "added_by"  # user attribute: the request that added a trial
 _BUDGET = "budget"  # user attribute of a study: the number of trials after requests
+_KNOWN = "warm_start"  # user attribute of a study: another sweep's trials, as they were when the search began
 _NUM_DRAWS = 4  # duplicates of the sampler's, after which a new point is drawn at random
 _MOST_DRAWS = 100  # duplicates in a row, after which a space too large to be listed counts as tried
 
@@ -41,7 +44,9 @@ class ArmStudy(TrialSource):
         seed: int,
         num_startup: int,
         sampler: SamplerName = "tpe",
+        read_known: Callable[[], Sequence[KnownTrial]] = tuple,
     ) -> None:
+        """`read_known` gives another sweep's trials that fit the arm; a study reads them once and keeps them."""
         super().__init__(storage, f"{sweep}/{arm.name}")
         self._arm = arm
         self._sampler: SamplerName = sampler
@@ -53,6 +58,8 @@ class ArmStudy(TrialSource):
             self._study.set_user_attr("sampler", recorded)
         self._budget: dict[str, Any] = self._study.user_attrs.get(_BUDGET, {})
         self._identities = {trial.number: identity_of(self._values(trial)) for trial in started_trials(self._study)}
+        self._known = self._keep_known(read_known)
+        self._evidence = evidence_of(arm, self._known)
         self._enqueue_first()
 
     def ask(self) -> Proposal | None:
@@ -153,7 +160,7 @@ class ArmStudy(TrialSource):
     def _propose(self, trial: Trial, *, adopted: bool = False, random_draw: bool = False) -> Proposal | None:
         """Draw a trial's values that are missing; where an earlier trial has the same values, hide it: None."""
         seed = derive_seed(self._seed, 0, f"sampler/{self._arm.name}/{trial.number}") % 2**32
-        sampler = make_sampler(self._sampler, seed=seed, num_startup=self._num_startup)
+        sampler = make_sampler(self._sampler, seed=seed, num_startup=self._num_startup, evidence=self._evidence)
         self._study.sampler = RandomSampler(seed=seed) if random_draw else sampler
         values: dict[str, Scalar] = {}
         for key in self._arm.dimensions:
@@ -195,11 +202,23 @@ class ArmStudy(TrialSource):
         rng = random.Random(derive_seed(self._seed, 0, f"untried/{self._arm.name}/{number}"))
         self._enqueue(rng.choice(points))
 
+    def _keep_known(self, read_known: Callable[[], Sequence[KnownTrial]]) -> list[KnownTrial]:
+        """What another sweep knew when this search began: the same for all drivers, whatever becomes of that sweep."""
+        known: list[KnownTrial] | None = self._study.user_attrs.get(_KNOWN)
+        if known is None:
+            known = list(read_known())
+            if known:
+                self._study.set_user_attr(_KNOWN, known)
+        return known
+
     def _enqueue_first(self) -> None:
-        """Queue the sweep file's `first` configurations, but for those that an earlier driver has queued."""
+        """Queue what is to be tried first, but for what an earlier driver has queued.
+
+        First come the sweep file's `first` configurations, then the best ones of another sweep.
+        """
         given = [trial for trial in self._study.get_trials(deepcopy=False) if "fixed_params" in trial.system_attrs]
         queued = {identity_of(self._queued_values(trial)) for trial in given}
-        for values in self._arm.first:
+        for values in (*self._arm.first, *best_first(self._known, self._arm.num_trials)):
             if identity_of(values) not in queued:
                 queued.add(identity_of(values))
                 self._enqueue(values)

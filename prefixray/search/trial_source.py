@@ -50,6 +50,7 @@ class Record:
     reports: Mapping[int, float]  # dev losses by step
     note: str | None  # why the trial failed or was stopped
     stopped_by: str | None = None  # the request that has stopped the trial, or that will
+    ended: float | None = None  # when its study was told of its end, in seconds since 1970
 
 
 def started_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -146,7 +147,8 @@ class TrialSource(ABC):
         value = None if state == "failed" else trial.value
         note = trial.user_attrs.get("note")
         reports, stopped_by = dict(trial.intermediate_values), trial.user_attrs.get(_STOP)
-        return Record(trial.number, self._values(trial), state, value, reports, note, stopped_by)
+        ended = None if trial.datetime_complete is None else trial.datetime_complete.timestamp()
+        return Record(trial.number, self._values(trial), state, value, reports, note, stopped_by, ended)
 
     def _frozen(self, number: int) -> FrozenTrial:
         if number not in self._ids:

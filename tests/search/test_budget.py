@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from prefixray.config.schema import SearchConfig
+from prefixray.config.schema import SearchConfig, StopWhen
 from prefixray.search import budget as budget_module
-from prefixray.search.budget import Budget
+from prefixray.search.budget import Budget, found_enough
+from prefixray.search.trial_source import Record, State
 
 
 @pytest.fixture
@@ -60,3 +61,21 @@ def test_what_the_final_stage_takes_is_not_the_searchs(tmp_path: Path, clock: Si
 def test_a_file_that_its_disk_has_damaged_counts_as_nothing(tmp_path: Path, left: str) -> None:
     (tmp_path / "spent.json").write_text(left)
     assert _budget(tmp_path, max_hours=1).problem() is None
+
+
+def _record(number: int, state: State, value: float | None, ended: float | None) -> Record:
+    return Record(number, {}, state, value, {}, None, ended=ended)
+
+
+def test_trials_without_a_new_best_count_from_the_best_ones_end() -> None:
+    """The best trial may have begun long before others that have ended."""
+    two = StopWhen(no_better=2)
+    earlier = [_record(1, "done", 2.0, 10.0), _record(2, "done", 2.5, 11.0), _record(3, "stopped", 3.0, 12.0)]
+    assert found_enough([_record(0, "running", None, None), *earlier], two) is not None
+    late_best = [_record(0, "done", 1.5, 20.0), *earlier]
+    assert found_enough(late_best, two) is None
+    later = [*late_best, _record(4, "failed", None, 21.0), _record(5, "running", None, None)]
+    assert found_enough(later, two) is None
+    told = "2 trials in a row were no better than trial 0 with dev/loss 1.5"
+    assert found_enough([*later, _record(6, "stopped", 1.4, 22.0)], two) == told  # a stopped trial's is no final loss
+    assert found_enough([_record(0, "failed", None, 1.0), _record(1, "failed", None, 2.0)], two) is None

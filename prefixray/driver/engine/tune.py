@@ -179,6 +179,8 @@ def _look_after(coordinator: Coordinator, live: LiveView, title: str, name: str,
             if not is_last:
                 _serve(coordinator, live)
                 coordinator.tick()
+            else:
+                _tell(coordinator.news(), live)
             live.update(coordinator.view(title, name))
         except Exception as error:
             if coordinator.broken is not None:
@@ -191,7 +193,11 @@ def _look_after(coordinator: Coordinator, live: LiveView, title: str, name: str,
 
 
 def _serve(coordinator: Coordinator, live: LiveView) -> None:
-    for line in coordinator.serve():
+    _tell(coordinator.serve(), live)
+
+
+def _tell(news: Sequence[str], live: LiveView) -> None:
+    for line in news:
         live.event(line)
 
 

@@ -9,20 +9,32 @@
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import assert_never
 
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
 
 from prefixray.config.schema import SamplerName
+from prefixray.search.sampling.evidence import Informed
 
 
-def make_sampler(name: SamplerName, *, seed: int, num_startup: int) -> BaseSampler:
-    """The sampler for one proposal; the first `num_startup` proposals are random.
+def make_sampler(
+    name: SamplerName, *, seed: int, num_startup: int, evidence: Sequence[FrozenTrial] = ()
+) -> BaseSampler:
+    """The sampler for one proposal, which sees `evidence` beside its study's trials.
+
+    As long as it has seen fewer than `num_startup` trials, it draws at random.
 
     A sampler lives for one proposal and has a seed of its own: with one seed for all, a sampler would repeat its first
     proposals after a relaunch.
     """
+    sampler = _of_optuna(name, seed, num_startup, evidence)
+    return Informed(sampler, evidence) if evidence else sampler
+
+
+def _of_optuna(name: SamplerName, seed: int, num_startup: int, evidence: Sequence[FrozenTrial]) -> BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         match name:
@@ -31,7 +43,9 @@ def make_sampler(name: SamplerName, *, seed: int, num_startup: int) -> BaseSampl
             case "gp":
                 return GPSampler(n_startup_trials=num_startup, seed=seed)
             case "cmaes":
-                return CmaEsSampler(n_startup_trials=num_startup, seed=seed)
+                # CMA-ES starts where the best of other trials lie, and learns from its own study's alone.
+                done = [trial for trial in evidence if trial.state is TrialState.COMPLETE]
+                return CmaEsSampler(n_startup_trials=num_startup, seed=seed, source_trials=done or None)
             case "random" | "grid":
                 return RandomSampler(seed=seed)
             case _:
@@ -40,4 +54,4 @@ def make_sampler(name: SamplerName, *, seed: int, num_startup: int) -> BaseSampl
 
 def class_name(name: SamplerName) -> str:
     """What Optuna calls the sampler, for the record that a study keeps."""
-    return type(make_sampler(name, seed=0, num_startup=1)).__name__
+    return type(_of_optuna(name, 0, 1, ())).__name__
