@@ -3,7 +3,7 @@
 So they have no number, count in no table and no budget, and cannot be added twice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import optuna
@@ -77,7 +77,9 @@ class _Seen:
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         return getattr(self._study, name)
 
-    def _get_trials(self, *given: Any, states: Sequence[TrialState] | None = None, **named: Any) -> list[FrozenTrial]:  # noqa: ANN401
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
         """What Optuna's samplers look at."""
         more = [trial for trial in self._evidence if states is None or trial.state in states]
-        return [*more, *self._study._get_trials(*given, states=states, **named)]  # type: ignore[arg-type]
+        return [*more, *self._study._get_trials(deepcopy, states, use_cache)]
