@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 from support.packs import EXAMPLES, SEEDS, rows_of, trial_of
-from support.sweep_process import DrivenSweep, end_all
 
 from prefixray.artifacts.store import load_artifact, restore_method
 from prefixray.batching.template import make_template
@@ -271,6 +270,10 @@ def test_workers_on_gpus_do_without_cudnns_attention(base_folders: Mapping[str, 
 
 @pytest.mark.ray
 def test_a_sweep_runs_on_a_gpu(tmp_path: Path, base_folders: Mapping[str, Path]) -> None:
+    for library in ("ray", "optuna", "mlflow"):
+        pytest.importorskip(library)
+    from support.sweep_process import DrivenSweep, end_all
+
     sweep = DrivenSweep(tmp_path, base_folders["gpt2"])
     (tmp_path / "small.yaml").write_text(SWEEP.format(base=sweep.base))
     try:

@@ -1,8 +1,8 @@
-"""The arms of the benchmark: a pack of ours, and PEFT's prefix tuning with the plain training step around it.
+"""The arms of the benchmark: a pack of ours, and PEFT's prefix tuning or LoRA with the plain training step around it.
 
 Both take the same rows and, on decoder-only bases, start from the same tensors. PEFT's prefix for an encoder-decoder
 has another form (the decoder's own attention alone, layers tied in pairs), so there the two start apart; and so they do
-where several heads share their keys, since PEFT's network is narrower there.
+where several heads share their keys, since PEFT's network is narrower there. LoRA's updates start at zero in both.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,21 @@ from typing import Any
 
 import torch
 from cases import EOS
-from peft import PrefixTuningConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefixray.batching.rows import Row
-from prefixray.config.trials import PrefixTrial, TrialConfig
+from prefixray.config.trials import AnyTrial, LoraTrial, PrefixTrial, TrialConfig
 from prefixray.methods.prefix import Prefix
 from prefixray.model.base import wrap_model
+from prefixray.model.shape import Shape
 from prefixray.training.member import Seeds
 from prefixray.training.pack import Pack
 
+METHODS = ("prefix", "lora")
 MID_DIM = 512
+RANK = 4
 LEARNING_RATE = 5e-3
 
 
@@ -34,6 +37,7 @@ class Setting:
     batch_size: int
     preseqlen: int
     device: torch.device
+    method: str = "prefix"  # one of METHODS
 
     def batch(self, step: int) -> list[Row]:
         """The rows of a step of a trial, the same in every arm."""
@@ -42,22 +46,28 @@ class Setting:
 
 
 class PeftArm:
-    """PEFT's prefix tuning with its projection on a model of its own."""
+    """PEFT's prefix tuning with its projection, or its LoRA, on a model of its own."""
 
     def __init__(self, model: PreTrainedModel, setting: Setting, *, autocast: bool = True) -> None:
         self._setting = setting
         self._autocast = autocast  # where the model is bf16; without it the whole forward is
         self._is_pair = model.config.is_encoder_decoder
-        config = PrefixTuningConfig(
-            task_type="SEQ_2_SEQ_LM" if self._is_pair else "CAUSAL_LM",
-            num_virtual_tokens=setting.preseqlen,
-            prefix_projection=True,
-            encoder_hidden_size=MID_DIM,
-        )
-        self.model: Any = get_peft_model(model, config)
-        self.encoder = self.model.prompt_encoder["default"]
-        self.encoder.float().train()
-        self.optimizer = torch.optim.AdamW(self.encoder.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+        task = "SEQ_2_SEQ_LM" if self._is_pair else "CAUSAL_LM"
+        if setting.method == "lora":
+            self.model: Any = get_peft_model(model, LoraConfig(task_type=task, r=RANK, lora_alpha=RANK))
+            self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        else:
+            config = PrefixTuningConfig(
+                task_type=task,
+                num_virtual_tokens=setting.preseqlen,
+                prefix_projection=True,
+                encoder_hidden_size=MID_DIM,
+            )
+            self.model = get_peft_model(model, config)
+            self.encoder = self.model.prompt_encoder["default"]
+            self.encoder.float().train()
+            self.trained = list(self.encoder.parameters())
+        self.optimizer = torch.optim.AdamW(self.trained, lr=LEARNING_RATE, weight_decay=0.0)
 
     def start_from(self, prefix: Prefix) -> None:
         """Take over the tensors of our network: PEFT's has the same layers in the same order.
@@ -75,7 +85,7 @@ class PeftArm:
         """One update; the loss."""
         loss = self._loss(self._setting.batch(step))
         loss.backward()
-        nn.utils.clip_grad_norm_(self.encoder.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(loss.detach())
@@ -101,16 +111,15 @@ class PeftArm:
 
 
 class PackArm:
-    """Prefixes on one model that start alike and see the same rows, in groups of the given sizes that run in turn."""
+    """Trials on one model that start alike and see the same rows, in groups of the given sizes that run in turn."""
 
     def __init__(self, model: PreTrainedModel, setting: Setting, sizes: Sequence[int]) -> None:
         base = wrap_model(model, None, name="random", digest="")  # type: ignore[arg-type]
         self.pack = Pack(base, setting.rows, pad_id=EOS)
         self._groups = {size: [f"{size}/{number}" for number in range(size)] for size in sizes}
-        sites = "decoder" if base.shape.is_encoder_decoder else None
-        method = PrefixTrial(preseqlen=setting.preseqlen, mid_dim=MID_DIM, init_token=None, sites=sites)
+        method = method_of(setting, base.shape)
         recipe = {"num_steps": 10**6, "schedule": "constant", "batch_size": setting.batch_size}
-        config = TrialConfig(arm="prefix", learning_rate=LEARNING_RATE, method=method, **recipe)  # type: ignore[arg-type]
+        config = TrialConfig(arm="timed", learning_rate=LEARNING_RATE, method=method, **recipe)  # type: ignore[arg-type]
         for key in (key for keys in self._groups.values() for key in keys):
             member = self.pack.admit(key, config, Seeds.derive(1, 0))
             member.next_rows = lambda member=member: setting.batch(member.step)  # type: ignore[method-assign, misc]
@@ -131,6 +140,14 @@ class PackArm:
         """A group's dev losses; the first trial's."""
         keys = self._groups[size]
         return self.pack.evaluate(keys, rows)[keys[0]]
+
+
+def method_of(setting: Setting, shape: Shape) -> AnyTrial:
+    """What our trials train on a base of this shape."""
+    if setting.method == "lora":
+        return LoraTrial(rank=RANK, alpha=RANK)
+    sites = "decoder" if shape.is_encoder_decoder else None
+    return PrefixTrial(preseqlen=setting.preseqlen, mid_dim=MID_DIM, init_token=None, sites=sites)
 
 
 def _inputs(rows: Sequence[Row]) -> dict[str, Tensor]:

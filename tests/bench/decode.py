@@ -46,6 +46,18 @@ class Arm:
     found: Hypotheses = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Line:
+    """What was found of an arm."""
+
+    arm: Arm
+    speed: float  # sentences a second
+    to_first: list[float]  # by round, how many times as long the first arm took
+    to_one: float  # and PEFT one at a time in the same precision, in the middle
+    to_batched: float  # and PEFT in batches
+    num_same: int  # hypotheses that are PEFT's
+
+
 def main() -> None:
     """Print the table."""
     names = [name for name in ALL_CASES if "bart" not in name.lower()]
@@ -107,7 +119,15 @@ class Bench:
 
     def show(self, rounds: int) -> None:
         """Run the arms in turn and print the table."""
-        arms = self.arms()
+        for line in self.run(rounds):
+            middles = f"{line.to_one:6.2f} {line.to_batched:9.2f}"
+            same = f"{line.num_same} of {len(line.arm.found)}"
+            print(f"{line.arm.name:<24} {line.speed:11.2f}  {spread(line.to_first):<21} {middles}  {same}")
+        print(flush=True)
+
+    def run(self, rounds: int) -> list[Line]:
+        """Run the arms in turn: what was found of each."""
+        arms, lines = self.arms(), []
         for number in range(rounds + 1):
             for arm in arms:
                 spent, arm.found = timed(arm.run, self._device)
@@ -117,10 +137,9 @@ class Bench:
             alike = [other for other in arms if other.precision == arm.precision]  # the first two are PEFT's
             to_first, to_one, to_batched = (ratios(other.seconds, arm.seconds) for other in (arms[0], *alike[:2]))
             same = sum(own == alike[0].found[place % self.num_sources] for place, own in enumerate(arm.found))
-            speed = 1 / statistics.median(arm.seconds)
-            middles = f"{statistics.median(to_one):6.2f} {statistics.median(to_batched):9.2f}"
-            print(f"{arm.name:<24} {speed:11.2f}  {spread(to_first):<21} {middles}  {same} of {len(arm.found)}")
-        print(flush=True)
+            middles = statistics.median(to_one), statistics.median(to_batched)
+            lines.append(Line(arm, 1 / statistics.median(arm.seconds), to_first, *middles, same))
+        return lines
 
     def profile(self, precision: str, file: str) -> None:
         """Write a trace of our decoding, one trial."""

@@ -3,6 +3,7 @@
     python tests/bench/launches.py                         # gpt2-medium's shape, E2E, batch 10; minutes on a CPU
     python tests/bench/launches.py --arms "network 16" "lora 16" --top 12    # and the most frequent operators of each
     python tests/bench/launches.py --small                 # two arms of a tiny shape, for trying this file
+    python tests/bench/launches.py --json tests/bench/day/counted.json   # for gpu_day.py to compare with
 
 Operators (a launch each), uploads, and operators for which the host waits are counted on models of one and two narrow
 layers: they are linear in the number of layers and do not depend on the width. Bytes (what operators read and write)
@@ -16,6 +17,7 @@ of what the host takes to launch, 5 or 10 us each, and what the device takes, FL
 
 import argparse
 import itertools
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -27,24 +29,25 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from support.pretend_gpu import device
 
-device.pretend()
+if "torch" not in sys.modules:  # else somebody wants the steps alone, on the device that there is
+    device.pretend()
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from arms import PeftArm, Setting  # noqa: E402
-from cases import EOS, e2e, gpt2  # noqa: E402
-from decode import Numbers, number_template  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count  # noqa: E402
+import numpy as np
+import torch
+from arms import PeftArm, Setting
+from cases import EOS, e2e, gpt2
+from decode import Numbers, number_template
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from prefixray.config.schema import DecodingSettings  # noqa: E402
-from prefixray.config.trials import AdapterTrial, AnyTrial, LoraTrial, PrefixTrial, TrialConfig  # noqa: E402
-from prefixray.decoding.generate import generate  # noqa: E402
-from prefixray.model.base import wrap_model  # noqa: E402
-from prefixray.system.logs import quieten  # noqa: E402
-from prefixray.training import loss  # noqa: E402
-from prefixray.training.member import Seeds  # noqa: E402
-from prefixray.training.pack import Pack  # noqa: E402
+from prefixray.config.schema import DecodingSettings
+from prefixray.config.trials import AdapterTrial, AnyTrial, LoraTrial, PrefixTrial, TrialConfig
+from prefixray.decoding.generate import generate
+from prefixray.model.base import wrap_model
+from prefixray.system.logs import quieten
+from prefixray.training import loss
+from prefixray.training.member import Seeds
+from prefixray.training.pack import Pack
 
 HEADS, BATCH_SIZE, PREFIX, BEAMS = 16, 10, 5, 5
 METHODS: dict[str, AnyTrial] = {
@@ -111,6 +114,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--layers", type=int, default=MEDIUM.layers)
     parser.add_argument("--top", type=int, default=0, help="operators to name, of each arm")
+    parser.add_argument("--json", type=Path, help="keep the counts of these arms in this file, too")
     parser.add_argument("--small", action="store_true", help="a small shape and few arms")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -131,6 +135,11 @@ def main() -> None:
         print(line + " ".join(f"{ratio:6.2f}" for ratio in times), flush=True)
         for name, number in found.operators.most_common(options.top):
             print(f"{'':<14}{number:6d} {name}")
+        if options.json:
+            kept = json.loads(options.json.read_text()) if options.json.exists() else {}
+            names = "launches", "uploads", "waits", "megabytes", "gigaflops"
+            kept[arm] = dict(zip(names, (round(number, 1) for number in found.numbers()), strict=True))
+            options.json.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def extrapolated(arm: str, shape: Shape) -> Count:
