@@ -16,6 +16,7 @@ import torch
 from support.packs import EXAMPLES, SEEDS, rows_of, trial_of
 
 from prefixray.artifacts.store import load_artifact, restore_method
+from prefixray.batching.lengths import row_lengths
 from prefixray.batching.template import make_template
 from prefixray.config.schema import DecodingSettings
 from prefixray.config.trials import (
@@ -27,11 +28,14 @@ from prefixray.config.trials import (
     TrainConfig,
     TrialConfig,
 )
-from prefixray.data import Sourced, Task
+from prefixray.data import Example, Sourced, Task
 from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.generate import generate
 from prefixray.errors import NoMemory
+from prefixray.methods.catalog import trained_parameters
 from prefixray.model.base import Base, load_base, wrap_model
+from prefixray.planning.memory import BYTES_PER_TRAINED, Load, pack_bytes
+from prefixray.planning.slots import num_slots
 from prefixray.training.pack import Pack
 from prefixray.training.trainer import Trainer, load_trainer
 from prefixray.trial import Report, TrialSpec
@@ -219,6 +223,54 @@ def test_a_step_without_memory_runs_in_smaller_pieces_with_the_same_numbers(make
         assert found[key].failed is None and math.isfinite(found[key].loss)
         assert found[key].loss == pytest.approx(expected[key].loss, abs=TOLERANCE[torch.float32])
         assert found[key].grad_norm == pytest.approx(expected[key].grad_norm, rel=1e-4)
+
+
+def test_a_pack_that_is_as_large_as_was_measured_does_not_run_out_of_memory(
+    make_on: MakeOn, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"The {place} {number}" for number in range(100) for place in ("Eagle", "Mill", "Vaults", "Pier")]
+    rows = [Example(f"name : {name} | food : tea | area : riverside", f"{name} serves tea.") for name in names]
+    task = replace(task_of(2), train=tuple(rows))
+    trainer = Trainer(make_on("gpt2", torch.float32, "cuda"), task, TaskConfig(name="custom"))
+    network = PrefixTrial(preseqlen=2, mid_dim=4000, init_token=None)
+    with memory_for(128 * MIB):
+        trainer.measure()
+        facts, costs = trainer.describe(), trainer.pack.layout.costs
+        assert costs is not None and costs.step_bytes == facts.step_bytes
+        assert costs.token_budget == trainer.pack.token_budget < 1 << 16 and facts.free_bytes <= 128 * MIB
+        trained = trained_parameters(network, facts.shape)
+        slots = num_slots(facts.free_bytes, BYTES_PER_TRAINED * trained, facts.step_bytes)
+        assert slots > 3
+        for number in range(slots):
+            trainer.admit(spec_of(tmp_path, f"{number}", trial_of(network, 1e-3, batch_size=160, num_steps=2)))
+        reports = [report for _ in range(2) for report in trainer.run()]
+    assert [report.state for report in reports] == ["done"] * slots
+    assert "out of memory" not in caplog.text and trainer.pack.token_budget == costs.token_budget
+
+
+@pytest.mark.parametrize("method", ["network", "lora"])
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_computed_memory_of_a_pack_is_enough_and_not_much_more(make_on: MakeOn, method: str, count: int) -> None:
+    base = make_on("gpt2", torch.float32, "cuda")
+    trained = PrefixTrial(preseqlen=5, mid_dim=20_000, init_token=None) if method == "network" else LoraTrial(rank=16)
+    pack, rows = Pack(base, rows_of(base), pad_id=0), rows_of(base)
+    pack.admit("warm", trial_of(METHODS["lora"], 1e-3), SEEDS)
+    pack.step(["warm"])  # libraries take their own memory
+    pack.drop("warm")
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    keys = [f"{number}" for number in range(count)]
+    for key in keys:
+        pack.admit(key, trial_of(trained, 1e-3, batch_size=12), SEEDS)
+    for _ in range(2):
+        assert all(result.failed is None for result in pack.step(keys).values())
+    taken = torch.cuda.max_memory_allocated() - before
+    lengths, num_rows = row_lengths(rows), count * len(rows)
+    load = Load(num_rows, round(num_rows * lengths.decoder), round(num_rows * lengths.targets))
+    weights = 4 * base.shape.num_parameters
+    computed = pack_bytes([trained] * count, base.shape, load, on_gpu=True) - weights
+    assert taken <= computed <= 1.6 * taken, (taken, computed)
 
 
 @pytest.mark.parametrize("room", [20, 60, 100], ids=["for no gradients", "for gradients", "for one of two moments"])

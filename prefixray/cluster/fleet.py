@@ -219,11 +219,12 @@ class Fleet:
         self._facts = self._facts or facts
         is_shared = facts.device == "cpu" and not self._cluster.is_elastic  # all workers see the one machine's memory
         sharing = [arm for arm in self._arms if not arm.exclusive]
-        trial_bytes = max((largest_trial(arm, facts.shape) for arm in sharing), default=1)
+        on_gpu = facts.device != "cpu"
+        trial_bytes = max((largest_trial(arm, facts.shape, on_gpu=on_gpu) for arm in sharing), default=1)
         free_bytes = facts.free_bytes // (len(self.workers) if is_shared else 1)
         # A worker that comes again on one machine finds less free, but only for the trials of the other workers.
         worker.free_bytes = free_bytes if self._cluster.is_elastic else max(free_bytes, worker.free_bytes)
-        worker.num_slots = num_slots(worker.free_bytes, trial_bytes)
+        worker.num_slots = num_slots(worker.free_bytes, trial_bytes, facts.step_bytes)
         free_gib, trial_gib = worker.free_bytes / 2**30, trial_bytes / 2**30
         values = worker.name, worker.num_slots, facts.device, free_gib, trial_gib
         logger.info("%s: %d slots on %s: %.1f GiB free, %.2f GiB a trial", *values)

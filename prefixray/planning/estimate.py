@@ -14,10 +14,11 @@ from prefixray.methods.catalog import facts_of
 from prefixray.planning.devices import GPUS, Device, named_gpu, this_machine
 from prefixray.planning.flops import decoding_flops, forward_flops, training_flops
 from prefixray.planning.known import Known, find_known
-from prefixray.planning.memory import Load, largest_method, largest_trial, pack_bytes
+from prefixray.planning.memory import Load, kept_numbers, largest_method, largest_trial, pack_bytes
 from prefixray.planning.slots import MOST_SLOTS, num_slots
 from prefixray.planning.speeds import Kind
 from prefixray.planning.work import ArmWork, arm_works
+from prefixray.training.device.costs import STEP_SHARE
 from prefixray.training.layout import TOKEN_BUDGET
 from prefixray.trial import report_steps
 
@@ -75,7 +76,8 @@ def _cost(known: Known, device: Device) -> Cost:
     weight_bytes = BYTES_OF_WEIGHT[device.precision]
     free = device.memory - weight_bytes * shape.num_parameters
     sharing = [arm for arm in config.arms if not arm.exclusive]
-    slots = num_slots(free, max((largest_trial(arm, shape) for arm in sharing), default=1))
+    each = max((largest_trial(arm, shape, on_gpu=device.is_gpu) for arm in sharing), default=1)
+    slots = num_slots(free, each)
     works = arm_works(config, num_slots=slots, num_workers=device.num_workers)
     packs = [pack for pack in _packs(works, slots, device.num_workers) if pack]
     alone = [[work] for work in works if work.arm.exclusive]
@@ -107,14 +109,22 @@ def _memory(known: Known, device: Device, pack: Sequence[ArmWork]) -> int:
     longest = max(facts_of(method).infix_positions(method) for method in methods)
     load = _load(known, pack, device)
     load = replace(load, tokens=load.tokens + load.rows * longest)
-    return pack_bytes(methods, known.shape, load, weight_bytes=weight_bytes)
+    return pack_bytes(methods, known.shape, load, weight_bytes=weight_bytes, on_gpu=device.is_gpu)
 
 
 def _load(known: Known, pack: Sequence[ArmWork], device: Device) -> Load:
-    """The largest micro-batch of a pack: all its rows, or as many as the token budget allows."""
+    """The largest micro-batch of a pack: all its rows, or as many as the token budget allows, or a GPU's memory."""
     rows = sum(work.rows_per_step for work in pack)
     length = max(1.0, known.train.encoder + known.train.decoder)
     rows = max(1, min(rows, int(TOKEN_BUDGET["cuda" if device.is_gpu else "cpu"] / length)))
+    if device.is_gpu:
+        row_bytes = (4 if device.precision == "fp32" else 2) * kept_numbers(0, known.shape, _load_of(known, 1))
+        rows = max(1, min(rows, int(STEP_SHARE * device.memory / row_bytes)))
+    return _load_of(known, rows)
+
+
+def _load_of(known: Known, rows: int) -> Load:
+    """A micro-batch of so many rows."""
     targets = math.ceil(rows * known.train.targets)
     decoder, encoder = math.ceil(rows * known.train.decoder), math.ceil(rows * known.train.encoder)
     return Load(rows, max(1, decoder), targets, known.config.train.gradient_checkpointing, encoder)

@@ -27,29 +27,44 @@ class Load:
     encoder_tokens: int = 0
 
 
-def pack_bytes(methods: Sequence[AnyTrial], shape: Shape, load: Load, *, weight_bytes: int = 4) -> int:
+def pack_bytes(
+    methods: Sequence[AnyTrial], shape: Shape, load: Load, *, weight_bytes: int = 4, on_gpu: bool = False
+) -> int:
     """Peak memory of training these trials in one pack, the base included; an estimate in bytes.
 
     It is the sum of
     - the base;
     - each trial's fp32 values and Adam's moments, its folded prefix and that prefix's gradient;
-    - the gradients of the one trial that is being updated;
+    - the gradients of the one trial that is being updated, on a GPU of all, which are updated together;
+    - on a GPU, copies of the tensors of trials that share products;
     - a fine-tuning's copies of the weights that it does not train;
     - the activations that a micro-batch keeps for its backward, with the stacked prefixes of its trials and their
       gradient.
     """
-    total = shape.num_parameters
-    trained = [trained_parameters(method, shape) for method in methods]
     folded = sorted((facts_of(method).folded(method, shape) for method in methods), reverse=True)
-    state = (BYTES_PER_TRAINED - 4) * sum(trained) + 4 * max(trained) + 8 * sum(folded)
-    state += 4 * sum(copied_parameters(method, shape) for method in methods)
     stacked = 8 * sum(folded[: load.rows])
     longest = folded[0] if folded else 0
-    return weight_bytes * total + state + stacked + _kept_bytes(longest, shape, load)
+    base = weight_bytes * shape.num_parameters
+    if on_gpu:
+        number = 4 if weight_bytes == 4 else 2  # bytes
+        state = sum(_bytes_on_gpu(method, shape) for method in methods)
+        return base + state + stacked + number * kept_numbers(longest, shape, load)
+    trained = [trained_parameters(method, shape) for method in methods]
+    state = (BYTES_PER_TRAINED - 4) * sum(trained) + 4 * max(trained) + 8 * sum(folded)
+    state += 4 * sum(copied_parameters(method, shape) for method in methods)
+    return base + state + stacked + 4 * kept_numbers(longest, shape, load)
 
 
-def _kept_bytes(folded: int, shape: Shape, load: Load) -> int:
-    """The activations that the forward of one micro-batch keeps, in fp32. Frozen matrices keep no inputs.
+def _bytes_on_gpu(method: AnyTrial, shape: Shape) -> int:
+    """A trial with its gradients, its folded prefix and that prefix's gradient, or its part of the trials' stacks."""
+    trained, folded = trained_parameters(method, shape), facts_of(method).folded(method, shape)
+    is_stacked = not (folded or method.has_own_model)
+    state = BYTES_PER_TRAINED * trained + 4 * copied_parameters(method, shape)
+    return state + 8 * folded + (4 * trained if is_stacked else 0)
+
+
+def kept_numbers(folded: int, shape: Shape, load: Load) -> int:
+    """The activations that the forward of one micro-batch keeps. Frozen matrices keep no inputs.
 
     A token keeps, in each block, the inputs of the norms and of the activation, and queries, keys, values and output of
     the attention. A row keeps the keys and values of its prefix, copied in front of its own. A target token keeps three
@@ -64,12 +79,14 @@ def _kept_bytes(folded: int, shape: Shape, load: Load) -> int:
         inputs = (load.tokens * depth + load.encoder_tokens * encoder_depth) * hidden
         tokens = inputs + max(load.tokens * decoder, load.encoder_tokens * encoder)
         folded //= max(1, depth + encoder_depth)
-    return int(4 * (tokens + load.rows * folded + 3 * load.targets * shape.vocab_size))
+    return int(tokens + load.rows * folded + 3 * load.targets * shape.vocab_size)
 
 
-def largest_trial(arm: ArmConfig, shape: Shape) -> int:
-    """Bytes that the state of an arm's largest trial takes."""
+def largest_trial(arm: ArmConfig, shape: Shape, *, on_gpu: bool = False) -> int:
+    """Bytes that the state of an arm's largest trial takes, on a GPU with all that its step adds to those of others."""
     method = largest_method(arm, shape)
+    if on_gpu:
+        return _bytes_on_gpu(method, shape)
     return BYTES_PER_TRAINED * trained_parameters(method, shape) + 4 * copied_parameters(method, shape)
 
 

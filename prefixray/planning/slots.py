@@ -6,11 +6,16 @@ from prefixray.config.schema import ArmConfig
 
 MOST_SLOTS = 64  # trials in a pack at most, whatever the memory
 _MEMORY_SHARE = 0.6  # of the memory beside the base, for trials; the rest is for activations
+_FILLED_SHARE = 0.9  # of the memory beside the base and measured activations; the rest is for gaps between tensors
 
 
-def num_slots(free_bytes: float, trial_bytes: float) -> int:
-    """Trials that a worker takes at once, from the bytes free beside the base and the largest trial's state."""
-    return max(1, min(MOST_SLOTS, int(_MEMORY_SHARE * free_bytes / trial_bytes)))
+def num_slots(free_bytes: float, trial_bytes: float, step_bytes: int | None = None) -> int:
+    """Trials that a worker takes at once, from the bytes free beside the base and the largest trial's state.
+
+    `step_bytes`: what the tokens of a step take, where that was measured.
+    """
+    for_trials = _MEMORY_SHARE * free_bytes if step_bytes is None else _FILLED_SHARE * (free_bytes - step_bytes)
+    return max(1, min(MOST_SLOTS, int(for_trials / trial_bytes)))
 
 
 def num_at_once(arm: ArmConfig, concurrency: int | None, *, num_slots: int, num_workers: int) -> int:

@@ -20,3 +20,4 @@ class WorkerFacts(Provenance):
     num_test: int  # sources that are decoded
     train_lengths: Lengths
     dev_lengths: Lengths  # a prompt that several rows share is counted once
+    step_bytes: int | None = None  # of these, what a step's tokens take on a GPU; None: not measured

@@ -23,10 +23,12 @@ from prefixray.model.binding.binder import Binder
 from prefixray.model.binding.insert import Insert
 from prefixray.model.binding.ragged import GROUP_MULTIPLE, Ragged
 from prefixray.training.base_checks import knows_lines
+from prefixray.training.device.costs import Costs
 from prefixray.training.prefill import RowGroup, row_groups
 
 logger = logging.getLogger(__name__)
 
+# What was not measured on the device itself (see `device/costs.py`).
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 65536}  # tokens per micro-batch, padding included, to start from
 PIECE_COST = {"cpu": 192, "cuda": 8192}  # tokens that could be run in the time one more micro-batch takes by itself
 GROUP_COST = {"cpu": 64, "cuda": 8192}  # tokens that could attend in the time one more group of a line takes by itself
@@ -51,6 +53,7 @@ class Layout:
 
     def __init__(self, base: Base, binder: Binder, pad_id: int) -> None:
         self._base, self._binder, self._pad_id = base, binder, pad_id
+        self.costs: Costs | None = None  # measured on the device; None: those of any of its kind
         self.knows_lines = knows_lines(base, binder)
         if not (self.knows_lines or base.shape.is_encoder_decoder):
             logger.info("rows of this base run side by side, not one behind another")
@@ -86,7 +89,9 @@ class Layout:
             if in_line:
                 pieces = cut_evenly([num_inputs for _, num_inputs in lengths], token_budget)
             else:
-                pieces = cut_by_length(lengths, token_budget, PIECE_COST[self._base.device.type])
+                costs = self.costs
+                piece_cost = PIECE_COST[self._base.device.type] if costs is None else costs.piece
+                pieces = cut_by_length(lengths, token_budget, piece_cost)
             for piece in pieces:
                 chosen = sorted((group.rows[index] for index in piece), key=lambda pair: pair[0])
                 yield self._collate(group, chosen, token_budget if in_line else None)
@@ -122,7 +127,8 @@ class Layout:
         for index, insert in enumerate(row_inserts):
             together.setdefault(insert if has_long_prefix[insert] else -1, []).append(index)
         lengths = [(0, padded_count(row.num_inputs, GROUP_MULTIPLE)) for row in rows]
-        padding = min(GROUP_COST[self._base.device.type], token_budget // 8)
+        group_cost = GROUP_COST[self._base.device.type] if self.costs is None else self.costs.group
+        padding = min(group_cost, token_budget // 8)
         groups = [
             [indices[place] for place in group]
             for indices in together.values()

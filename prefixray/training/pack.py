@@ -27,6 +27,7 @@ from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
 from prefixray.model.row_dropout import RowDropout
 from prefixray.training.base_checks import check_continued, is_out_of_memory
+from prefixray.training.device.costs import Costs
 from prefixray.training.layout import TOKEN_BUDGET, Layout, MicroBatch
 from prefixray.training.loss import Objective, RowLosses, losses_of_hidden, losses_of_logits, plain_head
 from prefixray.training.member import Member, Seeds, StepResult, finished, not_updated, row_weight, too_large
@@ -47,6 +48,12 @@ class Pack:
         self.members: dict[str, Member] = {}
         self.token_budget = self._first_budget = token_budget or TOKEN_BUDGET[base.device.type]
         self._largest_piece = 0  # tokens, at the most, of the micro-batches of the last attempt; 0: none was begun
+
+    def adopt(self, costs: Costs | None) -> None:
+        """Cut rows by what was measured on the device; None: as on any of its kind."""
+        self.layout.costs = costs
+        budget = TOKEN_BUDGET[self.base.device.type] if costs is None else costs.token_budget
+        self.token_budget = self._first_budget = budget
 
     def admit(self, key: str, config: TrialConfig, seeds: Seeds, *, train: Sequence[Row] | None = None) -> Member:
         """Make a trial's tensors and let it join the next step; `train`: rows of its own in place of the pack's."""

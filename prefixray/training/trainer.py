@@ -28,6 +28,7 @@ from prefixray.errors import NoMemory, UserError
 from prefixray.model.base import Base, checkpointed, choose_device, load_in
 from prefixray.system.machine import available_bytes, give_back
 from prefixray.training.base_checks import Room, check_arms, is_out_of_memory, shown
+from prefixray.training.device.measure import free_bytes, measured_costs
 from prefixray.training.facts import WorkerFacts
 from prefixray.training.member import Seeds
 from prefixray.training.pack import Pack
@@ -57,9 +58,13 @@ class Trainer:
         self.last_tokens = 0
         """Target tokens that the last step trained on."""
 
+    def measure(self) -> None:
+        """Cut rows by what two steps take on this GPU; before any trial is admitted."""
+        self.pack.adopt(measured_costs(self.pack, self._subsets[0][0]))
+
     def describe(self) -> WorkerFacts:
         """What a sweep wants to know of the base and the device."""
-        device, (train, dev) = self.base.device, self._subsets[0]
+        device, (train, dev), costs = self.base.device, self._subsets[0], self.pack.layout.costs
         cuda = device.type == "cuda"
         if not cuda:
             give_back()  # what loading has freed
@@ -73,7 +78,8 @@ class Trainer:
             device=torch.cuda.get_device_name(device) if cuda else "cpu",
             num_threads=torch.get_num_threads(),
             shape=self.base.shape,
-            free_bytes=torch.cuda.mem_get_info(device)[0] if cuda else available_bytes(),
+            free_bytes=free_bytes(device) if cuda else available_bytes(),
+            step_bytes=None if costs is None else costs.step_bytes,
             num_dev=len(dev),
             num_test=len(self.task.test_sources),
             train_lengths=row_lengths(train),
@@ -279,7 +285,10 @@ def load_trainer(
     if base is None or data is None:
         raise UserError(*problems)
     base = checkpointed(base) if train.gradient_checkpointing else base
-    return Trainer(base, data, task, max_new_tokens=max_new_tokens)
+    trainer = Trainer(base, data, task, max_new_tokens=max_new_tokens)
+    if device != "cpu":
+        trainer.measure()
+    return trainer
 
 
 def _or_problems(load: Callable[[], T], problems: list[str]) -> T | None:

@@ -3,7 +3,7 @@
 import math
 
 from prefixray.config.schema import SweepConfig
-from prefixray.config.trials import FinetuneTrial, PrefixTrial
+from prefixray.config.trials import FinetuneTrial, LoraTrial, PrefixTrial
 from prefixray.methods.catalog import trained_parameters
 from prefixray.planning.estimate import START_SECONDS, plan_sweep
 from prefixray.planning.memory import BYTES_PER_TRAINED, Load, largest_trial, pack_bytes
@@ -17,10 +17,21 @@ def test_memory_and_slots_are_those_of_sizes(config: SweepConfig) -> None:
     assert gpu.slots == num_slots(24e9 - 4 * shape.num_parameters, largest) == 64
     rows, lengths = 6, plan.known.train
     load = Load(rows, math.ceil(rows * lengths.decoder), math.ceil(rows * lengths.targets))
-    assert gpu.alone == pack_bytes([FinetuneTrial()], shape, load, weight_bytes=4)
+    assert gpu.alone == pack_bytes([FinetuneTrial()], shape, load, weight_bytes=4, on_gpu=True)
     assert gpu.alone > BYTES_PER_TRAINED * shape.num_parameters
     widest = trained_parameters(PrefixTrial(preseqlen=5, mid_dim=16, init_token="eagle"), shape)
     assert gpu.pack is not None and gpu.pack > 4 * shape.num_parameters + 3 * BYTES_PER_TRAINED * widest
+
+
+def test_on_a_gpu_all_trials_have_their_gradients_at_once(config: SweepConfig) -> None:
+    shape = plan_sweep(config).known.shape
+    method = PrefixTrial(preseqlen=5, mid_dim=2000, init_token=None)
+    trained, load = trained_parameters(method, shape), Load(8, 400, 100)
+    here, there = (pack_bytes([method] * 8, shape, load, weight_bytes=2, on_gpu=on_gpu) for on_gpu in (False, True))
+    assert there > 8 * BYTES_PER_TRAINED * trained > here
+    lora = LoraTrial(rank=4)
+    one, two = (pack_bytes([lora] * count, shape, load, on_gpu=True) for count in (1, 2))
+    assert two - one == (BYTES_PER_TRAINED + 4) * trained_parameters(lora, shape), "with their part of the stacks"
 
 
 def test_times_add_up(config: SweepConfig) -> None:

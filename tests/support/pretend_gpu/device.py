@@ -89,6 +89,12 @@ def _answer(torch: Any, library: Any) -> None:  # noqa: ANN401
     _kept.extend((library, tell))
     library.gpu_limit(TOTAL)
     sizes = {"total_memory": TOTAL, "major": 9, "minor": 0, "multi_processor_count": 132}
+    share = [1.0]  # of the memory, that this process may take
+
+    def allow(new_share: float, *_: object) -> None:
+        share[0] = new_share
+        library.gpu_limit(int(new_share * TOTAL))
+
     properties = types.SimpleNamespace(name="pretended GPU", **sizes)
     answers: dict[str, Callable[..., object]] = {
         "mem_get_info": lambda *_: (TOTAL - library.gpu_used(), TOTAL),
@@ -97,7 +103,8 @@ def _answer(torch: Any, library: Any) -> None:  # noqa: ANN401
         "max_memory_allocated": lambda *_: library.gpu_peak(),
         "max_memory_reserved": lambda *_: library.gpu_peak(),
         "reset_peak_memory_stats": lambda *_: library.gpu_reset_peak(),
-        "set_per_process_memory_fraction": lambda share, *_: library.gpu_limit(int(share * TOTAL)),
+        "set_per_process_memory_fraction": allow,
+        "get_per_process_memory_fraction": lambda *_: share[0],
         "get_rng_state": lambda *_: torch.get_rng_state(),
         "set_rng_state": lambda state, *_: torch.set_rng_state(state),
     }

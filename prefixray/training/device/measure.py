@@ -1,0 +1,83 @@
+"""Measures what a step takes on a GPU: a small one and a large one of a trial that is there for that alone."""
+
+import logging
+import time
+
+import torch
+
+from prefixray.batching.lengths import row_lengths
+from prefixray.batching.rows import Row
+from prefixray.config.trials import PrefixTrial, TrialConfig
+from prefixray.training.device.costs import Costs, MeasuredStep, costs_of
+from prefixray.training.member import Seeds
+from prefixray.training.pack import Pack
+
+logger = logging.getLogger(__name__)
+
+LARGE = 1 << 14  # tokens of the large step, where they have room
+METHOD = PrefixTrial(preseqlen=1, mid_dim=None, init_token=None)
+_KEY = "measured"
+
+
+def measured_costs(pack: Pack, rows: list[Row]) -> Costs | None:
+    """What steps over such rows take on a pack's GPU, which holds no trial yet.
+
+    None where not even one row has room: a trial will tell its user so.
+    """
+    assert not pack.members, "trials would be measured, too"
+    mean = row_lengths(rows)
+    length = max(1.0, mean.encoder + mean.decoder)
+    free, first_budget = free_bytes(pack.base.device), pack.token_budget
+    num_rows = max(2, round(LARGE / length))
+    steps = [_step(pack, rows, 1)]
+    while steps[0] is not None and len(steps) < 2:
+        steps.append(_step(pack, rows, num_rows))
+        if steps[1] is None and num_rows > 2:
+            num_rows //= 2
+            del steps[1]
+    pack.token_budget = first_budget
+    small, large = (*steps, None)[:2]
+    if small is None or large is None or large.tokens <= small.tokens:
+        return None
+    costs = costs_of(small, large, width=pack.base.shape.hidden_size, free_bytes=free)
+    logger.info(
+        "measured: %.1f ms for a step of %d tokens, %.1f ms and %.2f GiB for %d; micro-batches of up to %d tokens",
+        *(1e3 * small.seconds, small.tokens, 1e3 * large.seconds, large.num_bytes / 2**30, large.tokens),
+        costs.token_budget,
+    )
+    return costs
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of a GPU that this process may still take."""
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = int(total * torch.cuda.get_per_process_memory_fraction(device)) - torch.cuda.memory_reserved(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(0, min(free, allowed) + unused)
+
+
+def _step(pack: Pack, rows: list[Row], num_rows: int) -> MeasuredStep | None:
+    """A step of a trial over so many rows; the first one warms up. None where they do not fit in one piece."""
+    device, config = (
+        pack.base.device,
+        TrialConfig(arm=_KEY, method=METHOD, batch_size=num_rows, num_steps=2, learning_rate=1e-6),
+    )
+    pack.token_budget = budget = 2 * sum(sum(row.lengths) for row in rows) * (1 + num_rows // len(rows))
+    member = pack.admit(_KEY, config, Seeds.derive(0, 0), train=rows)
+    try:
+        tokens = sum(sum(row.lengths) for row in member.next_rows())
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        results = [pack.step([_KEY])[_KEY]]
+        num_bytes = torch.cuda.max_memory_allocated(device) - before
+        torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        results.append(pack.step([_KEY])[_KEY])
+        torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - started
+    finally:
+        pack.drop(_KEY)
+        torch.cuda.empty_cache()
+    fits = pack.token_budget == budget and all(result.failed is None for result in results)
+    return MeasuredStep(tokens, seconds, num_bytes) if fits else None
