@@ -36,6 +36,7 @@ from prefixray.methods.catalog import trained_parameters
 from prefixray.model.base import Base, load_base, wrap_model
 from prefixray.planning.memory import BYTES_PER_TRAINED, Load, pack_bytes
 from prefixray.planning.slots import num_slots
+from prefixray.training.device.measure import measure
 from prefixray.training.pack import Pack
 from prefixray.training.trainer import Trainer, load_trainer
 from prefixray.trial import Report, TrialSpec
@@ -234,7 +235,7 @@ def test_a_pack_that_is_as_large_as_was_measured_does_not_run_out_of_memory(
     trainer = Trainer(make_on("gpt2", torch.float32, "cuda"), task, TaskConfig(name="custom"))
     network = PrefixTrial(preseqlen=2, mid_dim=4000, init_token=None)
     with memory_for(128 * MIB):
-        trainer.measure()
+        measure(trainer.pack)
         facts, costs = trainer.describe(), trainer.pack.layout.costs
         assert costs is not None and costs.step_bytes == facts.step_bytes
         assert costs.token_budget == trainer.pack.token_budget < 1 << 16 and facts.free_bytes <= 128 * MIB
@@ -253,7 +254,8 @@ def test_a_pack_that_is_as_large_as_was_measured_does_not_run_out_of_memory(
 def test_the_computed_memory_of_a_pack_is_enough_and_not_much_more(make_on: MakeOn, method: str, count: int) -> None:
     base = make_on("gpt2", torch.float32, "cuda")
     trained = PrefixTrial(preseqlen=5, mid_dim=20_000, init_token=None) if method == "network" else LoraTrial(rank=16)
-    pack, rows = Pack(base, rows_of(base), pad_id=0), rows_of(base)
+    rows = rows_of(base)[:1] * 12  # alike: rows with a LoRA run side by side, and padding would count
+    pack = Pack(base, rows, pad_id=0)
     pack.admit("warm", trial_of(METHODS["lora"], 1e-3), SEEDS)
     pack.step(["warm"])  # libraries take their own memory
     pack.drop("warm")

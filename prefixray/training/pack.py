@@ -27,7 +27,6 @@ from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
 from prefixray.model.row_dropout import RowDropout
 from prefixray.training.base_checks import check_continued, is_out_of_memory
-from prefixray.training.device.costs import Costs
 from prefixray.training.layout import TOKEN_BUDGET, Layout, MicroBatch
 from prefixray.training.loss import Objective, RowLosses, losses_of_hidden, losses_of_logits, plain_head
 from prefixray.training.member import Member, Seeds, StepResult, finished, not_updated, row_weight, too_large
@@ -40,25 +39,19 @@ class Pack:
 
     def __init__(self, base: Base, train: Sequence[Row], *, pad_id: int, token_budget: int | None = None) -> None:
         self.base, self.binder = base, Binder.of(base.model)
-        self._train = train
+        self.train = train
         self._head = plain_head(base.model)
         self._dropout: RowDropout | None = None  # of the base, once a member trains with it
         check_continued(base, self.binder)
         self.layout = Layout(base, self.binder, pad_id)
         self.members: dict[str, Member] = {}
-        self.token_budget = self._first_budget = token_budget or TOKEN_BUDGET[base.device.type]
+        self.token_budget = self.first_budget = token_budget or TOKEN_BUDGET[base.device.type]
         self._largest_piece = 0  # tokens, at the most, of the micro-batches of the last attempt; 0: none was begun
-
-    def adopt(self, costs: Costs | None) -> None:
-        """Cut rows by what was measured on the device; None: as on any of its kind."""
-        self.layout.costs = costs
-        budget = TOKEN_BUDGET[self.base.device.type] if costs is None else costs.token_budget
-        self.token_budget = self._first_budget = budget
 
     def admit(self, key: str, config: TrialConfig, seeds: Seeds, *, train: Sequence[Row] | None = None) -> Member:
         """Make a trial's tensors and let it join the next step; `train`: rows of its own in place of the pack's."""
         assert key not in self.members, f"{key} is a member already"
-        rows = self._train if train is None else train
+        rows = self.train if train is None else train
         member = self.members[key] = Member(key, config, self.base, self.binder, seeds, rows)
         if member.drops_in_base and self._dropout is None:
             self._dropout = RowDropout(self.base.model)
@@ -121,7 +114,7 @@ class Pack:
                 yield from self._halve_until_it_fits(members[middle:], rows[middle:], train=train)
                 return
             else:
-                self.token_budget = self._first_budget
+                self.token_budget = self.first_budget
                 yield members, rows, None
                 return
         yield members, rows, losses

@@ -28,7 +28,7 @@ from prefixray.errors import NoMemory, UserError
 from prefixray.model.base import Base, checkpointed, choose_device, load_in
 from prefixray.system.machine import available_bytes, give_back
 from prefixray.training.base_checks import Room, check_arms, is_out_of_memory, shown
-from prefixray.training.device.measure import free_bytes, measured_costs
+from prefixray.training.device.measure import free_bytes, measure
 from prefixray.training.facts import WorkerFacts
 from prefixray.training.member import Seeds
 from prefixray.training.pack import Pack
@@ -57,10 +57,6 @@ class Trainer:
         self._trials: dict[str, Progress] = {}
         self.last_tokens = 0
         """Target tokens that the last step trained on."""
-
-    def measure(self) -> None:
-        """Cut rows by what two steps take on this GPU; before any trial is admitted."""
-        self.pack.adopt(measured_costs(self.pack, self._subsets[0][0]))
 
     def describe(self) -> WorkerFacts:
         """What a sweep wants to know of the base and the device."""
@@ -287,7 +283,7 @@ def load_trainer(
     base = checkpointed(base) if train.gradient_checkpointing else base
     trainer = Trainer(base, data, task, max_new_tokens=max_new_tokens)
     if device != "cpu":
-        trainer.measure()
+        measure(trainer.pack)
     return trainer
 
 

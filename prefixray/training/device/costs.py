@@ -15,7 +15,8 @@ PIECE_COSTS = (64, 1 << 16)
 STEP_SHARE = 0.4  # of the free memory, that the tokens of a step take at the most; the rest is for trials
 GROUP_WIDTH = 800  # width of a base at which one more group costs as many tokens that attend as one more piece costs
 """Modelled. In a block, a group has 11 of 59 launches, as counted on a pretended GPU. A token that attends moves 40
-bytes for each unit of the width, at 3.0 TB/s; the whole of a token takes 48 FLOPs for each unit squared, at 553 TFLOP/s.
+bytes for each unit of the width, at 3.0 TB/s. The whole of a token takes 48 FLOPs for each unit squared, at 553
+TFLOP/s.
 """
 
 

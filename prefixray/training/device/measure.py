@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -19,11 +20,18 @@ METHOD = PrefixTrial(preseqlen=1, mid_dim=None, init_token=None)
 _KEY = "measured"
 
 
-def measured_costs(pack: Pack, rows: list[Row]) -> Costs | None:
-    """What steps over such rows take on a pack's GPU, which holds no trial yet.
+def measure(pack: Pack) -> None:
+    """Have a pack on a GPU, which holds no trial yet, cut rows by what two steps take there.
 
-    None where not even one row has room: a trial will tell its user so.
+    Where not even one row has room, nothing changes: a trial will tell its user so.
     """
+    costs = _costs(pack, pack.train)
+    if costs is not None:
+        pack.layout.costs = costs
+        pack.token_budget = pack.first_budget = costs.token_budget
+
+
+def _costs(pack: Pack, rows: Sequence[Row]) -> Costs | None:
     assert not pack.members, "trials would be measured, too"
     mean = row_lengths(rows)
     length = max(1.0, mean.encoder + mean.decoder)
@@ -56,7 +64,7 @@ def free_bytes(device: torch.device) -> int:
     return max(0, min(free, allowed) + unused)
 
 
-def _step(pack: Pack, rows: list[Row], num_rows: int) -> MeasuredStep | None:
+def _step(pack: Pack, rows: Sequence[Row], num_rows: int) -> MeasuredStep | None:
     """A step of a trial over so many rows; the first one warms up. None where they do not fit in one piece."""
     device, config = (
         pack.base.device,

@@ -109,7 +109,9 @@ def _counted_now(step: Callable[[], object]) -> dict[str, object]:
     with pretended.counting():
         step()
     waits = Counter(pretended.waited)
-    return {"launches counted": pretended.launched.total(), "uploads counted": waits.pop("upload", 0)}
+    uploads = waits.pop("upload", 0)
+    names = "launches counted", "uploads counted", "waits counted"
+    return dict(zip(names, (pretended.launched.total() + waits.total(), uploads, waits.total()), strict=True))
 
 
 def _counted_before(counted: dict[str, float]) -> dict[str, object]:

@@ -12,11 +12,7 @@ def test_a_wide_base_has_cheap_pieces_and_memory_decides_how_large_they_are() ->
     """A launch-bound step of 8 ms; 2.6 us and 1 MiB a token."""
     small, large = MeasuredStep(64, 8e-3, GIB), MeasuredStep(64 + 16384, 8e-3 + 16384 * 2.6e-6, GIB + 16384 * 2**20)
     roomy = costs_of(small, large, width=1024, free_bytes=78 * GIB)
-    assert (roomy.token_budget, roomy.piece, roomy.group) == (
-        16384,
-        2048,
-        2048,
-    )  # 8 times, once and 1.28 times 3,077 tokens
+    assert (roomy.token_budget, roomy.piece, roomy.group) == (16384, 2048, 2048)  # 8, 1 and 1.28 times 3,077
     assert roomy.step_bytes == 17 * GIB
     tight = costs_of(small, large, width=1024, free_bytes=22 * GIB)
     assert (tight.token_budget, tight.piece) == (8192, 2048)
