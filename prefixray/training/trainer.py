@@ -26,7 +26,7 @@ from prefixray.data import Task, load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import NoMemory, UserError
 from prefixray.model.base import Base, checkpointed, choose_device, load_in
-from prefixray.system.machine import available_bytes, give_back
+from prefixray.system.machine import give_back
 from prefixray.training.base_checks import Room, check_arms, is_out_of_memory, shown
 from prefixray.training.device.measure import free_bytes, measure
 from prefixray.training.facts import WorkerFacts
@@ -62,8 +62,6 @@ class Trainer:
         """What a sweep wants to know of the base and the device."""
         device, (train, dev), costs = self.base.device, self._subsets[0], self.pack.layout.costs
         cuda = device.type == "cuda"
-        if not cuda:
-            give_back()  # what loading has freed
         return WorkerFacts(
             base_digest=self.base.digest,
             num_parameters=self.base.shape.num_parameters,
@@ -74,7 +72,7 @@ class Trainer:
             device=torch.cuda.get_device_name(device) if cuda else "cpu",
             num_threads=torch.get_num_threads(),
             shape=self.base.shape,
-            free_bytes=free_bytes(device) if cuda else available_bytes(),
+            free_bytes=free_bytes(device),
             step_bytes=None if costs is None else costs.step_bytes,
             num_dev=len(dev),
             num_test=len(self.task.test_sources),

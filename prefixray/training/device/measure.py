@@ -9,6 +9,7 @@ import torch
 from prefixray.batching.lengths import row_lengths
 from prefixray.batching.rows import Row
 from prefixray.config.trials import PrefixTrial, TrialConfig
+from prefixray.system.machine import available_bytes, give_back
 from prefixray.training.device.costs import Costs, MeasuredStep, costs_of
 from prefixray.training.member import Seeds
 from prefixray.training.pack import Pack
@@ -36,7 +37,7 @@ def _costs(pack: Pack, rows: Sequence[Row]) -> Costs | None:
     mean = row_lengths(rows)
     length = max(1.0, mean.encoder + mean.decoder)
     free, first_budget = free_bytes(pack.base.device), pack.token_budget
-    num_rows = max(2, round(LARGE / length))
+    num_rows = max(2, min(len(rows), round(LARGE / length)))
     steps = [_step(pack, rows, 1)]
     while steps[0] is not None and len(steps) < 2:
         steps.append(_step(pack, rows, num_rows))
@@ -57,7 +58,10 @@ def _costs(pack: Pack, rows: Sequence[Row]) -> Costs | None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory of a GPU that this process may still take."""
+    """Memory of a device that this process may still take."""
+    if device.type != "cuda":
+        give_back()  # what loading has freed
+        return available_bytes()
     free, total = torch.cuda.mem_get_info(device)
     allowed = int(total * torch.cuda.get_per_process_memory_fraction(device)) - torch.cuda.memory_reserved(device)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -66,10 +70,8 @@ def free_bytes(device: torch.device) -> int:
 
 def _step(pack: Pack, rows: Sequence[Row], num_rows: int) -> MeasuredStep | None:
     """A step of a trial over so many rows; the first one warms up. None where they do not fit in one piece."""
-    device, config = (
-        pack.base.device,
-        TrialConfig(arm=_KEY, method=METHOD, batch_size=num_rows, num_steps=2, learning_rate=1e-6),
-    )
+    device, recipe = pack.base.device, {"num_steps": 2, "learning_rate": 1e-6}
+    config = TrialConfig(arm=_KEY, method=METHOD, batch_size=num_rows, **recipe)  # type: ignore[arg-type]
     pack.token_budget = budget = 2 * sum(sum(row.lengths) for row in rows) * (1 + num_rows // len(rows))
     member = pack.admit(_KEY, config, Seeds.derive(0, 0), train=rows)
     try:
