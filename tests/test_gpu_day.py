@@ -41,12 +41,12 @@ def test_a_part_that_crashes_or_hangs_costs_only_itself_and_is_run_again(tmp_pat
     (tmp_path / "part.py").write_text(STAND_IN)
     command = [sys.executable, str(tmp_path / "part.py")]
     names = ("machine", "launches", "memory", "decode", "resume")
-    parts = [Part(name, 1.5 if name == "memory" else 20, name.title(), "Measured.") for name in names]
+    parts = [Part(name, 4.0 if name == "memory" else 30, name.title(), "Measured.") for name in names]
     assert set(names) <= {part.name for part in PARTS}
     assert Day(tmp_path / "out", command, is_pretended=True).run(parts, 60, again=False) == 3
     found = json.loads((tmp_path / "out/gpu_day.json").read_text())["parts"]
     ended = {name: part["ended"] for name, part in found.items()}
-    ways = "done", "killed by SIGABRT", "ended after 2 s", "failed with exit code 1", "done"
+    ways = "done", "killed by SIGABRT", "ended after 4 s", "failed with exit code 1", "done"
     assert ended == dict(zip(names, ways, strict=True))
     assert all(part["facts"] == {"seen": name} and part["tables"] for name, part in found.items())
     assert not psutil.pid_exists(int(found["memory"]["printed"].split()[-1])), "what a part has started ends with it"
