@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from prefixray.driver.run import run_sweep
     from prefixray.errors import UserError
     from prefixray.planning.estimate import plan_sweep
-    from prefixray.results.notebook import open_sweep
+    from prefixray.reporting.notebook import open_sweep
 
 __all__ = [
     "Tuned",
@@ -32,7 +32,7 @@ _WHERE = {
     "generate_together": "prefixray.decoding.tuned_model",
     "load_sweep": "prefixray.config.load",
     "open_base": "prefixray.decoding.tuned_model",
-    "open_sweep": "prefixray.results.notebook",
+    "open_sweep": "prefixray.reporting.notebook",
     "plan_sweep": "prefixray.planning.estimate",
     "run_sweep": "prefixray.driver.run",
 }

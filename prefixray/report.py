@@ -12,10 +12,11 @@ import typer
 
 from prefixray.config.files.found import find_sweep
 from prefixray.errors import UserError
+from prefixray.reporting.notebook import record_so_far
 from prefixray.reporting.page import write_page
 from prefixray.reporting.paper import LIST, paper_list, paper_text
 from prefixray.reporting.tables import render_latex, render_text, search_table
-from prefixray.results.record import is_finished, load_results
+from prefixray.results.record import is_finished
 from prefixray.system.command_line import SWEEP_HELP, Entry, Scales, WrongArguments
 from prefixray.system.exit_codes import leave
 
@@ -42,7 +43,7 @@ def report(
         raise WrongArguments(f"which sweep? {SWEEP_HELP}")
     folder = find_sweep(sweep, scales)
     try:
-        stored = load_results(folder)
+        stored = record_so_far(folder)
         written = [] if no_page or paper is not None or form == "latex" else write_page(stored, folder)
     except OSError as error:
         raise UserError(f"{error.filename or folder}: {error.strerror}; --no-page only prints") from error
@@ -55,7 +56,7 @@ def report(
     if is_finished(stored):
         print(render_text(stored))
     else:
-        print("The final stage has not been reached; the same python -m prefixray.sweep command goes on.")
+        print("The final stage has not been reached; where it does not run, python -m prefixray.sweep goes on with it.")
     if written:
         print(f"\nThe report: {' '.join(map(str, written))}")
 

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from prefixray.config.identity import differences, dump, identity, restore
 from prefixray.config.schema import SweepConfig
 from prefixray.errors import UserError
 from prefixray.reporting.page import write_page
-from prefixray.reporting.tables import csv_rows, csv_text, render_markdown
-from prefixray.results.record import UNTUNED, Results, Stored, is_finished, load_results
+from prefixray.reporting.tables import csv_rows, csv_text, render_markdown, trial_rows
+from prefixray.results.outputs import write_outputs
+from prefixray.results.record import UNTUNED, ExampleOutputs, Results, Stored, is_finished, load_results
 from prefixray.system.atomic_files import write_whole
 from prefixray.trial import TrialFolder
 
@@ -100,16 +101,22 @@ class ResultsFolder:
         """Write `results.json`."""
         write_whole(self._results_file, json.dumps(results, indent=1, allow_nan=False) + "\n")
 
-    def publish(self, results: Results) -> list[Path]:
-        """Write the results in every form; the files. Older results of other winners stay beside the new ones."""
+    def publish(self, results: Results, every: Sequence[ExampleOutputs]) -> list[Path]:
+        """Write the results in every form, and the outputs on every source; the files.
+
+        Older results of other winners stay beside the new ones.
+        """
         older = self.final_results()
         if older is not None and older["arms"] != results["arms"]:
             self._put_aside()
         self.store(results)
         write_whole(self.path / "results.md", render_markdown(results))
         write_whole(self.path / "results.csv", csv_text(csv_rows(results)))
+        write_whole(self.path / "trials.csv", csv_text(trial_rows(results["search"])))
+        write_outputs(self.path / "outputs.csv", every, results["metric"])
         page = write_page(results, self.path)
-        return [*(self.path / f"results.{ending}" for ending in ("json", "md", "csv")), *page]
+        names = ("results.json", "results.md", "results.csv", "trials.csv", "outputs.csv")
+        return [*(self.path / name for name in names), *page]
 
     def _check_identity(self, config: SweepConfig, file: Path) -> None:
         path = self._config_file

@@ -38,7 +38,7 @@ from prefixray.search.requests import Inbox
 from prefixray.search.sampling.warm_start import KnownTrial, read_warm_start, warm_start_text
 from prefixray.search.status import View
 from prefixray.search.storage import open_storage, repair_journal
-from prefixray.search.study import ArmStudy
+from prefixray.search.study import ArmStudy, search_trial
 from prefixray.search.trial_source import Proposal, Record
 from prefixray.system.machine import check_four_bit
 from prefixray.system.path_or_hub import check_base, local_path
@@ -220,7 +220,7 @@ class _Sweep:
             minutes={arm.name: self._minutes(arm.name, runs.get(arm.name, ())) for arm in config.arms},
             num_train=len(task.train),
         )
-        results = make_results(facts, runs, self._folder.untuned, task.test_sources)
+        results, every = make_results(facts, runs, self._folder.untuned, task.test_sources)
         results["rungs"], results["importance"] = list(config.search.rungs), self._importance()
         results["runs"] = self._runs(results)
         results["budget"] = {"minutes": sum(run["minutes"] for run in results["runs"])}
@@ -228,7 +228,7 @@ class _Sweep:
             for run, seed in zip(runs.get(arm["arm"], ()), arm["seeds"], strict=False):
                 scores = {f"test/{name}": value for name, value in seed["scores"].items()}
                 self._tracker.score(f"final/{run.arm.name}/{run.item}", scores)
-        files = self._folder.publish(results)
+        files = self._folder.publish(results, every)
         self._tracker.summary(_arm_scores(results), files, render_note(results))
         return results
 
@@ -240,7 +240,7 @@ class _Sweep:
 
     def _trials(self, studies: Mapping[str, ArmStudy]) -> list[SearchTrial]:
         return [
-            _search_trial(self._config, self._config.arm(name), record)
+            search_trial(self._config, self._config.arm(name), record)
             for name, study in studies.items()
             for record in study.records()
         ]
@@ -269,24 +269,6 @@ def _worker_setup(config: SweepConfig, cluster: Cluster, folder: ResultsFolder) 
         trust_remote_code=config.trust_remote_code,
         max_failures=config.search.max_failures,
         max_wait_hours=config.search.max_wait_hours,
-    )
-
-
-def _search_trial(config: SweepConfig, arm: ArmConfig, record: Record) -> SearchTrial:
-    last = max(record.reports, default=0)
-    at_rung = record.state == "stopped" and record.stopped_by is None and last in config.search.rungs
-    rung = config.search.rungs.index(last) + 1 if at_rung else None
-    value = record.reports.get(last) if record.state == "running" else record.value
-    return SearchTrial(
-        arm=arm.name,
-        number=record.number,
-        config=dict(record.values),
-        step=last,
-        num_steps=arm.num_steps,
-        dev_loss=value,
-        state=record.state,
-        rung=rung,
-        curve=sorted(record.reports.items()),
     )
 
 

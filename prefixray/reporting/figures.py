@@ -13,7 +13,7 @@ from prefixray.reporting.tables import loss_text, state_text
 from prefixray.results.record import ArmResult, Importance, Results, SearchTrial
 from prefixray.system.records import Scalar
 
-_LOSS = "dev loss (nats per token)"
+LOSS = "dev loss (nats per token)"
 FEW = 10  # with fewer finished trials a caption says that they are too few
 _QUESTIONS = {
     "preseqlen": "Do longer prefixes help here?",
@@ -108,7 +108,7 @@ def size_figure(results: Results, tuned: Sequence[ArmResult]) -> Figure:
 
 def curve_figure(arm: str, trials: Sequence[SearchTrial], limits: tuple[float, float], rungs: Sequence[int]) -> Figure:
     """The learning curves of an arm's trials."""
-    best = _best(trials)
+    best = best_trial(trials)
     lines, rows = [], []
     for trial in trials:
         points = [(step, value) for step, value in trial.get("curve", ()) if math.isfinite(value)]
@@ -124,7 +124,7 @@ def curve_figure(arm: str, trials: Sequence[SearchTrial], limits: tuple[float, f
     chart = curves(
         lines,
         Axis("step (optimiser updates)"),
-        Axis(_LOSS),
+        Axis(LOSS),
         title=f"Learning curves of {arm}",
         limits=limits,
         rungs=rungs,
@@ -138,12 +138,12 @@ def value_figure(arm: str, key: str, trials: Sequence[SearchTrial], rungs: Seque
     Where a few words of `init_token` were searched, too, each word has a series of its own.
     """
     known = [trial for trial in trials if key in trial["config"]]
-    values = sorted({trial["config"][key] for trial in known}, key=_order)
+    values = sorted({trial["config"][key] for trial in known}, key=value_order)
     numbers = list(filter(is_number, values))
     is_range = len(numbers) == len(values) > 6
     position: Callable[[Scalar], float] = (lambda value: float(value or 0)) if is_range else values.index
     has_words = key != "init_token" and _num_values(trials, "init_token") in (2, 3, 4, 5)
-    words = sorted({trial["config"].get("init_token") for trial in known}, key=_order) if has_words else [None]
+    words = sorted({trial["config"].get("init_token") for trial in known}, key=value_order) if has_words else [None]
     series, rows = [], []
     for losses, filled, when in (
         (_final_losses(known), True, "finished"),
@@ -171,7 +171,7 @@ def value_figure(arm: str, key: str, trials: Sequence[SearchTrial], rungs: Seque
     axis = value_axis(key, numbers, None if is_range else [value_name(key, value) for value in values])
     question = _QUESTIONS.get(key, f"How does {key} matter?")
     limits = loss_limits(known, [dot.y for part in series for dot in part.points])
-    chart = strips(series, axis, Axis(_LOSS), title=f"{question} {arm}", limits=limits)
+    chart = strips(series, axis, Axis(LOSS), title=f"{question} {arm}", limits=limits)
     grid = Grid(header, rows, frozenset({header[1], "trial"}))
     return [Figure(f"{arm}: {question}", chart, _answer(key, known), grid)]
 
@@ -212,7 +212,7 @@ def _answer(key: str, trials: Sequence[SearchTrial]) -> str:
     done = [trial for trial in trials if trial["state"] == "done" and trial["dev_loss"] is not None]
     if not done:
         return "No trial with a value of this finished."
-    best = _best(done)
+    best = best_trial(done)
     assert best is not None, "a trial is done"
     tried = f"{len(done)} of {len(trials)} trials finished"
     few = "" if len(done) >= FEW else ": too few to say that others are worse"
@@ -226,7 +226,8 @@ def _kinds(results: Results) -> dict[str, int]:
     return {name: kind for kind, name in enumerate(tuned)}
 
 
-def _best(trials: Sequence[SearchTrial]) -> SearchTrial | None:
+def best_trial(trials: Sequence[SearchTrial]) -> SearchTrial | None:
+    """The finished trial with the lowest dev loss; None where no trial has finished."""
     done = _final_losses(trials)
     return min(done, key=lambda pair: (pair[1], pair[0]["number"]))[0] if done else None
 
@@ -261,7 +262,7 @@ def _num_values(trials: Sequence[SearchTrial], key: str) -> int:
     return len({trial["config"][key] for trial in trials if key in trial["config"]})
 
 
-def _order(value: Scalar) -> tuple[int, float, str]:
+def value_order(value: Scalar) -> tuple[int, float, str]:
     """A key for sorting: None first, then numbers, then text."""
     if value is None:
         return 0, 0.0, ""

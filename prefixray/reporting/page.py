@@ -4,19 +4,35 @@ The HTML file needs no network and no font; its style and its script come from `
 tables be sorted, and the page can be read without it. Every text that comes from data is escaped.
 """
 
+import base64
+import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from prefixray.data.catalog import task_title
+from prefixray.reporting.figures import best_trial, count_states
 from prefixray.reporting.grid import Grid, escaped, one_line
-from prefixray.reporting.sections import Example, Section, sections
+from prefixray.reporting.sections.section import AllOutputs, Example, Link, Section
+from prefixray.reporting.sections.whole import sections
+from prefixray.reporting.tables import loss_text
+from prefixray.reporting.verdict import verdict
 from prefixray.results.record import Stored, is_finished
 from prefixray.system.atomic_files import write_whole
 
 _INTERVAL = re.compile(r"^(\S+) (\[.*\])$")
+
+
+@dataclass(frozen=True)
+class Head:
+    """The top of a page."""
+
+    name: str  # the title of its window
+    verdict: str  # the headline
+    about: str  # the line below
 
 
 def write_page(stored: Stored, folder: Path) -> list[Path]:
@@ -29,15 +45,15 @@ def write_page(stored: Stored, folder: Path) -> list[Path]:
 
 def render_html(stored: Stored, folder: Path) -> str:
     """The report as HTML."""
-    return html_page(*_headline(stored, folder), sections(stored, folder))
+    return html_page(_head(stored, folder), sections(stored, folder))
 
 
 def render_page_markdown(stored: Stored, folder: Path) -> str:
     """The report as Markdown."""
-    return markdown_page(*_headline(stored, folder), sections(stored, folder))
+    return markdown_page(_head(stored, folder), sections(stored, folder))
 
 
-def html_page(name: str, subtitle: str, parts: Sequence[Section]) -> str:
+def html_page(head: Head, parts: Sequence[Section]) -> str:
     """The sections as HTML, by `templates/report.html`."""
     environment = Environment(
         loader=PackageLoader("prefixray.reporting"),
@@ -48,25 +64,49 @@ def html_page(name: str, subtitle: str, parts: Sequence[Section]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"one_line": one_line, "value_and_interval": _value_and_interval}
+    environment.filters |= {"as_json": _as_json, "address": _address}
     template = environment.get_template("report.html")
-    return template.render(name=name, subtitle=subtitle, sections=parts)
+    return template.render(head=head, sections=parts)
 
 
-def markdown_page(name: str, subtitle: str, parts: Sequence[Section]) -> str:
+def markdown_page(head: Head, parts: Sequence[Section]) -> str:
     """The sections as Markdown: of every chart its question, its caption and its numbers."""
-    texts = [f"# {escaped(name)}", escaped(subtitle)]
+    texts = [f"# {escaped(head.verdict)}", escaped(head.about)]
     for section in parts:
         texts += _section_markdown(section)
     return "\n\n".join(texts) + "\n"
 
 
-def _headline(stored: Stored, folder: Path) -> tuple[str, str]:
-    """The sweep's name, and a line with its methods, base and task."""
+def _head(stored: Stored, folder: Path) -> Head:
+    """The verdict, or how far the search has come; the sweep's name with its methods, base and task."""
     if not is_finished(stored):
-        return folder.resolve().name, "a search whose final stage is still to come"
+        name, best = folder.resolve().name, best_trial(stored["search"])
+        lead = f" {best['arm']}/{best['number']} leads with a dev loss of {loss_text(best)}." if best else ""
+        counts = count_states(stored["search"]) if stored["search"] else "no trial has started"
+        so_far = f"No verdict yet: {counts}."
+        return Head(name, so_far + lead, f"{name}, a sweep whose final stage is still to come")
     base = stored["base"].partition(":")[2] or stored["base"]
     methods = list(dict.fromkeys(arm["method"] for arm in stored["arms"] if arm["method"] is not None))
-    return stored["sweep"], f"{', '.join(methods)} for {base} on {task_title(stored['task'])}"
+    about = f"{stored['sweep']}: {', '.join(methods)} for {base} on {task_title(stored['task'])}"
+    return Head(stored["sweep"], verdict(stored).text, about)
+
+
+def _as_json(outputs: AllOutputs) -> str:
+    """What the page's script reads; no `<`, so that no text of it ends the script."""
+    rows = [
+        [one.source, list(one.references), [(output.text, output.score) for output in one.outputs]]
+        for one in outputs.examples
+    ]
+    about = {"arms": list(outputs.arms), "reference": outputs.reference, "metric": outputs.metric}
+    content = {**about, "sign": 1 if outputs.higher_is_better else -1, "rows": rows}
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _address(link: Link) -> str:
+    """The file itself where the page holds it, else its name."""
+    if link.content is None:
+        return link.name
+    return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(link.content.encode()).decode()}"
 
 
 def _value_and_interval(cell: str) -> tuple[str, str]:
@@ -89,7 +129,9 @@ def _section_markdown(section: Section) -> list[str]:
     for figure in section.figures:
         caption = [escaped(figure.caption)] if figure.caption else []
         parts += [f"### {escaped(figure.title)}", *caption, _grid_markdown(figure.numbers)]
+    parts += map(escaped, section.about_examples)
     parts += map(_example_markdown, section.examples)
+    parts += [f"- [{link.name}]({link.name}): {escaped(link.what)}" for link in section.links]
     parts += [f"```\n{code.replace('```', '` ` `')}\n```" for code in section.code]
     if section.folded is not None:
         parts.append(_grid_markdown(section.folded))

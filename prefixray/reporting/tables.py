@@ -86,6 +86,16 @@ def csv_rows(results: Results) -> list[dict[str, object]]:
     return rows
 
 
+def trial_rows(search: Sequence[SearchTrial]) -> list[dict[str, object]]:
+    """One row per trial of the search, by column: arm, number, the searched values, how it ended."""
+    left_out = ("arm", "number", "config", "curve")
+    return [
+        {"arm": trial["arm"], "number": trial["number"], **trial["config"]}
+        | {key: value for key, value in trial.items() if key not in left_out}
+        for trial in search
+    ]
+
+
 def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
     """The rows as CSV, under every column that one of them has."""
     file = io.StringIO()

@@ -5,6 +5,7 @@ seeds, and only these runs see test. The untuned base, decoded with the same set
 """
 
 import logging
+import math
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,11 +20,12 @@ from prefixray.data import Sourced
 from prefixray.metrics import Scored
 from prefixray.metrics.challenge_words import WordForm
 from prefixray.results.command_run import versions
-from prefixray.results.examples import choose_examples
+from prefixray.results.examples import all_outputs, choose_examples
 from prefixray.results.hypotheses import read_hypotheses, score_all
 from prefixray.results.record import (
     UNTUNED,
     ArmResult,
+    ExampleOutputs,
     GroupResult,
     Interval,
     Provenance,
@@ -112,8 +114,8 @@ class _Scores:
 
 def make_results(
     facts: Facts, runs: Mapping[str, Sequence[FinalRun]], floor: Path, sources: Sequence[Sourced]
-) -> Results:
-    """Score and compare everything: the whole content of results.json.
+) -> tuple[Results, list[ExampleOutputs]]:
+    """Score and compare everything: the whole content of results.json, and every arm's output on each source.
 
     `runs` are those that ended well, by arm; `floor` is the folder of the untuned base's hypotheses.
     """
@@ -131,8 +133,8 @@ def make_results(
         _add_group(name, rows, arms, scores)
     differences = [compared[primary][arm].difference for arm in scored if arm != UNTUNED]
     outputs = {arm: read_hypotheses(of_arm[0], "test") for arm, of_arm in folders.items()}
-    first_seeds = {arm: seeds[0] for arm, seeds in scores.of(primary).items()}
-    return Results(
+    every = all_outputs(outputs, {arm: seeds[0] for arm, seeds in scores.of(primary).items()}, sources)
+    results = Results(
         sweep=config.name,
         base=config.base,
         base_digest=provenance.base_digest,
@@ -156,9 +158,10 @@ def make_results(
         arms=arms,
         resolution=max((resolution(**asdict(difference)) for difference in differences if difference), default=0.0),
         notes=[*facts.leaks, *facts.endings, *_notes(config, runs), *_space_notes(facts, runs)],
-        examples=choose_examples(outputs, first_seeds, scores.reference, sources),
+        examples=choose_examples(every, scores.reference, primary),
         search=list(facts.search),
     )
+    return results, every
 
 
 def _on_test(
@@ -261,6 +264,7 @@ def _arm_result(
             scores=seed_scores,
             dev_loss=result["metrics"]["dev/best_loss"],
             folder=f"final/{run.folder.name}",
+            curve=_curve(result),
         )
         for run, result, seed_scores in zip(runs, results, scores, strict=False)
     ]
@@ -285,6 +289,14 @@ def _arm_result(
         minutes=facts.minutes.get(arm, 0.0),
         searched=num_searched > 0,
     )
+
+
+def _curve(result: Mapping[str, Any]) -> list[tuple[int, float]]:
+    """The dev losses of a final run by step, the last one among them."""
+    losses = {int(step): loss for step, loss in result.get("earlier", {}).items()}
+    if "step" in result and "dev/loss" in result["metrics"]:
+        losses[result["step"]] = result["metrics"]["dev/loss"]
+    return [(step, loss) for step, loss in sorted(losses.items()) if math.isfinite(loss)]
 
 
 def _interval(estimate: Estimate) -> Interval:

@@ -12,22 +12,30 @@ NUM_EXAMPLES = 3  # first sources that are printed with their outputs
 NUM_EXTREMES = 20  # sources on which arms and the reference differ most
 
 
-def choose_examples(
-    outputs: Mapping[str, Sequence[str]], scored: Mapping[str, Scored], reference: str, sources: Sequence[Sourced]
+def all_outputs(
+    outputs: Mapping[str, Sequence[str]], scored: Mapping[str, Scored], sources: Sequence[Sourced]
 ) -> list[ExampleOutputs]:
-    """The first sources, then those where the arms differ most; `outputs` and `scored` are by arm, of one run each."""
+    """Every source with the arms' outputs and their scores; `outputs` and `scored` are by arm, of one run each."""
     scores = {arm: run.of_sums(run.statistics) for arm, run in scored.items()}  # (N,) each, a score per source
-    sign = 1.0 if higher_is_better(scored[reference].metric) else -1.0
-    chosen = choose_extremes(scores, reference, sign)
-    num_first = NUM_EXAMPLES if chosen else NUM_EXTREMES
-    examples = []
-    for index in dict.fromkeys([*range(min(num_first, len(sources))), *chosen]):
-        example = ExampleOutputs(
-            source=sources[index].source,
-            references=list(sources[index].references),
+    return [
+        ExampleOutputs(
+            source=sourced.source,
+            references=list(sourced.references),
             outputs={arm: texts[index] for arm, texts in outputs.items()},
             scores={arm: float(values[index]) for arm, values in scores.items()},
         )
+        for index, sourced in enumerate(sources)
+    ]
+
+
+def choose_examples(every: Sequence[ExampleOutputs], reference: str, metric: str) -> list[ExampleOutputs]:
+    """The first sources, then those where the arms differ most."""
+    scores = {arm: np.array([example["scores"][arm] for example in every]) for arm in every[0]["scores"]}
+    chosen = choose_extremes(scores, reference, 1.0 if higher_is_better(metric) else -1.0)
+    num_first = NUM_EXAMPLES if chosen else NUM_EXTREMES
+    examples = []
+    for index in dict.fromkeys([*range(min(num_first, len(every))), *chosen]):
+        example = every[index].copy()
         if index in chosen:
             example["arm"] = chosen[index]
         examples.append(example)

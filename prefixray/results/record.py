@@ -44,6 +44,7 @@ class SeedResult(TypedDict):
     scores: dict[str, float]
     dev_loss: float | None  # None: not measured
     folder: str
+    curve: NotRequired[list[tuple[int, float]]]  # (step, dev loss) of every report
 
 
 class GroupResult(TypedDict):

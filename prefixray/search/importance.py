@@ -11,7 +11,7 @@ from prefixray.config.space import AnyDimension, Choice, LogUniform, is_number
 from prefixray.results.record import Importance
 from prefixray.search.sampling.parameters import values_by_key
 from prefixray.search.storage import Storage
-from prefixray.search.trial_source import started_trials
+from prefixray.search.trial_source import read_trials
 
 _FEWEST_TRIALS = 10  # with fewer trials there is no importance
 _BEST_SHARE = 0.25  # of the trials; importance is what sets these apart from the others
@@ -25,8 +25,7 @@ def parameter_importance(storage: Storage, sweep: str, arm: ArmConfig, rungs: Se
     """
     if len(arm.dimensions) < 2:
         return None
-    study = optuna.load_study(study_name=f"{sweep}/{arm.name}", storage=storage)
-    trials = {trial.number: trial for trial in started_trials(study)}
+    trials = {trial.number: trial for trial in read_trials(storage, f"{sweep}/{arm.name}")}
     losses = {number: t.value for number, t in trials.items() if t.state is TrialState.COMPLETE}
     step = arm.num_steps
     if len(losses) < _FEWEST_TRIALS and rungs:

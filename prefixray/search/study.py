@@ -13,16 +13,26 @@ import optuna
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from prefixray.config.schema import ArmConfig, SamplerName
+from prefixray.config.schema import ArmConfig, SamplerName, SweepConfig
 from prefixray.config.seeds import derive_seed
 from prefixray.config.space import LARGEST_GRID, LogUniform, Uniform, configurations
 from prefixray.errors import UserError
+from prefixray.results.record import SearchTrial
 from prefixray.search.sampling.evidence import evidence_of
 from prefixray.search.sampling.parameters import identity_of, parameter_name, suggest, values_by_key
 from prefixray.search.sampling.samplers import class_name, make_sampler
 from prefixray.search.sampling.warm_start import KnownTrial, best_first
 from prefixray.search.storage import Storage
-from prefixray.search.trial_source import HIDDEN, Proposal, TrialSource, started_trials, state_of
+from prefixray.search.trial_source import (
+    HIDDEN,
+    Proposal,
+    Record,
+    TrialSource,
+    read_trials,
+    record_of,
+    started_trials,
+    state_of,
+)
 from prefixray.system.records import Scalar
 
 _ADDED = "added_by"  # user attribute: the request that added a trial
@@ -228,3 +238,31 @@ class ArmStudy(TrialSource):
         if math.prod(dimension.size() for dimension in self._arm.dimensions.values()) > LARGEST_GRID:
             return None
         return {identity_of(point): point for point in configurations(self._arm.dimensions, self._arm.fixed)}
+
+
+def search_trials(storage: Storage, config: SweepConfig) -> list[SearchTrial]:
+    """The trials of every arm's search so far; nothing is written, and a driver may write meanwhile."""
+    return [
+        search_trial(config, arm, record_of(trial, values_by_key(arm, trial.params)))
+        for arm in config.arms
+        for trial in read_trials(storage, f"{config.name}/{arm.name}")
+    ]
+
+
+def search_trial(config: SweepConfig, arm: ArmConfig, record: Record) -> SearchTrial:
+    """A trial of the search as the sweep's record holds it."""
+    last = max(record.reports, default=0)
+    at_rung = record.state == "stopped" and record.stopped_by is None and last in config.search.rungs
+    rung = config.search.rungs.index(last) + 1 if at_rung else None
+    value = record.reports.get(last) if record.state == "running" else record.value
+    return SearchTrial(
+        arm=arm.name,
+        number=record.number,
+        config=dict(record.values),
+        step=last,
+        num_steps=arm.num_steps,
+        dev_loss=value,
+        state=record.state,
+        rung=rung,
+        curve=sorted(record.reports.items()),
+    )

@@ -9,7 +9,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, assert_never
+from typing import Literal, TypeAlias, assert_never
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -51,6 +51,39 @@ class Record:
     note: str | None  # why the trial failed or was stopped
     stopped_by: str | None = None  # the request that has stopped the trial, or that will
     ended: float | None = None  # when its study was told of its end, in seconds since 1970
+
+
+Study: TypeAlias = optuna.Study
+
+
+def copied_study(storage: Storage, name: str) -> Study:
+    """A copy of a study in memory, with the same numbers; without trials where there is no such study yet."""
+    copy = optuna.create_study(study_name=name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        copy.set_metric_names(["dev/loss"])
+    if name in _names(storage):
+        copy.add_trials(optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False))
+    return copy
+
+
+def read_trials(storage: Storage, name: str) -> list[FrozenTrial]:
+    """The trials of a study that have started; nothing is written, and a driver may write meanwhile."""
+    return started_trials(optuna.load_study(study_name=name, storage=storage)) if name in _names(storage) else []
+
+
+def _names(storage: Storage) -> set[str]:
+    return {study.study_name for study in storage.get_all_studies()}
+
+
+def record_of(trial: FrozenTrial, values: Mapping[str, Scalar]) -> Record:
+    """All that is known of a trial that tries these values."""
+    state = state_of(trial)
+    value = None if state == "failed" else trial.value
+    note = trial.user_attrs.get("note")
+    reports, stopped_by = dict(trial.intermediate_values), trial.user_attrs.get(_STOP)
+    ended = None if trial.datetime_complete is None else trial.datetime_complete.timestamp()
+    return Record(trial.number, values, state, value, reports, note, stopped_by, ended)
 
 
 def started_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -143,12 +176,7 @@ class TrialSource(ABC):
         """The values that a trial tries."""
 
     def _record(self, trial: FrozenTrial) -> Record:
-        state = state_of(trial)
-        value = None if state == "failed" else trial.value
-        note = trial.user_attrs.get("note")
-        reports, stopped_by = dict(trial.intermediate_values), trial.user_attrs.get(_STOP)
-        ended = None if trial.datetime_complete is None else trial.datetime_complete.timestamp()
-        return Record(trial.number, self._values(trial), state, value, reports, note, stopped_by, ended)
+        return record_of(trial, self._values(trial))
 
     def _frozen(self, number: int) -> FrozenTrial:
         if number not in self._ids:

@@ -164,7 +164,7 @@ def _python() -> str:
         importlib.import_module(f"prefixray.{module}").__dict__[name]
         for module, name in (
             ("decoding.tuned_model", "OpenBase"),
-            ("results.notebook", "Sweep"),
+            ("reporting.notebook", "Sweep"),
             ("driver.run", "Outcome"),
             ("planning.estimate", "Plan"),
         )

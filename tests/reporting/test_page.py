@@ -11,7 +11,7 @@ from support.example_results import finished_sweep, older_sweep
 from support.html_page import Page
 
 from prefixray.reporting.page import render_html, render_page_markdown, write_page
-from prefixray.reporting.sections import sections
+from prefixray.reporting.sections.whole import sections
 from prefixray.results.record import Results
 
 FOLDER = Path("runs/tiny")

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from support.example_results import finished_sweep, older_sweep
 
-from prefixray.reporting.sections import Section, rank_correlation, sections
+from prefixray.reporting.sections.search import rank_correlation
+from prefixray.reporting.sections.section import Section
+from prefixray.reporting.sections.whole import sections
 from prefixray.results.record import Results
 
 FOLDER = Path("runs/tiny")

@@ -62,7 +62,7 @@ def results(folder: Path, groups: Sequence[str | None]) -> Results:
     )
     decoding = {"num_beams": 1}
     facts = Facts(config, provenance, decoding, search=[], minutes={}, num_train=6, leaks=("1 of 4 is known",))
-    return make_results(facts, runs, folder / "final/untuned", sources)
+    return make_results(facts, runs, folder / "final/untuned", sources)[0]
 
 
 def test_further_metrics_stand_behind_the_primary_and_the_tasks_own_once_each(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from prefixray.decoding.tuned_model import Tuned, generate_together, open_base
-from prefixray.results.notebook import open_sweep
+from prefixray.reporting.notebook import open_sweep
 
 WRITTEN = Path(__file__).parent / "sweep_0_1"
 OLD = Path("runs/old")

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal, assert_never
 
-from prefixray.reporting.page import html_page, markdown_page
-from prefixray.reporting.sections import Section
+from prefixray.reporting.page import Head, html_page, markdown_page
+from prefixray.reporting.sections.section import Section
 from prefixray.reporting.several.figures import all_differences, length_figures, size_figures, storage_figures
 from prefixray.reporting.several.grids import comparison_rows, difference_grid, score_grid, sweep_grid
 from prefixray.reporting.several.side_by_side import OneOf, mean_ranks, num_comparisons
@@ -25,9 +25,9 @@ def render(sweeps: Sequence[OneOf], form: Form, saying: str | None = None) -> st
         case "latex":
             return _latex(sweeps, saying)
         case "html":
-            return html_page(*_headline(sweeps), several_sections(sweeps, saying))
+            return html_page(_head(sweeps), several_sections(sweeps, saying))
         case "markdown":
-            return markdown_page(*_headline(sweeps), several_sections(sweeps, saying))
+            return markdown_page(_head(sweeps), several_sections(sweeps, saying))
         case _:
             assert_never(form)
 
@@ -50,13 +50,14 @@ def several_sections(sweeps: Sequence[OneOf], saying: str | None = None) -> list
     return parts
 
 
-def _headline(sweeps: Sequence[OneOf]) -> tuple[str, str]:
+def _head(sweeps: Sequence[OneOf]) -> Head:
     """Which arms win where, and the names of the sweeps."""
     winners = [winner for sweep in sweeps if (winner := verdict(sweep.results).winner) is not None]
     wins = [f"{name} in {winners.count(name)}" for name in dict.fromkeys(winners)]
     of = f"of {len(sweeps)} sweeps" if len(sweeps) > 1 else ""
     head = f"Winner: {', '.join(wins)} {of}" if wins else f"No winner in any {of}"
-    return head if of else verdict(sweeps[0].results).text, ", ".join(sweep.name for sweep in sweeps)
+    names = ", ".join(sweep.name for sweep in sweeps)
+    return Head(names, head if of else verdict(sweeps[0].results).text, names)
 
 
 def _notes(sweeps: Sequence[OneOf]) -> list[str]:
@@ -81,7 +82,7 @@ def _caveats(sweeps: Sequence[OneOf]) -> list[str]:
 
 def _text(sweeps: Sequence[OneOf], saying: str | None) -> str:
     """For a terminal: the tables, and of every figure over sweeps its numbers."""
-    parts = ["\n".join(_headline(sweeps))]
+    parts = [f"{(head := _head(sweeps)).verdict}\n{head.about}"]
     for section in several_sections(sweeps, saying):
         grid = [] if section.grid is None else [section.grid.text()]
         parts.append("\n".join([section.title, *grid, *section.text]))

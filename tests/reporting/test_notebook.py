@@ -9,7 +9,7 @@ import pytest
 from prefixray.config.identity import dump
 from prefixray.config.load import load_sweep
 from prefixray.errors import UserError
-from prefixray.results.notebook import open_sweep
+from prefixray.reporting.notebook import open_sweep
 from prefixray.results.record import ArmResult, Results
 
 SWEEP = """

@@ -1,0 +1,103 @@
+"""A sweep and its results as Python objects, for a notebook, also while the sweep runs.
+
+>>> from prefixray import open_sweep
+>>> sweep = open_sweep("quickstart")
+>>> sweep.trials.sort_values("dev_loss")
+>>> sweep.best["prefix"]
+>>> optuna.visualization.plot_slice(sweep.study("prefix"))
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefixray.config.files.found import find_sweep
+from prefixray.config.identity import stored_config
+from prefixray.config.schema import SweepConfig
+from prefixray.errors import UserError
+from prefixray.reporting.tables import trial_rows
+from prefixray.results.record import ArmResult, Stored, is_finished, load_results
+from prefixray.search.importance import parameter_importance
+from prefixray.search.storage import open_storage
+from prefixray.search.study import search_trials
+from prefixray.search.trial_source import Study, copied_study
+
+if TYPE_CHECKING:
+    from pandas import DataFrame  # type: ignore[import-untyped, unused-ignore]
+
+_JOURNAL = "study.journal"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep's configuration and its results, as far as it has come."""
+
+    folder: Path
+    config: SweepConfig
+    """The configuration of the last run, overrides included."""
+    results: Stored
+    """`results.json`; `prefixray.results` has its types."""
+
+    @cached_property
+    def trials(self) -> "DataFrame":
+        """A row per trial of the search: arm, number, the searched values, step, dev_loss, state, rung."""
+        from pandas import DataFrame
+
+        return DataFrame(trial_rows(self.results["search"]))
+
+    @property
+    def best(self) -> Mapping[str, Mapping[str, object]]:
+        """Each arm's searched values: those of the final stage's winner, or before it those of the lowest dev loss."""
+        results = self.results
+        if is_finished(results):
+            return {arm["arm"]: self._searched_values(arm) for arm in results["arms"] if arm["method"] is not None}
+        done = [(loss, t) for t in results["search"] if t["state"] == "done" and (loss := t["dev_loss"]) is not None]
+        return {trial["arm"]: trial["config"] for _, trial in sorted(done, key=lambda entry: -entry[0])}
+
+    def study(self, arm: str) -> Study:
+        """A copy of the Optuna study of an arm's search, in memory; `optuna.visualization` draws it.
+
+        The values are dev losses, a stopped trial is a pruned one. What is done to the copy does not reach the sweep.
+        Raises `UserError` for an arm that was not searched.
+        """
+        searched = [one.name for one in self.config.arms if one.dimensions]
+        if arm not in searched:
+            raise UserError(f"{arm}: no arm that was searched; they are {', '.join(searched) or 'none'}")
+        journal = self.folder / _JOURNAL
+        if not journal.is_file():
+            raise UserError(f"{journal}: no such file; the sweep has started no trial yet, or was copied without it")
+        return copied_study(open_storage(journal), f"{self.config.name}/{arm}")
+
+    def _searched_values(self, arm: ArmResult) -> dict[str, object]:
+        method = arm["config"]["method"]
+        assert isinstance(method, dict), "a configuration names its method"
+        values = {**arm["config"], **method}
+        return {key: values[key] for key in self.config.arm(arm["arm"]).dimensions if key in values}
+
+
+def open_sweep(where: Path | str) -> Sweep:
+    """A sweep by its results folder, its name under runs/, or its YAML.
+
+    Raises `UserError` where there are no results and no trials (yet).
+    """
+    folder = find_sweep(where)
+    return Sweep(folder, stored_config(folder), record_so_far(folder))
+
+
+def record_so_far(folder: Path) -> Stored:
+    """A sweep's record; before its final stage, what its trials have reported by now, also while a driver runs.
+
+    Raises `UserError` where there are no results and no trials (yet).
+    """
+    journal = folder / _JOURNAL
+    if not journal.is_file() or ((folder / "results.json").is_file() and is_finished(load_results(folder))):
+        return load_results(folder)
+    config, storage = stored_config(folder), open_storage(journal)
+    found = [parameter_importance(storage, config.name, arm, config.search.rungs) for arm in config.arms]
+    return Stored(
+        search=search_trials(storage, config),
+        rungs=list(config.search.rungs),
+        importance=[importance for importance in found if importance is not None],
+    )
