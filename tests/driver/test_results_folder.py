@@ -78,7 +78,7 @@ def test_only_results_of_a_final_stage_count_as_such(folder: ResultsFolder, resu
     assert folder.final_results() is None
     folder.store({"search": [], "rungs": [10], "importance": []})
     assert folder.final_results() is None
-    folder.publish(results)
+    folder.publish(results, results["examples"])
     assert folder.final_results() == json.loads(json.dumps(results))
     assert not list(folder.path.glob("results.*.json"))
 
@@ -87,14 +87,14 @@ def test_results_with_other_winners_and_unreadable_ones_stay_beside_the_new(
     folder: ResultsFolder, results: Results, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder.path / "results.json").write_text("{")
-    files = folder.publish(results)
+    files = folder.publish(results, results["examples"])
     assert "it is kept as results.1.json" in caplog.text and (folder.path / "results.1.json").read_text() == "{"
     assert [path.name for path in files][:3] == ["results.json", "results.md", "results.csv"]
     assert all(path.is_file() for path in files)
-    folder.publish(results)
+    folder.publish(results, results["examples"])
     assert not (folder.path / "results.2.json").exists(), "nothing has changed"
     changed: Results = {**results, "arms": results["arms"][:-1]}
-    folder.publish(changed)
+    folder.publish(changed, results["examples"])
     assert stored(folder, "results.2.json")["arms"] == results["arms"]
 
 

@@ -143,7 +143,7 @@ def test_trials_can_be_sorted_and_a_chart_says_what_lies_under_the_pointer(chrom
 
 def test_the_report_is_whole_where_scripts_may_not_run(chromium: "Browser", report: str) -> None:
     with opened(chromium, report, size="phone", scripts=False) as look:
-        assert look.page.locator("svg").count() == 8 and look.page.locator("table").first.is_visible()
+        assert look.page.locator("svg").count() == 9 and look.page.locator("table").first.is_visible()
         assert look.page.locator("thead button").count() == 0, "nothing stands there that does nothing"
 
 

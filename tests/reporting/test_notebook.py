@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
+from prefixray import report
 from prefixray.config.identity import dump
 from prefixray.config.load import load_sweep
 from prefixray.errors import UserError
 from prefixray.reporting.notebook import open_sweep
 from prefixray.results.record import ArmResult, Results
+from prefixray.search.storage import open_storage
+from prefixray.search.study import ArmStudy
 
 SWEEP = """
 name: small
@@ -62,6 +65,52 @@ def test_after_the_final_stage_the_best_is_its_winner(folder: Path) -> None:
     whole = {**dict.fromkeys(Results.__required_keys__), "search": [trial(0, 5, 2.0, "done")], "arms": arms}
     (folder / "results.json").write_text(json.dumps(whole))
     assert open_sweep("small").best == {"prefix": {"preseqlen": 1, "learning_rate": 0.02}, "finetune": {}}
+
+
+def run_trials(folder: Path) -> None:
+    """What a driver leaves in the journal: two trials that have finished, one stopped, and one that still runs."""
+    arm = load_sweep("small.yaml", ["search.num_trials=8"]).arm("prefix")
+    source = ArmStudy(open_storage(folder / "study.journal"), "small", arm, seed=1, num_startup=2)
+    for losses, state in (([3.0, 2.5], "done"), ([2.9, 2.0], "done"), ([4.0], "stopped"), ([3.5], "running")):
+        proposal = source.ask()
+        assert proposal is not None
+        for step, loss in zip((20, 40), losses, strict=False):
+            source.report(proposal.number, step, loss)
+        if state == "done":
+            source.tell(proposal.number, "done", losses[-1])
+        elif state == "stopped":
+            source.tell(proposal.number, "stopped", None)
+
+
+def test_a_running_sweep_opens_and_has_a_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_trials(folder)
+    before = (folder / "study.journal").read_bytes()
+    sweep = open_sweep("small")
+    assert sweep.trials["state"].tolist() == ["done", "done", "stopped", "running"]
+    assert sweep.trials["dev_loss"].tolist() == [2.5, 2.0, 4.0, 3.5]
+    assert report.main(["small"]) == 0
+    assert "prefix/1" in capsys.readouterr().out
+    head = (
+        "No verdict yet: 4 trials, 2 finished, 1 stopped early, 1 not ended. prefix/1 leads with a dev loss of 2.000."
+    )
+    assert f"<h1>{head}</h1>" in (folder / "report.html").read_text()
+    assert (folder / "study.journal").read_bytes() == before, "the driver's file is only read"
+
+
+def test_optuna_draws_the_study_of_an_arm(folder: Path) -> None:
+    visualization = pytest.importorskip("optuna.visualization.matplotlib")
+    pytest.importorskip("matplotlib").use("Agg")
+    run_trials(folder)
+    study = open_sweep("small").study("prefix")
+    assert study.best_value == 2.0 and [trial.number for trial in study.trials] == [0, 1, 2, 3]
+    for draw in (visualization.plot_optimization_history, visualization.plot_slice, visualization.plot_timeline):
+        drawn = draw(study)
+        figures = {axes.figure for axes in (drawn if hasattr(drawn, "__len__") else [drawn])}
+        assert all(figure.axes for figure in figures)
+    study.enqueue_trial({"preseqlen": 5})
+    assert len(open_sweep("small").study("prefix").trials) == 4, "it is a copy"
+    with pytest.raises(UserError, match="finetune: no arm that was searched; they are prefix"):
+        open_sweep("small").study("finetune")
 
 
 def test_what_is_not_there_is_said(folder: Path) -> None:

@@ -2,16 +2,18 @@
 
 import copy
 import html
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.example_results import finished_sweep, older_sweep
+from support.example_results import example, finished_sweep, older_sweep
 from support.html_page import Page
 
 from prefixray.reporting.page import render_html, render_page_markdown, write_page
 from prefixray.reporting.sections.whole import sections
+from prefixray.results.outputs import read_outputs, write_outputs
 from prefixray.results.record import Results
 
 FOLDER = Path("runs/tiny")
@@ -63,7 +65,8 @@ def test_the_page_is_well_formed_and_needs_nothing_besides_itself(results: Resul
     assert "http" not in text
     loads = {(tag, name) for tag, name, _ in page.attributes if name in ("src", "srcset", "data", "xlink:href")}
     assert loads == set()
-    assert all(value.startswith("#") for _, name, value in page.attributes if name == "href")
+    links = [value for _, name, value in page.attributes if name == "href" and not value.startswith("#")]
+    assert all(value.startswith("data:text/csv;") for value in links) and len(links) == (2 if finished else 0)
     assert not re.search(r"@import|url\(|@font-face", text)
     assert page.scripts == 1
     assert page.charts
@@ -73,7 +76,7 @@ def test_the_page_is_well_formed_and_needs_nothing_besides_itself(results: Resul
 def test_every_chart_names_its_axes_and_what_it_shows(results: Results) -> None:
     text = render_html(results, FOLDER)
     charts = re.findall(r"<svg.*?</svg>", text, re.S)
-    assert len(charts) == 2 + 1 + 4 + 1, "differences, sizes; curves; four searched values; importance"
+    assert len(charts) == 2 + 1 + 4 + 2, "differences, sizes; curves; four searched values, all of them; importance"
     for chart in charts:
         assert 'class="name x-name"' in chart
         assert 'class="name y-name"' in chart or 'class="bar"' in chart or 'class="zero"' in chart, "rows have names"
@@ -83,6 +86,34 @@ def test_every_chart_names_its_axes_and_what_it_shows(results: Results) -> None:
     for label in ("(points, 95 % interval)", "(count, log scale)", "(nats per token)", "(optimiser updates)"):
         assert label in labels
     assert "preseqlen (positions)" in labels and "mid_dim (units; flat: no network)" in labels
+
+
+def test_the_headline_is_the_verdict_and_before_it_how_far_the_search_is(results: Results) -> None:
+    verdict = "No winner: prefix and finetune are 2.2 BLEU apart, which may be chance."
+    assert f"<h1>{verdict}</h1>" in render_html(results, FOLDER)
+    assert render_page_markdown(results, FOLDER).startswith(f"# {verdict}\n\ntiny: prefix, finetune for model.gguf on ")
+    running: Any = {"search": results["search"], "rungs": [8, 16], "importance": []}
+    head = "No verdict yet: 12 trials, 6 finished, 6 stopped early. prefix/0 leads with a dev loss of 1.600."
+    assert f"<h1>{head}</h1>" in render_html(running, FOLDER)
+
+
+def test_every_output_is_on_the_page_for_its_script_and_in_the_file(results: Results, tmp_path: Path) -> None:
+    every = [example(number) for number in range(40)]
+    every[7]["source"] = every[7]["outputs"]["prefix"] = "</script>" + BAD
+    write_outputs(tmp_path / "outputs.csv", every, "bleu")
+    assert read_outputs(tmp_path / "outputs.csv", results) == every
+    text = render_html(results, tmp_path)
+    page = Page(text)
+    assert page.wrong == [] and page.open == [] and page.scripts == 2
+    found = re.search(r'<script type="application/json" id="all-outputs">(.*?)</script>', text, re.S)
+    assert found is not None
+    stored = json.loads(found[1])
+    assert (stored["arms"], stored["reference"]) == (["untuned", "prefix", "finetune"], "finetune")
+    assert (stored["metric"], stored["sign"], len(stored["rows"])) == ("BLEU", 1, 40)
+    source, references, outputs = stored["rows"][7]
+    assert source == "</script>" + BAD and references == every[7]["references"]
+    assert outputs == [["", "0.0"], [source, "47.0"], ["Full 7.", "50.0"]]
+    assert "**name : Place 8**" in render_page_markdown(results, tmp_path), "Markdown has those farthest apart"
 
 
 def test_what_comes_from_data_is_escaped_everywhere(results: Results) -> None:

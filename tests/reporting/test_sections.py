@@ -71,3 +71,22 @@ def test_a_sweep_that_is_not_finished_says_so(results: Results) -> None:
     found = sections({"search": results["search"], "rungs": [8, 16]}, FOLDER)
     assert [one.key for one in found] == ["result", "search", "values", "early", "records"]
     assert found[0].text[0] == "The final stage has not been reached yet."
+
+
+def test_the_final_runs_have_their_curves(results: Results) -> None:
+    assert "finals" not in {one.key for one in sections(results, FOLDER)}, "the record is an older one"
+    for one in results["arms"][1:]:
+        one["seeds"] = [{**one["seeds"][0], "curve": [(8, 2.0 + seed), (40, 1.0 + seed)]} for seed in (0, 1)]
+    (figure,) = section(results, "finals").figures
+    assert figure.numbers.rows[1] == ["prefix", "40", "1.500", "1.000", "2.000", "2"]
+    assert figure.chart.count('class="whisker"') == 3 * 4 and figure.chart.count("<polyline") == 2
+
+
+def test_all_values_of_a_search_stand_in_one_picture(results: Results) -> None:
+    (figure,) = [one for one in section(results, "values").figures if one.title == "prefix: Which values go together?"]
+    assert figure.chart.count('<g class="curve') == len(figure.numbers.rows) == 12
+    assert figure.chart.count('<g class="curve strong"') == 1
+    for name in ("preseqlen", "mid_dim", "init_token", "learning_rate", "dev loss"):
+        assert f">{name}</text>" in figure.chart
+    tip = "prefix/0: preseqlen 5, mid_dim flat, init_token random, learning_rate 1.0e-3; dev loss 1.600, done"
+    assert f"<title>{tip}</title>" in figure.chart

@@ -47,7 +47,8 @@ def results(folder: Path, groups: Sequence[str | None]) -> Results:
     runs = {arm.name: [FinalRun(arm, arm.trial({}), 0, 1, folder / "final" / f"{arm.name}-0-1")] for arm in config.arms}
     for name, (run,) in runs.items():
         write_hypotheses(run.folder, "test", OUTPUTS[name], sources)
-        done = {"state": "done", "metrics": {"dev/best_loss": 1.0, "size/trained": 9, "size/stored": 9}}
+        sizes = {"dev/loss": 1.5, "dev/best_loss": 1.0, "size/trained": 9, "size/stored": 9}
+        done = {"state": "done", "step": 16, "metrics": sizes, "earlier": {"8": 1.0}}
         (run.folder / "result.json").write_text(json.dumps(done), encoding="utf-8")
     write_hypotheses(folder / "final/untuned", "test", OUTPUTS["untuned"], sources)
     provenance = Provenance(
@@ -70,6 +71,12 @@ def test_further_metrics_stand_behind_the_primary_and_the_tasks_own_once_each(tm
     assert made["metrics"] == ["bleu", "ter"]
     assert made["notes"][0] == "1 of 4 is known"
     assert all(set(arm["scores"]) == {"bleu", "ter"} and "groups" not in arm for arm in made["arms"])
+
+
+def test_the_curve_of_a_final_run_ends_with_its_last_loss(tmp_path: Path) -> None:
+    made = results(tmp_path, [None] * 4)
+    assert [arm["seeds"][0].get("curve") for arm in made["arms"]] == [None, *[[(8, 1.0), (16, 1.5)]] * 2]
+    assert made["num_train"] == 6
 
 
 def test_each_group_of_sources_is_scored_alone(tmp_path: Path) -> None:

@@ -36,7 +36,12 @@ if (stored) {
     const made = make("article"), listed = make("dl"), apart = all.sign * difference(row);
     if (!isNaN(apart)) made.append(make("h3", (apart < 0 ? "\u2212" : "+") + Math.abs(apart).toFixed(1) + " " + all.metric));
     made.append(make("p", row[0], "source"));
-    for (const text of row[1]) listed.append(make("dt", "reference"), make("dd", "", "score"), make("dd", text, "text"));
+    const [reference, ...others] = row[1], shown = make("dd", reference, "text");
+    if (others.length) {
+      const folded = make("details"); folded.append(make("summary", `${others.length} more`));
+      for (const text of others) folded.append(make("div", text));
+      shown.append(folded); }
+    listed.append(make("dt", "reference"), make("dd", "", "score"), shown);
     row[2].forEach(([text, number], i) => listed.append(
       make("dt", all.arms[i]), make("dd", number, "score"), make("dd", text.trim() || "(nothing)", "text")));
     made.append(listed); return made; };
