@@ -273,7 +273,9 @@ def value_name(key: str, value: Scalar) -> str:
     """A searched value as it stands on an axis."""
     if value is None:
         return {"mid_dim": "flat", "init_token": "random", "preseqlen": "as init"}.get(key, "none")
-    return scientific(value) if isinstance(value, float) and value and abs(value) < 0.1 else str(value)
+    if isinstance(value, float):
+        return scientific(value) if value and abs(value) < 0.1 else f"{value:.3g}"
+    return str(value)
 
 
 def round_count(value: float) -> str:
