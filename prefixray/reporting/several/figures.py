@@ -84,7 +84,8 @@ def all_differences(sweeps: Sequence[OneOf]) -> list[Figure]:
 
 
 def _setting(sweep: OneOf) -> dict[str, Scalar]:
-    return {"base": sweep.results["base"], "task": sweep.results["task"]}
+    results = sweep.results
+    return {"base": results["base"], "task": results["task"], "test sources": results["num_sources"]}
 
 
 def _figures(points: Sequence[_Point], question: str, axis: Callable[[Sequence[float]], Axis]) -> list[Figure]:

@@ -97,6 +97,14 @@ def test_scores_are_drawn_over_the_length_of_prefixes_that_differ_in_it_alone(fo
     assert figure.chart.count("<polyline") == 1
 
 
+def test_no_line_joins_scores_on_different_test_sources(folders: list[Path]) -> None:
+    def change(record: dict[str, Any], number: int) -> None:
+        record["num_train"], record["num_sources"] = number, number
+
+    sweeps = variants("quickstart", change, (20, 40))
+    assert size_figures(sweeps) == [], "of each line there is one point"
+
+
 def test_scores_are_drawn_over_what_is_stored(folders: list[Path]) -> None:
     sweeps = side_by_side(folders)
     (figure,) = storage_figures(sweeps)
