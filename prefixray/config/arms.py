@@ -91,7 +91,11 @@ def _read_arm(document: Document, name: str, train: TrainConfig, num_trials: int
         _check_cases(document, arm)
         _check_trials(document, arm)
     count = count_configurations(dimensions, fixed, limit=count) if dimensions else 1
-    return arm.model_copy(update={"num_trials": count, "first": _read_first(document, arm)})
+    is_auto = body.get("first") == "auto"
+    if is_auto and not dimensions:
+        document.refuse((*key, "first"), "nothing is searched in this arm: remove it")
+    first = () if is_auto else _read_first(document, arm)
+    return arm.model_copy(update={"num_trials": count, "first": first, "first_auto": is_auto})
 
 
 def _joined(name: str, value: Value) -> Value:
@@ -286,7 +290,7 @@ def _read_first(document: Document, arm: ArmConfig) -> tuple[Mapping[str, Scalar
     key: Key = ("arms", arm.name, "first")
     entries = (document.mapping(key[:-1]) or {}).get("first", [])
     if not isinstance(entries, list):
-        document.refuse(key, "must be a list of mappings, each with a value for every searched key")
+        document.refuse(key, "must be auto, or a list of mappings, each with a value for every searched key")
         return ()
     keys: list[Key] = [(*key, index) for index in range(len(entries))]
     bodies = ((entry_key, document.mapping(entry_key)) for entry_key in keys)

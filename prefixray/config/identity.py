@@ -72,7 +72,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _arm_identity(arm: ArmConfig) -> dict[str, Any]:
     dimensions = {key: _as_written(dimension) for key, dimension in arm.dimensions.items()}
-    first = {"first": [dict(entry) for entry in arm.first]} if arm.first else {}
+    first: dict[str, Any] = {"first": [dict(entry) for entry in arm.first]} if arm.first else {}
+    first = {"first": "auto"} if arm.first_auto else first
     return {"method": arm.method, **arm.fixed, **dimensions, **first}
 
 

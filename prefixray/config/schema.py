@@ -43,6 +43,8 @@ class ArmConfig(Strict):
     """Trials of the search; 1 where nothing is searched."""
     first: tuple[Mapping[str, Scalar], ...] = ()
     """Configurations that are tried first."""
+    first_auto: bool = False
+    """Whether measured starting points near the arm are tried first: `first: auto`."""
     train: TrainConfig
     """The recipe that the arm overrides."""
 

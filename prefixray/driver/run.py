@@ -35,6 +35,7 @@ from prefixray.search.budget import Budget, early_endings
 from prefixray.search.importance import parameter_importance
 from prefixray.search.policies.choice import make_policy
 from prefixray.search.requests import Inbox
+from prefixray.search.sampling.starting_points import starting_points, starting_text
 from prefixray.search.sampling.warm_start import KnownTrial, read_warm_start, warm_start_text
 from prefixray.search.status import View
 from prefixray.search.storage import open_storage, repair_journal
@@ -162,9 +163,8 @@ class _Sweep:
         return studies
 
     def _search_stage(self, arm: ArmConfig) -> Stage:
-        name, search = self._config.name, self._config.search
-        num_slots, num_workers = self._pool.num_slots, self._pool.most_workers
-        concurrency = num_at_once(arm, search.concurrency, num_slots=num_slots, num_workers=num_workers)
+        name, search, pool = self._config.name, self._config.search, self._pool
+        concurrency = num_at_once(arm, search.concurrency, num_slots=pool.num_slots, num_workers=pool.most_workers)
         study = ArmStudy(
             self._storage,
             name,
@@ -173,6 +173,7 @@ class _Sweep:
             num_startup=concurrency,
             sampler=search.sampler,
             read_known=lambda: self._known[arm.name],
+            auto=starting_points(self._config, arm, pool.facts.shape.hidden_size),
         )
 
         def spec(trial: Proposal | Record) -> TrialSpec:
@@ -191,9 +192,10 @@ class _Sweep:
 
     @cached_property
     def _known(self) -> Mapping[str, Sequence[KnownTrial]]:
-        """The trials of the sweep that `search.warm_start` names, by arm; read by the first driver alone."""
-        known = read_warm_start(self._config, self._pool.facts)
-        for line in warm_start_text(known, self._config):
+        """The trials of the sweep that `search.warm_start` names, by arm; read and told by the first driver alone."""
+        facts, config = self._pool.facts, self._config
+        known = read_warm_start(config, facts)
+        for line in (*starting_text(config, facts.shape.hidden_size), *warm_start_text(known, config)):
             self._engine.live.event(line)
         return known
 

@@ -15,6 +15,7 @@ from prefixray.planning.estimate import START_SECONDS, STEP_SECONDS_PER_LAYER, C
 from prefixray.planning.known import Known
 from prefixray.planning.speeds import Kind
 from prefixray.reporting.grid import Grid
+from prefixray.search.sampling.starting_points import starting_text
 from prefixray.search.sampling.warm_start import read_warm_start, warm_start_text
 from prefixray.system.yaml_document import read_document, suggestion
 
@@ -111,6 +112,8 @@ def _cautions(plan: Plan) -> list[str]:
         for arm in plan.config.arms
         if _shares_rates(arm)
     ]
+    base = plan.known.base
+    lines += starting_text(plan.config, None if base is None else base.shape.hidden_size)
     lines += warm_start_text(read_warm_start(plan.config), plan.config)
     if plan.config.search.max_hours is not None:
         lines.append(f"No trial starts after {plan.config.search.max_hours:g} hours (search.max_hours).")

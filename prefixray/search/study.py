@@ -38,6 +38,7 @@ from prefixray.system.records import Scalar
 _ADDED = "added_by"  # user attribute: the request that added a trial
 _BUDGET = "budget"  # user attribute of a study: the number of trials after requests
 _KNOWN = "warm_start"  # user attribute of a study: another sweep's trials, as they were when the search began
+_AUTO = "first_auto"  # user attribute of a study: the measured points with which the search began
 _NUM_DRAWS = 4  # duplicates of the sampler's, after which a new point is drawn at random
 _MOST_DRAWS = 100  # duplicates in a row, after which a space too large to be listed counts as tried
 
@@ -55,14 +56,18 @@ class ArmStudy(TrialSource):
         num_startup: int,
         sampler: SamplerName = "tpe",
         read_known: Callable[[], Sequence[KnownTrial]] = tuple,
+        auto: Sequence[Mapping[str, Scalar]] = (),
     ) -> None:
-        """`read_known` gives another sweep's trials that fit the arm; a study reads them once and keeps them."""
+        """`read_known` gives another sweep's trials that fit the arm; a study reads them once and keeps them.
+
+        `auto` are starting points for `first: auto`, which an earlier driver's, perhaps of another version, replace.
+        """
         super().__init__(storage, f"{sweep}/{arm.name}")
         self._arm = arm
         self._sampler: SamplerName = sampler
         self._seed = seed
         self._num_startup = num_startup
-        self._grid = self._list_grid()
+        self._grid = _list_grid(arm)
         recorded = {"name": class_name(sampler), "optuna": optuna.__version__, "num_startup": num_startup}
         if self._study.user_attrs.get("sampler") != recorded:
             self._study.set_user_attr("sampler", recorded)
@@ -70,7 +75,7 @@ class ArmStudy(TrialSource):
         self._identities = {trial.number: identity_of(self._values(trial)) for trial in started_trials(self._study)}
         self._known = self._keep_known(read_known)
         self._evidence = evidence_of(arm, self._known)
-        self._enqueue_first()
+        self._enqueue_first(auto)
 
     def ask(self) -> Proposal | None:
         """As `TrialSource` says; None when `num_wanted()` trials have started, or every point of the space has."""
@@ -217,27 +222,23 @@ class ArmStudy(TrialSource):
         known: list[KnownTrial] | None = self._study.user_attrs.get(_KNOWN)
         if known is None:
             known = list(read_known())
-            if known:
-                self._study.set_user_attr(_KNOWN, known)
+            self._study.set_user_attr(_KNOWN, known)
         return known
 
-    def _enqueue_first(self) -> None:
+    def _enqueue_first(self, auto: Sequence[Mapping[str, Scalar]]) -> None:
         """Queue what is to be tried first, but for what an earlier driver has queued.
 
-        First come the sweep file's `first` configurations, then the best ones of another sweep.
+        First come the sweep file's `first` configurations, or measured ones, then the best ones of another sweep.
         """
+        auto = self._study.user_attrs.get(_AUTO, auto)
+        if auto and _AUTO not in self._study.user_attrs:
+            self._study.set_user_attr(_AUTO, [dict(point) for point in auto])
         given = [trial for trial in self._study.get_trials(deepcopy=False) if "fixed_params" in trial.system_attrs]
         queued = {identity_of(self._queued_values(trial)) for trial in given}
-        for values in (*self._arm.first, *best_first(self._known, self._arm.num_trials)):
+        for values in (*self._arm.first, *auto, *best_first(self._known, self._arm.num_trials)):
             if identity_of(values) not in queued:
                 queued.add(identity_of(values))
                 self._enqueue(values)
-
-    def _list_grid(self) -> dict[str, dict[str, Scalar]] | None:
-        """All points of the space, by identity; None where they are too many."""
-        if math.prod(dimension.size() for dimension in self._arm.dimensions.values()) > LARGEST_GRID:
-            return None
-        return {identity_of(point): point for point in configurations(self._arm.dimensions, self._arm.fixed)}
 
 
 def search_trials(storage: Storage, config: SweepConfig) -> list[SearchTrial]:
@@ -266,3 +267,10 @@ def search_trial(config: SweepConfig, arm: ArmConfig, record: Record) -> SearchT
         rung=rung,
         curve=sorted(record.reports.items()),
     )
+
+
+def _list_grid(arm: ArmConfig) -> dict[str, dict[str, Scalar]] | None:
+    """All points of the arm's space, by identity; None where they are too many."""
+    if math.prod(dimension.size() for dimension in arm.dimensions.values()) > LARGEST_GRID:
+        return None
+    return {identity_of(point): point for point in configurations(arm.dimensions, arm.fixed)}

@@ -251,7 +251,12 @@ def _arm() -> str:
             ("`method`", f"one of {', '.join(f'`{name}`' for name in METHODS)}", "the arm's name", "The method."),
             ("`learning_rate`", describe(TrialConfig, "learning_rate"), "required", texts["learning_rate"]),
             ("`num_trials`", "a whole number above 0", "`search.num_trials`", "The arm's own number of trials."),
-            ("`first`", "a list of configurations", "none", "Configurations that the search tries first."),
+            (
+                "`first`",
+                "a list of configurations, or `auto`",
+                "none",
+                "Configurations that the search tries first; auto: measured ones.",
+            ),
         ],
     )
 

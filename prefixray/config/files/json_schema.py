@@ -109,10 +109,10 @@ def _arm(method: str) -> Schema:
     """An arm of this method."""
     fields = _values(method)
     searched = {name: schema if name == "num_steps" else _searchable(schema) for name, schema in fields.items()}
+    entries = {"type": "array", "items": {**_OBJECT, "properties": fields}}
     first = {
-        "type": "array",
-        "description": "Configurations that are tried first, each with a value for every searched key.",
-        "items": {**_OBJECT, "properties": fields},
+        "description": "Configurations that are tried first, each with all searched keys; auto: measured ones.",
+        "anyOf": [{"const": "auto"}, entries],
     }
     models: Sequence[type[BaseModel]] = (METHODS[method], TrialConfig)  # type: ignore[index]
     needed = [name for model in models for name, field in model.model_fields.items() if field.is_required()]
