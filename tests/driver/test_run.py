@@ -40,12 +40,16 @@ def test_what_cannot_run_here_is_refused_before_ray_and_torch_start(
         "folder": ("./no-model", "fp32", "is no model: it has no config.json and no weights and no tokenizer"),
         "package": ("llm_nothing:some.gguf", "fp32", "the package llm_nothing is not installed"),
         "precision": (str(base_folders["gpt2"]), "4bit", "train.precision: 4bit: needs a GPU, and this is a CPU"),
+        "warm_start": (str(base_folders["gpt2"]), "fp32", "search.warm_start: runs/none: is no sweep's folder"),
     }
     for name, (base, precision, _) in wrong.items():
-        (tmp_path / f"{name}.yaml").write_text(SWEEP.format(base=base, precision=precision))
+        text = SWEEP.format(base=base, precision=precision)
+        if name == "warm_start":
+            text = text.replace("rungs: []", "rungs: [], warm_start: runs/none")
+        (tmp_path / f"{name}.yaml").write_text(text)
     command = [sys.executable, "-c", COMMANDS, *(f"{name}.yaml" for name in wrong)]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert ran.stdout.splitlines() == ["[2, 2, 2, 2, 2]"], ran
+    assert ran.stdout.splitlines() == ["[2, 2, 2, 2, 2, 2]"], ran
     *lines, last = ran.stderr.splitlines()
     assert last == "--out: full: is not empty; name a new folder"
     for line, (_, _, told) in zip(lines, wrong.values(), strict=True):
