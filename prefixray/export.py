@@ -71,9 +71,7 @@ def _write(artifact: Path, form: Form, out: Path, licence: str | None) -> str:
         return f"its card is {out / 'README.md'}; --push USER/NAME uploads it"
     from prefixray.artifacts.peft import export_peft
 
-    export_peft(artifact, out)
-    base = "base: the transformers model it was tuned on"
-    return f"from peft import PeftModel\nmodel = PeftModel.from_pretrained(base, {str(out)!r})  # {base}"
+    return export_peft(artifact, out)
 
 
 main = Entry(export, "prefixray export", __doc__)

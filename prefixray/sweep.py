@@ -83,7 +83,7 @@ def _run(
     log = Path("runs") / config.name / "sweep.log"
     quieten()
     to_file(log, terminal=None if verbose else logging.ERROR if quiet else logging.WARNING)
-    from prefixray.driver.run import run_sweep
+    from prefixray.driver.run import drive
 
     with ExitStack() as stack:
         stack.enter_context(interruptible())
@@ -91,7 +91,7 @@ def _run(
         if verbose:
             stack.enter_context(followed(log))
         try:
-            return run_sweep(config, file, address=address, shown=shown, command=command)
+            return drive(config, file, address=address, shown=shown, command=command)
         except KeyboardInterrupt:
             print(_so_far(Path("runs") / config.name), flush=True)  # before what stderr gets
             raise

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from support.sweep_process import DrivenSweep, end_all, kill, wait_for, workers_of
 
 from prefixray.cluster.connect import requires_token
+from prefixray.config.load import load_sweep
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
 
@@ -214,13 +215,19 @@ def test_a_larger_budget_candidates_compared_on_dev_and_more_seeds_go_on_from_a_
     original = _files(finished.sweep.folder)
     first, ended = _results(sweep), sweep.result_texts()
     more = (f"search.num_trials={NUM_TRIALS + 2}", "final.candidates=2", "final.num_seeds=3")
-    assert " slots on " in sweep.finish(*(word for value in more for word in ("--set", value)), "--verbose")
+    calls = f"from prefixray import run_sweep\nprint(run_sweep('small', overrides={more}).folder)"
+    process = sweep.start(command=(sys.executable, "-c", calls))
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0 and output.splitlines()[-1] == "runs/small", output
     assert sum(sweep.states()["prefix"].values()) == NUM_TRIALS + 2
     assert {path: path.read_text() for path in ended} == ended  # what had ended was not run again
     assert sweep.states()["candidates/prefix"]["COMPLETE"] >= 1
     dev = [path.parent.name for path in sweep.results.glob("final/prefix-*-1000/dev.hyp")]
     assert len(dev) == sweep.states()["candidates/prefix"]["COMPLETE"]
     assert [len(arm["seeds"]) for arm in _results(sweep)["arms"]] == [1, 3, 3, 3]
+    assert _results(sweep)["runs"][-1]["overrides"] == list(more)
+    assert load_sweep(sweep.results / "sweep.yaml") == load_sweep(sweep.folder / "small.yaml", more)
+    assert " slots on " in (sweep.results / "sweep.log").read_text()
     assert (sweep.results / "results.1.json").read_text() == "{"
     assert json.loads((sweep.results / "results.2.json").read_text())["arms"] == first["arms"]
     assert _files(finished.sweep.folder) == original  # what was copied is left as it was
@@ -253,11 +260,11 @@ def test_all_workers_killed_in_the_middle_of_a_pack_cost_no_trial_a_retry(sweep:
 
 def test_a_driver_that_is_terminated_then_killed_twice_goes_on_loses_no_trial_and_repeats_none(sweep: Sweep) -> None:
     sweep.write(num_steps=200, num_seeds=1)
-    process = sweep.start()
+    process = sweep.start("--verbose")
     _wait_for(lambda: sweep.ended() >= 1, process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 143 and "Traceback" not in output, output
+    assert process.returncode == 143 and " slots on " in output and "Traceback" not in output, output
     assert "python -m prefixray.sweep small.yaml" in output.splitlines()[-1]
     assert any(sweep.results.glob("trials/*/*/step-*"))
     assert {run.info.status for run in sweep.runs()} <= {"FINISHED", "KILLED"}

@@ -10,14 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.errors import HTTPError as NoAnswer  # type: ignore[attr-defined]
 
 from prefixray.artifacts.model_card import Facts, Origin, model_card
-from prefixray.artifacts.peft import export_peft
+from prefixray.artifacts.peft import write_peft
 from prefixray.artifacts.record import check_new
-from prefixray.artifacts.store import load_artifact, save_artifact
+from prefixray.artifacts.store import artifact_files, load_artifact, save_artifact
+from prefixray.config.trials import METHODS
 from prefixray.data.entries import TASK_PATHS
 from prefixray.errors import UserError, first_line
 from prefixray.results.record import is_finished, load_results
@@ -29,21 +36,22 @@ _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def export_hub(artifact: Path, out: Path, *, repo: str | None = None, licence: str | None = None) -> None:
-    """Write the folder that `push` uploads.
+    """Write the folder that `push` uploads: PEFT finds its files beside the artifact's own.
 
     Raises `UserError` where the artifact is damaged, or where `out` holds something.
     """
     check_new(out)
     tensors, record = load_artifact(artifact)
     origin = find_origin(artifact)
-    save_artifact(out, tensors, public_record(record))
+    public = public_record(record)
+    save_artifact(out, tensors, public)
     not_in_peft = None
     try:
-        export_peft(out, out / "peft")
+        write_peft(out, out, public["base"]["name"])
     except UserError as error:
         not_in_peft = error.problems[0].partition(": ")[2].partition("; ")[0]
     num_stored = sum(tensor.numel() for tensor in tensors.values())
-    card = model_card(Facts(public_record(record), num_stored, origin, not_in_peft, repo, licence))
+    card = model_card(Facts(public, num_stored, origin, not_in_peft, repo, licence))
     card.save(out / "README.md")
 
 
@@ -77,6 +85,24 @@ def push(artifact: Path, repo: str, *, private: bool = False, licence: str | Non
         except (NoAnswer, OSError, ValueError) as error:
             raise UserError(f"--push: {repo}: {api.endpoint} cannot be reached: {first_line(error)}") from error
     return str(commit.commit_url)
+
+
+def pull(repo: str, revision: str | None = None) -> Path:
+    """The folder of the artifact that the model `USER/NAME` on the hub holds: downloaded, or from the hub's cache.
+
+    Raises `UserError` where the hub cannot be reached or has none.
+    """
+    if not _REPO.fullmatch(repo):
+        raise UserError(f"{repo}: must be USER/NAME, the model's name on the hub (a folder: Tuned.load)")
+    files = [name for method in METHODS for name in artifact_files(method)]
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=files))
+    except RepositoryNotFoundError as error:
+        raise UserError(f"{repo}: the hub has no such model, or it is private: log in with `hf auth login`") from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{repo}: the hub's model has no revision {revision}") from error
+    except (HfHubHTTPError, NoAnswer, OSError, ValueError) as error:
+        raise UserError(f"{repo}: cannot be had from the hub: {first_line(error)}") from error
 
 
 def find_origin(artifact: Path) -> Origin | None:

@@ -5,7 +5,6 @@ that sweep's `results.json`. The metadata on top has the hub's own form (`huggin
 hub shows the scores.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata, resources
@@ -13,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from prefixray.artifacts.record import trial_method
+from prefixray.artifacts.record import is_on_hub, trial_method
 from prefixray.data.catalog import CATALOG
 from prefixray.methods.catalog import facts_of
 from prefixray.metrics import label
@@ -37,7 +36,7 @@ class Facts:
     record: Mapping[str, Any]  # the artifact's
     num_stored: int
     origin: Origin | None  # None: the artifact is not of a final run
-    not_in_peft: str | None  # why PEFT cannot load the artifact; None: PEFT can, from the folder peft/
+    not_in_peft: str | None  # why PEFT cannot load the artifact; None: PEFT can, from the folder itself
     repo: str | None  # USER/NAME on the hub
     licence: str | None  # the hub's name of the licence that the artifact's owner gives
 
@@ -59,8 +58,9 @@ def model_card(facts: Facts) -> ModelCard:
         "inside": inside,
         "base": record["base"],
         "data": CATALOG[record["task"]["name"]],
-        "is_on_hub": _is_on_hub(record["base"]),
+        "is_on_hub": is_on_hub(record["base"]),
         "auto_class": f"AutoModelFor{model}",
+        "peft_class": f"PeftModelFor{model}",
         "source": origin.results["examples"][0]["source"] if origin and origin.results["examples"] else "...",
         "values": {key: value for key, value in config.items() if not isinstance(value, Mapping)},
         "task": {key: value for key, value in record["task"].items() if value is not None and key != "columns"},
@@ -79,10 +79,10 @@ def model_card(facts: Facts) -> ModelCard:
 
 def _metadata(facts: Facts) -> ModelCardData:
     record, data = facts.record, CATALOG[facts.record["task"]["name"]]
-    is_on_hub, method = _is_on_hub(record["base"]), facts_of(trial_method(record))
+    on_hub, method = is_on_hub(record["base"]), facts_of(trial_method(record))
     return ModelCardData(
-        base_model=record["base"]["name"] if is_on_hub else None,
-        base_model_relation=method.hub_relation if is_on_hub else None,
+        base_model=record["base"]["name"] if on_hub else None,
+        base_model_relation=method.hub_relation if on_hub else None,
         datasets=[data.hub] if data.hub else None,
         library_name="prefixray",
         license=facts.licence,
@@ -129,11 +129,6 @@ def _kind(record: Mapping[str, Any]) -> tuple[str, str]:
 def _title(record: Mapping[str, Any]) -> str:
     base = record["base"]["name"].rpartition(":")[2].rpartition("/")[2].removesuffix(".gguf")
     return f"{base} {record['method']} {record['task']['name']}"
-
-
-def _is_on_hub(base: Mapping[str, Any]) -> bool:
-    """Whether a base comes from the hub: its digest is a commit then. A folder's name can look like a hub id."""
-    return re.fullmatch(r"[0-9a-f]{40}", base["digest"]) is not None
 
 
 def _number(value: float | None) -> str:

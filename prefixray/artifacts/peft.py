@@ -16,19 +16,40 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prefixray.artifacts.record import check_new, trial_method
+from prefixray.artifacts.record import check_new, is_on_hub, trial_method
 from prefixray.artifacts.store import load_artifact
 from prefixray.config.trials import AdapterTrial, FinetuneTrial, LoraTrial, PrefixTrial
 from prefixray.errors import UserError
+from prefixray.system.path_or_hub import local_path
 
 
-def export_peft(artifact: Path, out: Path) -> None:
+def export_peft(artifact: Path, out: Path) -> str:
     """Write `adapter_config.json`, `adapter_model.safetensors` and the artifact's own record into the folder `out`.
 
-    Raises `UserError` where PEFT has no such method, where the artifact is damaged, or where `out` holds something.
+    Returns the lines of Python that load the folder. Raises `UserError` where PEFT has no such method, where the
+    artifact is damaged, or where `out` holds something.
+    """
+    check_new(out)
+    _, meta = load_artifact(artifact)
+    name: str = meta["base"]["name"]
+    here = local_path(name)
+    base = name if here is None else str(here.resolve())  # PEFT may look for it from elsewhere
+    write_peft(artifact, out, base)
+    (out / "prefixray.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    if (here is not None and here.is_file()) or ":" in name:
+        said = "base: the transformers model it was tuned on"
+        return f"from peft import PeftModel\nmodel = PeftModel.from_pretrained(base, {str(out)!r})  # {said}"
+    model = f"AutoPeftModelFor{'Seq2SeqLM' if meta['base']['shape']['is_encoder_decoder'] else 'CausalLM'}"
+    return f"from peft import {model}\nmodel = {model}.from_pretrained({str(out)!r})  # with its base, {base}"
+
+
+def write_peft(artifact: Path, out: Path, base: str) -> None:
+    """Write the two files of PEFT's into the folder `out`, with `base` as the name of the base.
+
+    `AutoPeftModelForCausalLM` or `..ForSeq2SeqLM` then loads the base by that name, of the hub at the commit that was
+    tuned. Raises `UserError` as `export_peft` does.
     """
     tensors, meta = load_artifact(artifact)
-    check_new(out)
     method = trial_method(meta)
     match method:
         case PrefixTrial(format_mode="infix"):
@@ -47,10 +68,10 @@ def export_peft(artifact: Path, out: Path) -> None:
         case _:
             assert_never(method)
     out.mkdir(parents=True, exist_ok=True)
-    content = {"base_model_name_or_path": meta["base"]["name"], "inference_mode": True, "revision": None, **config}
+    revision = meta["base"]["digest"] if is_on_hub(meta["base"]) else None
+    content = {"base_model_name_or_path": base, "inference_mode": True, "revision": revision, **config}
     (out / "adapter_config.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, out / "adapter_model.safetensors")
-    (out / "prefixray.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
 
 def _prefix(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:

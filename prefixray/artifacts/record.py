@@ -4,6 +4,7 @@ The checksum beside it finds damaged files; these types find files that were nev
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -157,6 +158,11 @@ def trial_method(record: Mapping[str, Any]) -> AnyTrial:
     """The method of an artifact's record, with its values."""
     method: AnyTrial = TypeAdapter(AnyTrial).validate_python(record["config"]["method"])
     return method
+
+
+def is_on_hub(base: Mapping[str, Any]) -> bool:
+    """Whether a base comes from the hub: its digest is a commit then. A folder's name can look like a hub id."""
+    return re.fullmatch(r"[0-9a-f]{40}", base["digest"]) is not None
 
 
 def _check(model: type[BaseModel], where: str, values: Mapping[str, Any]) -> None:

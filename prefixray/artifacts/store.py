@@ -73,16 +73,23 @@ def save_artifact(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str
 
 def load_artifact(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the record of an artifact. Raises `UserError` where it is damaged or of wrong types."""
-    methods = [method for method in METHODS if (folder / f"{_artifact_stems(method)[0]}.json").is_file()]
+    methods = [method for method in METHODS if (folder / artifact_files(method)[0]).is_file()]
+    methods.sort(key=lambda method: not (folder / artifact_files(method)[1]).is_file())  # PEFT's is adapter_config.json
     if not methods:
-        names = ", ".join(f"{_artifact_stems(method)[0]}.json" for method in METHODS)
+        names = ", ".join(artifact_files(method)[0] for method in METHODS)
         raise UserError(f"{folder}: no artifact here; one has a file {names}")
     try:
         tensors, meta = _read(folder, stems=_artifact_stems(methods[0]))
     except _Damaged as error:
         raise UserError(f"{error}; copy or train the artifact again") from error
-    check_record(str(folder / f"{_artifact_stems(methods[0])[0]}.json"), meta, methods[0])
+    check_record(str(folder / artifact_files(methods[0])[0]), meta, methods[0])
     return tensors, meta
+
+
+def artifact_files(method: str) -> tuple[str, str]:
+    """The names of an artifact's JSON file and of its tensor file."""
+    config, tensors = _artifact_stems(method)
+    return f"{config}.json", f"{tensors}.safetensors"
 
 
 def check_artifact(meta: Mapping[str, Any], base: Base) -> None:

@@ -51,7 +51,7 @@ def identity(config: SweepConfig) -> dict[str, Any]:
     """All values that may not change when a sweep goes on: all but budgets, `evaluation`, `tracking` and `final`."""
     values = {key: value for key, value in dump(config).items() if key not in _NOT_TRAINED}
     values["search"] = {key: value for key, value in values["search"].items() if key not in _BUDGETS}
-    values["arms"] = {arm.name: _arm_identity(arm) for arm in config.arms}
+    values["arms"] = {arm.name: arm_values(arm) for arm in config.arms}
     return values
 
 
@@ -70,7 +70,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _arm_identity(arm: ArmConfig) -> dict[str, Any]:
+def arm_values(arm: ArmConfig) -> dict[str, Any]:
+    """An arm as it stands in a sweep file, without its number of trials."""
     dimensions = {key: _as_written(dimension) for key, dimension in arm.dimensions.items()}
     first: dict[str, Any] = {"first": [dict(entry) for entry in arm.first]} if arm.first else {}
     first = {"first": "auto"} if arm.first_auto else first

@@ -35,7 +35,11 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = (), scales: Sequence
 
     Raises `UserError` with every problem of the file, the scales and the overrides.
     """
-    document = read_document(path)
+    return load_document(read_document(path), overrides, scales)
+
+
+def load_document(document: Document, overrides: Sequence[str] = (), scales: Sequence[str] = ()) -> SweepConfig:
+    """The configuration that a document holds. Raises `UserError` as `load_sweep` does."""
     apply_scales(document, scales)
     for override in overrides:
         _check_names_its_arm(override, document)

@@ -102,6 +102,16 @@ class BeamSearch:
         hypotheses: list[list[int]] = self._ended.tokens[:, 0].tolist()
         return hypotheses
 
+    def agreed(self) -> list[list[int]]:
+        """The new tokens that each source's hypothesis will begin with, whichever of the beams it comes from."""
+        new, ended = self._tokens[:, :, 1:], self._ended
+        first = new[:, :1]  # (N, 1, S)
+        is_equal = (new == first).all(1)
+        is_equal &= ((ended.tokens[:, :, : new.shape[2]] == first) | ~ended.exists[:, :, None]).all(1)
+        counts: list[int] = is_equal.int().cumprod(1).sum(1).tolist()
+        ids: list[list[int]] = first[:, 0].tolist()
+        return [of_source[:count] for of_source, count in zip(ids, counts, strict=True)]
+
     def keep(self, sources: Tensor) -> None:
         """Drop all sources but these, given by their indices."""
         self._tokens, self._scores, self._ended = self._tokens[sources], self._scores[sources], self._ended[sources]
@@ -171,7 +181,7 @@ class GreedySearch:
         """Choose the next tokens from the logits (N, V) after the last tokens."""
         allowed = logits.to(torch.float32, copy=True)
         _forbid(allowed, self._tokens, self._decoding, self._eos_id, self._banned)
-        ids = allowed.argmax(1).masked_fill(self._is_done, self._eos_id)
+        ids = self._choose(allowed).masked_fill(self._is_done, self._eos_id)
         self._is_done = self._is_done | (ids == self._eos_id)
         is_last = self._tokens.shape[1] == self._decoding.max_new_tokens
         self._tokens = torch.cat([self._tokens, ids[:, None]], dim=1)
@@ -182,6 +192,14 @@ class GreedySearch:
         """Each source's hypothesis, filled with end tokens."""
         hypotheses: list[list[int]] = self._tokens[:, 1:].tolist()
         return hypotheses
+
+    def agreed(self) -> list[list[int]]:
+        """The new tokens so far."""
+        return self.best()
+
+    def _choose(self, allowed: Tensor) -> Tensor:
+        """The next ids, (N,), by logits in which forbidden ids are -inf, (N, V)."""
+        return allowed.argmax(1)
 
     def keep(self, sources: Tensor) -> None:
         """Drop all sources but these, given by their indices."""

@@ -18,14 +18,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, PreTrainedModel
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationConfig,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from prefixray.batching.batches import pad
 from prefixray.batching.rows import make_room
 from prefixray.batching.template import Template
 from prefixray.config.schema import DecodingSettings
 from prefixray.data.entries import up_to_line_break
-from prefixray.decoding.beam_search import start_search
+from prefixray.decoding.sampling import SampledSettings, search_for
+from prefixray.decoding.streaming import NOBODY, Watched
 from prefixray.errors import UserError
 from prefixray.model.backend import backend_for
 from prefixray.model.base import Base
@@ -51,6 +59,9 @@ class _Job:
     source_indices: list[int]  # the sources that get its hypothesis
 
 
+_OnIds = Callable[["_Job", list[int], bool], object]  # a job, the certain part of its new tokens, whether that is all
+
+
 def generate(
     base: Base,
     template: Template,
@@ -58,35 +69,44 @@ def generate(
     inserts: Sequence[Insert],
     decoding: DecodingSettings,
     *,
-    on_done: Callable[[int], None] = lambda _: None,
+    watched: Watched = NOBODY,
 ) -> list[str]:
     """The best hypothesis for `sources[i]` under `inserts[i]`, as text without special tokens.
 
-    `on_done` is called with how many sources have just got theirs. The model of `base` may be a trial's own copy
-    (`replace(base, model=own)`). Each distinct pair of an insert and a source is decoded once. Raises `UserError` where
-    a source leaves no room for its hypothesis.
+    The model of `base` may be a trial's own copy (`replace(base, model=own)`). Each distinct pair of an insert and a
+    source is decoded once. Raises `UserError` where a source leaves no room for its hypothesis.
     """
     jobs = _distinct(template, sources, inserts)
     _check_room(base, template, jobs, decoding)
     jobs.sort(key=lambda job: -len(job.prompt))  # stable: equal lengths stay in their order
     hypotheses = [""] * len(sources)
     decode = _by_transformers if template.is_encoder_decoder else _by_beams
+
+    def tell(job: _Job, ids: list[int], is_whole: bool) -> str:
+        text = _text(base, template, ids)
+        if watched.on_text is not None:
+            watched.on_text(job.source_indices, text, is_whole)
+        return text
+
+    on_ids = None if watched.on_text is None else tell
     with _without_own_settings(base.model), torch.no_grad(), backend_for(base.device).decoding(base.model):
         for of_like_length in _even_batches(jobs, decoding.batch_size):
             batch = _by_insert(of_like_length)
-            for job, new_ids in decode(base, template, batch, decoding):
-                text = _text(base, template, new_ids)
+            for job, new_ids in decode(base, template, batch, decoding, on_ids):
+                text = tell(job, new_ids, True)
                 for index in job.source_indices:
                     hypotheses[index] = text
-                on_done(len(job.source_indices))
+                watched.on_done(len(job.source_indices))
     return hypotheses
 
 
 def generation_config(decoding: DecodingSettings, template: Template) -> GenerationConfig:
     """The same settings for transformers' `generate`."""
+    temperature = decoding.temperature if isinstance(decoding, SampledSettings) else None
     return GenerationConfig(  # type: ignore[no-untyped-call]
-        num_beams=decoding.num_beams,
-        do_sample=False,
+        num_beams=decoding.num_beams if temperature is None else 1,
+        do_sample=temperature is not None,
+        **({} if temperature is None else {"temperature": temperature, "top_k": 0}),
         early_stopping=decoding.early_stopping,
         no_repeat_ngram_size=decoding.no_repeat_ngram_size or None,
         min_new_tokens=decoding.min_new_tokens or None,
@@ -147,7 +167,7 @@ def _by_insert(jobs: Sequence[_Job]) -> list[_Job]:
 
 
 def _by_beams(
-    base: Base, template: Template, jobs: Sequence[_Job], decoding: DecodingSettings
+    base: Base, template: Template, jobs: Sequence[_Job], decoding: DecodingSettings, on_ids: _OnIds | None
 ) -> Iterator[tuple[_Job, list[int]]]:
     """The new tokens of each job of a decoder-only base, as they leave the batch."""
     # The prompts, all but their last tokens, run once; their keys and values go behind the prefixes.
@@ -163,7 +183,7 @@ def _by_beams(
     tokens = torch.tensor([job.prompt[-1:] for job in jobs], device=base.device)  # (N, B)
     lengths = torch.tensor([len(job.prompt) - job.insert.infix_length for job in jobs], device=base.device)
     banned = _line_breaks(template) if decoding.ban_line_breaks else ()
-    search = start_search(tokens[:, 0], decoding, template.eos_id, lengths, banned)
+    search = search_for(tokens[:, 0], decoding, template.eos_id, lengths, banned)
     running = list(range(len(jobs)))  # indices of the jobs in the batch
     model: Any = base.model
     while running:
@@ -177,6 +197,9 @@ def _by_beams(
                 step = search.advance(logits)
                 cache.follow(step.parents)
                 tokens, is_done = step.tokens, step.is_done.tolist()
+                if on_ids is not None:
+                    for index, ids in zip(running, search.agreed(), strict=True):
+                        on_ids(jobs[index], ids, False)
 
         # These leave; search, cache and last tokens keep the others.
         for index, done, ids in zip(running, is_done, search.best(), strict=True):
@@ -205,9 +228,9 @@ def _no_columns(base: Base) -> Tensor:
 
 
 def _by_transformers(
-    base: Base, template: Template, jobs: Sequence[_Job], decoding: DecodingSettings
+    base: Base, template: Template, jobs: Sequence[_Job], decoding: DecodingSettings, on_ids: _OnIds | None
 ) -> Iterator[tuple[_Job, list[int]]]:
-    """The new tokens of each job of an encoder-decoder."""
+    """The new tokens of each job of an encoder-decoder. With several beams they are known only at the end."""
     ids, mask = pad([job.prompt for job in jobs], template.pad_id)  # (B, S)
     given = torch.tensor([template.target_before] * len(jobs))
     inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": given}
@@ -216,11 +239,29 @@ def _by_transformers(
     model: Any = base.model
     with Binder.of(base.model).bind([job.insert for job in jobs], range(len(jobs))):
         on_device = {name: tensor.to(base.device) for name, tensor in inputs.items()}
+        settings = generation_config(decoding, template)
+        told = None if on_ids is None or settings.num_beams > 1 else _Told(jobs, given.shape[1], on_ids)
         output = model.generate(
-            **on_device, past_key_values=cache, generation_config=generation_config(decoding, template)
+            **on_device,
+            past_key_values=cache,
+            generation_config=settings,
+            stopping_criteria=None if told is None else StoppingCriteriaList([told]),
         )
     new_tokens: list[list[int]] = output[:, given.shape[1] :].tolist()
     yield from zip(jobs, new_tokens, strict=True)
+
+
+class _Told(StoppingCriteria):
+    """Stops nothing, and tells the new tokens of each job after each step."""
+
+    def __init__(self, jobs: Sequence[_Job], num_given: int, on_ids: _OnIds) -> None:
+        self._jobs, self._num_given, self._on_ids = jobs, num_given, on_ids
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:  # type: ignore[override]
+        """Called by transformers with the decoder's ids, (B, S)."""
+        for job, ids in zip(self._jobs, input_ids[:, self._num_given :].tolist(), strict=True):
+            self._on_ids(job, ids, False)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def _text(base: Base, template: Template, new_ids: list[int]) -> str:

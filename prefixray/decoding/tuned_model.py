@@ -4,12 +4,15 @@
 >>> prefix, lora = base.bind("my-prefix"), base.bind("my-lora")
 >>> prefix.generate(["name : The Eagle | food : Chinese"])
 >>> generate_together(["name : The Eagle", "name : The Mill"], [prefix, lora])
+>>> prefix.generate(["name : The Eagle"], temperature=0.7, stream=lambda source, piece: print(piece, end=""))
 
 Sources of different artifacts share the batches of one base, as trials do in training. In fp32 each source gets the
 hypothesis that it gets alone; in bf16 a hypothesis can depend on its batch.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from prefixray.artifacts.record import check_decoding, check_template
+from prefixray.artifacts.hub import pull
+from prefixray.artifacts.record import check_decoding, check_template, trial_method
 from prefixray.artifacts.store import load_artifact, restore_method
 from prefixray.batching.template import Template
 from prefixray.config.files.found import find_sweep
 from prefixray.config.schema import DecodingSettings
+from prefixray.decoding.as_cache import inputs_of_generate
 from prefixray.decoding.generate import generate
+from prefixray.decoding.sampling import SampledSettings
+from prefixray.decoding.streaming import Pieces, Stream, Watched
 from prefixray.errors import UserError
+from prefixray.methods.catalog import facts_of
 from prefixray.methods.contract import Method
 from prefixray.model.base import Base, load_in
 from prefixray.model.binding.binder import Binder
@@ -60,7 +68,7 @@ class OpenBase:
         method = restore_method(self.base, Binder.of(self.base.model).record, tensors, record)
         settings = DecodingSettings(**{**(record["decoding"] or {}), **(decoding or {})})
         template = Template.from_record(self.base.tokenizer, record["template"])
-        return Tuned(self.base, method, template, settings)
+        return Tuned(self.base, method, template, settings, about=_about(record))
 
 
 def open_base(name: str, *, precision: str = "fp32", device: str = "auto", trust_remote_code: bool = False) -> OpenBase:
@@ -77,9 +85,16 @@ def open_base(name: str, *, precision: str = "fp32", device: str = "auto", trust
 class Tuned:
     """An artifact on its base."""
 
-    def __init__(self, base: Base, method: Method, template: Template, decoding: DecodingSettings) -> None:
+    def __init__(
+        self, base: Base, method: Method, template: Template, decoding: DecodingSettings, *, about: str = ""
+    ) -> None:
         self.base, self.method, self.template, self.decoding = base, method, template, decoding
         self.insert = method.insert(None)
+        self._about = about or f"{type(method).__name__} on {base.name}"
+
+    def __repr__(self) -> str:
+        place = f"{self.base.precision} on {self.base.device.type}"
+        return f"<Tuned: {self._about}; {place}; {self.decoding.num_beams} beams>"
 
     @property
     def model(self) -> PreTrainedModel:
@@ -115,26 +130,74 @@ class Tuned:
         found = best_artifact(find_sweep(sweep), arm)
         return cls.load(found.artifact, device=device, decoding=found.decoding)
 
-    def generate(self, sources: Sequence[str], *, on_progress: Progress = silent) -> list[str]:
+    @classmethod
+    def from_hub(
+        cls,
+        repo: str,
+        *,
+        revision: str | None = None,
+        base: str | None = None,
+        device: str = "auto",
+        trust_remote_code: bool = False,
+    ) -> "Tuned":
+        """Load an artifact that `prefixray export --push` has put on the hub as the model `repo`, USER/NAME.
+
+        `revision` is a branch, a tag or a commit. `base` is needed where the artifact was trained on a folder or file
+        of its owner's: the same weights here. Raises `UserError` as `load` does, and where the hub does not give it.
+        """
+        artifact = pull(repo, revision)
+        _, record = load_artifact(artifact)
+        name, precision = base or record["base"]["name"], record["precision"]
+        return open_base(name, precision=precision, device=device, trust_remote_code=trust_remote_code).bind(artifact)
+
+    def generate(
+        self,
+        sources: Sequence[str],
+        *,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        stream: Stream | None = None,
+        on_progress: Progress = silent,
+    ) -> list[str]:
         """The best hypothesis for each source, in order; sources are texts in the form of the task's own.
 
-        `on_progress` is called with how many sources are done, and of how many. Raises `UserError` where a source
-        leaves no room for its hypothesis, and for one text in place of a list.
+        `max_new_tokens` replaces the artifact's own setting. With a `temperature` above 0 tokens are drawn, by torch's
+        generator of random numbers; without one, the likeliest text is searched for. `stream` is called with a source's
+        index and the next piece of its hypothesis: with several beams, what all of them agree on (of an
+        encoder-decoder, the whole of it at the end). `on_progress` is called with how many sources are done, and of how
+        many. Raises `UserError` where a source leaves no room for its hypothesis, for one text in place of a list, and
+        for settings out of their range.
         """
-        return generate_together(sources, [self] * len(sources), on_progress=on_progress)
+        asked = copy(self)
+        asked.decoding = _changed(self.decoding, max_new_tokens, temperature)
+        return generate_together(sources, [asked] * len(sources), on_progress=on_progress, stream=stream)
+
+    def as_cache(self, sources: Sequence[str], *, num_beams: int = 1) -> dict[str, Any]:
+        """The arguments with which stock transformers generates behind the prefix, its past key values among them.
+
+        `model.generate(**tuned.as_cache(sources, num_beams=5), max_new_tokens=100)`; the model is the base as
+        transformers loads it, or `tuned.model`. Its output has the prompts, padded on the left, in front of the new
+        tokens. A cache serves one call: `generate` fills it. Raises `UserError` where the artifact is no prefix in
+        front of a decoder-only base's rows.
+        """
+        _check_list(sources)
+        return inputs_of_generate(self.base, self.template, self.insert, sources, num_beams)
 
 
-def generate_together(sources: Sequence[str], tuned: Sequence[Tuned], *, on_progress: Progress = silent) -> list[str]:
+def generate_together(
+    sources: Sequence[str], tuned: Sequence[Tuned], *, on_progress: Progress = silent, stream: Stream | None = None
+) -> list[str]:
     """The best hypothesis for `sources[i]` by the artifact `tuned[i]`, in order.
 
     Artifacts on one base with the same template and decoding settings share batches; a fine-tuned model runs by itself.
-    Raises `UserError` as `Tuned.generate` does, and where the two lists differ in length.
+    `on_progress` and `stream` are as in `Tuned.generate`, which says what `UserError` is raised for; another is raised
+    where the two lists differ in length.
     """
-    if isinstance(sources, str):
-        raise UserError("sources: must be a list of texts, not one text: generate([text])")
+    _check_list(sources)
     if len(sources) != len(tuned):
         raise UserError(f"sources: {len(sources)} of them, artifacts: {len(tuned)}; give one artifact per source")
     hypotheses = [""] * len(sources)
+    pieces = None if stream is None else Pieces(stream)
     num_done = 0
 
     def count(num_more: int) -> None:
@@ -144,10 +207,38 @@ def generate_together(sources: Sequence[str], tuned: Sequence[Tuned], *, on_prog
 
     count(0)
     for indices in _sharing(tuned):
-        texts = _generate_alike([sources[index] for index in indices], [tuned[index] for index in indices], count)
+        watched = Watched(count, None if pieces is None else pieces.of(indices))
+        texts = _generate_alike([sources[index] for index in indices], [tuned[index] for index in indices], watched)
         for index, text in zip(indices, texts, strict=True):
             hypotheses[index] = text
     return hypotheses
+
+
+def _check_list(sources: Sequence[str]) -> None:
+    if isinstance(sources, str):
+        raise UserError("sources: must be a list of texts, not one text: generate([text])")
+
+
+def _changed(settings: DecodingSettings, max_new_tokens: int | None, temperature: float | None) -> DecodingSettings:
+    """The settings with these values in place of their own. Raises `UserError` for values out of their range."""
+    if max_new_tokens is not None:
+        check_decoding({"max_new_tokens": max_new_tokens})
+        settings = settings.model_copy(update={"max_new_tokens": max_new_tokens})
+    if temperature is None:
+        return settings
+    if not 0.0 < temperature < math.inf:
+        raise UserError(f"temperature: {temperature}: must be above 0; without it the likeliest text is searched for")
+    return SampledSettings(**{**settings.model_dump(), "num_beams": 1, "temperature": temperature})
+
+
+def _about(record: Mapping[str, Any]) -> str:
+    """What the artifact is, in a line: its kind and sizes, its base, its task, its dev loss."""
+    method, scores = trial_method(record), record["scores"]
+    sizes = {key: value for key, value in method.model_dump(exclude={"method"}).items() if isinstance(value, int)}
+    values = ", ".join(f"{key} {value}" for key, value in sizes.items() if not isinstance(value, bool))
+    loss = f", dev loss {scores['dev/loss']:.3f}" if "dev/loss" in scores else ""
+    kind = f"{facts_of(method).artifact(method)[0]}{f' ({values})' if values else ''}"
+    return f"{kind} on {record['base']['name']}, tuned on {record['task']['name']}{loss}"
 
 
 def _sharing(tuned: Sequence[Tuned]) -> list[list[int]]:
@@ -165,7 +256,7 @@ def _sharing(tuned: Sequence[Tuned]) -> list[list[int]]:
     return groups
 
 
-def _generate_alike(sources: Sequence[str], tuned: Sequence[Tuned], on_done: Callable[[int], None]) -> list[str]:
+def _generate_alike(sources: Sequence[str], tuned: Sequence[Tuned], watched: Watched) -> list[str]:
     """The hypotheses of artifacts that share batches."""
     first = tuned[0]
     base = replace(first.base, model=first.model)
@@ -173,4 +264,4 @@ def _generate_alike(sources: Sequence[str], tuned: Sequence[Tuned], on_done: Cal
     mixed = is_own and first.base.model.dtype == torch.bfloat16  # a fine-tuned model has fp32 weights, as in training
     with torch.autocast(base.device.type, dtype=torch.bfloat16, enabled=mixed):
         inserts = [artifact.insert for artifact in tuned]
-        return generate(base, first.template, sources, inserts, first.decoding, on_done=on_done)
+        return generate(base, first.template, sources, inserts, first.decoding, watched=watched)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from prefixray.config.files.written import as_yaml
 from prefixray.config.identity import differences, dump, identity, restore
 from prefixray.config.schema import SweepConfig
 from prefixray.errors import UserError
@@ -71,15 +72,17 @@ class ResultsFolder:
             file.flush()
             yield
 
-    def store_config(self, config: SweepConfig, file: Path) -> None:
-        """Write the configuration and a copy of its sweep file.
+    def store_config(self, config: SweepConfig, file: Path | None) -> None:
+        """Write the configuration, and a copy of its sweep file or else a file that says the same.
 
         Raises `UserError` where the folder holds a sweep that differs in more than its budget, its tracking or its
         final stage.
         """
         self._check_identity(config, file)
         write_whole(self._config_file, json.dumps(dump(config), indent=1) + "\n")
-        if file.resolve() != self.sweep_file.resolve():
+        if file is None:
+            write_whole(self.sweep_file, as_yaml(config))
+        elif file.resolve() != self.sweep_file.resolve():
             write_whole(self.sweep_file, file.read_text(encoding="utf-8"))
 
     def stored(self) -> Stored | None:
@@ -118,7 +121,7 @@ class ResultsFolder:
         names = ("results.json", "results.md", "results.csv", "trials.csv", "outputs.csv")
         return [*(self.path / name for name in names), *page]
 
-    def _check_identity(self, config: SweepConfig, file: Path) -> None:
+    def _check_identity(self, config: SweepConfig, file: Path | None) -> None:
         path = self._config_file
         if not path.is_file() or not self.journal.is_file():
             return  # no trial was proposed yet
@@ -129,7 +132,8 @@ class ResultsFolder:
         changed = differences(identity(stored), identity(config))
         if changed:
             raise UserError(
-                f"{file}: {self.path} holds a sweep with other settings; give this one another name, or undo:",
+                f"{file or config.name}: {self.path} holds a sweep with other settings; "
+                "give this one another name, or undo:",
                 *(f"  {line}" for line in changed),
             )
 

@@ -15,8 +15,10 @@ from prefixray.cluster.connect import Cluster, chosen_address, connected, dead_s
 from prefixray.cluster.nodes import num_gpus_here
 from prefixray.cluster.pool import Pool
 from prefixray.cluster.worker import WorkerSetup
+from prefixray.config.files.given import Given, given_sweep
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.data import load_task
+from prefixray.data.own.rows import Rows
 from prefixray.driver.engine.tune import Engine
 from prefixray.driver.final_stage import FinalStage
 from prefixray.driver.restart import has_started_anew, watched
@@ -41,11 +43,11 @@ from prefixray.search.status import View
 from prefixray.search.storage import open_storage, repair_journal
 from prefixray.search.study import ArmStudy, search_trial
 from prefixray.search.trial_source import Proposal, Record
+from prefixray.system.logs import quieten, to_file
 from prefixray.system.machine import check_four_bit
 from prefixray.system.path_or_hub import check_base, local_path
-from prefixray.system.records import Scalar
 from prefixray.tracking.tracker import Tracker, check_server, open_tracker
-from prefixray.tracking.views import column
+from prefixray.tracking.views import columns_of, sweep_params
 from prefixray.trial import TrialSpec
 
 logger = logging.getLogger(__name__)
@@ -65,8 +67,35 @@ class Outcome:
 
 
 def run_sweep(
+    sweep: Given,
+    *,
+    train: Rows | None = None,
+    dev: Rows | None = None,
+    test: Rows | None = None,
+    overrides: Sequence[str] = (),
+    address: str | None = None,
+) -> Outcome:
+    """Run a sweep, or the rest of it, from Python, and return its results.
+
+    `sweep` is a sweep file or the name of one, the same as a mapping, or a configuration of `load_sweep`. `train`,
+    `dev` and `test` replace the data that it names: lists of pairs or of mappings, DataFrames, splits of `datasets`, or
+    a path. Their rows are kept in `runs/NAME/data`, and `runs/NAME/sweep.yaml` names them there: the sweep goes on by
+    the command as well. An override is `dotted.key=value`. `address` is a Ray cluster's, by default the environment's,
+    else this machine is used.
+
+    Raises `UserError` with every problem of the sweep, where another driver runs it, and where its folder holds one
+    with other settings or other rows.
+    """
+    config = given_sweep(sweep, {"train": train, "dev": dev, "test": test}, overrides)
+    quieten()
+    to_file(Path("runs") / config.name / "sweep.log")
+    command = ["prefixray.run_sweep", config.name, *(word for change in overrides for word in ("--set", change))]
+    return drive(config, None, address=address, command=command)
+
+
+def drive(
     config: SweepConfig,
-    file: Path,
+    file: Path | None,
     *,
     address: str | None = None,
     shown: TextIO | None = None,
@@ -74,11 +103,8 @@ def run_sweep(
 ) -> Outcome:
     """Run a sweep, or the rest of it, and return its results.
 
-    `file` is the sweep file that `config` was read from; a copy goes into the folder. `address` is a Ray cluster's, by
-    default the environment's, else this machine is used. `shown` gets the live view instead of stdout. `command` is the
-    command line for the record, word by word.
-
-    Raises `UserError` where another driver runs the sweep, or where the sweep's folder holds one with other settings.
+    `file` is the sweep file that `config` was read from; a copy goes into the folder. `shown` gets the live view
+    instead of stdout. `command` is the command line for the record, word by word. The rest is as in `run_sweep`.
     """
     if chosen_address(address) == "local":
         _check_here(config)
@@ -112,7 +138,7 @@ class _Sweep:
         title = f"{config.name}  {base_name} on {config.task.name}   {folder.path}"
         live.update(View(title=title, stage="start", message=f"{cluster}; loading the base and the task"))
         self._pool = Pool(cluster, _worker_setup(config, cluster, folder), folder.path / "workers")
-        self._tracker: Tracker = open_tracker(config.tracking, folder.path, config.name, _sweep_params(config))
+        self._tracker: Tracker = open_tracker(config.tracking, folder.path, config.name, sweep_params(config))
         self._inbox = Inbox(folder.path)
         self._storage = open_storage(folder.journal)
         self._engine = Engine(self._pool, self._tracker, self._inbox, live, title, folder.path)
@@ -122,7 +148,7 @@ class _Sweep:
         state: Literal["finished", "interrupted", "failed"] = "failed"
         try:
             self._pool.wait(self._config.arms)
-            self._tracker.start({}, self._tags(), [self._folder.sweep_file], _columns(self._config))
+            self._tracker.start({}, self._tags(), [self._folder.sweep_file], columns_of(self._config))
             studies = self._search()
             results = self._finish(studies)
             while studies and not self._inbox.is_empty():
@@ -280,26 +306,6 @@ def _arm_scores(results: Results) -> dict[str, float]:
         f"test/{metric}/{arm['arm']}": interval["value"]
         for arm in results["arms"]
         for metric, interval in arm["scores"].items()
-    }
-
-
-def _columns(config: SweepConfig) -> list[str]:
-    """The columns of the saved views of MLflow's page: those that tell the sweep's runs apart."""
-    searched = dict.fromkeys(key for arm in config.arms for key in arm.dimensions)
-    tags = [column("tags", f"prefixray.{name}") for name in ("arm", "state")]
-    metrics = [column("metrics", name) for name in ("dev/loss", config.final.metric)]
-    return [*tags, *metrics, *(column("params", key) for key in searched)]
-
-
-def _sweep_params(config: SweepConfig) -> dict[str, Scalar]:
-    """The parameters that all runs of the sweep share."""
-    search = config.search
-    return {
-        "sweep": config.name,
-        "base": config.base,
-        "task": config.task.name,
-        "search.seed": search.seed,
-        "search.num_trials": search.num_trials,
     }
 
 

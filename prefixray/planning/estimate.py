@@ -9,7 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from prefixray.config.files.given import Given, given_sweep
 from prefixray.config.schema import SweepConfig
+from prefixray.data.own.rows import Rows
 from prefixray.methods.catalog import facts_of
 from prefixray.planning.devices import GPUS, Device, named_gpu, this_machine
 from prefixray.planning.flops import decoding_flops, forward_flops, training_flops
@@ -55,12 +57,33 @@ class Plan:
     arms: tuple[ArmWork, ...]
     costs: tuple[Cost, ...] = field(default=())  # the first: this machine; none where the base is not known
 
+    def __str__(self) -> str:
+        lines = [f"{self.config.name}: trials at once and minutes, from nothing to the table"]
+        for cost in self.costs:
+            parts = {"search": cost.search, "final runs": cost.final, "decoding": cost.decode or 0.0}
+            split = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in parts.items())
+            lines.append(f"  {cost.device.name}: {cost.slots} at once, {cost.seconds / 60:.1f} min ({split})")
+        return "\n".join([*lines, *(f"  missing: {text}" for text in self.known.missing)])
 
-def plan_sweep(config: SweepConfig) -> Plan:
-    """Count what a sweep would do and take; nothing is started.
 
-    Raises `UserError` where the base or the data cannot be used.
+def plan_sweep(
+    sweep: Given,
+    *,
+    train: Rows | None = None,
+    dev: Rows | None = None,
+    test: Rows | None = None,
+    overrides: Sequence[str] = (),
+) -> Plan:
+    """What the sweep would take, here and on GPUs: nothing is started; `print` shows the times. Called as `run_sweep`.
+
+    Raises `UserError` with every problem of the sweep, and where the base or the data cannot be used.
     """
+    rows = {"train": train, "dev": dev, "test": test}
+    return count_sweep(given_sweep(sweep, rows, overrides))
+
+
+def count_sweep(config: SweepConfig) -> Plan:
+    """Find out what can be known here, and count. Raises `UserError` where the base or the data cannot be used."""
     known = find_known(config)
     if known.base is None:
         return Plan(config, known, arm_works(config, num_slots=MOST_SLOTS, num_workers=1))

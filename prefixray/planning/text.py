@@ -11,7 +11,7 @@ from pathlib import Path
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.config.space import AnyDistribution, count_configurations
 from prefixray.planning.devices import GPUS, SHARE_OF_PEAK
-from prefixray.planning.estimate import START_SECONDS, STEP_SECONDS_PER_LAYER, Cost, Plan, num_decodes, plan_sweep
+from prefixray.planning.estimate import START_SECONDS, STEP_SECONDS_PER_LAYER, Cost, Plan, count_sweep, num_decodes
 from prefixray.planning.known import Known
 from prefixray.planning.speeds import Kind
 from prefixray.reporting.grid import Grid
@@ -31,8 +31,8 @@ _KINDS: Mapping[Kind, str] = {
 
 
 def plan_text(config: SweepConfig, file: Path, prices: Mapping[str, float]) -> str:
-    """The whole plan, with costs where there are prices. Raises `UserError` as `plan_sweep` does."""
-    plan = plan_sweep(config)
+    """The whole plan, with costs where there are prices. Raises `UserError` as `count_sweep` does."""
+    plan = count_sweep(config)
     paragraphs = [
         f"Plan of {config.name}: {file} -> runs/{config.name}\n"
         + _wrapped("Nothing is started. Each part says whether its figures are computed, estimated or measured."),

@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from prefixray.config.schema import SweepConfig
+from prefixray.system.records import Scalar
+
 EXPERIMENT_TAGS: Mapping[str, str] = {
     "mlflow.experimentKind": "custom_model_development",  # not the page for language model applications
     "mlflow.experiment.primaryMetric.name": "dev/loss",
@@ -41,6 +44,26 @@ def origin(file: Path) -> dict[str, str]:
     if commit is not None:
         found["mlflow.source.git.commit"] = commit
     return {**found, "mlflow.source.name": str(file), "prefixray.version": metadata.version("prefixray")}
+
+
+def columns_of(config: SweepConfig) -> list[str]:
+    """The columns of a sweep's saved views: those that tell its runs apart."""
+    searched = dict.fromkeys(key for arm in config.arms for key in arm.dimensions)
+    tags = [column("tags", f"prefixray.{name}") for name in ("arm", "state")]
+    metrics = [column("metrics", name) for name in ("dev/loss", config.final.metric)]
+    return [*tags, *metrics, *(column("params", key) for key in searched)]
+
+
+def sweep_params(config: SweepConfig) -> dict[str, Scalar]:
+    """The parameters that all runs of a sweep share."""
+    search = config.search
+    return {
+        "sweep": config.name,
+        "base": config.base,
+        "task": config.task.name,
+        "search.seed": search.seed,
+        "search.num_trials": search.num_trials,
+    }
 
 
 def column(kind: str, name: str) -> str:

@@ -15,16 +15,17 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from prefixray.artifacts.hub import public_record
-from prefixray.artifacts.store import artifact_meta, load_artifact, save_artifact
+from prefixray.artifacts.store import artifact_meta, save_artifact
 from prefixray.batching.template import make_template
 from prefixray.config.trials import AdapterTrial, AnyTrial, FinetuneTrial, PrefixTrial, TrialConfig
 from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.tuned_model import Tuned, open_base
+from prefixray.errors import UserError
 from prefixray.export import main
 from prefixray.methods import build_method
 from prefixray.model.base import Base
@@ -34,9 +35,8 @@ SOURCE = "name : The Mill | food : Italian"
 PREFIX = PrefixTrial(preseqlen=3, mid_dim=8, init_token="restaurant")
 FILES = [  # of a prefix on the hub
     "README.md",
-    "peft/adapter_config.json",
-    "peft/adapter_model.safetensors",
-    "peft/prefixray.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
     "prefix.safetensors",
     "prefix_config.json",
 ]
@@ -93,7 +93,7 @@ def test_the_folder_has_the_artifact_its_card_and_pefts_form_of_it(tiny_gpt2: Ba
     assert str(tmp_path) not in "".join(path.read_text(errors="replace") for path in out.rglob("*") if path.is_file())
     expected = Tuned.load(artifact).generate([SOURCE])
     assert open_base(tiny_gpt2.name).bind(out).generate([SOURCE]) == expected
-    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_gpt2.name), out, subfolder="peft")
+    PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_gpt2.name), out)
 
 
 def test_the_card_carries_scores_with_intervals_configuration_and_use(tiny_gpt2: Base, tmp_path: Path) -> None:
@@ -129,7 +129,8 @@ def test_a_card_says_what_there_is_not(tiny_bart: Base, tmp_path: Path) -> None:
     assert main([str(artifact), "--format", "hub", "--out", str(tmp_path / "out")]) == 0
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert "there are none" in card.text and "PEFT cannot load it: PEFT has no bottleneck adapters" in card.text
-    assert card.data.eval_results is None and card.data.license is None and not (tmp_path / "out" / "peft").exists()
+    assert card.data.eval_results is None and card.data.license is None
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
@@ -156,8 +157,17 @@ def test_a_card_names_a_base_of_the_hub_alone(tiny_gpt2: Base, tmp_path: Path, c
     assert main([str(tmp_path / "sweep"), "--format", "hub", "--out", str(tmp_path / "out")]) == 0
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.base_model == (None if commit is None else "openai-community/gpt2")
-    loads = '("BASE")  # a folder of transformers with gpt2' if commit is None else "('openai-community/gpt2')"
-    assert f"AutoModelForCausalLM.from_pretrained{loads}\n" in card.text
+    loads = (
+        'AutoModelForCausalLM.from_pretrained("BASE")  # a folder of transformers with gpt2'
+        if commit is None
+        else "AutoPeftModelForCausalLM.from_pretrained('.')  # with its base, openai-community/gpt2"
+    )
+    assert f"model = {loads}\n" in card.text
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (
+        Path(base.name).name if commit is None else base.name,
+        commit,
+    )
 
 
 def test_of_local_paths_the_last_name_is_published() -> None:
@@ -208,6 +218,14 @@ class Hub:
             kinds = {True: "lfs", False: "regular"}
             files = [{"path": n, "uploadMode": kinds[n.endswith(".safetensors")], "shouldIgnore": False} for n in names]
             return {"files": files}
+        if path.startswith("/api/models/me/prefix/revision/main"):
+            siblings = [{"rfilename": name} for name in self.files()]
+            return {"sha": "a" * 40, "id": "me/prefix", "modelId": "me/prefix", "siblings": siblings}
+        if "/tree/" in path:
+            sizes = {name: len(content) for name, content in self.files().items()}
+            return [{"type": "file", "path": n, "size": size, "oid": f"{n:a<40.40}"} for n, size in sizes.items()]
+        if "/resolve/" in path:
+            return self.files()[path.partition("/resolve/")[2].partition("/")[2]]
         if path.endswith("/info/lfs/objects/batch"):
             wanted = json.loads(body)["objects"]
             upload = [
@@ -233,12 +251,15 @@ def hub() -> Iterator[Hub]:
                     self.rfile.readline()
                 self.rfile.readline()
             state.requests.append((f"{self.command} {self.path}", self.headers.get("Authorization")))
-            reply = json.dumps(state.answer(self.command, self.path, body)).encode()
+            answer = state.answer(self.command, self.path, body)
+            reply = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(state.refuse or 200)
             self.send_header("Content-Type", "application/json")
+            self.send_header("X-Repo-Commit", "a" * 40)
+            self.send_header("ETag", f'"{hashlib.sha256(reply).hexdigest()}"')
             self.send_header("Content-Length", str(len(reply)))
             self.end_headers()
-            self.wfile.write(reply)
+            self.wfile.write(b"" if self.command == "HEAD" else reply)
 
         do_GET = do_POST = do_PUT = do_HEAD = _serve
 
@@ -263,7 +284,9 @@ def _push(hub_url: str, *argv: str, token: str | None = "hf_secret", home: Path)
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-def test_a_push_makes_the_model_and_commits_the_folder(tiny_gpt2: Base, tmp_path: Path, hub: Hub) -> None:
+def test_a_push_makes_the_model_which_loads_from_there(
+    tiny_gpt2: Base, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     artifact = _sweep(tmp_path / "sweep", tiny_gpt2, PREFIX)
     pushed = _push(hub.url, str(artifact), "--push", "me/prefix", "--private", home=tmp_path / "home")
     assert pushed.returncode == 0, pushed.stderr
@@ -272,11 +295,21 @@ def test_a_push_makes_the_model_and_commits_the_folder(tiny_gpt2: Base, tmp_path
     assert hub.created[0].get("private") is True or hub.created[0].get("visibility") == "private"
     files = hub.files()
     assert set(files) == set(FILES)
-    assert 'snapshot_download("me/prefix")' in files["README.md"].decode().replace("'", '"')
-    for name, content in files.items():
-        (tmp_path / "pulled" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "pulled" / name).write_bytes(content)
-    assert load_artifact(tmp_path / "pulled")[1]["config"]["method"]["preseqlen"] == 3
+    assert """Tuned.from_hub('me/prefix', base="BASE")  # the weights of gpt2""" in files["README.md"].decode()
+    changes = {"ENDPOINT": hub.url, "HF_HUB_OFFLINE": False, "HF_HUB_CACHE": str(tmp_path / "home" / "hub")}
+    changes["HUGGINGFACE_CO_URL_TEMPLATE"] = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    for name, value in changes.items():
+        monkeypatch.setattr(constants, name, value)
+    tuned = Tuned.from_hub("me/prefix", base=tiny_gpt2.name, device=tiny_gpt2.device.type)
+    assert tuned.generate([SOURCE]) == Tuned.load(artifact).generate([SOURCE])
+    sent = "prefix (preseqlen 3, mid_dim 8) on gpt2, tuned on e2e; fp32 on cpu; 2 beams"
+    assert repr(tuned) == f"<Tuned: {sent}>"
+    hub.refuse = 404
+    with pytest.raises(UserError, match=r"^me/nothing: "):
+        Tuned.from_hub("me/nothing")
+    with pytest.raises(UserError, match=r"^nothing: must be USER/NAME"):
+        Tuned.from_hub("nothing")
+    assert Tuned.from_hub("me/prefix", base=tiny_gpt2.name).method.trained_parameters() > 0, "the cache has it"
     assert {token for line, token in hub.requests if line.startswith("POST")} == {"Bearer hf_secret"}
     assert "hf_secret" not in pushed.stdout + pushed.stderr + files["README.md"].decode()
 

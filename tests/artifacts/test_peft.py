@@ -1,10 +1,11 @@
 """What is exported loads in stock PEFT, with the same logits and the same beams; what cannot be is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -91,6 +92,24 @@ def test_lora_of_an_encoder_decoder_gives_the_same_logits_in_peft(tiny_pair: Bas
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids[:, :3]}
     with torch.no_grad(), binder.bind([method.insert(None)], [0]):
         assert (tiny_pair.model(**inputs).logits - model(**inputs).logits).abs().max() < 1e-5
+
+
+def test_peft_finds_the_base_of_what_was_exported_from_any_folder(
+    tiny_gpt2: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(Path(tiny_gpt2.name).parent)
+    relative = replace(tiny_gpt2, name=f"./{Path(tiny_gpt2.name).name}")
+    method = _artifact(tmp_path / "artifact", relative, Binder.of(tiny_gpt2.model), LoraTrial(rank=2))
+    assert _export(tmp_path / "artifact", tmp_path / "peft") == 0
+    printed = capsys.readouterr().out.partition("\n\n")[2]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    names: dict[str, AutoPeftModelForCausalLM] = {}
+    exec(printed, names)
+    ids = torch.tensor([[5, 9, 40]])
+    with torch.no_grad(), Binder.of(tiny_gpt2.model).bind([method.insert(None)], [0]):
+        ours = tiny_gpt2.model(input_ids=ids, use_cache=False).logits
+        assert (ours - names["model"].eval()(input_ids=ids).logits).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -295,7 +295,7 @@ def _drive(folder: Path) -> None:
     tune.Coordinator = MeteredCoordinator  # type: ignore[misc]
     worker_handle.Worker = CurveWorker  # type: ignore[misc]
     with (folder / "shown.txt").open("a", encoding="utf-8") as shown:
-        run.run_sweep(load_sweep(str(folder / "load.yaml")), folder / "load.yaml", shown=shown)
+        run.drive(load_sweep(str(folder / "load.yaml")), folder / "load.yaml", shown=shown)
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

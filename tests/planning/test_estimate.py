@@ -1,17 +1,20 @@
 """A plan's memory, slots and times."""
 
 import math
+from pathlib import Path
+
+import pytest
 
 from prefixray.config.schema import SweepConfig
 from prefixray.config.trials import FinetuneTrial, LoraTrial, PrefixTrial
 from prefixray.methods.catalog import trained_parameters
-from prefixray.planning.estimate import START_SECONDS, plan_sweep
+from prefixray.planning.estimate import START_SECONDS, count_sweep, plan_sweep
 from prefixray.planning.memory import BYTES_PER_TRAINED, Load, largest_trial, pack_bytes
 from prefixray.planning.slots import num_slots
 
 
 def test_memory_and_slots_are_those_of_sizes(config: SweepConfig) -> None:
-    plan = plan_sweep(config)
+    plan = count_sweep(config)
     shape, gpu = plan.known.shape, next(cost for cost in plan.costs if cost.device.name == "A10G")
     largest = max(largest_trial(arm, shape) for arm in config.arms if not arm.exclusive)
     assert gpu.slots == num_slots(24e9 - 4 * shape.num_parameters, largest) == 64
@@ -35,6 +38,18 @@ def test_on_a_gpu_all_trials_have_their_gradients_at_once(config: SweepConfig) -
 
 
 def test_times_add_up(config: SweepConfig) -> None:
-    for cost in plan_sweep(config).costs:
+    for cost in count_sweep(config).costs:
         assert cost.decode is not None and min(cost.search, cost.final, cost.decode) > 0
         assert cost.seconds == START_SECONDS + cost.search + cost.final + cost.decode
+
+
+def test_a_plan_is_made_of_a_file_with_a_programs_rows_and_printed(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [("name : The Mill", "A mill.")] * 5
+    plan = plan_sweep(file, train=rows, overrides=["search.num_trials=2"])
+    assert (len(plan.known.task.train), len(plan.known.task.dev)) == (5, 2) if plan.known.task else False
+    assert plan.config.search.num_trials == 2
+    lines = str(plan).splitlines()
+    assert lines[0].startswith("small: ") and len(lines) == 1 + len(plan.costs) and " at once, " in lines[1]

@@ -9,7 +9,7 @@ from prefixray.batching.lengths import Lengths
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import SweepConfig
 from prefixray.model.base import load_base, outline_base
-from prefixray.planning.estimate import plan_sweep
+from prefixray.planning.estimate import count_sweep
 
 
 def test_a_base_is_known_without_its_weights(base_folders: Mapping[str, Path], tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_a_base_is_known_without_its_weights(base_folders: Mapping[str, Path], t
 
 
 def test_tokens_are_counted_where_tokenizer_and_data_are_here(config: SweepConfig) -> None:
-    known = plan_sweep(config).known
+    known = count_sweep(config).known
     tokenizer = known.base.tokenizer  # type: ignore[union-attr]
     targets = [len(tokenizer(f" {one['target']} ", add_special_tokens=False).input_ids) + 1 for one in EXAMPLES]
     assert known.train.targets == sum(targets) / len(targets)
@@ -37,7 +37,7 @@ def test_without_the_data_tokens_are_an_upper_bound(file: Path, base_folders: Ma
         "name: custom, train: x, dev: x, test: x", "name: xsum"
     )
     file.write_text(text.replace("num_beams: 2", "num_beams: 2, metric: test/rouge_l"))
-    plan = plan_sweep(load_sweep(file))
+    plan = count_sweep(load_sweep(file))
     assert plan.known.train == Lengths(512, 129, 129)
     assert "upper bound" in plan.known.lengths_from and plan.known.num_test == 11_334
     assert plan.costs[0].decode is not None

@@ -8,7 +8,7 @@ from support.small_plan import speed
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import SweepConfig
 from prefixray.errors import UserError
-from prefixray.planning.estimate import plan_sweep
+from prefixray.planning.estimate import count_sweep
 from prefixray.planning.speeds import store_speeds
 from prefixray.planning.text import plan_text, read_prices
 
@@ -32,7 +32,7 @@ def test_every_line_is_short_and_every_part_says_where_its_figures_come_from(con
 def test_costs_are_hours_times_the_given_prices_and_none_are_invented(config: SweepConfig, file: Path) -> None:
     assert "in all\n" in plan_text(config, file, {}) and "dollars" not in plan_text(config, file, {})
     row = next(one for one in plan_text(config, file, {"H100": 3600.0}).splitlines() if one.startswith("H100"))
-    gpu = next(cost for cost in plan_sweep(config).costs if cost.device.name == "H100")
+    gpu = next(cost for cost in count_sweep(config).costs if cost.device.name == "H100")
     assert float(row.split()[-1].replace(",", "")) == pytest.approx(gpu.seconds, abs=0.01)
     others = [one for one in plan_text(config, file, {"H100": 1.0}).splitlines() if one.startswith(("A10G to", "H200"))]
     assert len(others) == 2 and all(other.endswith(" -") for other in others)

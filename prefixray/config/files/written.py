@@ -1,9 +1,15 @@
-"""A sweep file for a user's own data, written with comments, as `prefixray init` makes it."""
+"""Sweep files that the program writes: with comments for a user's own data, and of a configuration in memory."""
 
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from prefixray.config.identity import arm_values
+from prefixray.config.schema import ArmConfig, SweepConfig
+from prefixray.data.catalog import CATALOG
+from prefixray.data.entries import DataConfig
+from prefixray.data.task_config import TaskConfig
 
 SCHEMA_NAME = "sweep.schema.json"
 """The file beside a sweep file that an editor checks it with."""
@@ -47,6 +53,30 @@ arms:
 search: {{num_trials: 8, rungs: [25, 50], keep: 0.5}}   # at a rung the worse half stops
 final: {{metric: {choices.metric}, reference: lora, num_beams: 5, max_new_tokens: {choices.max_new_tokens}}}
 """
+
+
+def as_yaml(config: SweepConfig) -> str:
+    """A sweep file that `load_sweep` reads as this configuration: the values that differ from their defaults."""
+    values = config.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude={"arms"})
+    facts = CATALOG[config.task.name]
+    used = {*facts.keys, *facts.form_keys, *TaskConfig.model_fields.keys() - DataConfig.model_fields.keys(), "name"}
+    values["task"] = {key: value for key, value in values["task"].items() if key in used}
+    values["arms"] = {arm.name: _arm(arm, config.search.num_trials) for arm in config.arms}
+    order = [name for name in SweepConfig.model_fields if name in values]
+    return "".join(f"{key}:{_block(values[key], depth=1 if key != 'arms' else 2)}" for key in order)
+
+
+def _arm(arm: ArmConfig, num_trials: int) -> dict[str, object]:
+    count = {"num_trials": arm.num_trials} if arm.dimensions and arm.num_trials != num_trials else {}
+    return {**arm_values(arm), **count}
+
+
+def _block(value: object, depth: int) -> str:
+    """What stands behind a key's colon: a mapping as lines, down to this depth, anything else in flow style."""
+    if not isinstance(value, Mapping) or not value or depth == 0:
+        return f" {_flow(value)}\n"
+    lines = "".join(f"{key}:{_block(inner, depth - 1)}" for key, inner in value.items())
+    return "\n" + "".join(f"  {line}\n" for line in lines.splitlines())
 
 
 def _flow(value: object) -> str:
