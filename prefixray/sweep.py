@@ -30,6 +30,7 @@ from prefixray.system.logs import followed, quieten, to_file
 if TYPE_CHECKING:
     from prefixray.driver.run import Outcome
 
+_MLFLOW_UI = "http://127.0.0.1:5000"  # where `mlflow ui` listens
 _EXAMPLE = 100  # letters of the source that the snippet for Python shows
 
 
@@ -129,7 +130,7 @@ def _print_outcome(config: SweepConfig, outcome: "Outcome", *, quiet: bool) -> i
 
     print(render_text(outcome.results))
     if not quiet:
-        print(_what_next(outcome.folder, outcome.tracking_uri, outcome.results["examples"][0]["source"]))
+        print(_what_next(outcome))
     in_table = {arm["arm"] for arm in outcome.results["arms"]}
     left_out = [arm.name for arm in config.arms if arm.name not in in_table]
     for name in left_out:
@@ -137,13 +138,16 @@ def _print_outcome(config: SweepConfig, outcome: "Outcome", *, quiet: bool) -> i
     return 1 if left_out else 0
 
 
-def _what_next(folder: Path, tracking_uri: str | None, source: str) -> str:
+def _what_next(outcome: "Outcome") -> str:
     """A text that says where the results lie and what to type next."""
+    folder, tracking_uri, source = outcome.folder, outcome.tracking_uri, outcome.results["examples"][0]["source"]
     shown = source if len(source) <= _EXAMPLE else f"{source[:_EXAMPLE]}..."
     tracking = ""
     if tracking_uri is not None:
-        is_server = tracking_uri.startswith("http")
-        tracking = f"{tracking_uri}\n" if is_server else f"mlflow ui --backend-store-uri {tracking_uri}\n"
+        page, is_server = outcome.runs_page or "", tracking_uri.startswith("http")
+        where = f"   # then {_MLFLOW_UI}/{page}" if page else ""
+        shown_here = f"mlflow ui --backend-store-uri {tracking_uri}{where}"
+        tracking = f"{tracking_uri.rstrip('/')}/{page}\n" if is_server else f"{shown_here}\n"
     return f"""
 {folder}: report.html .md, results.json .md .csv, final/ (artifacts, hypotheses), trials/, study.journal, sweep.log
 {tracking}optuna-dashboard {folder}/study.journal

@@ -96,11 +96,16 @@ class TrialFolder:
         return json.loads(self.result_file.read_text(encoding="utf-8")) if self.result_file.is_file() else None
 
 
+def final_name(arm: str, number: int, replicate: int) -> str:
+    """The name of a run in the final stage: of its folder in the sweep's, in MLflow and in the live view."""
+    return f"final/{arm}-{number}-{replicate}"
+
+
 @dataclass(frozen=True)
 class TrialSpec:
     """One configuration to be trained, with everything that its numbers depend on."""
 
-    key: str  # "prefix/3", unique in the sweep
+    key: str  # "prefix/3", "final/prefix-3-1": unique in the sweep
     config: TrialConfig
     seed: int  # the sweep's seed
     replicate: int  # 0 in the search, 1..k in the final stage
@@ -175,3 +180,4 @@ class WorkerStatus:
     seconds_silent: float = 0.0  # since the last sign of life of a loop that has something to do
     num_deaths: int = 0  # of this worker's earlier processes
     last_death: str | None = None  # what is known of the last death
+    decoded: tuple[int, int] = (0, 0)  # sources of the split that it decodes now, or has decoded last; and of how many

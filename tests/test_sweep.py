@@ -130,7 +130,9 @@ def _assert_complete(sweep: Sweep, *, num_seeds: int = NUM_SEEDS, num_failed: in
     assert sum(counts["FAIL"] for counts in states.values()) == num_failed, states
     runs = sweep.runs()
     keys = Counter(run.data.tags.get("prefixray.key", "sweep") for run in runs)
-    assert set(keys.values()) == {1} and len(keys) == NUM_TRIALS + 3 + 3 * num_seeds + 1, keys
+    assert set(keys.values()) == {1} and len(keys) == NUM_TRIALS + 3 + 3 * num_seeds + 2, keys
+    folders = {path.relative_to(sweep.results).as_posix() for path in sweep.results.glob("final/*-*/")}
+    assert {key for key in keys if key.startswith("final/")} == folders, "a final run has one name everywhere"
     statuses = Counter(run.info.status for run in runs)
     assert statuses == Counter(FINISHED=len(runs) - num_failed, FAILED=num_failed)
 
@@ -157,7 +159,12 @@ def test_a_sweep_runs_from_its_file_to_its_table(finished: Finished) -> None:
     logged = {path.name for path in Path(parent.info.artifact_uri.removeprefix("file://")).iterdir()}
     assert {"report.html", "report.md", "results.json", "sweep.yaml"} <= logged
     assert "<table" in (sweep.results / "report.html").read_text()
-    assert "mlflow ui --backend-store-uri sqlite:///runs/small/mlflow.db" in output
+    page = f"http://127.0.0.1:5000/#/experiments/{parent.info.experiment_id}/runs?viewStateShareKey=best"
+    assert f"mlflow ui --backend-store-uri sqlite:///runs/small/mlflow.db   # then {page}" in output
+    assert {f"{path.parent.name} started" in output for path in sweep.results.glob("final/*/result.json")} == {True}
+    assert "prefixray control small --help" in output
+    journal = (sweep.results / "study.journal").read_text()
+    assert '"small/prefix"' in journal and "final/" not in journal, "optuna-dashboard shows the searches alone"
     assert "optuna-dashboard runs/small/study.journal" in output
     assert "6 of 630 sources" in output
     children = [run for run in sweep.runs() if "prefixray.key" in run.data.tags]

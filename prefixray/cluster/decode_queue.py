@@ -7,7 +7,7 @@ again, so a job may safely be given twice: early, to a worker that happens to be
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -46,9 +46,12 @@ class DecodeQueue:
             if self._early and worker.is_ready and worker.is_idle:
                 worker.decoding = worker.actor.decode.remote(*self._early.pop(0))
 
-    def run(self, jobs: Sequence[DecodeJob]) -> None:
-        """Do all these jobs, and wait for them. Raises `SweepFailed` where a job has killed too many workers."""
-        self._finish_early()
+    def run(self, jobs: Sequence[DecodeJob], on_progress: Callable[[str], None]) -> None:
+        """Do all these jobs, and wait for them. Raises `SweepFailed` where a job has killed too many workers.
+
+        `on_progress` is called after each look at the workers.
+        """
+        self._finish_early(lambda: on_progress(self._progress(0, len(jobs))))
         waiting = list(jobs)
         running: dict[str, DecodeJob] = {}  # by worker
         deaths: Counter[str] = Counter()  # by a job's folder
@@ -58,6 +61,7 @@ class DecodeQueue:
                 if waiting and worker.is_ready and worker.is_idle:
                     running[worker.name] = waiting.pop(0)
                     worker.decoding = worker.actor.decode.remote(*running[worker.name])
+            on_progress(self._progress(len(jobs) - len(waiting) - len(running), len(jobs)))
             for worker in self._finished():
                 answer, worker.decoding, job = worker.decoding, None, running.pop(worker.name)
                 try:
@@ -71,10 +75,19 @@ class DecodeQueue:
                     waiting.append(job)
                     worker.note_failed_call()
 
-    def _finish_early(self) -> None:
+    def _progress(self, num_done: int, num_in_all: int) -> str:
+        """`3 of 7 models have decoded, 40 of 630 sources of those that decode now`."""
+        busy = [worker.status for worker in self._fleet.workers if worker.decoding is not None]
+        counts = [status.decoded for status in busy if status is not None]
+        done, in_all = sum(done for done, _ in counts), sum(in_all for _, in_all in counts)
+        sources = f", {done:,} of {in_all:,} sources of those that decode now" if in_all else ""
+        return f"{num_done} of {num_in_all} models have decoded{sources}"
+
+    def _finish_early(self, on_progress: Callable[[], None]) -> None:
         """Wait for the early jobs that run, and forget those that do not."""
         self._early.clear()
         while any(worker.decoding is not None for worker in self._fleet.workers):
+            on_progress()
             for worker in self._finished():
                 answer, worker.decoding = worker.decoding, None
                 try:

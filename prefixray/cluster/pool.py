@@ -6,7 +6,7 @@ The trials of a worker that is over, or without a process for a while, move to o
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +111,12 @@ class Pool(Fleet):
         """Give workers without trials something to decode."""
         self._decodings.use_idle()
 
-    def decode(self, jobs: Sequence[DecodeJob]) -> None:
-        """Decode all this, a job at a time on each worker; what is on disk already is not decoded again."""
-        self._decodings.run(jobs)
+    def decode(self, jobs: Sequence[DecodeJob], on_progress: Callable[[str], None] = lambda _: None) -> None:
+        """Decode all this, a job at a time on each worker; what is on disk already is not decoded again.
+
+        `on_progress` is called every few seconds with how far it is, in words.
+        """
+        self._decodings.run(jobs, on_progress)
 
     def _choose(self, *, exclusive: bool, reserved_too: bool = False) -> WorkerHandle | None:
         """The worker for a trial: of those with room for it, the emptiest."""

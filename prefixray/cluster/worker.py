@@ -8,7 +8,7 @@ one reads from its record which trials may join (`quarantine.py`).
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Worker:
         if setup.log is not None:
             to_file(Path(setup.log), terminal=None)
         self._refusal: UserError | None = None
+        self._decoded = (0, 0)
         try:
             from prefixray.training.trainer import load_trainer  # a broken CUDA fails here
 
@@ -132,10 +133,13 @@ class Worker:
 
         made_by = None if artifact is None else Path(artifact)
         try:
-            self._loop.call(decode_for_sweep, self._trainer, made_by, Path(folder), split, settings)
+            self._loop.call(decode_for_sweep, self._trainer, made_by, Path(folder), split, settings, self._note_decoded)
         except OSError as error:
             raise SweepFailed(disk_problem(error)) from error
 
     def status(self) -> WorkerStatus:
         """Where the trials stand; answered without waiting for the loop."""
-        return self._loop.status()
+        return replace(self._loop.status(), decoded=self._decoded)
+
+    def _note_decoded(self, num_done: int, num_in_all: int) -> None:
+        self._decoded = (num_done, num_in_all)

@@ -80,7 +80,12 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def decode_for_sweep(
-    trainer: Trainer, artifact: Path | None, folder: Path, split: Split, settings: Mapping[str, Any]
+    trainer: Trainer,
+    artifact: Path | None,
+    folder: Path,
+    split: Split,
+    settings: Mapping[str, Any],
+    on_progress: Progress = silent,
 ) -> None:
     """Decode a split into `folder` with an artifact, or with the untuned base where that is None.
 
@@ -104,7 +109,8 @@ def decode_for_sweep(
     method: Method = Untuned() if artifact is None else restore_method(base, record_kv, tensors, meta)
     started = time.monotonic()
     template = Template.from_record(base.tokenizer, meta["template"]) if meta else trainer.template
-    hypotheses = Tuned(base, method, template, decoding).generate([sourced.source for sourced in sources])
+    tuned = Tuned(base, method, template, decoding)
+    hypotheses = tuned.generate([sourced.source for sourced in sources], on_progress=on_progress)
     write_hypotheses(folder, split, hypotheses, sources)
     seconds, made_on = time.monotonic() - started, {"device": base.device.type, "num_threads": torch.get_num_threads()}
     write_whole(record, json.dumps({"made_from": made_from, **made_on, "seconds": seconds}, indent=1) + "\n")

@@ -257,7 +257,7 @@ class _Told(StoppingCriteria):
     def __init__(self, jobs: Sequence[_Job], num_given: int, on_ids: _OnIds) -> None:
         self._jobs, self._num_given, self._on_ids = jobs, num_given, on_ids
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
         """Called by transformers with the decoder's ids, (B, S)."""
         for job, ids in zip(self._jobs, input_ids[:, self._num_given :].tolist(), strict=True):
             self._on_ids(job, ids, False)

@@ -105,7 +105,7 @@ class FinalStage:
         def spec(trial: Proposal | Record) -> TrialSpec:
             run = by_item[str(trial.values["item"])]
             return TrialSpec(
-                key=f"{name}/{run.item}",
+                key=run.name,
                 config=run.config,
                 seed=self._config.search.seed,
                 replicate=run.replicate,

@@ -23,7 +23,7 @@ from prefixray.reporting.tables import csv_rows, csv_text, render_markdown, tria
 from prefixray.results.outputs import write_outputs
 from prefixray.results.record import UNTUNED, ExampleOutputs, Results, Stored, is_finished, load_results
 from prefixray.system.atomic_files import write_whole
-from prefixray.trial import TrialFolder
+from prefixray.trial import TrialFolder, final_name
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ class ResultsFolder:
         self.path = path
         self.sweep_file = path / "sweep.yaml"
         self.journal = path / "study.journal"
+        self.final_journal = path / "final.journal"
         self.untuned = path / "final" / UNTUNED
         self._config_file, self._results_file = path / "sweep.json", path / "results.json"
 
@@ -44,7 +45,7 @@ class ResultsFolder:
 
     def final_run(self, arm: str, number: int, replicate: int) -> Path:
         """The folder of a run in the final stage: the configuration of trial `number` with the seeds of `replicate`."""
-        return self.path / "final" / f"{arm}-{number}-{replicate}"
+        return self.path / final_name(arm, number, replicate)
 
     def trial_results(self, arm: str) -> list[dict[str, Any]]:
         """What came of each trial of an arm's search that has ended."""

@@ -17,7 +17,7 @@ from prefixray.cluster.pool import Pool
 from prefixray.cluster.worker import WorkerSetup
 from prefixray.config.files.given import Given, given_sweep
 from prefixray.config.schema import ArmConfig, SweepConfig
-from prefixray.data import load_task
+from prefixray.data import Task, load_task
 from prefixray.data.own.rows import Rows
 from prefixray.driver.engine.tune import Engine
 from prefixray.driver.final_stage import FinalStage
@@ -32,7 +32,7 @@ from prefixray.reporting.live import LiveView
 from prefixray.reporting.tables import render_note
 from prefixray.results.command_run import command_run, runs_so_far
 from prefixray.results.compare import Facts, FinalRun, make_results
-from prefixray.results.record import CommandRun, Importance, Results, SearchTrial, Stored
+from prefixray.results.record import UNTUNED, CommandRun, ExampleOutputs, Importance, Results, SearchTrial, Stored
 from prefixray.search.budget import Budget, early_endings
 from prefixray.search.importance import parameter_importance
 from prefixray.search.policies.choice import make_policy
@@ -40,7 +40,7 @@ from prefixray.search.requests import Inbox
 from prefixray.search.sampling.starting_points import starting_points, starting_text
 from prefixray.search.sampling.warm_start import KnownTrial, read_warm_start, warm_start_text
 from prefixray.search.status import View
-from prefixray.search.storage import open_storage, repair_journal
+from prefixray.search.storage import Storage, has_studies, open_storage, repair_journal
 from prefixray.search.study import ArmStudy, search_trial
 from prefixray.search.trial_source import Proposal, Record
 from prefixray.system.logs import quieten, to_file
@@ -64,6 +64,9 @@ class Outcome:
     folder: Path
     results: Results
     tracking_uri: str | None
+    """Where MLflow logged; None: nowhere."""
+    runs_page: str | None = None
+    """What follows an MLflow server's address where its page shows the sweep's runs, best first; None: not known."""
 
 
 def run_sweep(
@@ -136,7 +139,7 @@ class _Sweep:
         self._budget = Budget(folder.path, config.search)
         base_name = config.base.partition(":")[2] or config.base
         title = f"{config.name}  {base_name} on {config.task.name}   {folder.path}"
-        live.update(View(title=title, stage="start", message=f"{cluster}; loading the base and the task"))
+        self._start_view = View(title=title, stage="start", message=f"{cluster}; loading the base and the task")
         self._pool = Pool(cluster, _worker_setup(config, cluster, folder), folder.path / "workers")
         self._tracker: Tracker = open_tracker(config.tracking, folder.path, config.name, sweep_params(config))
         self._inbox = Inbox(folder.path)
@@ -147,7 +150,8 @@ class _Sweep:
         """Search, final stage, table; again where requests came too late for the search."""
         state: Literal["finished", "interrupted", "failed"] = "failed"
         try:
-            self._pool.wait(self._config.arms)
+            with self._engine.live.during(self._start_view):
+                self._pool.wait(self._config.arms)
             self._tracker.start({}, self._tags(), [self._folder.sweep_file], columns_of(self._config))
             studies = self._search()
             results = self._finish(studies)
@@ -162,7 +166,7 @@ class _Sweep:
             raise
         finally:
             self._tracker.close(state)
-        return Outcome(self._folder.path, results, self._tracker.uri)
+        return Outcome(self._folder.path, results, self._tracker.uri, self._tracker.runs_page)
 
     def _tags(self) -> dict[str, str]:
         """The tags of the sweep's run: the task, and which weights and which data."""
@@ -236,8 +240,23 @@ class _Sweep:
     def _finish(self, studies: Mapping[str, ArmStudy]) -> Results:
         """Run the final stage, compare the arms, and publish the results."""
         config, task = self._config, load_task(self._config.task)
-        runs = FinalStage(config, self._folder, self._storage, self._engine).run(studies, task.dev_sources)
-        self._engine.show("score", "scoring and comparing")
+        runs = FinalStage(config, self._folder, self._final_storage(), self._engine).run(studies, task.dev_sources)
+        with self._engine.live.during(self._engine.picture("score", "scoring and comparing")):
+            results, every = self._compare(task, studies, runs)
+        for arm in results["arms"]:
+            for run, seed in zip(runs.get(arm["arm"], ()), arm["seeds"], strict=False):
+                self._tracker.score(run.name, _on_test(seed["scores"]))
+            if arm["method"] is None:
+                self._tracker.score_untuned(UNTUNED, _on_test(arm["seeds"][0]["scores"]))
+        files = self._folder.publish(results, every)
+        self._tracker.summary(files, render_note(results))
+        return results
+
+    def _compare(
+        self, task: Task, studies: Mapping[str, ArmStudy], runs: Mapping[str, Sequence[FinalRun]]
+    ) -> tuple[Results, list[ExampleOutputs]]:
+        """Score the hypotheses of the final stage, and put the results together; the outputs on every source."""
+        config = self._config
         facts = Facts(
             config=config,
             provenance=self._pool.facts,
@@ -252,13 +271,18 @@ class _Sweep:
         results["rungs"], results["importance"] = list(config.search.rungs), self._importance()
         results["runs"] = self._runs(results)
         results["budget"] = {"minutes": sum(run["minutes"] for run in results["runs"])}
-        for arm in results["arms"]:
-            for run, seed in zip(runs.get(arm["arm"], ()), arm["seeds"], strict=False):
-                scores = {f"test/{name}": value for name, value in seed["scores"].items()}
-                self._tracker.score(f"final/{run.arm.name}/{run.item}", scores)
-        files = self._folder.publish(results, every)
-        self._tracker.summary(_arm_scores(results), files, render_note(results))
-        return results
+        return results, every
+
+    def _final_storage(self) -> Storage:
+        """The journal of the final stage's studies, which optuna-dashboard need not show beside the search's.
+
+        A sweep of an earlier version has them in the search's journal, and goes on there.
+        """
+        name = self._config.name
+        if has_studies(self._storage, (f"{name}/final/", f"{name}/candidates/")):
+            return self._storage
+        repair_journal(self._folder.final_journal)
+        return open_storage(self._folder.final_journal)
 
     def _runs(self, now: Stored) -> list[CommandRun]:
         """The runs of the command that made these results, this one among them."""
@@ -300,13 +324,9 @@ def _worker_setup(config: SweepConfig, cluster: Cluster, folder: ResultsFolder) 
     )
 
 
-def _arm_scores(results: Results) -> dict[str, float]:
-    """Each arm's score on test, by metric and arm."""
-    return {
-        f"test/{metric}/{arm['arm']}": interval["value"]
-        for arm in results["arms"]
-        for metric, interval in arm["scores"].items()
-    }
+def _on_test(scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores by the names of metrics that MLflow has."""
+    return {f"test/{metric}": value for metric, value in scores.items()}
 
 
 def _absolute(path: str) -> str:

@@ -24,7 +24,7 @@ MakeSpec = Callable[[Proposal | Record], TrialSpec]
 class Stage:
     """The trials of one arm that are to be run."""
 
-    name: str  # the trials' keys are NAME/NUMBER
+    name: str  # of a search, the trials' keys are NAME/NUMBER
     arm: ArmConfig
     source: TrialSource
     concurrency: int

@@ -105,4 +105,5 @@ def _row(stage: Stage, spec: TrialSpec, trial: Proposal | Record) -> Row:
     """A running trial without a report."""
     is_final_run = "item" in trial.values
     values: Mapping[str, Scalar] = {"seed": spec.replicate} if is_final_run else trial.values
-    return Row(stage.name, trial.number, values, 0, spec.config.num_steps, None, "running")
+    own_name = spec.key if is_final_run else None
+    return Row(stage.name, trial.number, values, 0, spec.config.num_steps, None, "running", own_name=own_name)

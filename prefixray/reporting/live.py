@@ -6,9 +6,11 @@ table. Without a terminal, the differences between two pictures are printed as p
 
 import math
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Literal, Self, TextIO
 
@@ -25,6 +27,8 @@ ORDER: tuple[State, ...] = ("running", "done", "stopped", "failed", "waiting")
 STYLES: Mapping[State, str] = {"stopped": "dim", "failed": "red", "waiting": "dim"}
 NUM_OTHER_LINES = 5  # besides rows and foot: title, header, the number of hidden rows, message, the cursor's line
 _STATE_WIDTH = 18  # "stopped at rung 1"
+QUIET_SECONDS = 25.0  # after which a line says how far things are, where there is no terminal
+REDRAW_SECONDS = 5.0  # between two pictures of something that cannot say how far it is
 SHARE_OF_ENDED = 3  # where rows are hidden, a third of the shown ones are the best of the trials that have ended
 
 
@@ -38,7 +42,7 @@ class LiveView:
     def __init__(self, file: TextIO | None = None) -> None:
         self._file = file or sys.stdout
         self._console = Console(file=self._file, force_terminal=self._file.isatty(), highlight=False)
-        self._start = time.monotonic()
+        self._start = self._last = time.monotonic()  # `_last`: when the last line was printed
         self._previous: View | None = None
         self._is_unread = False
         self._live: Live | None = None
@@ -47,17 +51,41 @@ class LiveView:
             self._live.start()
 
     def update(self, view: View) -> None:
-        """Show this picture."""
+        """Show this picture. Without a terminal, one that comes 25 seconds after the last line prints a line, too."""
+        now = time.monotonic()
         if self._live is None:
-            for line in events(self._previous, view):
+            lines = events(self._previous, view)
+            if not lines and now - self._last >= QUIET_SECONDS:
+                lines = ["  ".join([view.stage, view.message] if view.message else _foot(view))]
+            for line in lines:
                 self.event(line)
         else:
-            self._live.update(_draw(view, self._console.width, self._console.height), refresh=True)
+            took = duration_text(now - self._start)
+            self._live.update(_draw(view, took, self._console.width, self._console.height), refresh=True)
         self._previous = view
+
+    @contextmanager
+    def during(self, view: View) -> Iterator[None]:
+        """Show this picture, and again now and then while the block runs."""
+        ended = threading.Event()
+
+        def redraw() -> None:
+            while not ended.wait(REDRAW_SECONDS):
+                self.update(view)
+
+        self.update(view)
+        thread = threading.Thread(target=redraw, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def event(self, line: str) -> None:
         """Print one line, above the table where there is one."""
-        stamped = f"{duration_text(time.monotonic() - self._start)}  {line}"
+        self._last = time.monotonic()
+        stamped = f"{duration_text(self._last - self._start)}  {line}"
         if self._live is None:
             self._print(stamped)
         else:
@@ -121,7 +149,8 @@ def events(previous: View | None, view: View) -> list[str]:
         if earlier := [row for row in view.rows if row.state in ENDED]:
             lines.append(f"from an earlier run: {_counts(earlier)}")
     if view.stage and (previous is None or previous.stage != view.stage):
-        lines.append("  ".join(part for part in (view.stage, view.budget) if part))
+        lines.append("  ".join(part for part in (view.stage, view.budget, view.message) if part))
+        lines += [view.hint] if view.hint else []
     known = {row.name: row for row in (view if previous is None else previous).rows}
     if previous is None:
         known = {name: row for name, row in known.items() if row.state in ENDED}
@@ -155,9 +184,9 @@ def _row_events(before: Row | None, row: Row) -> list[str]:
     return [f"{row.name} {at}"] if row.score is not None and row.score != before.score else []
 
 
-def _draw(view: View, width: int, height: int) -> Group:
-    """The picture for a terminal of this size."""
-    foot = _packed(_foot(view), width)
+def _draw(view: View, took: str, width: int, height: int) -> Group:
+    """The picture for a terminal of this size; `took` is the time since the view began."""
+    foot = _packed([*_foot(view), f"{took} so far", *([view.hint] if view.hint else [])], width)
     shown = _choose(sorted(view.rows, key=_order), max(1, height - NUM_OTHER_LINES - len(foot)))
     parts: list[Text | Table] = [Text(view.title, style="bold", no_wrap=True, overflow="ellipsis")]
     if shown:
@@ -188,7 +217,7 @@ def _table(view: View, shown: Sequence[Row], width: int) -> Table:
     keys = differing_keys([(row.arm, row.values) for row in view.rows])
     one_arm = len({row.arm for row in view.rows}) == 1
     best = _best(view.rows)
-    ends = {"trial": [str(row.number) if one_arm else row.name for row in shown]}
+    ends = {"trial": [row.short_name if one_arm else row.name for row in shown]}
     ends |= {
         "step": [f"{row.step}/{row.num_steps}" for row in shown],
         "dev/loss": ["-" if row.score is None else f"{row.score:.3f}" for row in shown],

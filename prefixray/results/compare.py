@@ -36,7 +36,7 @@ from prefixray.results.record import (
 from prefixray.results.space_notes import space_notes
 from prefixray.results.statistics import Comparison, Draws, Estimate, compare, intervals, resolution, sd
 from prefixray.system.machine import cpu_fact, num_cpus, total_bytes
-from prefixray.trial import TrialFolder
+from prefixray.trial import TrialFolder, final_name
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,11 @@ class FinalRun:
     def item(self) -> str:
         """Its name in the study."""
         return f"{self.number}@{self.replicate}"
+
+    @property
+    def name(self) -> str:
+        """Its name everywhere else."""
+        return final_name(self.arm.name, self.number, self.replicate)
 
     @property
     def artifact(self) -> Path:
@@ -263,7 +268,7 @@ def _arm_result(
             seed=run.replicate,
             scores=seed_scores,
             dev_loss=result["metrics"]["dev/best_loss"],
-            folder=f"final/{run.folder.name}",
+            folder=run.name,
             curve=_curve(result),
         )
         for run, result, seed_scores in zip(runs, results, scores, strict=False)

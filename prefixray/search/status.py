@@ -25,11 +25,17 @@ class Row:
     state: State
     note: str | None = None  # "at rung 2", or why it failed
     adopted: bool = False  # whether an earlier driver had it running
+    own_name: str | None = None  # of a final run: final/ARM-TRIAL-SEED
 
     @property
     def name(self) -> str:
-        """ARM/NUMBER, unique in the view."""
-        return f"{self.arm}/{self.number}"
+        """ARM/NUMBER, or the final run's own name: unique in the view, and the same in MLflow and under the folder."""
+        return self.own_name or f"{self.arm}/{self.number}"
+
+    @property
+    def short_name(self) -> str:
+        """What tells the row from others of its arm."""
+        return str(self.number) if self.own_name is None else self.own_name.rpartition("/")[2]
 
     @property
     def state_text(self) -> str:
@@ -55,3 +61,4 @@ class View:
     workers: str = ""  # "2 workers x 64 slots, 3.1 GiB"
     seconds_left: float | None = None
     message: str | None = None  # what happens while no trial runs
+    hint: str = ""  # how to change what goes on

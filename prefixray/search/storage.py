@@ -1,4 +1,4 @@
-"""The journal file that holds all studies of a sweep, `SWEEP/study.journal`.
+"""The journal files that hold a sweep's studies: `study.journal` of the search, `final.journal` of the final stage.
 
 One driver at a time opens it, under the lock of the sweep's folder.
 """
@@ -6,6 +6,7 @@ One driver at a time opens it, under the lock of the sweep's folder.
 from pathlib import Path
 from typing import TypeAlias
 
+from optuna import get_all_study_names
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
@@ -23,6 +24,11 @@ def repair_journal(path: Path) -> None:
             file.truncate(end)
     for stale in path.parent.glob(f"{path.name}.lock*"):
         stale.unlink()
+
+
+def has_studies(storage: Storage, beginnings: tuple[str, ...]) -> bool:
+    """Whether the name of a study begins with one of these."""
+    return any(name.startswith(beginnings) for name in get_all_study_names(storage))
 
 
 def open_storage(journal: Path) -> Storage:

@@ -72,7 +72,6 @@ class TrialScored:
 class SweepSummarized:
     """The sweep's results; `note`, Markdown, becomes the description of its run."""
 
-    metrics: Mapping[str, float]
     files: Sequence[Path]
     note: str
 

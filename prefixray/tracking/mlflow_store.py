@@ -4,6 +4,7 @@ Every event can be written twice without harm: a run is found by its tags, and w
 again. So a relaunch continues the same runs, and may repeat what an earlier driver could not send.
 """
 
+import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
@@ -17,7 +18,7 @@ from prefixray.tracking.events import Point
 from prefixray.tracking.home import Home
 from prefixray.tracking.uploads import Upload, Uploads
 from prefixray.tracking.views import saved_views
-from prefixray.trial import Ended
+from prefixray.trial import Ended, final_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,6 +45,8 @@ class MlflowStore:
         self._runs: dict[str, str] = {}  # key of a trial -> id of its run
         self._logged: dict[str, set[tuple[str, int]]] = {}  # key -> (metric, step) that its run has
         self._ended: set[str] = set()
+        self.experiment: str | None = None
+        """The id of the sweep's experiment, once the sweep's start is written."""
         self.uploads = Uploads(
             folder,
             lambda run_id, path: _upload(self._home.client, run_id, path),
@@ -71,8 +74,7 @@ class MlflowStore:
                 new = {name: value for name, value in metrics.items() if known.get(name) != value}
                 if new:
                     self._log_metrics(run_id, [Point(0, new, when)])
-            case events.SweepSummarized(metrics, files, note):
-                self._log_metrics(self._home.parent, [Point(0, metrics, when)])
+            case events.SweepSummarized(files, note):
                 if note:
                     self._home.client.set_tag(self._home.parent, "mlflow.note.content", note)
                 self._attach(files)
@@ -86,6 +88,7 @@ class MlflowStore:
 
     def _start_sweep(self, event: events.SweepStarted, when: int) -> None:
         self._home.client.update_run(self._home.parent, status="RUNNING")
+        self.experiment = self._home.experiment
         self._describe(self._home.parent, {**self._params, **event.params}, event.tags)
         for upload in self.uploads.left():
             self.uploads.put(upload, self._child(upload.key, when) if upload.key else self._home.parent)
@@ -137,7 +140,7 @@ class MlflowStore:
     def _known(self) -> "dict[str, Run]":
         """The runs of trials that earlier drivers have left, by key, found by one search."""
         runs = self._home.search(f"tags.`mlflow.parentRunId` = '{self._home.parent}'")[::-1]
-        return {run.data.tags["prefixray.key"]: run for run in runs if "prefixray.key" in run.data.tags}
+        return {_key_now(run.data.tags["prefixray.key"]): run for run in runs if "prefixray.key" in run.data.tags}
 
     def _recall(self, key: str, run: "Run") -> None:
         """Note what an earlier driver has logged of a trial."""
@@ -171,6 +174,12 @@ class MlflowStore:
         """Have the sweep's run get these files."""
         for file in files:
             self.uploads.put(Upload("", file.absolute()), self._home.parent)
+
+
+def _key_now(key: str) -> str:
+    """The key of a run today: earlier versions called the run of the folder final/prefix-3-1 final/prefix/3@1."""
+    old = re.fullmatch(r"(?:final|candidates)/(.+)/(\d+)@(\d+)", key)
+    return key if old is None else final_name(old[1], int(old[2]), int(old[3]))
 
 
 def _upload(client: "MlflowClient", run_id: str, path: Path) -> None:

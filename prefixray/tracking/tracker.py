@@ -18,7 +18,6 @@ from prefixray.system.records import Scalar
 from prefixray.tracking import events
 from prefixray.tracking.mlflow_store import MlflowStore
 from prefixray.tracking.queue import Sender
-from prefixray.tracking.uploads import Uploads
 from prefixray.trial import Ended
 
 LOGGED = frozenset({"train/loss", "train/grad_norm", "train/clipped_share", "train/learning_rate", "train/tokens"})
@@ -37,11 +36,17 @@ class Tracker:
         self,
         uri: str | None = None,
         sender: Sender | None = None,
-        uploads: Uploads | None = None,
+        store: MlflowStore | None = None,
         *,
         artifacts: bool = True,
     ) -> None:
-        self.uri, self._sender, self._uploads, self._artifacts = uri, sender, uploads, artifacts
+        self.uri, self._sender, self._store, self._artifacts = uri, sender, store, artifacts
+
+    @property
+    def runs_page(self) -> str | None:
+        """What follows a server's address where its page shows the sweep's runs, best first; None while not known."""
+        experiment = None if self._store is None else self._store.experiment
+        return None if experiment is None else f"#/experiments/{experiment}/runs?viewStateShareKey=best"
 
     def start(
         self, params: Mapping[str, Scalar], tags: Mapping[str, str], files: Sequence[Path], columns: Sequence[str] = ()
@@ -70,17 +75,23 @@ class Tracker:
         """Add the scores of a trial's hypotheses to its run, also when the run has ended."""
         self._put(events.TrialScored(key, _finite(metrics)))
 
-    def summary(self, metrics: Mapping[str, float], files: Sequence[Path], note: str = "") -> None:
-        """Add results to the sweep's run; `note`, Markdown, becomes its description."""
-        self._put(events.SweepSummarized(_finite(metrics), files, note))
+    def score_untuned(self, key: str, metrics: Mapping[str, float]) -> None:
+        """Give the untuned base, which nobody has trained, a run of its own with its scores."""
+        self.trial(key, {}, {"prefixray.arm": key, "prefixray.stage": "final"})
+        self.end(key, "done", None)
+        self.score(key, metrics)
+
+    def summary(self, files: Sequence[Path], note: str = "") -> None:
+        """Add files to the sweep's run; `note`, Markdown, becomes its description."""
+        self._put(events.SweepSummarized(files, note))
 
     def close(self, state: events.SweepEnding) -> None:
         """End the sweep's run and those trials' that still run; wait until all is sent, warn of what could not be."""
         self._put(events.SweepEnded(state))
         if self._sender is not None:
             self._sender.drain()
-        if self._uploads is not None:
-            self._uploads.drain()
+        if self._store is not None:
+            self._store.uploads.drain()
 
     def _put(self, event: events.Event) -> None:
         if self._sender is not None:
@@ -95,7 +106,7 @@ def open_tracker(config: TrackingConfig, folder: Path, sweep: str, params: Mappi
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     uri = redacted(given or f"sqlite:///{shown / 'mlflow.db'}")
     store = MlflowStore(folder, sweep, params, given)
-    return Tracker(uri, Sender(store.write, uri), store.uploads, artifacts=config.artifacts == "finished")
+    return Tracker(uri, Sender(store.write, uri), store, artifacts=config.artifacts == "finished")
 
 
 def check_server(config: TrackingConfig) -> None:

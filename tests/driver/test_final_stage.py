@@ -88,10 +88,10 @@ def test_candidates_are_compared_on_dev_and_the_winner_runs_fresh_seeds(tmp_path
     stage = open_stage(config, folder, engine)
     runs = stage.run(searched(folder, config, [2.0, 1.5, 3.0, 1.0]), SOURCES)
     assert engine.trained == [
-        ("candidates/prefix", ["candidates/prefix/3@1000", "candidates/prefix/1@1000"]),
-        ("final/finetune", ["final/finetune/0@1", "final/finetune/0@2"]),
-        ("final/prefix", ["final/prefix/1@1", "final/prefix/1@2"]),
-        ("final/lora", ["final/lora/0@1", "final/lora/0@2"]),
+        ("candidates/prefix", ["final/prefix-3-1000", "final/prefix-1-1000"]),
+        ("final/finetune", ["final/finetune-0-1", "final/finetune-0-2"]),
+        ("final/prefix", ["final/prefix-1-1", "final/prefix-1-2"]),
+        ("final/lora", ["final/lora-0-1", "final/lora-0-2"]),
     ], "fine-tuning, which needs an empty worker, is asked first"
     seeds = [f"final/{arm}-{seed}" for arm in ("prefix-1", "lora-0", "finetune-0") for seed in (1, 2)]
     assert engine.decoded == [["final/prefix-3-1000", "final/prefix-1-1000"], ["final/untuned", *seeds]]
@@ -102,7 +102,7 @@ def test_candidates_are_compared_on_dev_and_the_winner_runs_fresh_seeds(tmp_path
 
 
 def test_an_arm_without_a_score_and_runs_that_failed_are_left_out(tmp_path: Path, config: SweepConfig) -> None:
-    folder, engine = ResultsFolder(tmp_path), PlayedEngine(tmp_path, failing=["final/lora/0@1"])
+    folder, engine = ResultsFolder(tmp_path), PlayedEngine(tmp_path, failing=["final/lora-0-1"])
     runs = open_stage(config, folder, engine).run(searched(folder, config, [None] * 4), SOURCES)  # type: ignore[arg-type]
     assert {arm: [run.replicate for run in arm_runs] for arm, arm_runs in runs.items()} == {
         "lora": [2],
@@ -111,7 +111,7 @@ def test_an_arm_without_a_score_and_runs_that_failed_are_left_out(tmp_path: Path
 
 
 def test_where_all_candidates_of_an_arm_fail_its_best_trial_goes_on(tmp_path: Path, config: SweepConfig) -> None:
-    failing = ["candidates/prefix/3@1000", "candidates/prefix/1@1000"]
+    failing = ["final/prefix-3-1000", "final/prefix-1-1000"]
     folder, engine = ResultsFolder(tmp_path), PlayedEngine(tmp_path, failing)
     runs = open_stage(config, folder, engine).run(searched(folder, config, [2.0, 1.5, 3.0, 1.0]), SOURCES)
     assert [run.number for run in runs["prefix"]] == [3, 3]

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import termios
 import textwrap
+import time
 from dataclasses import replace
 
 import pytest
 
+from prefixray.reporting import live as live_module
 from prefixray.reporting.live import CountBar, LiveView, duration_text, events
 from prefixray.search.status import Row, State, View
 
@@ -55,7 +57,7 @@ def shown(
         pass
     os.close(ours)
     assert process.wait(timeout=60) == 0, written.decode()
-    return written.decode(), screen(written.decode())
+    return written.decode(), re.sub(r"\d:\d\d so far", "0:00 so far", screen(written.decode()))
 
 
 def screen(written: str) -> str:
@@ -102,7 +104,7 @@ def test_a_terminal_shows_one_table_that_replaces_itself() -> None:
         "5             10  restaurant  40/40     1.562  done  * best",
         "7             20  table-to..  20/40     1.700  stopped at rung 2",
         "search   prefix 3 of 8 trials, 4 at once   done 1  stopped 1  running 1   best prefix/5 1.562   940 tok/s",
-        "2 workers x 4 slots, 0.9 GiB   about 1:10 left",
+        "2 workers x 4 slots, 0.9 GiB   about 1:10 left   0:00 so far",
     ]
 
 
@@ -123,7 +125,7 @@ def test_a_low_terminal_shows_what_fits_and_counts_the_rest() -> None:
     assert lines[2].split()[0] == "lora/1", "running trials come first"
     assert [line.split()[0] for line in lines[3:8]] == [f"prefix/{n}" for n in (19, 18, 17, 16, 15)]
     assert lines[8:10] == ["... 15 more", "writing"]
-    assert lines[10] == "search   done 20  running 1   best prefix/19 1.100"
+    assert lines[10] == "search   done 20  running 1   best prefix/19 1.100   0:00 so far"
 
 
 def test_two_hundred_trials_fit_the_screen_running_ones_first_and_the_best_in_sight() -> None:
@@ -143,7 +145,7 @@ def test_two_hundred_trials_fit_the_screen_running_ones_first_and_the_best_in_si
     assert [row[0] for row in trials] == [*map(str, range(12)), "199", "198", "197", "196", "195", "194"]
     assert trials[12][-1] == "best"
     assert lines[-2] == "... 182 more"
-    assert lines[-1].endswith("best prefix/199 2.005")
+    assert lines[-1].endswith("best prefix/199 2.005   0:00 so far")
 
 
 def test_a_terminal_that_is_resized_meanwhile_is_used_as_it_is() -> None:
@@ -188,6 +190,7 @@ def test_a_narrow_terminal_never_wraps_a_line() -> None:
         "search   prefix 2 of 8 trials, 4 at once",
         "failed 1  running 1   best prefix/2 1.900   940 tok/s",
         "2 workers x 64 slots, 0.3 GiB   about 1:10 left",
+        "0:00 so far",
     ]
     assert max(map(len, final.splitlines())) <= 60
     assert written.startswith("\x1b[?25l") and written.rstrip("\r\n").endswith("\x1b[?25h"), "the cursor comes back"
@@ -204,7 +207,7 @@ def test_what_is_printed_meanwhile_stays_above_the_table() -> None:
         live.close()
         """
     )
-    assert final.splitlines() == ["residual 0.2", "quickstart", "search"]
+    assert final.splitlines() == ["residual 0.2", "quickstart", "search   0:00 so far"]
 
 
 def test_without_a_terminal_each_event_is_a_line_and_nothing_is_drawn() -> None:
@@ -226,6 +229,43 @@ def test_without_a_terminal_each_event_is_a_line_and_nothing_is_drawn() -> None:
         "a line of its own",
         "prefix/1 stopped at rung 2  step 20/40  dev/loss 2.100",
     ]
+
+
+def test_without_a_terminal_a_quiet_sweep_still_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(live_module.time, "monotonic", lambda: clock[0])
+    file = io.StringIO()
+    live = LiveView(file)
+    training = replace(view(row(1, step=3)), hint="prefixray control small --help: stop, add or extend trials")
+    for seconds in range(0, 61, 5):
+        clock[0] = seconds
+        live.update(training if seconds < 40 else View(TITLE, "decode", message=f"{seconds} of 99 sources"))
+    assert file.getvalue().splitlines() == [
+        f"0:00  {TITLE}",
+        "0:00  search",
+        "0:00  prefixray control small --help: stop, add or extend trials",
+        "0:00  prefix/1 started  preseqlen 5  mid_dim -  init restaurant  lr 1.0e-3",
+        "0:25  search  running 1",
+        "0:40  decode  40 of 99 sources",
+    ]
+
+
+def test_what_cannot_say_how_far_it_is_is_shown_again_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_module, "REDRAW_SECONDS", 0.01)
+    monkeypatch.setattr(live_module, "QUIET_SECONDS", 0.02)
+    file = io.StringIO()
+    with LiveView(file).during(View(TITLE, "score", message="scoring and comparing")):
+        deadline = time.monotonic() + 20
+        while len(file.getvalue().splitlines()) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert {line.partition("  ")[2] for line in file.getvalue().splitlines()[1:]} == {"score  scoring and comparing"}
+    assert len(file.getvalue().splitlines()) >= 4
+
+
+def test_a_final_run_is_called_by_its_folder() -> None:
+    run = Row("final/prefix", 0, {"seed": 1}, 0, 40, None, "running", own_name="final/prefix-3-1")
+    assert (run.name, run.short_name) == ("final/prefix-3-1", "prefix-3-1")
+    assert events(view(), view(run, stage="final"))[1] == "final/prefix-3-1 started  seed 1"
 
 
 def test_a_reader_that_has_gone_does_not_end_the_sweep() -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from support.studies import GRID, SPACE, ask, make_arm, open_study, run_all
 
-from prefixray.search.storage import repair_journal
+from prefixray.search.fixed_study import FixedStudy
+from prefixray.search.storage import has_studies, open_storage, repair_journal
 
 
 @pytest.mark.parametrize("num_lines", range(1, 16))
@@ -37,3 +38,12 @@ def test_repairing_a_journal_that_is_whole_or_absent_changes_nothing(tmp_path: P
     before = journal.read_bytes()
     repair_journal(journal)
     assert journal.read_bytes() == before
+
+
+def test_it_is_known_whether_a_journal_has_a_final_stage_too(tmp_path: Path) -> None:
+    finals = ("small/final/", "small/candidates/")
+    open_study(tmp_path, make_arm(GRID, 4))
+    storage = open_storage(tmp_path / "study.journal")
+    assert not has_studies(storage, finals)
+    FixedStudy(storage, "small", "final/prefix", ["0@1"])
+    assert has_studies(storage, finals) and not has_studies(storage, ("other/final/",))

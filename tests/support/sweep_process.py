@@ -47,10 +47,14 @@ class DrivenSweep:
         return any(self.results.glob("trials/prefix/*/step-*"))
 
     def trials(self) -> dict[str, list[FrozenTrial]]:
-        """All trials in the journal, by study."""
-        storage = open_storage(self.results / "study.journal")
-        names = optuna.get_all_study_names(storage)
-        studies = {name: optuna.load_study(study_name=name, storage=storage) for name in names}
+        """All trials in the journals of the search and of the final stage, by study."""
+        journals = [path for path in (self.results / "study.journal", self.results / "final.journal") if path.is_file()]
+        storages = [open_storage(journal) for journal in journals]
+        studies = {
+            name: optuna.load_study(study_name=name, storage=storage)
+            for storage in storages
+            for name in optuna.get_all_study_names(storage)
+        }
         return {
             name.removeprefix("small/"): [trial for trial in study.trials if "duplicate" not in trial.user_attrs]
             for name, study in studies.items()

@@ -27,12 +27,16 @@ def test_a_sweep_is_a_run_with_a_nested_run_per_trial(folder: Path) -> None:
     tracker = open_sweep(folder)
     assert tracker.uri == "sqlite:///runs/sweep/mlflow.db"
     run_trials(tracker, folder)
-    tracker.summary({"test/bleu": 58.3, "test/nist": math.inf}, [folder / "sweep.yaml"])
+    tracker.summary([folder / "sweep.yaml"])
+    tracker.score_untuned("untuned", {"test/bleu": 8.3, "test/nist": math.inf})
     tracker.close("finished")
     stored = local(folder)
     assert stored.parent.info.status == "FINISHED"
     assert stored.parent.data.params == {"base": "tiny", "search.num_trials": "8", "machine": "laptop"}
-    assert stored.parent.data.metrics == {"test/bleu": 58.3}
+    assert stored.parent.data.metrics == {}, "each would be a chart of one bar"
+    untuned = stored.children.pop("untuned")
+    assert (untuned.data.metrics, untuned.info.status) == ({"test/bleu": 8.3}, "FINISHED")
+    assert tracker.runs_page == f"#/experiments/{stored.parent.info.experiment_id}/runs?viewStateShareKey=best"
     assert stored.files(stored.parent.info.run_id) == ["sweep.yaml"]
     assert stored.statuses() == ["FINISHED", "FINISHED", "FAILED", "KILLED"]
     states = [stored.children[f"prefix/{number}"].data.tags.get("prefixray.state") for number in range(4)]
@@ -219,12 +223,28 @@ def test_a_server_gets_runs_of_their_own_from_a_copied_sweep_and_the_same_from_a
     assert len({run.data.tags["prefixray.id"] for run in runs}) == 2
 
 
+def test_a_final_run_that_an_earlier_version_has_logged_is_found_under_its_name_of_today(folder: Path) -> None:
+    first = open_sweep(folder)
+    for key in ("final/my-arm/3@1", "candidates/my-arm/3@1000", "prefix/3"):
+        first.trial(key, {}, {})
+        first.end(key, "done", None)
+    first.close("finished")
+    again = open_sweep(folder)
+    for key in ("final/my-arm-3-1", "final/my-arm-3-1000", "prefix/3"):
+        again.trial(key, {}, {})
+        again.score(key, {"test/bleu": 1.0})
+    again.close("finished")
+    runs = local(folder).children
+    assert set(runs) == {"final/my-arm/3@1", "candidates/my-arm/3@1000", "prefix/3"}
+    assert all(run.data.metrics == {"test/bleu": 1.0} for run in runs.values())
+
+
 def test_every_run_says_where_it_comes_from_and_the_sweeps_says_what_came_of_it(folder: Path) -> None:
     tracker = open_sweep(folder)
     run_trials(tracker, folder)
     for _ in range(2):  # as a relaunch does
         tracker.score("prefix/0", {"test/bleu": 58.3, "test/nist": math.nan})
-    tracker.summary({}, [], "| arm | BLEU |")
+    tracker.summary([], "| arm | BLEU |")
     tracker.close("finished")
     stored = local(folder)
     checkout = Path(queue.__file__).parents[1]

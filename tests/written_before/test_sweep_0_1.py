@@ -82,7 +82,7 @@ def test_the_sweep_continues_from_its_checkpoint_adds_a_trial_and_keeps_the_rest
     log = (OLD / "sweep.log").read_text()
     joined, begun = (set(re.findall(rf"(\S+) {did}", log)) for did in ("asks to join", "begins its first step"))
     searched = {"prefix/3", "prefix/4"}  # others train only in the final stage, where the winner has changed
-    assert searched <= joined and all(key.startswith("final/prefix/") for key in joined - searched)
+    assert searched <= joined and all(key.startswith("final/prefix-") for key in joined - searched)
     assert "prefix/4" in begun and "prefix/3" not in begun, "prefix/3 continues after step 4"
     results = json.loads((OLD / "results.json").read_text())
     assert [trial["number"] for trial in results["search"]] == [0, 1, 2, 3, 4]

@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,9 @@ class Engine:
         scratch = self.folder / "tune"
         _serve(coordinator, self.live)  # a request from before may mean that there is something to run
         ended = threading.Event()
-        loop = threading.Thread(target=_look_after, args=(coordinator, self.live, self.title, name, ended), daemon=True)
+        hint = f"prefixray control {self.folder.name} --help: stop, add or extend trials" if name == "search" else ""
+        arguments = (coordinator, self.live, self.title, name, hint, ended)
+        loop = threading.Thread(target=_look_after, args=arguments, daemon=True)
         loop.start()
         try:
             self._run_tune(coordinator, name, scratch)
@@ -118,12 +120,12 @@ class Engine:
 
     def decode(self, jobs: Sequence[DecodeJob]) -> None:
         """Decode what is not on disk yet."""
-        self.show("decode", f"decoding with {len(jobs)} models")
-        self.pool.decode(jobs)
+        self.live.update(self.picture("decode", f"decoding with {len(jobs)} models"))
+        self.pool.decode(jobs, lambda progress: self.live.update(self.picture("decode", progress)))
 
-    def show(self, stage: str, message: str) -> None:
-        """Show what goes on while no trial runs."""
-        self.live.update(View(title=self.title, stage=stage, message=message))
+    def picture(self, stage: str, message: str) -> View:
+        """A picture of what goes on while no trial runs."""
+        return View(title=self.title, stage=stage, message=message)
 
 
 def _tuner(coordinator: Coordinator, name: str, scratch: Path, place: Mapping[str, float]) -> tune.Tuner:
@@ -167,7 +169,9 @@ def is_of_memory(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _look_after(coordinator: Coordinator, live: LiveView, title: str, name: str, ended: threading.Event) -> None:
+def _look_after(
+    coordinator: Coordinator, live: LiveView, title: str, name: str, hint: str, ended: threading.Event
+) -> None:
     """The driver's one loop: serve requests, tick, and draw, until the stages have ended; then draw once more.
 
     An error is logged, and the loop goes on: a cluster that does not answer now may do so again.
@@ -181,7 +185,7 @@ def _look_after(coordinator: Coordinator, live: LiveView, title: str, name: str,
                 coordinator.tick()
             else:
                 _tell(coordinator.news(), live)
-            live.update(coordinator.view(title, name))
+            live.update(replace(coordinator.view(title, name), hint=hint))
         except Exception as error:
             if coordinator.broken is not None:
                 if isinstance(error, OSError | NoWorkers):  # else the main thread has met the error, and ends already
