@@ -76,7 +76,7 @@ def init(
     few = {"num_dev": (_NUM_DEV, len(task.dev)), "num_test": (_NUM_TEST, len(task.test_sources))}
     values |= {key: most for key, (most, count) in few.items() if count > most}
     template = make_template(outline, TaskConfig.model_validate(values))
-    print(_as_seen(task.train, template))
+    print(_as_seen(task.train, template) + _cut(task, template))
     metric = _metric(task)
     choices = Choices(file.stem, base, values, metric, _longest(task, template), "answer:" if is_chat else "rewrite:")
     _write(file, sweep_text(choices, opening=f"A prefix beside LoRA on {printable(data)}, written by prefixray init."))
@@ -120,6 +120,24 @@ def _as_seen(train: tuple[Example, ...], template: "Template") -> str:
         cut = len(source) >= template.max_source_tokens + len(template.before) + len(template.after)
         lines.append(f"  {' -> '.join(_short(str(text)) for text in texts)}{'  (source cut)' if cut else ''}")
     return "\n".join(lines) + "\n"
+
+
+def _cut(task: Task, template: "Template") -> str:
+    """A line about texts that reach their limits of tokens, with a blank line behind it; of a sample where many."""
+    some = task.train[:: max(1, len(task.train) // _MEASURED_ROWS)]
+    around = len(template.before) + len(template.after)
+    ids = {
+        "source": template.encode_sources([example.source for example in some]),
+        "target": template.encode_targets([example.target for example in some]),
+    }
+    limits = {"source": template.max_source_tokens + around, "target": template.max_target_tokens + 1}
+    full = {what: sum(len(row) >= limits[what] for row in rows) for what, rows in ids.items()}
+    parts = [
+        f"{count} of {len(some)} {what}s fill task.max_{what}_tokens, and are cut there if they are longer"
+        for what, count in full.items()
+        if count
+    ]
+    return f"warning: {'; '.join(parts)}\n" if parts else ""
 
 
 def _short(text: str) -> str:

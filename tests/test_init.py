@@ -1,5 +1,6 @@
 """`prefixray init`: from a user's data to a sweep file that is valid, planned and shown as the model sees it."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +20,7 @@ PAIRS = [
 ]
 ONE_SOURCE = [{"l": "links", "r": f"rechts {n}"} for n in range(9)]
 LABELS = [{"text": f"sentence {n}", "label": ["good", "bad"][n % 2]} for n in range(60)]
+NUMBERS = [{"id": n, "text": f"sentence {n}", "label": n % 2} for n in range(60)]
 CHATS = [
     {"messages": [{"role": "user", "content": f"Say {n}"}, {"role": "assistant", "content": f"{n}"}]} for n in range(60)
 ]
@@ -39,6 +41,7 @@ def csv_of(rows: list[dict[str, object]]) -> str:
     [
         ("sums.csv", csv_of(PAIRS), {"source": "question", "target": "answer"}, "test/bleu"),
         ("labels.jsonl", jsonl(LABELS), {"source": "text", "target": "label"}, "test/accuracy"),
+        ("numbers.jsonl", jsonl(NUMBERS), {"source": "text", "target": "label"}, "test/accuracy"),
         ("chats.jsonl", jsonl(CHATS), {"messages": "messages"}, "test/token_f1"),
         (
             "unnamed.jsonl",
@@ -69,6 +72,7 @@ def test_a_file_becomes_a_sweep_file_that_is_valid_and_planned(
     assert config.final.metric == metric and config.task.split is not None
     assert jsonschema.Draft202012Validator(sweep_schema()).is_valid(read_document(made).values)
     assert made.read_text().startswith("# yaml-language-server: $schema=sweep.schema.json\n")
+    assert "warning: " not in shown
     assert Path("sweep.schema.json").is_file() and f"Plan of {made.stem}: {made}" in shown
     assert shown.count(" -> ") >= 4 and "The first 3 rows as the model sees them" in shown
 
@@ -91,6 +95,14 @@ def test_a_file_that_is_there_stays_and_columns_can_be_named(
     assert "splits: " in capsys.readouterr().out
     assert main([*given, "--source", "x", "--target", "z"]) == 2
     assert capsys.readouterr().err == "data.yaml: exists; --force overwrites it, --name takes another name\n"
+
+
+def test_texts_that_are_cut_are_told(base_folders: Mapping[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"source": f"s {n}", "target": "a long answer " * (200 if n < 10 else 1)} for n in range(60)]
+    write(Path("long.jsonl"), jsonl(rows))
+    assert main(["init", "long.jsonl", "--base", str(base_folders["gpt2"])]) == 0
+    told = capsys.readouterr().out.partition("warning: ")[2].splitlines()[0]
+    assert re.fullmatch(r"\d of \d\d targets fill task.max_target_tokens, and are cut there if they are longer", told)
 
 
 def test_names_that_yaml_reads_otherwise_and_the_file_that_was_named_beside_others(

@@ -117,6 +117,7 @@ class Form:
     targets: tuple[str, ...]  # the same for the target's column
     hint: str = ""  # the end of a message about a missing column; {} is source or target
     published: bool = False  # a published set: summary1, summary2 .. are references, a list of sentences is a source
+    takes_numbers: bool = False  # a number or a truth value is a target too: a label
     leaves_out_empty: bool = False  # rows without a source or a target are counted and left out, not refused
     clean_source: Callable[[str], str] = str.strip
     clean_target: Callable[[str], str] = str.strip
@@ -161,7 +162,8 @@ class Form:
         targets: list[tuple[str, object]] = []
         for name in self._target_columns(list(row)):
             value = row[name]
-            targets += [(name, text) for text in value] if isinstance(value, list) else [(name, value)]
+            texts = value if isinstance(value, list) else [value]
+            targets += [(name, _label(text) if self.takes_numbers else text) for text in texts]
         return targets
 
     def _joined(self, source: object) -> object:
@@ -268,6 +270,13 @@ def _grouped(name: str, prefix: str, problems: Sequence[tuple[int, str]], num_ro
                 else f"{prefix}{number}: {problem} (the same in {len(same) - 1} more rows: {others} ..)"
             )
     return lines
+
+
+def _label(value: object) -> object:
+    """A label as text, where it is a number or a truth value; a whole number that has become a float as itself."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).lower() if isinstance(value, bool | int | float) and value == value else value
 
 
 def _either(names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefixray.data.row_files import SPLITS, Row
+from prefixray.data.row_files import SPLITS, Row, files_of_split
 from prefixray.errors import UserError, first_line
 from prefixray.system.path_or_hub import expanded
 
@@ -45,8 +45,13 @@ def load_hub(
 
 
 def is_saved(path: str) -> bool:
-    """Whether the folder is a data set in a form of `datasets`: saved to disk, or a copy of a hub data set's files."""
+    """Whether the folder is a data set in a form of `datasets`: saved to disk, or a copy of a hub data set's files.
+
+    A folder with a file of training rows of its own is none, whatever lies in folders below it.
+    """
     folder = expanded(path)
+    if files_of_split(path, "train"):
+        return _is_on_disk(folder)
     has_shards = any(folder.glob("*-of-*.parquet")) or any((folder / "data").glob("*.parquet"))
     return _is_on_disk(folder) or has_shards
 

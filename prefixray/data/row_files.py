@@ -72,12 +72,8 @@ def find_splits(path: str, optional: Collection[str] = ()) -> dict[str, Path]:
     The `optional` splits may have none.
     """
 
-    def files_of(split: str) -> list[Path]:
-        names = [f"{name}{suffix}" for name in SPLITS[split] for suffix in (*_ROW_SUFFIXES, _LINE_SUFFIX)]
-        return [file for name in names if (file := expanded(path) / name).is_file()]
-
     def find(split: str) -> Path:
-        files = files_of(split)
+        files = files_of_split(path, split)
         if not files:
             forms = f"{split}.jsonl, {split}.csv (or either with .gz), {split}.parquet nor {split}.source"
             raise UserError(f"task.path: {path}: has neither {forms}")
@@ -86,7 +82,13 @@ def find_splits(path: str, optional: Collection[str] = ()) -> dict[str, Path]:
             raise UserError(f"task.path: {path}: has several files for {split}: {several}; keep one")
         return files[0]
 
-    return for_each_split(find, [split for split in SPLITS if split not in optional or files_of(split)])
+    return for_each_split(find, [split for split in SPLITS if split not in optional or files_of_split(path, split)])
+
+
+def files_of_split(path: str, split: str) -> list[Path]:
+    """The files in a folder that can be this split."""
+    names = [f"{name}{suffix}" for name in SPLITS[split] for suffix in (*_ROW_SUFFIXES, _LINE_SUFFIX)]
+    return [file for name in names if (file := expanded(path) / name).is_file()]
 
 
 def is_line_file(file: Path) -> bool:

@@ -24,7 +24,6 @@ from prefixray.driver.final_stage import FinalStage
 from prefixray.driver.restart import has_started_anew, watched
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.stage import Stage
-from prefixray.metrics import score
 from prefixray.metrics.own import is_own
 from prefixray.planning.slots import num_at_once
 from prefixray.planning.speeds import keep_speeds
@@ -32,6 +31,7 @@ from prefixray.reporting.live import LiveView
 from prefixray.reporting.tables import render_note
 from prefixray.results.command_run import command_run, runs_so_far
 from prefixray.results.compare import Facts, FinalRun, make_results
+from prefixray.results.hypotheses import try_own_metrics
 from prefixray.results.record import UNTUNED, CommandRun, ExampleOutputs, Importance, Results, SearchTrial, Stored
 from prefixray.search.budget import Budget, early_endings
 from prefixray.search.importance import parameter_importance
@@ -54,7 +54,6 @@ logger = logging.getLogger(__name__)
 
 _TRIES = 2  # to start Ray; what has brought Ray down, such as too little memory, may last a while
 _TRIES_ANEW = 6
-_TRIED_SOURCES = 8  # that metrics of the user's own score before anything starts
 
 
 @dataclass(frozen=True)
@@ -353,6 +352,4 @@ def _check_data(config: SweepConfig) -> None:
     task = load_task(config.task)
     for leak in task.leaks if paths else ():
         logger.warning("task: %s", leak)
-    few = [list(sourced.references) for sourced in task.test_sources[:_TRIED_SOURCES]]
-    for metric in own:
-        score(metric, ["", *(references[0] for references in few[1:])], few)
+    try_own_metrics(own, task)

@@ -19,6 +19,7 @@ from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.model.base import Base, outline_base
 from prefixray.model.shape import Shape
+from prefixray.results.hypotheses import try_own_metrics
 from prefixray.system.path_or_hub import local_path
 
 NUM_TOKENISED = 2000  # training examples whose tokens are counted
@@ -69,6 +70,7 @@ def find_known(config: SweepConfig) -> Known:
         longest = _longest(base, config.task)
         origin = "an upper bound: max_source_tokens, max_target_tokens"
         return Known(config, base, None, longest, longest, origin, tuple(missing))
+    try_own_metrics(config.final.named_metrics, task)
     sample = task.train[:: math.ceil(len(task.train) / NUM_TOKENISED)]
     if base is None:
         train, dev = (_from_words(examples, config.task) for examples in (sample, task.dev))

@@ -20,12 +20,14 @@ from prefixray.data.entries import one_line
 from prefixray.errors import UserError
 from prefixray.metrics import Scored, higher_is_better, score
 from prefixray.metrics.challenge_words import WordForm
+from prefixray.metrics.own import is_own
 from prefixray.results.record import is_finished, load_results
 from prefixray.system.atomic_files import write_whole
 from prefixray.trial import TrialFolder
 
 Split = Literal["dev", "test"]
 _SUFFIXES = ("hyp", "ref", "src")
+_TRIED_SOURCES = 8  # that metrics of the user's own score before anything starts
 
 
 def split_sources(task: Task, split: Split) -> tuple[Sourced, ...]:
@@ -52,6 +54,16 @@ def score_all(
     return {
         metric: replace(rows, statistics=np.add.reduceat(rows.statistics, starts)) for metric, rows in scored.items()
     }
+
+
+def try_own_metrics(metrics: Sequence[str], task: Task) -> None:
+    """Have metrics of the user's own score a few references, and a hypothesis without a word.
+
+    Raises `UserError` where one cannot: a sweep would find out at its end.
+    """
+    few = [list(sourced.references) for sourced in task.test_sources[:_TRIED_SOURCES]]
+    for metric in filter(is_own, metrics):
+        score(metric, ["", *(references[0] for references in few[1:])], few)
 
 
 def write_hypotheses(folder: Path, split: str, hypotheses: Sequence[str], sources: Sequence[Sourced]) -> None:

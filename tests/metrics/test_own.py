@@ -9,6 +9,7 @@ from prefixray.config.schema import SweepConfig
 from prefixray.driver.run import _check_data
 from prefixray.errors import UserError
 from prefixray.metrics import decimals, higher_is_better, label, score
+from prefixray.planning.estimate import plan_sweep
 
 HYPOTHESES, REFERENCES = ["a b", "c"], [["a b", "x"], ["d"]]
 MODULE = """
@@ -93,3 +94,5 @@ def test_a_function_that_cannot_score_is_found_before_anything_starts() -> None:
     _check_data(config("share"))
     with pytest.raises(UserError, match="mine_of_test:raises: cannot score 8 sources: ZeroDivisionError"):
         _check_data(config("raises"))
+    with pytest.raises(UserError, match="json:dumps: cannot score 8 sources: TypeError"):
+        plan_sweep(config("share"), overrides=["final.metric=json:dumps"])

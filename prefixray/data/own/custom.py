@@ -39,7 +39,7 @@ def own_form(config: DataConfig) -> Form:
     columns = config.columns
     make = Form if columns.messages is None else partial(ChatForm, chat=columns.messages)
     hint, group = " (set task.columns.{})", _group_of(columns.group)
-    return make((columns.source,), (columns.target,), hint=hint, group=group)
+    return make((columns.source,), (columns.target,), hint=hint, group=group, takes_numbers=True)
 
 
 def _group_of(column: str | None) -> Callable[[Row], str | None] | None:

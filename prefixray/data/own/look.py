@@ -22,7 +22,7 @@ _SOURCES = (
 )
 _TARGETS = (
     *("target", "answer", "answers", "output", "response", "completion", "summary", "highlights", "references"),
-    *("reference", "label", "tgt", "ref", "human_reference", "translation"),
+    *("reference", "label", "labels", "class", "tgt", "ref", "human_reference", "translation"),
 )
 """Names that such columns often have; the first that a data set has is taken."""
 
@@ -98,7 +98,8 @@ def _columns(data: str, rows: Sequence[Row], names: Sequence[str], given: Mappin
         return {"messages": chats[0]}
     texts, lists = _of_texts(rows, names, all)
     with_gaps, lists_with_gaps = _of_texts(rows, names, any)  # whoever reads the rows says where, or leaves them out
-    sources, targets = _in(_SOURCES, texts, with_gaps), _in(_TARGETS, lists, lists_with_gaps)
+    numbers = [name for name in names if all(isinstance(row.get(name), bool | int | float) for row in rows)]  # labels
+    sources, targets = _in(_SOURCES, texts, with_gaps), _in(_TARGETS, lists, lists_with_gaps, numbers)
     source = given["source"] or next((name for name in sources if name != given["target"]), None)
     target = given["target"] or next((name for name in targets if name != source), None)
     if len(lists) < 2:
