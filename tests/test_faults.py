@@ -107,9 +107,11 @@ def assert_complete(sweep: Sweep, uri: str | None = None) -> None:
     }
     runs = sweep.runs(uri)
     keys = Counter(run.data.tags.get("prefixray.key", "sweep") for run in runs)
-    assert set(keys.values()) == {1} and len(keys) == NUM_TRIALS + 2 + 1, keys
+    assert set(keys.values()) == {1} and len(keys) == NUM_TRIALS + 2 + 2, keys
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert all("dev/loss" in run.data.metrics for run in runs if "prefixray.key" in run.data.tags)
+    named = {run.data.tags.get("prefixray.key"): run for run in runs}
+    assert "test/bleu" in named.pop("untuned").data.metrics and "dev/loss" not in named.pop(None).data.metrics
+    assert all("dev/loss" in run.data.metrics for run in named.values())
 
 
 def assert_same(sweep: Sweep, undisturbed: Sweep, tolerance: float = TOLERANCE) -> None:
