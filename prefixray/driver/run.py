@@ -45,7 +45,7 @@ from prefixray.search.study import ArmStudy, search_trial
 from prefixray.search.trial_source import Proposal, Record
 from prefixray.system.logs import quieten, to_file
 from prefixray.system.machine import check_four_bit
-from prefixray.system.path_or_hub import check_base, local_path
+from prefixray.system.path_or_hub import absolute, check_base, local_path
 from prefixray.tracking.tracker import Tracker, check_server, open_tracker
 from prefixray.tracking.views import columns_of, sweep_params
 from prefixray.trial import TrialSpec
@@ -310,8 +310,8 @@ class _Sweep:
 
 def _worker_setup(config: SweepConfig, cluster: Cluster, folder: ResultsFolder) -> WorkerSetup:
     return WorkerSetup(
-        _absolute(config.base),
-        config.task.model_copy(update={key: _absolute(path) for key, path in config.task.paths.items()}),
+        absolute(config.base),
+        config.task.model_copy(update={key: absolute(path) for key, path in config.task.paths.items()}),
         config.train,
         cluster.device,
         cluster.num_threads,
@@ -326,12 +326,6 @@ def _worker_setup(config: SweepConfig, cluster: Cluster, folder: ResultsFolder) 
 def _on_test(scores: Mapping[str, float]) -> dict[str, float]:
     """Scores by the names of metrics that MLflow has."""
     return {f"test/{metric}": value for metric, value in scores.items()}
-
-
-def _absolute(path: str) -> str:
-    """An existing path as an absolute one, for workers, which have another working directory; a hub id as it is."""
-    local = local_path(path)
-    return path if local is None else str(local.resolve())
 
 
 def _check_here(config: SweepConfig) -> None:

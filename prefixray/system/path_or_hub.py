@@ -29,6 +29,12 @@ def local_path(name: str) -> Path | None:
     return path if path.exists() else None
 
 
+def absolute(name: str) -> str:
+    """An existing path as an absolute one, for programs with another working directory; a hub id as it is."""
+    local = local_path(name)
+    return name if local is None else str(local.resolve())
+
+
 def is_path(name: str) -> bool:
     """Whether the name can only be a path, not a hub id."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
