@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,16 +55,13 @@ def machine(result: Result, is_pretended: bool) -> None:
 
 def tests(result: Result, is_pretended: bool) -> None:
     """`pytest -m gpu`: how many passed, and what failed."""
-    report = ROOT / ".gpu_tests.xml"
+    report = Path(tempfile.mkdtemp()) / "tests.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-o", "addopts=--import-mode=importlib"]
     command += ["-p", "no:cacheprovider", f"--junit-xml={report}", "tests/test_gpu.py"]
     if is_pretended:
         command += ["-p", "tests.support.pretend_gpu.plugin", "-k", FEW_TESTS]
-    try:
-        code = subprocess.run(command, cwd=ROOT, check=False).returncode
-        cases = list(ElementTree.parse(report).iter("testcase"))
-    finally:
-        report.unlink(missing_ok=True)
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    cases = list(ElementTree.parse(report).iter("testcase"))
     ended: dict[str, list[str]] = {"passed": [], "skipped": [], "failed": []}
     for case in cases:
         tags = {child.tag for child in case}

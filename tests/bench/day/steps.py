@@ -146,7 +146,7 @@ def _peak_of(case: Case, method: str, size: int) -> dict[str, object]:
     tokens = round(lengths.decoder * len(rows))
     share = min(1.0, arm.pack.token_budget / tokens)
     load = Load(max(1, int(share * len(rows))), round(share * tokens), round(share * lengths.targets * len(rows)))
-    computed = pack_bytes([method_of(setting, shape)] * size, shape, load, weight_bytes=2)
+    computed = pack_bytes([method_of(setting, shape)] * size, shape, load, weight_bytes=2, on_gpu=True)
     row = {"pack": f"{size} {method}", "peak in GiB": peak / GIB, "reserved": reserved / GIB}
     row |= {"computed": computed / GIB, "computed / peak": computed / peak}
     return row | {"tokens": tokens, "of a piece, at most": arm.pack.token_budget}
