@@ -4,10 +4,11 @@ It is the reference that every faster backend must agree with, and it declares w
 """
 
 # B rows, H query heads, K key/value heads, S queries, S' keys, P prefix positions, D head dim
-# n tokens, W width of the model, V vocabulary
+# n tokens, W width of the model, V vocabulary; N tokens of a line, M keys of all spans
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,20 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 Product = Callable[[Tensor], Tensor]
 RowGroup = tuple[Tensor, Tensor, Tensor, Tensor]  # queries, keys, values and mask of rows of like length
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Which keys the queries of a line look at: those of a span at the keys of the same span, and at no others."""
+
+    query_starts: Tensor  # (spans + 1,) int32: where each span's queries start, and the end of the last
+    key_starts: Tensor  # the same of the keys
+    most_queries: int  # of a span
+    most_keys: int
+    key_tokens: Tensor | None = None  # (M,) the line's token at each key; None: the keys stand in this order already
+
+
+LinePrefix = tuple[Tensor, Tensor, Spans]  # keys and values, (P of all trials, K, D), and which tokens see which
 
 
 class PlainBackend:
@@ -72,6 +87,26 @@ class PlainBackend:
         A group's mask, (B, 1 or H, S, S'), covers the rows' own keys, and gets no gradient.
         """
         raise NotImplementedError("this backend has no attention of its own to long prefixes")
+
+    def attends_unpadded(self, query: Tensor) -> bool:
+        """Whether tokens of a line with such queries should go through `attend_unpadded`."""
+        return False
+
+    def attend_unpadded(
+        self,
+        query: Tensor,  # (N, H, D)
+        key: Tensor,  # (N, K, D)
+        value: Tensor,
+        own: Spans,
+        prefix: LinePrefix | None,
+        scaling: float | None,
+    ) -> Tensor:
+        """Attention of a line's tokens without padding, (N, H, D).
+
+        A token looks at its own span up to itself, the ends of queries and keys being one, and at all of its trial's
+        prefix.
+        """
+        raise NotImplementedError("this backend has no attention of its own without padding")
 
     def head_products(self, weight: Tensor, bias: Tensor | None) -> tuple[Product, Product]:
         """Products with a frozen head, (V, W): hidden states (n, W) -> logits (n, V), and gradients (n, V) -> (n, W).

@@ -10,9 +10,11 @@ layers: they are linear in the number of layers and do not depend on the width. 
 and FLOPs are counted, too: they are linear in layers and vocabulary and quadratic in the width, so that counts at
 eight small shapes give them for any shape. A ninth shape shows whether all of that holds.
 
-Attention counts as one operator, as CUDA's fused ones are. The milliseconds are a model, not a measurement: the larger
-of what the host takes to launch, 5 or 10 us each, and what the device takes, FLOPs at 70 % of 790 TFLOP/s and bytes at
-3.0 TB/s, one after the other.
+Attention counts as one operator, as CUDA's fused ones are, with the bytes of their arguments and results: flash
+attention's are queries, keys, values, output and sums. The CPU's operators stand for them here, so what CUDA's kernels
+move inside of one is left out. The milliseconds are a model, not a measurement: the larger of what the host takes to
+launch, 5 or 10 us each, and what the device takes, FLOPs at 70 % of 790 TFLOP/s and bytes at 3.0 TB/s, one after the
+other.
 """
 
 import argparse
@@ -44,6 +46,7 @@ from prefixray.config.schema import DecodingSettings
 from prefixray.config.trials import AdapterTrial, AnyTrial, LoraTrial, PrefixTrial, TrialConfig
 from prefixray.decoding.generate import generate
 from prefixray.model.base import wrap_model
+from prefixray.model.fast_cuda import unpadded
 from prefixray.system.logs import quieten
 from prefixray.training import loss
 from prefixray.training.member import Seeds
@@ -120,6 +123,7 @@ def main() -> None:
     torch.set_num_threads(1)
     quieten()
     torch.nn.functional.scaled_dot_product_attention = fused_attention  # type: ignore[assignment]
+    unpadded.knows = lambda dtype, head_dim: dtype == torch.bfloat16  # type: ignore[assignment]  # small shapes' heads, too
     arms = ("PEFT 1", "network 4") if options.small else options.arms
     shape = CHECK if options.small else replace(MEDIUM, layers=options.layers)
     print(f"{shape}, counted on a pretended GPU; ms: modelled for an H100, per trial, launches of 5 and 10 us")

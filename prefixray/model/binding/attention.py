@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from prefixray.model.backend import backend_for
 from prefixray.model.binding.bound import AttendingRows, Bound
+from prefixray.model.binding.ragged import Ragged
 from prefixray.model.binding.recorder import KVRecorder
 
 IMPLEMENTATION = "prefixray"  # the name in transformers' interface
@@ -95,6 +96,19 @@ def _attend_groups(
     return backend_for(prefix.device).attend_to_long_prefix(tensors, prefix, options.get("scaling"))
 
 
+def _attend_unpadded(
+    place: Place, bound: Bound, line: Ragged, tensors: tuple[Tensor, Tensor, Tensor], options: dict[str, Any]
+) -> Tensor | None:
+    """Attention of a line's tokens, (1, N, H, D), where the device does without padding; None where it cannot."""
+    backend = backend_for(tensors[0].device)
+    is_plain = options.get("softcap") is None and not options.get("dropout")
+    if not (is_plain and backend.attends_unpadded(tensors[0]) and bound.line_prefixes is not None):
+        return None
+    query, key, value = (tensor.squeeze(0).transpose(0, 1) for tensor in tensors)  # (N, H, D), (N, K, D)
+    prefix = bound.line_prefixes[place.layer]
+    return backend.attend_unpadded(query, key, value, line.own_spans, prefix, options.get("scaling"))[None]
+
+
 def _attend_from_one_token(
     query: Tensor, key: Tensor, value: Tensor, prefix: Tensor, mask: Tensor, scaling: float | None
 ) -> Tensor:
@@ -141,6 +155,9 @@ def _attention(
     if bound.cache is not None:
         return bound.cache.attend(place.layer, query, key, value, options.get("scaling")), None
     if bound.ragged is not None:
+        output = _attend_unpadded(place, bound, bound.ragged, (query, key, value), options)
+        if output is not None:
+            return output, None
         tensors = (bound.ragged.spread(tokens) for tokens in (query, key, value))
         groups = itertools.starmap(_Group, zip(bound.groups, *tensors, bound.ragged.causal, strict=True))
         outputs: list[Tensor] = []

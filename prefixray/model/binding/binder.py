@@ -16,6 +16,7 @@ copies of their keys and values that the trial has added to. Those copies take t
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,11 +29,12 @@ from prefixray.model.binding.attention import IMPLEMENTATION, Place, set_place
 from prefixray.model.binding.beam_cache import BeamCache
 from prefixray.model.binding.bound import AttendingRows, Bound, cut_segments, is_even
 from prefixray.model.binding.infix import place_infixes
-from prefixray.model.binding.insert import Insert, SitePrefix, stack_prefixes
+from prefixray.model.binding.insert import Insert, SitePrefix, prefixes_in_line, stack_prefixes
 from prefixray.model.binding.ragged import Ragged
 from prefixray.model.binding.recorder import KVRecorder
 from prefixray.model.binding.row_hooks import RowHooks
 from prefixray.model.last_ffn import Targets, run_on_targets
+from prefixray.model.plain import LinePrefix
 from prefixray.model.row_dropout import RowDropout
 from prefixray.system.heartbeat import beat
 
@@ -48,7 +50,9 @@ class Binder:
         self._row_hooks = RowHooks(model, self._current)
         recorder = KVRecorder(model)
         self.record, self.record_rows = recorder.record, recorder.record_rows
+        self._num_layers = 0  # of all sites
         for module, site, layer in attentions(model):
+            self._num_layers += 1
             set_place(module, Place(site, layer, self._current, recorder))
         if not model.config.is_encoder_decoder:
             decoder = model.get_decoder()  # type: ignore[no-untyped-call]  # what OPT's head calls, past its base_model
@@ -108,9 +112,11 @@ class Binder:
             targets=targets,
             cache=cache,
             ragged=line,
-            groups=[] if line is None else self._groups(inserts, row_trial, line),
             is_headless=is_headless,
         )
+        if line is not None:
+            self._bound.make_groups = partial(self._groups, inserts, row_trial, line)
+            self._bound.make_prefixes = partial(self._line_prefixes, inserts, row_trial, line)
         if dropout is not None:
             self._number(self._bound, *dropout)
         try:
@@ -148,6 +154,18 @@ class Binder:
             else AttendingRows(self._tensor(own), shared)
             for own in trials
         ]
+
+    def _line_prefixes(
+        self, inserts: Sequence[Insert], row_trial: Sequence[int], line: Ragged
+    ) -> Sequence[LinePrefix | None] | None:
+        """The prefixes of ragged rows, see `Bound.line_prefixes`; a model that has lines has one site."""
+        counts = [insert.num_seen("decoder") for insert in inserts]
+        if not any(counts):
+            return [None] * self._num_layers
+        if not all(counts):
+            return None
+        spans = line.prefix_spans(row_trial, counts)
+        return [(*layer, spans) for layer in prefixes_in_line(inserts, "decoder", self._model.dtype)]
 
     def _stacked(self, inserts: Sequence[Insert]) -> dict[str, SitePrefix]:
         return stack_prefixes(inserts, dtype=self._model.dtype, device=self._model.device)

@@ -2,8 +2,9 @@
 
 # B rows, T trials, H query heads, S tokens, S' keys, P prefix positions
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from prefixray.model.binding.infix import Infixes
 from prefixray.model.binding.insert import Insert, RowFunction, SitePrefix, Slot, StackedRows
 from prefixray.model.binding.ragged import Ragged
 from prefixray.model.last_ffn import Targets
+from prefixray.model.plain import LinePrefix
 from prefixray.model.row_dropout import RowDropout
 
 
@@ -89,12 +91,26 @@ class Bound:
     targets: Targets | None = None  # the positions that the head runs on; None: all
     cache: BeamCache | None = None  # whose columns the rows see, each row a token of a beam
     ragged: Ragged | None = None  # the rows stand one behind another
-    groups: Sequence[AttendingRows] = ()  # of the ragged rows
+    make_groups: Callable[[], Sequence[AttendingRows]] = tuple  # of the ragged rows
+    make_prefixes: Callable[[], Sequence[LinePrefix | None] | None] = lambda: None  # of each layer, for ragged rows
     is_headless: bool = False
     hidden: Tensor | None = None
     """After a headless forward: the head's input at the targets, (N, width)."""
     stacked_rows: dict[tuple[tuple[int, int, int], ...], StackedRows] = field(default_factory=dict)
     """Of trials that share updates, by the number of each in the update, its first row and the row after its last."""
+
+    @cached_property
+    def groups(self) -> Sequence[AttendingRows]:
+        """Of the ragged rows, those that attend together where they are padded; made when first asked for."""
+        return self.make_groups()
+
+    @cached_property
+    def line_prefixes(self) -> Sequence[LinePrefix | None] | None:
+        """What the ragged rows see of their prefixes in each layer where they attend without padding.
+
+        None: they cannot, since some trials have prefixes and others have none.
+        """
+        return self.make_prefixes()
 
     def has_functions(self, name: str | None = None) -> bool:
         """Whether rows have functions: on the module called `name`, or on any."""

@@ -107,6 +107,16 @@ def stack_prefixes(inserts: Sequence[Insert], *, dtype: torch.dtype, device: tor
     return stacked
 
 
+def prefixes_in_line(inserts: Sequence[Insert], site: str, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of all trials' prefixes at a site, one behind another: (P of all, K, D) each, by layer.
+
+    One `unbind` makes all of them, for the reason that `_layers` gives.
+    """
+    joined = torch.cat([insert.prefixes[site] for insert in inserts], dim=3).to(dtype)  # (2, L, K, P of all, D)
+    keys_and_values = joined.permute(1, 0, 3, 2, 4).flatten(0, 1).contiguous().unbind()
+    return list(zip(keys_and_values[::2], keys_and_values[1::2], strict=True))
+
+
 def _layers(inserts: Sequence[Insert], site: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """All trials' prefixes of a site, zeros behind a shorter one, layer by layer: (T, 2, K, P, D).
 

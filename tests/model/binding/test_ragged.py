@@ -258,7 +258,8 @@ def test_what_depends_on_more_or_less_than_its_row_so_far_is_no_line(
         if wrong in masks:
             self.causal = [masks[wrong].expand_as(self.causal[0])]
         if wrong == "neighbours":
-            self._place_tokens = self._place_tokens.roll(1)
+            place_tokens, token_places = self._places
+            self._places = place_tokens.roll(1), token_places
 
     made = Ragged.__init__
     monkeypatch.setattr(Ragged, "__init__", mistaken)

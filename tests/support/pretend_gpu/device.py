@@ -115,6 +115,9 @@ def _answer(torch: Any, library: Any) -> None:  # noqa: ANN401
     answers |= {name: _answering(value) for name, value in values.items()}
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
+    torch.backends.cuda.is_flash_attention_available = _answering(True)
+    flash_on_cpu = importlib.import_module("support.flash_on_cpu")  # imports torch
+    flash_on_cpu.install()
     _copy_by_clone(torch)
 
 
