@@ -140,15 +140,16 @@ def _by_log_softmax(logits: Tensor, ids: Tensor, exact: torch.dtype) -> Tensor:
 
 def _losses_and_slopes_(logits: Tensor, ids: Tensor, smoothing: Tensor | None, exact: torch.dtype) -> Tensor:
     """As `_losses`; the gradient of the losses, smoothed by (n, 1) or not at all, replaces the logits."""
+    if not backend_for(logits.device).reads_at_once:
+        return _by_log_softmax_(logits, ids, smoothing, exact)
     nll = torch.empty(len(ids), dtype=exact, device=ids.device)
-    reads_at_once = backend_for(logits.device).reads_at_once
     for block in _blocks(logits):
         targets, exact_logits = ids[block, None], logits[block].to(exact)
 
-        # The softmax gives the likelihood of the target, unless that was rounded to nothing. To look is to wait.
+        # The softmax gives the likelihood of the target, unless that was rounded to nothing.
         slope = torch.softmax(exact_logits, dim=1)
         likelihood = slope.gather(1, targets)[:, 0]
-        has_logarithms = reads_at_once and bool(likelihood.amin() > LEAST)
+        has_logarithms = bool(likelihood.amin() > LEAST)
         nll[block] = -likelihood.log() if has_logarithms else _losses(exact_logits, ids[block], exact)
 
         # The gradient is softmax less the wanted probabilities: `1 - spread` of the target, `spread / V` of each token.
@@ -156,6 +157,27 @@ def _losses_and_slopes_(logits: Tensor, ids: Tensor, smoothing: Tensor | None, e
         if smoothing is not None:
             slope.sub_(spread / logits.shape[1])
         logits[block] = slope.scatter_add_(1, targets, spread - 1)
+    return nll
+
+
+def _by_log_softmax_(logits: Tensor, ids: Tensor, smoothing: Tensor | None, exact: torch.dtype) -> Tensor:
+    """As `_losses_and_slopes_`, without a look at the values, for which the host would wait.
+
+    The targets' gradients are taken before they are rounded to the logits' dtype: of a likely target little is left.
+    """
+    nll = torch.empty(len(ids), dtype=exact, device=ids.device)
+    for block in _blocks(logits):
+        targets, log_p = ids[block, None], torch.log_softmax(logits[block], dim=1, dtype=exact)
+        of_targets = log_p.gather(1, targets)  # (n, 1)
+        nll[block] = -of_targets[:, 0]
+        of_targets = of_targets.exp_().sub_(1.0)
+        if smoothing is None:
+            torch.exp(log_p, out=logits[block])
+        else:
+            share = smoothing[block] / logits.shape[1]
+            of_targets.add_(smoothing[block] - share)
+            logits[block] = log_p.exp_().sub_(share)
+        logits[block].scatter_(1, targets, of_targets.to(logits.dtype))
     return nll
 
 

@@ -13,6 +13,7 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -122,6 +123,13 @@ bool makes_the_host_wait(const std::string& name) {  // the shape of the result 
       name == "aten::repeat_interleave.Tensor" || name.rfind("aten::_unique", 0) == 0;
 }
 
+bool changes_few_places(const std::string& name) {  // of what it writes to, where that is not new
+  return name.rfind("aten::scatter", 0) == 0 || name.rfind("aten::index_add", 0) == 0 ||
+      name.rfind("aten::index_copy", 0) == 0 || name.rfind("aten::_index_put", 0) == 0;
+}
+
+bool only_writes(const std::string& name) { return name == "aten::zero_" || name.rfind("aten::fill_", 0) == 0; }
+
 bool reads_few_rows(const std::string& name) {  // of its input, by indices
   return name == "aten::embedding" || name.rfind("aten::index", 0) == 0 || name.rfind("aten::gather", 0) == 0;
 }
@@ -150,11 +158,13 @@ void on_host(const OperatorHandle& op, torch::jit::Stack* stack) {
   const size_t first = stack->size() - schema.arguments().size();
   const bool indexes = name.find("index") != std::string::npos;
   bool waits = makes_the_host_wait(name);
-  int64_t read = 0, written = 0;
+  int64_t read = 0, written = 0, in_place = 0;
   std::vector<std::pair<Tensor, Tensor>> lent;  // (the host's, ours)
 
   for (size_t i = first; i < stack->size(); ++i) {
     auto& value = (*stack)[i];
+    const auto& argument = schema.arguments()[i - first];
+    const bool is_written = argument.alias_info() && argument.alias_info()->isWrite();
     const bool may_be_of_host = indexes && value.isOptionalTensorList();
     change_tensors(value, [&](const Tensor& t) {
       if (!t.defined()) return t;
@@ -165,7 +175,11 @@ void on_host(const OperatorHandle& op, torch::jit::Stack* stack) {
         return t;
       }
       waits |= may_be_of_host && t.scalar_type() == at::kBool;  // how many are true?
-      read += static_cast<int64_t>(t.nbytes());
+      const auto bytes = static_cast<int64_t>(t.nbytes());
+      const bool is_known = std::any_of(lent.begin(), lent.end(), [&](auto& pair) { return pair.second.is_same(t); });
+      if (is_written && (is_known || !argument.is_out())) in_place = bytes;  // what was there is not new
+      if (is_written) written += bytes;
+      if (!argument.is_out() && !only_writes(name)) read += bytes;
       lent.emplace_back(as_host(t), t);
       return lent.back().first;
     });
@@ -180,12 +194,14 @@ void on_host(const OperatorHandle& op, torch::jit::Stack* stack) {
   for (size_t i = stack->size() - schema.returns().size(); i < stack->size(); ++i)
     change_tensors((*stack)[i], [&](const Tensor& result) {
       if (!result.defined()) return result;
-      written += static_cast<int64_t>(result.nbytes());
       for (auto& [host, ours] : lent)
         if (result.is_same(host)) return ours;
+      written += static_cast<int64_t>(result.nbytes());
       return as_device(result);
     });
-  tell(name, waits, reads_few_rows(name) ? 2 * written : read + written);
+  if (reads_few_rows(name) && !changes_few_places(name)) read = written;
+  if (changes_few_places(name) && in_place) read -= in_place, written = read;
+  tell(name, waits, read + written);
 }
 
 // Operators without a kernel of the host that could do them, and those that only look at memory in another way.
