@@ -67,7 +67,7 @@ RUN_BY: Mapping[str, str] = {
     "train --arm --set": "test_train.py::test_a_configuration_is_trained_and_decoded_as_the_command_says",
     "export --format --out": "artifacts/test_peft.py::"
     "test_a_decoder_only_artifact_gives_the_same_logits_and_beams_in_peft",
-    "export --push": "artifacts/test_hub.py::test_a_push_makes_the_model_and_commits_the_folder",
+    "export --push": "artifacts/test_hub.py::test_a_push_makes_the_model_which_loads_from_there",
     "convert --base --out": "artifacts/test_li_liang.py::"
     "test_a_checkpoint_of_gpt2_keeps_its_keys_and_values_and_decodes_as_transformers_would",
     "control": "test_sweep.py::test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_outside",
@@ -87,8 +87,8 @@ RUN_BY_CI = (
 )
 """What `.ci/run` does, or more than that."""
 
-RUN_OTHERWISE = ("pip install -e '.[cluster]'", "ray get-auth-token --generate")
-"""A part of what `.[test]` installs; what `test_submit.py` does."""
+RUN_OTHERWISE = ("pip install -e '.[cluster]'", "pip install -e '.[cmaes]'", "ray get-auth-token --generate")
+"""Parts of what `.[test]` installs; what `test_submit.py` does."""
 
 NOT_TO_THE_END = ("python tests/", "mlflow ui --backend-store-uri ")
 """Measurements that take minutes, whose arguments are parsed; and a server that runs until it is stopped, on a database

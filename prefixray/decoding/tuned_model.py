@@ -140,7 +140,7 @@ class Tuned:
         device: str = "auto",
         trust_remote_code: bool = False,
     ) -> "Tuned":
-        """Load an artifact that `prefixray export --push` has put on the hub as the model `repo`, USER/NAME.
+        """Load an artifact that `export --push` has put on the hub as the model `repo`, USER/NAME.
 
         `revision` is a branch, a tag or a commit. `base` is needed where the artifact was trained on a folder or file
         of its owner's: the same weights here. Raises `UserError` as `load` does, and where the hub does not give it.
