@@ -170,7 +170,8 @@ def test_a_sweep_runs_from_its_file_to_its_table(finished: Finished) -> None:
     children = [run for run in sweep.runs() if "prefixray.key" in run.data.tags]
     parents = {run.info.run_id for run in sweep.runs() if "prefixray.key" not in run.data.tags}
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == parents
-    done = next(run for run in children if run.data.tags["prefixray.state"] == "done")
+    trained = [run for run in children if run.data.tags["prefixray.key"] != "untuned"]
+    done = next(run for run in trained if run.data.tags["prefixray.state"] == "done")
     assert "dev/loss" in done.data.metrics and "learning_rate" in done.data.params
     files = {path.name for path in (sweep.results / "final" / "untuned").iterdir()}
     assert files == {"test.hyp", "test.ref", "test.src", "test.json"}
