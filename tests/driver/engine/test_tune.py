@@ -33,6 +33,9 @@ class PlayedCoordinator:
     def serve(self) -> list[str]:
         return []
 
+    def news(self) -> list[str]:
+        return []
+
     def tick(self) -> None:
         self.num_ticks += 1
         if self._errors:
@@ -60,7 +63,7 @@ def test_what_goes_wrong_in_a_tick_is_logged_once_and_the_next_tick_comes(
     refused = [RpcError("the control service does not answer now"), ConnectionError("neither now")]
     coordinator = PlayedCoordinator(ended, [refused[0], refused[0], refused[1], KeyError("an error of ours")])
     with (tmp_path / "shown").open("w") as shown:
-        _look_after(coordinator, LiveView(shown), "small", "search", ended)  # type: ignore[arg-type]
+        _look_after(coordinator, LiveView(shown), "small", "search", "a hint", ended)  # type: ignore[arg-type]
     assert (coordinator.num_ticks, coordinator.num_pictures) == (5, 2), "four errors, a picture, and the last one"
     assert "search" in (tmp_path / "shown").read_text()
     assert [record.getMessage().count("does not answer now") for record in caplog.records] == [1, 0, 0]
@@ -69,7 +72,7 @@ def test_what_goes_wrong_in_a_tick_is_logged_once_and_the_next_tick_comes(
 def test_a_terminal_that_is_gone_does_not_leave_the_workers_alone(ended: threading.Event) -> None:
     coordinator = PlayedCoordinator(ended, [], num_good_ticks=3)
     shown = open("/dev/full", "w")  # noqa: SIM115 - closing it fails too
-    _look_after(coordinator, LiveView(shown), "small", "search", ended)  # type: ignore[arg-type]
+    _look_after(coordinator, LiveView(shown), "small", "search", "a hint", ended)  # type: ignore[arg-type]
     assert coordinator.num_ticks == 3
     with pytest.raises(OSError):
         shown.close()
@@ -82,10 +85,10 @@ def test_a_disk_that_refuses_or_that_no_worker_is_left_ends_the_sweep(
     interrupts: list[int] = []
     monkeypatch.setattr(tune._thread, "interrupt_main", interrupts.append)
     coordinator = PlayedCoordinator(ended, [met], broken=str(met))
-    _look_after(coordinator, LiveView(), "small", "search", ended)  # type: ignore[arg-type]
+    _look_after(coordinator, LiveView(), "small", "search", "a hint", ended)  # type: ignore[arg-type]
     assert interrupts == [signal.SIGTERM] and coordinator.num_ticks == 1
     coordinator = PlayedCoordinator(ended, [SweepFailed("full")], broken="the main thread has met it")
-    _look_after(coordinator, LiveView(), "small", "search", ended)  # type: ignore[arg-type]
+    _look_after(coordinator, LiveView(), "small", "search", "a hint", ended)  # type: ignore[arg-type]
     assert interrupts == [signal.SIGTERM]
 
 
