@@ -12,7 +12,6 @@ import typer
 
 from prefixray.config.files.found import find_sweep
 from prefixray.errors import UserError
-from prefixray.reporting.notebook import record_so_far
 from prefixray.reporting.page import write_page
 from prefixray.reporting.paper import LIST, paper_list, paper_text
 from prefixray.reporting.tables import render_latex, render_text, search_table
@@ -41,6 +40,8 @@ def report(
         raise WrongArguments("--paper and --format latex exclude each other")
     if sweep is None:
         raise WrongArguments(f"which sweep? {SWEEP_HELP}")
+    from prefixray.reporting.notebook import record_so_far  # brings Optuna along, which --help does without
+
     folder = find_sweep(sweep, scales)
     try:
         stored = record_so_far(folder)
