@@ -36,6 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(command: str, *arguments: str) -> str:
     """What a command prints."""
     offline = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    offline |= {"RAY_worker_niceness": "0"}  # Ray's 15 would let other tests that run meanwhile starve the workers
     argv = [sys.executable, "-m", f"prefixray.{command}", *arguments]
     ran = subprocess.run(argv, env={**os.environ, **offline}, capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stdout + ran.stderr
