@@ -1,6 +1,6 @@
 """Check a cluster's file before anything is started, by Ray's own rules and by further ones.
 
-python -m prefixray.cluster_check cluster.yaml      # the same as prefixray cluster check cluster.yaml
+prefixray cluster check cluster.yaml      # the same as python -m prefixray.cluster_check cluster.yaml
 """
 
 from pathlib import Path

@@ -1,9 +1,9 @@
 """Put finished sweeps side by side: one table, p values corrected over all comparisons, figures over data and length.
 
-python -m prefixray.compare A B                       # names under runs/, results folders or YAML files
-python -m prefixray.compare A B --out both.html       # one HTML file; .md, .csv, .tex and .txt as well
-python -m prefixray.compare runs/lowdata_e2e* --paper figure3-e2e     # the paper's low-data figure, from all sizes
-python -m prefixray.compare prefix_length_dart --paper figure4-dart   # its figure of lengths, from one sweep
+prefixray compare A B                       # names under runs/, results folders or YAML files
+prefixray compare A B --out both.html       # one HTML file; .md, .csv, .tex and .txt as well
+prefixray compare runs/lowdata_e2e* --paper figure3-e2e     # the paper's low-data figure, from all sizes
+prefixray compare prefix_length_dart --paper figure4-dart   # its figure of lengths, from one sweep
 """
 
 from pathlib import Path

@@ -1,10 +1,10 @@
 """Act on a sweep that runs elsewhere: in another shell, or on another machine that sees its folder.
 
-python -m prefixray.control quickstart stop prefix/3                   # as a rung would
-python -m prefixray.control quickstart add --set preseqlen=20 mid_dim=null init_token=restaurant learning_rate=3e-3
-python -m prefixray.control quickstart extend --trials 20              # 20 more, in every arm that is searched
-python -m prefixray.control quickstart extend --trials 20 --arm prefix
-python -m prefixray.control quickstart finish                          # end the search, start the final stage
+prefixray control quickstart stop prefix/3                   # as a rung would
+prefixray control quickstart add --set preseqlen=20 mid_dim=null init_token=restaurant learning_rate=3e-3
+prefixray control quickstart extend --trials 20              # 20 more, in every arm that is searched
+prefixray control quickstart extend --trials 20 --arm prefix
+prefixray control quickstart finish                          # end the search, start the final stage
 
 Where no driver runs, the request is kept for the next driver.
 """

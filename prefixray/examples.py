@@ -1,8 +1,8 @@
 """List the sweep files that ship with prefixray, or copy some of them to change them.
 
-python -m prefixray.examples                          # their names, and what each is for
-python -m prefixray.examples own_data                 # copies it to sweeps/own_data.yaml
-python -m prefixray.examples quickstart paper/e2e --out mine
+prefixray examples                          # their names, and what each is for
+prefixray examples own_data                 # copies it to sweeps/own_data.yaml
+prefixray examples quickstart paper/e2e --out mine
 """
 
 import textwrap

@@ -1,9 +1,9 @@
 """Write an artifact in a form that other programs load, or put it on the hub.
 
-python -m prefixray.export runs/quickstart --format peft --out my-prefix          # a sweep's best prefix
-python -m prefixray.export runs/quickstart/final/lora-0-1/artifact --format peft --out my-lora
-python -m prefixray.export runs/quickstart --format hub --out my-prefix           # what --push would upload
-python -m prefixray.export runs/quickstart --push USER/NAME                       # after `hf auth login`
+prefixray export runs/quickstart --format peft --out my-prefix          # a sweep's best prefix
+prefixray export runs/quickstart/final/lora-0-1/artifact --format peft --out my-lora
+prefixray export runs/quickstart --format hub --out my-prefix           # what --push would upload
+prefixray export runs/quickstart --push USER/NAME                       # after `hf auth login`
 """
 
 from pathlib import Path

@@ -1,9 +1,9 @@
 """Look at your data and write a sweep file for it: columns, splits, three rows as the model sees them, and the plan.
 
-python -m prefixray.init data.jsonl                     # or .csv, .parquet; rows of pairs, or of chats
-python -m prefixray.init data                           # a folder with train.jsonl .., or one that `datasets` saved
-python -m prefixray.init owner/name --base gpt2         # a data set and a base of the hub
-python -m prefixray.init data.csv --source question --target answer
+prefixray init data.jsonl                     # or .csv, .parquet; rows of pairs, or of chats
+prefixray init data                           # a folder with train.jsonl .., or one that `datasets` saved
+prefixray init owner/name --base gpt2         # a data set and a base of the hub
+prefixray init data.csv --source question --target answer
 
 It writes NAME.yaml and, for your editor, sweep.schema.json beside it. Nothing is trained.
 """

@@ -1,7 +1,7 @@
 """Print what a sweep would do, take and cost. Nothing is started, and only the base's configuration is downloaded.
 
-python -m prefixray.plan sweeps/quickstart.yaml
-python -m prefixray.plan sweeps/xsum.yaml --set base=FOLDER --prices prices.yaml     # prices.yaml: A10G: 1.5
+prefixray plan sweeps/quickstart.yaml
+prefixray plan sweeps/xsum.yaml --set base=FOLDER --prices prices.yaml     # prices.yaml: A10G: 1.5
 """
 
 from prefixray.config.files.found import find_sweep_file

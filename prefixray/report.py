@@ -1,9 +1,9 @@
 """Print a sweep's tables again, and write its report: one HTML file that needs nothing else, and the same as Markdown.
 
-python -m prefixray.report SWEEP        # a results folder, its name under runs/, or the YAML
-python -m prefixray.report SWEEP --no-page
-python -m prefixray.report SWEEP --format latex    # the final tables as LaTeX
-python -m prefixray.report SWEEP --paper table1    # beside the paper's numbers; --paper list: all of its tables
+prefixray report SWEEP        # a results folder, its name under runs/, or the YAML
+prefixray report SWEEP --no-page
+prefixray report SWEEP --format latex    # the final tables as LaTeX
+prefixray report SWEEP --paper table1    # beside the paper's numbers; --paper list: all of its tables
 """
 
 from typing import Annotated, Literal
@@ -57,7 +57,7 @@ def report(
     if is_finished(stored):
         print(render_text(stored))
     else:
-        print("The final stage has not been reached; where it does not run, python -m prefixray.sweep goes on with it.")
+        print("The final stage has not been reached; where it does not run, `prefixray sweep` goes on with it.")
     if written:
         print(f"\nThe report: {' '.join(map(str, written))}")
 

@@ -1,6 +1,6 @@
 """Print the JSON schema of sweep files: editors check a file with it, complete its keys and show what each means.
 
-python -m prefixray.schema > sweep.schema.json
+prefixray schema > sweep.schema.json
 
 In a file beside it, the first line tells the editor: # yaml-language-server: $schema=sweep.schema.json
 """

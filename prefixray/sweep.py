@@ -1,11 +1,11 @@
 """Run a sweep: search, final stage, table. Run it again to continue it.
 
-python -m prefixray.sweep sweeps/quickstart.yaml
-python -m prefixray.sweep sweeps/quickstart.yaml --plan                         # what it would do and take
-python -m prefixray.sweep sweeps/quickstart.yaml --set search.num_trials=16     # extends it
-python -m prefixray.sweep sweeps/paper/e2e.yaml --scale laptop                  # the file's smaller version
-python -m prefixray.sweep sweeps/e2e_small.yaml --address auto                  # needs a cluster: it runs here
-python -m prefixray.sweep sweeps/xsum.yaml --cluster cluster.yaml               # needs a cluster: it is elsewhere
+prefixray sweep sweeps/quickstart.yaml
+prefixray sweep sweeps/quickstart.yaml --plan                         # what it would do and take
+prefixray sweep sweeps/quickstart.yaml --set search.num_trials=16     # extends it
+prefixray sweep sweeps/paper/e2e.yaml --scale laptop                  # the file's smaller version
+prefixray sweep sweeps/e2e_small.yaml --address auto                  # needs a cluster: it runs here
+prefixray sweep sweeps/xsum.yaml --cluster cluster.yaml               # needs a cluster: it is elsewhere
 """
 
 import logging
@@ -62,7 +62,7 @@ def sweep(
     changes += [word for override in overrides for word in ("--set", override)]
     places = {"--address": address, "--cluster": cluster}
     where = [word for name, place in places.items() if place is not None for word in (name, str(place))]
-    command = ["python", "-m", "prefixray.sweep", str(file), *where, *changes]
+    command = ["prefixray", "sweep", str(file), *where, *changes]
     try:
         config = load_sweep(file, overrides, scales)  # before anything heavy
         if plan:
@@ -150,9 +150,9 @@ def _what_next(outcome: "Outcome") -> str:
         tracking = f"{tracking_uri.rstrip('/')}/{page}\n" if is_server else f"{shown_here}\n"
     return f"""
 {folder}: report.html .md, results.json .md .csv, final/ (artifacts, hypotheses), trials/, study.journal, sweep.log
-{tracking}optuna-dashboard {folder}/study.journal
-python -m prefixray.decode {folder} --split test
-python -m prefixray.report {folder}
+{tracking}optuna-dashboard {folder}/study.journal   # its own package: pip install optuna-dashboard
+prefixray decode {folder} --split test
+prefixray report {folder}
 
 from prefixray import Tuned
 tuned = Tuned.best("{folder}")

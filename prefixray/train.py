@@ -1,6 +1,6 @@
 """Train one configuration, without Ray. Values that the file searches come from --set, or lie in the middle of a range.
 
-python -m prefixray.train sweeps/quickstart.yaml --arm prefix --set preseqlen=20 --set learning_rate=1e-2
+prefixray train sweeps/quickstart.yaml --arm prefix --set preseqlen=20 --set learning_rate=1e-2
 """
 
 import hashlib
@@ -75,7 +75,7 @@ def train(
     )
     if _train(trainer, spec, profile).state != "done":
         return 1
-    print(f"\npython -m prefixray.decode {spec.files.artifact} --split test")
+    print(f"\nprefixray decode {spec.files.artifact} --split test")
     return 0
 
 

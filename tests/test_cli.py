@@ -37,7 +37,7 @@ def test_help_names_every_command_an_example_and_the_exit_codes(capsys: pytest.C
 def test_every_command_has_help_with_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*name.split(), "--help"]) == main([*name.split(), "-h"]) == 0
     shown = capsys.readouterr().out
-    assert f"\n  python -m prefixray.{name.replace(' ', '_')}" in shown and f"Usage: prefixray {name} " in shown
+    assert f"\n  prefixray {name}" in shown and "\n  python -m" not in shown and f"Usage: prefixray {name} " in shown
     assert "130  interrupted" in shown
 
 
@@ -270,4 +270,4 @@ def test_the_command_to_go_on_goes_on_where_the_sweep_was_started(
     overrides = ["--scale", "laptop", "--set", "search.num_trials=2"]
     assert sweep.main(["my sweep.yaml", *where.split(), *overrides]) == INTERRUPTED
     told = capsys.readouterr().err
-    assert f"python -m prefixray.sweep 'my sweep.yaml' {where} --scale laptop --set search.num_trials=2\n" in told
+    assert f"prefixray sweep 'my sweep.yaml' {where} --scale laptop --set search.num_trials=2\n" in told

@@ -354,7 +354,7 @@ def test_an_interrupt_puts_all_away_and_a_second_one_ends_at_once(sweep: Sweep, 
     process.send_signal(signal.SIGINT)
     output = output_of(process, code=130)
     assert "prefix/0" in output.split("state")[-1], "the table so far"
-    assert output.splitlines()[-1].endswith("python -m prefixray.sweep small.yaml --set search.max_hours=9")
+    assert output.splitlines()[-1].endswith("prefixray sweep small.yaml --set search.max_hours=9")
     process = sweep.start()
     _wait_for(lambda: len(workers_of(process)) > 0, process)
     process.send_signal(signal.SIGINT)

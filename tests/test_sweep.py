@@ -148,7 +148,7 @@ def test_a_sweep_runs_from_its_file_to_its_table(finished: Finished) -> None:
     states = Counter(trial["state"] for trial in results["search"])
     assert states["stopped"] >= 1 and states["done"] >= 2
     (run,) = results["runs"]
-    assert run["command"][:4] == ["python", "-m", "prefixray.sweep", "small.yaml"] and run["minutes"] > 0
+    assert run["command"][:3] == ["prefixray", "sweep", "small.yaml"] and run["minutes"] > 0
     assert results["budget"]["minutes"] == run["minutes"]
     assert results["rungs"] == [10, 20] and results["importance"] == []  # five trials say nothing of that
     for trial in results["search"]:
@@ -273,7 +273,7 @@ def test_a_driver_that_is_terminated_then_killed_twice_goes_on_loses_no_trial_an
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and " slots on " in output and "Traceback" not in output, output
-    assert "python -m prefixray.sweep small.yaml" in output.splitlines()[-1]
+    assert "prefixray sweep small.yaml" in output.splitlines()[-1]
     assert any(sweep.results.glob("trials/*/*/step-*"))
     assert {run.info.status for run in sweep.runs()} <= {"FINISHED", "KILLED"}
     spent = json.loads((sweep.results / "spent.json").read_text())

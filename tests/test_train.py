@@ -1,4 +1,4 @@
-"""One configuration from its file, without Ray: `python -m prefixray.train`."""
+"""One configuration from its file, without Ray: `prefixray train`."""
 
 import json
 from collections.abc import Mapping

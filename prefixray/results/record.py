@@ -168,7 +168,7 @@ def load_results(folder: Path) -> Stored:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        hint = "they come when the search has ended (python -m prefixray.sweep)"
+        hint = "they come when the search has ended (`prefixray sweep`)"
         raise UserError(f"{folder} has no results yet: {hint}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not JSON ({error}); run the sweep again to write it anew") from None

@@ -297,7 +297,7 @@ def _or_problems(load: Callable[[], T], problems: list[str]) -> T | None:
 def profiled(file: Path | str) -> Iterator[None]:
     """Profile a step of a trial or a pack: write its trace (for chrome://tracing or Perfetto), print what took longest.
 
-    `python -m prefixray.train --profile FILE` does so, and the benchmarks.
+    `prefixray train --profile FILE` does so, and the benchmarks.
     """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     with profile(activities=activities) as profiler:

@@ -80,7 +80,7 @@ def test_every_sweep_that_ships_is_valid_at_every_scale_and_says_what_it_is(file
     config = load_sweep(file)
     assert config.name == file.stem
     opening = file.read_text(encoding="utf-8").split("name:")[0]
-    assert opening.startswith("# ") and f"python -m prefixray.sweep sweeps/{file.relative_to(SWEEPS)}" in opening
+    assert opening.startswith("# ") and f"prefixray sweep sweeps/{file.relative_to(SWEEPS)}" in opening
     for scale in scale_names(read_document(file)):
         assert load_sweep(file, scales=[scale]).name == f"{file.stem}-{scale}"
     assert file.parent == SWEEPS or "laptop" in scale_names(read_document(file))
@@ -280,7 +280,7 @@ def test_a_file_that_sets_an_order_is_told_that_there_is_no_such_key() -> None:
 
 def test_results_are_found_by_folder_name_or_file() -> None:
     load()
-    with pytest.raises(UserError, match=r"^x.yaml: no results in runs/small yet \(python -m prefixray.sweep x.yaml\)$"):
+    with pytest.raises(UserError, match=r"^x.yaml: no results in runs/small yet \(prefixray sweep x.yaml\)$"):
         find_sweep("x.yaml")
     Path("runs/small").mkdir(parents=True)
     Path("runs/small/sweep.json").touch()

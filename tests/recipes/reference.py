@@ -127,9 +127,7 @@ def _command(name: str, line: str) -> str:
     entry = importlib.import_module(f"prefixray.{name.replace(' ', '_')}").main
     command: Any = typer.main.get_command(entry.app())
     first, *others = inspect.cleandoc(entry.doc or "").split("\n\n")
-    examples = "\n\n".join(
-        f"```\n{text}\n```" if text.startswith(("python -m", "prefixray ")) else text for text in others
-    )
+    examples = "\n\n".join(f"```\n{text}\n```" if text.startswith("prefixray ") else text for text in others)
     rows = [_parameter(parameter) for parameter in command.params]
     table = _table(("argument", "default", "meaning"), rows) if rows else ""
     return f"## {name}\n\n{' '.join(first.split())}\n\n{examples}\n\n{table}".strip()

@@ -1,6 +1,6 @@
 """Draw what a sweep has printed as a picture of a terminal.
 
-    python -m prefixray.sweep sweeps/quickstart.yaml | tee quickstart.txt
+    prefixray sweep sweeps/quickstart.yaml | tee quickstart.txt
     python tests/recipes/terminal_picture.py quickstart.txt docs/pictures/terminal.svg
 
 The text stays as it is. Left out are lines between the first trials and the table, where an ellipsis stands, and all
@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-COMMAND = "$ python -m prefixray.sweep sweeps/quickstart.yaml"
+COMMAND = "$ prefixray sweep sweeps/quickstart.yaml"
 NUM_FIRST = 12  # lines before the ellipsis
 WIDTH = 124  # columns
 

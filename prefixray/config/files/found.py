@@ -31,7 +31,7 @@ def find_sweep(where: Path | str, scales: Sequence[str] = ()) -> Path:
             raise UserError(f"{path}: name: required, but missing")
         folder = _RUNS / name
         if not _has_results(folder):
-            raise UserError(f"{path}: no results in {folder} yet (python -m prefixray.sweep {path})")
+            raise UserError(f"{path}: no results in {folder} yet (prefixray sweep {path})")
         return folder
     named = Path("-".join((str(path), *scales)))
     for folder in (path, _RUNS / named):
@@ -39,7 +39,7 @@ def find_sweep(where: Path | str, scales: Sequence[str] = ()) -> Path:
             return folder
     names = sorted(folder.name for folder in _RUNS.glob("*") if _has_results(folder))
     hint = suggestion(str(named), names, what=f"in {_RUNS} there are")
-    hint = hint or " (python -m prefixray.sweep on a sweep file makes one)"
+    hint = hint or " (`prefixray sweep FILE` makes one)"
     raise UserError(f"{named}: is no results folder, no name under {_RUNS}/ and no sweep file{hint}")
 
 

@@ -63,8 +63,8 @@ def use_section(results: Results, folder: Path) -> Section:
         "Below: decode the test split again; write the best prefix for the PEFT library; decode new texts from Python; "
         "the paper and the program to cite.",
     ]
-    decode = f"python -m prefixray.decode {folder} --split test\npython -m prefixray.decode {folder} --arm NAME"
-    export = f"python -m prefixray.export {folder} --format peft --out my-prefix"
+    decode = f"prefixray decode {folder} --split test\nprefixray decode {folder} --arm NAME"
+    export = f"prefixray export {folder} --format peft --out my-prefix"
     python = f'from prefixray import Tuned\n\ntuned = Tuned.best("{folder}")\nprint(tuned.generate([{source!r}]))'
     cited = bibtex(results["versions"].get("prefixray", "unknown"))
     return Section("use", heading, text=text, code=[decode, export, python, cited])

@@ -36,7 +36,7 @@ def no_result_section(folder: Path) -> Section:
     """How the sweep goes on, and how many of its final runs have ended already."""
     ended = len(list(folder.glob("final/*/result.json")))
     final = f"Final runs that have ended: {ended}." if ended else "The final stage has not been reached yet."
-    goes_on = f"Where it does not run, this command goes on with it: python -m prefixray.sweep {folder / 'sweep.yaml'}"
+    goes_on = f"Where it does not run, this command goes on with it: prefixray sweep {folder / 'sweep.yaml'}"
     return Section("result", "Which method is best?", text=[final, goes_on])
 
 
