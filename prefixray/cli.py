@@ -1,4 +1,4 @@
-"""The `prefixray` command: one name for all commands, each of which is a module as well.
+"""Prefix-tuning sweeps in which all trials share one frozen language model. Begin with `prefixray demo`, or `init`.
 
 prefixray demo                                  # a first sweep, with nothing but the package and its base
 prefixray init data.jsonl                       # a sweep file for your own data

@@ -84,7 +84,8 @@ def init(
     from prefixray.planning.text import plan_text
 
     print(plan_text(load_sweep(file), file, {}))
-    print(f"\nprefixray sweep {file}   # runs it")
+    print(f"\nprefixray sweep {file} --scale small   # a first try: 2 trials of 20 steps for each arm")
+    print(f"prefixray sweep {file}   # runs it")
 
 
 def _check_name(name: str) -> None:
@@ -108,7 +109,9 @@ def _found(data: str, look: Look, task: Task) -> str:
     how = "a tenth of the sources each for dev and test, by a hash" if look.needs_split else "as they are"
     sizes = f"{len(task.train):,} rows of train, {len(task.dev):,} of dev, {len(task.test_sources):,} sources of test"
     warnings = "".join(f"\nwarning: {leak}" for leak in task.leaks)
-    return printable(f"{data}: {columns}{unused}\nsplits: {how}: {sizes}{warnings}\n")
+    few = f"{len(task.test_sources)} sources of test tell large differences alone; {_NUM_TEST} or more are better"
+    note = f"\nnote: {few}" if len(task.test_sources) < _NUM_TEST else ""
+    return printable(f"{data}: {columns}{unused}\nsplits: {how}: {sizes}{warnings}{note}\n")
 
 
 def _as_seen(train: tuple[Example, ...], template: "Template") -> str:

@@ -68,11 +68,13 @@ def test_a_file_becomes_a_sweep_file_that_is_valid_and_planned(
     shown = capsys.readouterr().out
     made = Path(file).with_suffix(".yaml")
     config = load_sweep(made)
+    small = load_sweep(made, scales=["small"])
+    assert (small.name, small.train.num_steps, small.search.num_trials) == (f"{made.stem}-small", 20, 2)
     assert {key: value for key, value in config.task.columns.model_dump().items() if key in columns} == dict(columns)
     assert config.final.metric == metric and config.task.split is not None
     assert jsonschema.Draft202012Validator(sweep_schema()).is_valid(read_document(made).values)
     assert made.read_text().startswith("# yaml-language-server: $schema=sweep.schema.json\n")
-    assert "warning: " not in shown
+    assert "warning: " not in shown and "sources of test tell large differences alone" in shown
     assert Path("sweep.schema.json").is_file() and f"Plan of {made.stem}: {made}" in shown
     assert shown.count(" -> ") >= 4 and "The first 3 rows as the model sees them" in shown
 

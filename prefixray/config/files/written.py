@@ -37,6 +37,7 @@ def sweep_text(choices: Choices, *, opening: str) -> str:
 # {opening}
 #   prefixray plan {choices.name}.yaml      # what it would do and take; starts nothing
 #   prefixray sweep {choices.name}.yaml     # run it, or go on with it
+#   prefixray sweep {choices.name}.yaml --scale small     # a first try, results in runs/{choices.name}-small
 name: {_flow(choices.name)}   # results in runs/{choices.name}
 base: {_flow(choices.base)}   # or a hub id, a folder, a GGUF file
 task:   # paths are relative to where the command runs
@@ -52,6 +53,8 @@ arms:
   lora: {{rank: {{choice: [4, 16]}}, learning_rate: {{log_uniform: [1e-3, 1e-2]}}}}
 search: {{num_trials: 8, rungs: [25, 50], keep: 0.5}}   # at a rung the worse half stops
 final: {{metric: {choices.metric}, reference: lora, num_beams: 5, max_new_tokens: {choices.max_new_tokens}}}
+scale:   # with --scale small, these values stand in place of those above
+  small: {{train.num_steps: 20, train.warmup_steps: 2, search.num_trials: 2, search.rungs: [10]}}
 """
 
 
