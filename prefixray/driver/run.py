@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, TextIO
@@ -61,7 +61,7 @@ class Outcome:
     """What a sweep leaves behind."""
 
     folder: Path
-    results: Results
+    results: Results = field(repr=False)  # hundreds of lines
     tracking_uri: str | None
     """Where MLflow logged; None: nowhere."""
     runs_page: str | None = None

@@ -40,6 +40,11 @@ class Sweep:
     results: Stored
     """`results.json`; `prefixray.results` has its types."""
 
+    def __repr__(self) -> str:
+        count = len(self.results["search"])
+        stage = "finished" if is_finished(self.results) else "no final stage yet"
+        return f"<Sweep: {self.folder}, {count} trials, {stage}; it has .trials, .best, .results and .study(ARM)>"
+
     @cached_property
     def trials(self) -> "DataFrame":
         """A row per trial of the search: arm, number, the searched values, step, dev_loss, state, rung."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
@@ -11,7 +10,7 @@ from prefixray.config.space import AnyDimension, Choice, LogUniform, is_number
 from prefixray.results.record import Importance
 from prefixray.search.sampling.parameters import values_by_key
 from prefixray.search.storage import Storage
-from prefixray.search.trial_source import read_trials
+from prefixray.search.trial_source import read_trials, study_in_memory
 
 _FEWEST_TRIALS = 10  # with fewer trials there is no importance
 _BEST_SHARE = 0.25  # of the trials; importance is what sets these apart from the others
@@ -35,7 +34,7 @@ def parameter_importance(storage: Storage, sweep: str, arm: ArmConfig, rungs: Se
         return None
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances  # scikit-learn: seconds
 
-    compared = optuna.create_study()
+    compared = study_in_memory()
     distributions = {key: _distribution(dimension) for key, dimension in arm.dimensions.items()}
     for number, loss in losses.items():
         values = values_by_key(arm, trials[number].params)

@@ -56,9 +56,19 @@ class Record:
 Study: TypeAlias = optuna.Study
 
 
+def study_in_memory(name: str | None = None) -> Study:
+    """A new study that no storage keeps; Optuna tells nobody of it."""
+    told = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(told, optuna.logging.WARNING))
+    try:
+        return optuna.create_study(study_name=name)
+    finally:
+        optuna.logging.set_verbosity(told)
+
+
 def copied_study(storage: Storage, name: str) -> Study:
     """A copy of a study in memory, with the same numbers; without trials where there is no such study yet."""
-    copy = optuna.create_study(study_name=name)
+    copy = study_in_memory(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         copy.set_metric_names(["dev/loss"])

@@ -4,6 +4,10 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
+
+from prefixray.driver.run import Outcome
+from prefixray.results.record import Results
 
 SWEEP = """
 name: small
@@ -54,3 +58,8 @@ def test_what_cannot_run_here_is_refused_before_ray_and_torch_start(
     assert last == "--out: full: is not empty; name a new folder"
     for line, (_, _, told) in zip(lines, wrong.values(), strict=True):
         assert told in line
+
+
+def test_a_notebook_shows_where_an_outcome_lies_not_its_whole_record() -> None:
+    outcome = Outcome(Path("runs/small"), cast(Results, {"sweep": "small"}), None)
+    assert repr(outcome) == "Outcome(folder=PosixPath('runs/small'), tracking_uri=None, runs_page=None)"

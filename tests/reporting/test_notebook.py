@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from prefixray import report
@@ -52,6 +53,8 @@ def test_the_trials_are_a_table_and_the_best_is_the_lowest_done(folder: Path) ->
     assert sweep.trials.sort_values("dev_loss")["number"].tolist() == [1, 0, 2]
     assert sweep.best == {"prefix": {"preseqlen": 5, "learning_rate": 0.01}}
     assert sweep.config.arm("prefix").num_trials == 3 and len(sweep.results["search"]) == 3
+    shown = "<Sweep: runs/small, 3 trials, no final stage yet; it has .trials, .best, .results and .study(ARM)>"
+    assert repr(sweep) == shown, "a notebook shows a line, not the whole record"
 
 
 def test_after_the_final_stage_the_best_is_its_winner(folder: Path) -> None:
@@ -97,11 +100,15 @@ def test_a_running_sweep_opens_and_has_a_report(folder: Path, capsys: pytest.Cap
     assert (folder / "study.journal").read_bytes() == before, "the driver's file is only read"
 
 
-def test_optuna_draws_the_study_of_an_arm(folder: Path) -> None:
+def test_optuna_draws_the_study_of_an_arm(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     visualization = pytest.importorskip("optuna.visualization.matplotlib")
     pytest.importorskip("matplotlib").use("Agg")
     run_trials(folder)
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    optuna.logging.get_logger("optuna").addHandler(caplog.handler)
     study = open_sweep("small").study("prefix")
+    optuna.logging.get_logger("optuna").removeHandler(caplog.handler)
+    assert not caplog.messages and optuna.logging.get_verbosity() == optuna.logging.INFO
     assert study.best_value == 2.0 and [trial.number for trial in study.trials] == [0, 1, 2, 3]
     for draw in (visualization.plot_optimization_history, visualization.plot_slice, visualization.plot_timeline):
         drawn = draw(study)
