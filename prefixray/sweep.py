@@ -140,7 +140,8 @@ def _print_outcome(config: SweepConfig, outcome: "Outcome", *, quiet: bool) -> i
 
 def _what_next(outcome: "Outcome") -> str:
     """A text that says where the results lie and what to type next."""
-    folder, tracking_uri, source = outcome.folder, outcome.tracking_uri, outcome.results["examples"][0]["source"]
+    folder, tracking_uri = outcome.folder, outcome.tracking_uri
+    source = min((example["source"] for example in outcome.results["examples"]), key=len)  # to be pasted
     shown = source if len(source) <= _EXAMPLE else f"{source[:_EXAMPLE]}..."
     tracking = ""
     if tracking_uri is not None:

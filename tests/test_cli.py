@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -271,3 +272,13 @@ def test_the_command_to_go_on_goes_on_where_the_sweep_was_started(
     assert sweep.main(["my sweep.yaml", *where.split(), *overrides]) == INTERRUPTED
     told = capsys.readouterr().err
     assert f"prefixray sweep 'my sweep.yaml' {where} --scale laptop --set search.num_trials=2\n" in told
+
+
+def test_the_code_to_paste_has_a_whole_source_where_one_is_short_enough() -> None:
+    from prefixray.driver.run import Outcome  # Ray and torch
+    from prefixray.results.record import Results
+
+    examples = [{"source": "a long source " * 20}, {"source": "a short one"}]
+    told = sweep._what_next(Outcome(Path("runs/small"), cast(Results, {"examples": examples}), None))
+    assert told.endswith("print(tuned.generate(['a short one']))")
+    assert "pip install optuna-dashboard" in told and "prefixray decode runs/small" in told
