@@ -76,6 +76,8 @@ def test_a_file_becomes_a_sweep_file_that_is_valid_and_planned(
     assert made.read_text().startswith("# yaml-language-server: $schema=sweep.schema.json\n")
     assert "warning: " not in shown and "sources of test tell large differences alone" in shown
     assert Path("sweep.schema.json").is_file() and f"Plan of {made.stem}: {made}" in shown
+    assert main(["plan", str(made), "--scale", "small"]) == 0
+    assert capsys.readouterr().out.startswith(f"Plan of {small.name}: {made} -> runs/{small.name}\n")
     assert shown.count(" -> ") >= 4 and "The first 3 rows as the model sees them" in shown
 
 

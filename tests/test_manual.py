@@ -54,6 +54,7 @@ RUN_BY: Mapping[str, str] = {
     "control --trials": "test_control.py::test_the_command_leaves_its_request_and_says_where_it_is_kept",
     "control --trials --arm": "test_sweep.py::"
     "test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_outside",
+    "plan --scale": "test_init.py::test_a_file_becomes_a_sweep_file_that_is_valid_and_planned",
     "plan": "test_plan.py::test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing",
     "decode --split": "test_sweep.py::test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused",
     "decode --arm": "decoding/test_evaluate.py::test_decoding_again_from_a_sweep_gives_the_same_hypotheses",
