@@ -14,6 +14,7 @@ from prefixray.config.files.found import find_sweep
 from prefixray.errors import UserError
 from prefixray.reporting.page import write_page
 from prefixray.reporting.paper import LIST, paper_list, paper_text
+from prefixray.reporting.sections.result import GOES_ON
 from prefixray.reporting.tables import render_latex, render_text, search_table
 from prefixray.results.record import is_finished
 from prefixray.system.command_line import SWEEP_HELP, Entry, Scales, WrongArguments
@@ -57,7 +58,7 @@ def report(
     if is_finished(stored):
         print(render_text(stored))
     else:
-        print("The final stage has not been reached; where it does not run, `prefixray sweep` goes on with it.")
+        print(f"The final stage has not been reached. {GOES_ON}")
     if written:
         print(f"\nThe report: {' '.join(map(str, written))}")
 

@@ -92,7 +92,8 @@ def test_a_running_sweep_opens_and_has_a_report(folder: Path, capsys: pytest.Cap
     assert sweep.trials["state"].tolist() == ["done", "done", "stopped", "running"]
     assert sweep.trials["dev_loss"].tolist() == [2.5, 2.0, 4.0, 3.5]
     assert report.main(["small"]) == 0
-    assert "prefix/1" in capsys.readouterr().out
+    shown, goes_on = capsys.readouterr().out, "the command that started it, with the same options, goes on with it."
+    assert "prefix/1" in shown and goes_on in shown and goes_on in (folder / "report.html").read_text()
     head = (
         "No verdict yet: 4 trials, 2 finished, 1 stopped early, 1 not ended. prefix/1 leads with a dev loss of 2.000."
     )

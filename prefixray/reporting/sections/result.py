@@ -13,6 +13,9 @@ from prefixray.reporting.tables import final_grid, group_grid, seed_grid, title
 from prefixray.reporting.verdict import notes
 from prefixray.results.record import Results
 
+GOES_ON = "If the sweep does not run any more, the command that started it, with the same options, goes on with it."
+"""`sweep.yaml` in the folder alone would not: the options may have named another sweep."""
+
 
 def result_section(results: Results) -> Section:
     """The final table with its notes, the differences and the sizes."""
@@ -36,8 +39,7 @@ def no_result_section(folder: Path) -> Section:
     """How the sweep goes on, and how many of its final runs have ended already."""
     ended = len(list(folder.glob("final/*/result.json")))
     final = f"Final runs that have ended: {ended}." if ended else "The final stage has not been reached yet."
-    goes_on = f"Where it does not run, this command goes on with it: prefixray sweep {folder / 'sweep.yaml'}"
-    return Section("result", "Which method is best?", text=[final, goes_on])
+    return Section("result", "Which method is best?", text=[final, GOES_ON])
 
 
 def seed_section(results: Results) -> list[Section]:
