@@ -193,7 +193,7 @@ def count_states(trials: Sequence[SearchTrial]) -> str:
     states = {"done": "finished", "stopped": "stopped early", "failed": "failed", "running": "not ended"}
     counts = {text: sum(trial["state"] == state for trial in trials) for state, text in states.items()}
     parts = ", ".join(f"{count} {text}" for text, count in counts.items() if count)
-    return f"{len(trials)} trials, {parts}"
+    return f"{len(trials)} trial{'s' if len(trials) != 1 else ''}, {parts}"
 
 
 def value_axis(key: str, numbers: Sequence[float], names: Sequence[str] | None) -> Axis | Groups:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pytest
@@ -11,8 +11,9 @@ from prefixray import report
 from prefixray.config.identity import dump
 from prefixray.config.load import load_sweep
 from prefixray.errors import UserError
+from prefixray.reporting.figures import count_states
 from prefixray.reporting.notebook import open_sweep
-from prefixray.results.record import ArmResult, Results
+from prefixray.results.record import ArmResult, Results, SearchTrial
 from prefixray.search.storage import open_storage
 from prefixray.search.study import ArmStudy
 
@@ -98,6 +99,9 @@ def test_a_running_sweep_opens_and_has_a_report(folder: Path, capsys: pytest.Cap
         "No verdict yet: 4 trials, 2 finished, 1 stopped early, 1 not ended. prefix/1 leads with a dev loss of 2.000."
     )
     assert f"<h1>{head}</h1>" in (folder / "report.html").read_text()
+    assert "A cross marks where a trial was stopped, or how far one that runs has come" in (
+        (folder / "report.html").read_text()
+    )
     assert (folder / "study.journal").read_bytes() == before, "the driver's file is only read"
 
 
@@ -126,3 +130,7 @@ def test_what_is_not_there_is_said(folder: Path) -> None:
         open_sweep("small.yaml")
     with pytest.raises(UserError, match="did you mean 'small'"):
         open_sweep("smal")
+
+
+def test_a_single_trial_is_counted_as_one() -> None:
+    assert count_states([cast(SearchTrial, trial(0, 1, 2.0, "done"))]) == "1 trial, 1 finished"

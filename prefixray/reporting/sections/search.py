@@ -27,9 +27,10 @@ def curve_section(stored: Stored) -> Section:
     values = [value for trial in search for _, value in trial.get("curve", ()) if math.isfinite(value)]
     limits = loss_limits(search, values)
     beyond = "; an arrow is a loss beyond it." if max(values) > limits[1] else "."
+    so_far = ", or how far one that runs has come" if any(trial["state"] == "running" for trial in search) else ""
     reading = (
-        "A cross marks where a trial was stopped, a dot where one finished, the heavy line the arm's best. Dotted "
-        f"lines are the rungs, at which trials are compared. All arms share the scale{beyond}"
+        f"A cross marks where a trial was stopped{so_far}, a dot where one finished, the heavy line the arm's best. "
+        f"Dotted lines are the rungs, at which trials are compared. All arms share the scale{beyond}"
     )
     figures = [curve_figure(arm, trials, limits, rungs) for arm, trials in _arms(search)]
     return Section("search", heading, text=[_summary(search)], reading=reading, figures=figures)
