@@ -24,7 +24,7 @@ from prefixray.driver.engine import seats
 
 NUM_TRIALS = (16, 64, 256)
 BYTES_EACH = 130 << 20  # of a process of Tune's, to know beforehand whether there is room
-NAMES = ("ray::House", "ray::TrialTrainable")
+NAMES = ("ray::House", "ray::TrialTrainable", "ray::ResourceTrainable")  # the last is Tune's, around a trainable
 
 
 class Meter:

@@ -18,10 +18,10 @@ NUM_STEPS = 3
 
 @ray.remote(num_cpus=0)
 class PlayedWorker:
-    """Lets everyone in, and holds the reports back until so many trials have asked."""
+    """Lets everyone in; holds all reports back until so many trials have asked, and the second ones until `go_on`."""
 
     def __init__(self, num_awaited: int) -> None:
-        self._all_here = threading.Barrier(num_awaited)
+        self._all_here, self._looked_at = threading.Barrier(num_awaited), threading.Event()
         self._steps: dict[str, int] = {}
 
     def join(self, spec: TrialSpec, token: str) -> Admission:
@@ -30,8 +30,14 @@ class PlayedWorker:
 
     def next_report(self, key: str, token: str) -> Report:
         step = self._steps[key] = self._steps.get(key, 0) + 1
+        if step > 1:
+            self._looked_at.wait(600)
         loss = 1.0 / (step + int(key.partition("/")[2]))
         return Report(key, step, "done" if step == NUM_STEPS else "running", {"dev/loss": loss})
+
+    def go_on(self) -> None:
+        """Give more than a first report to each trial."""
+        self._looked_at.set()
 
 
 class PlayedCoordinator:
@@ -66,10 +72,15 @@ class PlayedCoordinator:
 
 
 def run_tune(folder: Path, num_trials: int, on_report: Callable[[], None]) -> PlayedCoordinator:
-    """Run so many trials through Tune, all at once; `on_report` is called at each report, while they are all there."""
+    """Run so many trials through Tune, all at once; `on_report` is called at each report, first while all are there."""
     options = PlayedWorker.options(name="worker-0", max_concurrency=num_trials + 8)
     worker = options.remote(num_trials)
-    coordinator = PlayedCoordinator(folder, num_trials, on_report)
+
+    def reported() -> None:
+        on_report()
+        worker.go_on.remote()
+
+    coordinator = PlayedCoordinator(folder, num_trials, reported)
     with seated(num_trials) as place:
         _tuner(coordinator, "played", folder / "scratch", place).fit()  # type: ignore[arg-type]
     ray.kill(worker)
