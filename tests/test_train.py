@@ -41,9 +41,9 @@ def test_a_configuration_is_trained_and_decoded_as_the_command_says(
     assert lines[0].startswith("small  prefix  preseqlen 3")
     assert [line.split()[1] for line in lines if line.startswith("step ")] == ["1/3", "2/3", "3/3"]
     command = lines[-1].split()
-    assert command[:3] == ["python", "-m", "prefixray.decode"]
-    assert load_artifact(Path(command[3]))[1]["config"]["method"]["preseqlen"] == 3
-    assert decode.main([*command[3:], "--max-new-tokens", "4"]) == 0
+    assert command[:2] == ["prefixray", "decode"]
+    assert load_artifact(Path(command[2]))[1]["config"]["method"]["preseqlen"] == 3
+    assert decode.main([*command[2:], "--max-new-tokens", "4"]) == 0
     assert "test, 2 sources" in capsys.readouterr().out
 
 
