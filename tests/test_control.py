@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.sweep_files import left_by_a_driver
 
 from prefixray.control import main
 
@@ -30,15 +31,8 @@ search: {num_trials: 4}
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A sweep's folder as a driver leaves it, seen from its working directory."""
-    from prefixray.config.identity import dump
-    from prefixray.config.load import load_sweep
-
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "small.yaml").write_text(SWEEP)
-    folder = tmp_path / "runs" / "small"
-    folder.mkdir(parents=True)
-    (folder / "sweep.json").write_text(json.dumps(dump(load_sweep("small.yaml"))))
-    return folder
+    return left_by_a_driver(SWEEP)
 
 
 def posted(folder: Path) -> list[dict[str, Any]]:

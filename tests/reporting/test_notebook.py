@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import optuna
 import pytest
+from support.sweep_files import left_by_a_driver
 
 from prefixray import report
-from prefixray.config.identity import dump
 from prefixray.config.load import load_sweep
 from prefixray.errors import UserError
 from prefixray.reporting.figures import count_states
@@ -38,11 +38,7 @@ def trial(number: int, preseqlen: int, loss: float | None, state: str) -> dict[s
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "small.yaml").write_text(SWEEP)
-    folder = tmp_path / "runs" / "small"
-    folder.mkdir(parents=True)
-    (folder / "sweep.json").write_text(json.dumps(dump(load_sweep("small.yaml"))))
-    return folder
+    return left_by_a_driver(SWEEP)
 
 
 def test_the_trials_are_a_table_and_the_best_is_the_lowest_done(folder: Path) -> None:

@@ -1,9 +1,11 @@
-"""A small sweep file that is valid, and what becomes of it when it is changed."""
+"""A small sweep file that is valid, what becomes of it when it is changed, and what a driver leaves of one."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from prefixray.config.identity import dump
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import SweepConfig
 from prefixray.errors import UserError
@@ -42,3 +44,12 @@ def complaint(text: str = VALID, *overrides: str) -> str:
 def changed(old: str, new: str) -> str:
     assert VALID.count(old) == 1, f"{old!r} stands once in the valid file"
     return VALID.replace(old, new)
+
+
+def left_by_a_driver(text: str) -> Path:
+    """The folder `runs/small` as a driver leaves it that has begun the sweep `small.yaml`, which is written as well."""
+    Path("small.yaml").write_text(text, encoding="utf-8")
+    folder = Path("runs/small").absolute()
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").write_text(json.dumps(dump(load_sweep("small.yaml"))))
+    return folder
