@@ -19,7 +19,6 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 from ray._private import worker
@@ -30,7 +29,7 @@ from prefixray.cluster.nodes import AUTOSCALER_FILE, Devices, num_gpus, present,
 from prefixray.errors import SweepFailed, UserError, first_line
 from prefixray.planning.slots import cpu_workers
 from prefixray.system.machine import ALLOCATOR, CUDA_ALLOCATOR, CUDA_ALLOCATOR_NAMES, WAITING, num_cpus
-from prefixray.system.path_or_hub import converted_folder, find_base
+from prefixray.system.path_or_hub import find_base, is_converted
 
 logger = logging.getLogger(__name__)
 
@@ -135,11 +134,10 @@ def _converting(base: str | None) -> Iterator[None]:
     file itself, and says what is wrong.
     """
     file = None if base is None else find_base(base)
-    folder = converted_folder(file)[0] if isinstance(file, Path) and file.is_file() else None
-    if folder is None or folder.is_dir():
+    if file is None or isinstance(file, str) or file.is_dir() or is_converted(file):
         yield
         return
-    logger.info("converting %s to safetensors, once (%s)", file, folder)
+    logger.info("converting %s to safetensors, once", file)
     command = [sys.executable, "-c", _CONVERT, str(file)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:

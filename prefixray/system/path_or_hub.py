@@ -4,6 +4,7 @@ A path that exists here is always meant as that path, even where a hub id reads 
 wrong name is reported before anything is loaded.
 """
 
+import glob
 import hashlib
 import importlib.util
 import os
@@ -69,6 +70,14 @@ def converted_folder(gguf: Path) -> tuple[Path, str]:
     """The folder in the cache that a GGUF file is converted to, whether it is there or not; and the file's digest."""
     digest = digest_of(gguf)
     return cache_folder() / f"{gguf.stem}-{digest}", digest
+
+
+def is_converted(gguf: Path) -> bool:
+    """Whether a GGUF file of this name was converted here: a look at names, since a digest reads gigabytes.
+
+    Whether it was this very file is found by who loads it.
+    """
+    return any(cache_folder().glob(f"{glob.escape(gguf.stem)}-*/"))
 
 
 def digest_of(*files: Path) -> str:
