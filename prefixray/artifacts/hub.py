@@ -47,7 +47,7 @@ def export_hub(artifact: Path, out: Path, *, repo: str | None = None, licence: s
     save_artifact(out, tensors, public)
     not_in_peft = None
     try:
-        write_peft(out, out, public["base"]["name"])
+        write_peft(out, out, public["base"]["name"], tensors, public)
     except UserError as error:
         not_in_peft = error.problems[0].partition(": ")[2].partition("; ")[0]
     num_stored = sum(tensor.numel() for tensor in tensors.values())

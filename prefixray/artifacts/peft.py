@@ -30,11 +30,11 @@ def export_peft(artifact: Path, out: Path) -> str:
     artifact is damaged, or where `out` holds something.
     """
     check_new(out)
-    _, meta = load_artifact(artifact)
+    tensors, meta = load_artifact(artifact)
     name: str = meta["base"]["name"]
     here = local_path(name)
     base = name if here is None else str(here.resolve())  # PEFT may look for it from elsewhere
-    write_peft(artifact, out, base)
+    write_peft(artifact, out, base, tensors, meta)
     (out / "prefixray.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     if (here is not None and here.is_file()) or ":" in name:
         said = "base: the transformers model it was tuned on"
@@ -43,13 +43,14 @@ def export_peft(artifact: Path, out: Path) -> str:
     return f"from peft import {model}\nmodel = {model}.from_pretrained({str(out)!r})  # with its base, {base}"
 
 
-def write_peft(artifact: Path, out: Path, base: str) -> None:
+def write_peft(artifact: Path, out: Path, base: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write the two files of PEFT's into the folder `out`, with `base` as the name of the base.
+
+    `tensors` and `meta` are the artifact's content.
 
     `AutoPeftModelForCausalLM` or `..ForSeq2SeqLM` then loads the base by that name, of the hub at the commit that was
     tuned. Raises `UserError` as `export_peft` does.
     """
-    tensors, meta = load_artifact(artifact)
     method = trial_method(meta)
     match method:
         case PrefixTrial(format_mode="infix"):

@@ -22,6 +22,7 @@ from prefixray.config.space import (
     Cases,
     Choice,
     Kind,
+    as_listed,
     count_configurations,
     is_among,
     is_number,
@@ -313,9 +314,8 @@ def _read_entry(document: Document, arm: ArmConfig, key: Key, entry: Mapping[str
             document.complain((*key, name), f"its condition is not met here ({conditions})")
         elif not is_scalar(value) or not distribution.contains(value):
             document.refuse((*key, name), f"must be {_allowed(arm, name, distribution)}")
-        else:  # a listed 16 is meant by 16.0 as well
-            listed = distribution.choice if isinstance(distribution, Choice) else ()
-            given[name] = next((choice for choice in listed if is_among(value, (choice,))), value)
+        else:
+            given[name] = as_listed(distribution, value)
     return given
 
 

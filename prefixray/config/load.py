@@ -41,9 +41,7 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = (), scales: Sequence
 def load_document(document: Document, overrides: Sequence[str] = (), scales: Sequence[str] = ()) -> SweepConfig:
     """The configuration that a document holds. Raises `UserError` as `load_sweep` does."""
     apply_scales(document, scales)
-    for override in overrides:
-        _check_names_its_arm(override, document)
-        document.override(override)
+    apply_overrides(document, overrides)
     apply_evaluation(document)
     config = _validated(document)
     train = _section(document, "train", TrainConfig)
@@ -60,6 +58,13 @@ def load_document(document: Document, overrides: Sequence[str] = (), scales: Seq
     document.raise_problems()
     assert config is not None, "a file that cannot be read has problems"
     return config.model_copy(update={"arms": arms})
+
+
+def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
+    """Put the overrides' values in place of the document's own. Raises `UserError` for one of no certain key."""
+    for override in overrides:
+        _check_names_its_arm(override, document)
+        document.override(override)
 
 
 def _check_names_its_arm(override: str, document: Document) -> None:

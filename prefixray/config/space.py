@@ -294,6 +294,12 @@ def is_among(value: Scalar, values: Iterable[Scalar]) -> bool:
     return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values)
 
 
+def as_listed(distribution: "AnyDistribution", value: Scalar) -> Scalar:
+    """The value as a choice lists it: a listed 16 is meant by 16.0 as well."""
+    listed = distribution.choice if isinstance(distribution, Choice) else ()
+    return next((choice for choice in listed if is_among(value, (choice,))), value)
+
+
 def is_number(value: Scalar) -> TypeGuard[int | float]:
     """Whether the value is a number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,11 +1,11 @@
 """One configuration: a method's values and the recipe, nothing left to search."""
 
 from collections.abc import Collection, Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
-from prefixray.system.records import Share, Strict, Text
+from prefixray.system.records import Scalar, Share, Strict, Text
 
 
 class TrainConfig(Strict):
@@ -196,3 +196,8 @@ class TrialConfig(TrainConfig):
     """AdamW's peak learning rate."""
     method: AnyTrial
     """The method and its values."""
+
+    def by_key(self) -> dict[str, Scalar]:
+        """The method's values and the recipe's, by the keys that a sweep file has for them."""
+        values: dict[str, Any] = self.model_dump(mode="json")
+        return {**values.pop("method"), **values}

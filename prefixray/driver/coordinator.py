@@ -310,8 +310,7 @@ class Ledger:
 
     def _track(self, stage: Stage, spec: TrialSpec) -> None:
         """Open the trial's run in the tracker: its parameters under the names that they have in the sweep file."""
-        config: dict[str, Any] = spec.config.model_dump(mode="json")
-        params = {**config.pop("method"), **config, "replicate": spec.replicate}
+        params = {**spec.config.by_key(), "replicate": spec.replicate}
         tags = {"arm": stage.arm.name, "stage": stage.name, "replicate": str(spec.replicate)}
         self._tracker.trial(spec.key, params, {f"prefixray.{name}": value for name, value in tags.items()})
 

@@ -32,16 +32,15 @@ from prefixray.reporting.tables import render_note
 from prefixray.results.command_run import command_run, runs_so_far
 from prefixray.results.compare import Facts, FinalRun, make_results
 from prefixray.results.hypotheses import try_own_metrics
-from prefixray.results.record import UNTUNED, CommandRun, ExampleOutputs, Importance, Results, SearchTrial, Stored
+from prefixray.results.record import UNTUNED, CommandRun, ExampleOutputs, Results, Stored
 from prefixray.search.budget import Budget, early_endings
-from prefixray.search.importance import parameter_importance
 from prefixray.search.policies.choice import make_policy
 from prefixray.search.requests import Inbox
 from prefixray.search.sampling.starting_points import starting_points, starting_text
 from prefixray.search.sampling.warm_start import KnownTrial, read_warm_start, warm_start_text
 from prefixray.search.status import View
 from prefixray.search.storage import Storage, has_studies, open_storage, repair_journal
-from prefixray.search.study import ArmStudy, search_trial
+from prefixray.search.study import ArmStudy, search_so_far
 from prefixray.search.trial_source import Proposal, Record
 from prefixray.system.logs import quieten, to_file
 from prefixray.system.machine import check_four_bit
@@ -183,12 +182,12 @@ class _Sweep:
                     logger.warning("%s", problem)
                 self._engine.run("search", stages, self._budget)
             except KeyboardInterrupt:
-                self._store_search(studies)
+                self._store_search()
                 raise
             finally:
                 with suppress(OSError):  # a full disk was met before, and ends the sweep already
                     self._budget.note(self._pool.device_seconds, is_last=True)
-        self._store_search(studies)
+        self._store_search()
         return studies
 
     def _search_stage(self, arm: ArmConfig) -> Stage:
@@ -228,11 +227,10 @@ class _Sweep:
             self._engine.live.event(line)
         return known
 
-    def _store_search(self, studies: Mapping[str, ArmStudy]) -> None:
+    def _store_search(self) -> None:
         """Write what the search has found, unless the folder has results of a final stage."""
         if self._folder.final_results() is None:
-            rungs, importance = list(self._config.search.rungs), self._importance()
-            stored = Stored(search=self._trials(studies), rungs=rungs, importance=importance)
+            stored = search_so_far(self._storage, self._config)
             stored["runs"] = self._runs(stored)
             self._folder.store(stored)
 
@@ -255,19 +253,19 @@ class _Sweep:
         self, task: Task, studies: Mapping[str, ArmStudy], runs: Mapping[str, Sequence[FinalRun]]
     ) -> tuple[Results, list[ExampleOutputs]]:
         """Score the hypotheses of the final stage, and put the results together; the outputs on every source."""
-        config = self._config
+        config, searched = self._config, search_so_far(self._storage, self._config)
         facts = Facts(
             config=config,
             provenance=self._pool.facts,
             leaks=task.leaks,
             endings=early_endings(studies, config.search.stop_when),
             decoding=config.final.decoding.model_dump(),
-            search=self._trials(studies),
+            search=searched["search"],
             minutes={arm.name: self._minutes(arm.name, runs.get(arm.name, ())) for arm in config.arms},
             num_train=len(task.train),
         )
         results, every = make_results(facts, runs, self._folder.untuned, task.test_sources)
-        results["rungs"], results["importance"] = list(config.search.rungs), self._importance()
+        results["rungs"], results["importance"] = searched["rungs"], searched["importance"]
         results["runs"] = self._runs(results)
         results["budget"] = {"minutes": sum(run["minutes"] for run in results["runs"])}
         return results, every
@@ -289,23 +287,11 @@ class _Sweep:
         this = command_run(self._command, began=self._began, minutes=minutes)
         return runs_so_far(self._folder.stored(), now, this)
 
-    def _trials(self, studies: Mapping[str, ArmStudy]) -> list[SearchTrial]:
-        return [
-            search_trial(self._config, self._config.arm(name), record)
-            for name, study in studies.items()
-            for record in study.records()
-        ]
-
     def _minutes(self, arm: str, runs: Sequence[FinalRun]) -> float:
         """Training time of an arm's search; of an arm with nothing to search, of one final run."""
         results = self._folder.trial_results(arm) or [run.result() or {} for run in runs[:1]]
         seconds: list[float] = [result.get("metrics", {}).get("train/seconds", 0.0) for result in results]
         return sum(seconds) / 60
-
-    def _importance(self) -> list[Importance]:
-        config = self._config
-        per_arm = [parameter_importance(self._storage, config.name, arm, config.search.rungs) for arm in config.arms]
-        return [importance for importance in per_arm if importance is not None]
 
 
 def _worker_setup(config: SweepConfig, cluster: Cluster, folder: ResultsFolder) -> WorkerSetup:
@@ -340,10 +326,10 @@ def _check_data(config: SweepConfig) -> None:
 
     Metrics of the user's own score the first references, and a hypothesis without a word, for the same reason.
     """
-    paths, own = config.task.paths.values(), list(filter(is_own, config.final.named_metrics))
-    if not own and not (paths and all(local_path(path) is not None for path in paths)):
+    paths, metrics = config.task.paths.values(), config.final.named_metrics
+    if not any(map(is_own, metrics)) and not (paths and all(local_path(path) is not None for path in paths)):
         return
     task = load_task(config.task)
     for leak in task.leaks if paths else ():
         logger.warning("task: %s", leak)
-    try_own_metrics(own, task)
+    try_own_metrics(metrics, task)

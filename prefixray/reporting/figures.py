@@ -10,7 +10,7 @@ from prefixray.reporting.charts.axes import Axis, Groups, number_text, upper_lim
 from prefixray.reporting.charts.plots import Dot, Line, Series, bars, curves, forest, scatter, strips
 from prefixray.reporting.grid import Grid, count_text, scientific, value_text
 from prefixray.reporting.tables import loss_text, state_text
-from prefixray.results.record import ArmResult, Importance, Results, SearchTrial
+from prefixray.results.record import ArmResult, Importance, Results, SearchTrial, tuned_arms
 from prefixray.system.records import Scalar
 
 LOSS = "dev loss (nats per token)"
@@ -222,7 +222,7 @@ def _answer(key: str, trials: Sequence[SearchTrial]) -> str:
 
 def _kinds(results: Results) -> dict[str, int]:
     """A colour and shape for each tuned arm."""
-    tuned = [arm["arm"] for arm in results["arms"] if arm["method"] is not None]
+    tuned = [arm["arm"] for arm in tuned_arms(results)]
     return {name: kind for kind, name in enumerate(tuned)}
 
 

@@ -18,10 +18,9 @@ from prefixray.config.identity import stored_config
 from prefixray.config.schema import SweepConfig
 from prefixray.errors import UserError
 from prefixray.reporting.tables import trial_rows
-from prefixray.results.record import ArmResult, Stored, is_finished, load_results
-from prefixray.search.importance import parameter_importance
+from prefixray.results.record import ArmResult, Stored, is_finished, load_results, tuned_arms
 from prefixray.search.storage import open_storage
-from prefixray.search.study import search_trials
+from prefixray.search.study import search_so_far
 from prefixray.search.trial_source import Study, copied_study
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class Sweep:
         """Each arm's searched values: those of the final stage's winner, or before it those of the lowest dev loss."""
         results = self.results
         if is_finished(results):
-            return {arm["arm"]: self._searched_values(arm) for arm in results["arms"] if arm["method"] is not None}
+            return {arm["arm"]: self._searched_values(arm) for arm in tuned_arms(results)}
         done = [(loss, t) for t in results["search"] if t["state"] == "done" and (loss := t["dev_loss"]) is not None]
         return {trial["arm"]: trial["config"] for _, trial in sorted(done, key=lambda entry: -entry[0])}
 
@@ -99,10 +98,4 @@ def record_so_far(folder: Path) -> Stored:
     journal = folder / _JOURNAL
     if not journal.is_file() or ((folder / "results.json").is_file() and is_finished(load_results(folder))):
         return load_results(folder)
-    config, storage = stored_config(folder), open_storage(journal)
-    found = [parameter_importance(storage, config.name, arm, config.search.rungs) for arm in config.arms]
-    return Stored(
-        search=search_trials(storage, config),
-        rungs=list(config.search.rungs),
-        importance=[importance for importance in found if importance is not None],
-    )
+    return search_so_far(open_storage(journal), stored_config(folder))

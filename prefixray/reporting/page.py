@@ -37,20 +37,16 @@ class Head:
 
 def write_page(stored: Stored, folder: Path) -> list[Path]:
     """Write `report.html` and `report.md` into a sweep's folder; return both paths."""
-    contents = {"report.html": render_html(stored, folder), "report.md": render_page_markdown(stored, folder)}
+    contents = render(stored, folder)
     for name, content in contents.items():
         write_whole(folder / name, content)
     return [folder / name for name in contents]
 
 
-def render_html(stored: Stored, folder: Path) -> str:
-    """The report as HTML."""
-    return html_page(_head(stored, folder), sections(stored, folder))
-
-
-def render_page_markdown(stored: Stored, folder: Path) -> str:
-    """The report as Markdown."""
-    return markdown_page(_head(stored, folder), sections(stored, folder))
+def render(stored: Stored, folder: Path) -> dict[str, str]:
+    """The report as HTML and as Markdown, by the names of their files."""
+    head, parts = _head(stored, folder), sections(stored, folder)
+    return {"report.html": html_page(head, parts), "report.md": markdown_page(head, parts)}
 
 
 def html_page(head: Head, parts: Sequence[Section]) -> str:

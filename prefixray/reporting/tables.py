@@ -16,7 +16,7 @@ from prefixray.metrics import decimals, label
 from prefixray.reporting.grid import SHORT, Grid, count_text, differing_keys, escaped, one_line, value_text
 from prefixray.reporting.verdict import is_significant, notes, num_seeds
 from prefixray.results.examples import NUM_EXAMPLES
-from prefixray.results.record import ArmResult, ExampleOutputs, Interval, Results, SearchTrial
+from prefixray.results.record import ArmResult, ExampleOutputs, Interval, Results, SearchTrial, tuned_arms
 
 _PLAIN_COLUMNS: Sequence[Literal["p", "p_holm", "trained_parameters", "stored_parameters", "num_trials", "minutes"]] = (
     "p",
@@ -187,7 +187,7 @@ def seed_grid(results: Results) -> Grid | None:
     """The scores of each final run, a row per arm and seed; None where each arm has one seed."""
     if num_seeds(results) == 1:
         return None
-    runs = [(arm["arm"], seed) for arm in results["arms"] if arm["method"] is not None for seed in arm["seeds"]]
+    runs = [(arm["arm"], seed) for arm in tuned_arms(results) for seed in arm["seeds"]]
     columns = {"arm": [arm for arm, _ in runs], "seed": [str(seed["seed"]) for _, seed in runs]}
     names = sorted(results["metrics"], key=lambda name: name != results["metric"])
     for name in names:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prefixray.metrics import decimals, higher_is_better, label
-from prefixray.results.record import ArmResult, Results
+from prefixray.results.record import ArmResult, Results, tuned_arms
 from prefixray.results.statistics import resolution
 from prefixray.trial import report_steps
 
@@ -28,7 +28,7 @@ def notes(results: Results) -> list[str]:
     lines = caveats(results)
     if any(is_significant(arm) for arm in results["arms"]):
         lines.append(f"* differs from {results['reference']}: {star_text()}")
-    if len(_tuned(results)) < 2:
+    if len(tuned_arms(results)) < 2:
         return lines
     return [*lines, *seed_caveats(results), f"{_smallest_differences(results)}.", verdict(results).text]
 
@@ -37,14 +37,14 @@ def caveats(results: Results) -> list[str]:
     """What the record notes of its own data and search, what the arms had unequal shares of."""
     most = max(results["arms"], key=lambda arm: arm["num_trials"])
     lines = list(results.get("notes", ()))
-    if any(arm["num_trials"] < most["num_trials"] for arm in _tuned(results)):
+    if any(arm["num_trials"] < most["num_trials"] for arm in tuned_arms(results)):
         lines.append(f"+ searched less than {most['arm']}: not a fair comparison")
     return [*lines, *_unequal(results).values()]
 
 
 def seed_caveats(results: Results) -> list[str]:
     """What one seed leaves open where several arms were compared."""
-    if len(_tuned(results)) < 2 or num_seeds(results) > 1:
+    if len(tuned_arms(results)) < 2 or num_seeds(results) > 1:
         return []
     return ["one seed: intervals, p and * are about these trained models; other seeds would give others"]
 
@@ -72,7 +72,7 @@ def _smallest_differences(results: Results) -> str:
     count, total, name = results["num_sources"], results["num_sources_total"], label(results["metric"])
     if count == 1:
         return "one source tells nothing apart"
-    differences = [arm["difference"] for arm in results["arms"] if arm["method"] is not None]
+    differences = [arm["difference"] for arm in tuned_arms(results)]
     smallest = [resolution(**difference) for difference in differences if difference is not None]
     text = f"{count} sources cannot tell apart differences below {_range(smallest, results)} {name}"
     if count < total and num_seeds(results) == 1:
@@ -91,7 +91,7 @@ def verdict(results: Results) -> Verdict:
     """The winner, if its lead was tested, is significant, and rests on arms treated alike and on several seeds."""
     metric, reference = results["metric"], results["reference"]
     sign = -1 if higher_is_better(metric) else 1
-    tuned = _tuned(results)
+    tuned = tuned_arms(results)
     if len(tuned) < 2:
         return Verdict(_alone(results))
     best, second = sorted(tuned, key=lambda arm: sign * arm["scores"][metric]["value"])[:2]
@@ -113,13 +113,9 @@ def verdict(results: Results) -> Verdict:
     return Verdict(f"Winner: {best['arm']}, {lead} ahead of {second['arm']}.", best["arm"])
 
 
-def _tuned(results: Results) -> list[ArmResult]:
-    return [arm for arm in results["arms"] if arm["method"] is not None]
-
-
 def _alone(results: Results) -> str:
     """The score of the only tuned arm, beside the floor."""
-    if not _tuned(results):
+    if not tuned_arms(results):
         return "No final run has ended well."
     metric = results["metric"]
     scores = [f"{arm['arm']} {arm['scores'][metric]['value']:.{decimals(metric)}f}" for arm in results["arms"]]
@@ -128,7 +124,7 @@ def _alone(results: Results) -> str:
 
 def _unequal(results: Results) -> dict[str, str]:
     """Notes on what the arms' final runs had unequal numbers of, by its name: examples, checkpoints to choose from."""
-    configs = {arm["arm"]: arm["config"] for arm in results["arms"] if arm["method"] is not None}
+    configs = {arm["arm"]: arm["config"] for arm in tuned_arms(results)}
     notes = {
         "examples": ("trained on unequal numbers of examples", _num_examples),
         "checkpoints": (

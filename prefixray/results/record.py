@@ -183,6 +183,11 @@ def is_finished(stored: Stored) -> TypeGuard[Results]:
     return "arms" in stored
 
 
+def tuned_arms(results: Results) -> list[ArmResult]:
+    """The arms without the untuned base."""
+    return [arm for arm in results["arms"] if arm["method"] is not None]
+
+
 def _problems(stored: object) -> list[str]:
     """The keys that a sweep's record would have and this one lacks, a sentence each."""
     if not isinstance(stored, dict) or not isinstance(stored.get("search"), list):

@@ -41,8 +41,10 @@ def found_enough(records: Sequence[Record], stop_when: StopWhen) -> str | None:
 
 def ended_early(name: str, source: TrialSource, stop_when: StopWhen | None) -> str | None:
     """A sentence on a search that has found enough before its last trial; None on any other."""
-    records = source.records() if stop_when is not None else []
-    why = None if stop_when is None else found_enough(records, stop_when)
+    if stop_when is None:
+        return None
+    records = source.records()
+    why = found_enough(records, stop_when)
     if why is None or len(records) >= source.num_wanted():
         return None
     return f"{name}: search.stop_when ended the search after {len(records)} of {source.num_wanted()} trials: {why}"

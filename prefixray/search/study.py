@@ -17,7 +17,8 @@ from prefixray.config.schema import ArmConfig, SamplerName, SweepConfig
 from prefixray.config.seeds import derive_seed
 from prefixray.config.space import LARGEST_GRID, LogUniform, Uniform, configurations
 from prefixray.errors import UserError
-from prefixray.results.record import SearchTrial
+from prefixray.results.record import SearchTrial, Stored
+from prefixray.search.importance import parameter_importance
 from prefixray.search.sampling.evidence import evidence_of
 from prefixray.search.sampling.parameters import identity_of, parameter_name, suggest, values_by_key
 from prefixray.search.sampling.samplers import class_name, make_sampler
@@ -239,6 +240,16 @@ class ArmStudy(TrialSource):
             if identity_of(values) not in queued:
                 queued.add(identity_of(values))
                 self._enqueue(values)
+
+
+def search_so_far(storage: Storage, config: SweepConfig) -> Stored:
+    """The record of the search as it stands; nothing is written, and a driver may write meanwhile."""
+    found = [parameter_importance(storage, config.name, arm, config.search.rungs) for arm in config.arms]
+    return Stored(
+        search=search_trials(storage, config),
+        rungs=list(config.search.rungs),
+        importance=[importance for importance in found if importance is not None],
+    )
 
 
 def search_trials(storage: Storage, config: SweepConfig) -> list[SearchTrial]:

@@ -11,7 +11,7 @@ import pytest
 from support.example_results import example, finished_sweep, older_sweep
 from support.html_page import Page
 
-from prefixray.reporting.page import render_html, render_page_markdown, write_page
+from prefixray.reporting.page import render, write_page
 from prefixray.reporting.sections.whole import sections
 from prefixray.results.outputs import read_outputs, write_outputs
 from prefixray.results.record import Results
@@ -26,7 +26,7 @@ def results() -> Results:
 
 
 def test_the_numbers_of_the_first_table_are_those_of_the_record(results: Results) -> None:
-    head, *rows = Page(render_html(results, FOLDER)).tables[0]
+    head, *rows = Page(render(results, FOLDER)["report.html"]).tables[0]
     shown = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
     assert list(shown) == [one["arm"] for one in results["arms"]]
     for one in results["arms"]:
@@ -46,11 +46,11 @@ def test_groups_of_sources_have_their_table_where_the_task_names_some(results: R
     for one in results["arms"]:
         scores = {"bleu": {"value": 41.5, "low": 40.0, "high": 43.0}}
         one["groups"] = {name: {"num_sources": 1234, "scores": scores, "difference": None} for name in ("seen", "new")}
-    tables = Page(render_html(results, FOLDER)).tables
+    tables = Page(render(results, FOLDER)["report.html"]).tables
     head, *rows = next(table for table in tables if "group" in table[0])
     assert head[:4] == ["arm", "group", "sources", "BLEU [95 %]"]
     assert rows[3][:4] == ["prefix", "new", "1,234", "41.5 [40.0, 43.0]"]
-    assert "| prefix | new | 1,234 |" in render_page_markdown(results, FOLDER)
+    assert "| prefix | new | 1,234 |" in render(results, FOLDER)["report.md"]
 
 
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "without a final stage"])
@@ -59,7 +59,7 @@ def test_the_page_is_well_formed_and_needs_nothing_besides_itself(results: Resul
     record: Any = older_sweep(results) if old else results
     if not finished:
         record = {key: record[key] for key in ("search", "rungs", "importance") if key in record}
-    text = render_html(record, FOLDER)
+    text = render(record, FOLDER)["report.html"]
     page = Page(text)
     assert page.wrong == [] and page.open == []
     assert "http" not in text
@@ -74,7 +74,7 @@ def test_the_page_is_well_formed_and_needs_nothing_besides_itself(results: Resul
 
 
 def test_every_chart_names_its_axes_and_what_it_shows(results: Results) -> None:
-    text = render_html(results, FOLDER)
+    text = render(results, FOLDER)["report.html"]
     charts = re.findall(r"<svg.*?</svg>", text, re.S)
     assert len(charts) == 2 + 1 + 4 + 2, "differences, sizes; curves; four searched values, all of them; importance"
     for chart in charts:
@@ -90,11 +90,11 @@ def test_every_chart_names_its_axes_and_what_it_shows(results: Results) -> None:
 
 def test_the_headline_is_the_verdict_and_before_it_how_far_the_search_is(results: Results) -> None:
     verdict = "No winner: prefix and finetune are 2.2 BLEU apart, which may be chance."
-    assert f"<h1>{verdict}</h1>" in render_html(results, FOLDER)
-    assert render_page_markdown(results, FOLDER).startswith(f"# {verdict}\n\ntiny: prefix, finetune for model.gguf on ")
+    assert f"<h1>{verdict}</h1>" in render(results, FOLDER)["report.html"]
+    assert render(results, FOLDER)["report.md"].startswith(f"# {verdict}\n\ntiny: prefix, finetune for model.gguf on ")
     running: Any = {"search": results["search"], "rungs": [8, 16], "importance": []}
     head = "No verdict yet: 12 trials, 6 finished, 6 stopped early. prefix/0 leads with a dev loss of 1.600."
-    assert f"<h1>{head}</h1>" in render_html(running, FOLDER)
+    assert f"<h1>{head}</h1>" in render(running, FOLDER)["report.html"]
 
 
 def test_every_output_is_on_the_page_for_its_script_and_in_the_file(results: Results, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_every_output_is_on_the_page_for_its_script_and_in_the_file(results: Res
     every[7]["source"] = every[7]["outputs"]["prefix"] = "</script>" + BAD
     write_outputs(tmp_path / "outputs.csv", every, "bleu")
     assert read_outputs(tmp_path / "outputs.csv", results) == every
-    text = render_html(results, tmp_path)
+    text = render(results, tmp_path)["report.html"]
     page = Page(text)
     assert page.wrong == [] and page.open == [] and page.scripts == 2
     found = re.search(r'<script type="application/json" id="all-outputs">(.*?)</script>', text, re.S)
@@ -113,7 +113,7 @@ def test_every_output_is_on_the_page_for_its_script_and_in_the_file(results: Res
     source, references, outputs = stored["rows"][7]
     assert source == "</script>" + BAD and references == every[7]["references"]
     assert outputs == [["", "0.0"], [source, "47.0"], ["Full 7.", "50.0"]]
-    assert "**name : Place 8**" in render_page_markdown(results, tmp_path), "Markdown has those farthest apart"
+    assert "**name : Place 8**" in render(results, tmp_path)["report.md"], "Markdown has those farthest apart"
 
 
 def test_what_comes_from_data_is_escaped_everywhere(results: Results) -> None:
@@ -130,20 +130,20 @@ def test_what_comes_from_data_is_escaped_everywhere(results: Results) -> None:
         one["outputs"]["<b>"], one["scores"]["<b>"] = one["outputs"].pop("prefix"), one["scores"].pop("prefix")
         if "arm" in one:
             one["arm"] = "<b>"
-    text = render_html(record, FOLDER)
+    text = render(record, FOLDER)["report.html"]
     page = Page(text)
     assert page.wrong == [] and page.scripts == 1
     assert "alert(" in page.text and "<b>" not in text and "<script>alert" not in text
     assert html.escape(BAD) in text
-    markdown = render_page_markdown(record, FOLDER)
+    markdown = render(record, FOLDER)["report.md"]
     prose = re.sub(r"```.*?```", "", markdown, flags=re.S)
     assert "<script>" not in prose.replace("\\<", ""), "angle brackets are escaped"
 
 
 def test_the_markdown_has_the_same_tables_and_all_rows_have_their_cells(results: Results) -> None:
-    markdown = render_page_markdown(results, FOLDER)
+    markdown = render(results, FOLDER)["report.md"]
     assert "| prefix | 58.3 \\[55.1, 60.7\\] | \\+2.2 \\[-1.8, \\+7.2\\] |" in markdown
-    for heading in re.findall(r"<h2>(.*?)</h2>", render_html(results, FOLDER)):
+    for heading in re.findall(r"<h2>(.*?)</h2>", render(results, FOLDER)["report.html"]):
         assert f"## {html.unescape(heading)}" in markdown
     for block in markdown.split("\n\n"):
         if block.startswith("|"):
@@ -155,7 +155,7 @@ def test_a_sweep_without_a_search_has_its_table(results: Results) -> None:
     results["search"] = []
     keys = [one.key for one in sections(results, FOLDER)]
     assert keys == ["result", "outputs", "cost", "use", "records"]
-    assert Page(render_html(results, FOLDER)).wrong == []
+    assert Page(render(results, FOLDER)["report.html"]).wrong == []
 
 
 def test_files_are_written_where_the_results_are(results: Results, tmp_path: Path) -> None:

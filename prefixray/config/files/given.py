@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from prefixray.config.files.found import find_sweep_file
 from prefixray.config.files.written import as_yaml
-from prefixray.config.load import load_document
+from prefixray.config.load import apply_overrides, load_document
 from prefixray.config.schema import SweepConfig, SweepName
 from prefixray.data.catalog import CATALOG
 from prefixray.data.own.rows import Rows, write_rows
@@ -29,8 +29,7 @@ def given_sweep(sweep: Given, rows: Mapping[str, Rows], overrides: Sequence[str]
     given = {split: some for split, some in rows.items() if some is not None}
     if not given:
         return load_document(document, overrides)
-    for override in overrides:
-        document.override(override)
+    apply_overrides(document, overrides)
     task = document.values.get("task")
     name = task.get("name") if isinstance(task, dict) else None
     if isinstance(name, str) and name in CATALOG and "train" not in CATALOG[name].keys:

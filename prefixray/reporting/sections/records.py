@@ -8,7 +8,7 @@ from prefixray.reporting.sections.section import Link, Section
 from prefixray.reporting.tables import command_lines, csv_rows, csv_text, search_grid, trial_rows
 from prefixray.results.citation import bibtex
 from prefixray.results.hypotheses import best_run
-from prefixray.results.record import Results
+from prefixray.results.record import Results, tuned_arms
 
 _MACHINE = {  # texts of the machine's facts; a fact that is not here follows under its own name
     "cpu": "{}",
@@ -24,7 +24,7 @@ _MACHINE = {  # texts of the machine's facts; a fact that is not here follows un
 def cost_section(results: Results) -> Section:
     """The trials, steps and minutes of every arm, and the machine."""
     rows = []
-    for arm in (arm for arm in results["arms"] if arm["method"] is not None):
+    for arm in tuned_arms(results):
         trials = [trial for trial in results["search"] if trial["arm"] == arm["arm"]]
         steps = sum(trial["step"] for trial in trials)
         full = sum(trial["num_steps"] for trial in trials)
@@ -52,7 +52,7 @@ def cost_section(results: Results) -> Section:
 def use_section(results: Results, folder: Path) -> Section:
     """Commands that use the sweep's artifacts, and the works to cite."""
     heading = "How to use, share and cite it"
-    if all(arm["method"] is None for arm in results["arms"]):
+    if not tuned_arms(results):
         return Section("use", heading, text=["No final run has ended well: there is nothing to decode."])
     run = best_run(results, None)
     source = results["examples"][0]["source"] if results["examples"] else "..."

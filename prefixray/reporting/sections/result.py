@@ -11,7 +11,7 @@ from prefixray.reporting.grid import Grid
 from prefixray.reporting.sections.section import Section
 from prefixray.reporting.tables import final_grid, group_grid, seed_grid, title
 from prefixray.reporting.verdict import notes
-from prefixray.results.record import Results
+from prefixray.results.record import Results, tuned_arms
 
 GOES_ON = "If the sweep does not run any more, the command that started it, with the same options, goes on with it."
 """`sweep.yaml` in the folder alone would not: the options may have named another sweep."""
@@ -19,7 +19,7 @@ GOES_ON = "If the sweep does not run any more, the command that started it, with
 
 def result_section(results: Results) -> Section:
     """The final table with its notes, the differences and the sizes."""
-    tuned = [arm for arm in results["arms"] if arm["method"] is not None]
+    tuned = tuned_arms(results)
     compared = [(arm, arm["difference"]) for arm in tuned if arm["difference"] is not None]
     figures = []
     if compared:
@@ -57,7 +57,7 @@ def group_section(results: Results) -> list[Section]:
 def final_curve_section(results: Results) -> list[Section]:
     """The dev losses of the final runs over their steps; nothing where an older record lacks them."""
     series, rows = [], []
-    tuned = [arm for arm in results["arms"] if arm["method"] is not None]
+    tuned = tuned_arms(results)
     for kind, arm in enumerate(tuned):
         by_step: dict[int, list[float]] = {}
         for seed in arm["seeds"]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from prefixray.config.identity import stored_config
 from prefixray.errors import UserError
 from prefixray.metrics import higher_is_better
-from prefixray.results.record import ArmResult, Results, is_finished, load_results
+from prefixray.results.record import ArmResult, Results, is_finished, load_results, tuned_arms
 from prefixray.results.statistics import holm, ranks
 
 
@@ -28,7 +28,7 @@ class OneOf:
     @property
     def tuned(self) -> list[ArmResult]:
         """The arms without the untuned base."""
-        return [arm for arm in self.results["arms"] if arm["method"] is not None]
+        return tuned_arms(self.results)
 
 
 def side_by_side(folders: Sequence[Path]) -> list[OneOf]:
@@ -37,8 +37,8 @@ def side_by_side(folders: Sequence[Path]) -> list[OneOf]:
     Raises `UserError` where one is no finished sweep, or is named twice.
     """
     stored = {folder: load_results(folder) for folder in folders}
-    problems = [f"{folder}: the final stage has not been reached; leave this sweep out" for folder in stored]
-    problems = [line for line, one in zip(problems, stored.values(), strict=True) if not is_finished(one)]
+    late = "the final stage has not been reached; leave this sweep out"
+    problems = [f"{folder}: {late}" for folder, one in stored.items() if not is_finished(one)]
     resolved = [folder.resolve() for folder in folders]
     problems += [f"{f}: is named twice" for i, f in enumerate(folders) if f.resolve() in resolved[:i]]
     if problems:
@@ -80,8 +80,8 @@ def _corrected(found: Sequence[Results]) -> list[Results]:
     p_values = {
         f"{i}/{arm['arm']}": p
         for i, results in enumerate(found)
-        for arm in results["arms"]
-        if arm["method"] is not None and (p := arm["p"]) is not None
+        for arm in tuned_arms(results)
+        if (p := arm["p"]) is not None
     }
     corrected = holm(p_values)
     copies = []

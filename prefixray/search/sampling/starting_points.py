@@ -103,10 +103,9 @@ def _fitted(arm: ArmConfig, point: Mapping[str, Scalar]) -> dict[str, Scalar] | 
                 return None
             values[key] = found[0]
     try:
-        trial = arm.trial(values).model_dump(mode="json")
+        flat = arm.trial(values).by_key()
     except ValidationError:
         return None
-    flat = {**trial.pop("method"), **trial}
     is_near = all(_is_near(flat[key], value, is_text=key == _TEXT) for key, value in point.items())
     in_form = all(flat[key] == default for key, default in defaults.items() if key in _form_keys(arm))
     return values if is_near and in_form else None

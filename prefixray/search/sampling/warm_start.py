@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from prefixray.config.identity import differences, stored_config
 from prefixray.config.schema import ArmConfig, SweepConfig
-from prefixray.config.space import Choice, is_among
+from prefixray.config.space import as_listed
 from prefixray.config.trials import TrialConfig
 from prefixray.errors import UserError
 from prefixray.results.record import Provenance, SearchTrial, Stored, load_results
@@ -132,8 +132,7 @@ def _fit(arm: ArmConfig, theirs: ArmConfig, trial: SearchTrial) -> dict[str, Sca
         if distribution is not None and not distribution.contains(there[key]):
             return f"{key} {shown(there[key])} is not searched here"
         if distribution is not None:
-            listed = distribution.choice if isinstance(distribution, Choice) else ()
-            values[key] = next((choice for choice in listed if is_among(there[key], (choice,))), there[key])
+            values[key] = as_listed(distribution, there[key])
     try:
         here = _flat(arm.trial(values))
     except ValidationError:
@@ -146,5 +145,4 @@ def _fit(arm: ArmConfig, theirs: ArmConfig, trial: SearchTrial) -> dict[str, Sca
 
 def _flat(trial: TrialConfig) -> dict[str, Scalar]:
     """The method's values and the recipe, as far as the loss depends on them."""
-    dumped = trial.model_dump(mode="json")
-    return {key: value for key, value in {**dumped.pop("method"), **dumped}.items() if key not in _NOT_OF_LOSS}
+    return {key: value for key, value in trial.by_key().items() if key not in _NOT_OF_LOSS}
