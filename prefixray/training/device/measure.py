@@ -26,26 +26,25 @@ def measure(pack: Pack) -> None:
 
     Where not even one row has room, nothing changes: a trial will tell its user so.
     """
-    costs = _costs(pack, pack.train)
+    costs = _costs(pack)
     if costs is not None:
         pack.layout.costs = costs
         pack.token_budget = pack.first_budget = costs.token_budget
 
 
-def _costs(pack: Pack, rows: Sequence[Row]) -> Costs | None:
+def _costs(pack: Pack) -> Costs | None:
     assert not pack.members, "trials would be measured, too"
+    rows = pack.train
     mean = row_lengths(rows)
     length = max(1.0, mean.encoder + mean.decoder)
     free, first_budget = free_bytes(pack.base.device), pack.token_budget
     num_rows = max(2, min(len(rows), round(LARGE / length)))
-    steps = [_step(pack, rows, 1)]
-    while steps[0] is not None and len(steps) < 2:
-        steps.append(_step(pack, rows, num_rows))
-        if steps[1] is None and num_rows > 2:
-            num_rows //= 2
-            del steps[1]
+    small = _step(pack, rows, 1)
+    large = None if small is None else _step(pack, rows, num_rows)
+    while small is not None and large is None and num_rows > 2:
+        num_rows //= 2
+        large = _step(pack, rows, num_rows)
     pack.token_budget = first_budget
-    small, large = (*steps, None)[:2]
     if small is None or large is None or large.tokens <= small.tokens:
         return None
     costs = costs_of(small, large, width=pack.base.shape.hidden_size, free_bytes=free)
