@@ -8,7 +8,7 @@ network) within a factor of two. For data of the user's own, whose kind is not k
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TypedDict
@@ -56,13 +56,23 @@ def measured() -> tuple[Mapping[str, Source], tuple[Point, ...]]:
 
 
 def starting_points(config: SweepConfig, arm: ArmConfig, width: int) -> list[dict[str, Scalar]]:
-    """The best measured points near an arm on a base of that width, in the arm's searched keys; two at most."""
+    """The best measured points near an arm on a base of that width, in the arm's searched keys; two at most.
+
+    Points of the sweep's own data set come first. Those of several data sets are compared by their distance to the
+    method's best on the same data.
+    """
     if not arm.first_auto:
         return []
     sources, points = measured()
+    of_method = [point for point in points if point["method"] == arm.method]
+    least = {source: min(p["dev_loss"] for p in of_method if p["source"] == source) for source in _sources(of_method)}
+
+    def order(point: Point) -> tuple[bool, float]:
+        return point["source"] != config.task.name, point["dev_loss"] - least[point["source"]]
+
     near: list[dict[str, Scalar]] = []
-    for point in sorted(points, key=lambda point: point["dev_loss"]):
-        if point["method"] == arm.method and _is_near_source(config, sources[point["source"]], width):
+    for point in sorted(of_method, key=order):
+        if _is_near_source(config, sources[point["source"]], width):
             values = _fitted(arm, point["values"])
             if values is not None and values not in near:
                 near.append(values)
@@ -84,6 +94,10 @@ def starting_text(config: SweepConfig, width: int | None) -> list[str]:
         else:
             lines.append(f"{arm.name}: first: auto has no measured point near this arm, so the sampler begins.")
     return lines
+
+
+def _sources(points: Sequence[Point]) -> set[str]:
+    return {point["source"] for point in points}
 
 
 def _is_near_source(config: SweepConfig, source: Source, width: int) -> bool:

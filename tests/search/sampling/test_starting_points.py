@@ -10,6 +10,7 @@ from prefixray.config.identity import dump, identity, restore
 from prefixray.search.sampling.starting_points import measured, starting_points, starting_text
 from prefixray.search.storage import open_storage
 from prefixray.search.study import ArmStudy
+from prefixray.system.records import Scalar
 
 PAGE = Path(__file__).parents[3] / "docs" / "measurements" / "learning_rates.md"
 AUTO = VALID.replace("  prefix:\n", "  prefix:\n    first: auto\n").replace("[1e-4, 1e-2]", "[1e-4, 3e-1]")
@@ -54,6 +55,16 @@ def test_an_arm_begins_with_the_two_best_points_that_are_near_it() -> None:
     assert asked[:2] == points and asked[2] != other_version[0]
 
 
+def test_points_of_the_sweeps_own_data_come_first_though_another_sets_losses_are_lower() -> None:
+    def first(name: str) -> tuple[Scalar, Scalar]:
+        config = load(AUTO, f"task.name={name}", *([] if name == "e2e" else ["task.path=x"]))
+        point = starting_points(config, config.arm("prefix"), WIDTH)[0]
+        return point["init_token"], point["learning_rate"]
+
+    assert first("e2e") == ("restaurant", 3e-4) and first("webnlg") == (None, 1e-3)
+    assert first("dart") == (None, 1e-3)  # the nearest to its own data set's best of both
+
+
 def test_what_is_not_near_has_no_point_and_is_told_so() -> None:
     def told(*overrides: str, width: int | None = WIDTH) -> str:
         (line,) = starting_text(load(AUTO, *overrides), width)
@@ -64,12 +75,14 @@ def test_what_is_not_near_has_no_point_and_is_told_so() -> None:
     assert told(width=4096) == none and told(width=1152) != none and told(width=280) == none
     assert told(width=None) == "prefix: first: auto needs the width of the base, which is not known here."
     assert told("arms.prefix.preseqlen=200") == none
-    assert told("arms.prefix.prefix_mode=embedding") == none
+    summaries = ("task.name=dialogsum", "final.metric=test/rouge_l")
+    assert told("arms.prefix.prefix_mode=embedding", *summaries) == none
+    assert told("arms.prefix.prefix_mode=embedding") != none
     assert told("arms.prefix.learning_rate={log_uniform: [1e-6, 1e-5]}") == none
     # Summaries have points of 10 positions of words alone.
-    config = load(AUTO, "arms.prefix.preseqlen=10", "task.name=dialogsum", "final.metric=test/rouge_l")
-    summaries = starting_points(config, config.arm("prefix"), WIDTH)
-    assert [point["learning_rate"] for point in summaries] == [3e-4, 0.1]
+    config = load(AUTO, "arms.prefix.preseqlen=10", *summaries)
+    points = starting_points(config, config.arm("prefix"), WIDTH)
+    assert [point["learning_rate"] for point in points] == [3e-4, 0.1]
     assert starting_text(load(), WIDTH) == []
 
 
