@@ -10,11 +10,15 @@ from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 from prefixray.data.entries import Entry, Splits, one_line
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.system.records import Count
+
+if TYPE_CHECKING:  # imports numpy
+    from prefixray.data.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +29,7 @@ class Example:
 
     source: str
     target: str
+    teacher: "Teacher | None" = field(default=None, compare=False, repr=False)  # expects more than the target's tokens
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_whole(path: Path, content: str) -> None:
-    """Write a text file under a scratch name, and rename it once it is on the disk; its folder must exist.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file under a scratch name, text in UTF-8, and rename it once it is on the disk; its folder must exist.
 
     Two processes may write the same file: the file is then whole, and of one of them.
     """
     scratch = _scratch(path)
     try:
-        with scratch.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(content)
+        with scratch.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)
