@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from prefixray.config.seeds import CANDIDATE_REPLICATE
 from prefixray.config.trials import TrialConfig
 from prefixray.system.atomic_files import clear_scratch, write_whole
 
@@ -120,6 +121,13 @@ class TrialSpec:
         """Where the trial's files lie."""
         return TrialFolder(Path(self.folder))
 
+    @property
+    def stage(self) -> str:
+        """What it is trained for: "prefix" in the search, then "candidates/prefix" and "final/prefix"."""
+        if self.replicate == 0:
+            return self.config.arm
+        return f"{'candidates' if self.replicate == CANDIDATE_REPLICATE else 'final'}/{self.config.arm}"
+
     def report_steps(self) -> tuple[int, ...]:
         """The steps after which the trial is evaluated, ascending; the last is the end of its schedule."""
         return report_steps(self.config.eval_every, (*self.rungs, *self.eval_at), self.config.num_steps)
@@ -180,4 +188,6 @@ class WorkerStatus:
     seconds_silent: float = 0.0  # since the last sign of life of a loop that has something to do
     num_deaths: int = 0  # of this worker's earlier processes
     last_death: str | None = None  # what is known of the last death
+    stepping: float = 0.0  # seconds for which this process has stepped packs so far, evaluations among them
+    evaluating: float = 0.0  # seconds of evaluations among those
     decoded: tuple[int, int] = (0, 0)  # sources of the split that it decodes now, or has decoded last; and of how many

@@ -27,6 +27,7 @@ from prefixray.cluster.connect import requires_token
 from prefixray.config.load import load_sweep
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
+from prefixray.results.timeline.read import KINDS, read_timeline
 
 pytestmark = pytest.mark.ray
 
@@ -158,7 +159,14 @@ def test_a_sweep_runs_from_its_file_to_its_table(finished: Finished) -> None:
     parent = next(run for run in sweep.runs() if "prefixray.key" not in run.data.tags)
     logged = {path.name for path in Path(parent.info.artifact_uri.removeprefix("file://")).iterdir()}
     assert {"report.html", "report.md", "results.json", "sweep.yaml"} <= logged
-    assert "<table" in (sweep.results / "report.html").read_text()
+    assert "What did the workers do?" in (sweep.results / "report.html").read_text()
+    timeline = read_timeline(sweep.results)
+    assert timeline is not None and len(timeline.begins) == 1, "a driver that was refused did nothing"
+    stages = {stage for lane in timeline.lanes for span in lane.spans for stage in span.doing.trials}
+    assert {"prefix"} <= stages <= {"prefix", "lora", "final/prefix", "final/lora", "final/finetune"}
+    sums = {kind: sum(lane.seconds[kind] for lane in timeline.lanes) for kind in KINDS}
+    assert all(sums[kind] > 0 for kind in ("starting", "training", "evaluating", "idle")), sums
+    assert 0 < timeline.idle_share < 1 and timeline.seconds < 60 * run["minutes"] + 60
     page = f"http://127.0.0.1:5000/#/experiments/{parent.info.experiment_id}/runs?viewStateShareKey=best"
     assert f"mlflow ui --backend-store-uri sqlite:///runs/small/mlflow.db   # then {page}" in output
     assert all(f"final/{path.parent.name} " in output for path in sweep.results.glob("final/*/result.json"))
@@ -283,6 +291,8 @@ def test_a_driver_that_is_terminated_then_killed_twice_goes_on_loses_no_trial_an
     assert sweep.finish("--quiet").startswith("E2E test, 6 of 630 sources")
     _assert_complete(sweep, num_seeds=1)
     assert {path: path.read_text() for path in ended} == ended  # what had ended was not run again
+    timeline = read_timeline(sweep.results)
+    assert timeline is not None and len(timeline.begins) == 4, "each driver has its part"
 
 
 def test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_outside(sweep: Sweep) -> None:

@@ -261,6 +261,8 @@ class TrainingLoop:
         self._status = replace(
             self._status,
             steps=self._trainer.steps(),
+            stepping=self._status.stepping + seconds,
+            evaluating=self._trainer.evaluating,
             tokens_per_second=self._speed_meter.speed_after(self._trainer.last_tokens, seconds),
             memory_bytes=psutil.Process().memory_info().rss,
         )

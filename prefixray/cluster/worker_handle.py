@@ -7,6 +7,7 @@ name, unless it is dead for good.
 
 import math
 import time
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
@@ -22,6 +23,7 @@ from prefixray.cluster.nodes import ActorState, actor_state_of
 from prefixray.cluster.worker import Worker, WorkerSetup
 from prefixray.errors import SweepFailed, UserError, first_line
 from prefixray.planning.slots import MOST_SLOTS
+from prefixray.results.timeline.keeper import Does, Doing
 from prefixray.training.facts import WorkerFacts
 from prefixray.trial import TrialSpec, WorkerStatus
 
@@ -127,6 +129,18 @@ class WorkerHandle:
     def is_idle(self) -> bool:
         """Whether it has nothing to do."""
         return not self.trials and self.decoding is None
+
+    @property
+    def doing(self) -> Doing:
+        """What it does now, for the sweep's timeline."""
+        does: Does = "idle" if self.is_idle else "train" if self.decoding is None else "decode"
+        if self.state.phase not in _UP:
+            does = "load" if self.state.phase is Phase.LOADING else "wait"
+        trials = Counter(spec.stage for spec in tuple(self.trials.values()))
+        status = self.status
+        if status is None:
+            return Doing(does, trials)
+        return Doing(does, trials, status.stepping, status.evaluating)
 
     @property
     def is_stranded(self) -> bool:

@@ -33,6 +33,7 @@ from prefixray.results.command_run import command_run, runs_so_far
 from prefixray.results.compare import Facts, FinalRun, make_results
 from prefixray.results.hypotheses import try_own_metrics
 from prefixray.results.record import UNTUNED, CommandRun, ExampleOutputs, Results, Stored
+from prefixray.results.timeline.keeper import FILE, Timekeeper
 from prefixray.search.budget import Budget, early_endings
 from prefixray.search.policies.choice import make_policy
 from prefixray.search.requests import Inbox
@@ -110,7 +111,7 @@ def drive(
     if chosen_address(address) == "local":
         _check_here(config)
     folder = ResultsFolder(Path("runs") / config.name)
-    with folder.lock():
+    with folder.lock(), Timekeeper(folder.path / FILE) as timekeeper:
         folder.store_config(config, file)
         repair_journal(folder.journal)
         if not folder.journal.is_file():
@@ -121,7 +122,7 @@ def drive(
         try:
             spared, num_tries = psutil.Process().children(), _TRIES_ANEW if has_started_anew() else _TRIES
             with connected(address, num_tries, base=config.base) as cluster, watched(live, dead_service, spared):
-                return _Sweep(config, folder, cluster, live, command).run()
+                return _Sweep(config, folder, cluster, timekeeper, live, command).run()
         finally:
             live.close()
 
@@ -130,15 +131,22 @@ class _Sweep:
     """One run of the driver over a sweep."""
 
     def __init__(
-        self, config: SweepConfig, folder: ResultsFolder, cluster: Cluster, live: LiveView, command: Sequence[str]
+        self,
+        config: SweepConfig,
+        folder: ResultsFolder,
+        cluster: Cluster,
+        timekeeper: Timekeeper,
+        live: LiveView,
+        command: Sequence[str],
     ) -> None:
-        self._config, self._folder, self._command = config, folder, command
+        self._config, self._folder, self._timekeeper, self._command = config, folder, timekeeper, command
         self._started, self._began = time.monotonic(), time.time()
         self._budget = Budget(folder.path, config.search)
         base_name = config.base.partition(":")[2] or config.base
         title = f"{config.name}  {base_name} on {config.task.name}   {folder.path}"
         self._start_view = View(title=title, stage="start", message=f"{cluster}; loading the base and the task")
         self._pool = Pool(cluster, _worker_setup(config, cluster, folder), folder.path / "workers")
+        timekeeper.watch(lambda: {worker.name: worker.doing for worker in tuple(self._pool.workers)})
         self._tracker: Tracker = open_tracker(config.tracking, folder.path, config.name, sweep_params(config))
         self._inbox = Inbox(folder.path)
         self._storage = open_storage(folder.journal)
@@ -245,6 +253,7 @@ class _Sweep:
                 self._tracker.score(run.name, _on_test(seed["scores"]))
             if arm["method"] is None:
                 self._tracker.score_untuned(UNTUNED, _on_test(arm["seeds"][0]["scores"]))
+        self._timekeeper.note(is_due=True)  # the report has all up to now
         files = self._folder.publish(results, every)
         self._tracker.summary(files, render_note(results))
         return results

@@ -57,6 +57,8 @@ class Trainer:
         self._trials: dict[str, Progress] = {}
         self.last_tokens = 0
         """Target tokens that the last step trained on."""
+        self.evaluating = 0.0
+        """Seconds of evaluations so far."""
 
     def describe(self) -> WorkerFacts:
         """What a sweep wants to know of the base and the device."""
@@ -192,8 +194,10 @@ class Trainer:
         for key in keys:
             by_subset.setdefault(subset_of(self._trials[key].spec.replicate, len(self._subsets)), []).append(key)
         dev_losses: dict[str, float] = {}
+        began = time.monotonic()
         for subset, on_subset in by_subset.items():
             dev_losses |= self.pack.evaluate(on_subset, self._subsets[subset][1])
+        self.evaluating += time.monotonic() - began
         return {key: dev_losses[key] for key in keys}
 
     def _reports(self, dev_losses: Mapping[str, float]) -> list[Report]:

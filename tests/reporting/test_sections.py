@@ -1,5 +1,6 @@
 """The sections of a report, from a finished sweep's record, from an older one and from an unfinished one."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from prefixray.reporting.sections.search import rank_correlation
 from prefixray.reporting.sections.section import Section
 from prefixray.reporting.sections.whole import sections
 from prefixray.results.record import Results
+from prefixray.results.timeline.keeper import FILE, Timekeeper
+from prefixray.results.timeline.read import KINDS
 
 FOLDER = Path("runs/tiny")
 
@@ -90,3 +93,38 @@ def test_all_values_of_a_search_stand_in_one_picture(results: Results) -> None:
         assert f">{name}</text>" in figure.chart
     tip = "prefix/0: preseqlen 5, mid_dim flat, init_token random, learning_rate 1.0e-3; dev loss 1.600, done"
     assert f"<title>{tip}</title>" in figure.chart
+
+
+def test_the_timeline_shows_each_worker_with_its_trials_and_says_how_long_it_was_idle(
+    results: Results, tmp_path: Path
+) -> None:
+    assert "timeline" not in {one.key for one in sections(results, tmp_path)}, "an older version wrote none"
+    with Timekeeper(tmp_path / FILE):
+        pass
+    assert "timeline" not in {one.key for one in sections(results, tmp_path)}, "nobody has worked"
+    lines = [
+        {"at": 0, "driver": "begins"},
+        {"at": 0, "worker": "worker-0", "does": "load"},
+        {"at": 6, "worker": "worker-0", "does": "train", "trials": {"final/lora": 1, "prefix": 3}},
+        {"at": 60, "worker": "worker-0", "does": "decode", "busy": [48, 12]},
+        {"at": 60.1, "worker": "worker-0", "does": "idle", "busy": [48, 12]},
+        {"at": 60.2, "worker": "worker-0", "does": "decode", "busy": [48, 12]},
+        {"at": 84, "worker": "worker-0", "does": "idle"},
+        {"at": 120, "driver": "ends"},
+    ]
+    (tmp_path / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (one,) = [one for one in sections(results, tmp_path) if one.key == "timeline"]
+    assert one.grid is not None and one.grid.header[2:] == [*KINDS]
+    assert one.grid.rows == [["worker-0", "2.0", "5 %", "30 %", "10 %", "20 %", "5 %", "30 %"]]
+    assert one.text[0] == "Workers had nothing to do, or waited, for 35 % of their time."
+    (figure,) = one.figures
+    assert figure.numbers.rows == [
+        ["worker-0", "decoding", "0.4"],
+        ["worker-0", "lora, final", "0.2"],
+        ["worker-0", "prefix, search", "0.7"],
+        ["worker-0", "starting", "0.1"],
+    ]
+    assert "<title>minute 0.1 to 1.0: 3 of prefix, search, 1 of lora, final</title>" in figure.chart
+    assert figure.chart.count("<title>") == 3, "bars too narrow to be seen are joined"
+    for name in ("prefix, search", "lora, final", "decoding", "starting", "worker-0", "minutes of the command"):
+        assert f">{name}</text>" in figure.chart

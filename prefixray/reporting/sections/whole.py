@@ -13,6 +13,7 @@ from prefixray.reporting.sections.result import (
 )
 from prefixray.reporting.sections.search import curve_section, early_section, value_section
 from prefixray.reporting.sections.section import Section
+from prefixray.reporting.sections.timeline import timeline_section
 from prefixray.reporting.tables import search_grid
 from prefixray.results.record import Stored, is_finished
 
@@ -27,8 +28,9 @@ def sections(stored: Stored, folder: Path) -> list[Section]:
     if search:
         parts += [curve_section(stored), value_section(stored), early_section(stored)]
     if is_finished(stored):
-        parts += [outputs_section(stored, folder), cost_section(stored), use_section(stored, folder)]
-        parts.append(records_section(stored, folder))
-    elif search:
-        parts.append(Section("records", "All trials", folded=search_grid(search)))
+        parts += [outputs_section(stored, folder), cost_section(stored), *timeline_section(stored, folder)]
+        parts += [use_section(stored, folder), records_section(stored, folder)]
+    else:
+        parts += timeline_section(stored, folder)
+        parts += [Section("records", "All trials", folded=search_grid(search))] if search else []
     return parts
