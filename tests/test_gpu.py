@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.packs import EXAMPLES, SEEDS, rows_of, trial_of
+from support.pretend_gpu import device as pretended
 
 from prefixray.artifacts.store import load_artifact, restore_method
 from prefixray.batching.lengths import row_lengths
@@ -34,6 +35,7 @@ from prefixray.decoding.generate import generate
 from prefixray.errors import NoMemory
 from prefixray.methods.catalog import trained_parameters
 from prefixray.model.base import Base, load_base, wrap_model
+from prefixray.model.binding.insert import Insert
 from prefixray.planning.memory import BYTES_PER_TRAINED, Load, pack_bytes
 from prefixray.planning.slots import num_slots
 from prefixray.training.device.measure import measure
@@ -72,6 +74,7 @@ arms:
 search: {{num_trials: 2, concurrency: 2, rungs: [4], seed: 3}}
 final: {{num_seeds: 1, metric: test/bleu, reference: finetune, num_beams: 2, max_new_tokens: 6}}
 """
+pretended_alone = pytest.mark.skipif(not pretended.is_there(), reason="only a pretended GPU counts")
 every_base = pytest.mark.parametrize("architecture", ARCHITECTURES)
 every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
@@ -139,6 +142,34 @@ def test_every_method_trains_and_validates_with_the_numbers_of_the_cpu(
             assert devices == {device}, key
     for key, of_both in losses.items():
         assert of_both[:3] == pytest.approx(of_both[3:], rel=0, abs=TOLERANCE[dtype]), key
+
+
+@pretended_alone
+@pytest.mark.parametrize("method", ["flat", "network", "lora", "adapter"])
+def test_a_step_waits_once_and_a_further_trial_launches_little(make_on: MakeOn, method: str) -> None:
+    base, launches = make_on("gpt2", torch.bfloat16, "cuda"), []
+    for count in (2, 3):
+        pack = Pack(base, rows_of(base), pad_id=0)
+        for number in range(count):
+            pack.admit(f"{number}", trial_of(METHODS[method], 1e-3, batch_size=3, max_grad_norm=1e-6), SEEDS)
+        pack.step(pack.members)
+        with pretended.counting():
+            pack.step(pack.members)
+        assert {name: times for name, times in pretended.waited.items() if name != "upload"} == {"download": 1}
+        launches.append(pretended.launched.total())
+    assert launches[1] - launches[0] <= (14 if method == "network" else 0)  # its network's, forward and backward
+
+
+@pretended_alone
+def test_a_decoded_token_waits_once(make_on: MakeOn) -> None:
+    base, waits = make_on("gpt2", torch.float32, "cuda"), []
+    template, sources = make_template(base, TaskConfig(name="custom")), [EXAMPLES[0].source]
+    for length in (4, 8):
+        decoding = DecodingSettings(num_beams=2, min_new_tokens=length, max_new_tokens=length)
+        with pretended.counting():
+            generate(base, template, sources, [Insert()], decoding)
+        waits.append(sum(times for name, times in pretended.waited.items() if name != "upload"))
+    assert waits[1] - waits[0] == 4, "it reads which sources are done"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])

@@ -85,6 +85,8 @@ def collate(rows: Sequence[Row], *, pad_id: int, device: torch.device, max_posit
         ids, _ = pad([row.ids[:-1] for row in rows], pad_id)
         inputs = {"input_ids": ids, "position_ids": torch.arange(ids.shape[1]).expand_as(ids)}
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    if not rows[0].encoder_ids:  # without a mask, models look at positions for rows that stand one behind another
+        inputs["attention_mask"] = torch.ones(ids.shape, dtype=torch.bool, device=device)
     return Batch(inputs, target_rows, (target_rows, columns), target_ids)
 
 

@@ -186,6 +186,7 @@ def _by_beams(
     search = search_for(tokens[:, 0], decoding, template.eos_id, lengths, banned)
     running = list(range(len(jobs)))  # indices of the jobs in the batch
     model: Any = base.model
+    unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=base.device)  # a mask, so that the model makes none
     while running:
         # All beams of the batch write a token a step, until enough sources are done.
         bare = [Insert(functions=inserts[index].functions) for index in running]
@@ -193,7 +194,8 @@ def _by_beams(
         with binder.bind(bare, range(len(running)), cache=cache):
             while sum(is_done) * LEAVING < len(running):
                 positions = cache.begin_step()
-                logits = model(input_ids=tokens.view(-1, 1), position_ids=positions, use_cache=False).logits[:, -1]
+                inputs = {"input_ids": tokens.view(-1, 1), "position_ids": positions, "attention_mask": unread}
+                logits = model(**inputs, use_cache=False).logits[:, -1]
                 step = search.advance(logits)
                 cache.follow(step.parents)
                 tokens, is_done = step.tokens, step.is_done.tolist()

@@ -40,4 +40,5 @@ def padded_count(count: int, multiple: int = TOKEN_MULTIPLE) -> int:
 
 def pad_rows(tokens: Tensor, multiple: int = TOKEN_MULTIPLE) -> Tensor:
     """(n, W) -> (N, W), where N is n rounded up and the rows behind the n-th are zero."""
-    return functional.pad(tokens, (0, 0, 0, padded_count(len(tokens), multiple) - len(tokens)))
+    missing = padded_count(len(tokens), multiple) - len(tokens)
+    return functional.pad(tokens, (0, 0, 0, missing)) if missing else tokens

@@ -111,7 +111,7 @@ def losses_of_hidden(head: Head, hidden: Tensor, ids: Tensor, objective: Objecti
             # The logits' gradient replaces the logits, and the head takes it back to the hidden states.
             smoothing = objective.smoothing[chunk, None] if objective.is_smoothed else None
             nll[chunk] = _losses_and_slopes_(logits[:size], ids[chunk], smoothing, exact)
-            gradient[chunk] = head.back(logits)[:size] * objective.weights[chunk, None]
+            torch.mul(head.back(logits)[:size], objective.weights[chunk, None], out=gradient[chunk])
     if objective is not None:
         hidden.backward(gradient)
     return nll
@@ -169,15 +169,16 @@ def _by_log_softmax_(logits: Tensor, ids: Tensor, smoothing: Tensor | None, exac
     for block in _blocks(logits):
         targets, log_p = ids[block, None], torch.log_softmax(logits[block], dim=1, dtype=exact)
         of_targets = log_p.gather(1, targets)  # (n, 1)
-        nll[block] = -of_targets[:, 0]
-        of_targets = of_targets.exp_().sub_(1.0)
+        torch.neg(of_targets[:, 0], out=nll[block])
+        slopes = logits.new_empty(of_targets.shape)
         if smoothing is None:
+            torch.expm1(of_targets, out=slopes)
             torch.exp(log_p, out=logits[block])
         else:
             share = smoothing[block] / logits.shape[1]
-            of_targets.add_(smoothing[block] - share)
+            torch.add(of_targets.expm1_(), smoothing[block] - share, out=slopes)
             logits[block] = log_p.exp_().sub_(share)
-        logits[block].scatter_(1, targets, of_targets.to(logits.dtype))
+        logits[block].scatter_(1, targets, slopes)
     return nll
 
 

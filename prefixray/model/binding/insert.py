@@ -110,10 +110,11 @@ def stack_prefixes(inserts: Sequence[Insert], *, dtype: torch.dtype, device: tor
 def prefixes_in_line(inserts: Sequence[Insert], site: str, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of all trials' prefixes at a site, one behind another: (P of all, K, D) each, by layer.
 
-    One `unbind` makes all of them, for the reason that `_layers` gives.
+    One `unbind` makes all of them, for the reason that `_layers` gives. Positions come first, as where prefixes are
+    trained: so a trial's gradient is a part of all gradients, and nobody copies it.
     """
-    joined = torch.cat([insert.prefixes[site] for insert in inserts], dim=3).to(dtype)  # (2, L, K, P of all, D)
-    keys_and_values = joined.permute(1, 0, 3, 2, 4).flatten(0, 1).contiguous().unbind()
+    joined = torch.cat([insert.prefixes[site].permute(3, 1, 0, 2, 4) for insert in inserts]).to(dtype)
+    keys_and_values = joined.flatten(1, 2).unbind(1)  # of (P of all, L * 2, K, D)
     return list(zip(keys_and_values[::2], keys_and_values[1::2], strict=True))
 
 

@@ -17,8 +17,7 @@ from arms import PackArm, Setting, method_of
 from cases import ALL_CASES, Case, make_model
 from decode import Bench as DecodingBench
 from huggingface_hub import try_to_load_from_cache
-from launches import LAUNCH_SECONDS, METHODS, Count, pack_step, peft_step
-from support.pretend_gpu import device as pretended
+from launches import LAUNCH_SECONDS, METHODS, Count, count_one, pack_step, peft_step
 from table import Bench, timed
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -106,12 +105,8 @@ def profiled_step(step: Callable[[], object], is_pretended: bool) -> trace.Seen:
 
 
 def _counted_now(step: Callable[[], object]) -> dict[str, object]:
-    with pretended.counting():
-        step()
-    waits = Counter(pretended.waited)
-    uploads = waits.pop("upload", 0)
-    names = "launches counted", "uploads counted", "waits counted"
-    return dict(zip(names, (pretended.launched.total(), uploads, waits.total()), strict=True))
+    count = count_one(step)
+    return {f"{name} counted": round(getattr(count, name)) for name in ("launches", "uploads", "waits")}
 
 
 def _counted_before(counted: dict[str, float]) -> dict[str, object]:

@@ -65,6 +65,11 @@ class _WithTorch(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         _answer(module, library)
 
 
+def is_there() -> bool:
+    """Whether the GPU is a pretended one."""
+    return bool(_kept)
+
+
 @contextmanager
 def counting() -> Iterator[None]:
     """Count from zero in here; counting takes time."""
