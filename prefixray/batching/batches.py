@@ -18,6 +18,8 @@ from torch import Tensor
 from prefixray.batching.rows import Row, Tree
 from prefixray.batching.template import Template
 from prefixray.data import Example
+from prefixray.data.teacher import Teacher
+from prefixray.errors import UserError
 from prefixray.model.backend import padded_count
 
 logger = logging.getLogger(__name__)
@@ -41,9 +43,21 @@ def encode(examples: Sequence[Example], template: Template) -> list[Row]:
     rows = []
     for example, target in zip(examples, targets, strict=True):
         prompt = prompts[example.source]
+        teacher = None if example.teacher is None else _teacher_of(example, example.teacher, len(target))
         decoder_prompt, encoder_ids = (template.target_before, prompt) if template.is_encoder_decoder else (prompt, ())
-        rows.append(Row((*decoder_prompt, *target), len(decoder_prompt), encoder_ids, template.num_after))
+        row = Row((*decoder_prompt, *target), len(decoder_prompt), encoder_ids, template.num_after, teacher=teacher)
+        rows.append(row)
     return rows
+
+
+def _teacher_of(example: Example, teacher: Teacher, length: int) -> Teacher:
+    """The teacher of a target that has been cut to `length` tokens."""
+    if len(teacher) < length:
+        raise UserError(
+            f"task: the teacher of {example.target!r:.60} has seen {len(teacher)} of its {length} tokens: it was made "
+            "with another template or a smaller max_target_tokens; make it again"
+        )
+    return teacher.cut(length)
 
 
 @dataclass(frozen=True)

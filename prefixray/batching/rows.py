@@ -2,7 +2,9 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+from prefixray.data.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,7 @@ class Row:
     encoder_ids: tuple[int, ...] = ()  # the encoder's: the source; empty for a decoder-only model
     num_after: int = 1  # tokens of the prompt behind its source: the separator, and room for an infix before it
     number: int = 0  # in its step, where rows draw numbers of their own
+    teacher: Teacher | None = field(default=None, compare=False, repr=False)  # of the target's tokens
 
     @property
     def num_inputs(self) -> int:
@@ -49,6 +52,11 @@ class Row:
     def targets(self) -> Sequence[tuple[int, int]]:
         """Each target token: the column that predicts it, and its id."""
         return list(zip(range(self.num_prompt - 1, self.num_inputs), self.ids[self.num_prompt :], strict=True))
+
+    @property
+    def teachers(self) -> Sequence[Teacher]:
+        """The teacher of the target tokens, where they have one."""
+        return () if self.teacher is None else (self.teacher,)
 
     @property
     def infix_start(self) -> int:
@@ -112,6 +120,11 @@ class Tree:
         """Each target token: the column that predicts it, and its id."""
         pairs = zip(self.starts, self.branches, strict=True)
         return [(start + column, token) for start, branch in pairs for column, token in branch.targets]
+
+    @property
+    def teachers(self) -> Sequence[Teacher]:
+        """The teachers of the branches' target tokens, in their order."""
+        return [teacher for branch in self.branches for teacher in branch.teachers]
 
 
 def make_room(ids: Sequence[int], start: int, num_positions: int, fill: int) -> tuple[int, ...]:

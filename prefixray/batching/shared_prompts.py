@@ -36,7 +36,7 @@ def trees(rows: Sequence[Row], longest: int, token_budget: int) -> list[Row | Tr
 
 
 def _joined(trunk: tuple[int, ...], branch: Row) -> Row:
-    return Row((*trunk, *branch.ids), len(trunk) + branch.num_prompt)
+    return replace(branch, ids=(*trunk, *branch.ids), num_prompt=len(trunk) + branch.num_prompt)
 
 
 def by_prompt(rows: Sequence[Row]) -> tuple[list[Row], dict[tuple[tuple[int, ...], int], list[Row]]]:
@@ -53,7 +53,9 @@ def by_prompt(rows: Sequence[Row]) -> tuple[list[Row], dict[tuple[tuple[int, ...
         if len(group) == 1 or len(prompt) == 1 or encoder_ids:
             single += group
         else:
-            shared[prompt[:-1], infix_start] = [Row(row.ids[len(prompt) - 1 :], 1) for row in group]
+            shared[prompt[:-1], infix_start] = [
+                Row(row.ids[len(prompt) - 1 :], 1, teacher=row.teacher) for row in group
+            ]
     return single, shared
 
 

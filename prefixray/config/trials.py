@@ -25,9 +25,13 @@ class TrainConfig(Strict):
     """AdamW's weight decay, on matrices only."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Each trial's gradient is scaled down to this norm; null: not at all."""
-    objective: Literal["token_mean", "sentence_sum"] = "token_mean"
-    """token_mean: mean over the batch's target tokens. sentence_sum: per example the sum over its target tokens,
-    averaged over examples (the original's default)."""
+    objective: Literal["token_mean", "sentence_sum", "distill"] = "token_mean"
+    """token_mean: cross-entropy, mean over the batch's target tokens. sentence_sum: per example the sum over its target
+    tokens, averaged over examples (the original's default). distill: the Kullback-Leibler divergence from the task's
+    teacher to the trial, mean over target tokens; dev/loss is this divergence then, at temperature 1."""
+    temperature: PositiveFloat = 1.0
+    """distill: the teacher's and the trial's likelihoods are raised to the power 1 / temperature in training, those of
+    the tokens that the teacher has kept and that of all others as one."""
     eval_every: PositiveInt | None = None
     """Steps between evaluations on dev besides the rungs and the end; null: only there."""
     label_smoothing: Share = 0.0
@@ -41,6 +45,20 @@ class TrainConfig(Strict):
     precision: Literal["auto", "fp32", "bf16", "4bit"] = "auto"
     """The frozen base's precision; trained parts are fp32. auto: bf16 where the hardware multiplies bf16 matrices.
     4bit: NF4 weights, computed in bf16, on a GPU with the extra prefixray[4bit]."""
+
+    @field_validator("temperature")
+    @classmethod
+    def _somebody_is_distilled(cls, temperature: float, info: ValidationInfo) -> float:
+        if temperature != 1.0 and info.data.get("objective", "distill") != "distill":
+            raise ValueError(f"must be 1 where objective is {info.data['objective']} (distill alone has a temperature)")
+        return temperature
+
+    @field_validator("label_smoothing")
+    @classmethod
+    def _teachers_are_not_smoothed(cls, label_smoothing: float, info: ValidationInfo) -> float:
+        if label_smoothing > 0.0 and info.data.get("objective") == "distill":
+            raise ValueError("must be 0 where objective is distill (the teacher says how likely other tokens are)")
+        return label_smoothing
 
     @field_validator("warmup_steps")
     @classmethod

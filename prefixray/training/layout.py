@@ -45,6 +45,7 @@ class MicroBatch:
     row_members: Sequence[int]  # (B,) index of each row's member
     infix_starts: Sequence[int]  # (B,) the column where an infix starts; empty for a line, which has no infixes
     line: Ragged | None  # None: the rows stand side by side
+    rows: Sequence[Row | Tree]  # (B,)
     row_numbers: Sequence[int] = ()  # (B,) of rows in their step; empty where rows share prompts
 
 
@@ -109,11 +110,13 @@ class Layout:
         numbers = [row.number for row in single] if len(single) == len(rows) else []
         if line_budget is not None:
             line = self._line(inserts, row_inserts, rows, line_budget)
-            return MicroBatch(collate_line(rows, device=device), inserts, row_inserts, row_members, (), line, numbers)
+            return MicroBatch(
+                collate_line(rows, device=device), inserts, row_inserts, row_members, (), line, rows, numbers
+            )
         assert len(single) == len(rows), "trees stand in lines"
         batch = collate(single, pad_id=self._pad_id, device=device, max_positions=self._base.shape.max_positions)
         infix_starts = [row.infix_start for row in single]
-        return MicroBatch(batch, inserts, row_inserts, row_members, infix_starts, None, numbers)
+        return MicroBatch(batch, inserts, row_inserts, row_members, infix_starts, None, rows, numbers)
 
     def _line(
         self, inserts: Sequence[Insert], row_inserts: Sequence[int], rows: Sequence[Row | Tree], token_budget: int

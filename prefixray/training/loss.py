@@ -3,7 +3,8 @@
 The weight of every target token in the objective is known before the forward, and the head is frozen. So the logits of
 a chunk of tokens give both the loss and the gradient of the hidden states: softmax minus target, times the head. The
 softmax is written over the logits, block by block, in the processor's cache. The logits of a whole micro-batch, their
-log-softmax and the gradients of both never exist.
+log-softmax and the gradients of both never exist. A target token's loss is the negative log-likelihood of its id, or,
+where it is taught, its divergence from the teacher (see `batching/lessons.py`).
 """
 
 # N target tokens, n tokens of a chunk, W width of the model, V vocabulary
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from prefixray.batching.lessons import Lessons, Taught
 from prefixray.model.backend import backend_for, pad_rows, padded_count
 
 CHUNK_MULTIPLE = 16  # tokens; see `padded_count` for why there are few sizes
@@ -36,17 +38,17 @@ class Objective:
 
 
 class RowLosses:
-    """The negative log-likelihoods of rows of several trials. They stay on the device until all are read at once."""
+    """The losses of rows of several trials, none smoothed. They stay on the device until all are read at once."""
 
     def __init__(self, num_trials: int) -> None:
         self._num_trials = num_trials
         self._row_trials: list[int] = []
         self._parts: list[Tensor] = []
 
-    def add(self, row_trials: Sequence[int], nll: Tensor) -> None:
+    def add(self, row_trials: Sequence[int], losses: Tensor) -> None:
         """Rows of these trials, (B,)."""
         self._row_trials += row_trials
-        self._parts.append(nll)
+        self._parts.append(losses)
 
     def read(self, *others: Tensor) -> tuple[list[float], list[float]]:
         """The sum of each trial's rows, and the values of other tensors, (n,) each, for which nobody waits again."""
@@ -91,30 +93,56 @@ def plain_head(model: PreTrainedModel) -> Head | None:
     return Head(head) if torch.equal(outputs[0], logits) and bool(logits.any()) else None
 
 
-def losses_of_hidden(head: Head, hidden: Tensor, ids: Tensor, objective: Objective | None) -> Tensor:
-    """The negative log-likelihood of `ids`, (N,), given the head's input, (N, W).
+def losses_of_hidden(
+    head: Head, hidden: Tensor, ids: Tensor, objective: Objective | None, taught: Taught | None = None
+) -> Tensor:
+    """The losses of the target tokens `ids`, (N,), given the head's input, (N, W).
 
-    With an objective, the backward of the weighted sum of the smoothed losses has run when this returns.
+    With an objective, the backward of the weighted sum of the losses, smoothed, has run when this returns.
     """
     exact = torch.promote_types(hidden.dtype, torch.float32)
-    nll = torch.empty(len(ids), dtype=exact, device=hidden.device)
+    losses = torch.empty(len(ids), dtype=exact, device=hidden.device)
     gradient = torch.empty_like(hidden)
     with torch.no_grad():
-        for chunk in head.chunks(len(ids)):
+        for tokens, lessons in _chunks(head, len(ids), taught):
             # The product has rows of padding, so that few sizes occur; they are cut off again.
-            size = len(ids[chunk])
-            logits = head.logits(pad_rows(hidden[chunk], CHUNK_MULTIPLE))  # (n, V)
+            of_tokens = ids[tokens]
+            size = len(of_tokens)
+            logits = head.logits(pad_rows(hidden[tokens], CHUNK_MULTIPLE))  # (n, V)
             if objective is None:
-                nll[chunk] = _losses(logits[:size], ids[chunk], exact)
+                losses[tokens] = _losses_of(logits[:size], of_tokens, lessons, exact)
                 continue
 
             # The logits' gradient replaces the logits, and the head takes it back to the hidden states.
-            smoothing = objective.smoothing[chunk, None] if objective.is_smoothed else None
-            nll[chunk] = _losses_and_slopes_(logits[:size], ids[chunk], smoothing, exact)
-            torch.mul(head.back(logits)[:size], objective.weights[chunk, None], out=gradient[chunk])
+            if lessons is None:
+                smoothing = objective.smoothing[tokens, None] if objective.is_smoothed else None
+                losses[tokens] = _losses_and_slopes_(logits[:size], of_tokens, smoothing, exact)
+            else:
+                losses[tokens] = _divergences_and_slopes_(logits[:size], lessons, exact)
+            slopes, weights = head.back(logits)[:size], objective.weights[tokens, None]
+            if isinstance(tokens, slice):
+                torch.mul(slopes, weights, out=gradient[tokens])
+            else:
+                gradient[tokens] = (slopes * weights).to(gradient.dtype)
     if objective is not None:
         hidden.backward(gradient)
-    return nll
+    return losses
+
+
+def _chunks(head: Head, count: int, taught: Taught | None) -> Iterator[tuple[slice | Tensor, Lessons | None]]:
+    """Target tokens that are multiplied with the head together, and what all of them, or none, are taught."""
+    if taught is None:
+        yield from ((chunk, None) for chunk in head.chunks(count))
+        return
+    yield from ((taught.others[chunk], None) for chunk in head.chunks(len(taught.others)))
+    yield from ((taught.tokens[chunk], taught.lessons[chunk]) for chunk in head.chunks(len(taught.tokens)))
+
+
+def _losses_of(logits: Tensor, ids: Tensor, lessons: Lessons | None, exact: torch.dtype) -> Tensor:
+    """The losses of logits (n, V) without their gradient."""
+    if lessons is None:
+        return _losses(logits, ids, exact)
+    return torch.cat([_divergences(logits[block].to(exact), lessons[block]) for block in _blocks(logits)])
 
 
 def _losses(logits: Tensor, ids: Tensor, exact: torch.dtype) -> Tensor:
@@ -182,6 +210,39 @@ def _by_log_softmax_(logits: Tensor, ids: Tensor, smoothing: Tensor | None, exac
     return nll
 
 
+def _divergences(logits: Tensor, lessons: Lessons) -> Tensor:
+    """The losses of logits (n, V) of tokens that are taught. They can be differentiated."""
+    rest = logits.scatter(1, lessons.ids, -math.inf)
+    outcomes = torch.cat([logits.gather(1, lessons.ids), rest.logsumexp(dim=1, keepdim=True)], dim=1)
+    losses, _ = _compared(outcomes, lessons)
+    return losses
+
+
+def _divergences_and_slopes_(logits: Tensor, lessons: Lessons, exact: torch.dtype) -> Tensor:
+    """As `_divergences`, in the dtype `exact`, without a look at the values; the losses' gradient replaces the logits.
+
+    The gradient is that of the outcome where the token is one of its own, else its share of that of the tail.
+    """
+    losses = torch.empty(len(logits), dtype=exact, device=logits.device)
+    for block in _blocks(logits):
+        ids = lessons.ids[block]
+        kept = logits[block].gather(1, ids).to(exact)
+        rest = logits[block].to(exact, copy=True).scatter_(1, ids, -math.inf)
+        largest = rest.amax(dim=1, keepdim=True)
+        total = rest.sub_(largest).exp_().sum(dim=1, keepdim=True)  # of 1 and more: one of its terms is 1
+        losses[block], slopes = _compared(torch.cat([kept, largest + total.log()], dim=1), lessons[block])
+        logits[block] = rest.mul_(slopes[:, -1:] / total).scatter_(1, ids, slopes[:, :-1])
+    return losses
+
+
+def _compared(outcomes: Tensor, lessons: Lessons) -> tuple[Tensor, Tensor]:
+    """The losses, (n,), and their gradients, (n, k + 1), of a student's outcomes as logits, (n, k + 1)."""
+    log_q, p = torch.log_softmax(outcomes / lessons.temperature, dim=1), lessons.log_p.exp()
+    terms = torch.where(p > 0, p * (lessons.log_p - log_q), 0.0)  # an outcome without any likelihood adds nothing
+    losses = lessons.temperature[:, 0].square() * terms.sum(dim=1)
+    return losses, lessons.temperature * (log_q.exp() - p)
+
+
 def _blocks(logits: Tensor) -> Iterator[slice]:
     """The rows of a block: as many as fit the processor's cache."""
     return _slices(len(logits), max(1, BLOCK[logits.device.type] // logits.shape[1]))
@@ -191,12 +252,15 @@ def _slices(length: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, length, size))
 
 
-def losses_of_logits(logits: Tensor, ids: Tensor, objective: Objective | None) -> Tensor:
+def losses_of_logits(logits: Tensor, ids: Tensor, objective: Objective | None, taught: Taught | None = None) -> Tensor:
     """As `losses_of_hidden`, from logits (N, V): for a head that is trained or is not the last thing in its model."""
-    log_p = functional.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=1)
-    nll = functional.nll_loss(log_p, ids, reduction="none")
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    log_p = functional.log_softmax(logits, dim=1)
+    losses = functional.nll_loss(log_p, ids, reduction="none")
+    if taught is not None:
+        losses = losses.index_copy(0, taught.tokens, _divergences(logits[taught.tokens], taught.lessons))
     if objective is not None:
-        smoothing = objective.smoothing
-        smoothed = nll if not objective.is_smoothed else (1 - smoothing) * nll - smoothing * log_p.mean(dim=1)
+        smoothing = objective.smoothing  # 0 of tokens that are taught
+        smoothed = losses if not objective.is_smoothed else (1 - smoothing) * losses - smoothing * log_p.mean(dim=1)
         (objective.weights * smoothed).sum().backward()
-    return nll.detach()
+    return losses.detach()

@@ -57,6 +57,8 @@ class Member:
     ) -> None:
         self.key, self.config = key, config
         self.step = 0
+        if config.objective == "distill" and not all(row.teachers for row in rows):
+            raise UserError(f"arm {config.arm}: objective: distill: the task has no teacher; take token_mean")
         self._rows, self._order_seed = rows, seeds.data
         self.dropout_seed = seeds.dropout
         self.method: Method = build_method(
@@ -267,12 +269,13 @@ def learning_rate(config: TrialConfig, step: int) -> float:
 
 
 def row_weight(config: TrialConfig, rows: Sequence[Row]) -> float:
-    """The factor of each row's summed negative log-likelihood in the objective of a step over `rows`.
+    """The factor of each row's summed loss in the objective of a step over `rows`.
 
-    The objectives are 0 and 1 of the original's `--objective_mode` (its `train_e2e.py`, where 1 is the default).
+    `token_mean` and `sentence_sum` are 0 and 1 of the original's `--objective_mode` (its `train_e2e.py`, where 1 is the
+    default).
     """
     match config.objective:
-        case "token_mean":
+        case "token_mean" | "distill":
             return 1.0 / sum(row.num_targets for row in rows)
         case "sentence_sum":
             return 1.0 / len(rows)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prefixray.batching.lessons import Taught, taught_tokens
 from prefixray.batching.rows import Row
 from prefixray.config.trials import TrialConfig
 from prefixray.methods.stacked import insert_all
@@ -80,10 +81,7 @@ class Pack:
         return {member.key: results[member.key] or not_updated(member.config) for member in members}
 
     def evaluate(self, keys: Iterable[str], rows: Sequence[Row]) -> dict[str, float]:
-        """Each member's negative log-likelihood per target token over all `rows`, in nats; no dropout, no smoothing.
-
-        NaN where a member does not fit into memory.
-        """
+        """Each member's loss per target token, in nats; no dropout, smoothing or temperature. NaN: no memory for it."""
         members = [self.members[key] for key in keys]
         count, scores = sum(row.num_targets for row in rows), dict[str, float]()
         with torch.no_grad():
@@ -97,11 +95,11 @@ class Pack:
     def _halve_until_it_fits(
         self, members: Sequence[Member], rows: Sequence[Sequence[Row]], *, train: bool
     ) -> Iterator[tuple[Sequence[Member], Sequence[Sequence[Row]], RowLosses | None]]:
-        """Members that fit together, their rows and the NLL of these; in training their gradients have arrived.
+        """Members that fit together, their rows and the losses of these; in training their gradients have arrived.
 
         While memory runs out, the largest micro-batch is halved down to one row at a time, then the members are: the
-        first half is yielded, and can be updated, before the second half runs. The NLL of a member that does not fit
-        alone is None, and the others go back to the first budget, since they may not need such small micro-batches.
+        first half is yielded, and can be updated, before the second half runs. A member that does not fit alone has
+        None for its losses, and the others go back to the first budget, since they may not need such small pieces.
         """
         longest = max((sum(row.lengths) for of_member in rows for row in of_member), default=0)
         while (losses := self._losses_if_they_fit(members, rows, train=train)) is None:
@@ -122,7 +120,7 @@ class Pack:
     def _losses_if_they_fit(
         self, members: Sequence[Member], rows: Sequence[Sequence[Row]], *, train: bool
     ) -> RowLosses | None:
-        """The NLL of each member's rows, and in training its gradients; None where memory has run out."""
+        """The losses of each member's rows, and in training its gradients; None where memory has run out."""
         for member in members if train else ():
             member.optimizer.zero_grad(set_to_none=True)
         self._largest_piece = 0
@@ -142,14 +140,14 @@ class Pack:
         alone = [[i] for i, member in enumerate(members) if member.method.own_model is not None]
         losses = RowLosses(len(members))
         for group in [*filter(None, (plain, dropping)), *alone]:
-            for row_members, nll in self._run([members[i] for i in group], [rows[i] for i in group], train=train):
-                losses.add([group[index] for index in row_members], nll)
+            for row_members, of_rows in self._run([members[i] for i in group], [rows[i] for i in group], train=train):
+                losses.add([group[index] for index in row_members], of_rows)
         return losses
 
     def _run(
         self, members: Sequence[Member], rows: Sequence[Sequence[Row]], *, train: bool
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """The member of each row of a micro-batch, and the NLL of the row.
+        """The member of each row of a micro-batch, and the loss of the row.
 
         Members of one model: one forward, and in training one backward, per micro-batch.
         """
@@ -198,7 +196,7 @@ class Pack:
         return self._dropout if member.drops_in_base else member.method.own_dropout
 
     def _forward(self, members: Sequence[Member], micro: MicroBatch, weights: Sequence[float] | None) -> Tensor:
-        """The NLL of each row, (B,). With weights, the backward of the weighted sum has run when this returns."""
+        """The loss of each row, (B,). With weights, the backward of the weighted sum has run when this returns."""
         # A frozen plain head is left out of the forward: `losses_of_hidden` runs it together with its backward.
         own_model, batch = members[0].method.own_model, micro.batch
         head = self._head if own_model is None else None
@@ -206,6 +204,7 @@ class Pack:
         # In training every target token has the weight of its row and the label smoothing of its trial.
         exact = torch.promote_types(self.base.model.dtype, torch.float32)
         objective = None if weights is None else _objective(members, micro, weights, exact)
+        taught = _taught(members, micro, exact, train=weights is not None)
 
         # In training a model drops by the numbers of its rows.
         dropout = self._dropout_of(members[0]) if weights is not None else None
@@ -227,13 +226,13 @@ class Pack:
         with binding as bound:
             logits = (own_model or self.base.model)(**batch.inputs, use_cache=False).logits  # (N, V), or none
             if head is None:
-                nll = losses_of_logits(logits, batch.target_ids, objective)
+                losses = losses_of_logits(logits, batch.target_ids, objective, taught)
             else:
                 assert bound.hidden is not None, "the forward came to the head"
-                nll = losses_of_hidden(head, bound.hidden, batch.target_ids, objective)
+                losses = losses_of_hidden(head, bound.hidden, batch.target_ids, objective, taught)
 
         # Sum the target tokens of each row.
-        return nll.new_zeros(len(micro.row_members)).index_add(0, batch.target_rows, nll)
+        return losses.new_zeros(len(micro.row_members)).index_add(0, batch.target_rows, losses)
 
 
 @contextmanager
@@ -268,3 +267,12 @@ def _objective(members: Sequence[Member], micro: MicroBatch, weights: Sequence[f
     rows = micro.batch.target_rows  # (N,)
     per_token = torch.tensor(per_row, dtype=exact, device=rows.device)[rows]  # (N, 2)
     return Objective(per_token[:, 0], per_token[:, 1], is_smoothed=any(share > 0 for _, share in per_row))
+
+
+def _taught(members: Sequence[Member], micro: MicroBatch, exact: torch.dtype, *, train: bool) -> Taught | None:
+    """What the target tokens of members that distill are taught: in training at their temperatures, else at 1."""
+    configs = [members[index].config for index in micro.row_members]
+    temperatures = [
+        None if config.objective != "distill" else config.temperature if train else 1.0 for config in configs
+    ]
+    return taught_tokens(micro.rows, temperatures, dtype=exact, device=micro.batch.target_ids.device)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +14,9 @@ from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
 from prefixray.batching.batches import collate, encode
 from prefixray.batching.lengths import cut_by_length
-from prefixray.batching.rows import Row
+from prefixray.batching.lessons import teach
+from prefixray.batching.rows import Row, Tree
+from prefixray.batching.shared_prompts import trees
 from prefixray.batching.template import Template, make_template
 from prefixray.data import Example
 from prefixray.data.task_config import TaskConfig
@@ -224,3 +227,21 @@ def test_both_sides_of_pairs_have_few_widths_within_the_bases_positions(
     assert batch.inputs["decoder_input_ids"].shape == (2, widths[1])
     assert batch.inputs["attention_mask"].sum(dim=1).tolist() == [17, 2]
     assert batch.inputs["decoder_input_ids"][1].tolist() == [2, 5, *[1] * (widths[1] - 2)]
+
+
+def test_a_teacher_goes_with_its_row_through_rooms_trees_and_cuts(tiny_llama: Base) -> None:
+    teachers = [teach(torch.randn(length, 50), 4) for length in (3, 2, 4)]
+    rows = [Row((7, 8, *range(10, 10 + len(own))), 2, teacher=own) for own in teachers]
+    (tree,) = trees(rows, 512, 512)
+    assert isinstance(tree, Tree) and list(tree.teachers) == teachers
+    alone = trees(rows, 5, 5)  # rows that shared a prompt, and do not fit together
+    assert [list(row.teachers) for row in alone] == [[own] for own in teachers]
+    assert alone == rows and rows[0].with_room(2, 0).teacher is teachers[0]
+    whole = encode([EAGLE], _template(tiny_llama))[0].num_targets
+    taught = replace(EAGLE, teacher=teach(torch.randn(whole, 50), 4))
+    (cut,) = encode([taught], _template(tiny_llama, max_target_tokens=3))
+    assert cut.teacher is not None and taught.teacher is not None and whole > 4 == cut.num_targets
+    assert np.array_equal(cut.teacher.ids, taught.teacher.ids[:4])
+    short = replace(EAGLE, teacher=taught.teacher.cut(3))
+    with pytest.raises(UserError, match=r"'The Eagle .* has seen 3 of its \d+ tokens: .*; make it again"):
+        encode([short], _template(tiny_llama))

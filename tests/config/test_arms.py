@@ -129,7 +129,7 @@ def test_a_key_like_no_other_is_answered_with_all_keys() -> None:
     assert complaint(changed("{learning_rate: 5e-5}", "{learning_rate: 5e-5, zzz: 1}")) == (
         "x.yaml:14: arms.finetune.zzz: no such key for fine-tuning (the keys are: top_layers, tune_embeddings, "
         "learning_rate, batch_size, grad_accumulation, num_steps, warmup_steps, schedule, weight_decay, "
-        "max_grad_norm, objective, label_smoothing, base_dropout, method, num_trials, first)"
+        "max_grad_norm, objective, temperature, label_smoothing, base_dropout, method, num_trials, first)"
     )
 
 

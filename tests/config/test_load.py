@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from prefixray.config.load import load_sweep
 from prefixray.config.scales import scale_names
 from prefixray.config.space import Choice, LogUniform
 from prefixray.config.trials import PrefixTrial
+from prefixray.data.catalog import CATALOG
 from prefixray.errors import UserError
 from prefixray.system.yaml_document import read_document, shown
 
@@ -208,6 +210,36 @@ MALFORMED = {
 @pytest.mark.parametrize(("old", "new", "message"), MALFORMED.values(), ids=MALFORMED.keys())
 def test_a_malformed_file_is_answered_with(old: str, new: str, message: str) -> None:
     assert complaint(changed(old, new)) == message
+
+
+def test_who_distills_needs_a_task_with_a_teacher() -> None:
+    problem = "distill needs a teacher, and task e2e has none: take token_mean"
+    assert complaint(changed("5e-5", "5e-5, objective: distill")) == f"x.yaml:14: arms.finetune.objective: {problem}"
+    assert complaint(changed("  warmup_steps: 4", "  objective: distill")) == f"x.yaml:6: train.objective: {problem}"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    {
+        "objective: distill, temperature: {choice: [1.0, 2.0]}": None,
+        "objective: distill, label_smoothing: 0.1": "x.yaml:14: arms.finetune.label_smoothing: 0.1: must be 0 where "
+        "objective is distill (the teacher says how likely other tokens are)",
+        "temperature: 2": "x.yaml:14: arms.finetune.temperature: 2: must be 1 where objective is token_mean (distill "
+        "alone has a temperature)",
+        "objective: {choice: [token_mean, distill]}": "x.yaml:14: arms.finetune.objective: a divergence from a teacher "
+        "cannot be compared with another dev/loss: write a second arm",
+    }.items(),
+)
+def test_an_arm_distills_with_keys_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, values: str, message: str | None
+) -> None:
+    monkeypatch.setitem(CATALOG, "e2e", replace(CATALOG["e2e"], has_teacher=True))
+    text = changed("{learning_rate: 5e-5}", f"{{learning_rate: 5e-5, {values}}}")
+    if message is None:
+        assert load(text).arm("finetune").trial({"temperature": 2.0}).objective == "distill"
+        assert load(text).arm("prefix").train.objective == "token_mean"
+    else:
+        assert complaint(text) == message
 
 
 def test_a_users_own_files_must_exist() -> None:
