@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, str] = {
     "compare": "put several sweeps side by side: one table, figures over data and length",
     "control": "stop or add trials, extend or finish a sweep that runs elsewhere",
     "decode": "decode a split again with what a sweep has trained",
+    "serve": "answer requests in OpenAI's form with what sweeps have trained",
     "export": "write an artifact as others load it",
     "convert": "make an artifact of a checkpoint of the original",
     "train": "train one configuration, without Ray",

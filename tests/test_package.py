@@ -89,8 +89,8 @@ def test_the_floors_are_the_lower_bounds_of_all_dependencies() -> None:
 
 def test_everything_that_a_sweep_may_use_is_one_extra() -> None:
     extras = PROJECT["optional-dependencies"]
-    assert {"cluster", "cmaes", "meteor", "4bit", "docs", "all", "test"} <= set(extras)
-    assert extras["all"] == ["prefixray[cluster,cmaes,meteor,4bit]"]
+    assert {"cluster", "cmaes", "meteor", "4bit", "serve", "docs", "all", "test"} <= set(extras)
+    assert extras["all"] == ["prefixray[cluster,cmaes,meteor,4bit,serve]"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -130,7 +130,7 @@ class BeamSearch:
             exact.copy_(some)
             most = exact.amax(1, keepdim=True)
             total = torch.sub(exact, most, out=rest).exp_().sum(1, keepdim=True)
-            _forbid(exact, tokens, self._decoding, self._eos_id, self._banned)
+            forbid(exact, tokens, self._decoding, self._eos_id, self._banned)
             found, ids = largest(exact, count)
             pieces.append((found - most - total.log_(), ids))  # in log_softmax's order
         return torch.cat([found for found, _ in pieces]), torch.cat([ids for _, ids in pieces])
@@ -180,7 +180,7 @@ class GreedySearch:
     def advance(self, logits: Tensor) -> Step:
         """Choose the next tokens from the logits (N, V) after the last tokens."""
         allowed = logits.to(torch.float32, copy=True)
-        _forbid(allowed, self._tokens, self._decoding, self._eos_id, self._banned)
+        forbid(allowed, self._tokens, self._decoding, self._eos_id, self._banned)
         ids = self._choose(allowed).masked_fill(self._is_done, self._eos_id)
         self._is_done = self._is_done | (ids == self._eos_id)
         is_last = self._tokens.shape[1] == self._decoding.max_new_tokens
@@ -229,9 +229,7 @@ def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return found, torch.where(places < count * _BLOCK, in_blocks, places - count * _BLOCK + cut)
 
 
-def _forbid(
-    scores: Tensor, tokens: Tensor, decoding: DecodingSettings, eos_id: int, banned: Sequence[int] = ()
-) -> None:
+def forbid(scores: Tensor, tokens: Tensor, decoding: DecodingSettings, eos_id: int, banned: Sequence[int] = ()) -> None:
     """Write -inf into scores (R, V) where an id may not follow the tokens (R, S)."""
     if banned:
         scores[:, banned] = float("-inf")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ from prefixray.model.base import Base
 from prefixray.model.binding.beam_cache import BeamCache
 from prefixray.model.binding.binder import Binder
 from prefixray.model.binding.insert import Insert
-from prefixray.training.prefill import Prompt, extended
+from prefixray.training.prefill import prompt_columns
 
 logger = logging.getLogger(__name__)
 
@@ -123,12 +123,16 @@ def _distinct(template: Template, sources: Sequence[str], inserts: Sequence[Inse
     for index, (source, insert) in enumerate(zip(sources, inserts, strict=True)):
         job = jobs.get((id(insert), source))
         if job is None:
-            ids = template.encode_source(source)
-            start = len(ids) - template.num_after
-            prompt = make_room(ids, start, insert.infix_length, template.pad_id)
-            job = jobs[id(insert), source] = _Job(insert, prompt, start, [])
+            prompt = with_infix_room(template, insert, template.encode_source(source))
+            job = jobs[id(insert), source] = _Job(insert, *prompt, [])
         job.source_indices.append(index)
     return list(jobs.values())
+
+
+def with_infix_room(template: Template, insert: Insert, ids: Sequence[int]) -> tuple[tuple[int, ...], int]:
+    """A prompt with columns for the insert's infix, and the column where the infix starts."""
+    start = len(ids) - template.num_after
+    return make_room(ids, start, insert.infix_length, template.pad_id), start
 
 
 def _check_room(base: Base, template: Template, jobs: Sequence[_Job], decoding: DecodingSettings) -> None:
@@ -171,25 +175,20 @@ def _by_beams(
 ) -> Iterator[tuple[_Job, list[int]]]:
     """The new tokens of each job of a decoder-only base, as they leave the batch."""
     # The prompts, all but their last tokens, run once; their keys and values go behind the prefixes.
-    distinct = {id(job.insert): job.insert for job in jobs}
-    slots = {key: slot for slot, key in enumerate(distinct)}
-    prompts = [Prompt(slots[id(job.insert)], job.prompt[:-1], job.infix_start) for job in jobs]
-    binder = Binder.of(base.model)
-    inserts = extended(binder, list(distinct.values()), prompts, pad_id=template.pad_id, device=base.device)
-    nothing = _no_columns(base)
-    cache = BeamCache([insert.prefixes.get("decoder", nothing) for insert in inserts])
+    prompts = [(job.insert, job.prompt, job.infix_start) for job in jobs]
+    cache = BeamCache(prompt_columns(base, template.pad_id, prompts))
 
     # Each source starts with one beam, its prompt's last token.
     tokens = torch.tensor([job.prompt[-1:] for job in jobs], device=base.device)  # (N, B)
     lengths = torch.tensor([len(job.prompt) - job.insert.infix_length for job in jobs], device=base.device)
-    banned = _line_breaks(template) if decoding.ban_line_breaks else ()
+    banned = line_breaks(template) if decoding.ban_line_breaks else ()
     search = search_for(tokens[:, 0], decoding, template.eos_id, lengths, banned)
     running = list(range(len(jobs)))  # indices of the jobs in the batch
-    model: Any = base.model
+    binder, model = Binder.of(base.model), cast(Any, base.model)
     unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=base.device)  # a mask, so that the model makes none
     while running:
         # All beams of the batch write a token a step, until enough sources are done.
-        bare = [Insert(functions=inserts[index].functions) for index in running]
+        bare = [Insert(functions=jobs[index].insert.functions) for index in running]
         is_done = [False]
         with binder.bind(bare, range(len(running)), cache=cache):
             while sum(is_done) * LEAVING < len(running):
@@ -216,17 +215,10 @@ def _by_beams(
             tokens = tokens[rows]
 
 
-def _line_breaks(template: Template) -> list[int]:
+def line_breaks(template: Template) -> list[int]:
     """The ids of the tokens that are line breaks and nothing else; GPT-2's are 198 and 628."""
     runs = template.tokenizer(["\n" * count for count in range(1, _LONGEST_RUN + 1)], add_special_tokens=False)
     return sorted({ids[0] for ids in runs.input_ids if len(ids) == 1})
-
-
-def _no_columns(base: Base) -> Tensor:
-    """Keys and values before the only token of a prompt without a prefix: (2, L, K, 0, D)."""
-    site = base.shape.sites["decoder"]
-    size = (2, site.num_layers, site.num_kv_heads, 0, site.head_dim)
-    return torch.zeros(size, dtype=base.model.dtype, device=base.device)
 
 
 def _by_transformers(

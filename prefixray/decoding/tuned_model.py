@@ -90,11 +90,11 @@ class Tuned:
     ) -> None:
         self.base, self.method, self.template, self.decoding = base, method, template, decoding
         self.insert = method.insert(None)
-        self._about = about or f"{type(method).__name__} on {base.name}"
+        self.about = about or f"{type(method).__name__} on {base.name}"
 
     def __repr__(self) -> str:
         place = f"{self.base.precision} on {self.base.device.type}"
-        return f"<Tuned: {self._about}; {place}; {self.decoding.num_beams} beams>"
+        return f"<Tuned: {self.about}; {place}; {self.decoding.num_beams} beams>"
 
     @property
     def model(self) -> PreTrainedModel:

@@ -4,7 +4,7 @@ For a prompt all but its last token run. The rows then begin with that last toke
 values as they look at a prefix.
 """
 
-# B prompts, L layers, K key/value heads, S tokens of the longest prompt without its last, D head dim
+# B prompts, L layers, K key/value heads, S tokens of the longest prompt without its last, C columns, D head dim
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from prefixray.batching.batches import pad
 from prefixray.batching.lengths import cut_by_length
 from prefixray.batching.rows import Row, Tree
 from prefixray.batching.shared_prompts import by_prompt
+from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
 from prefixray.model.binding.insert import Insert
 
@@ -52,6 +53,32 @@ def extended(
         recorded = binder.record_rows(ids.to(device))["decoder"]  # (B, 2, L, K, S, D)
     pairs = zip(prompts, recorded, strict=True)
     return [_continued(inserts[prompt.slot], prompt, kv[..., : len(prompt.ids), :]) for prompt, kv in pairs]
+
+
+def prompt_columns(base: Base, pad_id: int, prompts: Sequence[tuple[Insert, Sequence[int], int]]) -> list[Tensor]:
+    """All that the last token of each prompt looks back to: the prefix, and the tokens before; (2, L, K, C, D) each.
+
+    Each prompt is an insert, token ids with room for an infix, and the infix' first column. The order of prompts is
+    kept; those of one insert run side by side.
+    """
+    distinct = {id(insert): insert for insert, _, _ in prompts}
+    slots = {key: slot for slot, key in enumerate(distinct)}
+    order = sorted(range(len(prompts)), key=lambda index: slots[id(prompts[index][0])])
+    asked = [Prompt(slots[id(insert)], tuple(ids[:-1]), start) for insert, ids, start in prompts]
+    inserts = extended(
+        Binder.of(base.model),
+        list(distinct.values()),
+        [asked[index] for index in order],
+        pad_id=pad_id,
+        device=base.device,
+    )
+    site = base.shape.sites["decoder"]
+    size = (2, site.num_layers, site.num_kv_heads, 0, site.head_dim)
+    nothing = torch.zeros(size, dtype=base.model.dtype, device=base.device)
+    columns = [nothing] * len(prompts)
+    for index, insert in zip(order, inserts, strict=True):
+        columns[index] = insert.prefixes.get("decoder", nothing)
+    return columns
 
 
 def _continued(insert: Insert, prompt: Prompt, prompt_kv: Tensor) -> Insert:

@@ -26,8 +26,7 @@ from transformers import PreTrainedModel
 from prefixray.model.attention_sites import attentions
 from prefixray.model.backend import backend_for
 from prefixray.model.binding.attention import IMPLEMENTATION, Place, set_place
-from prefixray.model.binding.beam_cache import BeamCache
-from prefixray.model.binding.bound import AttendingRows, Bound, cut_segments, is_even
+from prefixray.model.binding.bound import AttendingRows, Bound, StepCache, cut_segments, is_even
 from prefixray.model.binding.infix import place_infixes
 from prefixray.model.binding.insert import Insert, SitePrefix, prefixes_in_line, stack_prefixes
 from prefixray.model.binding.ragged import Ragged
@@ -79,7 +78,7 @@ class Binder:
         targets: Targets | None = None,
         infix_starts: Sequence[int] = (),
         is_headless: bool = False,
-        cache: BeamCache | None = None,
+        cache: StepCache | None = None,
         line: Ragged | None = None,
         dropout: tuple[RowDropout, Sequence[int]] | None = None,
     ) -> Iterator[Bound]:
@@ -89,8 +88,8 @@ class Binder:
         columns from there on hold any token at all.
         With `targets`, rows (N,) and columns (N,), the head runs on those positions alone: logits are (N, vocabulary).
         In a headless forward the head runs on no position, and `Bound.hidden` is its input at the targets.
-        With `cache` a forward is a step of a beam search: its rows are tokens of the sources' beams, one each, and
-        their attention sees the cache alone, and writes to it.
+        With `cache` a forward is a step of decoding: its rows are one token each, and their attention sees the cache
+        alone, and writes to it.
         With `line` the forward has one row, in which those of the binding stand one behind another; its inserts have
         neither functions nor infixes, its targets are places in that row, and its mask is not looked at.
         With `dropout` the model's own dropout is drawn for each row by its number in the step.

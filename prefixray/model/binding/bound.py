@@ -1,22 +1,29 @@
 """The state of one binding: which trial each row belongs to, and what its attention and its hooks look up."""
 
-# B rows, T trials, H query heads, S tokens, S' keys, P prefix positions
+# B rows, T trials, H query heads, K key/value heads, S tokens, S' keys, P prefix positions, D head dim
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prefixray.model.binding.beam_cache import BeamCache
 from prefixray.model.binding.infix import Infixes
 from prefixray.model.binding.insert import Insert, RowFunction, SitePrefix, Slot, StackedRows
 from prefixray.model.binding.ragged import Ragged
 from prefixray.model.last_ffn import Targets
 from prefixray.model.plain import LinePrefix
 from prefixray.model.row_dropout import RowDropout
+
+
+class StepCache(Protocol):
+    """The keys and values that the rows of a decoding step look at, each row one token."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """Write a step's keys and values, (B, K, 1, D), and attend from its queries (B, H, 1, D): (B, 1, H, D)."""
 
 
 @dataclass
@@ -89,7 +96,7 @@ class Bound:
     segments: Sequence[Segment]
     shifts: Tensor | None = None  # (T,) prefix positions before a row's first token; None where there are none
     targets: Targets | None = None  # the positions that the head runs on; None: all
-    cache: BeamCache | None = None  # whose columns the rows see, each row a token of a beam
+    cache: StepCache | None = None  # whose columns the rows see, each row one token
     ragged: Ragged | None = None  # the rows stand one behind another
     make_groups: Callable[[], Sequence[AttendingRows]] = tuple  # of the ragged rows
     make_prefixes: Callable[[], Sequence[LinePrefix | None] | None] = lambda: None  # of each layer, for ragged rows

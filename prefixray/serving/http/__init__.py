@@ -1,0 +1,4 @@
+"""OpenAI's HTTP interface before an engine.
+
+In: an engine. Out: a server. Read first: `app.py`.
+"""
