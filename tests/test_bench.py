@@ -64,6 +64,18 @@ def test_decoding_is_timed_on_hypotheses_that_are_the_same_in_every_arm(tmp_path
     }
 
 
+def test_serving_is_timed_on_answers_that_are_those_of_stock_transformers(
+    tiny_llama: Base, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--clients", "4", "--artifacts", "2", "--preseqlen", "3", "--tokens", "6", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["serving.py", "--base", tiny_llama.name, *options])
+    runpy.run_path(str(BENCH / "serving.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    ways = ("stock transformers, one after the other", "served, one seat", "served, 4 seats")
+    assert [line[:40].strip() for line in lines[2:]] == list(ways)
+    assert all(line.endswith("4 of 4") for line in lines[2:])
+
+
 def test_each_trick_is_switched_off_and_on_again(tmp_path: Path) -> None:
     lines = _run(tmp_path, "ablation.py", "--precision", "fp32").splitlines()
     assert lines[1].split() == ["fp32", "step", "fp32", "validation", "fp32", "decoding"]
