@@ -69,6 +69,7 @@ RUN_BY: Mapping[str, str] = {
     "export --format --out": "artifacts/test_peft.py::"
     "test_a_decoder_only_artifact_gives_the_same_logits_and_beams_in_peft",
     "export --push": "artifacts/test_hub.py::test_a_push_makes_the_model_which_loads_from_there",
+    "serve": "test_serve.py::test_ctrl_c_ends_a_server_and_the_answers_that_it_writes",
     "convert --base --out": "artifacts/test_li_liang.py::"
     "test_a_checkpoint_of_gpt2_keeps_its_keys_and_values_and_decodes_as_transformers_would",
     "control": "test_sweep.py::test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_outside",
