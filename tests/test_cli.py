@@ -62,7 +62,7 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
         ("report --paper table1", "report: which sweep? a results folder, its name under runs/, or the YAML"),
         (
             "decode x --split train",
-            "decode: Invalid value for '--split': Value error, 'train' is not one of 'dev', 'test'",
+            "decode: Invalid value for '--split': 'train' is not one of 'dev', 'test'",
         ),
         ("sweep a.yaml --quiet --verbose", "sweep: --quiet and --verbose exclude each other"),
         ("sweep a.yaml --address auto --cluster b.yaml", "sweep: --address and --cluster exclude each other"),

@@ -80,11 +80,12 @@ def test_every_dependency_has_an_upper_bound() -> None:
     assert [line for line in everything if "<" not in line and not line.startswith("prefixray[")] == []
 
 
-def test_the_floors_are_the_lower_bounds_of_all_dependencies() -> None:
+def test_the_floors_are_the_lower_bounds_of_all_dependencies_and_of_the_extras_for_users() -> None:
     printed = subprocess.run([sys.executable, ROOT / ".ci" / "floors.py", "--list"], capture_output=True, text=True)
-    names = [re.match(r"[\w.-]+", line)[0] for line in PROJECT["dependencies"]]  # type: ignore[index]
+    extras = [line for extra in ("cluster", "cmaes", "meteor", "4bit") for line in PROJECT["optional-dependencies"][extra]]
+    names = [re.match(r"[\w.-]+", line)[0] for line in [*PROJECT["dependencies"], *extras]]  # type: ignore[index]
     floors = dict(line.split("==") for line in printed.stdout.split())
-    assert list(floors) == names and "datasets" in floors and all(floors.values())
+    assert list(floors) == list(dict.fromkeys(names)) and {"datasets", "boto3"} <= set(floors) and all(floors.values())
 
 
 def test_everything_that_a_sweep_may_use_is_one_extra() -> None:

@@ -25,12 +25,18 @@ class Verdict:
 
 def notes(results: Results) -> list[str]:
     """The notes that a reader of the table needs, the verdict last; a single arm has no verdict."""
+    lines = notes_without_verdict(results)
+    return lines if len(tuned_arms(results)) < 2 else [*lines, verdict(results).text]
+
+
+def notes_without_verdict(results: Results) -> list[str]:
+    """The same below a headline that is the verdict."""
     lines = caveats(results)
     if any(is_significant(arm) for arm in results["arms"]):
         lines.append(f"* differs from {results['reference']}: {star_text()}")
     if len(tuned_arms(results)) < 2:
         return lines
-    return [*lines, *seed_caveats(results), f"{_smallest_differences(results)}.", verdict(results).text]
+    return [*lines, *seed_caveats(results), f"{_smallest_differences(results)}."]
 
 
 def caveats(results: Results) -> list[str]:

@@ -107,7 +107,8 @@ def run(app: typer.Typer, name: str, argv: Sequence[str] | None = None) -> int:
         return leaving.exit_code
     except typer.TyperException as error:
         used = getattr(error, "ctx", None)  # of the command of a group whose arguments are wrong
-        problem = " ".join(error.format_message().split()).rstrip(".")
+        message = error.format_message().replace("Value error, ", "")  # pydantic's words, by Typer 0.29 alone
+        problem = " ".join(message.split()).rstrip(".")
         print(f"{used.command_path if used else name}: {problem} (--help says more)", file=sys.stderr)
         return 2
     except UserError as error:

@@ -92,6 +92,7 @@ def test_the_headline_is_the_verdict_and_before_it_how_far_the_search_is(results
     verdict = "No winner: prefix and finetune are 2.2 BLEU apart, which may be chance."
     assert f"<h1>{verdict}</h1>" in render(results, FOLDER)["report.html"]
     assert render(results, FOLDER)["report.md"].startswith(f"# {verdict}\n\ntiny: prefix, finetune for model.gguf on ")
+    assert all(page.count("which may be chance") == 1 for page in render(results, FOLDER).values()), "said once"
     running: Any = {"search": results["search"], "rungs": [8, 16], "importance": []}
     head = "No verdict yet: 12 trials, 6 finished, 6 stopped early. prefix/0 leads with a dev loss of 1.600."
     assert f"<h1>{head}</h1>" in render(running, FOLDER)["report.html"]

@@ -111,16 +111,21 @@ def path(points: Sequence[Point], style: str = "") -> str:
     return "".join(f'<polyline{style} points="{piece}"/>' for piece in drawn)
 
 
-def place_name(name: str, x: float, y: float, taken: Sequence[Box], *, within: Box) -> Box:
-    """A box for a name beside its point: the first candidate that touches nothing, or else the first one inside."""
+def place_name(name: str, x: float, y: float, taken: Sequence[Box], *, within: Box) -> Box | None:
+    """A box for a name beside its point: the first candidate that touches nothing; None where each touches something."""
+    free = (box for box in boxes_beside(name, x, y, within=within) if not any(_touch(box, other) for other in taken))
+    return next(free, None)
+
+
+def boxes_beside(name: str, x: float, y: float, *, within: Box) -> list[Box]:
+    """Boxes for a name beside its point, the nearest first: those inside, or one outside where none is."""
     width = len(name) * LETTER
     corners = [(x + 9, y - 9), (x - 9 - width, y - 9)]
     for top in (y - 24, y + 8, y - 38, y + 22, y - 52, y + 36):
         corners += [(x + 9, top), (x - 9 - width, top)]
     boxes = [(left, top, left + width, top + LINE) for left, top in corners]
     inside = [b for b in boxes if b[0] >= within[0] and b[1] >= within[1] and b[2] <= within[2] and b[3] <= within[3]]
-    free = [box for box in inside if not any(_touch(box, other) for other in taken)]
-    return next(iter([*free, *inside, *boxes]))
+    return inside or boxes[:1]
 
 
 def _touch(a: Box, b: Box) -> bool:

@@ -17,12 +17,14 @@ from prefixray.reporting.charts.canvas import (
     Box,
     Canvas,
     arrow,
+    boxes_beside,
     curve_mark,
     mark,
     path,
     place_name,
 )
 
+_SCATTER_HEIGHT = 290.0  # of a chart of named points, without a legend
 _STRIPS_HEIGHT = 262.0  # of a chart of a searched value, without its legend
 
 
@@ -65,24 +67,27 @@ class Series:
 
 
 def scatter(dots: Sequence[Dot], x_axis: Axis, y_axis: Axis, *, title: str) -> str:
-    """Named points with their intervals as whiskers."""
-    canvas = Canvas(290)
+    """Named points with their intervals as whiskers; a name that finds no room beside its point stands in a legend."""
+    bottom = _SCATTER_HEIGHT - BOTTOM
     ends = [end for dot in dots for end in (dot.y, *(dot.interval or ()))]
-    y = fit_scale(y_axis, ends, canvas.bottom, TOP)
+    y = fit_scale(y_axis, ends, bottom, TOP)
     x = fit_scale(x_axis, [dot.x for dot in dots], y.text_width(), WIDTH - RIGHT, pad=0.16)
-    draw_frame(canvas, x, y)
-    taken: list[Box] = []
+    taken = [_interval_box(dot, x(dot.x), y, 7) for dot in dots]
+    boxes = []
     for dot in dots:
-        low, high = dot.interval or (dot.y, dot.y)
-        taken.append((x(dot.x) - 7, y(high) - 2, x(dot.x) + 7, y(low) + 2))
-    for dot in dots:
+        boxes.append(place_name(dot.name, x(dot.x), y(dot.y), taken, within=(y.text_width(), TOP, WIDTH, bottom)))
+        taken += boxes[-1:] if boxes[-1] is not None else []
+    legend = _legend_rows([Series(dot.name, [dot], dot.kind) for dot, box in zip(dots, boxes, strict=True) if not box])
+    canvas = Canvas(_SCATTER_HEIGHT + (8 + LINE * len(legend) if legend else 0))
+    draw_frame(canvas, x, y, bottom=bottom)
+    for dot, box in zip(dots, boxes, strict=True):
         canvas.add(f'<g class="k{dot.kind % NUM_KINDS}"><title>{escape(dot.tip)}</title>')
         if dot.interval is not None:
             canvas.whisker(x(dot.x), *(y(end) for end in dot.interval))
         canvas.add(mark(dot.kind, x(dot.x), y(dot.y)) + "</g>")
-        box = place_name(dot.name, x(dot.x), y(dot.y), taken, within=(y.text_width(), TOP, WIDTH, canvas.bottom))
-        taken.append(box)
-        canvas.text(box[0], box[3] - 4, dot.name)
+        if box is not None:
+            canvas.text(box[0], box[3] - 4, dot.name)
+    _draw_legend(canvas, legend, _SCATTER_HEIGHT)
     return canvas.svg(title)
 
 
@@ -172,11 +177,10 @@ def trends(series: Sequence[Series], x_axis: Axis, y_axis: Axis, *, title: str) 
     for index, part in enumerate(series):
         shift = dodge * (index - (len(series) - 1) / 2)
         _draw_series(canvas, part, x, y, shift, is_joined=part.joined and len({dot.x for dot in part.points}) > 1)
-        for dot in part.points:
-            low, high = dot.interval or (dot.y, dot.y)
-            taken.append((x(dot.x) + shift - 5, y(high) - 2, x(dot.x) + shift + 5, y(low) + 2))
+        taken += [_interval_box(dot, x(dot.x) + shift, y, 5) for dot in part.points]
     for dot in (dot for dot in dots if dot.name):
-        box = place_name(dot.name, x(dot.x), y(dot.y), taken, within=(y.text_width(), TOP, WIDTH, bottom))
+        at, within = (dot.name, x(dot.x), y(dot.y)), (y.text_width(), TOP, WIDTH, bottom)
+        box = place_name(*at, taken, within=within) or boxes_beside(*at, within=within)[0]
         taken.append(box)
         canvas.text(box[0], box[3] - 4, dot.name)
     _draw_legend(canvas, legend)
@@ -217,10 +221,16 @@ def _draw_series(canvas: Canvas, series: Series, x: Scale, y: Scale, shift: floa
     canvas.count_arrows([x(dot.x) + shift for dot in series.points if y(dot.y) < TOP])
 
 
-def _draw_legend(canvas: Canvas, rows: Sequence[Sequence[Series]]) -> None:
-    """The names of the series below the x axis of a chart that is `_STRIPS_HEIGHT` high without them."""
+def _interval_box(dot: Dot, at: float, y: Scale, reach: float) -> Box:
+    """What a point and its interval take up, with `reach` to either side."""
+    low, high = dot.interval or (dot.y, dot.y)
+    return at - reach, y(high) - 2, at + reach, y(low) + 2
+
+
+def _draw_legend(canvas: Canvas, rows: Sequence[Sequence[Series]], height: float = _STRIPS_HEIGHT) -> None:
+    """The names of the series below the x axis of a chart that is so high without them."""
     for row, parts in enumerate(rows):
-        left, baseline = 6.0, _STRIPS_HEIGHT + LINE * row + 14
+        left, baseline = 6.0, height + LINE * row + 14
         for part in parts:
             canvas.add(f'<g class="{part.style}">{mark(part.kind, left, baseline - 4, 4.2)}</g>')
             canvas.text(left + 9, baseline, part.name)

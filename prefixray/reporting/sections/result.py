@@ -10,7 +10,7 @@ from prefixray.reporting.figures import LOSS, Figure, difference_figure, size_fi
 from prefixray.reporting.grid import Grid
 from prefixray.reporting.sections.section import Section
 from prefixray.reporting.tables import final_grid, group_grid, seed_grid, title
-from prefixray.reporting.verdict import notes
+from prefixray.reporting.verdict import notes_without_verdict
 from prefixray.results.record import Results, tuned_arms
 
 GOES_ON = "If the sweep does not run any more, the command that started it, with the same options, goes on with it."
@@ -18,7 +18,7 @@ GOES_ON = "If the sweep does not run any more, the command that started it, with
 
 
 def result_section(results: Results) -> Section:
-    """The final table with its notes, the differences and the sizes."""
+    """The final table with its notes, the differences and the sizes; the page's headline is the verdict."""
     tuned = tuned_arms(results)
     compared = [(arm, arm["difference"]) for arm in tuned if arm["difference"] is not None]
     figures = []
@@ -30,7 +30,7 @@ def result_section(results: Results) -> Section:
         "result",
         "Which method is best?",
         grid=final_grid(results),
-        text=[f"{title(results)}. Scores with their 95 % intervals.", *notes(results)],
+        text=[f"{title(results)}. Scores with their 95 % intervals.", *notes_without_verdict(results)],
         figures=figures,
     )
 

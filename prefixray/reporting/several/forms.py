@@ -61,14 +61,14 @@ def _head(sweeps: Sequence[OneOf]) -> Head:
 
 
 def _notes(sweeps: Sequence[OneOf]) -> list[str]:
-    """What a reader of the scores needs, and each sweep's verdict."""
+    """What a reader of the scores needs, and the verdicts; the headline has that of a single sweep."""
     lines = []
     if any(is_significant(arm) for sweep in sweeps for arm in sweep.tuned):
         correction = f"Holm's correction over all {num_comparisons(sweeps)} comparisons"
         lines.append(f"* differs from its sweep's reference: {star_text(correction)}")
     if len(sweeps) > 1 and mean_ranks(sweeps):
         lines.append("mean rank: over the sweeps, 1 is best; it describes these sweeps, and tests nothing")
-    return [*lines, *(f"{sweep.name}: {verdict(sweep.results).text}" for sweep in sweeps)]
+    return [*lines, *(f"{sweep.name}: {verdict(sweep.results).text}" for sweep in sweeps if len(sweeps) > 1)]
 
 
 def _caveats(sweeps: Sequence[OneOf]) -> list[str]:
