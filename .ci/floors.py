@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
         suite = [*uv, "-c", constraints, "-e", ".[test,cluster,cmaes]"]
         if arguments == ["--resolve"]:
             return subprocess.run([*suite, "--dry-run"], cwd=ROOT).returncode
-        for command in (suite, [*uv, "--no-deps", BASE], [python, "-m", "pip", "check"]):
+        for command in (suite, [python, "-m", "pip", "check"], [*uv, "--no-deps", BASE]):
             if code := subprocess.run(command, cwd=ROOT).returncode:
                 return code
         paths = os.pathsep.join([str(python.parent), os.environ.get("PATH", "")])
