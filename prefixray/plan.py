@@ -6,6 +6,7 @@ prefixray plan sweeps/xsum.yaml --set base=FOLDER --prices prices.yaml     # pri
 
 from prefixray.config.files.found import find_sweep_file
 from prefixray.config.load import load_sweep
+from prefixray.data import check_own_data
 from prefixray.system.command_line import Entry, Overrides, Prices, Scales, SweepFile
 from prefixray.system.exit_codes import leave
 from prefixray.system.logs import quieten
@@ -15,6 +16,7 @@ def plan(file: SweepFile, scales: Scales, overrides: Overrides, prices: Prices =
     """Print the plan."""
     file = find_sweep_file(file)
     config = load_sweep(file, overrides, scales)  # before anything heavy
+    check_own_data(config.task)
     quieten()
     from prefixray.planning.text import plan_text, read_prices
 

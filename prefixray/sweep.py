@@ -22,6 +22,7 @@ import typer
 from prefixray.config.files.found import find_sweep_file
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import SweepConfig
+from prefixray.data import check_own_data
 from prefixray.errors import UserError
 from prefixray.system.command_line import Entry, Overrides, Prices, Scales, SweepFile, WrongArguments
 from prefixray.system.exit_codes import code_of, interruptible, leave
@@ -65,6 +66,8 @@ def sweep(
     command = ["prefixray", "sweep", str(file), *where, *changes]
     try:
         config = load_sweep(file, overrides, scales)  # before anything heavy
+        if plan or cluster is not None:  # here, `drive` reads every row before torch is loaded
+            check_own_data(config.task)
         if plan:
             return _print_plan(config, file, prices)
         if cluster is not None:

@@ -16,6 +16,7 @@ from prefixray.config.load import load_sweep
 from prefixray.config.schema import ArmConfig
 from prefixray.config.space import AnyDistribution, Choice, Int, LogUniform, Uniform
 from prefixray.config.trials import TrialConfig
+from prefixray.data import check_own_data
 from prefixray.errors import UserError
 from prefixray.system.command_line import Device, Entry, Scales, SweepFile, repeated
 from prefixray.system.exit_codes import leave
@@ -55,6 +56,7 @@ def train(
     overrides = [text if "." in text.partition("=")[0] else f"arms.{arm}.{text}" for text in values]
     config = load_sweep(file, overrides, scales)
     trial = _configuration(config.arm(arm))
+    check_own_data(config.task)
     quieten()
     check_base(config.base)
     if config.train.precision == "4bit" and device != "auto":  # torch knows what that is, and `load_trainer` refuses

@@ -47,6 +47,27 @@ assert not {"ray", "mlflow", "optuna"} & sys.modules.keys()
     assert done.stdout.count("Plan of small") == 2 and not (tmp_path / "runs").exists()
 
 
+def test_a_wrong_column_of_own_data_is_told_before_torch_is_loaded(file: Path, tmp_path: Path) -> None:
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.jsonl").write_text('{"source": "a", "text": "b"}\n')
+    document = read_document(file).values
+    document["task"] = {"name": "custom", **{split: f"{split}.jsonl" for split in ("train", "dev", "test")}}
+    document["final"] = {"metric": "test/rouge_l"}
+    (tmp_path / "own.json.yaml").write_text(json.dumps(document))
+    code = """
+import sys
+from prefixray import plan, sweep, train
+name = "own.json.yaml"
+codes = [plan.main([name]), sweep.main([name, "--plan"]), train.main([name, "--arm", "prefix"])]
+codes.append(sweep.main([name, "--cluster", "none.yaml"]))
+print(codes, sorted({"torch", "transformers", "ray"} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "[2, 2, 2, 2] []\n", done
+    problem = 'no "target" column; columns are source, text (set task.columns.target)'
+    assert done.stderr.splitlines() == [f"{split}.jsonl:1: {problem}" for split in ("train", "dev", "test")] * 4
+
+
 def test_what_cannot_be_used_is_the_users_to_mend(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,10 +6,17 @@ Read first: `catalog.py`, then `task.py`.
 """
 
 from prefixray.data.catalog import CATALOG
+from prefixray.data.own.custom import check_columns, load_own_data
 from prefixray.data.task import Example, Sourced, Subset, Task, make_task
 from prefixray.data.task_config import TaskConfig
 
-__all__ = ["Example", "Sourced", "Subset", "Task", "load_task"]
+__all__ = ["Example", "Sourced", "Subset", "Task", "check_own_data", "load_task"]
+
+
+def check_own_data(config: TaskConfig) -> None:
+    """Refuse a user's own files whose columns are wrong, by their first rows. Raises `UserError` with all problems."""
+    if CATALOG[config.name].load is load_own_data:
+        check_columns(config)
 
 
 def load_task(config: TaskConfig) -> Task:

@@ -1,6 +1,6 @@
 """Data sets of the Hugging Face hub, as rows. `datasets` is imported here alone, when a data set is loaded."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,35 @@ class HubRows:
 
     columns: tuple[str, ...]
     rows: Iterable[Row]
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Rows in which a label is its name."""
+
+    rows: Iterable[Row]
+    labels: Mapping[str, Any]  # a column's `ClassLabel`
+
+    def __iter__(self) -> Iterator[Row]:
+        for row in self.rows:
+            yield {**row, **{column: _name_of(row[column], label) for column, label in self.labels.items()}}
+
+
+def with_label_names(rows: Iterable[Any]) -> Iterable[Any]:
+    """A split of `datasets` with the names of its classes in place of their numbers; other rows as they are."""
+    features = getattr(rows, "features", None)
+    kinds = (
+        {} if not isinstance(features, Mapping) else {name: getattr(f, "feature", f) for name, f in features.items()}
+    )
+    labels = {name: kind for name, kind in kinds.items() if hasattr(kind, "int2str")}
+    return _Named(rows, labels) if labels else rows
+
+
+def _name_of(value: object, label: Any) -> object:  # noqa: ANN401  # a `ClassLabel`
+    """A class's name; None for the -1 of rows without a class."""
+    if isinstance(value, list):
+        return [_name_of(inner, label) for inner in value]
+    return label.names[value] if isinstance(value, int) and 0 <= value < len(label.names) else None
 
 
 def load_hub(
@@ -86,4 +115,4 @@ def _by_our_names(name: str, hub: Any, optional: Collection[str]) -> dict[str, H
         hint = "" if "train" in missing else " (custom, summarization: task.split takes dev and test out of train)"
         raise UserError(f"task.path: {name}: {lacking}{hint}")
     rows = {split: hub[names[0]] for split, names in named.items() if names}
-    return {split: HubRows(tuple(each.column_names), each) for split, each in rows.items()}
+    return {split: HubRows(tuple(each.column_names), with_label_names(each)) for split, each in rows.items()}

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 
 from prefixray.data.entries import DataConfig, Entry, Form, Splits, read_file, read_parts
+from prefixray.data.hub import is_saved
 from prefixray.data.own.chat import ChatForm
 from prefixray.data.own.split import completed
-from prefixray.data.row_files import SPLITS, Row, for_each_split
+from prefixray.data.row_files import SPLITS, Row, find_splits, for_each_split, is_folder, read_rows
 from prefixray.errors import UserError
 from prefixray.system.path_or_hub import expanded
 
@@ -32,6 +34,29 @@ def load_own_data(config: DataConfig) -> Splits:
 
         parts = for_each_split(read, [split for split in SPLITS if files[split] is not None or split not in optional])
     return Splits(**parts) if config.split is None else completed(parts, config.split)
+
+
+def check_columns(config: DataConfig) -> None:
+    """Look at the first row of each file: a wrong column is told at once, before anything that takes seconds to load.
+
+    Raises `UserError` with the problems of all files. What only `datasets` can read is checked when it is loaded.
+    """
+    form = own_form(config)
+    if config.path is None:
+        names = {"train": config.train, "dev": config.dev, "test": config.test}
+        files = {split: expanded(name) for split, name in names.items() if name is not None}
+    elif is_folder(config.path) and not is_saved(config.path):
+        files = find_splits(config.path, () if config.split is None else ("dev", "test"))
+    else:
+        return
+
+    def check(split: str) -> None:
+        key = f"task.{split}" if config.path is None else "task.path"
+        for number, row in islice(read_rows(key, files[split], form.problems), 1):
+            if isinstance(row, str):
+                raise UserError(f"{files[split]}:{number}: {row}")
+
+    for_each_split(check, files)
 
 
 def own_form(config: DataConfig) -> Form:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from prefixray.data.hub import with_label_names
 from prefixray.data.row_files import kind_of
 from prefixray.errors import UserError
 from prefixray.system.atomic_files import write_whole
@@ -45,7 +46,7 @@ def _each(split: str, rows: Rows) -> Iterator[object]:
         one = ": name one split of it" if splits else ""
         raise UserError(f"{split}: is {type(rows).__name__}{splits}; it must be rows, a DataFrame or a data set{one}")
     else:
-        yield from rows
+        yield from with_label_names(rows)
 
 
 def _line(split: str, number: int, row: object) -> str:

@@ -68,6 +68,12 @@ def test_rows_become_the_tasks_data(train: object) -> None:
     assert Path(str(config.task.train)).parent == Path("runs/small/data")
 
 
+def test_a_class_of_datasets_is_its_name() -> None:
+    kinds = datasets.Features({"source": datasets.Value("string"), "target": datasets.ClassLabel(names=["no", "yes"])})
+    train = datasets.Dataset.from_dict({"source": ["a", "b"], "target": [1, 0]}, features=kinds)
+    assert [example.target for example in load_task(given_sweep(SWEEP, rows(train=train)).task).train] == ["yes", "no"]
+
+
 def test_a_sweep_may_be_a_file_a_name_a_mapping_or_a_configuration() -> None:
     Path("sweeps").mkdir()
     given = given_sweep(SWEEP, rows())

@@ -8,7 +8,8 @@ from support.data_files import jsonl, pairs, write
 from support.sweep_files import VALID, complaint, load
 
 from prefixray.data import load_task
-from prefixray.data.entries import Entry, SplitConfig, Splits
+from prefixray.data.entries import ColumnsConfig, Entry, SplitConfig, Splits
+from prefixray.data.own.look import look_at
 from prefixray.data.own.split import completed
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
@@ -79,6 +80,30 @@ def test_parquet_and_folders_of_datasets_are_read_like_jsonl(form: str, tmp_path
     assert read.digest == expected.digest
     with pytest.raises(UserError, match="dev"):
         load_task(TaskConfig(name="custom", path=str(folder)))
+
+
+@pytest.mark.parametrize("form", ["saved", "shards"])
+def test_a_class_of_a_data_set_is_its_name_and_a_row_without_a_class_is_left_out(form: str, tmp_path: Path) -> None:
+    import datasets
+
+    label = datasets.ClassLabel(names=["negative", "positive"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": label, "all": datasets.Sequence(label)})
+    columns = {"text": ["a", "b", "c"], "label": [1, 0, -1], "all": [[0, 1], [1], []]}
+    made, folder = datasets.Dataset.from_dict(columns, features=features), tmp_path / "folder"
+    if form == "saved":
+        datasets.DatasetDict(dict.fromkeys(("train", "dev", "test"), made)).save_to_disk(folder)
+    else:
+        for split in ("train", "validation", "test"):
+            made.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+
+    def targets(column: str) -> list[str]:
+        config = TaskConfig(name="custom", path=str(folder), columns=ColumnsConfig(source="text", target=column))
+        return [example.target for example in load_task(config).train]
+
+    assert targets("label") == ["positive", "negative"]
+    assert targets("all") == ["negative", "positive", "positive"]
+    look = look_at(str(folder))
+    assert look.columns == {"source": "text", "target": "label"}
 
 
 def test_parquet_that_is_none_or_lacks_a_column_is_refused(tmp_path: Path) -> None:
