@@ -112,7 +112,7 @@ def path(points: Sequence[Point], style: str = "") -> str:
 
 
 def place_name(name: str, x: float, y: float, taken: Sequence[Box], *, within: Box) -> Box | None:
-    """A box for a name beside its point: the first candidate that touches nothing; None where each touches something."""
+    """A box for a name beside its point: the first candidate that touches nothing; None where all touch something."""
     free = (box for box in boxes_beside(name, x, y, within=within) if not any(_touch(box, other) for other in taken))
     return next(free, None)
 
