@@ -2,12 +2,13 @@
 
 prefixray export runs/quickstart --format peft --out my-prefix          # a sweep's best prefix
 prefixray export runs/quickstart/final/lora-0-1/artifact --format peft --out my-lora
+prefixray export runs/quickstart --format cache --out my-cache          # past key values, for transformers alone
 prefixray export runs/quickstart --format hub --out my-prefix           # what --push would upload
 prefixray export runs/quickstart --push USER/NAME                       # after `hf auth login`
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, assert_never
 
 import typer
 
@@ -17,7 +18,7 @@ from prefixray.system.command_line import ARTIFACT_HELP, Entry
 from prefixray.system.exit_codes import leave
 from prefixray.system.logs import quieten
 
-Form = Literal["peft", "hub"]
+Form = Literal["peft", "cartridge", "cache", "hub"]
 
 
 def export(
@@ -30,7 +31,8 @@ def export(
         Form,
         typer.Option(
             "--format",
-            help="peft: for PeftModel.from_pretrained; hub: the artifact, its model card and peft's files",
+            help="peft: for PeftModel.from_pretrained; cartridge: a prefix as PEFT's CARTRIDGE; cache: a prefix as "
+            "transformers' past key values; hub: the artifact, its model card and peft's files",
         ),
     ] = "peft",
     out: Annotated[Path | None, typer.Option(help="the folder to write, a new one")] = None,
@@ -64,14 +66,22 @@ def export(
 
 def _write(artifact: Path, form: Form, out: Path, licence: str | None) -> str:
     """Write the folder; returns how it is used."""
-    if form == "hub":
-        from prefixray.artifacts.hub import export_hub
+    match form:
+        case "hub":
+            from prefixray.artifacts.hub import export_hub
 
-        export_hub(artifact, out, licence=licence)
-        return f"its card is {out / 'README.md'}; --push USER/NAME uploads it"
-    from prefixray.artifacts.peft import export_peft
+            export_hub(artifact, out, licence=licence)
+            return f"its card is {out / 'README.md'}; --push USER/NAME uploads it"
+        case "cache":
+            from prefixray.artifacts.cache import export_cache
 
-    return export_peft(artifact, out)
+            return export_cache(artifact, out)
+        case "peft" | "cartridge":
+            from prefixray.artifacts.peft import export_peft
+
+            return export_peft(artifact, out, "PREFIX_TUNING" if form == "peft" else "CARTRIDGE")
+        case _:
+            assert_never(form)
 
 
 main = Entry(export, "prefixray export", __doc__)

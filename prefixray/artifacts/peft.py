@@ -3,14 +3,18 @@
 PEFT's prefix tuning reaches only the decoder's own attention, and in encoder-decoder models it ties layers. So two
 kinds of artifacts can be written: prefixes of decoder-only bases (embedding-only ones as the keys and values that they
 fold to), and LoRA of any base. Others are refused with the reason. PEFT itself is not needed for writing.
+
+A prefix may also be written as PEFT's CARTRIDGE: the same numbers, which PEFT trains on as they are, without a network,
+and composes with others (`peft.compose_cartridge_adapters`).
 """
 
 # L layers, K key/value heads, P prefix positions, D head dim
 
 import json
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 import torch
 from safetensors.torch import save_file
@@ -22,11 +26,15 @@ from prefixray.config.trials import AdapterTrial, FinetuneTrial, LoraTrial, Pref
 from prefixray.errors import UserError
 from prefixray.system.path_or_hub import local_path
 
+PrefixType = Literal["PREFIX_TUNING", "CARTRIDGE"]
+"""What PEFT calls keys and values in front of a row."""
 
-def export_peft(artifact: Path, out: Path) -> str:
+
+def export_peft(artifact: Path, out: Path, prefix_type: PrefixType = "PREFIX_TUNING") -> str:
     """Write `adapter_config.json`, `adapter_model.safetensors` and the artifact's own record into the folder `out`.
 
-    Returns the lines of Python that load the folder. Raises `UserError` where PEFT has no such method, where the
+    A prefix gets the given type. Returns the lines of Python that load the folder, and a remark where the PEFT that is
+    installed here has no such type. Raises `UserError` where PEFT has no such method, where the
     artifact is damaged, or where `out` holds something.
     """
     check_new(out)
@@ -34,16 +42,34 @@ def export_peft(artifact: Path, out: Path) -> str:
     name: str = meta["base"]["name"]
     here = local_path(name)
     base = name if here is None else str(here.resolve())  # PEFT may look for it from elsewhere
-    write_peft(artifact, out, base, tensors, meta)
+    write_peft(artifact, out, base, tensors, meta, prefix_type)
     (out / "prefixray.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     if (here is not None and here.is_file()) or ":" in name:
         said = "base: the transformers model it was tuned on"
-        return f"from peft import PeftModel\nmodel = PeftModel.from_pretrained(base, {str(out)!r})  # {said}"
+        lines = f"from peft import PeftModel\nmodel = PeftModel.from_pretrained(base, {str(out)!r})  # {said}"
+        return lines + _lacks(prefix_type)
     model = f"AutoPeftModelFor{'Seq2SeqLM' if meta['base']['shape']['is_encoder_decoder'] else 'CausalLM'}"
-    return f"from peft import {model}\nmodel = {model}.from_pretrained({str(out)!r})  # with its base, {base}"
+    lines = f"from peft import {model}\nmodel = {model}.from_pretrained({str(out)!r})  # with its base, {base}"
+    return lines + _lacks(prefix_type)
 
 
-def write_peft(artifact: Path, out: Path, base: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+def _lacks(prefix_type: PrefixType) -> str:
+    """A remark where the PEFT of this machine cannot load what was written; it need not be installed."""
+    found = PathFinder.find_spec("peft", None) if prefix_type == "CARTRIDGE" else None
+    folders = [] if found is None else list(found.submodule_search_locations or ())
+    if not folders or any((Path(folder) / "tuners" / "cartridge").is_dir() for folder in folders):
+        return ""
+    return "\n# The PEFT that is installed here has no CARTRIDGE: 0.19 and later have it."
+
+
+def write_peft(
+    artifact: Path,
+    out: Path,
+    base: str,
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    prefix_type: PrefixType = "PREFIX_TUNING",
+) -> None:
     """Write the two files of PEFT's into the folder `out`, with `base` as the name of the base.
 
     `tensors` and `meta` are the artifact's content.
@@ -56,7 +82,10 @@ def write_peft(artifact: Path, out: Path, base: str, tensors: Mapping[str, Tenso
         case PrefixTrial(format_mode="infix"):
             raise UserError(f"{artifact}: PEFT has no infix, only what stands before a row; decode it with prefixray")
         case PrefixTrial():
-            config, state = _prefix(meta, tensors)
+            config, state = _prefix(meta, tensors, prefix_type)
+        case _ if prefix_type == "CARTRIDGE":
+            problem = f"a cartridge is a prefix's keys and values, and this is of method {method.method}"
+            raise UserError(f"{artifact}: {problem}; take --format peft, or decode it with prefixray")
         case LoraTrial():
             config, state = _lora(method, meta, tensors)
         case AdapterTrial():
@@ -75,7 +104,9 @@ def write_peft(artifact: Path, out: Path, base: str, tensors: Mapping[str, Tenso
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, out / "adapter_model.safetensors")
 
 
-def _prefix(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _prefix(
+    meta: Mapping[str, Any], tensors: Mapping[str, Tensor], prefix_type: PrefixType
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A prefix as PEFT stores it: a row per position, with each layer's keys of all heads, then its values."""
     if meta["base"]["shape"]["is_encoder_decoder"]:
         sites = ", ".join(sorted({name.partition(".")[0] for name in tensors}))
@@ -85,16 +116,18 @@ def _prefix(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dic
         )
     both = torch.stack([tensors["decoder.key"], tensors["decoder.value"]])  # (2, L, K, P, D)
     _, layers, heads, positions, dim = both.shape
+    of_type: dict[str, Any] = {"num_frozen_tokens": 0}  # a CARTRIDGE's: PEFT would train all positions further
+    if prefix_type == "PREFIX_TUNING":
+        of_type = {"encoder_hidden_size": heads * dim, "prefix_projection": False}
     config = {
-        "peft_type": "PREFIX_TUNING",
+        "peft_type": prefix_type,
         "task_type": "CAUSAL_LM",
         "num_virtual_tokens": positions,
         "num_layers": layers,
         "num_attention_heads": heads,
         "token_dim": heads * dim,
         "num_transformer_submodules": 1,
-        "encoder_hidden_size": heads * dim,
-        "prefix_projection": False,
+        **of_type,
     }
     return config, {"prompt_embeddings": both.permute(3, 1, 0, 2, 4).reshape(positions, -1)}
 

@@ -36,26 +36,28 @@ def _artifact(folder: Path, base: Base, binder: Binder, trial: AnyTrial) -> Meth
     return method
 
 
-def _export(artifact: Path, out: Path) -> int:
-    return main([str(artifact), "--format", "peft", "--out", str(out)])
+def _export(artifact: Path, out: Path, form: str = "peft") -> int:
+    return main([str(artifact), "--format", form, "--out", str(out)])
 
 
 @pytest.mark.parametrize(
-    "trial",
+    ("trial", "form"),
     [
-        PrefixTrial(preseqlen=5, mid_dim=8, init_token="restaurant"),
-        PrefixTrial(preseqlen=3, mid_dim=None, init_token=None),
-        LoraTrial(rank=3, alpha=5.0, dropout=0.1),
+        (PrefixTrial(preseqlen=5, mid_dim=8, init_token="restaurant"), "peft"),
+        (PrefixTrial(preseqlen=5, mid_dim=8, init_token="restaurant"), "cartridge"),
+        (PrefixTrial(preseqlen=3, mid_dim=None, init_token=None), "peft"),
+        (LoraTrial(rank=3, alpha=5.0, dropout=0.1), "peft"),
     ],
-    ids=["network", "flat", "lora"],
+    ids=["network", "cartridge", "flat", "lora"],
 )
 def test_a_decoder_only_artifact_gives_the_same_logits_and_beams_in_peft(
-    tiny_base: Base, tmp_path: Path, trial: AnyTrial
+    tiny_base: Base, tmp_path: Path, trial: AnyTrial, form: str
 ) -> None:
     binder = Binder.of(tiny_base.model)
     method = _artifact(tmp_path / "artifact", tiny_base, binder, trial)
-    assert _export(tmp_path / "artifact", tmp_path / "peft") == 0
+    assert _export(tmp_path / "artifact", tmp_path / "peft", form) == 0
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base.name), tmp_path / "peft").eval()
+    assert (model.peft_config["default"].peft_type == "CARTRIDGE") == (form == "cartridge")
     template, ids = make_template(tiny_base, TASK), torch.tensor([[5, 9, 40, 41, 42], [7, 8, 60, 61, 62]])
     positions = torch.arange(5).expand_as(ids)
     with torch.no_grad(), binder.bind([method.insert(None)], [0, 0]):
@@ -128,6 +130,25 @@ def test_what_peft_cannot_express_is_refused_with_the_reason(
     _artifact(tmp_path / "artifact", tiny_bart, Binder.of(tiny_bart.model), trial)
     assert _export(tmp_path / "artifact", tmp_path / "peft") == 2
     assert reason in capsys.readouterr().err and not (tmp_path / "peft").exists()
+
+
+def test_a_cartridge_is_a_prefix_and_a_peft_that_knows_none_is_said(
+    tiny_gpt2: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    binder = Binder.of(tiny_gpt2.model)
+    _artifact(tmp_path / "lora", tiny_gpt2, binder, LoraTrial(rank=2))
+    assert _export(tmp_path / "lora", tmp_path / "out", "cartridge") == 2
+    assert "is of method lora; take --format peft" in capsys.readouterr().err
+    _artifact(tmp_path / "prefix", tiny_gpt2, binder, PrefixTrial(preseqlen=2, mid_dim=None, init_token=None))
+    assert _export(tmp_path / "prefix", tmp_path / "new", "cartridge") == 0
+    assert "no CARTRIDGE" not in capsys.readouterr().out
+    (tmp_path / "old" / "peft" / "tuners").mkdir(parents=True)
+    (tmp_path / "old" / "peft" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "old")
+    assert _export(tmp_path / "prefix", tmp_path / "still", "cartridge") == 0
+    assert capsys.readouterr().out.endswith(
+        "# The PEFT that is installed here has no CARTRIDGE: 0.19 and later have it.\n"
+    )
 
 
 def test_nothing_is_overwritten(tiny_gpt2: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
