@@ -75,8 +75,10 @@ def scatter(dots: Sequence[Dot], x_axis: Axis, y_axis: Axis, *, title: str) -> s
     taken = [_interval_box(dot, x(dot.x), y, 7) for dot in dots]
     boxes = []
     for dot in dots:
-        boxes.append(place_name(dot.name, x(dot.x), y(dot.y), taken, within=(y.text_width(), TOP, WIDTH, bottom)))
-        taken += boxes[-1:] if boxes[-1] is not None else []
+        beside = place_name(dot.name, x(dot.x), y(dot.y), taken, within=(y.text_width(), TOP, WIDTH, bottom))
+        boxes.append(beside)
+        if beside is not None:
+            taken.append(beside)
     legend = _legend_rows([Series(dot.name, [dot], dot.kind) for dot, box in zip(dots, boxes, strict=True) if not box])
     canvas = Canvas(_SCATTER_HEIGHT + (8 + LINE * len(legend) if legend else 0))
     draw_frame(canvas, x, y, bottom=bottom)
