@@ -83,7 +83,9 @@ def test_every_dependency_has_an_upper_bound() -> None:
 def test_the_floors_are_the_lower_bounds_of_all_dependencies_and_of_the_extras_for_users() -> None:
     printed = subprocess.run([sys.executable, ROOT / ".ci" / "floors.py", "--list"], capture_output=True, text=True)
     extras = [
-        line for extra in ("cluster", "cmaes", "meteor", "4bit") for line in PROJECT["optional-dependencies"][extra]
+        line
+        for extra in ("cluster", "cmaes", "meteor", "4bit", "serve")
+        for line in PROJECT["optional-dependencies"][extra]
     ]
     names = [re.match(r"[\w.-]+", line)[0] for line in [*PROJECT["dependencies"], *extras]]  # type: ignore[index]
     floors = dict(line.split("==") for line in printed.stdout.split())
