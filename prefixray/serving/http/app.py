@@ -95,9 +95,14 @@ class _Service:
         """Answers to prompts, of token ids each, whole or in pieces."""
         if not self._engine.is_alive:
             raise Ended
-        model = self._model(asked.model)
+        model, limits = self._model(asked.model), self._engine.limits
         repeats = asked.n or 1
-        rooms = [model.room(self._engine.models.base, ids, max_tokens, self._engine.limits) for ids in prompts]
+        if len(prompts) * repeats > limits.seats + limits.queue:
+            raise UserError(
+                f"prompt, n: {len(prompts) * repeats} answers: this server takes on {limits.seats + limits.queue} at "
+                "once; ask for fewer, or start it with a longer --queue"
+            )
+        rooms = [model.room(self._engine.models.base, ids, max_tokens, limits) for ids in prompts]
         seed = secrets.randbits(62) if asked.seed is None else asked.seed
 
         def make(answers: Answers, index: int) -> batch.Request:

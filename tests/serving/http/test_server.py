@@ -117,6 +117,7 @@ def test_what_is_wrong_with_a_request_is_said(server: tuple[str, Engine]) -> Non
             ({"n": 0}, "n: "),
             ({"temperature": -1}, "temperature: "),
             ({"extra_body": {"top_k": 3}}, "top_k: Extra inputs are not permitted"),
+            ({"prompt": ["a"] * 41, "n": 2}, "82 answers: this server takes on 80 at once"),
             ({"max_tokens": 255}, "of the 256 positions"),
             ({"prompt": "a" * 600, "max_tokens": 100}, "of the 256 positions"),
         ):
