@@ -38,6 +38,7 @@ FILES = {  # of each method, besides its schema and its entry
 }
 SCHEMA_AND_ENTRY = {"config/trials.py", "methods/catalog.py"}
 ELSEWHERE = {
+    "artifacts/cache.py": "past key values are a prefix",
     "artifacts/peft.py": "what PEFT's own formats can hold differs by method",
     "artifacts/li_liang.py": "the original's checkpoints are prefixes",
     "artifacts/record.py": "a converted artifact is a prefix",
