@@ -60,6 +60,10 @@ class PlainBackend:
         """Run a model without gradients, many times, with few rows each time."""
         return nullcontext()
 
+    def serving(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """As `decoding`, with any number of rows, often one."""
+        return nullcontext()
+
     def attend(
         self,
         module: nn.Module,

@@ -121,7 +121,7 @@ class Engine:
     def _run(self) -> None:
         base = self.models.base
         try:
-            with torch.no_grad(), backend_for(base.device).decoding(base.model):
+            with torch.no_grad(), backend_for(base.device).serving(base.model):
                 while not self._is_stopping:
                     self._receive()
                     self._drop_cancelled()

@@ -1,7 +1,7 @@
 """The backend of a CPU: what `fast_cpu` offers, where it was measured to be faster (`tests/bench/ablation.py`)."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -37,6 +37,14 @@ class CPUBackend(PlainBackend):
     def decoding(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """See `PlainBackend`."""
         return onednn.rearranged(model)
+
+    def serving(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """See `PlainBackend`.
+
+        In fp32 on an Intel Xeon rearranged weights make a step of one row slower: with SmolLM2-135M it takes 143 ms on
+        them and 81 ms without, a step of 16 rows 180 and 172 ms.
+        """
+        return onednn.rearranged(model) if onednn.is_faster(model.device, model.dtype) else nullcontext()
 
     def attend(
         self,

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from prefixray.model.base import Base
 from prefixray.model.fast_cpu import onednn
+from prefixray.model.fast_cpu.backend import CPUBackend
 from prefixray.model.fast_cpu.onednn import frozen_layers, linear, rearranged
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of logits' largest
@@ -101,3 +102,12 @@ def test_layers_in_bf16_are_left_to_torch(tiny_llama: Base, monkeypatch: pytest.
     monkeypatch.setattr(onednn, "_is_amd_with_avx512", lambda: True)
     with frozen_layers(tiny_llama.model.to(torch.bfloat16)):
         assert not any("forward" in vars(module) for module in tiny_llama.model.modules())
+
+
+def test_a_server_has_rearranged_weights_where_onednn_is_faster_by_one_row_too(
+    tiny_llama: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for is_amd in (True, False):
+        monkeypatch.setattr(onednn, "_is_amd_with_avx512", lambda answer=is_amd: answer)
+        with CPUBackend().serving(tiny_llama.model):
+            assert any("forward" in vars(module) for module in tiny_llama.model.modules()) == is_amd
