@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from prefixray.cluster.fleet import RESCALE_SECONDS, Fleet, answer_of
 from prefixray.cluster.worker_handle import WorkerHandle
-from prefixray.errors import SweepFailed, first_line
+from prefixray.errors import SweepFailed, UserError, first_line
 from prefixray.results.hypotheses import Split
 
 logger = logging.getLogger(__name__)
@@ -33,47 +33,59 @@ class DecodeQueue:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._early: list[DecodeJob] = []
+        self._running: dict[str, DecodeJob] = {}  # by worker
 
     def add_early(self, job: DecodeJob) -> None:
         """Have a job done as soon as a worker is idle; `run` finds it done, or does it."""
-        self._early.append(job)
+        if job not in (*self._early, *self._running.values()):
+            self._early.append(job)
 
-    def use_idle(self) -> None:
-        """Give early jobs to the workers that are idle now."""
+    def use_idle(self, *, may_begin: bool = True) -> None:
+        """Give early jobs to the workers that are idle now; otherwise only see which workers have done theirs."""
         for worker in self._fleet.workers:
             if worker.decoding is not None and ray.wait([worker.decoding], timeout=0)[0]:
                 worker.decoding = None
-            if self._early and worker.is_ready and worker.is_idle:
-                worker.decoding = worker.actor.decode.remote(*self._early.pop(0))
+                self._running.pop(worker.name, None)
+            if may_begin and self._early:
+                self._give(worker, self._early)
 
     def run(self, jobs: Sequence[DecodeJob], on_progress: Callable[[str], None]) -> None:
         """Do all these jobs, and wait for them. Raises `SweepFailed` where a job has killed too many workers.
 
         `on_progress` is called after each look at the workers.
         """
-        self._finish_early(lambda: on_progress(self._progress(0, len(jobs))))
-        waiting = list(jobs)
-        running: dict[str, DecodeJob] = {}  # by worker
+        self._early.clear()
+        early = list(self._running.values())
+        waiting = [job for job in jobs if job not in early]
         deaths: Counter[str] = Counter()  # by a job's folder
-        while waiting or running:
-            self._fleet.rescale(len(waiting) + len(running), 0)
+        while waiting or self._running:
+            self._fleet.rescale(len(waiting) + len(self._running), 0)
             for worker in self._fleet.workers:
-                if waiting and worker.is_ready and worker.is_idle:
-                    running[worker.name] = waiting.pop(0)
-                    worker.decoding = worker.actor.decode.remote(*running[worker.name])
-            on_progress(self._progress(len(jobs) - len(waiting) - len(running), len(jobs)))
+                if waiting:
+                    self._give(worker, waiting)
+            num_left = len(waiting) + sum(job in jobs for job in self._running.values())
+            on_progress(self._progress(len(jobs) - num_left, len(jobs)))
             for worker in self._finished():
-                answer, worker.decoding, job = worker.decoding, None, running.pop(worker.name)
+                answer, worker.decoding, job = worker.decoding, None, self._running.pop(worker.name)
                 try:
                     answer_of(answer)
                 except RayActorError as error:
-                    folder = job[1]
-                    deaths[folder] += 1
-                    if deaths[folder] > MOST_DEATHS:
-                        problem = f"{folder}: {deaths[folder]} workers have died while they decoded it"
-                        raise SweepFailed(f"{problem}, the last one of: {first_line(error)}") from error
-                    waiting.append(job)
+                    _count_death(deaths, job, error)
                     worker.note_failed_call()
+                except (RayTaskError, UserError):
+                    if job not in early:
+                        raise
+                    early.remove(job)
+                    logger.info("%s could not decode; it is tried again", worker.name)
+                else:
+                    continue
+                waiting += [job] if job in jobs else []  # else another configuration has won meanwhile
+
+    def _give(self, worker: WorkerHandle, jobs: list[DecodeJob]) -> None:
+        """Let a worker do the first of these jobs, if it is idle."""
+        if worker.is_ready and worker.is_idle:
+            job = self._running[worker.name] = jobs.pop(0)
+            worker.decoding = worker.actor.decode.remote(*job)
 
     def _progress(self, num_done: int, num_in_all: int) -> str:
         """`3 of 7 models have decoded, 40 of 630 sources of those that decode now`."""
@@ -82,20 +94,6 @@ class DecodeQueue:
         done, in_all = sum(done for done, _ in counts), sum(in_all for _, in_all in counts)
         sources = f", {done:,} of {in_all:,} sources of those that decode now" if in_all else ""
         return f"{num_done} of {num_in_all} models have decoded{sources}"
-
-    def _finish_early(self, on_progress: Callable[[], None]) -> None:
-        """Wait for the early jobs that run, and forget those that do not."""
-        self._early.clear()
-        while any(worker.decoding is not None for worker in self._fleet.workers):
-            on_progress()
-            for worker in self._finished():
-                answer, worker.decoding = worker.decoding, None
-                try:
-                    ray.get(answer)
-                except RayActorError:
-                    worker.note_failed_call()
-                except RayTaskError:
-                    logger.info("%s could not decode; it is tried again", worker.name)
 
     def _finished(self) -> list[WorkerHandle]:
         """Wait a while for a worker to finish its job; returns those that have. Watches that no worker hangs."""
@@ -107,3 +105,12 @@ class DecodeQueue:
         if not done:
             self._fleet.status(timeout=1.0)
         return [worker for worker in busy if worker.decoding in done]
+
+
+def _count_death(deaths: Counter[str], job: DecodeJob, error: RayActorError) -> None:
+    """Count a worker that has died of a job; raises `SweepFailed` where there were too many."""
+    folder = job[1]
+    deaths[folder] += 1
+    if deaths[folder] > MOST_DEATHS:
+        problem = f"{folder}: {deaths[folder]} workers have died while they decoded it"
+        raise SweepFailed(f"{problem}, the last one of: {first_line(error)}") from error

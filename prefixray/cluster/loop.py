@@ -236,8 +236,7 @@ class TrainingLoop:
                 give_back()
                 self._changed.wait_for(self._has_work)
             self._busy_since = time.monotonic()
-            jobs = list(self._jobs)
-            self._jobs.clear()
+            jobs, self._jobs = self._jobs, deque()
         for job, future in jobs:
             try:
                 future.set_result(job())
@@ -252,8 +251,7 @@ class TrainingLoop:
         started = time.monotonic()
         reports = self._step()
         seconds = time.monotonic() - started
-        if self._trainer.last_tokens:
-            self._step_seconds = seconds
+        self._step_seconds = seconds if self._trainer.last_tokens else self._step_seconds
         self._vacate(sum(report.state != "running" for report in reports))
         if any(report.rung is not None for report in reports):
             self._verdicts_until = time.monotonic() + VERDICT_SECONDS

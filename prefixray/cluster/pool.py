@@ -55,7 +55,7 @@ class Pool(Fleet):
         there are slots.
         """
         away = [worker for worker in self.workers if worker.trials and not worker.has_device]
-        ready = [worker for worker in self.workers if worker.is_ready and not worker.exclusive]
+        ready = [worker for worker in self.workers if worker.takes_trials and not worker.exclusive]
         if exclusive:
             return sum(not worker.trials for worker in ready) > len(away) and self._choose(exclusive=True) is not None
         num_free = sum(worker.num_slots - len(worker.trials) for worker in ready)
@@ -107,9 +107,9 @@ class Pool(Fleet):
         """Have a worker decode once it has no trials; `decode` does what is not done by then."""
         self._decodings.add_early(job)
 
-    def use_idle(self) -> None:
-        """Give workers without trials something to decode."""
-        self._decodings.use_idle()
+    def use_idle(self, *, may_begin: bool = True) -> None:
+        """Give workers without trials something to decode, unless trials could still begin there."""
+        self._decodings.use_idle(may_begin=may_begin)
 
     def decode(self, jobs: Sequence[DecodeJob], on_progress: Callable[[str], None] = lambda _: None) -> None:
         """Decode all this, a job at a time on each worker; what is on disk already is not decoded again.
@@ -120,7 +120,7 @@ class Pool(Fleet):
 
     def _choose(self, *, exclusive: bool, reserved_too: bool = False) -> WorkerHandle | None:
         """The worker for a trial: of those with room for it, the emptiest."""
-        ready = [worker for worker in self.workers if worker.is_ready]
+        ready = [worker for worker in self.workers if worker.takes_trials]
         if exclusive:
             return next((w for w in ready if not w.trials and self._exclusive_bytes <= w.free_bytes), None)
         closed = None if reserved_too else self._reserved

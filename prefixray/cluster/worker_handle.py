@@ -112,8 +112,13 @@ class WorkerHandle:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it takes trials."""
+        """Whether it has loaded the base, and answers."""
         return self.state.phase is Phase.READY
+
+    @property
+    def takes_trials(self) -> bool:
+        """Whether a trial that is placed there begins at once: a decoding is not interrupted."""
+        return self.is_ready and self.decoding is None
 
     @property
     def is_over(self) -> bool:

@@ -55,10 +55,8 @@ class Trainer:
         self._room = Room(base, self.template, task.test_sources, longest, max_new_tokens)
         self.pack = Pack(base, self._subsets[0][0], pad_id=self.template.pad_id, token_budget=token_budget)
         self._trials: dict[str, Progress] = {}
-        self.last_tokens = 0
-        """Target tokens that the last step trained on."""
-        self.evaluating = 0.0
-        """Seconds of evaluations so far."""
+        self.last_tokens = 0  # target tokens that the last step trained on
+        self.evaluating = 0.0  # seconds of evaluations so far
 
     def describe(self) -> WorkerFacts:
         """What a sweep wants to know of the base and the device."""
@@ -190,12 +188,10 @@ class Trainer:
 
     def _evaluate(self, keys: Sequence[str]) -> dict[str, float]:
         """Dev loss per trial; trials on the same subset share one pass."""
-        by_subset: dict[int, list[str]] = {}
-        for key in keys:
-            by_subset.setdefault(subset_of(self._trials[key].spec.replicate, len(self._subsets)), []).append(key)
-        dev_losses: dict[str, float] = {}
-        began = time.monotonic()
-        for subset, on_subset in by_subset.items():
+        subsets = {key: subset_of(self._trials[key].spec.replicate, len(self._subsets)) for key in keys}
+        dev_losses, began = dict[str, float](), time.monotonic()
+        for subset in dict.fromkeys(subsets.values()):
+            on_subset = [key for key in keys if subsets[key] == subset]
             dev_losses |= self.pack.evaluate(on_subset, self._subsets[subset][1])
         self.evaluating += time.monotonic() - began
         return {key: dev_losses[key] for key in keys}

@@ -42,10 +42,39 @@ def test_a_worker_whose_machine_is_about_to_go_is_given_nothing_to_decode_and_is
     pool.use_idle()
     pool.decode([decode_job(1), decode_job(2)])
     assert "decode" not in [method for method, _ in leaving.asked]
-    assert [method for method, _ in staying.asked].count("decode") == 3
+    assert [method for method, _ in staying.asked].count("decode") == 2, "what was given early is not given again"
     assert spec.placed_on() == "worker-0" and leaving not in ray.killed
     next(later for method, later in leaving.asked if method == "retire").answer = [None]
     for _ in range(2):
         ray.now += 3
         pool.rescale(1, 0)
     assert leaving in ray.killed and spec.placed_on() == "worker-1", "it need not wait"
+
+
+def test_a_worker_that_decodes_gets_no_trial_and_others_need_not_wait_for_it(tmp_path: Path, ray: FakeRay) -> None:
+    pool = make_pool(tmp_path)
+    pool.wait([make_arm("lora", rank=2), make_arm("finetune", top_layers=1, tune_embeddings=False)])
+    slow, other = fake_workers(pool)
+    slow.silent = {"decode"}
+    pool.decode_when_idle(decode_job(1))
+    pool.use_idle(may_begin=False)
+    assert not [method for worker in (slow, other) for method, _ in worker.asked if method == "decode"]
+    pool.use_idle()
+    specs = [make_spec(tmp_path, number) for number in range(2)]
+    for spec in specs:
+        assert pool.has_room(exclusive=False)
+        pool.place(spec, exclusive=False)
+        assert spec.placed_on() == "worker-1"
+    assert not pool.has_room(exclusive=True)
+    for spec in specs:
+        pool.release(spec.key)
+    told: list[str] = []
+
+    def on_progress(text: str) -> None:
+        told.append(text)
+        if text.startswith("2 of 3"):
+            next(later for method, later in slow.asked if method == "decode").answer = [None]
+
+    pool.decode([decode_job(number) for number in range(3)], on_progress)
+    assert [method for method, _ in other.asked].count("decode") == 2, told
+    assert [method for method, _ in slow.asked].count("decode") == 1 and told[0].startswith("0 of 3")
