@@ -1,6 +1,7 @@
 """Act on a sweep that runs elsewhere: in another shell, or on another machine that sees its folder.
 
 prefixray control quickstart stop prefix/3                   # as a rung would
+prefixray control quickstart resume prefix/3                 # a trial that pauses at a rung
 prefixray control quickstart add --set preseqlen=20 mid_dim=null init_token=restaurant learning_rate=3e-3
 prefixray control quickstart extend --trials 20              # 20 more, in every arm that is searched
 prefixray control quickstart extend --trials 20 --arm prefix
@@ -21,28 +22,29 @@ from prefixray.config.files.found import find_sweep
 from prefixray.config.identity import stored_config
 from prefixray.config.schema import ArmConfig
 from prefixray.errors import UserError
-from prefixray.search.requests import Add, Extend, Finish, Inbox, Request, Stop
+from prefixray.search.requests import Add, Extend, Finish, Inbox, Request, Resume, Stop
 from prefixray.system.command_line import SWEEP_HELP, Entry, WrongArguments, repeated
 from prefixray.system.exit_codes import leave
 from prefixray.system.yaml_document import inline_document, suggestion
 
-Verb = Literal["stop", "add", "extend", "finish"]
+Verb = Literal["stop", "resume", "add", "extend", "finish"]
 _TAKES: Mapping[Verb, set[str]] = {
     "stop": {"TRIAL"},
+    "resume": {"TRIAL"},
     "add": {"--set", "--arm"},
     "extend": {"--trials", "--arm"},
     "finish": set(),
 }
-_NEEDS: Mapping[Verb, str] = {"stop": "TRIAL", "extend": "--trials"}
+_NEEDS: Mapping[Verb, str] = {"stop": "TRIAL", "resume": "TRIAL", "extend": "--trials"}
 
 WAIT_SECONDS = 15.0
 
 
 def control(
     sweep: Annotated[str, typer.Argument(metavar="SWEEP", help=SWEEP_HELP)],
-    verb: Annotated[Verb, typer.Argument(metavar="VERB", help="stop, add, extend or finish")],
+    verb: Annotated[Verb, typer.Argument(metavar="VERB", help="stop, resume, add, extend or finish")],
     trial: Annotated[
-        str | None, typer.Argument(metavar="TRIAL", help="stop: ARM/NUMBER, as the live view names it")
+        str | None, typer.Argument(metavar="TRIAL", help="stop, resume: ARM/NUMBER, as the live view names it")
     ] = None,
     *,
     values: Annotated[list[str], repeated("--set", "KEY=VALUE", "add: a value of each searched key")],
@@ -68,7 +70,9 @@ def control(
     request: Request
     match verb:
         case "stop":
-            request = Stop(trial=_trial(trial or "", searched))
+            request = Stop(trial=_trial(verb, trial or "", searched))
+        case "resume":
+            request = Resume(trial=_trial(verb, trial or "", searched))
         case "add":
             chosen = _arm(arm, searched)
             document = inline_document(f"arms.{chosen.name}", values)
@@ -84,12 +88,12 @@ def control(
     return _send(request, folder, wait)
 
 
-def _trial(trial: str, searched: Mapping[str, ArmConfig]) -> str:
+def _trial(verb: Verb, trial: str, searched: Mapping[str, ArmConfig]) -> str:
     """The trial's name, checked as far as that is possible without the driver."""
     name, _, number = trial.rpartition("/")
     if not number.isdecimal() or name not in searched:
         arms = ", ".join(searched)
-        raise UserError(f"stop {trial}: must be ARM/NUMBER, the arm one that is searched ({arms})")
+        raise UserError(f"{verb} {trial}: must be ARM/NUMBER, the arm one that is searched ({arms})")
     return trial
 
 

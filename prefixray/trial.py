@@ -115,6 +115,8 @@ class TrialSpec:
     keep_artifact: bool = True  # whether the best state is kept for decoding
     eval_at: tuple[int, ...] = ()  # further steps at which it is evaluated, without a verdict
     decoding: Mapping[str, Any] | None = None  # the settings that its artifact shall record
+    may_pause: bool = False  # whether the verdict at a rung may be to pause: then a checkpoint is kept there
+    resumed_from: int | None = None  # the step at which the trial has paused last, whose report the driver has
 
     @property
     def files(self) -> TrialFolder:

@@ -45,6 +45,7 @@ def test_the_command_leaves_its_request_and_says_where_it_is_kept(
     lengths = ["--set", "preseqlen=5", "learning_rate=2e-3"]
     for arguments in (
         ["stop", "prefix/3"],
+        ["resume", "prefix/3"],
         ["add", "--arm", "prefix", *lengths],
         ["extend", "--trials", "20"],
         ["finish"],
@@ -53,6 +54,7 @@ def test_the_command_leaves_its_request_and_says_where_it_is_kept(
         assert "no answer in 0 s: the request is kept in runs/small/control/" in capsys.readouterr().out
     assert posted(stored) == [
         {"verb": "stop", "trial": "prefix/3"},
+        {"verb": "resume", "trial": "prefix/3"},
         {"verb": "add", "arm": "prefix", "values": {"preseqlen": 5, "learning_rate": 2e-3}},
         {"verb": "extend", "num_trials": 20, "arm": None},
         {"verb": "finish"},

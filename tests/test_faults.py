@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 from support.sweep_process import DrivenSweep, descendants_of, end_all, kill, wait_for, workers_of
+
+from prefixray.search.trial_source import state_of
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
@@ -174,6 +177,42 @@ def test_drivers_killed_at_random_moments_lose_nothing(sweep: Sweep, undisturbed
     sweep.finish()
     assert_complete(sweep)
     assert_same(sweep, undisturbed)
+
+
+def test_paused_trials_outlive_workers_and_drivers_and_go_on_with_the_numbers_of_those_that_never_paused(
+    sweep: Sweep, undisturbed: Sweep
+) -> None:
+    options = ("--set", "search.policy=promote", "search.rungs=[80]", "search.keep=0.5", "search.concurrency=2")
+
+    def paused() -> list[int]:
+        trials = sweep.trials() if journal_of(sweep) else {}
+        running = (trial for trial in trials.get("prefix", ()) if trial.state is TrialState.RUNNING)
+        return [trial.number for trial in running if state_of(trial) == "paused"]
+
+    process = sweep.start(*options)
+    _wait_for(paused, process)  # a rung's first trial pauses always
+    first = paused()[0]
+    for worker in workers_of(process):
+        worker.kill()
+    kill(process)
+    assert first in paused()
+    process = sweep.start(*options)
+    command = [sys.executable, "-m", "prefixray.control", "small", "resume", f"prefix/{first}"]
+    answer = subprocess.run(command, cwd=sweep.folder, capture_output=True, text=True, check=False)
+    assert "goes on from step 80" in answer.stdout or "does not pause" in answer.stderr, answer  # the policy was faster
+    _wait_for(lambda: any("resumed" in trial.user_attrs for trial in sweep.trials()["prefix"]), process)
+    kill(process)
+    output = sweep.finish(*options)
+    assert f"prefix/{first} started again" in output or f"prefix/{first} done" in output, output
+    states = sweep.states()
+    assert states["prefix"]["COMPLETE"] >= 1 and states["prefix"] + Counter() == Counter(
+        COMPLETE=states["prefix"]["COMPLETE"], PRUNED=NUM_TRIALS - states["prefix"]["COMPLETE"]
+    )
+    assert {run.info.status for run in sweep.runs()} == {"FINISHED"}
+    for ours, theirs in zip(sweep.curves(), undisturbed.curves(), strict=True):
+        assert len(ours) in (2, len(theirs)) and [step for step, _ in ours] == [step for step, _ in theirs][: len(ours)]
+        assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs][: len(ours)], abs=TOLERANCE)
+    assert len(sweep.curves()[first]) == len(undisturbed.curves()[first]), "the resumed one came to its end"
 
 
 def journal_of(sweep: Sweep) -> bytes:

@@ -5,27 +5,26 @@
 - One lock guards all state. Tune's thread asks for trials and hands over reports; the driver's loop ticks and draws.
 - A trial's result is on disk before its study is told of its end.
 - A trial has a slot on a worker, and counts against its stage's concurrency, as long as it stands in `_running`.
+- A paused trial has no slot and runs in its study still; that it pauses is written there before its slot is free.
 - A trial that nobody can run now stays running in its study, for the next driver to adopt; this driver starts no more.
 - `tick` and requests steer workers; `view` changes nothing.
 - What this driver writes is the sweep's memory: once the disk has refused, or no worker is left, nothing goes on.
 """
 
-import json
-import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from prefixray.cluster.fleet import NoWorkers
 from prefixray.cluster.pool import Pool
+from prefixray.driver.books.ledger import BY_REQUEST, Ledger, RunningTrial
+from prefixray.driver.books.status_board import StatusBoard
 from prefixray.driver.request_handler import RequestHandler
 from prefixray.driver.stage import Schedule, Stage
-from prefixray.driver.status_board import StatusBoard
 from prefixray.errors import SweepFailed, disk_problem, is_of_disk
 from prefixray.search.budget import Budget
 from prefixray.search.requests import Inbox, Request
@@ -34,20 +33,7 @@ from prefixray.search.trial_source import Proposal, Record
 from prefixray.tracking.tracker import Tracker
 from prefixray.trial import Ended, Report, TrialSpec
 
-logger = logging.getLogger(__name__)
-
 SUSPEND_SECONDS = 20.0  # for checkpoints after an interrupt
-BY_REQUEST = "by request"  # the note of a trial that a request has stopped
-
-
-@dataclass
-class RunningTrial:
-    """A trial that this driver has started."""
-
-    stage: Stage
-    spec: TrialSpec
-    number: int
-    reported: set[int] = field(default_factory=set)  # steps, to this driver
 
 
 class Coordinator:
@@ -67,9 +53,11 @@ class Coordinator:
         self.broken: str | None = None
         """Why this driver cannot go on: its disk, or that no worker is left."""
         self._lock = threading.RLock()
-        self._board = StatusBoard(stages)
-        self._ledger = Ledger(tracker, self._board)
-        self._schedule = Schedule(stages, pool, budget, num_begun=self._board.num_begun, num_active=self._num_active)
+        board = self._board = StatusBoard(stages)
+        self._ledger = Ledger(tracker, board)
+        self._schedule = Schedule(
+            stages, pool, budget, num_begun=board.num_begun, num_active=self._num_active, num_paused=board.num_paused
+        )
         self._requests = RequestHandler(stages, self)
         for stage in self._stages:
             for record in stage.source.records():
@@ -83,14 +71,13 @@ class Coordinator:
                 if running is not None:
                     return {"spec": running.spec, "namespace": self._pool.namespace}
             for stage in self._schedule.in_turn():
-                if not self._schedule.may_start(stage):
-                    continue
-                while (proposal := stage.source.ask()) is not None:
+                while (proposal := self._schedule.propose(stage)) is not None:
                     try:
                         return self._start(stage, stage.spec(proposal), proposal)
                     except ValidationError as error:  # a combination of values that the check of the space did not try
                         self._ledger.refuse(stage, proposal, error)
-                self._schedule.close(stage)
+                if self._board.num_paused(stage) and self._schedule.is_done(stage):
+                    self._ledger.end_paused(stage)
             self._over = self._schedule.is_over()
             return "FINISHED" if self._over else None
 
@@ -114,13 +101,10 @@ class Coordinator:
             if report.state == "stopped" or report.key in self._stopping:
                 self._end(replace(report, note=BY_REQUEST), "stopped")
                 return False
-            return report.rung is None or self._judge(running.stage, report, report.rung)
+            return report.rung is None or self._judge(running, report, report.rung)
 
     def start_again(self) -> None:
-        """Let Tune have all trials again that run: it has fallen over, and is run anew.
-
-        The workers checkpoint the trials, and drop them; each joins its worker again when Tune has it.
-        """
+        """Let Tune, which has fallen over and is run anew, have all running trials again, from new checkpoints."""
         self.suspend()
         with self._lock:
             self._to_start_again = list(self._running)
@@ -183,12 +167,15 @@ class Coordinator:
         else:
             self._ledger.take_over(stage, stage.record(record.number))
 
+    def resume(self, stage: Stage, record: Record, request_id: str) -> bool:
+        """Let a paused trial go on for a request; whether under this driver."""
+        stage.policy.resume(f"{stage.name}/{record.number}")
+        stage.source.resume(record.number, request_id)
+        return not self.lost
+
     def reopen(self, stage: Stage) -> bool:
         """Let a stage that had nothing more to start go on; whether this driver starts any trial."""
-        if self.lost or self._schedule.is_spent():
-            return False
-        self._schedule.reopen(stage)
-        return True
+        return self._schedule.reopen(stage)
 
     def _num_active(self, stage: Stage) -> int:
         return sum(running.stage is stage for running in self._running.values())
@@ -218,117 +205,32 @@ class Coordinator:
         self._ledger.begin(stage, spec, proposal)
         return {"spec": spec, "namespace": self._pool.namespace}
 
-    def _judge(self, stage: Stage, report: Report, rung: int) -> bool:
+    def _judge(self, running: RunningTrial, report: Report, rung: int) -> bool:
         """Whether a trial goes on from a rung; all trials that have reached the rung with it count first."""
-        losses = {**report.packmates, report.key: report.metrics["dev/loss"]}
-        if stage.policy.judge(report.key, rung, losses) == "continue":
-            return True
-        rung_number = stage.policy.rungs.index(rung) + 1
-        self._end(replace(report, note=f"at rung {rung_number}"), "stopped")
-        return False
+        stage, losses = running.stage, {**report.packmates, report.key: report.metrics["dev/loss"]}
+        verdict = stage.policy.judge(report.key, rung, losses, more_come=self._schedule.more_come(stage))
+        if verdict == "pause":
+            self._ledger.pause(running, report)
+            self._leave(report.key)
+        elif verdict == "stop":
+            self._end(replace(report, note=stage.at_rung(rung)), "stopped")
+        return verdict == "continue"
 
     def _lose(self, report: Report) -> None:
         """Give a trial up that nobody can run now, and start no more; it stays running in its study."""
-        del self._running[report.key]
-        self._stopping.discard(report.key)
-        self._pool.release(report.key)
-        self._schedule.close(*self._stages)
+        self._leave(report.key)
+        self._schedule.hold()
         self.lost.setdefault(report.note or "", []).append(report.key)
 
     def _end(self, report: Report, state: Ended, value: float | None = None) -> None:
         """Free a trial's slot, write down how it ended, and have it decoded where its stage wants that."""
-        running = self._running.pop(report.key)
-        self._stopping.discard(report.key)
-        self._pool.release(report.key)
+        running = self._leave(report.key)
         self._ledger.end(running, report, state, value)
         if state == "done" and running.stage.decode is not None:
             self._pool.decode_when_idle(running.stage.decode(running.spec))
 
-
-class Ledger:
-    """Writes down what happens to trials: in their studies and folders, in the tracker, and on the status board."""
-
-    def __init__(self, tracker: Tracker, board: StatusBoard) -> None:
-        self._tracker, self._board = tracker, board
-
-    def begin(self, stage: Stage, spec: TrialSpec, proposal: Proposal) -> None:
-        """Note a trial that starts."""
-        self._board.begin(stage, spec, proposal)
-        self._track(stage, spec)
-
-    def refuse(self, stage: Stage, proposal: Proposal, error: ValidationError) -> None:
-        """End a trial as failed whose values cannot be a configuration."""
-        note = f"its values do not go together: {error.errors()[0]['msg']}"
-        logger.warning("%s/%d %s: %s", stage.name, proposal.number, note, json.dumps(dict(proposal.values)))
-        stage.source.tell(proposal.number, "failed", None, note)
-        self._board.add_unbuilt(stage, stage.record(proposal.number))
-
-    def add_losses(self, running: RunningTrial, report: Report) -> None:
-        """Note a trial's dev loss, and earlier ones whose reports were lost when a driver or a worker died."""
-        source, number = running.stage.source, running.number
-        for step in report.earlier.keys() - running.reported:
-            source.report(number, step, report.earlier[step])
-            self._tracker.log(report.key, step, {"dev/loss": report.earlier[step]})
-        source.report(number, report.step, report.metrics["dev/loss"])
-        if report.step not in running.reported:  # a trial that goes on from a checkpoint may report a step again
-            self._tracker.log(report.key, report.step, report.metrics)
-        running.reported |= {*report.earlier, report.step}
-        self._board.report(report)
-
-    def end(self, running: RunningTrial, report: Report, state: Ended, value: float | None) -> None:
-        """Note how a trial ended, in its study after its result is on disk."""
-        spec = running.spec
-        spec.write_result(report, state)
-        self._tracker.end(report.key, state, _small_artifact(spec))
-        running.stage.source.tell(running.number, state, value, report.note)
-        self._board.end(report, state, value)
-        spec.files.delete_checkpoints()
-
-    def take_over(self, stage: Stage, record: Record) -> None:
-        """Take over a trial of an earlier driver, which may have died between any two of its writes.
-
-        A trial that has ended ends for everyone. A trial that is still to run is adopted when the study proposes it
-        again; until then only its losses at rungs count.
-        """
-        try:
-            spec = stage.spec(record)
-        except ValidationError:  # the values do not go together, or the driver died before it had drawn all of them
-            if record.state == "failed":
-                self._board.add_unbuilt(stage, record)
-            return
-        if record.state == "running":
-            record = _settled(stage, spec, record)
-        stage.policy.remember(spec.key, record.reports)
-        if record.state == "running":
-            return
-        self._board.add_ended(stage, spec, record)
-        self._track(stage, spec)
-        for step, loss in record.reports.items():
-            self._tracker.log(spec.key, step, {"dev/loss": loss})
-        self._tracker.end(spec.key, record.state, _small_artifact(spec))
-        spec.files.delete_checkpoints()
-
-    def _track(self, stage: Stage, spec: TrialSpec) -> None:
-        """Open the trial's run in the tracker: its parameters under the names that they have in the sweep file."""
-        params = {**spec.config.by_key(), "replicate": spec.replicate}
-        tags = {"arm": stage.arm.name, "stage": stage.name, "replicate": str(spec.replicate)}
-        self._tracker.trial(spec.key, params, {f"prefixray.{name}": value for name, value in tags.items()})
-
-
-def _settled(stage: Stage, spec: TrialSpec, record: Record) -> Record:
-    """End a trial in its study where its result is on disk, or where a request stops it; the trial's record."""
-    if record.stopped_by is not None and spec.files.result() is None:
-        last_step = max(record.reports, default=0)
-        spec.write_result(Report(spec.key, last_step, "stopped", note=BY_REQUEST), "stopped")
-    result = spec.files.result()
-    if result is None:
-        return record
-    value = result["metrics"]["dev/best_loss"] if result["state"] == "done" else None
-    stage.source.tell(record.number, result["state"], value, result["note"])
-    return stage.record(record.number)
-
-
-def _small_artifact(spec: TrialSpec) -> Path | None:
-    """The artifact that the tracker gets a copy of: none for a whole fine-tuned model."""
-    folder = spec.files.artifact
-    return folder if folder.is_dir() and not spec.config.method.has_own_model else None
+    def _leave(self, key: str) -> RunningTrial:
+        """Free a trial's slot: it runs no more."""
+        self._stopping.discard(key)
+        self._pool.release(key)
+        return self._running.pop(key)

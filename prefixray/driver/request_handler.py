@@ -1,19 +1,20 @@
-"""What requests from outside do to a search: stop, add, extend, finish.
+"""What requests from outside do to a search: stop, resume, add, extend, finish.
 
 Each request has an ID, under which the studies record its effect: a request that is executed again, because its driver
 died before it could answer, changes nothing more.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Protocol, assert_never
 
 from prefixray.config.arms import read_configuration
 from prefixray.driver.stage import Stage
 from prefixray.errors import UserError
-from prefixray.search.requests import Add, Extend, Finish, Request, Stop
+from prefixray.search.requests import Add, Extend, Finish, Request, Resume, Stop
 from prefixray.search.study import ArmStudy
-from prefixray.search.trial_source import Record
+from prefixray.search.trial_source import Record, State
 from prefixray.system.yaml_document import Document, suggestion
 
 
@@ -27,7 +28,10 @@ class Trials(Protocol):
         """The keys of the trials that run."""
 
     def halt(self, stage: Stage, record: Record, request_id: str) -> None:
-        """Stop a trial that its study has as running."""
+        """Stop a trial that has not ended."""
+
+    def resume(self, stage: Stage, record: Record, request_id: str) -> bool:
+        """Let a paused trial go on; whether under this driver."""
 
     def reopen(self, stage: Stage) -> bool:
         """Let a stage that had nothing more to start go on; whether this driver starts any trial."""
@@ -49,6 +53,8 @@ class RequestHandler:
         match request:
             case Stop():
                 return self._stop(request.trial, request_id)
+            case Resume():
+                return self._resume(request.trial, request_id)
             case Add() | Extend() if self._trials.is_over() or not self._searches:
                 return None
             case Add():
@@ -66,24 +72,37 @@ class RequestHandler:
         for stage, study in self._searches.values():
             if stage_name == stage.name and number.isdecimal() and study.drop(int(number), request_id):
                 return f"{key} is taken back from the queue: {_budget_text(study)}"
+        return self._stop_started(*self._started("stop", key), request_id)
+
+    def _started(self, verb: str, key: str) -> tuple[Stage, Record]:
+        """The trial of a search that a request names."""
+        for stage, study in self._searches.values():
             for record in study.records():
                 if key == f"{stage.name}/{record.number}":
-                    return self._stop_started(stage, record, request_id)
+                    return stage, record
         running = ", ".join(sorted(self._trials.running())) or "none"
         is_search = bool(self._searches)
         hint = f"running are {running}" if is_search else "the search is over, and the final stage needs all its runs"
-        raise UserError(f"stop {key}: no such trial of a search ({hint})")
+        raise UserError(f"{verb} {key}: no such trial of a search ({hint})")
 
     def _stop_started(self, stage: Stage, record: Record, request_id: str) -> str:
         key = f"{stage.name}/{record.number}"
-        if record.state == "running":
+        if record.is_open:
             self._trials.halt(stage, record, request_id)
         elif record.stopped_by != request_id:
             why = record.state + (f": {record.note}" if record.note else "")
             raise UserError(f"stop {key}: has ended already ({why})")
-        last_step = max(record.reports, default=0)
+        last_step = record.last_step
         loss = f" with dev/loss {record.reports[last_step]:.3f} of step {last_step}" if last_step else ""
         return f"{key} is stopped{loss}"
+
+    def _resume(self, key: str, request_id: str) -> str:
+        stage, record = self._started("resume", key)
+        if record.state != "paused" and record.resumed_by != request_id:
+            raise UserError(f"resume {key}: does not pause ({record.state}{f': {record.note}' if record.note else ''})")
+        if record.state != "paused" or self._trials.resume(stage, record, request_id):
+            return f"{key} goes on from step {record.last_step}"
+        return f"{key} goes on with the next run of the sweep, since this one starts no more trials"
 
     def _add(self, request: Add, request_id: str) -> str:
         stage, study = self._search(request.arm)
@@ -103,14 +122,16 @@ class RequestHandler:
         if unscored := [arm for arm, (_, study) in self._searches.items() if _awaits_first_score(study)]:
             arms = ", ".join(unscored)
             raise UserError(f"finish: {arms}: has no dev/loss yet that the final stage needs; wait for one")
-        num_stopped = 0
+        stopped = Counter[State]()
         for stage, study in self._searches.values():
             study.close(request_id)
             for record in study.records():
-                if record.state == "running":
+                if record.is_open:
                     self._trials.halt(stage, record, request_id)
-                    num_stopped += 1
-        return f"the search ends with what it has; {num_stopped} running trials are stopped; then comes the final stage"
+                    stopped[record.state] += 1
+        paused = f", {stopped['paused']} paused ones end" if stopped["paused"] else ""
+        said = f"{stopped['running']} running trials are stopped{paused}"
+        return f"the search ends with what it has; {said}; then comes the final stage"
 
     def _reopen(self, stage: Stage) -> str:
         """Let a search go on; the words for the answer where this driver starts no more trials."""

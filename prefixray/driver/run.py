@@ -199,11 +199,11 @@ class _Sweep:
         return studies
 
     def _search_stage(self, arm: ArmConfig) -> Stage:
-        name, search, pool = self._config.name, self._config.search, self._pool
+        search, policy, pool = self._config.search, make_policy(self._config.search, arm), self._pool
         concurrency = num_at_once(arm, search.concurrency, num_slots=pool.num_slots, num_workers=pool.most_workers)
         study = ArmStudy(
             self._storage,
-            name,
+            self._config.name,
             arm,
             seed=search.seed,
             num_startup=concurrency,
@@ -222,9 +222,11 @@ class _Sweep:
                 folder=str(self._folder.trial(arm.name, trial.number).absolute()),
                 keep_artifact=not arm.exclusive,
                 decoding=self._config.final.decoding.model_dump(),
+                may_pause=policy.may_pause,
+                resumed_from=trial.resumed_from,
             )
 
-        return Stage(arm.name, arm, study, concurrency, spec, make_policy(search), stop_when=search.stop_when)
+        return Stage(arm.name, arm, study, concurrency, spec, policy, stop_when=search.stop_when)
 
     @cached_property
     def _known(self) -> Mapping[str, Sequence[KnownTrial]]:

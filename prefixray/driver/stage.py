@@ -33,6 +33,10 @@ class Stage:
     decode: Callable[[TrialSpec], DecodeJob] | None = None  # how a trial that is done is decoded
     stop_when: StopWhen | None = None
 
+    def at_rung(self, step: int) -> str:
+        """The note of a trial that is stopped or pauses at the rung of this step."""
+        return f"at rung {self.policy.rungs.index(step) + 1}"
+
     def record(self, number: int) -> Record:
         """What the study knows of a trial."""
         return next(record for record in self.source.records() if record.number == number)
@@ -58,11 +62,13 @@ class Schedule:
         *,
         num_begun: Callable[[Stage], int],
         num_active: Callable[[Stage], int],
+        num_paused: Callable[[Stage], int],
     ) -> None:
         """`num_begun` counts the trials of a stage that have begun, `num_active` those that run."""
         self._stages, self._pool, self._budget = list(stages), pool, budget
-        self._num_begun, self._num_active = num_begun, num_active
-        self._closed: set[str] = set()  # stages that start no more trials
+        self._num_begun, self._num_active, self._num_paused = num_begun, num_active, num_paused
+        self._closed: set[str] = set()  # stages that start no more new trials
+        self._is_held = False
         self._news: list[str] = []
 
     def in_turn(self) -> list[Stage]:
@@ -76,6 +82,34 @@ class Schedule:
         self._pool.reserve(any(self._num_active(stage) < stage.concurrency for stage in due))
         turns = {stage.name: 0 if stage in due else _turn(stage) for stage in self._stages}
         return sorted(self._stages, key=lambda stage: turns[stage.name])
+
+    def propose(self, stage: Stage) -> Proposal | None:
+        """The trial that gets a free seat of a stage; where none does, the stage has no seat, or is closed from now on.
+
+        First come trials that an earlier driver had running, then paused ones that the policy takes up, then new ones.
+        """
+        while self._has_seat(stage):
+            may_start = self.may_start(stage)
+            if not (self.is_spent() or stage.enough() or stage.source.num_orphans()):
+                key = stage.policy.take_up(more_come=self.more_come(stage))
+                if key is not None:
+                    stage.source.resume(number_of(key))
+            if may_start or stage.source.num_orphans():
+                proposal = stage.source.ask()
+                if proposal is not None:
+                    return proposal
+            if stage.name in self._closed:
+                return None
+            self.close(stage)
+        return None
+
+    def more_come(self, stage: Stage) -> bool:
+        """Whether a stage will start new trials."""
+        return stage.name not in self._closed and self._num_begun(stage) < stage.source.num_wanted()
+
+    def is_done(self, stage: Stage) -> bool:
+        """Whether none of a stage's paused trials will be taken up; to be asked after `propose` has found none."""
+        return stage.name in self._closed and not self._num_active(stage) and self._has_seat(stage)
 
     def may_start(self, stage: Stage) -> bool:
         """Whether a trial more may run in this stage, and a worker has room for it.
@@ -100,16 +134,26 @@ class Schedule:
         return news
 
     def close(self, *stages: Stage) -> None:
-        """Start no more trials of these stages."""
+        """Start no more new trials of these stages."""
         self._closed |= {stage.name for stage in stages}
 
-    def reopen(self, stage: Stage) -> None:
-        """Ask a stage again for trials."""
+    def hold(self) -> None:
+        """Start no trial at all any more, and leave those that pause to the next driver."""
+        self._is_held = True
+        self.close(*self._stages)
+
+    def reopen(self, stage: Stage) -> bool:
+        """Ask a stage again for trials; whether any may start."""
+        if self._is_held or self.is_spent():
+            return False
         self._closed.discard(stage.name)
+        return True
 
     def is_over(self) -> bool:
         """Whether no trial runs and none will start."""
-        return len(self._closed) == len(self._stages) and not any(map(self._num_active, self._stages))
+        if len(self._closed) < len(self._stages) or any(map(self._num_active, self._stages)):
+            return False
+        return self._is_held or not any(map(self._num_paused, self._stages))
 
     def is_spent(self) -> bool:
         """Whether the budget is spent."""
@@ -121,6 +165,8 @@ class Schedule:
         for stage in self._stages:
             num_active = self._num_active(stage)
             num_left = stage.source.num_wanted() - self._num_begun(stage) if stage.name not in self._closed else 0
+            if num_active == 0 and not self._is_held:
+                num_left += self._num_paused(stage)
             num_at_once = num_active + min(stage.concurrency - num_active, max(0, num_left))
             if stage.arm.exclusive:
                 num_exclusive += num_at_once
@@ -128,8 +174,18 @@ class Schedule:
                 num_sharing += num_at_once
         return num_sharing, num_exclusive
 
+    def _has_seat(self, stage: Stage) -> bool:
+        if self._is_held or self._num_active(stage) >= stage.concurrency:
+            return False
+        return self._pool.has_room(exclusive=stage.arm.exclusive)
+
     def _is_half_begun(self, stage: Stage) -> bool:
         return stage.name in self._closed or 2 * self._num_begun(stage) >= stage.source.num_wanted()
+
+
+def number_of(key: str) -> int:
+    """The number of a trial in its stage's study, from the trial's key."""
+    return int(key.rpartition("/")[2])
 
 
 def _turn(stage: Stage) -> int:

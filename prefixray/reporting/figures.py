@@ -190,7 +190,13 @@ def importance_figure(importance: Importance) -> Figure:
 
 def count_states(trials: Sequence[SearchTrial]) -> str:
     """The number of trials by the way they ended, in words."""
-    states = {"done": "finished", "stopped": "stopped early", "failed": "failed", "running": "not ended"}
+    states = {
+        "done": "finished",
+        "stopped": "stopped early",
+        "failed": "failed",
+        "paused": "paused",
+        "running": "not ended",
+    }
     counts = {text: sum(trial["state"] == state for trial in trials) for state, text in states.items()}
     parts = ", ".join(f"{count} {text}" for text, count in counts.items() if count)
     return f"{len(trials)} trial{'s' if len(trials) != 1 else ''}, {parts}"

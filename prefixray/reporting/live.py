@@ -23,10 +23,11 @@ from rich.text import Text
 from prefixray.reporting.grid import SHORT, differing_keys, value_text
 from prefixray.search.status import ENDED, Row, State, View
 
-ORDER: tuple[State, ...] = ("running", "done", "stopped", "failed", "waiting")
-STYLES: Mapping[State, str] = {"stopped": "dim", "failed": "red", "waiting": "dim"}
+ORDER: tuple[State, ...] = ("running", "done", "paused", "stopped", "failed", "waiting")
+STYLES: Mapping[State, str] = {"paused": "dim", "stopped": "dim", "failed": "red", "waiting": "dim"}
 NUM_OTHER_LINES = 5  # besides rows and foot: title, header, the number of hidden rows, message, the cursor's line
 _STATE_WIDTH = 18  # "stopped at rung 1"
+_AT_REST = ENDED | {"paused"}
 QUIET_SECONDS = 25.0  # after which a line says how far things are, where there is no terminal
 REDRAW_SECONDS = 5.0  # between two pictures of something that cannot say how far it is
 SHARE_OF_ENDED = 3  # where rows are hidden, a third of the shown ones are the best of the trials that have ended
@@ -146,14 +147,14 @@ def events(previous: View | None, view: View) -> list[str]:
     lines = []
     if previous is None:
         lines.append(view.title)
-        if earlier := [row for row in view.rows if row.state in ENDED]:
+        if earlier := [row for row in view.rows if row.state in _AT_REST]:
             lines.append(f"from an earlier run: {_counts(earlier)}")
     if view.stage and (previous is None or previous.stage != view.stage):
         lines.append("  ".join(part for part in (view.stage, view.budget, view.message) if part))
         lines += [view.hint] if view.hint else []
     known = {row.name: row for row in (view if previous is None else previous).rows}
     if previous is None:
-        known = {name: row for name, row in known.items() if row.state in ENDED}
+        known = {name: row for name, row in known.items() if row.state in _AT_REST}
     best = _best(view.rows)
     for row in view.rows:
         mark = "  * best" if row.state == "done" and row.name in best else ""
@@ -172,7 +173,7 @@ def _row_events(before: Row | None, row: Row) -> list[str]:
     """The events of one trial. A trial that had ended and runs again belongs to the final stage and is a new one."""
     score = "" if row.score is None else f"  dev/loss {row.score:.3f}"
     at = f"step {row.step}/{row.num_steps}{score}"
-    if row.state in ENDED:
+    if row.state in _AT_REST:
         changed = before is None or before.state != row.state
         return [f"{row.name} {row.state_text}  {at}"] if changed else []
     if row.state == "waiting":
@@ -200,8 +201,8 @@ def _draw(view: View, took: str, width: int, height: int) -> Group:
 
 
 def _order(row: Row) -> tuple[int, float, str, int]:
-    """A key for sorting: running trials first, by name, so that they keep their lines; ended ones by score."""
-    return ORDER.index(row.state), row.comparable if row.state in ENDED else 0.0, row.arm, row.number
+    """A key for sorting: running trials first, by name, so that they keep their lines; the others by score."""
+    return ORDER.index(row.state), row.comparable if row.state in _AT_REST else 0.0, row.arm, row.number
 
 
 def _choose(rows: Sequence[Row], room: int) -> list[Row]:
@@ -282,5 +283,5 @@ def _packed(parts: Sequence[str], width: int) -> list[str]:
 
 def _counts(rows: Sequence[Row]) -> str:
     counts = Counter(row.state for row in rows)
-    states: tuple[State, ...] = ("done", "stopped", "failed", "running", "waiting")
+    states: tuple[State, ...] = ("done", "stopped", "failed", "paused", "running", "waiting")
     return "  ".join(f"{state} {counts[state]}" for state in states if counts[state])

@@ -259,7 +259,7 @@ def _rank(trial: SearchTrial) -> tuple[int, int, float]:
     """A key for sorting: finished trials by their loss, then those not ended and those stopped, by their step."""
     loss = trial["dev_loss"]
     value = math.inf if loss is None or not math.isfinite(loss) else loss
-    order = ("done", "running", "stopped")
+    order = ("done", "running", "paused", "stopped")
     rank = order.index(trial["state"]) if trial["state"] in order else len(order)
     return rank, 0 if rank == 0 else -trial["step"], value
 

@@ -32,6 +32,14 @@ class Stop(Strict):
     """ARM/NUMBER."""
 
 
+class Resume(Strict):
+    """Let a paused trial go on, whatever the policy says of it."""
+
+    verb: Literal["resume"] = "resume"
+    trial: str
+    """ARM/NUMBER."""
+
+
 class Add(Strict):
     """Try a configuration of the user's choice next, as one more trial of its arm."""
 
@@ -57,7 +65,7 @@ class Finish(Strict):
     verb: Literal["finish"] = "finish"
 
 
-Request = Stop | Add | Extend | Finish
+Request = Stop | Resume | Add | Extend | Finish
 _PARSER: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="verb")])
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from prefixray.system.records import Scalar
 
-State = Literal["waiting", "running", "done", "stopped", "failed"]
+State = Literal["waiting", "running", "paused", "done", "stopped", "failed"]
 
 ENDED: frozenset[State] = frozenset({"done", "stopped", "failed"})
 
@@ -24,7 +24,7 @@ class Row:
     score: float | None  # the dev loss of its last report
     state: State
     note: str | None = None  # "at rung 2", or why it failed
-    adopted: bool = False  # whether an earlier driver had it running
+    adopted: bool = False  # whether it goes on: an earlier driver had it running, or it has paused
     own_name: str | None = None  # of a final run: final/ARM-TRIAL-SEED
 
     @property

@@ -31,6 +31,7 @@ from prefixray.search.trial_source import (
     TrialSource,
     read_trials,
     record_of,
+    resumed_from,
     started_trials,
     state_of,
 )
@@ -176,7 +177,13 @@ class ArmStudy(TrialSource):
     def _propose(self, trial: Trial, *, adopted: bool = False, random_draw: bool = False) -> Proposal | None:
         """Draw a trial's values that are missing; where an earlier trial has the same values, hide it: None."""
         seed = derive_seed(self._seed, 0, f"sampler/{self._arm.name}/{trial.number}") % 2**32
-        sampler = make_sampler(self._sampler, seed=seed, num_startup=self._num_startup, evidence=self._evidence)
+        sampler = make_sampler(
+            self._sampler,
+            seed=seed,
+            num_startup=self._num_startup,
+            evidence=self._evidence,
+            pausing=any(state_of(trial) == "paused" for trial in started_trials(self._study)),
+        )
         self._study.sampler = RandomSampler(seed=seed) if random_draw else sampler
         values: dict[str, Scalar] = {}
         for key in self._arm.dimensions:
@@ -187,7 +194,7 @@ class ArmStudy(TrialSource):
             self._identities.pop(trial.number, None)
             return None
         self._identities[trial.number] = identity_of(values)
-        return Proposal(trial.number, values, adopted)
+        return Proposal(trial.number, values, adopted, resumed_from(trial) if adopted else None)
 
     def _tried(self, before: float = math.inf) -> set[str]:
         return {identity for number, identity in self._identities.items() if number < before}
@@ -263,10 +270,10 @@ def search_trials(storage: Storage, config: SweepConfig) -> list[SearchTrial]:
 
 def search_trial(config: SweepConfig, arm: ArmConfig, record: Record) -> SearchTrial:
     """A trial of the search as the sweep's record holds it."""
-    last = max(record.reports, default=0)
-    at_rung = record.state == "stopped" and record.stopped_by is None and last in config.search.rungs
-    rung = config.search.rungs.index(last) + 1 if at_rung else None
-    value = record.reports.get(last) if record.state == "running" else record.value
+    last, rungs = record.last_step, config.search.rungs
+    at_rung = record.state in ("stopped", "paused") and record.stopped_by is None and last in rungs
+    rung = rungs.index(last) + 1 if at_rung else None
+    value = record.reports.get(last) if record.is_open else record.value
     return SearchTrial(
         arm=arm.name,
         number=record.number,

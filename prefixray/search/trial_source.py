@@ -8,7 +8,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, assert_never
 
 import optuna
@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from prefixray.search.storage import Storage
 from prefixray.system.records import Scalar
 
-State = Literal["running", "done", "stopped", "failed"]
+State = Literal["running", "paused", "done", "stopped", "failed"]
 _STATES: Mapping[TrialState, State] = {
     TrialState.RUNNING: "running",
     TrialState.COMPLETE: "done",
@@ -28,6 +28,8 @@ _STATES: Mapping[TrialState, State] = {
 HIDDEN = "duplicate"  # user attribute of trials that were drawn but will never run
 _FAILED = "failed"  # user attribute of failed trials, which are pruned trials to Optuna
 _STOP = "stopped_by"  # user attribute: the request that stops a trial
+_PAUSED = "paused"  # user attribute: the step at which a trial pauses or has paused last, and its metrics there
+_RESUMED = "resumed"  # user attribute: the step from which it was taken up last, and the request that did it
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Proposal:
 
     number: int
     values: Mapping[str, Scalar]  # of the keys that are searched, given the others; the other keys keep their defaults
-    adopted: bool  # an earlier driver had it running: there may be a checkpoint, and a run in the tracker
+    adopted: bool  # it has run before, under this driver or an earlier one: there may be a checkpoint
+    resumed_from: int | None = None  # the step at which it has paused last
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,19 @@ class Record:
     note: str | None  # why the trial failed or was stopped
     stopped_by: str | None = None  # the request that has stopped the trial, or that will
     ended: float | None = None  # when its study was told of its end, in seconds since 1970
+    resumed_from: int | None = None  # the step from which the trial was taken up last, after a pause
+    resumed_by: str | None = None  # the request that did it
+    paused_with: Mapping[str, float] = field(default_factory=dict)  # the metrics with which the trial has paused last
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the trial has not ended: it runs, or pauses."""
+        return self.state in ("running", "paused")
+
+    @property
+    def last_step(self) -> int:
+        """The step of its last dev loss; 0 before the first."""
+        return max(self.reports, default=0)
 
 
 Study: TypeAlias = optuna.Study
@@ -91,9 +107,20 @@ def record_of(trial: FrozenTrial, values: Mapping[str, Scalar]) -> Record:
     state = state_of(trial)
     value = None if state == "failed" else trial.value
     note = trial.user_attrs.get("note")
-    reports, stopped_by = dict(trial.intermediate_values), trial.user_attrs.get(_STOP)
     ended = None if trial.datetime_complete is None else trial.datetime_complete.timestamp()
-    return Record(trial.number, values, state, value, reports, note, stopped_by, ended)
+    return Record(
+        trial.number,
+        values,
+        state,
+        value,
+        reports=dict(trial.intermediate_values),
+        note=note,
+        stopped_by=trial.user_attrs.get(_STOP),
+        ended=ended,
+        resumed_from=resumed_from(trial),
+        resumed_by=trial.user_attrs.get(_RESUMED, {}).get("request"),
+        paused_with=trial.user_attrs.get(_PAUSED, {}).get("metrics", {}),
+    )
 
 
 def started_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -103,8 +130,17 @@ def started_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def state_of(trial: FrozenTrial) -> State:
-    """The state of a trial; a failed trial is a pruned one to Optuna."""
+    """The state of a trial; to Optuna, a failed trial is a pruned one, and a paused trial runs."""
+    if trial.state is TrialState.RUNNING and _PAUSED in trial.user_attrs:
+        step, resumed = trial.user_attrs[_PAUSED]["step"], trial.user_attrs.get(_RESUMED, {})
+        return "running" if resumed.get("step") == step else "paused"
     return "failed" if trial.state is TrialState.PRUNED and _FAILED in trial.user_attrs else _STATES[trial.state]
+
+
+def resumed_from(trial: FrozenTrial | Trial) -> int | None:
+    """The step from which a trial was taken up last, after a pause."""
+    resumed = trial.user_attrs.get(_RESUMED)
+    return None if resumed is None else int(resumed["step"])
 
 
 class TrialSource(ABC):
@@ -122,11 +158,14 @@ class TrialSource(ABC):
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if HIDDEN in trial.user_attrs:  # a driver died while it hid the trial
                 self._study.tell(trial.number, state=TrialState.FAIL)
-        self._orphans = [trial.number for trial in started_trials(self._study) if trial.state is TrialState.RUNNING]
+        self._orphans = [trial.number for trial in started_trials(self._study) if state_of(trial) == "running"]
 
     @abstractmethod
     def ask(self) -> Proposal | None:
-        """The next trial to run: first those that an earlier driver had running, then new ones; None where none is."""
+        """The next trial to run; None where none is.
+
+        First come those that an earlier driver had running and paused ones that were taken up, then new ones.
+        """
 
     def report(self, number: int, step: int, value: float) -> None:
         """Store a running trial's dev loss; nothing where it is not finite, is known, or where the trial has ended."""
@@ -165,6 +204,19 @@ class TrialSource(ABC):
         """Note which request stops a running trial, so that the next driver stops it if this driver dies before."""
         Trial(self._study, self._frozen(number)._trial_id).set_user_attr(_STOP, request)
 
+    def pause(self, number: int, step: int, metrics: Mapping[str, float]) -> None:
+        """Note that a running trial pauses at this step, where its report has these metrics."""
+        paused = {"step": step, "metrics": dict(metrics)}
+        Trial(self._study, self._frozen(number)._trial_id).set_user_attr(_PAUSED, paused)
+
+    def resume(self, number: int, request: str | None = None) -> None:
+        """Have `ask` propose a paused trial again, before any new one."""
+        frozen = self._frozen(number)
+        assert state_of(frozen) == "paused", f"trial {number} does not pause"
+        resumed = {"step": frozen.user_attrs[_PAUSED]["step"], "request": request}
+        Trial(self._study, frozen._trial_id).set_user_attr(_RESUMED, resumed)
+        self._orphans.append(number)
+
     @abstractmethod
     def num_wanted(self) -> int:
         """The number of trials in the end."""
@@ -194,7 +246,7 @@ class TrialSource(ABC):
         return self._storage.get_trial(self._ids[number])
 
     def _running_orphans(self) -> Iterator[FrozenTrial]:
-        """The trials that an earlier driver had running and that are neither adopted nor ended yet, by number."""
+        """The trials that an earlier driver had running or that were taken up, neither proposed nor ended yet."""
         for number in list(self._orphans):
             frozen = self._frozen(number)
             if frozen.state is TrialState.RUNNING:
@@ -203,7 +255,7 @@ class TrialSource(ABC):
                 self._orphans.remove(number)
 
     def num_orphans(self) -> int:
-        """The number of trials that wait to be adopted."""
+        """The number of trials that have run before and wait to be proposed."""
         return len(list(self._running_orphans()))
 
     def _hide(self, trial: Trial) -> None:

@@ -52,6 +52,13 @@ class CurveGrew:
 
 
 @dataclass(frozen=True)
+class TrialPaused:
+    """A trial pauses; it may go on later, and then starts again."""
+
+    key: str
+
+
+@dataclass(frozen=True)
 class TrialEnded:
     """A trial ended; `artifact` is the folder to upload, if any."""
 
@@ -83,4 +90,4 @@ class SweepEnded:
     state: SweepEnding
 
 
-Event = SweepStarted | TrialStarted | CurveGrew | TrialEnded | TrialScored | SweepSummarized | SweepEnded
+Event = SweepStarted | TrialStarted | CurveGrew | TrialPaused | TrialEnded | TrialScored | SweepSummarized | SweepEnded

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _STATUS_OF_TRIAL: Mapping[Ended, str] = {"done": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
+_STATE = "prefixray.state"  # a tag
 _STATUS_OF_SWEEP: Mapping[events.SweepEnding, str] = {
     "finished": "FINISHED",
     "failed": "FAILED",
@@ -45,6 +46,7 @@ class MlflowStore:
         self._runs: dict[str, str] = {}  # key of a trial -> id of its run
         self._logged: dict[str, set[tuple[str, int]]] = {}  # key -> (metric, step) that its run has
         self._ended: set[str] = set()
+        self._paused: set[str] = set()
         self.experiment: str | None = None
         """The id of the sweep's experiment, once the sweep's start is written."""
         self.uploads = Uploads(
@@ -64,6 +66,11 @@ class MlflowStore:
                 if key not in self._ended:
                     self._home.client.update_run(run_id, status="RUNNING")
                     self._describe(run_id, {**self._params, **params}, tags)
+                    if key in self._paused:
+                        self._home.client.delete_tag(run_id, _STATE)
+                        self._paused.remove(key)
+            case events.TrialPaused(key):
+                self._pause(key, when)
             case events.CurveGrew(key, points):
                 self._extend_curve(key, points)
             case events.TrialEnded():
@@ -110,6 +117,13 @@ class MlflowStore:
             self._log_metrics(run_id, new)
             logged.update((name, point.step) for point in new for name in point.metrics)
 
+    def _pause(self, key: str, when: int) -> None:
+        run_id = self._child(key, when)
+        if key not in self._ended:
+            self._home.client.update_run(run_id, status="SCHEDULED")
+            self._home.client.set_tag(run_id, _STATE, "paused")
+            self._paused.add(key)
+
     def _end_trial(self, event: events.TrialEnded, when: int) -> None:
         run_id = self._child(event.key, when)
         if event.key in self._ended:
@@ -117,7 +131,7 @@ class MlflowStore:
         if event.artifact is not None:
             self.uploads.put(Upload(event.key, event.artifact.absolute()), run_id)
         self._home.client.set_terminated(run_id, _STATUS_OF_TRIAL[event.state], end_time=when)
-        self._home.client.set_tag(run_id, "prefixray.state", event.state)
+        self._home.client.set_tag(run_id, _STATE, event.state)
         self._ended.add(event.key)
         self._logged.pop(event.key, None)
 
@@ -144,9 +158,12 @@ class MlflowStore:
 
     def _recall(self, key: str, run: "Run") -> None:
         """Note what an earlier driver has logged of a trial."""
-        if "prefixray.state" in run.data.tags:
+        state = run.data.tags.get(_STATE)
+        if state in _STATUS_OF_TRIAL:
             self._ended.add(key)
             return
+        if state == "paused":
+            self._paused.add(key)
         names = list(run.data.metrics)
         histories = {name: self._home.client.get_metric_history(run.info.run_id, name) for name in names}
         self._logged[key] = {(name, point.step) for name, history in histories.items() for point in history}

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from prefixray.tracking.events import CurveGrew, Event, Point, TrialEnded, TrialStarted
+from prefixray.tracking.events import CurveGrew, Event, Point, TrialEnded, TrialPaused, TrialStarted
 
 _logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Sender:
     def put(self, event: Event) -> None:
         """Add an event; returns at once."""
         with self._changed:
-            if isinstance(event, TrialStarted | TrialEnded):
+            if isinstance(event, TrialStarted | TrialPaused | TrialEnded):
                 self._open.pop(event.key, None)  # later points of the trial must not overtake this event
             self._add(event, _now())
 

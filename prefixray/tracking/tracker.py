@@ -67,6 +67,10 @@ class Tracker:
         if self._sender is not None and (finite := _finite(listed)):
             self._sender.put_point(key, step, finite)
 
+    def pause(self, key: str) -> None:
+        """Show a trial's run as scheduled, and paused; `trial` continues it."""
+        self._put(events.TrialPaused(key))
+
     def end(self, key: str, state: Ended, artifact: Path | None) -> None:
         """End a trial's run; a done trial's artifact goes with it where the configuration says so."""
         self._put(events.TrialEnded(key, state, artifact if self._artifacts and state == "done" else None))

@@ -1,7 +1,8 @@
 """The training loop: step the pack, evaluate, report, admit and drop trials. A lone trial is a pack of one.
 
 A trial that reaches a rung is parked there until `go_on`; the others train on. Every report keeps what it needs: the
-artifact when the dev loss is the best so far, a resumable checkpoint when that is small or the last one is old.
+artifact when the dev loss is the best so far, a resumable checkpoint when that is small, the last one is old, or the
+trial may pause there.
 """
 
 import math
@@ -87,7 +88,7 @@ class Trainer:
     def admit(self, spec: TrialSpec) -> int:
         """Let a trial join, from its newest valid checkpoint where there is one; return the step it stands at.
 
-        A trial that comes back to a step with a report reports there again. Raises `UserError` when the configuration
+        At a step with a report it reports again, unless it has paused there. Raises `UserError` when the configuration
         cannot be built on this base, `NoMemory` when it has no room beside the others, and leaves the pack as it was.
         """
         try:
@@ -96,7 +97,7 @@ class Trainer:
             if not is_out_of_memory(error):
                 raise
         else:
-            trial.owes_report = trial.is_due
+            trial.owes_report = trial.is_due and trial.member.step != spec.resumed_from
             return trial.member.step
         torch.cuda.empty_cache()  # out here, since the handled error keeps what has been built alive
         raise NoMemory(f"out of memory while it is built: {shown(spec.config.method)}")
@@ -207,7 +208,7 @@ class Trainer:
         for report in reports:
             if report.state == "running":
                 trial = self._trials[report.key]
-                if trial.has_small_checkpoint() or trial.is_stale():
+                if trial.has_small_checkpoint() or trial.is_stale() or (trial.is_parked and trial.spec.may_pause):
                     trial.save()
             else:
                 self.drop(report.key)

@@ -26,9 +26,11 @@ class FreezeThaw(Policy):
         self._num_steps = num_steps
         self._predicted: dict[tuple[float, ...], tuple[float, float]] = {}  # by the lowest loss and a trial's losses
 
-    def forget(self, trial: str) -> None:
-        """As `Policy.forget`; the others compete without it."""
-        super().forget(trial)
+    may_pause = True
+
+    def fail(self, trial: str) -> None:
+        """As `Policy.fail`; the others compete without it."""
+        super().fail(trial)
         for scores in self._scores.values():
             scores.pop(trial, None)
 

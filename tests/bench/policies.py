@@ -136,7 +136,7 @@ class Search:
         for trial in trials:
             if str(trial) not in finite:
                 self.failed.add(trial)
-                self.policy.forget(str(trial))
+                self.policy.fail(str(trial))
                 self.seated.remove(trial)
             elif self._is_done(trial) or self._verdict(trial, step, finite) != "continue":
                 self.seated.remove(trial)

@@ -351,3 +351,12 @@ def test_what_a_command_counts_is_a_bar_on_a_terminal_and_elsewhere_a_line_now_a
             bar.show(10, 40)
             bar.show(40, 40)
         assert [line.split("  ")[1] for line in file.getvalue().splitlines()] == lines
+
+
+def test_a_trial_that_pauses_is_told_and_told_again_when_it_goes_on() -> None:
+    running, pausing = row(1, step=8), replace(row(1, "paused", 10, 2.0), note="at rung 1")
+    assert events(view(running), view(pausing)) == ["prefix/1 paused at rung 1  step 10/40  dev/loss 2.000"]
+    assert events(view(pausing), view(pausing)) == []
+    (line,) = events(view(pausing), view(replace(pausing, state="running", note=None, adopted=True)))
+    assert line.startswith("prefix/1 started again from step 10")
+    assert events(None, view(pausing))[1] == "from an earlier run: paused 1"

@@ -211,3 +211,19 @@ def test_a_grid_is_tried_in_the_order_of_its_seed_each_point_once(tmp_path: Path
     assert distinct([*some, *rest]) == len(some) + len(rest) == 2 * (2 + 3) - 1  # what is taken back leaves the budget
     points = [list(proposal.values.values()) for proposal in some]
     assert points != sorted(points, key=str)
+
+
+def test_the_sampler_learns_from_paused_trials_as_from_stopped_ones(tmp_path: Path) -> None:
+    proposed = []
+    for name in ("stopped", "paused"):
+        (tmp_path / name).mkdir()
+        study = open_study(tmp_path / name, make_arm(SPACE, 12))
+        for loss in (2.0, 3.0, 2.5, 4.0, 1.5, 3.5):
+            number = ask(study).number
+            study.report(number, 10, loss)
+            if name == "paused":
+                study.pause(number, 10, {})
+            else:
+                study.tell(number, "stopped", None)
+        proposed.append([ask(study).values for _ in range(3)])
+    assert proposed[0] == proposed[1]

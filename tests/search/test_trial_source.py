@@ -4,7 +4,10 @@ import math
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState
 from support.studies import SPACE, ask, make_arm, open_study
+
+from prefixray.search.trial_source import Proposal
 
 
 def test_there_are_exactly_num_trials_whatever_became_of_them(tmp_path: Path) -> None:
@@ -52,3 +55,25 @@ def test_the_best_are_the_lowest_done_and_stopped_ones_only_without_any(tmp_path
     for number, value in zip(numbers[2:], (3.0, 2.0, 2.0), strict=True):
         study.tell(number, "done", value)
     assert [record.number for record in study.best(2)] == [3, 4]
+
+
+def test_a_paused_trial_runs_to_optuna_and_is_asked_for_again_only_once_it_is_resumed(tmp_path: Path) -> None:
+    study = open_study(tmp_path, make_arm(SPACE, 3))
+    first, second = ask(study), ask(study)
+    study.report(first.number, 10, 2.0)
+    study.pause(first.number, 10, {"dev/loss": 2.0, "train/seconds": 3.0})
+    again = open_study(tmp_path, make_arm(SPACE, 3))
+    assert [trial.state for trial in again._study.trials] == [TrialState.RUNNING] * 2
+    record = again.records()[0]
+    assert (record.state, record.last_step, record.resumed_from) == ("paused", 10, None)
+    assert record.paused_with == {"dev/loss": 2.0, "train/seconds": 3.0} and record.is_open
+    assert ask(again).number == second.number, "that ran"
+    again.resume(first.number, "a request")
+    assert (again.records()[0].state, again.records()[0].resumed_by) == ("running", "a request")
+    assert ask(again) == Proposal(first.number, first.values, adopted=True, resumed_from=10)
+    again.report(first.number, 20, 1.5)
+    again.pause(first.number, 20, {})
+    last = open_study(tmp_path, make_arm(SPACE, 3))
+    assert last.records()[0].state == "paused", "at another step"
+    last.tell(first.number, "stopped", None, "at rung 2")
+    assert (last.records()[0].state, last.records()[0].value) == ("stopped", 1.5)

@@ -10,6 +10,7 @@ from prefixray.driver.coordinator import Coordinator
 from prefixray.driver.stage import MakeSpec, Stage
 from prefixray.search.budget import Budget
 from prefixray.search.fixed_study import FixedStudy
+from prefixray.search.policies.contract import Policy
 from prefixray.search.policies.halving import Halving
 from prefixray.search.requests import Answer, Inbox, Request
 from prefixray.search.storage import open_storage
@@ -85,7 +86,9 @@ class Driver:
         num_trials: int = 4,
         space: Mapping[str, AnyDimension] = SPACE,
         budget: Budget | None = None,
+        policy: Policy | None = None,
     ) -> None:
+        """Without a policy, half of the trials is stopped at step 10."""
         self.folder = folder
         self.pool = PlayedPool()
         self.inbox = Inbox(folder)
@@ -97,7 +100,8 @@ class Driver:
             name="prefix", method="prefix", fixed=fixed, dimensions=space, num_trials=num_trials, train=train
         )
         self.study = ArmStudy(self.storage, "small", self.arm, seed=1, num_startup=2)
-        self.stage = Stage("prefix", self.arm, self.study, 2, self._spec(), Halving((10,), keep=0.5))
+        self.policy = policy or Halving((10,), keep=0.5)
+        self.stage = Stage("prefix", self.arm, self.study, 2, self._spec(), self.policy)
         self.coordinator = self.coordinate(self.stage, budget=budget)
 
     def final(self) -> Coordinator:
@@ -144,6 +148,6 @@ class Driver:
             method = PrefixTrial(preseqlen=values["preseqlen"], mid_dim=None, init_token="pub")  # type: ignore[arg-type]
             config = TrialConfig(arm="prefix", learning_rate=values["learning_rate"], num_steps=40, method=method)  # type: ignore[arg-type]
             folder = str(self.folder / "trials" / "prefix" / str(trial.number))
-            return TrialSpec(f"prefix/{trial.number}", config, 1, 0, (10,), folder)
+            return TrialSpec(f"prefix/{trial.number}", config, 1, 0, (10,), folder, resumed_from=trial.resumed_from)
 
         return spec

@@ -49,6 +49,10 @@ class Call:
         report = self.report()
         return None if report is None else report.state
 
+    def is_done(self) -> bool:
+        """Whether it has returned."""
+        return self._result.done()
+
     def waits(self) -> bool:
         """Whether it has not returned yet, after a moment."""
         time.sleep(MOMENT)

@@ -309,3 +309,27 @@ def test_credentials_reach_neither_parameters_nor_the_attached_file(
     attached = stored.client.download_artifacts(stored.parent.info.run_id, "sweep.yaml")
     assert Path(attached).read_text() == "name: sweep\ntracking: {mlflow: https://***@example.org}\n"
     assert login in (folder / "sweep.yaml").read_text()
+
+
+def test_a_paused_trial_is_scheduled_until_it_goes_on_and_ends(folder: Path) -> None:
+    first = open_sweep(folder)
+    for number in range(2):
+        first.trial(f"prefix/{number}", {"preseqlen": 5}, {"arm": "prefix"})
+        first.log(f"prefix/{number}", 10, {"dev/loss": 2.0})
+        first.pause(f"prefix/{number}")
+    first.trial("prefix/0", {"preseqlen": 5}, {"arm": "prefix"})
+    first.close("interrupted")
+    stored = local(folder)
+    assert stored.statuses() == ["KILLED", "SCHEDULED"]
+    states = [run.data.tags.get("prefixray.state") for _, run in sorted(stored.children.items())]
+    assert states == [None, "paused"]
+    again = open_sweep(folder)
+    again.pause("prefix/1")
+    again.log("prefix/1", 10, {"dev/loss": 2.0})
+    again.trial("prefix/1", {"preseqlen": 5}, {"arm": "prefix"})
+    again.log("prefix/1", 20, {"dev/loss": 1.0})
+    again.end("prefix/1", "done", None)
+    again.close("finished")
+    stored = local(folder)
+    assert stored.statuses()[1] == "FINISHED" and stored.curve("prefix/1") == [(10, 2.0), (20, 1.0)]
+    assert stored.children["prefix/1"].data.tags["prefixray.state"] == "done"

@@ -372,3 +372,35 @@ def test_a_trial_whose_folder_is_deleted_while_it_runs_fails_alone(trainer: Trai
         ("failed", f"its folder was deleted while it ran: {tmp_path / 'gone'}")
     ]
     assert reports[-1].state == "done" and not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize("method", ["network", "lora"])
+def test_a_trial_that_was_paused_and_taken_up_ends_with_exactly_the_numbers_of_one_that_ran_through(
+    make_base: MakeBase, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SMALL_CHECKPOINT_BYTES", 0)  # a trial that may pause keeps its checkpoint anyway
+    config = _config(METHODS[method], num_steps=9, warmup_steps=2)
+    ended: dict[str, Report] = {}
+    for name in ("through", "paused"):
+        trainer = _trainer(make_base("llama", torch.float32))
+        spec = replace(_spec(tmp_path / name, "one", config, rungs=[3, 6]), may_pause=True)
+        trainer.admit(spec)
+        reports = []
+        for rung in (3, 6):
+            reports += [report for _ in range(3) for report in trainer.run()]
+            if name == "paused":
+                trainer.drop("one")
+                trainer.admit(_spec(tmp_path / name, f"other {rung}", _config(num_steps=2)))
+                _run(trainer, 2)  # its seat is another's meanwhile
+                assert trainer.admit(replace(spec, resumed_from=rung)) == rung
+            else:
+                trainer.go_on("one")
+        reports += _run(trainer, 3)
+        assert [report.step for report in reports] == [3, 6, 9], "nothing is evaluated a second time"
+        ended[name] = reports[-1]
+    through, paused = (
+        {key: value for key, value in ended[name].metrics.items() if key != "train/seconds"} for name in ended
+    )
+    assert paused == through and ended["paused"].earlier == ended["through"].earlier
+    tensors, others = (load_artifact(tmp_path / name / "one" / "artifact")[0] for name in ended)
+    assert all(torch.equal(tensor, others[key]) for key, tensor in tensors.items())

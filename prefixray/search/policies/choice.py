@@ -2,15 +2,20 @@
 
 from typing import assert_never
 
-from prefixray.config.schema import SearchConfig
+from prefixray.config.schema import ArmConfig, SearchConfig
 from prefixray.search.policies.contract import Policy
-from prefixray.search.policies.halving import Halving
+from prefixray.search.policies.halving import Halving, Promotion
 
 
-def make_policy(search: SearchConfig) -> Policy:
-    """The policy of one arm's search, before its first trial."""
+def make_policy(search: SearchConfig, arm: ArmConfig) -> Policy:
+    """The policy of an arm's search, before its first trial.
+
+    Trials with a model of their own are stopped in any case: a paused one would keep gigabytes on disk.
+    """
     match search.policy:
-        case "stop":
+        case "promote" if not arm.exclusive:
+            return Promotion(search.rungs, search.keep)
+        case "stop" | "promote":
             return Halving(search.rungs, search.keep)
         case _:
             assert_never(search.policy)

@@ -18,6 +18,9 @@ class Policy(ABC):
     trial may be taken up again, from where it stands. `more_come` says whether there are trials that have not started.
     """
 
+    may_pause = False
+    """Whether a trial may ever pause: then it keeps a checkpoint at each rung."""
+
     def __init__(self, rungs: Sequence[int] = ()) -> None:
         """`rungs` are steps, ascending, before the last step of a schedule."""
         self.rungs = tuple(rungs)
@@ -70,9 +73,13 @@ class Policy(ABC):
         """Let a paused trial go on, whatever the policy would say."""
         self._passed[self._paused.pop(trial)].add(trial)
 
-    def forget(self, trial: str) -> None:
-        """A trial has failed, or somebody has stopped it: it is never taken up."""
+    def end(self, trial: str) -> None:
+        """A paused trial has ended: it is never taken up."""
         self._paused.pop(trial, None)
+
+    def fail(self, trial: str) -> None:
+        """A trial has failed, or somebody has stopped it, whatever its losses were."""
+        self.end(trial)
 
     def expected_steps(self, num_steps: int) -> float:
         """Steps that a trial takes on average."""

@@ -36,9 +36,11 @@ class Promotion(Halving):
     that one trial at least comes to the end.
     """
 
-    def forget(self, trial: str) -> None:
-        """As `Policy.forget`; the best of the others get its place at each rung."""
-        super().forget(trial)
+    may_pause = True
+
+    def fail(self, trial: str) -> None:
+        """As `Policy.fail`; the best of the others get its place at each rung."""
+        super().fail(trial)
         for scores in self._scores.values():
             scores.pop(trial, None)
 

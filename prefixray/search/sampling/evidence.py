@@ -1,9 +1,11 @@
-"""Trials of another sweep as a sampler sees them: beside the study's own trials, though no study holds them.
+"""What a sampler sees of a study: its own trials, and those of another sweep beside them, though no study holds them.
 
-So they have no number, count in no table and no budget, and cannot be added twice.
+So trials of another sweep have no number, count in no table and no budget, and cannot be added twice. A paused trial,
+which runs to Optuna, looks like one that was stopped where it pauses: running trials repel a sampler.
 """
 
 from collections.abc import Container, Sequence
+from copy import copy
 from typing import Any
 
 import optuna
@@ -14,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from prefixray.config.schema import ArmConfig
 from prefixray.search.sampling.parameters import optuna_distribution, parameter_name
 from prefixray.search.sampling.warm_start import KnownTrial
+from prefixray.search.trial_source import state_of
 
 _FIRST_NUMBER = 10**9  # Optuna tells trials apart by number
 
@@ -45,7 +48,7 @@ def _frozen(arm: ArmConfig, trial: KnownTrial, number: int) -> FrozenTrial:
 
 
 class Informed(BaseSampler):
-    """A sampler that sees evidence beside the trials of its study."""
+    """A sampler that sees evidence beside the trials of its study, and paused trials as stopped ones."""
 
     def __init__(self, sampler: BaseSampler, evidence: Sequence[FrozenTrial]) -> None:
         self._sampler, self._evidence = sampler, evidence
@@ -69,7 +72,7 @@ class Informed(BaseSampler):
 
 
 class _Seen:
-    """A study with more trials than it has; all else is the study's own."""
+    """A study with more trials than it has, and paused ones that look stopped; all else is the study's own."""
 
     def __init__(self, study: optuna.Study, evidence: Sequence[FrozenTrial]) -> None:
         self._study, self._evidence = study, evidence
@@ -81,5 +84,14 @@ class _Seen:
         self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
     ) -> list[FrozenTrial]:
         """What Optuna's samplers look at."""
-        more = [trial for trial in self._evidence if states is None or trial.state in states]
-        return [*more, *self._study._get_trials(deepcopy, states, use_cache)]
+        own = map(_looking_stopped, self._study._get_trials(deepcopy, None, use_cache))
+        return [trial for trial in (*self._evidence, *own) if states is None or trial.state in states]
+
+
+def _looking_stopped(trial: FrozenTrial) -> FrozenTrial:
+    """A paused trial as if it had been stopped; any other as it is."""
+    if state_of(trial) != "paused":
+        return trial
+    seen = copy(trial)
+    seen.state = TrialState.PRUNED
+    return seen

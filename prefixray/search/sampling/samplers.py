@@ -2,7 +2,7 @@
 
 `config/load.py` has refused the spaces that a sampler cannot take. What each learns from:
 
-- tpe: finished, stopped and failed trials; running ones repel it.
+- tpe: finished, stopped, paused and failed trials; running ones repel it.
 - gp and cmaes: finished trials alone.
 - random and grid: nothing. The study draws a grid's points from its list: Optuna's GridSampler knows no conditions, its
   BruteForceSampler fails where a queued trial was taken back, and both can end only a search that Optuna runs itself.
@@ -21,9 +21,16 @@ from prefixray.search.sampling.evidence import Informed
 
 
 def make_sampler(
-    name: SamplerName, *, seed: int, num_startup: int, evidence: Sequence[FrozenTrial] = ()
+    name: SamplerName,
+    *,
+    seed: int,
+    num_startup: int,
+    evidence: Sequence[FrozenTrial] = (),
+    pausing: bool = False,
 ) -> BaseSampler:
     """The sampler for one proposal, which sees `evidence` beside its study's trials.
+
+    `pausing` says that the study has paused trials, which the sampler shall take for stopped ones.
 
     As long as it has seen fewer than `num_startup` trials, it draws at random.
 
@@ -31,7 +38,7 @@ def make_sampler(
     proposals after a relaunch.
     """
     sampler = _of_optuna(name, seed, num_startup, evidence)
-    return Informed(sampler, evidence) if evidence else sampler
+    return Informed(sampler, evidence) if evidence or pausing else sampler
 
 
 def _of_optuna(name: SamplerName, seed: int, num_startup: int, evidence: Sequence[FrozenTrial]) -> BaseSampler:

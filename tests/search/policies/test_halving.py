@@ -85,10 +85,10 @@ def test_a_paused_trial_goes_on_by_hand_and_one_that_has_failed_leaves_its_place
     assert [promotion.judge(trial, 10, losses) for trial in "abcd"] == ["continue", "continue", "pause", "pause"]
     promotion.resume("d")
     assert promotion.judge("d", 10, {"d": 4.0}) == "continue"
-    promotion.forget("a")
-    promotion.forget("b")
+    promotion.fail("a")
+    promotion.fail("b")
     assert promotion.take_up(more_come=True) == "c"
-    promotion.forget("nobody")
+    promotion.fail("nobody")
 
 
 def test_what_an_earlier_driver_has_paused_pauses_and_what_it_took_up_goes_on() -> None:

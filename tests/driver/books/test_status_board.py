@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from support.fake_pool import Driver
 
-from prefixray.driver import status_board
+from prefixray.driver.books import status_board
 
 
 def test_rows_say_what_an_earlier_driver_left_and_what_this_one_adopts(tmp_path: Path) -> None:

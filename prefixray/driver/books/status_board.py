@@ -28,17 +28,23 @@ class StatusBoard:
         """How many trials of a stage have begun."""
         return sum(row.arm == stage.name for row in self._rows.values())
 
-    def begin(self, stage: Stage, spec: TrialSpec, proposal: Proposal) -> None:
-        """Show a trial that starts."""
-        self._rows[spec.key] = replace(_row(stage, spec, proposal), adopted=proposal.adopted)
+    def num_paused(self, stage: Stage) -> int:
+        """How many trials of a stage pause, or were taken up and have not begun again."""
+        return sum(row.arm == stage.name and row.state == "paused" for row in self._rows.values())
 
-    def add_ended(self, stage: Stage, spec: TrialSpec, record: Record) -> None:
-        """Show a trial that ended under an earlier driver; its steps were not taken at this driver's pace."""
-        last_step = max(record.reports, default=0)
+    def begin(self, stage: Stage, spec: TrialSpec, proposal: Proposal) -> None:
+        """Show a trial that starts, or goes on after a pause."""
+        row = self._rows.get(spec.key, _row(stage, spec, proposal))
+        self._rows[spec.key] = replace(row, state="running", note=None, adopted=proposal.adopted)
+
+    def add_left(self, stage: Stage, spec: TrialSpec, record: Record, note: str | None) -> None:
+        """Show a trial that ended or paused under an earlier driver; its steps were not taken at this driver's pace."""
+        if spec.key not in self._rows:
+            self._steps_at_start += record.last_step
+        score = record.reports.get(record.last_step) if record.state == "paused" else record.value
         self._rows[spec.key] = replace(
-            _row(stage, spec, record), step=last_step, score=record.value, state=record.state, note=record.note
+            _row(stage, spec, record), step=record.last_step, score=score, state=record.state, note=note
         )
-        self._steps_at_start += last_step
 
     def add_unbuilt(self, stage: Stage, record: Record) -> None:
         """Show a trial that has failed because its values do not go together."""
@@ -58,6 +64,10 @@ class StatusBoard:
             for key, step in status.steps.items():
                 if key in running:
                     self._rows[key] = replace(self._rows[key], step=max(step, self._rows[key].step))
+
+    def pause(self, key: str, note: str) -> None:
+        """Show that a trial pauses; its last dev loss stands."""
+        self._rows[key] = replace(self._rows[key], state="paused", note=note)
 
     def end(self, report: Report, state: Ended, value: float | None) -> None:
         """Show how a trial ended; without a value its last dev loss stands."""
