@@ -301,8 +301,7 @@ class _Sweep:
     def _minutes(self, arm: str, runs: Sequence[FinalRun]) -> float:
         """Training time of an arm's search; of an arm with nothing to search, of one final run."""
         results = self._folder.trial_results(arm) or [run.result() or {} for run in runs[:1]]
-        seconds: list[float] = [result.get("metrics", {}).get("train/seconds", 0.0) for result in results]
-        return sum(seconds) / 60
+        return float(sum(result.get("metrics", {}).get("train/seconds", 0.0) for result in results)) / 60
 
 
 def _worker_setup(config: SweepConfig, cluster: Cluster, folder: ResultsFolder) -> WorkerSetup:

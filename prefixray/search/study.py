@@ -177,12 +177,9 @@ class ArmStudy(TrialSource):
     def _propose(self, trial: Trial, *, adopted: bool = False, random_draw: bool = False) -> Proposal | None:
         """Draw a trial's values that are missing; where an earlier trial has the same values, hide it: None."""
         seed = derive_seed(self._seed, 0, f"sampler/{self._arm.name}/{trial.number}") % 2**32
+        pausing = any(state_of(started) == "paused" for started in started_trials(self._study))
         sampler = make_sampler(
-            self._sampler,
-            seed=seed,
-            num_startup=self._num_startup,
-            evidence=self._evidence,
-            pausing=any(state_of(trial) == "paused" for trial in started_trials(self._study)),
+            self._sampler, seed=seed, num_startup=self._num_startup, evidence=self._evidence, pausing=pausing
         )
         self._study.sampler = RandomSampler(seed=seed) if random_draw else sampler
         values: dict[str, Scalar] = {}
