@@ -197,7 +197,7 @@ def test_paused_trials_outlive_workers_and_drivers_and_go_on_with_the_numbers_of
     kill(process)
     assert first in paused()
     process = sweep.start(*options)
-    command = [sys.executable, "-m", "prefixray.control", "small", "resume", f"prefix/{first}"]
+    command = [sys.executable, "-m", "prefixray", "control", "small", "resume", f"prefix/{first}"]
     answer = subprocess.run(command, cwd=sweep.folder, capture_output=True, text=True, check=False)
     assert "goes on from step 80" in answer.stdout or "does not pause" in answer.stderr, answer  # the policy was faster
     _wait_for(lambda: any("resumed" in trial.user_attrs for trial in sweep.trials()["prefix"]), process)
