@@ -1,6 +1,6 @@
 """Trials that pause: who gets their seats, who is taken up again, and what outlives a driver.
 
-Pool and reports are played here, but for the last test; `tests/test_faults.py` has a real sweep.
+Pool and reports are played here, but for the last test; `tests/faults/test_kills.py` has a real sweep.
 """
 
 import json
