@@ -7,7 +7,7 @@ record alone.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired, TypedDict, TypeGuard
+from typing import Literal, NotRequired, TypedDict, TypeGuard
 
 from prefixray.errors import UserError
 from prefixray.system.records import Scalar
@@ -75,6 +75,13 @@ class ArmResult(TypedDict):
     groups: NotRequired[dict[str, GroupResult]]
 
 
+class Pause(TypedDict):
+    """A pause of a trial at a rung."""
+
+    step: int
+    resumed: Literal["by policy", "by hand"] | None  # None: it did not go on
+
+
 class SearchTrial(TypedDict):
     """A trial of the search, as it ended."""
 
@@ -87,6 +94,7 @@ class SearchTrial(TypedDict):
     state: str
     rung: int | None
     curve: NotRequired[list[tuple[int, float]]]  # (step, dev loss) of every report
+    pauses: NotRequired[list[Pause]]  # only where there were any
 
 
 class Importance(TypedDict):
@@ -125,6 +133,7 @@ class Stored(TypedDict):
 
     search: list[SearchTrial]
     runs: NotRequired[list[CommandRun]]
+    policy: NotRequired[str]
     rungs: NotRequired[list[int]]
     importance: NotRequired[list[Importance]]
 

@@ -251,6 +251,7 @@ def search_so_far(storage: Storage, config: SweepConfig) -> Stored:
     found = [parameter_importance(storage, config.name, arm, config.search.rungs) for arm in config.arms]
     return Stored(
         search=search_trials(storage, config),
+        policy=config.search.policy,
         rungs=list(config.search.rungs),
         importance=[importance for importance in found if importance is not None],
     )
@@ -271,7 +272,7 @@ def search_trial(config: SweepConfig, arm: ArmConfig, record: Record) -> SearchT
     at_rung = record.state in ("stopped", "paused") and record.stopped_by is None and last in rungs
     rung = rungs.index(last) + 1 if at_rung else None
     value = record.reports.get(last) if record.is_open else record.value
-    return SearchTrial(
+    found = SearchTrial(
         arm=arm.name,
         number=record.number,
         config=dict(record.values),
@@ -282,6 +283,7 @@ def search_trial(config: SweepConfig, arm: ArmConfig, record: Record) -> SearchT
         rung=rung,
         curve=sorted(record.reports.items()),
     )
+    return {**found, "pauses": list(record.pauses)} if record.pauses else found
 
 
 def _list_grid(arm: ArmConfig) -> dict[str, dict[str, Scalar]] | None:

@@ -15,6 +15,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from prefixray.results.record import Pause
 from prefixray.search.storage import Storage
 from prefixray.system.records import Scalar
 
@@ -28,8 +29,8 @@ _STATES: Mapping[TrialState, State] = {
 HIDDEN = "duplicate"  # user attribute of trials that were drawn but will never run
 _FAILED = "failed"  # user attribute of failed trials, which are pruned trials to Optuna
 _STOP = "stopped_by"  # user attribute: the request that stops a trial
-_PAUSED = "paused"  # user attribute: the step at which a trial pauses or has paused last, and its metrics there
-_RESUMED = "resumed"  # user attribute: the step from which it was taken up last, and the request that did it
+_PAUSED = "paused"  # user attribute: the step of a trial's last pause, its metrics there, and the steps of all
+_RESUMED = "resumed"  # user attribute: the last such step from which it went on, the request, and all steps of requests
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Record:
     ended: float | None = None  # when its study was told of its end, in seconds since 1970
     resumed_from: int | None = None  # the step from which the trial was taken up last, after a pause
     resumed_by: str | None = None  # the request that did it
+    pauses: tuple[Pause, ...] = ()
     paused_with: Mapping[str, float] = field(default_factory=dict)  # the metrics with which the trial has paused last
 
     @property
@@ -119,6 +121,7 @@ def record_of(trial: FrozenTrial, values: Mapping[str, Scalar]) -> Record:
         ended=ended,
         resumed_from=resumed_from(trial),
         resumed_by=trial.user_attrs.get(_RESUMED, {}).get("request"),
+        pauses=pauses_of(trial),
         paused_with=trial.user_attrs.get(_PAUSED, {}).get("metrics", {}),
     )
 
@@ -141,6 +144,18 @@ def resumed_from(trial: FrozenTrial | Trial) -> int | None:
     """The step from which a trial was taken up last, after a pause."""
     resumed = trial.user_attrs.get(_RESUMED)
     return None if resumed is None else int(resumed["step"])
+
+
+def pauses_of(trial: FrozenTrial) -> tuple[Pause, ...]:
+    """All pauses of a trial, in their order."""
+    steps, resumed = trial.user_attrs.get(_PAUSED, {}).get("steps", []), trial.user_attrs.get(_RESUMED, {})
+    by_hand = resumed.get("by_hand", [])
+    return tuple(
+        Pause(
+            step=step, resumed=None if step > resumed.get("step", 0) else "by hand" if step in by_hand else "by policy"
+        )
+        for step in steps
+    )
 
 
 class TrialSource(ABC):
@@ -206,14 +221,18 @@ class TrialSource(ABC):
 
     def pause(self, number: int, step: int, metrics: Mapping[str, float]) -> None:
         """Note that a running trial pauses at this step, where its report has these metrics."""
-        paused = {"step": step, "metrics": dict(metrics)}
-        Trial(self._study, self._frozen(number)._trial_id).set_user_attr(_PAUSED, paused)
+        frozen = self._frozen(number)
+        steps = [*frozen.user_attrs.get(_PAUSED, {}).get("steps", []), step]
+        paused = {"step": step, "metrics": dict(metrics), "steps": list(dict.fromkeys(steps))}
+        Trial(self._study, frozen._trial_id).set_user_attr(_PAUSED, paused)
 
     def resume(self, number: int, request: str | None = None) -> None:
         """Have `ask` propose a paused trial again, before any new one."""
         frozen = self._frozen(number)
         assert state_of(frozen) == "paused", f"trial {number} does not pause"
-        resumed = {"step": frozen.user_attrs[_PAUSED]["step"], "request": request}
+        step = frozen.user_attrs[_PAUSED]["step"]
+        by_hand = [*frozen.user_attrs.get(_RESUMED, {}).get("by_hand", []), *([] if request is None else [step])]
+        resumed = {"step": step, "request": request, "by_hand": by_hand}
         Trial(self._study, frozen._trial_id).set_user_attr(_RESUMED, resumed)
         self._orphans.append(number)
 

@@ -5,6 +5,7 @@ MLflow. Its numbers are compared with those of an undisturbed run, here and in t
 """
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -118,6 +119,10 @@ def test_paused_trials_outlive_workers_and_drivers_and_go_on_with_the_numbers_of
         assert len(ours) in (2, len(theirs)) and [step for step, _ in ours] == [step for step, _ in theirs][: len(ours)]
         assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs][: len(ours)], abs=TOLERANCE)
     assert len(sweep.curves()[first]) == len(undisturbed.curves()[first]), "the resumed one came to its end"
+    record = json.loads((sweep.results / "results.json").read_text())
+    (pauses,) = (trial["pauses"] for trial in record["search"] if trial["number"] == first)
+    assert record["policy"] == "promote" and [pause["step"] for pause in pauses] == [80] and pauses[0]["resumed"]
+    assert "What was decided at the rungs?" in (sweep.results / "report.md").read_text()
 
 
 def test_an_interrupt_puts_all_away_and_a_second_one_ends_at_once(sweep: Sweep, undisturbed: Sweep) -> None:

@@ -43,6 +43,27 @@ def test_rungs_are_correlated_with_the_end_over_finished_trials_only(results: Re
     assert "missing by design" in " ".join(section(results, "early").text)
 
 
+def test_the_report_says_what_was_decided_at_each_rung_and_who_came_back(results: Results) -> None:
+    assert "decisions" not in {one.key for one in sections(results, FOLDER)}, "the record is an older one"
+    results["policy"] = "stop"
+    stopping = section(results, "decisions").grid
+    assert stopping is not None and list(stopping.header)[-2:] == ["went on", "stopped"]
+    assert [list(row)[3:] for row in stopping.rows] == [["12", "8", "4"], ["8", "6", "2"]]
+    results["policy"] = "promote"
+    trials = results["search"]
+    trials[0]["pauses"] = [{"step": 8, "resumed": "by policy"}, {"step": 16, "resumed": "by hand"}]
+    trials[1]["pauses"] = [{"step": 8, "resumed": "by policy"}]
+    stopped = next(trial for trial in trials if trial["rung"] == 1)
+    stopped["pauses"] = [{"step": 8, "resumed": None}]
+    promoting = section(results, "decisions")
+    assert promoting.grid is not None and list(promoting.grid.header)[-3:] == ["paused", "came back", "by hand"]
+    assert [list(row)[3:] for row in promoting.grid.rows] == [
+        ["12", "6", "3", "3", "2", "0"],
+        ["8", "5", "2", "1", "1", "1"],
+    ]
+    assert promoting.text[0].startswith("search.policy is promote. Trials paused 4 times, and 3 times one came back.")
+
+
 def test_rank_correlation_is_spearmans() -> None:
     assert rank_correlation([(1, 10), (2, 20), (3, 300)]) == pytest.approx(1.0)
     assert rank_correlation([(1, 3), (2, 2), (3, 1)]) == pytest.approx(-1.0)

@@ -75,5 +75,9 @@ def test_a_paused_trial_runs_to_optuna_and_is_asked_for_again_only_once_it_is_re
     again.pause(first.number, 20, {})
     last = open_study(tmp_path, make_arm(SPACE, 3))
     assert last.records()[0].state == "paused", "at another step"
+    assert last.records()[0].pauses == ({"step": 10, "resumed": "by hand"}, {"step": 20, "resumed": None})
+    last.resume(first.number)
+    last.pause(first.number, 30, {})
+    assert [pause["resumed"] for pause in last.records()[0].pauses] == ["by hand", "by policy", None]
     last.tell(first.number, "stopped", None, "at rung 2")
     assert (last.records()[0].state, last.records()[0].value) == ("stopped", 1.5)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from prefixray.reporting.sections.decisions import decision_section
 from prefixray.reporting.sections.outputs import outputs_section
 from prefixray.reporting.sections.records import cost_section, records_section, use_section
 from prefixray.reporting.sections.result import (
@@ -26,7 +27,7 @@ def sections(stored: Stored, folder: Path) -> list[Section]:
     else:
         parts = [no_result_section(folder)]
     if search:
-        parts += [curve_section(stored), value_section(stored), early_section(stored)]
+        parts += [curve_section(stored), value_section(stored), *decision_section(stored), early_section(stored)]
     if is_finished(stored):
         parts += [outputs_section(stored, folder), cost_section(stored), *timeline_section(stored, folder)]
         parts += [use_section(stored, folder), records_section(stored, folder)]

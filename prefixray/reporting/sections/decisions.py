@@ -1,0 +1,50 @@
+"""What the policy of the search decided at each rung, and how often a paused trial came back."""
+
+from collections.abc import Sequence
+
+from prefixray.reporting.grid import Grid
+from prefixray.reporting.sections.section import Section
+from prefixray.results.record import SearchTrial, Stored
+
+_HEADER = ("arm", "rung", "step", "trials", "went on", "stopped", "paused", "came back", "by hand")
+_WITHOUT_PAUSES = 6  # so many of the columns
+
+
+def decision_section(stored: Stored) -> list[Section]:
+    """What became of the trials at each rung; nothing for a search without rungs, or in an older record."""
+    policy, rungs = stored.get("policy"), stored.get("rungs")
+    if policy is None or not rungs:
+        return []
+    arms = dict.fromkeys(trial["arm"] for trial in stored["search"])
+    rows = [
+        (arm, str(number), str(step), *_counts([t for t in stored["search"] if t["arm"] == arm], number, step))
+        for arm in arms
+        for number, step in enumerate(rungs, start=1)
+    ]
+    pauses = [pause for trial in stored["search"] for pause in trial.get("pauses", ())]
+    width = len(_HEADER) if policy != "stop" or pauses else _WITHOUT_PAUSES
+    grid = Grid(_HEADER[:width], [row[:width] for row in rows], frozenset({"arm"}))
+    text = [f"search.policy is {policy}."]
+    if width > _WITHOUT_PAUSES:
+        num_resumed = sum(pause["resumed"] is not None for pause in pauses)
+        text[0] += (
+            f" Trials paused {len(pauses)} times, and {num_resumed} times one came back. Those that went on did so at "
+            "once; those that came back went on later, by the policy or by hand (prefixray control SWEEP resume)."
+        )
+    return [Section("decisions", "What was decided at the rungs?", grid=grid, text=text)]
+
+
+def _counts(trials: Sequence[SearchTrial], rung: int, step: int) -> list[str]:
+    """The cells of one rung from the number of trials on."""
+    reached = [trial for trial in trials if step in dict(trial.get("curve", ()))]
+    paused = [pause for trial in reached for pause in trial.get("pauses", ()) if pause["step"] == step]
+    num_stopped = sum(
+        trial["state"] == "stopped"
+        and trial["rung"] == rung
+        and step not in (pause["step"] for pause in trial.get("pauses", ()))
+        for trial in reached
+    )
+    num_resumed = sum(pause["resumed"] is not None for pause in paused)
+    num_by_hand = sum(pause["resumed"] == "by hand" for pause in paused)
+    num_at_once = len(reached) - num_stopped - len(paused)
+    return [str(number) for number in (len(reached), num_at_once, num_stopped, len(paused), num_resumed, num_by_hand)]
