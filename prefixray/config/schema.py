@@ -104,9 +104,10 @@ class SearchConfig(Strict):
     """Trials per arm that has something to search."""
     concurrency: PositiveInt | None = None
     """Trials of an arm at once; null: a quarter of num_trials, at most the slots (more would blind the sampler)."""
-    policy: Literal["stop", "promote"] = "stop"
+    policy: Literal["stop", "promote", "settle"] = "stop"
     """What becomes of the worse trials at a rung. stop: they end there. promote: they pause there, and go on once they
-    are among the best of the rung; fine-tuning is stopped in any case."""
+    are among the best of the rung. settle: as promote, but no higher than the rung that orders its trials as the rung
+    below does; then the best one goes on alone. Fine-tuning is stopped in any case."""
     rungs: tuple[PositiveInt, ...] = ()
     """Steps at which the worse trials are stopped, or pause."""
     keep: float = Field(default=0.5, gt=0.0, le=1.0)

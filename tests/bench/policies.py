@@ -34,6 +34,7 @@ from freeze_thaw import FreezeThaw
 
 from prefixray.search.policies.contract import Policy
 from prefixray.search.policies.halving import Halving, Promotion
+from prefixray.search.policies.settling import Settling
 
 FOLDER = Path(__file__).parent / "curves"
 TARGETS = (0.01, 0.02, 0.05)  # nats above the best of a file
@@ -46,6 +47,8 @@ POLICIES: dict[str, tuple[tuple[float, ...], Callable[[Sequence[int], int], Poli
     "promote": ((0.2, 0.4), lambda rungs, _: Promotion(rungs, 0.33)),
     "promote, short rungs": ((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Promotion(rungs, 0.5)),
     "promote, a third": ((0.05, 0.2, 0.5), lambda rungs, _: Promotion(rungs, 0.33)),
+    "settle": ((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Settling(rungs, 0.5)),
+    "settle, a third": ((0.05, 0.2, 0.5), lambda rungs, _: Settling(rungs, 0.33)),
     "freeze-thaw": ((0.05, 0.1, 0.2, 0.4, 0.7), FreezeThaw),
     "none": ((), lambda *_: Halving()),
 }

@@ -5,6 +5,7 @@ from typing import assert_never
 from prefixray.config.schema import ArmConfig, SearchConfig
 from prefixray.search.policies.contract import Policy
 from prefixray.search.policies.halving import Halving, Promotion
+from prefixray.search.policies.settling import Settling
 
 
 def make_policy(search: SearchConfig, arm: ArmConfig) -> Policy:
@@ -15,7 +16,9 @@ def make_policy(search: SearchConfig, arm: ArmConfig) -> Policy:
     match search.policy:
         case "promote" if not arm.exclusive:
             return Promotion(search.rungs, search.keep)
-        case "stop" | "promote":
+        case "settle" if not arm.exclusive:
+            return Settling(search.rungs, search.keep)
+        case "stop" | "promote" | "settle":
             return Halving(search.rungs, search.keep)
         case _:
             assert_never(search.policy)
