@@ -22,6 +22,7 @@ SweepName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_le
 Evaluation = Literal["own", "paper"]
 """How hypotheses are made and scored: prefixray's own way, or the paper's."""
 
+PolicyName = Literal["stop", "promote", "settle"]
 SamplerName = Literal["tpe", "gp", "cmaes", "random", "grid"]
 
 RECIPE_OF_ALL = frozenset({"eval_every", "precision", "gradient_checkpointing"})
@@ -104,7 +105,7 @@ class SearchConfig(Strict):
     """Trials per arm that has something to search."""
     concurrency: PositiveInt | None = None
     """Trials of an arm at once; null: a quarter of num_trials, at most the slots (more would blind the sampler)."""
-    policy: Literal["stop", "promote", "settle"] = "stop"
+    policy: PolicyName = "stop"
     """What becomes of the worse trials at a rung. stop: they end there. promote: they pause there, and go on once they
     are among the best of the rung. settle: as promote, but no higher than the rung that orders its trials as the rung
     below does; then the best one goes on alone. Fine-tuning is stopped in any case."""

@@ -161,9 +161,17 @@ def _rungs(plan: Plan) -> str:
         [work.arm.name, *(_range(low, high) for low, high in zip(work.together, work.expected, strict=True))]
         for work in searched
     ]
-    title = f"Trials that reach each rung and the end, keep {plan.config.search.keep:g}"
+    search = plan.config.search
+    title = f"Trials that reach each rung and the end, search.policy {search.policy}, keep {search.keep:g}"
     note = "From: all judged together (computed). To: as they come in, in any order (estimated, used below)."
-    return "\n".join([_title(title), Grid(header, rows, frozenset({"arm"})).text(), _wrapped(note)])
+    parts = [_title(title), Grid(header, rows, frozenset({"arm"})).text(), _wrapped(note)]
+    if search.rungs:
+        policies = list(searched[0].steps_by_policy)
+        steps = [[work.arm.name, *(_rounded(work.steps_by_policy[name]) for name in policies)] for work in searched]
+        parts += ["", _title("Steps of the search by search.policy (estimated)")]
+        parts.append(Grid(["arm", *policies], steps, frozenset({"arm"})).text())
+        parts.append(_wrapped("promote and settle: from replayed searches in which no trial overtakes another."))
+    return "\n".join(parts)
 
 
 def _range(low: int, high: float) -> str:

@@ -5,12 +5,21 @@ values.
 """
 
 import math
+import random
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
-from prefixray.config.schema import ArmConfig, SweepConfig
+from prefixray.config.schema import ArmConfig, PolicyName, SearchConfig, SweepConfig
 from prefixray.planning.slots import num_at_once
 from prefixray.planning.speeds import Kind
+from prefixray.search.policies.choice import make_policy
+from prefixray.search.policies.contract import Policy
+from prefixray.search.policies.replay import Curve, Search
 from prefixray.trial import report_steps
+
+NUM_REPLAYS = 20
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,7 @@ class ArmWork:
     together: tuple[int, ...]  # trials that reach each rung and the end, if all are judged together
     expected: tuple[float, ...]  # the same, if trials are judged in any order as they come in
     search_steps: float
+    steps_by_policy: Mapping[str, float]  # the same for each `search.policy`; empty without rungs
     search_evaluations: float
     candidates: int  # runs of the final stage that are compared on dev
     finals: int  # runs that see test
@@ -49,19 +59,12 @@ def _arm_work(config: SweepConfig, arm: ArmConfig, slots: int, num_workers: int)
     at_once = num_at_once(arm, search.concurrency, num_slots=slots, num_workers=num_workers)
     rows = _largest(arm, "batch_size") * _largest(arm, "grad_accumulation")
     if not arm.dimensions:
-        return ArmWork(arm, at_once, 0, (), (), 0.0, 0.0, 0, final.num_seeds, rows)
+        return ArmWork(arm, at_once, 0, (), (), 0.0, {}, 0.0, 0, final.num_seeds, rows)
     # How many trials reach each rung, and the end.
     ends = [*search.rungs, arm.num_steps]
-    together: list[int] = [arm.num_trials]
-    expected: list[float] = [arm.num_trials]
-    group = math.ceil(at_once / num_workers)  # trials of a pack reach a rung in the same step
-    for _ in search.rungs:
-        together.append(max(1, math.ceil(search.keep * together[-1])))
-        expected.append(expected_passes(expected[-1], group, search.keep))
-        group = max(1, round(group * expected[-1] / expected[-2]))
+    together = _reached(make_policy(search, arm), arm, arm.num_trials, order=0)
+    expected = _expected(search, arm, at_once, num_workers)
     # How many steps and evaluations that makes.
-    starts = [0, *search.rungs]
-    steps = sum(count * (end - start) for count, start, end in zip(expected, starts, ends, strict=True))
     evaluations = sum(
         next(count for count, end in zip(expected, ends, strict=True) if step <= end)
         for step in report_steps(config.train.eval_every, search.rungs, arm.num_steps)
@@ -73,12 +76,47 @@ def _arm_work(config: SweepConfig, arm: ArmConfig, slots: int, num_workers: int)
         generations=math.ceil(arm.num_trials / at_once),
         together=tuple(together),
         expected=tuple(expected),
-        search_steps=steps,
+        search_steps=_num_steps(expected, ends),
+        steps_by_policy={
+            name: _num_steps(_expected(search.model_copy(update={"policy": name}), arm, at_once, num_workers), ends)
+            for name in get_args(PolicyName)
+            if search.rungs
+        },
         search_evaluations=evaluations,
         candidates=candidates if candidates > 1 else 0,
         finals=final.num_seeds,
         rows_per_step=rows,
     )
+
+
+def _expected(search: SearchConfig, arm: ArmConfig, at_once: int, num_workers: int) -> list[float]:
+    """How many trials reach each rung and the end as their scores come in.
+
+    Of trials that may pause, replayed searches say it, in which the same trials are the better ones at every rung.
+    """
+    if make_policy(search, arm).may_pause:
+        replays = [_reached(make_policy(search, arm), arm, at_once, order) for order in range(NUM_REPLAYS)]
+        return [statistics.mean(counts) for counts in zip(*replays, strict=True)]
+    expected = [float(arm.num_trials)]
+    group = math.ceil(at_once / num_workers)  # trials of a pack reach a rung in the same step
+    for _ in search.rungs:
+        expected.append(expected_passes(expected[-1], group, search.keep))
+        group = max(1, round(group * expected[-1] / expected[-2]))
+    return expected
+
+
+def _reached(policy: Policy, arm: ArmConfig, num_seats: int, order: int) -> list[int]:
+    """How many trials reach each rung and the end in a search in which no trial overtakes another."""
+    ends = (*policy.rungs, arm.num_steps)
+    losses = random.Random(order).sample(range(arm.num_trials), arm.num_trials)
+    search = Search([Curve(dict.fromkeys(ends, float(loss))) for loss in losses], policy, evaluation=0.0)
+    search.run(num_seats)
+    return [sum(steps >= end for steps in search.steps) for end in ends]
+
+
+def _num_steps(counts: Sequence[float], ends: Sequence[int]) -> float:
+    """The steps of all trials, of which so many come to each of these steps."""
+    return sum(count * (end - start) for count, start, end in zip(counts, (0, *ends), ends, strict=False))
 
 
 def expected_passes(num_arrivals: float, at_once: int, keep: float) -> float:

@@ -26,14 +26,14 @@ import json
 import math
 import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from freeze_thaw import FreezeThaw
 
 from prefixray.search.policies.contract import Policy
 from prefixray.search.policies.halving import Halving, Promotion
+from prefixray.search.policies.replay import Curve, Search
 from prefixray.search.policies.settling import Settling
 
 FOLDER = Path(__file__).parent / "curves"
@@ -52,118 +52,6 @@ POLICIES: dict[str, tuple[tuple[float, ...], Callable[[Sequence[int], int], Poli
     "freeze-thaw": ((0.05, 0.1, 0.2, 0.4, 0.7), FreezeThaw),
     "none": ((), lambda *_: Halving()),
 }
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The dev losses of one configuration by step, infinite where they are not finite."""
-
-    losses: Mapping[int, float]
-
-    @property
-    def last(self) -> float:
-        """The loss at the end of the schedule."""
-        return self.losses[self.num_steps]
-
-    @property
-    def num_steps(self) -> int:
-        """The steps of the schedule."""
-        return max(self.losses)
-
-
-@dataclass
-class Search:
-    """One replayed search: its trials, the work so far, and how the regret fell."""
-
-    curves: Sequence[Curve]
-    policy: Policy
-    evaluation: float
-    steps: list[int] = field(default_factory=list)  # of each trial that has started
-    seated: list[int] = field(default_factory=list)
-    failed: set[int] = field(default_factory=set)
-    num_taken_up: int = 0
-    work: float = 0.0
-    regrets: list[tuple[float, float]] = field(default_factory=list)  # work, and the regret from there on
-
-    def run(self, num_seats: int) -> None:
-        """Replay it to its end."""
-        while self._fill(num_seats):
-            arrived: dict[int, list[int]] = {}
-            for trial in self.seated:
-                self.steps[trial] += 1
-                self.work += 1
-                if self.steps[trial] in self.policy.rungs or self._is_done(trial):
-                    arrived.setdefault(self.steps[trial], []).append(trial)
-                    self.work += self.evaluation
-            for step, trials in arrived.items():
-                self._judge(step, trials)
-
-    def final_regret(self) -> float:
-        """The regret at the end."""
-        return self.regrets[-1][1]
-
-    def work_until(self, target: float) -> float:
-        """The work after which the regret stayed within the target; infinite where it never was."""
-        since = math.inf
-        for work, regret in self.regrets:
-            since = min(since, work) if regret <= target else math.inf
-        return since
-
-    def num_ended(self) -> int:
-        """How many trials came to their ends."""
-        return sum(self._is_done(trial) and trial not in self.failed for trial in range(len(self.steps)))
-
-    def kept_the_best(self) -> bool:
-        """Whether the very best configuration has come to its end."""
-        best = min(range(len(self.curves)), key=lambda trial: self.curves[trial].last)
-        return best < len(self.steps) and self._is_done(best)
-
-    def _fill(self, num_seats: int) -> bool:
-        while len(self.seated) < num_seats:
-            again = self.policy.take_up(more_come=self._more_come())
-            if again is not None:
-                self.seated.append(int(again))
-                self.num_taken_up += 1
-            elif self._more_come():
-                self.seated.append(len(self.steps))
-                self.steps.append(0)
-            else:
-                break
-        return bool(self.seated)
-
-    def _more_come(self) -> bool:
-        return len(self.steps) < len(self.curves)
-
-    def _judge(self, step: int, trials: Sequence[int]) -> None:
-        finite = {str(trial): loss for trial in trials if math.isfinite(loss := self.curves[trial].losses[step])}
-        for trial in trials:
-            if str(trial) not in finite:
-                self.failed.add(trial)
-                self.policy.fail(str(trial))
-                self.seated.remove(trial)
-            elif self._is_done(trial) or self._verdict(trial, step, finite) != "continue":
-                self.seated.remove(trial)
-        best = self._best()
-        regret = math.inf if best is None else self.curves[best].last - min(curve.last for curve in self.curves)
-        self.regrets.append((self.work, regret))
-
-    def _verdict(self, trial: int, step: int, losses: Mapping[str, float]) -> str:
-        return self.policy.judge(str(trial), step, losses, more_come=self._more_come())
-
-    def _best(self) -> int | None:
-        """The best trial of those that have come furthest; None where none has come to a rung."""
-        ends = {trial: self._judged_at(trial) for trial in range(len(self.steps)) if trial not in self.failed}
-        most = max(ends.values(), default=0)
-        furthest = [trial for trial, end in ends.items() if end == most > 0]
-        return min(furthest, key=lambda trial: self.curves[trial].losses[most], default=None)
-
-    def _judged_at(self, trial: int) -> int:
-        """The last step at which the trial was evaluated; 0 before its first rung."""
-        steps = (0, *self.policy.rungs, self.curves[trial].num_steps)
-        return max(step for step in steps if step <= self.steps[trial])
-
-    def _is_done(self, trial: int) -> bool:
-        return self.steps[trial] == self.curves[trial].num_steps
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -40,6 +40,25 @@ def test_full_fine_tuning_has_as_many_trials_at_once_as_workers(file: Path) -> N
     assert arm_works(config, num_slots=64, num_workers=4)[-1].at_once == 2, "a quarter of the trials at most"
 
 
+def test_each_policy_has_its_steps_and_the_one_of_the_file_is_counted(file: Path) -> None:
+    counted = {
+        name: arm_works(load_sweep(file, [f"search.policy={name}"]), num_slots=64, num_workers=1)
+        for name in ("stop", "promote", "settle")
+    }
+    for name, (prefix, adapter, finetune) in counted.items():
+        assert prefix.search_steps == prefix.steps_by_policy[name] and finetune.steps_by_policy == {}
+        assert (
+            prefix.steps_by_policy == counted["stop"][0].steps_by_policy
+            and adapter.steps_by_policy.keys() == counted.keys()
+        )
+    promote, settle = counted["promote"][0], counted["settle"][0]
+    assert promote.together == (8, 4, 2) and settle.together == (8, 4, 1), (
+        "ranks have settled: the best one goes on alone"
+    )
+    assert promote.expected[0] == 8 and 4 <= promote.expected[1] < 6 and 2 <= promote.expected[2] <= promote.expected[1]
+    assert settle.expected[1] <= promote.expected[1] + 1 and 1 <= settle.expected[2] < 2.5
+
+
 @pytest.mark.parametrize(("num_trials", "at_once", "keep"), [(6, 1, 0.5), (6, 2, 0.33), (6, 3, 0.5), (5, 2, 0.7)])
 def test_the_expected_passes_are_the_mean_over_all_orders(num_trials: int, at_once: int, keep: float) -> None:
     passes = 0
