@@ -276,7 +276,8 @@ class _Sweep:
             num_train=len(task.train),
         )
         results, every = make_results(facts, runs, self._folder.untuned, task.test_sources)
-        results["rungs"], results["importance"] = searched["rungs"], searched["importance"]
+        results["policy"], results["rungs"] = searched["policy"], searched["rungs"]
+        results["importance"] = searched["importance"]
         results["runs"] = self._runs(results)
         results["budget"] = {"minutes": sum(run["minutes"] for run in results["runs"])}
         return results, every
