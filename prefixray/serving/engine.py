@@ -6,6 +6,7 @@
 - An error in a forward ends the engine, and all requests with it: `failure` says why.
 """
 
+import itertools
 import logging
 import math
 import queue
@@ -159,13 +160,14 @@ class Engine:
         """Let the first of those that wait join, as many as there are seats and as fit one forward."""
         newcomers: list[Request] = []
         longest = 0
-        while self._waiting and len(self._batch.rows) + len(newcomers) < self.limits.seats:
-            longest = max(longest, len(self._waiting[0].prompt))
+        for request in itertools.islice(self._waiting, self.limits.seats - len(self._batch.rows)):
+            longest = max(longest, len(request.prompt))
             if newcomers and longest * (len(newcomers) + 1) > _PROMPT_TOKENS:
                 break
-            newcomers.append(self._waiting.popleft())
+            newcomers.append(request)
         if newcomers:
             self._batch.join(newcomers)
+            self._waiting = deque(itertools.islice(self._waiting, len(newcomers), None))
 
     def _step(self) -> None:
         self.counts.steps += 1

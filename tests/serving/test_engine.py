@@ -85,3 +85,13 @@ def test_an_error_in_a_forward_ends_the_engine_and_all_requests(engine: Engine) 
     engine.join()
     assert str(engine.failure) == "out of memory" and not engine.is_alive
     assert asked.heard[-1] == ("", None)
+
+
+def test_an_error_in_a_prompt_is_told_too(engine: Engine) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    engine.models.base.model.base_model.register_forward_pre_hook(fail)
+    asked = Asked(engine)
+    engine.join()
+    assert str(engine.failure) == "out of memory" and asked.heard == [("", None)]
