@@ -161,15 +161,15 @@ def test_a_step_waits_once_and_a_further_trial_launches_little(make_on: MakeOn, 
 
 
 @pretended_alone
-def test_a_decoded_token_waits_once(make_on: MakeOn) -> None:
+def test_a_decoded_token_waits_once_and_eight_once_more(make_on: MakeOn) -> None:
     base, waits = make_on("gpt2", torch.float32, "cuda"), []
     template, sources = make_template(base, TaskConfig(name="custom")), [EXAMPLES[0].source]
-    for length in (4, 8):
+    for length in (4, 12):
         decoding = DecodingSettings(num_beams=2, min_new_tokens=length, max_new_tokens=length)
         with pretended.counting():
             generate(base, template, sources, [Insert()], decoding)
         waits.append(sum(times for name, times in pretended.waited.items() if name != "upload"))
-    assert waits[1] - waits[0] == 4, "it reads which sources are done"
+    assert waits[1] - waits[0] == 8 + 1, "which sources are done, and which columns no beam looks at"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
