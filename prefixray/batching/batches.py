@@ -21,6 +21,7 @@ from prefixray.data import Example
 from prefixray.data.teacher import Teacher
 from prefixray.errors import UserError
 from prefixray.model.backend import padded_count
+from prefixray.model.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
@@ -70,26 +71,27 @@ class Batch:
     target_ids: Tensor  # (N,)
 
 
-def collate_line(rows: Sequence[Row | Tree], *, device: torch.device) -> Batch:
+def collate_line(rows: Sequence[Row | Tree], *, to: Uploads) -> Batch:
     """Rows one behind another, for a decoder-only model: (1, N), with fillers to one of few lengths."""
-    target_rows, columns, target_ids = _targets(rows, device)
-    starts = torch.tensor([0, *itertools.accumulate(row.num_inputs for row in rows)], device=device)
+    target_rows, columns, target_ids = _targets(rows)
+    starts = torch.tensor([0, *itertools.accumulate(row.num_inputs for row in rows)])
     tokens = [token for row in rows for token in row.inputs]
     fillers = [0] * (padded_count(len(tokens)) - len(tokens))
-    ids = torch.tensor([tokens + fillers], device=device)
-    positions = torch.tensor([[position for row in rows for position in row.positions] + fillers], device=device)
+    ids = torch.tensor([tokens + fillers])
+    positions = torch.tensor([[position for row in rows for position in row.positions] + fillers])
     # Models use a mask of four dimensions as it is. Without one they would infer rows from positions and mask them.
     inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": ids.new_ones(1, 1, 1, 1)}
-    targets = (torch.zeros_like(target_rows), starts[target_rows] + columns)
-    return Batch(inputs, target_rows, targets, target_ids)
+    targets = to.add(torch.stack([torch.zeros_like(target_rows), starts[target_rows] + columns])).unbind()
+    put = {name: to.add(tensor) for name, tensor in inputs.items()}
+    return Batch(put, to.add(target_rows), (targets[0], targets[1]), to.add(target_ids))
 
 
-def collate(rows: Sequence[Row], *, pad_id: int, device: torch.device, max_positions: int | None = None) -> Batch:
+def collate(rows: Sequence[Row], *, pad_id: int, to: Uploads, max_positions: int | None = None) -> Batch:
     """Rows side by side, padded to the longest; targets are listed, so that the head is run on them alone.
 
     Both sides of an encoder-decoder's rows are filled up to few lengths (see `padded_count`), within `max_positions`.
     """
-    target_rows, columns, target_ids = _targets(rows, device)
+    target_rows, columns, target_ids = _targets(rows)
     if rows[0].encoder_ids:
         ids, _ = pad([row.ids[:-1] for row in rows], pad_id, multiple=WIDTH_MULTIPLE, limit=max_positions)
         sources = [row.encoder_ids for row in rows]
@@ -98,16 +100,17 @@ def collate(rows: Sequence[Row], *, pad_id: int, device: torch.device, max_posit
     else:
         ids, _ = pad([row.ids[:-1] for row in rows], pad_id)
         inputs = {"input_ids": ids, "position_ids": torch.arange(ids.shape[1]).expand_as(ids)}
-    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    inputs = {name: to.add(tensor) for name, tensor in inputs.items()}
     if not rows[0].encoder_ids:  # without a mask, models look at positions for rows that stand one behind another
-        inputs["attention_mask"] = torch.ones(ids.shape, dtype=torch.bool, device=device)
-    return Batch(inputs, target_rows, (target_rows, columns), target_ids)
+        inputs["attention_mask"] = torch.ones(ids.shape, dtype=torch.bool, device=to.device)
+    of_targets = to.add(target_rows)
+    return Batch(inputs, of_targets, (of_targets, to.add(columns)), to.add(target_ids))
 
 
-def _targets(rows: Sequence[Row | Tree], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _targets(rows: Sequence[Row | Tree]) -> tuple[Tensor, Tensor, Tensor]:
     """Of each target token, row by row: its row, the column that predicts it, and its id; (N,) each."""
     targets = [(index, *target) for index, row in enumerate(rows) for target in row.targets]
-    target_rows, columns, target_ids = torch.tensor(targets, device=device).unbind(1)
+    target_rows, columns, target_ids = torch.tensor(targets).t().contiguous().unbind()
     return target_rows, columns, target_ids
 
 

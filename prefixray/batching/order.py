@@ -2,8 +2,9 @@
 
 import functools
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from prefixray.config.seeds import derive_seed
 
@@ -16,6 +17,7 @@ def example_indices(start: int, count: int, *, num_examples: int, seed: int) -> 
 
 
 @functools.lru_cache(maxsize=64)  # trials of one replicate share a seed, and stand in few epochs
-def _permutation(num_examples: int, seed: int, epoch: int) -> Tensor:
+def _permutation(num_examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     draw = torch.Generator().manual_seed(derive_seed(seed, epoch, "epoch"))
-    return torch.randperm(num_examples, generator=draw)
+    permutation: NDArray[np.int64] = torch.randperm(num_examples, generator=draw).numpy()
+    return permutation

@@ -3,11 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefixray.model.binding.insert import Insert
+from prefixray.model.hashed_draws import draws_of, key_of, least_kept, scaled
 from prefixray.model.row_dropout import RowDropout
 
 Recorder = Callable[[Tensor], Mapping[str, Tensor]]
@@ -77,6 +77,5 @@ def seeded_dropout(x: Tensor, p: float, *, seed: int, step: int | None) -> Tenso
     """Dropout whose mask depends on the trial's seed and the step alone, not on other draws of random numbers."""
     if p == 0.0 or step is None:
         return x
-    draw = torch.Generator().manual_seed((seed + step) % (1 << 63))
-    mask = (torch.rand(x.shape, generator=draw) >= p).to(x.device, x.dtype)
-    return x * mask / (1.0 - p)
+    drawn = draws_of(key_of(seed, step), (x.shape[:-1].numel(), x.shape[-1]), device=x.device)
+    return scaled(x, (drawn >= least_kept(p)).view(x.shape), p)

@@ -5,8 +5,9 @@ untrained LoRA leaves the base as it is. The dropout mask depends on the positio
 step share it. So a row's numbers are the same however rows are packed, padded and cut into micro-batches.
 """
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -16,10 +17,10 @@ from torch.nn import functional
 
 from prefixray.config.trials import LoraTrial
 from prefixray.errors import UserError
-from prefixray.methods.contract import seeded_dropout
 from prefixray.methods.stacked import StackableUpdates, each_linear
 from prefixray.model.base import Base
 from prefixray.model.binding.insert import Insert, StackedRows
+from prefixray.model.hashed_draws import draws_of, key_of, least_kept, scaled
 
 # T trials, R rows of each, S tokens
 
@@ -68,9 +69,16 @@ class Lora(StackableUpdates):
     ) -> Sequence["_SharedUpdate"]:
         """One for each projection."""
         downs, ups = stacks[: len(stacks) // 2], stacks[len(stacks) // 2 :]
-        scales = torch.tensor([trial._scale for trial in trials], dtype=downs[0].dtype, device=downs[0].device)
+        rates, like = [0.0 if s is None else t._dropout for t, s in zip(trials, steps, strict=True)], downs[0]
+        scales = _column([trial._scale for trial in trials], like.dtype, like.device)
+        drop = None
+        if any(rates):
+            keys = [0 if step is None else trial.key(step) for trial, step in zip(trials, steps, strict=True)]
+            least = _column(map(least_kept, rates), torch.int32, like.device)
+            factors = _column((1 / (1 - rate) for rate in rates), like.dtype, like.device)
+            drop = _Drop(torch.tensor(keys, dtype=torch.int32, device=like.device)[:, None], least, factors)
         pairs = enumerate(zip(downs, ups, strict=True))
-        return [_SharedUpdate(trials, steps, index, down, up, scales[:, None, None]) for index, (down, up) in pairs]
+        return [_SharedUpdate(len(trials), index, down, up, scales, drop) for index, (down, up) in pairs]
 
     def artifact(self) -> dict[str, Tensor]:
         """`PROJECTION.down` (rank, in) and `PROJECTION.up` (out, rank)."""
@@ -92,48 +100,64 @@ class Lora(StackableUpdates):
 
         def apply(inputs: Tensor, output: Tensor) -> Tensor:
             x = inputs.to(down.dtype)  # (rows, S, in)
-            mask = self.mask(x, step, index)
-            if mask is not None:
-                x = x * mask.to(x.device)
+            if step is not None and self._dropout:
+                drawn = draws_of(self.key(step), (x.shape[-2], x.shape[-1]), index=index, device=x.device)
+                x = scaled(x, drawn >= least_kept(self._dropout), self._dropout)
             update = functional.linear(functional.linear(x, down), up)
             return output + (self._scale * update).to(output.dtype)
 
         return apply
 
-    def mask(self, x: Tensor, step: int | None, index: int) -> Tensor | None:
-        """What the input of the projection `index`, (..., S, in), is multiplied by, (S, in), on the CPU; None: by 1."""
-        if self._dropout == 0.0 or step is None:
-            return None
-        ones = torch.ones(x.shape[-2:], dtype=x.dtype)
-        return seeded_dropout(ones, self._dropout, seed=self._dropout_seed + (index << 32), step=step)
+    def key(self, step: int) -> int:
+        """The key of a step's draws. Inputs of a projection, (..., S, in), are dropped by a mask (S, in)."""
+        return key_of(self._dropout_seed, step)
+
+
+@dataclass(frozen=True)
+class _Drop:
+    """The dropout of several trials in one step."""
+
+    keys: Tensor  # (T, 1)
+    least: Tensor  # (T, 1, 1) the smallest draw that is kept
+    factors: Tensor  # (T, 1, 1) of what is kept
+
+    def __call__(self, x: Tensor, rows: StackedRows, index: int) -> Tensor:
+        """Inputs of the projection `index`, (T, R, S, in), with one mask for all rows of a trial."""
+        size = (x.shape[2], x.shape[3])
+        drawn = draws_of(rows.of(self.keys), size, index=index, device=x.device)  # (T, S, in)
+        factors = torch.where(drawn >= rows.of(self.least), rows.of(self.factors), 0.0)
+        return x * factors[:, None]
 
 
 @dataclass(frozen=True)
 class _SharedUpdate:
     """The updates of several trials beside one projection."""
 
-    trials: Sequence[Lora]
-    steps: Sequence[int | None]
+    num_trials: int
     index: int  # of the projection
     down: Tensor  # (T, rank, in)
     up: Tensor  # (T, out, rank)
     scales: Tensor  # (T, 1, 1)
+    drop: _Drop | None
     reads_output: bool = False
-
-    @property
-    def num_trials(self) -> int:
-        """T."""
-        return len(self.trials)
 
     def __call__(self, x: Tensor, rows: StackedRows) -> Tensor:
         """(T, R, S, in) -> (T, R, S, out)."""
         x = x.to(self.down.dtype)
-        masks = [self.trials[trial].mask(x, self.steps[trial], self.index) for trial in rows.indices]
-        if any(mask is not None for mask in masks):
-            ones = torch.ones(x.shape[2:], dtype=x.dtype)
-            x = x * torch.stack([ones if mask is None else mask for mask in masks])[:, None].to(x.device)
+        if self.drop is not None:
+            x = self.drop(x, rows, self.index)
         inner = each_linear(x.flatten(1, 2), rows.of(self.down)) * rows.of(self.scales)
         return each_linear(inner, rows.of(self.up)).view(*x.shape[:3], -1)
+
+
+def _column(values: Iterable[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers of trials as (T, 1, 1)."""
+    return _known_column(tuple(values), dtype, device)
+
+
+@functools.lru_cache(maxsize=64)  # the same in every step: they go to the device once
+def _known_column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:

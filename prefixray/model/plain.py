@@ -42,6 +42,8 @@ class PlainBackend:
     """Whether the tensors of trials of one method are stacked, so that one product serves all of them."""
     updates_together = False
     """Whether all trials of a pack are updated at once; else one by one, and one network at a time has gradients."""
+    lays_ahead = False
+    """Whether the next step is laid out while the device works on this one."""
     reads_at_once = False
     """Whether the host has a value without waiting for the device, so that what is done may depend on it."""
 

@@ -9,7 +9,7 @@ be cut into micro-batches in any way. Each element's draw is a hash of these num
 
 import functools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_ODD_64, _ODD_32 = (-7046029254386353131, -4417276706812531889), (2146121005, -2073254261)  # whose products mix well
+from prefixray.model.hashed_draws import kept, mixed, scaled
 
 
 class RowDropout:
@@ -40,9 +40,9 @@ class RowDropout:
             if not training or p == 0.0 or (tokens := self._token_numbers(input)) is None:
                 return stock(input, p, training, inplace)
             self._calls += 1
-            keys = _mixed(tokens + self._place(self._module, self._calls))
-            kept = _kept(keys[:, None], torch.arange(input.shape[-1], device=input.device), p).view(input.shape)
-            return _scaled(input, kept, p)
+            keys = mixed(tokens + self._place(self._module, self._calls))
+            is_kept = kept(keys[:, None], torch.arange(input.shape[-1], device=input.device), p).view(input.shape)
+            return scaled(input, is_kept, p)
 
         self._seed = seed
         functional.dropout = dropout
@@ -52,10 +52,10 @@ class RowDropout:
             functional.dropout = stock
             self._tokens = self._rows = None
 
-    def take(self, numbers: Sequence[int], line: tuple[Tensor, Tensor] | None, device: torch.device) -> None:
-        """The rows of the coming forward by their numbers; of a line also each token's row and position, (N,)."""
-        self._rows = torch.tensor(numbers, device=device)
-        self._tokens = None if line is None else _numbered(self._rows[line[0]], line[1])
+    def take(self, rows: Tensor, line: tuple[Tensor, Tensor] | None) -> None:
+        """The rows of the coming forward by their numbers, (B,); of a line also each token's row and position, (N,)."""
+        self._rows = rows
+        self._tokens = None if line is None else _numbered(rows[line[0]], line[1])
 
     def attend(
         self,
@@ -70,9 +70,7 @@ class RowDropout:
         query = tensors[0]
         heads, queries = (torch.arange(count, device=query.device) for count in query.shape[1:3])
         steps = (heads[:, None] << 20) + queries  # not by the number of queries, which is padded
-        keys = _mixed(
-            _numbered(numbers[:, None, None], steps) + self._place(zlib.crc32(place.encode()), 0)
-        )  # (B, H, S)
+        keys = mixed(_numbered(numbers[:, None, None], steps) + self._place(zlib.crc32(place.encode()), 0))  # (B, H, S)
         attended = torch.utils.checkpoint.checkpoint(
             _attend, *tensors, mask, keys, options, num_own, use_reentrant=False, preserve_rng_state=False
         )
@@ -109,29 +107,10 @@ def _attend(
     weights = torch.softmax(scores, dim=3, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
     own = torch.arange(num_own, device=key.device)
     prefixes = -1 - torch.arange(key.shape[2] - num_own, device=key.device)  # shorter ones are padded behind
-    kept = _kept(keys[..., None], torch.cat([prefixes, own]), p)  # (B, H, S, S')
-    output: Tensor = _scaled(weights, kept, p) @ value
+    is_kept = kept(keys[..., None], torch.cat([prefixes, own]), p)  # (B, H, S, S')
+    output: Tensor = scaled(weights, is_kept, p) @ value
     return output.transpose(1, 2).contiguous()
 
 
 def _numbered(rows: Tensor, columns: Tensor) -> Tensor:
     return rows * (1 << 32) + columns
-
-
-def _mixed(numbers: Tensor) -> Tensor:
-    """A number of 32 bits for each of 64 bits, which depends on all of them."""
-    for odd in _ODD_64:
-        numbers = (numbers ^ (numbers >> 31)) * odd
-    return (numbers >> 32).int()
-
-
-def _kept(keys: Tensor, channels: Tensor, p: float) -> Tensor:
-    """Which elements stay, each with the probability 1 - p, from the numbers of their tokens and of their channels."""
-    draws = keys + _mixed(channels)
-    for odd in _ODD_32:
-        draws.bitwise_xor_(draws >> 15).mul_(odd)
-    return draws >= round(p * 2**32) - 2**31
-
-
-def _scaled(values: Tensor, kept: Tensor, p: float) -> Tensor:
-    return torch.where(kept, values / (1.0 - p), values.new_zeros(()))

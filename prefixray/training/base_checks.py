@@ -26,6 +26,7 @@ from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
 from prefixray.model.binding.insert import Insert
 from prefixray.model.binding.ragged import Ragged
+from prefixray.model.uploads import Uploads
 from prefixray.training.prefill import Prompt, extended
 
 _NO_MEMORY = (
@@ -118,7 +119,7 @@ def knows_lines(base: Base, binder: Binder) -> bool:
     if base.shape.is_encoder_decoder or getattr(base.model.config, "attention_chunk_size", None) is not None:
         return False
     forked, alone = Tree((1, 2), (Row((3, 4), 1), Row((3, 5, 4), 1))), Row((5, 4, 3, 2, 1), 1)
-    batch = collate([Row((1, 2, 3, 4), 3), Row((1, 2, 3, 5, 4), 3), alone], pad_id=0, device=base.device)
+    batch = collate([Row((1, 2, 3, 4), 3), Row((1, 2, 3, 5, 4), 3), alone], pad_id=0, to=Uploads(base.device))
     with binder.bind([Insert()], [0, 0, 0], targets=batch.targets), torch.no_grad():
         beside = base.model(**batch.inputs, use_cache=False).logits.double()  # (N, V)
     in_line = torch.cat(_line_logits(base, binder, [forked, alone])).double()
@@ -156,8 +157,9 @@ def _is_row_by_row(base: Base, binder: Binder) -> bool:
 
 def _line_logits(base: Base, binder: Binder, rows: Sequence[Row | Tree]) -> list[Tensor]:
     """At the targets of each row, (num_targets, V), in one line without prefixes."""
-    batch, starts = collate_line(rows, device=base.device), [row.starts for row in rows]
-    line = Ragged([row.num_inputs for row in rows], [range(len(rows))], base.device, starts=starts)
+    uploads, starts = Uploads(base.device), [row.starts for row in rows]
+    batch = collate_line(rows, to=uploads)
+    line = Ragged([row.num_inputs for row in rows], [range(len(rows))], uploads, starts=starts)
     with binder.bind([Insert()], [0] * len(rows), targets=batch.targets, line=line), torch.no_grad():
         logits: Tensor = base.model(**batch.inputs, use_cache=False).logits
     return list(logits.split([row.num_targets for row in rows]))

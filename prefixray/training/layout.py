@@ -13,15 +13,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from prefixray.batching.batches import Batch, collate, collate_line
+import torch
+
+from prefixray.batching.batches import WIDTH_MULTIPLE, Batch, collate, collate_line
 from prefixray.batching.lengths import cut_by_length, cut_evenly
 from prefixray.batching.rows import Row, Tree
 from prefixray.batching.shared_prompts import trees
-from prefixray.model.backend import padded_count
+from prefixray.model.backend import TOKEN_MULTIPLE, backend_for, padded_count
 from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
 from prefixray.model.binding.insert import Insert
 from prefixray.model.binding.ragged import GROUP_MULTIPLE, Ragged
+from prefixray.model.uploads import Uploads
 from prefixray.training.base_checks import knows_lines
 from prefixray.training.device.costs import Costs
 from prefixray.training.prefill import RowGroup, row_groups
@@ -40,6 +43,8 @@ class MicroBatch:
     """Rows that run in one forward, as tensors, and what is bound to each of them."""
 
     batch: Batch
+    uploads: Uploads  # what of it has still to be sent
+    used: Sequence[int]  # the numbers of the inserts among all of its group
     inserts: Sequence[Insert]
     row_inserts: Sequence[int]  # (B,) index of each row's insert, ascending
     row_members: Sequence[int]  # (B,) index of each row's member
@@ -47,6 +52,7 @@ class MicroBatch:
     line: Ragged | None  # None: the rows stand side by side
     rows: Sequence[Row | Tree]  # (B,)
     row_numbers: Sequence[int] = ()  # (B,) of rows in their step; empty where rows share prompts
+    num_targets: Sequence[int] = ()  # (B,)
 
 
 class Layout:
@@ -105,26 +111,30 @@ class Layout:
         inserts = [group.inserts[index] for index in used]
         row_inserts = [used.index(index) for index, _ in chosen]
         row_members = [group.slots[index] for index, _ in chosen]
-        device = self._base.device
+        uploads = Uploads(self._base.device, _num_bytes(rows, in_line=line_budget is not None))
         single = [row for row in rows if isinstance(row, Row)]
-        numbers = [row.number for row in single] if len(single) == len(rows) else []
+        of_rows = [row.number for row in single] if len(single) == len(rows) else [], [row.num_targets for row in rows]
+        of_inserts = used, inserts, row_inserts, row_members
         if line_budget is not None:
-            line = self._line(inserts, row_inserts, rows, line_budget)
-            return MicroBatch(
-                collate_line(rows, device=device), inserts, row_inserts, row_members, (), line, rows, numbers
-            )
+            batch = collate_line(rows, to=uploads)
+            line = self._line((inserts, row_inserts), rows, line_budget, uploads)
+            return MicroBatch(batch, uploads, *of_inserts, (), line, rows, *of_rows)
         assert len(single) == len(rows), "trees stand in lines"
-        batch = collate(single, pad_id=self._pad_id, device=device, max_positions=self._base.shape.max_positions)
-        infix_starts = [row.infix_start for row in single]
-        return MicroBatch(batch, inserts, row_inserts, row_members, infix_starts, None, rows, numbers)
+        batch = collate(single, pad_id=self._pad_id, to=uploads, max_positions=self._base.shape.max_positions)
+        return MicroBatch(batch, uploads, *of_inserts, [row.infix_start for row in single], None, rows, *of_rows)
 
     def _line(
-        self, inserts: Sequence[Insert], row_inserts: Sequence[int], rows: Sequence[Row | Tree], token_budget: int
+        self,
+        of_inserts: tuple[Sequence[Insert], Sequence[int]],
+        rows: Sequence[Row | Tree],
+        token_budget: int,
+        uploads: Uploads,
     ) -> Ragged:
         """The line of these rows, in groups of like length that attend together.
 
         Rows of a trial with a long prefix form groups of their own; rows of all other trials share groups.
         """
+        inserts, row_inserts = of_inserts
         has_long_prefix = [self._binder.has_long_prefix(insert) for insert in inserts]
         together: dict[int, list[int]] = {}  # rows by their trial, or by -1
         for index, insert in enumerate(row_inserts):
@@ -138,7 +148,18 @@ class Layout:
             for group in cut_by_length([lengths[index] for index in indices], sys.maxsize, padding)
         ]
         starts = [row.starts for row in rows]
-        return Ragged([row.num_inputs for row in rows], groups, self._base.device, starts=starts)
+        line = Ragged([row.num_inputs for row in rows], groups, uploads, starts=starts)
+        if self._base.device.type != "cpu":
+            query = torch.empty(0, 1, self._base.shape.sites["decoder"].head_dim, dtype=self._base.model.dtype)
+            line.prepare(unpadded=backend_for(self._base.device).attends_unpadded(query))
+        return line
+
+
+def _num_bytes(rows: Sequence[Row | Tree], *, in_line: bool) -> int:
+    """About what one forward of rows needs in lists of numbers: eight for each token, and for each row."""
+    lengths = [sum(row.lengths) for row in rows]
+    num_tokens = sum(lengths) if in_line else len(rows) * (max(lengths) + 2 * WIDTH_MULTIPLE)
+    return 64 * (num_tokens + len(rows) + 2 * TOKEN_MULTIPLE)
 
 
 def _one_group(inserts: Sequence[Insert], rows: Iterator[Sequence[Row | Tree]]) -> RowGroup:

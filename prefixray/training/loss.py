@@ -116,13 +116,15 @@ def losses_of_hidden(
             # The logits' gradient replaces the logits, and the head takes it back to the hidden states.
             if lessons is None:
                 smoothing = objective.smoothing[tokens, None] if objective.is_smoothed else None
-                losses[tokens] = _losses_and_slopes_(logits[:size], of_tokens, smoothing, exact)
+                of_chunk = losses[tokens]  # a part of all losses, or a copy
+                _losses_and_slopes_(logits[:size], of_tokens, smoothing, of_chunk)
             else:
-                losses[tokens] = _divergences_and_slopes_(logits[:size], lessons, exact)
+                of_chunk = _divergences_and_slopes_(logits[:size], lessons, exact)
             slopes, weights = head.back(logits)[:size], objective.weights[tokens, None]
             if isinstance(tokens, slice):
                 torch.mul(slopes, weights, out=gradient[tokens])
             else:
+                losses[tokens] = of_chunk
                 gradient[tokens] = (slopes * weights).to(gradient.dtype)
     if objective is not None:
         hidden.backward(gradient)
@@ -166,11 +168,12 @@ def _by_log_softmax(logits: Tensor, ids: Tensor, exact: torch.dtype) -> Tensor:
     return -torch.cat(list(log_p))[:, 0]
 
 
-def _losses_and_slopes_(logits: Tensor, ids: Tensor, smoothing: Tensor | None, exact: torch.dtype) -> Tensor:
-    """As `_losses`; the gradient of the losses, smoothed by (n, 1) or not at all, replaces the logits."""
+def _losses_and_slopes_(logits: Tensor, ids: Tensor, smoothing: Tensor | None, nll: Tensor) -> None:
+    """As `_losses`, into `nll`; the gradient of the losses, smoothed by (n, 1) or not at all, replaces the logits."""
     if not backend_for(logits.device).reads_at_once:
-        return _by_log_softmax_(logits, ids, smoothing, exact)
-    nll = torch.empty(len(ids), dtype=exact, device=ids.device)
+        _by_log_softmax_(logits, ids, smoothing, nll)
+        return
+    exact = nll.dtype
     for block in _blocks(logits):
         targets, exact_logits = ids[block, None], logits[block].to(exact)
 
@@ -185,17 +188,15 @@ def _losses_and_slopes_(logits: Tensor, ids: Tensor, smoothing: Tensor | None, e
         if smoothing is not None:
             slope.sub_(spread / logits.shape[1])
         logits[block] = slope.scatter_add_(1, targets, spread - 1)
-    return nll
 
 
-def _by_log_softmax_(logits: Tensor, ids: Tensor, smoothing: Tensor | None, exact: torch.dtype) -> Tensor:
+def _by_log_softmax_(logits: Tensor, ids: Tensor, smoothing: Tensor | None, nll: Tensor) -> None:
     """As `_losses_and_slopes_`, without a look at the values, for which the host would wait.
 
     The targets' gradients are taken before they are rounded to the logits' dtype: of a likely target little is left.
     """
-    nll = torch.empty(len(ids), dtype=exact, device=ids.device)
     for block in _blocks(logits):
-        targets, log_p = ids[block, None], torch.log_softmax(logits[block], dim=1, dtype=exact)
+        targets, log_p = ids[block, None], torch.log_softmax(logits[block], dim=1, dtype=nll.dtype)
         of_targets = log_p.gather(1, targets)  # (n, 1)
         torch.neg(of_targets[:, 0], out=nll[block])
         slopes = logits.new_empty(of_targets.shape)
@@ -207,7 +208,6 @@ def _by_log_softmax_(logits: Tensor, ids: Tensor, smoothing: Tensor | None, exac
             torch.add(of_targets.expm1_(), smoothing[block] - share, out=slopes)
             logits[block] = log_p.exp_().sub_(share)
         logits[block].scatter_(1, targets, slopes)
-    return nll
 
 
 def _divergences(logits: Tensor, lessons: Lessons) -> Tensor:

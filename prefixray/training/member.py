@@ -82,10 +82,10 @@ class Member:
         """Whether it trains with the dropout of the base that it shares."""
         return self.config.base_dropout and self.method.own_model is None
 
-    def next_rows(self) -> list[Row]:
-        """The rows of the coming step: the batches of all its accumulated gradients."""
+    def next_rows(self, ahead: int = 0) -> list[Row]:
+        """The rows of the coming step, or of so many steps after it: the batches of all its accumulated gradients."""
         count = self.config.batch_size * self.config.grad_accumulation
-        order = example_indices(self.step * count, count, num_examples=len(self._rows), seed=self._order_seed)
+        order = example_indices((self.step + ahead) * count, count, num_examples=len(self._rows), seed=self._order_seed)
         return [self._rows[index] for index in order]
 
     def gradients(self) -> list[Tensor]:

@@ -10,10 +10,8 @@ pack of one: that equality is this file's contract.
 
 import logging
 import math
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,9 +26,10 @@ from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
 from prefixray.model.row_dropout import RowDropout
 from prefixray.training.base_checks import check_continued, is_out_of_memory
+from prefixray.training.device.ahead import Ahead, How
 from prefixray.training.layout import TOKEN_BUDGET, Layout, MicroBatch
 from prefixray.training.loss import Objective, RowLosses, losses_of_hidden, losses_of_logits, plain_head
-from prefixray.training.member import Member, Seeds, StepResult, finished, not_updated, row_weight, too_large
+from prefixray.training.member import Member, Seeds, StepResult, finished, not_updated, too_large
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +44,7 @@ class Pack:
         self._dropout: RowDropout | None = None  # of the base, once a member trains with it
         check_continued(base, self.binder)
         self.layout = Layout(base, self.binder, pad_id)
+        self._ahead = Ahead(base, self.layout)
         self.members: dict[str, Member] = {}
         self.token_budget = self.first_budget = token_budget or TOKEN_BUDGET[base.device.type]
         self._largest_piece = 0  # tokens, at the most, of the micro-batches of the last attempt; 0: none was begun
@@ -69,6 +69,7 @@ class Pack:
         """
         members, results = [self.members[key] for key in keys], dict[str, StepResult | None]()
         rows = [member.next_rows() for member in members]
+        self._ahead.begin_step()
         together = backend_for(self.base.device).updates_together
         for group in self._halve_until_it_fits(members, rows, train=True):
             results |= finished(*group, together=together)
@@ -154,21 +155,16 @@ class Pack:
         methods, steps = [member.method for member in members], [member.step if train else None for member in members]
         together = insert_all(methods, steps, stacked=backend_for(self.base.device).stacks_trials)
         inserts = together.of_trials
-        pairs = zip(members, rows, strict=True)
-        weights = [row_weight(member.config, own_rows) for member, own_rows in pairs] if train else None
-        draws = train and self._dropout_of(members[0]) is not None
-        if draws:
-            rows = [_numbered(member, own) for member, own in zip(members, rows, strict=True)]
         has_hooks = any(insert.functions for insert in inserts)
         num_tokens = sum(sum(row.lengths) for of_member in rows for row in of_member)
         self._largest_piece = max(self._largest_piece, min(num_tokens, self.token_budget))
+        how = How(self.token_budget, train, draws=train and self._dropout_of(members[0]) is not None)
         with self._running(members[0], train=train, has_hooks=has_hooks):
-            binder, budget = members[0].binder, self.token_budget
-            cut = self.layout.micro_batches(binder, inserts, rows, token_budget=budget, train=train, whole=draws)
-            for micro in cut:
-                yield micro.row_members, self._forward(members, micro, weights)
+            for micro, objective in self._ahead.laid(members, rows, inserts, how):
+                yield micro.row_members, self._forward(members, micro, objective)
         if train:
             together.push_gradients()
+            self._ahead.lay_next(members, inserts, how)
 
     @contextmanager
     def _running(self, member: Member, *, train: bool, has_hooks: bool) -> Iterator[None]:
@@ -195,22 +191,19 @@ class Pack:
         """The dropout with which a member trains, of its own model or of the base."""
         return self._dropout if member.drops_in_base else member.method.own_dropout
 
-    def _forward(self, members: Sequence[Member], micro: MicroBatch, weights: Sequence[float] | None) -> Tensor:
-        """The loss of each row, (B,). With weights, the backward of the weighted sum has run when this returns."""
+    def _forward(self, members: Sequence[Member], micro: MicroBatch, objective: Objective | None) -> Tensor:
+        """The loss of each row, (B,). With an objective, its backward has run when this returns."""
         # A frozen plain head is left out of the forward: `losses_of_hidden` runs it together with its backward.
         own_model, batch = members[0].method.own_model, micro.batch
         head = self._head if own_model is None else None
 
-        # In training every target token has the weight of its row and the label smoothing of its trial.
+        # Target tokens of members that distill are taught.
         exact = torch.promote_types(self.base.model.dtype, torch.float32)
-        objective = None if weights is None else _objective(members, micro, weights, exact)
-        taught = _taught(members, micro, exact, train=weights is not None)
+        taught = _taught(members, micro, exact, train=objective is not None)
 
         # In training a model drops by the numbers of its rows.
-        dropout = self._dropout_of(members[0]) if weights is not None else None
-        if dropout is not None:
-            line = None if micro.line is None else (micro.line.token_rows, batch.inputs["position_ids"][0])
-            dropout.take(micro.row_numbers, line, self.base.device)
+        dropout = self._dropout_of(members[0]) if objective is not None else None
+        numbers = None if dropout is None else micro.uploads.add(torch.tensor(micro.row_numbers))
 
         # One forward of all rows, each with its trial's insert. The binding lasts until the backward has run, because
         # gradient checkpointing repeats the forward there.
@@ -222,8 +215,12 @@ class Pack:
             is_headless=head is not None,
             line=micro.line,
             dropout=None if dropout is None else (dropout, micro.row_numbers),
+            uploads=micro.uploads,
         )
         with binding as bound:
+            if dropout is not None and numbers is not None:
+                line = None if micro.line is None else (micro.line.token_rows, batch.inputs["position_ids"][0])
+                dropout.take(numbers, line)
             logits = (own_model or self.base.model)(**batch.inputs, use_cache=False).logits  # (N, V), or none
             if head is None:
                 losses = losses_of_logits(logits, batch.target_ids, objective, taught)
@@ -247,26 +244,6 @@ def _dropping(model: PreTrainedModel, dropout: RowDropout | None) -> Iterator[No
             yield
     finally:
         model.train(False)
-
-
-def _numbered(member: Member, rows: Sequence[Row]) -> list[Row]:
-    """The rows with the numbers by which they are dropped.
-
-    Trials that share the base are told apart by hashes of 31 bits, since one seed holds for the whole forward.
-    """
-    numbers: Iterable[int] = range(len(rows))
-    if member.drops_in_base:
-        seed = member.dropout_seed + member.step
-        numbers = (zlib.crc32(f"{seed}/{number}".encode()) >> 1 for number in numbers)
-    return [replace(row, number=number) for row, number in zip(rows, numbers, strict=True)]
-
-
-def _objective(members: Sequence[Member], micro: MicroBatch, weights: Sequence[float], exact: torch.dtype) -> Objective:
-    """The weight and the label smoothing of each target token, given the weight of each member's rows."""
-    per_row = [(weights[index], members[index].config.label_smoothing) for index in micro.row_members]
-    rows = micro.batch.target_rows  # (N,)
-    per_token = torch.tensor(per_row, dtype=exact, device=rows.device)[rows]  # (N, 2)
-    return Objective(per_token[:, 0], per_token[:, 1], is_smoothed=any(share > 0 for _, share in per_row))
 
 
 def _taught(members: Sequence[Member], micro: MicroBatch, exact: torch.dtype, *, train: bool) -> Taught | None:

@@ -22,6 +22,7 @@ from prefixray.data import Example
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.model.base import Base
+from prefixray.model.uploads import Uploads
 
 EAGLE = Example("name : The Eagle | food : Chinese", "The Eagle serves Chinese food.")
 GPT2 = Path(__file__).resolve().parents[3] / "shared" / "tokenizers" / "gpt2"
@@ -201,8 +202,8 @@ def test_pieces_hold_every_row_once_within_the_budget_and_little_padding(
 
 
 def test_a_batch_lists_the_targets_and_what_predicts_them() -> None:
-    batch = collate([Row((1, 2, 3, 4, 5), 3), Row((6, 7, 8), 1)], pad_id=0, device=torch.device("cpu"))
-    assert set(batch.inputs) == {"input_ids", "position_ids"}
+    batch = collate([Row((1, 2, 3, 4, 5), 3), Row((6, 7, 8), 1)], pad_id=0, to=Uploads(torch.device("cpu")))
+    assert set(batch.inputs) == {"input_ids", "position_ids", "attention_mask"} and batch.inputs["attention_mask"].all()
     assert batch.inputs["input_ids"].tolist() == [[1, 2, 3, 4], [6, 7, 0, 0]]
     assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 3]] * 2
     assert batch.target_ids.tolist() == [4, 5, 7, 8]
@@ -222,7 +223,7 @@ def test_both_sides_of_pairs_have_few_widths_within_the_bases_positions(
     limit: int | None, widths: tuple[int, int]
 ) -> None:
     rows = [Row((2, 5, 6, 7, 3), 1, encoder_ids=tuple(range(5, 22))), Row((2, 5, 3), 1, encoder_ids=(5, 6))]
-    batch = collate(rows, pad_id=1, device=torch.device("cpu"), max_positions=limit)
+    batch = collate(rows, pad_id=1, to=Uploads(torch.device("cpu")), max_positions=limit)
     assert batch.inputs["input_ids"].shape == batch.inputs["attention_mask"].shape == (2, widths[0])
     assert batch.inputs["decoder_input_ids"].shape == (2, widths[1])
     assert batch.inputs["attention_mask"].sum(dim=1).tolist() == [17, 2]

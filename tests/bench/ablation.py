@@ -76,7 +76,7 @@ class Bench:
         """CPU seconds of a part of a round, and a loss, or in a decoding 0."""
         rows = self.rounds[number]
         if part == "step":
-            self.pack.members["trial"].next_rows = lambda: list(rows.train)  # type: ignore[method-assign]
+            self.pack.members["trial"].next_rows = lambda ahead=0: list(rows.train)  # type: ignore[method-assign]
             return timed(lambda: self.pack.step(["trial"])["trial"].loss, self.base.device)
         if part == "validation":
             return timed(lambda: self.pack.evaluate(["trial"], rows.dev)["trial"], self.base.device)

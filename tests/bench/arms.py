@@ -122,7 +122,7 @@ class PackArm:
         config = TrialConfig(arm="timed", learning_rate=LEARNING_RATE, method=method, **recipe)  # type: ignore[arg-type]
         for key in (key for keys in self._groups.values() for key in keys):
             member = self.pack.admit(key, config, Seeds.derive(1, 0))
-            member.next_rows = lambda member=member: setting.batch(member.step)  # type: ignore[method-assign, misc]
+            member.next_rows = lambda ahead=0, member=member: setting.batch(member.step + ahead)  # type: ignore[method-assign, misc]
 
     @property
     def prefix(self) -> Prefix:

@@ -206,7 +206,7 @@ def pack_step(model: Any, method: AnyTrial, trials: int) -> Callable[[], object]
         keys.append(f"{replicate}")
         member = pack.admit(keys[-1], config, Seeds.derive(1, replicate))
         rows = [member.next_rows(), member.next_rows()]
-        member.next_rows = lambda rows=rows: rows[0]  # type: ignore[method-assign, misc]
+        member.next_rows = lambda ahead=0, rows=rows: rows[0]  # type: ignore[method-assign, misc]
     return lambda: pack.step(keys)
 
 

@@ -32,6 +32,7 @@ from prefixray.methods.prefix import Prefix
 from prefixray.methods.virtual_prefix import EmbeddingPrefix
 from prefixray.model.base import Base, checkpointed, wrap_model
 from prefixray.model.binding.binder import Binder
+from prefixray.model.uploads import Uploads
 from prefixray.training.member import Seeds
 from prefixray.training.pack import Pack
 
@@ -228,7 +229,7 @@ def test_decoding_finds_what_whole_forwards_find(make_base: MakeBase, architectu
         ids, new = rows.ids[: rows.num_prompt], list[int]()
         while len(new) < decoding.max_new_tokens and template.eos_id not in new:
             whole = replace(rows, ids=(*ids, *new, 0))
-            inputs = collate([whole], pad_id=template.pad_id, device=base.device).inputs
+            inputs = collate([whole], pad_id=template.pad_id, to=Uploads(base.device)).inputs
             with torch.no_grad(), binder.bind([insert], [0], infix_starts=[rows.infix_start]):
                 new.append(int(running.model(**inputs, use_cache=False).logits[0, whole.num_inputs - 1].argmax()))
         text = base.tokenizer.decode([token for token in new if token != template.eos_id], skip_special_tokens=True)

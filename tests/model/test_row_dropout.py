@@ -18,7 +18,7 @@ def model() -> nn.Module:
 def masks(model: nn.Module, numbers: list[int], *, seed: int = 1, length: int = 64) -> tuple[Tensor, Tensor]:
     """What the two modules make of ones, (B, S, W) each."""
     dropout = RowDropout(model)
-    dropout.take(numbers, None, torch.device("cpu"))
+    dropout.take(torch.tensor(numbers), None)
     ones = torch.ones(len(numbers), length, WIDTH)
     with dropout.drawing(seed):
         first, second = (module(ones) for module in model.children())

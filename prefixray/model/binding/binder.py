@@ -35,6 +35,7 @@ from prefixray.model.binding.row_hooks import RowHooks
 from prefixray.model.last_ffn import Targets, run_on_targets
 from prefixray.model.plain import LinePrefix
 from prefixray.model.row_dropout import RowDropout
+from prefixray.model.uploads import Uploads
 from prefixray.system.heartbeat import beat
 
 
@@ -46,6 +47,7 @@ class Binder:
         vars(model)["_prefixray_binder"] = self
         self._model = model
         self._bound: Bound | None = None
+        self._put = Uploads(model.device).add  # what moves small tensors to the device
         self._row_hooks = RowHooks(model, self._current)
         recorder = KVRecorder(model)
         self.record, self.record_rows = recorder.record, recorder.record_rows
@@ -81,6 +83,7 @@ class Binder:
         cache: StepCache | None = None,
         line: Ragged | None = None,
         dropout: tuple[RowDropout, Sequence[int]] | None = None,
+        uploads: Uploads | None = None,
     ) -> Iterator[Bound]:
         """Bind trial `row_trial[b]`'s insert to row b. Rows of one trial must stand together.
 
@@ -93,9 +96,11 @@ class Binder:
         With `line` the forward has one row, in which those of the binding stand one behind another; its inserts have
         neither functions nor infixes, its targets are places in that row, and its mask is not looked at.
         With `dropout` the model's own dropout is drawn for each row by its number in the step.
+        `uploads` has the forward's tensors; it is sent when the binding's own have joined them.
         Keep the binding until backward has run: gradient checkpointing repeats the forward there.
         """
         assert self._bound is None, "a binding is already active"
+        self._put = Uploads(self._model.device).add if uploads is None else uploads.add
         for insert in inserts:
             self._row_hooks.install(insert.functions)
         rows = AttendingRows(
@@ -107,7 +112,7 @@ class Binder:
         self._bound = Bound(
             rows=rows,
             segments=cut_segments(inserts, row_trial),
-            shifts=self._shifts(inserts),
+            shifts=self._shifts(inserts, row_trial, line),
             targets=targets,
             cache=cache,
             ragged=line,
@@ -118,14 +123,25 @@ class Binder:
             self._bound.make_prefixes = partial(self._line_prefixes, inserts, row_trial, line)
         if dropout is not None:
             self._number(self._bound, *dropout)
+        if uploads is not None:
+            self._prepare(self._bound, len(row_trial))
+            uploads.send()
         try:
             yield self._bound
         finally:
             self._bound = None
 
-    def _shifts(self, inserts: Sequence[Insert]) -> Tensor | None:
+    def _prepare(self, bound: Bound, num_rows: int) -> None:
+        """Make what attention and hooks would make when they first run."""
+        if bound.ragged is not None and bound.ragged.is_prepared_unpadded:
+            _ = bound.line_prefixes
+        self._row_hooks.prepare(bound, num_rows, self._put)
+
+    def _shifts(self, inserts: Sequence[Insert], row_trial: Sequence[int], line: Ragged | None) -> Tensor | None:
         shifts = [insert.num_positions() for insert in inserts]
-        return self._tensor(shifts) if any(shifts) else None
+        if not any(shifts):
+            return None
+        return self._tensor(shifts) if line is None else line.of_tokens([shifts[trial] for trial in row_trial])[None]
 
     def _number(self, bound: Bound, dropout: RowDropout, numbers: Sequence[int]) -> None:
         """Tell the rows that attend together their numbers."""
@@ -170,7 +186,7 @@ class Binder:
         return stack_prefixes(inserts, dtype=self._model.dtype, device=self._model.device)
 
     def _tensor(self, values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, device=self._model.device)
+        return self._put(torch.tensor(values))
 
     def _current(self) -> Bound | None:
         return self._bound
@@ -186,10 +202,7 @@ class Binder:
         input_ids = args[0] if args else inputs.get("input_ids")
         num_rows = (input_ids if input_ids is not None else inputs["inputs_embeds"]).shape[0]
         rows, shifts, ragged = self._bound.rows, self._bound.shifts, self._bound.ragged
-        if ragged is None:
-            shift = shifts[rows.row_trials(num_rows)][:, None]  # (B, 1)
-        else:
-            shift = shifts[rows.row_trial[ragged.token_rows]][None]  # (1, N)
+        shift = shifts if ragged is not None else shifts[rows.row_trials(num_rows)][:, None]  # (1, N) or (B, 1)
         return args, {**inputs, "position_ids": positions + shift}
 
     def _embed_infixes(self, module: nn.Module, args: tuple[Any, ...], embedded: Tensor) -> Tensor | None:

@@ -94,7 +94,8 @@ class Bound:
 
     rows: AttendingRows
     segments: Sequence[Segment]
-    shifts: Tensor | None = None  # (T,) prefix positions before a row's first token; None where there are none
+    shifts: Tensor | None = None
+    """(T,), of ragged rows (1, N): prefix positions before a row's first token; None where there are none."""
     targets: Targets | None = None  # the positions that the head runs on; None: all
     cache: StepCache | None = None  # whose columns the rows see, each row one token
     ragged: Ragged | None = None  # the rows stand one behind another

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from prefixray.model.backend import padded_count
 from prefixray.model.plain import Spans
+from prefixray.model.uploads import Uploads
 
 GROUP_MULTIPLE = 8  # to which the length of a group's rows is rounded up
 
@@ -32,28 +33,39 @@ class Ragged:
         self,
         lengths: Sequence[int],
         groups: Sequence[Sequence[int]],
-        device: torch.device,
+        uploads: Uploads,
         *,
         starts: Sequence[Sequence[int]] | None = None,
     ) -> None:
         """`lengths` of the rows in the line's order, the rows of each group, and where each row's branches start."""
         self.groups = groups
-        self._lengths, self._device = lengths, device
+        self._lengths, self._uploads = lengths, uploads
         self._starts = starts or [()] * len(lengths)
         self._num_tokens = sum(lengths)
         self._num_fillers = padded_count(self._num_tokens) - self._num_tokens
         repeats = torch.tensor([*lengths[:-1], lengths[-1] + self._num_fillers])
-        self.token_rows = torch.arange(len(lengths)).repeat_interleave(repeats).to(device)
+        self.token_rows = uploads.add(torch.arange(len(lengths)).repeat_interleave(repeats))
         """(N,) the row of each token; fillers count as the last row's."""
+        self.is_prepared_unpadded = False
         self._sizes = [
             (len(group), padded_count(max(lengths[row] for row in group), GROUP_MULTIPLE)) for group in groups
         ]
+
+    def prepare(self, *, unpadded: bool) -> None:
+        """Make what attention will ask for, so that it goes to the device with everything else."""
+        self.is_prepared_unpadded = unpadded
+        _ = self.own_spans if unpadded else self._places
+
+    def of_tokens(self, per_row: Sequence[int]) -> Tensor:
+        """The number of each token's row, (N,)."""
+        repeats = torch.tensor([*self._lengths[:-1], self._lengths[-1] + self._num_fillers])
+        return self._uploads.add(torch.tensor(per_row).repeat_interleave(repeats))
 
     @cached_property
     def causal(self) -> list[Tensor]:
         """By group, which tokens of its row a token may look at, (B, 1, S, S): never at tokens behind it."""
         forks = [[self._starts[row] for row in group] for group in self.groups]
-        return [_masks(own, *size, self._device) for own, size in zip(forks, self._sizes, strict=True)]
+        return [_masks(own, *size, self._uploads.device) for own, size in zip(forks, self._sizes, strict=True)]
 
     @cached_property
     def _places(self) -> tuple[Tensor, Tensor]:
@@ -68,7 +80,7 @@ class Ragged:
         place_tokens, is_filled = torch.cat(tokens), torch.cat(is_token)
         token_places = is_filled.nonzero()[:, 0][place_tokens[is_filled].argsort()]
         token_places = torch.cat([token_places, token_places.new_zeros(self._num_fillers)])
-        return place_tokens.to(self._device), token_places.to(self._device)
+        return self._uploads.add(place_tokens), self._uploads.add(token_places)
 
     @cached_property
     def own_spans(self) -> Spans:
@@ -91,8 +103,8 @@ class Ragged:
             queries.append(self._num_fillers)
             keys.append(self._num_fillers)
             key_tokens.append(torch.arange(first, first + self._num_fillers))
-        chosen = torch.cat(key_tokens).to(self._device) if any(self._starts) else None
-        return _spans(queries, keys, self._device, chosen)
+        chosen = self._uploads.add(torch.cat(key_tokens)) if any(self._starts) else None
+        return _spans(queries, keys, self._uploads, chosen)
 
     def prefix_spans(self, row_trial: Sequence[int], num_positions: Sequence[int]) -> Spans:
         """What tokens see of the prefixes, each trial's of so many positions, one behind another."""
@@ -100,7 +112,7 @@ class Ragged:
         for trial, length in zip(row_trial, self._lengths, strict=True):
             queries[trial] += length
         queries[row_trial[-1]] += self._num_fillers
-        return _spans(queries, num_positions, self._device)
+        return _spans(queries, num_positions, self._uploads)
 
     def spread(self, tokens: Tensor) -> list[Tensor]:
         """Into rows: (1, H, N, D) -> (B, H, S, D) for each group."""
@@ -118,12 +130,10 @@ class Ragged:
         return tokens.view(1, -1, *parts[0].shape[2:])
 
 
-def _spans(
-    queries: Sequence[int], keys: Sequence[int], device: torch.device, key_tokens: Tensor | None = None
-) -> Spans:
+def _spans(queries: Sequence[int], keys: Sequence[int], uploads: Uploads, key_tokens: Tensor | None = None) -> Spans:
     """Spans of so many queries and keys, one behind another."""
     starts = torch.tensor([[0, *itertools.accumulate(counts)] for counts in (queries, keys)], dtype=torch.int32)
-    query_starts, key_starts = starts.to(device)
+    query_starts, key_starts = (uploads.add(of_one) for of_one in starts)
     return Spans(query_starts, key_starts, max(queries), max(keys), key_tokens)
 
 

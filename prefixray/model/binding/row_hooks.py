@@ -3,6 +3,7 @@
 # B rows, S tokens
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 
 from prefixray.model.binding.bound import Bound, Segment
 from prefixray.model.binding.insert import SharedUpdate, Slot, StackedRows
+from prefixray.model.uploads import Uploads
+
+Put = Callable[[Tensor], Tensor]  # moves a small tensor to the device
 
 
 class RowHooks:
@@ -27,6 +31,14 @@ class RowHooks:
                 self._hooked.add(name)
                 hook = functools.partial(self._apply, name)
                 self._modules[name].register_forward_hook(hook, with_kwargs=True)
+
+    def prepare(self, bound: Bound, num_rows: int, put: Put) -> None:
+        """Find where the rows of trials that share updates stand; all modules of a trial share them with the same."""
+        for name in dict.fromkeys(
+            name for segment in bound.segments for name in itertools.islice(segment.functions, 1)
+        ):
+            for shared, segments in _sharing(bound.segments, name):
+                _rows_of(bound, segments, shared.num_trials, (num_rows, 1), put)
 
     def _apply(
         self,
@@ -45,7 +57,8 @@ class RowHooks:
         repeats = plain.shape[0] // bound.rows.row_trial.shape[0]  # beam search repeats rows in place
         changed = _apart(bound.segments, name, given, plain, repeats)
         for shared, segments in _sharing(bound.segments, name):
-            rows = _rows_of(bound, segments, shared.num_trials, plain.shape[0], repeats)
+            put = Uploads(plain.device).add
+            rows = _rows_of(bound, segments, shared.num_trials, (plain.shape[0], repeats), put)
             changed = rows.add(changed, shared(rows.take(plain if shared.reads_output else given), rows))
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
@@ -77,22 +90,24 @@ def _sharing(segments: Sequence[Segment], name: str) -> Iterable[tuple[SharedUpd
 
 
 def _rows_of(
-    bound: Bound, segments: Sequence[tuple[int, Segment]], num_trials: int, num_rows: int, repeats: int
+    bound: Bound, segments: Sequence[tuple[int, Segment]], num_trials: int, size: tuple[int, int], put: Put
 ) -> StackedRows:
-    """Where the rows of these trials stand. It is found once for all modules."""
+    """Where the rows of these trials stand. It is found once for all modules.
+
+    `size`: the number of rows, and how often each stands there.
+    """
+    num_rows, repeats = size
     key = tuple((index, segment.start * repeats, segment.end * repeats) for index, segment in segments)
     if key not in bound.stacked_rows:
-        bound.stacked_rows[key] = _place(key, num_trials, num_rows, bound.rows.row_trial.device)
+        bound.stacked_rows[key] = _place(key, num_trials, num_rows, put)
     return bound.stacked_rows[key]
 
 
-def _place(
-    segments: Sequence[tuple[int, int, int]], num_trials: int, num_rows: int, device: torch.device
-) -> StackedRows:
+def _place(segments: Sequence[tuple[int, int, int]], num_trials: int, num_rows: int, put: Put) -> StackedRows:
     indices = [index for index, _, _ in segments]
     counts = [end - start for _, start, end in segments]
     most = max(counts)
-    chosen = None if indices == list(range(num_trials)) else torch.tensor(indices, device=device)
+    chosen = None if indices == list(range(num_trials)) else put(torch.tensor(indices))
     if min(counts) == most and sum(counts) == num_rows:
         return StackedRows(indices, chosen, most, None)
     rows = [row for _, start, end in segments for row in range(start, end)]
@@ -100,5 +115,5 @@ def _place(
     sources = [num_rows] * (most * len(segments))
     for row, place in zip(rows, places, strict=True):
         sources[place] = row
-    moved = torch.tensor([*sources, *rows, *places], device=device).split([len(sources), len(rows), len(rows)])
+    moved = put(torch.tensor([*sources, *rows, *places])).split([len(sources), len(rows), len(rows)])
     return StackedRows(indices, chosen, most, *moved)

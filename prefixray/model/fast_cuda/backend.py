@@ -11,6 +11,7 @@ class CUDABackend(PlainBackend):
 
     stacks_trials = True
     updates_together = True
+    lays_ahead = True
 
     def attends_unpadded(self, query: Tensor) -> bool:
         """See `PlainBackend`."""

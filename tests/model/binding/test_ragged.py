@@ -23,6 +23,7 @@ from prefixray.model.binding.binder import Binder
 from prefixray.model.binding.ragged import Ragged
 from prefixray.model.fast_cpu.backend import CPUBackend
 from prefixray.model.plain import RowGroup
+from prefixray.model.uploads import Uploads
 from prefixray.training import base_checks, layout
 from prefixray.training.base_checks import _is_row_by_row
 from prefixray.training.member import Seeds
@@ -46,7 +47,7 @@ def group_multiple(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_groups_rows_have_their_tokens_and_behind_them_their_last_once_more() -> None:
-    line = Ragged(LENGTHS, GROUPS, torch.device("cpu"))
+    line = Ragged(LENGTHS, GROUPS, Uploads(torch.device("cpu")))
     tokens = torch.arange(64.0).repeat(HEADS, 1)[None, :, :, None].expand(1, HEADS, TOKEN_MULTIPLE, DIM)
     first, second = line.spread(tokens)
     assert first.shape == (2, HEADS, 4, DIM) and second.shape == (1, HEADS, 2, DIM)
@@ -56,14 +57,14 @@ def test_a_groups_rows_have_their_tokens_and_behind_them_their_last_once_more() 
 
 
 def test_a_line_is_filled_up_to_one_of_few_lengths() -> None:
-    batch = collate_line([Row((7, 8, 9), 1), Row((5, 6, 5, 6), 2)], device=torch.device("cpu"))
+    batch = collate_line([Row((7, 8, 9), 1), Row((5, 6, 5, 6), 2)], to=Uploads(torch.device("cpu")))
     assert batch.inputs["input_ids"].tolist() == [[7, 8, 5, 6, 5, *[0] * (TOKEN_MULTIPLE - 5)]]
     assert batch.inputs["position_ids"].tolist() == [[0, 1, 0, 1, 2, *[0] * (TOKEN_MULTIPLE - 5)]]
     assert [column.item() for column in batch.targets[1]] == [0, 1, 3, 4]
 
 
 def test_a_branch_of_a_tree_looks_at_the_trunk_and_at_itself() -> None:
-    line = Ragged([5, 2], [[0, 1]], torch.device("cpu"), starts=[[1, 3], []])
+    line = Ragged([5, 2], [[0, 1]], Uploads(torch.device("cpu")), starts=[[1, 3], []])
     assert line.causal[0].shape == (2, 1, 6, 6)
     assert line.causal[0][0, 0, :5, :5].int().tolist() == [
         [1, 0, 0, 0, 0],
@@ -90,7 +91,7 @@ def test_a_tree_has_the_tokens_positions_and_targets_of_its_rows() -> None:
 
 
 def test_what_is_spread_is_joined_again_and_nothing_flows_back_from_padding() -> None:
-    line = Ragged(LENGTHS, GROUPS, torch.device("cpu"))
+    line = Ragged(LENGTHS, GROUPS, Uploads(torch.device("cpu")))
     tokens = torch.randn(1, HEADS, TOKEN_MULTIPLE, DIM, dtype=torch.float64, requires_grad=True)
 
     def attend(tokens: Tensor) -> Tensor:  # each token adds up those of its row up to itself, as in attention
@@ -268,8 +269,8 @@ def test_what_depends_on_more_or_less_than_its_row_so_far_is_no_line(
     assert not _is_row_by_row(base, binder)
 
 
-def _as_one_text(rows: Sequence[Row], *, device: torch.device) -> Batch:
-    batch = collate_line(rows, device=device)
+def _as_one_text(rows: Sequence[Row], *, to: Uploads) -> Batch:
+    batch = collate_line(rows, to=to)
     counted = torch.arange(batch.inputs["input_ids"].shape[1])[None]
     return Batch({**batch.inputs, "position_ids": counted}, batch.target_rows, batch.targets, batch.target_ids)
 

@@ -20,6 +20,7 @@ from prefixray.model.binding.insert import Insert
 from prefixray.model.binding.ragged import Ragged
 from prefixray.model.fast_cuda import unpadded
 from prefixray.model.fast_cuda.backend import CUDABackend
+from prefixray.model.uploads import Uploads
 from prefixray.training.member import Seeds
 from prefixray.training.pack import Pack
 
@@ -47,7 +48,7 @@ def test_attention_without_padding_is_attention_under_a_mask(
     starts: Sequence[Sequence[int]], num_positions: Sequence[int]
 ) -> None:
     install()
-    line = Ragged(LENGTHS, [[0, 1, 2, 3]], torch.device("cpu"), starts=starts)
+    line = Ragged(LENGTHS, [[0, 1, 2, 3]], Uploads(torch.device("cpu")), starts=starts)
     num_tokens, num_prefix = len(line.token_rows), sum(num_positions)
     torch.manual_seed(1)
     fused = torch.randn(num_tokens, HEADS + 2 * KV_HEADS, DIM, dtype=torch.float64, requires_grad=True)
@@ -113,8 +114,8 @@ def test_flash_takes_what_cudas_takes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _logits(base: Base, inserts: Sequence[Insert], rows: Sequence[Row]) -> Tensor:
     """At the targets of rows in a line, the i-th under the i-th insert."""
-    batch = collate_line(rows, device=base.device)
-    line = Ragged([row.num_inputs for row in rows], [range(len(rows))], base.device)
+    batch = collate_line(rows, to=Uploads(base.device))
+    line = Ragged([row.num_inputs for row in rows], [range(len(rows))], Uploads(base.device))
     binding = Binder.of(base.model).bind(inserts, range(len(rows)), targets=batch.targets, line=line)
     with binding, torch.no_grad():
         logits: Tensor = base.model(**batch.inputs, use_cache=False).logits
