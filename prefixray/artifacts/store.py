@@ -121,7 +121,7 @@ def _flat(sizes: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 def restore_method(base: Base, record: Recorder, tensors: dict[str, Tensor], meta: Mapping[str, Any]) -> Method:
     """The method of a loaded artifact on its base, ready to decode. Raises `UserError` where they do not fit."""
     check_artifact(meta, base)
-    method = build_method(trial_method(meta), base, record, init_seed=0, dropout_seed=0)
+    method = build_method(trial_method(meta).without_start(), base, record, init_seed=0, dropout_seed=0)
     _check_tensors(method.artifact(), tensors)
     method.load_artifact(tensors)
     return method

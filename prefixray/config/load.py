@@ -51,7 +51,7 @@ def load_document(document: Document, overrides: Sequence[str] = (), scales: Seq
     arms = read_arms(document, train or stand_in, num_trials)
     _check_task(document)
     _check_base(document)
-    _check_objectives(document, arms)
+    _check_documents(document, arms)
     _check_search(document, search, train, arms)
     _check_sampler(document, search, arms)
     _check_final(document)
@@ -141,31 +141,31 @@ def _check_base(document: Document) -> None:
         document.refuse(("base",), "no such file or folder; paths are relative to the working directory")
 
 
-def _check_objectives(document: Document, arms: Sequence[ArmConfig]) -> None:
-    """A teacher must be the task's, and the trials of an arm must have dev losses of one kind."""
+def _check_documents(document: Document, arms: Sequence[ArmConfig]) -> None:
+    """A teacher and a document must be the task's, and the trials of an arm must have dev losses of one kind."""
     task = _section(document, "task", TaskConfig)
     for arm in arms:
-        key: Key = ("arms", arm.name, "objective")
-        objectives = {arm.fixed.get("objective", arm.train.objective)}
-        if "objective" in arm.dimensions:
-            cases = arm.dimensions["objective"].cases
-            objectives = {end for case in cases for end in case.ends()}
-            objectives |= {arm.train.objective for case in cases if case.when}
-        if "distill" not in objectives:
-            continue
-        if len(objectives) > 1:
+        objectives = _values(arm, "objective", arm.train.objective)
+        if len(objectives) > 1 and "distill" in objectives:
             problem = "a divergence from a teacher cannot be compared with another dev/loss: write a second arm"
-            document.complain(key, problem)
-        if task is not None and not CATALOG[task.name].has_teacher:
-            given = "objective" in arm.fixed or "objective" in arm.dimensions
-            place = key if given else ("train", "objective")
-            document.complain(place, f"distill needs a teacher, and {_teachers(task.name)}")
+            document.complain(("arms", arm.name, "objective"), problem)
+        if task is None or CATALOG[task.name].is_studied:
+            continue
+        if "distill" in objectives:
+            is_own = "objective" in {**arm.fixed, **arm.dimensions}
+            key: Key = ("arms", arm.name, "objective") if is_own else ("train", "objective")
+            document.complain(key, f"distill needs a teacher, and task {task.name} has none: take token_mean")
+        for start in sorted(_values(arm, "init_from", "words") - {"words"}):
+            problem = f"{start} needs a document, and task {task.name} has none: take words"
+            document.complain(("arms", arm.name, "init_from"), problem)
 
 
-def _teachers(task: TaskName) -> str:
-    """That a task has no teacher, and which have one."""
-    having = [name for name, facts in CATALOG.items() if facts.has_teacher]
-    return f"task {task} has none" + (f" ({', '.join(having)} has)" if having else "") + ": take token_mean"
+def _values(arm: ArmConfig, key: str, default: str) -> set[str]:
+    """The words that a key of an arm can have as its value."""
+    if key not in arm.dimensions:
+        return {str(arm.fixed.get(key, default))}
+    cases = arm.dimensions[key].cases
+    return {str(end) for case in cases for end in case.ends()} | {default for case in cases if case.when}
 
 
 def _check_search(

@@ -86,6 +86,10 @@ class MethodConfig(Strict):
         """The same without parts that are large and fit any base: enough to find out whether it can be built."""
         return self
 
+    def without_start(self) -> Self:
+        """The same for the tensors of an artifact, which take the place of all that the trial started as."""
+        return self
+
 
 class PrefixTrial(MethodConfig):
     """A prefix: keys and values in front of every attention layer (Li & Liang 2021)."""
@@ -111,6 +115,34 @@ class PrefixTrial(MethodConfig):
     """cat: before the row. infix: between source and target, added to the keys and values of virtual embeddings there;
     decoder-only bases."""
 
+    init_from: Literal["words", "document", "chunks"] = "words"
+    """words: init_token says what the prefix starts as. document: the first preseqlen tokens of the task's document.
+    chunks: as many tokens of chunks sampled from it, in their order. A base reads them once, and the prefix starts as
+    its keys and values."""
+    frozen_positions: int = Field(default=0, ge=0)
+    """The first positions that stay as they start, such as 1: many bases attend to their first token from everywhere,
+    and a prefix that moves it is hard to train."""
+
+    @field_validator("init_from")
+    @classmethod
+    def _starts_once(cls, init_from: str, info: ValidationInfo) -> str:
+        if init_from != "words" and info.data.get("init_token") is not None:
+            raise ValueError("must be words where init_token is given (make init_token null)")
+        return init_from
+
+    @field_validator("frozen_positions")
+    @classmethod
+    def _frozen_positions_start_as_something(cls, frozen: int, info: ValidationInfo) -> int:
+        length, values = info.data.get("preseqlen"), info.data
+        if frozen and length is not None and frozen >= length:
+            raise ValueError(f"must be below preseqlen ({length})")
+        if frozen and values.get("format_mode") == "infix":
+            raise ValueError("must be 0 for an infix, which adds to keys and values that depend on the source")
+        is_drawn = values.get("mid_dim") is not None and values.get("init_token") is None
+        if frozen and is_drawn and values.get("init_from") == "words":
+            raise ValueError("must be 0 where a network starts as it is drawn (give init_token or init_from)")
+        return frozen
+
     @field_validator("format_mode")
     @classmethod
     def _infix_is_of_activations(cls, format_mode: str, info: ValidationInfo) -> str:
@@ -134,6 +166,10 @@ class PrefixTrial(MethodConfig):
     def sketch(self) -> "PrefixTrial":
         """Without the network."""
         return self.model_copy(update={"mid_dim": None})
+
+    def without_start(self) -> "PrefixTrial":
+        """Without a document."""
+        return self.model_copy(update={"init_from": "words", "frozen_positions": 0})
 
     @field_validator("init_token")
     @classmethod

@@ -6,6 +6,7 @@ Read first: `catalog.py`, then `task.py`.
 """
 
 from prefixray.data.catalog import CATALOG
+from prefixray.data.documents import read_documents
 from prefixray.data.own.custom import check_columns, load_own_data
 from prefixray.data.task import Example, Sourced, Subset, Task, make_task
 from prefixray.data.task_config import TaskConfig
@@ -22,4 +23,6 @@ def check_own_data(config: TaskConfig) -> None:
 def load_task(config: TaskConfig) -> Task:
     """Read the task that a sweep file names, cut to the subsets it asks for. Raises `UserError` with all problems."""
     facts = CATALOG[config.name]
-    return make_task(config, facts.load(config), facts.kind.metrics)
+    splits = facts.load(config)
+    text = read_documents(config.path)[0].text if facts.is_studied and config.path is not None else None
+    return make_task(config, splits, facts.kind.metrics, document=text)

@@ -55,8 +55,8 @@ class TaskFacts:
     """The keys of `task` about the form of its texts that no other task uses."""
     needs_path: bool = False
     """Whether `task.path` must be given."""
-    has_teacher: bool = False
-    """Whether its examples have a teacher, which `objective: distill` needs."""
+    is_studied: bool = False
+    """Whether its examples are made by the base, from documents, before the search: they have a teacher."""
     num_test: int | None = None
     """Sources of the published test split, for a plan without the data."""
     word_form: "WordForm | None" = None

@@ -8,7 +8,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,7 @@ class Subset:
 
     train: tuple[Example, ...]
     dev: tuple[Example, ...]
+    document: str | None = None  # the text that they are about, where the task has one
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,18 @@ class Task:
     num_test_total: int  # sources in the whole test split
     metrics: tuple[str, ...]
     others: tuple[Subset, ...] = ()  # in low data: the other subsets
+    document: str | None = None  # the text that the first subset is about, where the task has one
 
     @property
     def subsets(self) -> tuple[Subset, ...]:
         """All subsets: several in low data, otherwise one."""
-        return (Subset(self.train, self.dev), *self.others)
+        return (Subset(self.train, self.dev, self.document), *self.others)
+
+    @property
+    def shortest_document(self) -> str | None:
+        """Of the texts that the subsets are about; None where the task has none."""
+        documents = [subset.document for subset in self.subsets if subset.document is not None]
+        return min(documents, key=len, default=None)
 
     @property
     def leaks(self) -> tuple[str, ...]:
@@ -92,11 +100,14 @@ class Task:
         """A hash of the data: of every text that trials are trained on, compared by or tested on, in order."""
         texts = [text for example in (*self.train, *self.dev) for text in (example.source, example.target)]
         texts += [text for sourced in self.test_sources for text in (sourced.source, *sourced.references)]
+        texts += [subset.document for subset in self.subsets if subset.document is not None]
         return _hash("\0".join(texts))[:16]
 
 
-def make_task(config: TaskConfig, splits: Splits, metrics: tuple[str, ...]) -> Task:
+def make_task(config: TaskConfig, splits: Splits, metrics: tuple[str, ...], *, document: str | None = None) -> Task:
     """Group references by source and choose the subsets. Examples stay in the order of the files.
+
+    `document` is the text that they are about, where the task has one.
 
     Raises `UserError` when a split is empty.
     """
@@ -117,7 +128,8 @@ def make_task(config: TaskConfig, splits: Splits, metrics: tuple[str, ...]) -> T
         test_sources=tuple(test[i] for i in _smallest(test_hashes, config.num_test, "num_test")),
         num_test_total=len(test),
         metrics=metrics,
-        others=tuple(others),
+        others=tuple(replace(other, document=document) for other in others),
+        document=document,
     )
 
 

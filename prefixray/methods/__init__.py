@@ -17,12 +17,24 @@ if TYPE_CHECKING:
     from prefixray.model.base import Base
 
 
-def build_method(config: AnyTrial, base: "Base", record: "Recorder", *, init_seed: int, dropout_seed: int) -> "Method":
+def build_method(
+    config: AnyTrial,
+    base: "Base",
+    record: "Recorder",
+    *,
+    init_seed: int,
+    dropout_seed: int,
+    document: str | None = None,
+) -> "Method":
     """Make a trial's trainable tensors, drawn from `init_seed`.
 
-    `record` runs the base over token ids or embeddings and returns every site's keys and values. Raises `UserError`
-    where the base cannot have this method with these values.
+    `record` runs the base over token ids or embeddings and returns every site's keys and values. `document` is the text
+    that the trial is about, where the task has one. Raises `UserError` where the base cannot have this method with
+    these values, or the document does not suffice for them.
     """
     import torch
 
-    return facts_of(config).build(config, base, record, torch.Generator().manual_seed(init_seed), dropout_seed)
+    from prefixray.methods.contract import Start
+
+    start = Start(torch.Generator().manual_seed(init_seed), dropout_seed, document)
+    return facts_of(config).build(config, base, record, start)

@@ -13,9 +13,7 @@ from prefixray.config.trials import AdapterTrial, AnyTrial, FinetuneTrial, LoraT
 from prefixray.model.shape import Shape, matrices
 
 if TYPE_CHECKING:
-    import torch
-
-    from prefixray.methods.contract import Method, Recorder
+    from prefixray.methods.contract import Method, Recorder, Start
     from prefixray.model.base import Base
 
 C = TypeVar("C", bound=MethodConfig)
@@ -25,8 +23,8 @@ C = TypeVar("C", bound=MethodConfig)
 class MethodFacts(Generic[C]):
     """What the code knows of a method whose schema is `C`."""
 
-    build: Callable[[C, "Base", "Recorder", "torch.Generator", int], "Method"]
-    """Makes a trial's tensors, drawn from the generator; the last is the seed of its dropout."""
+    build: Callable[[C, "Base", "Recorder", "Start"], "Method"]
+    """Makes a trial's tensors."""
     trained: Callable[[C, Shape], int]
     """How many numbers the optimiser of a trial moves."""
     artifact: Callable[[C], tuple[str, str]]
@@ -70,17 +68,15 @@ def copied_parameters(config: AnyTrial, shape: Shape) -> int:
 _WORDS = 8  # prefix positions assumed where init_token sets them
 
 
-def _build_prefix(
-    config: PrefixTrial, base: "Base", record: "Recorder", draw: "torch.Generator", dropout_seed: int
-) -> "Method":
+def _build_prefix(config: PrefixTrial, base: "Base", record: "Recorder", start: "Start") -> "Method":
     from prefixray.methods.prefix import ActivationPrefix
     from prefixray.methods.virtual_prefix import EmbeddingPrefix, Infix
 
     if config.format_mode == "infix":
-        return Infix(config, base, record, draw, dropout_seed)
+        return Infix(config, base, record, start)
     if config.prefix_mode == "embedding":
-        return EmbeddingPrefix(config, base, record, draw, dropout_seed)
-    return ActivationPrefix(config, base, record, draw, dropout_seed)
+        return EmbeddingPrefix(config, base, record, start)
+    return ActivationPrefix(config, base, record, start)
 
 
 def _prefix_parameters(config: PrefixTrial, shape: Shape) -> int:
@@ -94,8 +90,8 @@ def _prefix_parameters(config: PrefixTrial, shape: Shape) -> int:
 
 
 def _row_parameters(config: PrefixTrial, hidden: int, width: int) -> int:
-    """Parameters of what gives a row of this width for each position: a tensor, or a network."""
-    positions, mid = _positions(config), config.mid_dim
+    """Parameters of what gives a row of this width for each position that is trained: a tensor, or a network."""
+    positions, mid = _positions(config) - config.frozen_positions, config.mid_dim
     if mid is None:
         return positions * width
     return positions * hidden + (hidden + 1) * mid + (mid + 1) * width
@@ -116,12 +112,10 @@ def _positions(config: PrefixTrial) -> int:
 # Adapter
 
 
-def _build_adapter(
-    config: AdapterTrial, base: "Base", record: "Recorder", draw: "torch.Generator", dropout_seed: int
-) -> "Method":
+def _build_adapter(config: AdapterTrial, base: "Base", record: "Recorder", start: "Start") -> "Method":
     from prefixray.methods.adapter import Adapter
 
-    return Adapter(config, base, adapter_bottleneck(config, base.shape), draw)
+    return Adapter(config, base, adapter_bottleneck(config, base.shape), start.draw)
 
 
 def adapter_bottleneck(config: AdapterTrial, shape: Shape) -> int:
@@ -150,12 +144,10 @@ def _adapters(config: AdapterTrial, shape: Shape) -> tuple[int, int, int]:
 # LoRA
 
 
-def _build_lora(
-    config: LoraTrial, base: "Base", record: "Recorder", draw: "torch.Generator", dropout_seed: int
-) -> "Method":
+def _build_lora(config: LoraTrial, base: "Base", record: "Recorder", start: "Start") -> "Method":
     from prefixray.methods.lora import Lora
 
-    return Lora(config, base, draw, dropout_seed)
+    return Lora(config, base, start.draw, start.dropout_seed)
 
 
 def _lora_parameters(config: LoraTrial, shape: Shape) -> int:
@@ -166,12 +158,10 @@ def _lora_parameters(config: LoraTrial, shape: Shape) -> int:
 # Fine-tuning
 
 
-def _build_finetune(
-    config: FinetuneTrial, base: "Base", record: "Recorder", draw: "torch.Generator", dropout_seed: int
-) -> "Method":
+def _build_finetune(config: FinetuneTrial, base: "Base", record: "Recorder", start: "Start") -> "Method":
     from prefixray.methods.finetune import Finetune
 
-    return Finetune(config, base, dropout_seed)
+    return Finetune(config, base, start.dropout_seed)
 
 
 def _finetuned_parameters(config: FinetuneTrial, shape: Shape) -> int:

@@ -2,7 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -12,6 +14,15 @@ from prefixray.model.row_dropout import RowDropout
 
 Recorder = Callable[[Tensor], Mapping[str, Tensor]]
 """Token ids (1, S), or embeddings (1, S, width), -> each site's keys and values (2, L, K, S, D)."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a trial starts from, besides its values."""
+
+    draw: torch.Generator
+    dropout_seed: int
+    document: str | None = None  # the text that the trial is about, where the task has one
 
 
 class Method(nn.Module, ABC):

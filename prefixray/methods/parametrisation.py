@@ -1,35 +1,49 @@
 """How a prefix's numbers are trained: directly (flat), or as the output of a network (Li & Liang 2021, section 4.3).
 
 Either way they are P rows, one for each position. The network is `Embedding -> Linear(mid_dim) -> Tanh -> Linear`. To
-start from given rows, its last linear layer is solved by least squares, so that the network reproduces them.
+start from given rows, its last linear layer is solved by least squares, so that the network reproduces them. The first
+positions may be frozen: they stay as they start, and no network makes them.
 """
 
 # P prefix positions, M mid_dim
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 
+class Sizes(NamedTuple):
+    """The sizes of a parametrisation."""
+
+    positions: int  # P
+    hidden: int  # width of the network's embedding
+    mid: int | None  # M; None: flat
+    frozen: int = 0  # positions, the first ones, that stay as they start
+
+
 class Parametrisation(nn.Module):
     """P rows of some width, (P, width): a tensor, or the network that gives it."""
 
-    def __init__(
-        self, sizes: tuple[int, int, int | None], width: int, target: Tensor | None, draw: torch.Generator
-    ) -> None:
-        """`sizes`: P, the width of the network's embedding, and M or None (flat).
+    frozen: Tensor | None
 
-        The rows start as `target`, (P, width); a network may start without one.
-        """
+    def __init__(self, sizes: Sizes, width: int, target: Tensor | None, draw: torch.Generator) -> None:
+        """The rows start as `target`, (P, width); a network may start without one, where no position is frozen."""
         super().__init__()
-        positions, hidden, mid = sizes
+        positions, hidden, mid, num_frozen = sizes
+        frozen: Tensor | None = None
+        if num_frozen:
+            assert target is not None, "what stays as it is starts as something"
+            frozen, target = _exact(target[:num_frozen]), target[num_frozen:]
+        self.register_buffer("frozen", frozen)
+        positions -= num_frozen
         self.residual: float | None = None
         self.network: _Network | None = None
         if mid is None:
             assert target is not None, "a flat parametrisation starts as something"
-            self.flat = nn.Parameter(target.float().cpu().clone())
+            self.flat = nn.Parameter(_exact(target))
         else:
             self.network = _Network(positions, hidden, mid, width, draw)
             if target is not None:
@@ -38,7 +52,12 @@ class Parametrisation(nn.Module):
     def forward(self) -> Tensor:
         """The rows."""
         rows: Tensor = self.flat if self.network is None else self.network()
-        return rows
+        return rows if self.frozen is None else torch.cat([self.frozen, rows])
+
+
+def _exact(rows: Tensor) -> Tensor:
+    """A copy of the rows on the CPU, in fp32 or as exactly as they come."""
+    return rows.detach().to("cpu", torch.promote_types(rows.dtype, torch.float32), copy=True)
 
 
 class _Network(nn.Module):

@@ -1,9 +1,9 @@
 """Prefix-tuning (Li & Liang 2021, section 4): keys and values in front of every attention layer.
 
 A base has one to three sites of attention, and each gets a prefix of its own. A prefix starts as the base's own keys
-and values over the words of `init_token` (section 7.4), or over random tokens; one forward gives them for all sites. A
-network without words starts as torch draws it. Once per step the trained tensors are folded: the parametrisation
-becomes keys and values. The base sees the folded prefix, and the artifact holds it alone.
+and values over the words of `init_token` (section 7.4), over tokens of a document, or over random tokens; one forward
+gives them for all sites. A network without words starts as torch draws it. Once per step the trained tensors are
+folded: the parametrisation becomes keys and values. The base sees the folded prefix, and the artifact holds it alone.
 """
 
 # L layers of a site, K key/value heads, P prefix positions, D head dim
@@ -12,29 +12,36 @@ import itertools
 import logging
 import math
 from abc import abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from prefixray.config.trials import SITE_JOIN, PrefixTrial
 from prefixray.errors import UserError
-from prefixray.methods.contract import Method, Recorder, seeded_dropout
-from prefixray.methods.parametrisation import Parametrisation
+from prefixray.methods.contract import Method, Recorder, Start, seeded_dropout
+from prefixray.methods.parametrisation import Parametrisation, Sizes
 from prefixray.model.base import Base
 from prefixray.model.binding.insert import Insert
 from prefixray.model.shape import SiteShape
 
 logger = logging.getLogger(__name__)
 
+CHUNK = 32  # tokens of a document that stay together where a prefix starts as sampled chunks
+
 
 class Prefix(Method):
     """A trial's prefixes, of any parametrisation. Their artifact is the folded prefix of each site, (2, L, K, P, D)."""
 
-    def __init__(self, config: PrefixTrial, base: Base, draw: torch.Generator, dropout_seed: int) -> None:
+    def __init__(self, config: PrefixTrial, base: Base, start: Start) -> None:
         super().__init__()
         shape = base.shape
         words = [] if config.init_token is None else _word_ids(config.init_token, base)
         self.num_positions = config.preseqlen or len(words)
+        if config.frozen_positions >= self.num_positions:
+            raise UserError(
+                f"frozen_positions: {config.frozen_positions}: of {self.num_positions} some must be trained"
+            )
         if shape.max_positions is not None and self.num_positions >= shape.max_positions:
             raise UserError(f"preseqlen: {self.num_positions}: {base.name} has {shape.max_positions} positions")
         missing = set(() if config.sites is None else config.sites.split(SITE_JOIN)) - set(shape.sites)
@@ -44,9 +51,12 @@ class Prefix(Method):
         self.tokens: list[int] | None = None  # those that the prefix starts as, (P,); None: the network as it is drawn
         if words:
             self.tokens = list(itertools.islice(itertools.cycle(words), self.num_positions))
+        elif config.init_from != "words":
+            self.tokens = _document_tokens(config.init_from, self.num_positions, base, start)
         elif config.mid_dim is None:
-            self.tokens = random_tokens(self.num_positions, base, draw)
-        self._dropout, self._dropout_seed = config.prefix_dropout, dropout_seed
+            self.tokens = random_tokens(self.num_positions, base, start.draw)
+        self._num_frozen = config.frozen_positions
+        self._dropout, self._dropout_seed = config.prefix_dropout, start.dropout_seed
         self._folded: dict[str, Tensor] = {}  # this step's prefixes, with their graphs
         self._leaves: dict[str, Tensor] = {}  # what the base sees of them, where gradients arrive
         self._loaded: dict[str, Tensor] = {}
@@ -66,11 +76,17 @@ class Prefix(Method):
             return Insert({site: prefix.detach() for site, prefix in self._known().items()})
         self._folded, self._leaves = {}, {}  # those of a step that had no memory
         self._folded = {
-            site: seeded_dropout(prefix, self._dropout, seed=self._dropout_seed + (index << 32), step=step)
+            site: self._dropped(prefix, seed=self._dropout_seed + (index << 32), step=step)
             for index, (site, prefix) in enumerate(self.fold().items())
         }
         self._leaves = {site: folded.detach().requires_grad_() for site, folded in self._folded.items()}
         return Insert(self._leaves)
+
+    def _dropped(self, prefix: Tensor, *, seed: int, step: int) -> Tensor:
+        """The prefix with dropout on the positions that are trained."""
+        frozen, trained = prefix.tensor_split([self._num_frozen], dim=3)
+        dropped = seeded_dropout(trained, self._dropout, seed=seed, step=step)
+        return torch.cat([frozen, dropped], dim=3) if self._num_frozen else dropped
 
     def push_gradients(self) -> None:
         """One backward through the folding, with the gradients of all rows."""
@@ -113,15 +129,13 @@ class Prefix(Method):
 class ActivationPrefix(Prefix):
     """Keys and values that are trained directly, or come from a network for each site (`prefix_mode: activation`)."""
 
-    def __init__(
-        self, config: PrefixTrial, base: Base, record: Recorder, draw: torch.Generator, dropout_seed: int
-    ) -> None:
-        super().__init__(config, base, draw, dropout_seed)
+    def __init__(self, config: PrefixTrial, base: Base, record: Recorder, start: Start) -> None:
+        super().__init__(config, base, start)
         starts = {} if self.tokens is None else self.start(record, base)
-        sizes = (self.num_positions, base.shape.hidden_size, config.mid_dim)
+        sizes = Sizes(self.num_positions, base.shape.hidden_size, config.mid_dim, config.frozen_positions)
         self.sites = nn.ModuleDict()
         for site in self.active_sites:
-            self.sites[site] = SitePrefix(base.shape.sites[site], sizes, starts.get(site), draw)
+            self.sites[site] = SitePrefix(base.shape.sites[site], sizes, starts.get(site), start.draw)
         self.to(base.device)
         self._say_residual(config.mid_dim)
 
@@ -144,11 +158,9 @@ class ActivationPrefix(Prefix):
 class SitePrefix(nn.Module):
     """The prefix of one site, (2, L, K, P, D), from a row for each of its positions."""
 
-    def __init__(
-        self, site: SiteShape, sizes: tuple[int, int, int | None], start: Tensor | None, draw: torch.Generator
-    ) -> None:
+    def __init__(self, site: SiteShape, sizes: Sizes, start: Tensor | None, draw: torch.Generator) -> None:
         super().__init__()
-        positions = sizes[0]
+        positions = sizes.positions
         self.shape = (2, site.num_layers, site.num_kv_heads, positions, site.head_dim)
         rows = None if start is None else start.permute(3, 1, 0, 2, 4).reshape(positions, -1)  # (P, L * 2 * K * D)
         self.rows = Parametrisation(sizes, math.prod(self.shape) // positions, rows, draw)
@@ -164,6 +176,38 @@ def random_tokens(count: int, base: Base, draw: torch.Generator) -> list[int]:
     """So many tokens of the base's vocabulary: what the base makes of them has the scale that it is used to."""
     drawn: list[int] = torch.randint(base.shape.vocab_size, (count,), generator=draw).tolist()
     return drawn
+
+
+def _document_tokens(which: Literal["document", "chunks"], count: int, base: Base, start: Start) -> list[int]:
+    """So many tokens of the document: its first ones, or sampled chunks in their order (Diaz 2025, arXiv 2508.17032).
+
+    Raises `UserError` where there is no document, or fewer tokens.
+    """
+    if start.document is None:
+        raise UserError(f"init_from: {which}: the task has no document; take words")
+    tokens = document_tokens(start.document, base)
+    if len(tokens) < count:
+        raise UserError(
+            f"preseqlen: {count}: init_from {which} needs as many tokens, and the document has {len(tokens)}; lower "
+            "preseqlen, or take init_from: words"
+        )
+    if which == "document":
+        return tokens[:count]
+    firsts = range(0, len(tokens), CHUNK)
+    drawn = torch.randperm(len(firsts), generator=start.draw).tolist()
+    chunks = {first: tokens[first : first + CHUNK] for first in (firsts[index] for index in drawn)}
+    ends = itertools.accumulate(map(len, chunks.values()))
+    enough = next(index for index, end in enumerate(ends, start=1) if end >= count)
+    return [token for first in sorted(list(chunks)[:enough]) for token in chunks[first]][:count]
+
+
+def document_tokens(text: str, base: Base) -> list[int]:
+    """A document as the base reads it: behind the start token where its tokenizer puts one, without an end token."""
+    tokenizer = base.tokenizer
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    with_special: list[int] = tokenizer("a").input_ids
+    begins = tokenizer.bos_token_id is not None and with_special[0] == tokenizer.bos_token_id
+    return [*with_special[:1], *ids] if begins else ids
 
 
 def _word_ids(words: str, base: Base) -> list[int]:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from prefixray.config.trials import PrefixTrial
 from prefixray.errors import UserError
-from prefixray.methods.contract import Recorder
-from prefixray.methods.parametrisation import Parametrisation
+from prefixray.methods.contract import Recorder, Start
+from prefixray.methods.parametrisation import Parametrisation, Sizes
 from prefixray.methods.prefix import ActivationPrefix, Prefix, random_tokens
 from prefixray.model.base import Base
 from prefixray.model.binding.insert import Insert
@@ -22,18 +22,16 @@ from prefixray.model.binding.insert import Insert
 class EmbeddingPrefix(Prefix):
     """Only embeddings are trained, or the network that gives them (`prefix_mode: embedding`).
 
-    Flat, they start as those of the words of `init_token` or of random tokens. An encoder-decoder reads the same
-    embeddings on both sides, as it reads words.
+    Flat, they start as those of the words of `init_token`, of a document or of random tokens. An encoder-decoder reads
+    the same embeddings on both sides, as it reads words.
     """
 
-    def __init__(
-        self, config: PrefixTrial, base: Base, record: Recorder, draw: torch.Generator, dropout_seed: int
-    ) -> None:
-        super().__init__(config, base, draw, dropout_seed)
+    def __init__(self, config: PrefixTrial, base: Base, record: Recorder, start: Start) -> None:
+        super().__init__(config, base, start)
         self._record, self._dtype, self._width = record, base.model.dtype, base.shape.hidden_size
-        start = None if self.tokens is None else _embedded(self.tokens, base)
-        sizes = (self.num_positions, self._width, config.mid_dim)
-        self.embedding = Parametrisation(sizes, self._width, start, draw)
+        words = None if self.tokens is None else _embedded(self.tokens, base)
+        sizes = Sizes(self.num_positions, self._width, config.mid_dim, config.frozen_positions)
+        self.embedding = Parametrisation(sizes, self._width, words, start.draw)
         self.to(base.device)
         self._say_residual(config.mid_dim)
 
@@ -55,16 +53,14 @@ class Infix(ActivationPrefix):
     the base reads source and words. Behind a network without words, what is added starts as the network is drawn.
     """
 
-    def __init__(
-        self, config: PrefixTrial, base: Base, record: Recorder, draw: torch.Generator, dropout_seed: int
-    ) -> None:
+    def __init__(self, config: PrefixTrial, base: Base, record: Recorder, start: Start) -> None:
         if base.shape.is_encoder_decoder:
             raise UserError(
                 f"format_mode: infix: {base.name} is an encoder-decoder, whose source and target are no one row that "
                 "an infix could stand in; take cat"
             )
-        super().__init__(config, base, record, draw, dropout_seed)
-        tokens = random_tokens(self.num_positions, base, draw) if self.tokens is None else self.tokens
+        super().__init__(config, base, record, start)
+        tokens = random_tokens(self.num_positions, base, start.draw) if self.tokens is None else self.tokens
         self.embedding = nn.Parameter(_embedded(tokens, base).to(base.device))
 
     def start(self, record: Recorder, base: Base) -> dict[str, Tensor]:
@@ -93,7 +89,7 @@ class Infix(ActivationPrefix):
 
 
 def _embedded(tokens: list[int], base: Base) -> Tensor:
-    """The base's input embeddings of the tokens, (P, W) in fp32."""
+    """The base's input embeddings of the tokens, (P, W) in fp32 or as exact as they are."""
     with torch.no_grad():
         rows: Tensor = base.model.get_input_embeddings()(torch.tensor(tokens, device=base.device))
-    return rows.float().cpu().clone()
+    return rows.to("cpu", torch.promote_types(rows.dtype, torch.float32), copy=True)

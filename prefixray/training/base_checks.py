@@ -202,15 +202,21 @@ class Room:
         return max(map(len, self._template.encode_sources(sources)), default=0)
 
 
-def check_arms(arms: Sequence[ArmConfig], base: Base, binder: Binder, room: Room) -> None:
-    """Refuse arms of which an end of a range cannot be built on this base: `UserError` with all that is wrong."""
+def check_arms(
+    arms: Sequence[ArmConfig], base: Base, binder: Binder, room: Room, *, document: str | None = None
+) -> None:
+    """Refuse arms of which an end of a range cannot be built on this base: `UserError` with all that is wrong.
+
+    `document` is the shortest that trials are about, where the task has any.
+    """
     problems: dict[str, None] = {}
     for arm in arms:
         methods = {arm.trial(values).method: None for values in arm.corners()} if not arm.exclusive else {}
         for method in methods:
             try:
                 with torch.no_grad():
-                    room.check(build_method(method.sketch(), base, binder.record, init_seed=0, dropout_seed=0))
+                    sketch, seeds = method.sketch(), {"init_seed": 0, "dropout_seed": 0}
+                    room.check(build_method(sketch, base, binder.record, **seeds, document=document))
             except UserError as error:
                 problems |= {f"arms.{arm.name}.{problem}": None for problem in error.problems}
             except RuntimeError as error:

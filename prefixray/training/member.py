@@ -53,7 +53,14 @@ class Member:
     """A trial inside a pack: its method, its optimiser, its rows and its step among them."""
 
     def __init__(
-        self, key: str, config: TrialConfig, base: Base, binder: Binder, seeds: Seeds, rows: Sequence[Row]
+        self,
+        key: str,
+        config: TrialConfig,
+        base: Base,
+        binder: Binder,
+        seeds: Seeds,
+        rows: Sequence[Row],
+        document: str | None = None,
     ) -> None:
         self.key, self.config = key, config
         self.step = 0
@@ -62,7 +69,7 @@ class Member:
         self._rows, self._order_seed = rows, seeds.data
         self.dropout_seed = seeds.dropout
         self.method: Method = build_method(
-            config.method, base, binder.record, init_seed=seeds.init, dropout_seed=seeds.dropout
+            config.method, base, binder.record, init_seed=seeds.init, dropout_seed=seeds.dropout, document=document
         )
         if base.model.dtype == torch.float64:
             self.method.double()

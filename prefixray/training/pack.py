@@ -49,11 +49,13 @@ class Pack:
         self.token_budget = self.first_budget = token_budget or TOKEN_BUDGET[base.device.type]
         self._largest_piece = 0  # tokens, at the most, of the micro-batches of the last attempt; 0: none was begun
 
-    def admit(self, key: str, config: TrialConfig, seeds: Seeds, *, train: Sequence[Row] | None = None) -> Member:
-        """Make a trial's tensors and let it join the next step; `train`: rows of its own in place of the pack's."""
+    def admit(
+        self, key: str, config: TrialConfig, seeds: Seeds, *, train: Sequence[Row] = (), document: str | None = None
+    ) -> Member:
+        """Make a trial's tensors and let it join the next step; `train`: rows in place of the pack's."""
         assert key not in self.members, f"{key} is a member already"
-        rows = self.train if train is None else train
-        member = self.members[key] = Member(key, config, self.base, self.binder, seeds, rows)
+        rows = train or self.train
+        member = self.members[key] = Member(key, config, self.base, self.binder, seeds, rows, document)
         if member.drops_in_base and self._dropout is None:
             self._dropout = RowDropout(self.base.model)
         return member
@@ -158,7 +160,7 @@ class Pack:
         has_hooks = any(insert.functions for insert in inserts)
         num_tokens = sum(sum(row.lengths) for of_member in rows for row in of_member)
         self._largest_piece = max(self._largest_piece, min(num_tokens, self.token_budget))
-        how = How(self.token_budget, train, draws=train and self._dropout_of(members[0]) is not None)
+        how = How(self.token_budget, train, draws=train and _dropout_of(members[0], self._dropout) is not None)
         with self._running(members[0], train=train, has_hooks=has_hooks):
             for micro, objective in self._ahead.laid(members, rows, inserts, how):
                 yield micro.row_members, self._forward(members, micro, objective)
@@ -187,10 +189,6 @@ class Pack:
             yield
         own_model.train(False)
 
-    def _dropout_of(self, member: Member) -> RowDropout | None:
-        """The dropout with which a member trains, of its own model or of the base."""
-        return self._dropout if member.drops_in_base else member.method.own_dropout
-
     def _forward(self, members: Sequence[Member], micro: MicroBatch, objective: Objective | None) -> Tensor:
         """The loss of each row, (B,). With an objective, its backward has run when this returns."""
         # A frozen plain head is left out of the forward: `losses_of_hidden` runs it together with its backward.
@@ -202,7 +200,7 @@ class Pack:
         taught = _taught(members, micro, exact, train=objective is not None)
 
         # In training a model drops by the numbers of its rows.
-        dropout = self._dropout_of(members[0]) if objective is not None else None
+        dropout = _dropout_of(members[0], self._dropout) if objective is not None else None
         numbers = None if dropout is None else micro.uploads.add(torch.tensor(micro.row_numbers))
 
         # One forward of all rows, each with its trial's insert. The binding lasts until the backward has run, because
@@ -230,6 +228,11 @@ class Pack:
 
         # Sum the target tokens of each row.
         return losses.new_zeros(len(micro.row_members)).index_add(0, batch.target_rows, losses)
+
+
+def _dropout_of(member: Member, of_base: RowDropout | None) -> RowDropout | None:
+    """The dropout with which a member trains, of its own model or of the base."""
+    return of_base if member.drops_in_base else member.method.own_dropout
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from prefixray.artifacts.store import artifact_meta, save_artifact
 from prefixray.batching.batches import encode
 from prefixray.batching.lengths import row_lengths
+from prefixray.batching.rows import Row
 from prefixray.batching.shared_prompts import lengths_run
 from prefixray.batching.template import Template, make_template
 from prefixray.config.schema import ArmConfig
@@ -29,6 +30,7 @@ from prefixray.errors import NoMemory, UserError
 from prefixray.model.base import Base, checkpointed, choose_device, load_in
 from prefixray.system.machine import give_back
 from prefixray.training.base_checks import Room, check_arms, is_out_of_memory, shown
+from prefixray.training.device.costs import Costs
 from prefixray.training.device.measure import free_bytes, measure
 from prefixray.training.facts import WorkerFacts
 from prefixray.training.member import Seeds
@@ -61,29 +63,11 @@ class Trainer:
 
     def describe(self) -> WorkerFacts:
         """What a sweep wants to know of the base and the device."""
-        device, (train, dev), costs = self.base.device, self._subsets[0], self.pack.layout.costs
-        cuda = device.type == "cuda"
-        return WorkerFacts(
-            base_digest=self.base.digest,
-            num_parameters=self.base.shape.num_parameters,
-            precision=self.base.precision,
-            data_digest=self.task.digest,
-            num_test_total=self.task.num_test_total,
-            metrics=self.task.metrics,
-            device=torch.cuda.get_device_name(device) if cuda else "cpu",
-            num_threads=torch.get_num_threads(),
-            shape=self.base.shape,
-            free_bytes=free_bytes(device),
-            step_bytes=None if costs is None else costs.step_bytes,
-            num_dev=len(dev),
-            num_test=len(self.task.test_sources),
-            train_lengths=row_lengths(train),
-            dev_lengths=lengths_run(dev),
-        )
+        return _facts(self.base, self.task, self._subsets[0], self.pack.layout.costs)
 
     def check(self, arms: Sequence[ArmConfig]) -> None:
         """Refuse arms of which an end of a range cannot be built on this base: `UserError` with all that is wrong."""
-        check_arms(arms, self.base, self.pack.binder, self._room)
+        check_arms(arms, self.base, self.pack.binder, self._room, document=self.task.shortest_document)
 
     def admit(self, spec: TrialSpec) -> int:
         """Let a trial join, from its newest valid checkpoint where there is one; return the step it stands at.
@@ -104,8 +88,10 @@ class Trainer:
 
     def _built(self, spec: TrialSpec) -> Progress:
         """A trial as a new member of the pack, at its newest valid checkpoint."""
-        train, _ = self._subsets[subset_of(spec.replicate, len(self._subsets))]
-        member = self.pack.admit(spec.key, spec.config, Seeds.derive(spec.seed, spec.replicate), train=train)
+        index = subset_of(spec.replicate, len(self._subsets))
+        train, document = self._subsets[index][0], self.task.subsets[index].document
+        seeds = Seeds.derive(spec.seed, spec.replicate)
+        member = self.pack.admit(spec.key, spec.config, seeds, train=train, document=document)
         trial = Progress(spec, member)
         try:
             self._room.check(member.method)
@@ -240,6 +226,28 @@ class Trainer:
         report = Report(key, self.steps()[key], "failed", self.costs(key), note=reason)
         self.drop(key)
         return report
+
+
+def _facts(base: Base, task: Task, rows: tuple[list[Row], list[Row]], costs: Costs | None) -> WorkerFacts:
+    device, (train, dev) = base.device, rows
+    cuda = device.type == "cuda"
+    return WorkerFacts(
+        base_digest=base.digest,
+        num_parameters=base.shape.num_parameters,
+        precision=base.precision,
+        data_digest=task.digest,
+        num_test_total=task.num_test_total,
+        metrics=task.metrics,
+        device=torch.cuda.get_device_name(device) if cuda else "cpu",
+        num_threads=torch.get_num_threads(),
+        shape=base.shape,
+        free_bytes=free_bytes(device),
+        step_bytes=None if costs is None else costs.step_bytes,
+        num_dev=len(dev),
+        num_test=len(task.test_sources),
+        train_lengths=row_lengths(train),
+        dev_lengths=lengths_run(dev),
+    )
 
 
 def _save_artifact(trial: Progress, base: Base, task: TaskConfig, template: Template) -> None:

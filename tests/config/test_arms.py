@@ -150,6 +150,24 @@ MALFORMED = {
         "x.yaml:11: arms.prefix.format_mode: 'infix': must be cat where prefix_mode is embedding (an infix has "
         "embeddings of its own)",
     ),
+    "two starts": (
+        "learning_rate: {log",
+        "init_from: document\n    learning_rate: {log",
+        "x.yaml:12: arms.prefix.init_from: 'document': must be words where init_token is given (make init_token null)\n"
+        "x.yaml:12: arms.prefix.init_from: document needs a document, and task e2e has none: take words",
+    ),
+    "nothing left to train": (
+        "learning_rate: {log",
+        "frozen_positions: 1\n    learning_rate: {log",
+        "x.yaml:12: arms.prefix.frozen_positions: 1: must be below preseqlen (1)",
+    ),
+    "a network that starts as nothing": (
+        "finetune: {learning_rate: 5e-5}",
+        "finetune: {method: prefix, preseqlen: 3, mid_dim: 8, init_token: null, frozen_positions: 1, "
+        "learning_rate: 5e-5}",
+        "x.yaml:14: arms.finetune.frozen_positions: 1: must be 0 where a network starts as it is drawn (give "
+        "init_token or init_from)",
+    ),
     "no such format": (
         "preseqlen: {choice: [1, 5]}",
         "preseqlen: 5\n    format_mode: nopeek",

@@ -233,7 +233,7 @@ def test_who_distills_needs_a_task_with_a_teacher() -> None:
 def test_an_arm_distills_with_keys_of_its_own(
     monkeypatch: pytest.MonkeyPatch, values: str, message: str | None
 ) -> None:
-    monkeypatch.setitem(CATALOG, "e2e", replace(CATALOG["e2e"], has_teacher=True))
+    monkeypatch.setitem(CATALOG, "e2e", replace(CATALOG["e2e"], is_studied=True))
     text = changed("{learning_rate: 5e-5}", f"{{learning_rate: 5e-5, {values}}}")
     if message is None:
         assert load(text).arm("finetune").trial({"temperature": 2.0}).objective == "distill"

@@ -10,10 +10,20 @@ import torch
 
 from prefixray.artifacts.store import load_artifact, load_checkpoint
 from prefixray.batching.rows import Row
-from prefixray.config.trials import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial, TrialConfig
+from prefixray.config.schema import ArmConfig
+from prefixray.config.trials import (
+    AdapterTrial,
+    AnyTrial,
+    FinetuneTrial,
+    LoraTrial,
+    PrefixTrial,
+    TrainConfig,
+    TrialConfig,
+)
 from prefixray.data import Example, Sourced, Subset, Task
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
+from prefixray.methods.prefix import Prefix
 from prefixray.model.base import Base
 from prefixray.training import progress
 from prefixray.training.trainer import Trainer
@@ -404,3 +414,29 @@ def test_a_trial_that_was_paused_and_taken_up_ends_with_exactly_the_numbers_of_o
     assert paused == through and ended["paused"].earlier == ended["through"].earlier
     tensors, others = (load_artifact(tmp_path / name / "one" / "artifact")[0] for name in ended)
     assert all(torch.equal(tensor, others[key]) for key, tensor in tensors.items())
+
+
+def test_a_prefix_starts_as_the_document_of_its_subset_and_too_long_ones_are_refused_before_the_search(
+    make_base: MakeBase, tmp_path: Path
+) -> None:
+    base, texts = make_base("gpt2", torch.float64), ("The Eagle serves French food near Zizzi .", "A short text .")
+    subsets = [Subset(EXAMPLES[:4], EXAMPLES[4:6], text) for text in texts]
+    task = replace(TASK, train=subsets[0].train, dev=subsets[0].dev, document=texts[0], others=(subsets[1],))
+    trainer = Trainer(base, task, TaskConfig(name="custom"))
+    short = len(base.tokenizer(texts[1]).input_ids)
+    arm = ArmConfig(
+        name="prefix",
+        method="prefix",
+        fixed={"preseqlen": short, "mid_dim": None, "init_token": None, "init_from": "document", "learning_rate": 1e-2},
+        dimensions={},
+        num_trials=1,
+        train=TrainConfig(num_steps=4),
+    )
+    trainer.check([arm])
+    with pytest.raises(UserError, match=f"arms.prefix.preseqlen: {short + 1}: init_from document needs as many tokens"):
+        trainer.check([arm.model_copy(update={"fixed": {**arm.fixed, "preseqlen": short + 1}})])
+    for replicate, text in enumerate(texts, start=1):
+        key = f"prefix-{replicate}"
+        trainer.admit(_spec(tmp_path, key, arm.trial({}), replicate=replicate))
+        method = trainer.pack.members[key].method
+        assert isinstance(method, Prefix) and method.tokens == base.tokenizer(text).input_ids[:short]
