@@ -161,6 +161,10 @@ def test_a_sweep_runs_from_its_file_to_its_table(finished: Finished) -> None:
     logged = {path.name for path in Path(parent.info.artifact_uri.removeprefix("file://")).iterdir()}
     assert {"report.html", "report.md", "results.json", "sweep.yaml"} <= logged
     assert "What did the workers do?" in (sweep.results / "report.html").read_text()
+    trials = sweep.trials()
+    began = [trial.datetime_start for name in trials if name.startswith("final/") for trial in trials[name]]
+    ended = [trial.datetime_complete for name in ("prefix", "lora") for trial in trials[name]]
+    assert min(filter(None, began)) < max(filter(None, ended)), "final runs take what the searches leave"
     timeline = read_timeline(sweep.results)
     assert timeline is not None and len(timeline.begins) == 1, "a driver that was refused did nothing"
     stages = {stage for lane in timeline.lanes for span in lane.spans for stage in span.doing.trials}

@@ -125,7 +125,8 @@ class SearchConfig(Strict):
     stop_when: StopWhen | None = None
     """When an arm starts no more trials, such as {no_better: 12} or {dev/loss: 1.6}; null: after num_trials alone."""
     max_hours: PositiveFloat | None = None
-    """No trial is started after this much wall time of the search, in all runs of the command; running ones end."""
+    """No trial of a search is started after this much wall time until all searches have ended, in all runs of the
+    command; running ones end."""
     max_gpu_hours: PositiveFloat | None = None
     """The same after this many hours of all workers' devices together, GPUs or not."""
     max_wait_hours: PositiveFloat | None = None

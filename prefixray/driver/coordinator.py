@@ -43,7 +43,8 @@ class Coordinator:
         self, stages: Sequence[Stage], pool: Pool, tracker: Tracker, inbox: Inbox, budget: Budget | None = None
     ) -> None:
         """Take over what earlier drivers have left; once `budget` is spent, no new trial starts."""
-        self._stages, self._pool, self._inbox, self._budget = list(stages), pool, inbox, budget
+        self._pool, self._inbox, self._budget = pool, inbox, budget
+        stages = list(stages)  # others may join
         self._running: dict[str, RunningTrial] = {}
         self._to_start_again: list[str] = []  # trials that Tune has lost by falling over
         self._stopping: set[str] = set()  # trials that a request stops, until their last reports come
@@ -59,9 +60,8 @@ class Coordinator:
             stages, pool, budget, num_begun=board.num_begun, num_active=self._num_active, num_paused=board.num_paused
         )
         self._requests = RequestHandler(stages, self)
-        for stage in self._stages:
-            for record in stage.source.records():
-                self._ledger.take_over(stage, record)
+        self.is_searching, self.most_at_once = self._schedule.is_searching, self._schedule.most_at_once
+        self._ledger.take_over_all(stages)
 
     def next(self) -> dict[str, Any] | Literal["FINISHED"] | None:
         """The next trial as Tune's configuration; None where none can start now."""
@@ -78,6 +78,9 @@ class Coordinator:
                         self._ledger.refuse(stage, proposal, error)
                 if self._board.num_paused(stage) and self._schedule.is_done(stage):
                     self._ledger.end_paused(stage)
+            self._ledger.take_over_all(following := self._schedule.follow())
+            if following:
+                return self.next()
             self._over = self._schedule.is_over()
             return "FINISHED" if self._over else None
 
@@ -129,8 +132,8 @@ class Coordinator:
         with self._lock, self._noting_end():
             self._pool.rescale(*self._schedule.demand())
             if self._budget is not None:
-                self._budget.note(self._pool.device_seconds)
-            self._pool.use_idle()
+                self._budget.note(self._pool.device_seconds, counts=self.is_searching())
+            self._pool.use_idle(may_begin=not self._schedule.could_start())
             for key in self._stopping:
                 self._pool.stop(key)
             self._board.note_workers(statuses, self._running)
@@ -139,11 +142,6 @@ class Coordinator:
         """A picture for the live view, as of the last report and the last tick; changes nothing."""
         with self._lock:
             return self._board.view(title, stage, num_slots=self._pool.num_slots, is_running=bool(self._running))
-
-    def most_at_once(self) -> int:
-        """How many trials there can be at a time."""
-        num_slots = self._pool.num_slots * self._pool.most_workers
-        return max(1, min(num_slots, sum(stage.concurrency for stage in self._stages)))
 
     def suspend(self) -> None:
         """Have the workers checkpoint all trials, for the next driver to go on with."""

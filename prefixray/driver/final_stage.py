@@ -2,6 +2,10 @@
 
 Only the search's ranking goes into the stage, none of its scores. Where `final.candidates` is above 1, an arm's best
 configurations are trained with one seed first, and their hypotheses on dev decide which of them goes on.
+
+An arm whose winner is known begins its runs while others are still searched; so does an arm without a search. The runs
+are the same whenever they begin, since their seeds are their own. If a request goes on with a search after that, and
+another configuration wins, its runs come in the end.
 """
 
 import logging
@@ -39,25 +43,38 @@ class FinalStage:
 
         `studies` are the searches, by arm. The untuned base decodes test too, into a folder of its own.
         """
-        best = {arm.name: self._best(arm, studies) for arm in self._config.arms}
+        best = {arm.name: self._best(arm, studies.get(arm.name)) for arm in self._config.arms}
         candidates = {arm: records for arm, records in best.items() if len(records) > 1}
         if candidates:
             best |= self._choose(candidates, dev_sources)
-        seeds = range(1, self._config.final.num_seeds + 1)
-        untuned = self._decode_job(None, self._folder.untuned, "test")
-        self._engine.pool.decode_when_idle(untuned)
-        runs = self._train("final", {arm: self._runs(arm, records[:1], seeds) for arm, records in best.items()})
-        self._engine.decode([untuned, *self._decode_jobs(runs, "test")])
+        for arm, records in best.items():
+            if not records:
+                logger.warning("no trial of %s has a score: it is left out of the final stage", arm)
+        runs = self._train("final", {arm: self._final_runs(arm, records) for arm, records in best.items()})
+        self._engine.decode([self._untuned, *self._decode_jobs(runs, "test")])
         return runs
 
-    def _best(self, arm: ArmConfig, studies: Mapping[str, ArmStudy]) -> Sequence[Record | None]:
+    def early(self, arm: ArmConfig, study: ArmStudy | None) -> Stage | None:
+        """The runs of an arm whose search has ended, or that has none; None where no trial has a score.
+
+        They are the final runs, or those of its candidates, which are compared once all searches have ended. Workers
+        that have nothing to train decode with the untuned base from now on.
+        """
+        self._engine.pool.decode_when_idle(self._untuned)
+        best = self._best(arm, study)
+        if len(best) > 1:
+            runs = self._runs(arm.name, best, [CANDIDATE_REPLICATE])
+            return self._stage(f"candidates/{arm.name}", runs, self._study("candidates", arm.name, runs), "dev")
+        runs = self._final_runs(arm.name, best)
+        return self._stage(f"final/{arm.name}", runs, self._study("final", arm.name, runs), "test") if runs else None
+
+    @property
+    def _untuned(self) -> DecodeJob:
+        return self._decode_job(None, self._folder.untuned, "test")
+
+    def _best(self, arm: ArmConfig, study: ArmStudy | None) -> Sequence[Record | None]:
         """The records whose configurations go on, best first; None is the only configuration of an unsearched arm."""
-        if arm.name not in studies:
-            return [None]
-        best = studies[arm.name].best(self._config.final.candidates)
-        if not best:
-            logger.warning("no trial of %s has a score: it is left out of the final stage", arm.name)
-        return best
+        return [None] if study is None else study.best(self._config.final.candidates)
 
     def _choose(
         self, candidates: Mapping[str, Sequence[Record | None]], dev_sources: Sequence[Sourced]
@@ -70,6 +87,10 @@ class FinalStage:
         form = self._config.word_form
         chosen = {arm: best_candidate(arm_runs, dev_sources, metric, form).number for arm, arm_runs in runs.items()}
         return {arm: [r for r in candidates[arm] if r and r.number == number] for arm, number in chosen.items()}
+
+    def _final_runs(self, arm_name: str, records: Sequence[Record | None]) -> list[FinalRun]:
+        """The runs of the first of these configurations with fresh seeds."""
+        return self._runs(arm_name, records[:1], range(1, self._config.final.num_seeds + 1))
 
     def _runs(self, arm_name: str, records: Sequence[Record | None], replicates: Sequence[int]) -> list[FinalRun]:
         """The runs of these configurations with these seeds."""
@@ -85,19 +106,16 @@ class FinalStage:
         """Train these runs; by arm, those that ended well."""
         split: Split = "test" if name == "final" else "dev"
         arms = sorted(self._config.arms, key=lambda arm: not arm.exclusive)  # those that need an empty worker first
-        studies = {
-            arm.name: FixedStudy(
-                self._storage, self._config.name, f"{name}/{arm.name}", [run.item for run in wanted[arm.name]]
-            )
-            for arm in arms
-            if wanted.get(arm.name)
-        }
+        studies = {arm.name: self._study(name, arm.name, wanted[arm.name]) for arm in arms if wanted.get(arm.name)}
         stages = [self._stage(f"{name}/{arm}", wanted[arm], study, split) for arm, study in studies.items()]
         self._engine.run(name, stages)
         for study in studies.values():
             study.withdraw()
         ended_well = {arm: [run for run in runs if run.result() is not None] for arm, runs in wanted.items()}
         return {arm: runs for arm, runs in ended_well.items() if runs}
+
+    def _study(self, name: str, arm: str, runs: Sequence[FinalRun]) -> FixedStudy:
+        return FixedStudy(self._storage, self._config.name, f"{name}/{arm}", [run.item for run in runs])
 
     def _stage(self, name: str, runs: Sequence[FinalRun], study: FixedStudy, split: Split) -> Stage:
         by_item = {run.item: run for run in runs}

@@ -24,6 +24,9 @@ class Trials(Protocol):
     def is_over(self) -> bool:
         """Whether Tune was told that no trial comes any more; until then a search may be extended."""
 
+    def is_searching(self) -> bool:
+        """Whether a trial of a search runs or may start."""
+
     def running(self) -> Sequence[str]:
         """The keys of the trials that run."""
 
@@ -117,7 +120,7 @@ class RequestHandler:
 
     def _finish(self, request_id: str) -> str:
         """Close every search, unless an arm would be left without a score."""
-        if not self._searches:
+        if not self._trials.is_searching():
             raise UserError("finish: the search is over already; the final stage is running")
         if unscored := [arm for arm, (_, study) in self._searches.items() if _awaits_first_score(study)]:
             arms = ", ".join(unscored)

@@ -24,14 +24,13 @@ from prefixray.driver.final_stage import FinalStage
 from prefixray.driver.restart import has_started_anew, watched
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.stage import Stage
-from prefixray.metrics.own import is_own
 from prefixray.planning.slots import num_at_once
 from prefixray.planning.speeds import keep_speeds
 from prefixray.reporting.live import LiveView
 from prefixray.reporting.tables import render_note
 from prefixray.results.command_run import command_run, runs_so_far
 from prefixray.results.compare import Facts, FinalRun, make_results
-from prefixray.results.hypotheses import try_own_metrics
+from prefixray.results.hypotheses import check_data
 from prefixray.results.record import UNTUNED, CommandRun, ExampleOutputs, Results, Stored
 from prefixray.results.timeline.keeper import FILE, Timekeeper
 from prefixray.search.budget import Budget, early_endings
@@ -45,7 +44,7 @@ from prefixray.search.study import ArmStudy, search_so_far
 from prefixray.search.trial_source import Proposal, Record
 from prefixray.system.logs import quieten, to_file
 from prefixray.system.machine import check_four_bit
-from prefixray.system.path_or_hub import absolute, check_base, local_path
+from prefixray.system.path_or_hub import absolute, check_base
 from prefixray.tracking.tracker import Tracker, check_server, open_tracker
 from prefixray.tracking.views import columns_of, sweep_params
 from prefixray.trial import TrialSpec
@@ -116,7 +115,7 @@ def drive(
         repair_journal(folder.journal)
         if not folder.journal.is_file():
             read_warm_start(config)  # before Ray starts
-        _check_data(config)
+        check_data(config.task, config.final.named_metrics)
         check_server(config.tracking)
         live = LiveView(shown)
         try:
@@ -153,7 +152,7 @@ class _Sweep:
         self._engine = Engine(self._pool, self._tracker, self._inbox, live, title, folder.path)
 
     def run(self) -> Outcome:
-        """Search, final stage, table; again where requests came too late for the search."""
+        """Search, what is left of the final stage, table; again where requests came too late for the search."""
         state: Literal["finished", "interrupted", "failed"] = "failed"
         try:
             with self._engine.live.during(self._start_view):
@@ -181,13 +180,18 @@ class _Sweep:
         return {"prefixray.stage": "sweep", "prefixray.task": self._config.task.name, **digests}
 
     def _search(self) -> dict[str, ArmStudy]:
-        """Run the search of every arm that has something to search; the studies, by arm."""
+        """Run the search of every arm that has something to search; the studies, by arm.
+
+        Final runs that need not wait for other arms run beside it.
+        """
         stages = [self._search_stage(arm) for arm in self._config.arms if arm.dimensions]
         studies = {stage.name: stage.source for stage in stages if isinstance(stage.source, ArmStudy)}
         if stages:
             try:
                 if (problem := self._budget.problem()) is not None:
                     logger.warning("%s", problem)
+                at_once = [self._final.early(arm, None) for arm in self._config.arms if not arm.dimensions]
+                stages += [stage for stage in at_once if stage is not None]
                 self._engine.run("search", stages, self._budget)
             except KeyboardInterrupt:
                 self._store_search()
@@ -226,7 +230,17 @@ class _Sweep:
                 resumed_from=trial.resumed_from,
             )
 
-        return Stage(arm.name, arm, study, concurrency, spec, policy, stop_when=search.stop_when)
+        return Stage(
+            arm.name,
+            arm,
+            study,
+            concurrency,
+            spec,
+            policy,
+            stop_when=search.stop_when,
+            then=lambda: self._final.early(arm, study),
+            num_then=max(self._config.final.num_seeds, self._config.final.candidates),
+        )
 
     @cached_property
     def _known(self) -> Mapping[str, Sequence[KnownTrial]]:
@@ -246,8 +260,8 @@ class _Sweep:
 
     def _finish(self, studies: Mapping[str, ArmStudy]) -> Results:
         """Run the final stage, compare the arms, and publish the results."""
-        config, task = self._config, load_task(self._config.task)
-        runs = FinalStage(config, self._folder, self._final_storage(), self._engine).run(studies, task.dev_sources)
+        task = load_task(self._config.task)
+        runs = self._final.run(studies, task.dev_sources)
         with self._engine.live.during(self._engine.picture("score", "scoring and comparing")):
             results, every = self._compare(task, studies, runs)
         for arm in results["arms"]:
@@ -281,6 +295,10 @@ class _Sweep:
         results["runs"] = self._runs(results)
         results["budget"] = {"minutes": sum(run["minutes"] for run in results["runs"])}
         return results, every
+
+    @cached_property
+    def _final(self) -> FinalStage:
+        return FinalStage(self._config, self._folder, self._final_storage(), self._engine)
 
     def _final_storage(self) -> Storage:
         """The journal of the final stage's studies, which optuna-dashboard need not show beside the search's.
@@ -330,17 +348,3 @@ def _check_here(config: SweepConfig) -> None:
     check_base(config.base)
     if config.train.precision == "4bit":
         check_four_bit(has_gpu=num_gpus_here() > 0)
-
-
-def _check_data(config: SweepConfig) -> None:
-    """Read the task's local files before Ray starts, so that a wrong row is reported at once.
-
-    Metrics of the user's own score the first references, and a hypothesis without a word, for the same reason.
-    """
-    paths, metrics = config.task.paths.values(), config.final.named_metrics
-    if not any(map(is_own, metrics)) and not (paths and all(local_path(path) is not None for path in paths)):
-        return
-    task = load_task(config.task)
-    for leak in task.leaks if paths else ():
-        logger.warning("task: %s", leak)
-    try_own_metrics(metrics, task)

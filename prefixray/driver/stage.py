@@ -1,10 +1,11 @@
 """Stages, and which of them starts the next trial.
 
-A stage holds the trials of one arm that are to be run: the arm's search, or its runs in the final stage. A schedule
-decides whose turn it is; it knows how many trials run, but not their losses.
+A stage holds the trials of one arm that are to be run: the arm's search, or its runs in the final stage. The final runs
+of an arm that need not wait for other arms begin beside their searches. A schedule decides whose turn it is; it knows
+how many trials run, but not their losses.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from prefixray.cluster.decode_queue import DecodeJob
@@ -32,6 +33,13 @@ class Stage:
     policy: Policy = field(default_factory=Halving)  # by default there is no rung
     decode: Callable[[TrialSpec], DecodeJob] | None = None  # how a trial that is done is decoded
     stop_when: StopWhen | None = None
+    then: "Callable[[], Stage | None]" = lambda: None  # the stage that may begin once this one has ended
+    num_then: int = 0  # how many trials that stage has at once, at most
+
+    @property
+    def is_search(self) -> bool:
+        """Whether it is an arm's search, which a budget ends and requests change."""
+        return isinstance(self.source, ArmStudy)
 
     def at_rung(self, step: int) -> str:
         """The note of a trial that is stopped or pauses at the rung of this step."""
@@ -52,11 +60,14 @@ class Schedule:
     In a search, trials that share workers come first. Trials that need a worker alone are due when the other arms have
     begun half of their trials, until their own arm has begun half too; the rest comes last. So a search that ends early
     leaves every arm half searched.
+
+    Final runs take the seats and the workers that the searches leave. Those that need a worker alone take long: they
+    come first, and are due when such trials of a search would be, where there is another worker for the rest.
     """
 
     def __init__(
         self,
-        stages: Sequence[Stage],
+        stages: list[Stage],
         pool: Pool,
         budget: Budget | None,
         *,
@@ -64,10 +75,14 @@ class Schedule:
         num_active: Callable[[Stage], int],
         num_paused: Callable[[Stage], int],
     ) -> None:
-        """`num_begun` counts the trials of a stage that have begun, `num_active` those that run."""
-        self._stages, self._pool, self._budget = list(stages), pool, budget
+        """`num_begun` counts the trials of a stage that have begun, `num_active` those that run.
+
+        Stages that follow others join `stages`.
+        """
+        self._stages, self._pool, self._budget = stages, pool, budget
         self._num_begun, self._num_active, self._num_paused = num_begun, num_active, num_paused
         self._closed: set[str] = set()  # stages that start no more new trials
+        self._followed: set[str] = set()  # stages whose end has been followed by the next stage, if there is one
         self._is_held = False
         self._news: list[str] = []
 
@@ -76,8 +91,9 @@ class Schedule:
 
         While a stage that is due waits for an empty worker, one worker gets no more trials that share it.
         """
-        due = [stage for stage in self._stages if stage.arm.exclusive and not self._is_half_begun(stage)]
-        if due and not all(self._is_half_begun(stage) for stage in self._stages if not stage.arm.exclusive):
+        sharing = [stage for stage in self._stages if stage.is_search and not stage.arm.exclusive]
+        due = [stage for stage in self._stages if stage.arm.exclusive and self._is_due(stage)]
+        if not all(map(self._is_half_begun, sharing)):
             due = []
         self._pool.reserve(any(self._num_active(stage) < stage.concurrency for stage in due))
         turns = {stage.name: 0 if stage in due else _turn(stage) for stage in self._stages}
@@ -90,7 +106,7 @@ class Schedule:
         """
         while self._has_seat(stage):
             may_start = self.may_start(stage)
-            if not (self.is_spent() or stage.enough() or stage.source.num_orphans()):
+            if not (self._is_spent(stage) or stage.enough() or stage.source.num_orphans()):
                 key = stage.policy.take_up(more_come=self.more_come(stage))
                 if key is not None:
                     stage.source.resume(number_of(key))
@@ -118,7 +134,7 @@ class Schedule:
         """
         if stage.name in self._closed or self._num_active(stage) >= stage.concurrency:
             return False
-        if self.is_spent() and not stage.source.num_orphans():
+        if self._is_spent(stage) and not stage.source.num_orphans():
             self.close(stage)
             return False
         news = None if stage.source.num_orphans() else ended_early(stage.name, stage.source, stage.stop_when)
@@ -144,10 +160,37 @@ class Schedule:
 
     def reopen(self, stage: Stage) -> bool:
         """Ask a stage again for trials; whether any may start."""
-        if self._is_held or self.is_spent():
+        if self._is_held or self._is_spent(stage):
             return False
         self._closed.discard(stage.name)
         return True
+
+    def has_ended(self, stage: Stage) -> bool:
+        """Whether no trial of a stage runs or pauses, and none will start."""
+        return stage.name in self._closed and not self._num_active(stage) and not self._num_paused(stage)
+
+    def follow(self) -> list[Stage]:
+        """The stages that begin since others have ended; each begins once, and joins the stages."""
+        if self._is_held:
+            return []
+        ended = [stage for stage in self._stages if stage.name not in self._followed and self.has_ended(stage)]
+        self._followed |= {stage.name for stage in ended}
+        following = [stage for one in ended if (stage := one.then()) is not None]
+        self._stages += following
+        return following
+
+    def most_at_once(self) -> int:
+        """How many trials there can be at a time, those of stages that follow included."""
+        num_slots = self._pool.num_slots * self._pool.most_workers
+        return max(1, min(num_slots, sum(stage.concurrency + stage.num_then for stage in self._stages)))
+
+    def is_searching(self) -> bool:
+        """Whether a trial of a search runs, pauses or may start."""
+        return any(stage.is_search and not self.has_ended(stage) for stage in self._stages)
+
+    def could_start(self) -> bool:
+        """Whether a trial could start right now, so that no worker may take anything else."""
+        return any(self._num_left(stage) and self._has_seat(stage) for stage in self._stages)
 
     def is_over(self) -> bool:
         """Whether no trial runs and none will start."""
@@ -155,29 +198,39 @@ class Schedule:
             return False
         return self._is_held or not any(map(self._num_paused, self._stages))
 
-    def is_spent(self) -> bool:
-        """Whether the budget is spent."""
-        return self._budget is not None and self._budget.problem() is not None
-
     def demand(self) -> tuple[int, int]:
         """Trials that run or could start now: those that share a worker, and those that need a worker alone."""
         num_sharing = num_exclusive = 0
         for stage in self._stages:
             num_active = self._num_active(stage)
-            num_left = stage.source.num_wanted() - self._num_begun(stage) if stage.name not in self._closed else 0
-            if num_active == 0 and not self._is_held:
-                num_left += self._num_paused(stage)
-            num_at_once = num_active + min(stage.concurrency - num_active, max(0, num_left))
+            num_at_once = num_active + min(stage.concurrency - num_active, self._num_left(stage))
             if stage.arm.exclusive:
                 num_exclusive += num_at_once
             else:
                 num_sharing += num_at_once
         return num_sharing, num_exclusive
 
+    def _num_left(self, stage: Stage) -> int:
+        """How many trials of a stage are still to begin, or pause while none of it runs."""
+        num_left = stage.source.num_wanted() - self._num_begun(stage) if stage.name not in self._closed else 0
+        if not self._num_active(stage) and not self._is_held:
+            num_left += self._num_paused(stage)
+        return max(0, num_left)
+
+    def _is_spent(self, stage: Stage) -> bool:
+        """Whether a stage may start no trial since the budget is spent, which is the searches' alone."""
+        return stage.is_search and self._budget is not None and self._budget.problem() is not None
+
     def _has_seat(self, stage: Stage) -> bool:
         if self._is_held or self._num_active(stage) >= stage.concurrency:
             return False
         return self._pool.has_room(exclusive=stage.arm.exclusive)
+
+    def _is_due(self, stage: Stage) -> bool:
+        """Whether a stage that needs a worker alone is due once the other searches are half begun."""
+        if stage.is_search:
+            return not self._is_half_begun(stage)
+        return self._pool.most_workers > 1 and self._num_left(stage) > 0
 
     def _is_half_begun(self, stage: Stage) -> bool:
         return stage.name in self._closed or 2 * self._num_begun(stage) >= stage.source.num_wanted()
@@ -189,5 +242,7 @@ def number_of(key: str) -> int:
 
 
 def _turn(stage: Stage) -> int:
-    """When a stage that is not due is asked; the final stage keeps the order of its list."""
-    return 2 if stage.arm.exclusive and isinstance(stage.source, ArmStudy) else 1
+    """When a stage that is not due is asked: first searches, and in the final stage those that need a worker alone."""
+    if stage.is_search:
+        return 2 if stage.arm.exclusive else 1
+    return 3 if stage.arm.exclusive else 4

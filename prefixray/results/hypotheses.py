@@ -5,6 +5,7 @@ source, and sources.
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -15,15 +16,19 @@ import numpy as np
 
 from prefixray.config.files.found import find_sweep
 from prefixray.config.schema import Evaluation
-from prefixray.data import Sourced, Task
+from prefixray.data import Sourced, Task, load_task
 from prefixray.data.entries import one_line
+from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.metrics import Scored, higher_is_better, score
 from prefixray.metrics.challenge_words import WordForm
 from prefixray.metrics.own import is_own
 from prefixray.results.record import is_finished, load_results
 from prefixray.system.atomic_files import write_whole
+from prefixray.system.path_or_hub import local_path
 from prefixray.trial import TrialFolder
+
+logger = logging.getLogger(__name__)
 
 Split = Literal["dev", "test"]
 _SUFFIXES = ("hyp", "ref", "src")
@@ -54,6 +59,20 @@ def score_all(
     return {
         metric: replace(rows, statistics=np.add.reduceat(rows.statistics, starts)) for metric, rows in scored.items()
     }
+
+
+def check_data(config: TaskConfig, metrics: Sequence[str]) -> None:
+    """Read a task's local files before Ray starts, so that a wrong row is reported at once.
+
+    Metrics of the user's own score the first references, and a hypothesis without a word, for the same reason.
+    """
+    paths = config.paths.values()
+    if not any(map(is_own, metrics)) and not (paths and all(local_path(path) is not None for path in paths)):
+        return
+    task = load_task(config)
+    for leak in task.leaks if paths else ():
+        logger.warning("task: %s", leak)
+    try_own_metrics(metrics, task)
 
 
 def try_own_metrics(metrics: Sequence[str], task: Task) -> None:

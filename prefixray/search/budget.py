@@ -69,11 +69,15 @@ class Budget:
         """Let the clock run again; hours since the last `note` do not count."""
         self._noted_at, self._noted_device_seconds = time.monotonic(), device_seconds
 
-    def note(self, device_seconds: float, *, is_last: bool = False) -> None:
-        """Count the hours since the last `note`; `device_seconds` is how long this driver has held devices so far."""
+    def note(self, device_seconds: float, *, is_last: bool = False, counts: bool = True) -> None:
+        """Count the hours since the last `note`, unless the search had ended: they do not count (`counts`).
+
+        `device_seconds` is how long this driver has held devices so far.
+        """
         now = time.monotonic()
-        self._spent["max_hours"] += (now - self._noted_at) / 3600
-        self._spent["max_gpu_hours"] += (device_seconds - self._noted_device_seconds) / 3600
+        if counts:
+            self._spent["max_hours"] += (now - self._noted_at) / 3600
+            self._spent["max_gpu_hours"] += (device_seconds - self._noted_device_seconds) / 3600
         self._noted_at, self._noted_device_seconds = now, device_seconds
         if is_last or now > self._written_at + WRITE_SECONDS:
             self._written_at = now

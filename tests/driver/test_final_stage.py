@@ -1,6 +1,7 @@
 """The final stage without Ray: what is trained and decoded for which arm. Training and decoding are played."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from prefixray.results.hypotheses import write_hypotheses
 from prefixray.search.importance import parameter_importance
 from prefixray.search.storage import open_storage
 from prefixray.search.study import ArmStudy
-from prefixray.trial import Report, TrialFolder
+from prefixray.trial import Report, TrialFolder, TrialSpec
 
 SWEEP = """
 name: small
@@ -43,9 +44,11 @@ class PlayedEngine:
         self.folder, self.failing = folder, failing
         self.pool = SimpleNamespace(decode_when_idle=lambda job: None)
         self.trained: list[tuple[str, list[str]]] = []
+        self.stages: list[Stage] = []
         self.decoded: list[list[str]] = []
 
     def run(self, name: str, stages: Sequence[Stage]) -> None:
+        self.stages += stages
         for stage in stages:
             keys = []
             while (proposal := stage.source.ask()) is not None:
@@ -132,3 +135,43 @@ def test_a_driver_opens_its_journal_once(tmp_path: Path, config: SweepConfig, mo
     FinalStage(config, folder, storage, engine).run({"prefix": study}, SOURCES)  # type: ignore[arg-type]
     parameter_importance(storage, config.name, config.arm("prefix"), ())
     assert len(opened) == 1 and len(engine.trained) >= 2
+
+
+def test_runs_that_began_early_are_those_of_the_final_stage_and_are_not_run_again(
+    tmp_path: Path, config: SweepConfig
+) -> None:
+    config = config.model_copy(update={"final": config.final.model_copy(update={"candidates": 1})})
+    specs: dict[str, list[TrialSpec]] = {}
+    trained: dict[str, list[tuple[str, list[str]]]] = {}
+    for when in ("early", "late"):
+        folder, engine = ResultsFolder(tmp_path / when), PlayedEngine(tmp_path / when)
+        folder.path.mkdir()
+        studies, stage = searched(folder, config, [2.0, 1.5, 3.0, 1.0]), open_stage(config, folder, engine)
+        if when == "early":
+            begun = [stage.early(arm, studies.get(arm.name)) for arm in config.arms]
+            engine.run("search", [one for one in begun if one is not None])
+        runs = stage.run(studies, SOURCES)
+        specs[when] = [one.spec(record) for one in engine.stages for record in one.source.records()]
+        trained[when] = [(name, keys) for name, keys in engine.trained if keys]
+        assert engine.decoded == [["final/untuned", *(run.name for arm in runs for run in runs[arm])]]
+    assert sorted(trained["early"]) == sorted(trained["late"])
+    at = {spec.key: replace(spec, folder="") for spec in specs["late"]}
+    assert {spec.key: replace(spec, folder="") for spec in specs["early"]} == at and len(at) == 6
+
+
+def test_candidates_begin_early_too_and_an_arm_without_a_score_begins_nothing(
+    tmp_path: Path, config: SweepConfig
+) -> None:
+    folder, engine = ResultsFolder(tmp_path), PlayedEngine(tmp_path)
+    stage, studies = open_stage(config, folder, engine), searched(folder, config, [2.0, 1.5, 3.0, 1.0])
+    begun = stage.early(config.arm("prefix"), studies["prefix"])
+    assert begun is not None
+    engine.run("search", [begun])
+    assert engine.trained == [("candidates/prefix", ["final/prefix-3-1000", "final/prefix-1-1000"])]
+    stage.run(studies, SOURCES)
+    assert ("candidates/prefix", []) in engine.trained, "they are not trained again"
+    assert ("final/prefix", ["final/prefix-1-1", "final/prefix-1-2"]) in engine.trained
+    other = ResultsFolder(tmp_path / "other")
+    other.path.mkdir()
+    unscored = searched(other, config, [None] * 4)
+    assert open_stage(config, other, engine).early(config.arm("prefix"), unscored["prefix"]) is None

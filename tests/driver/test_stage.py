@@ -8,7 +8,9 @@ from support.fake_pool import Driver
 
 from prefixray.config.schema import SearchConfig, StopWhen
 from prefixray.driver.stage import Stage
+from prefixray.results.compare import FinalRun
 from prefixray.search.budget import Budget
+from prefixray.search.fixed_study import FixedStudy
 from prefixray.search.requests import Extend
 from prefixray.search.study import ArmStudy
 from prefixray.search.trial_source import Proposal, Record
@@ -88,3 +90,100 @@ def test_a_search_that_has_found_enough_starts_no_more_trials_and_says_so_once_f
     assert _searched(driver, StopWhen(no_better=3 + 1), losses) == [
         (told.replace("12", "14") + "4 trials in a row were no better than trial 6 with dev/loss 1.4").format(11)
     ]
+
+
+def _final(driver: Driver, arm: str, *, exclusive: bool = False) -> Stage:
+    """The final stage of an arm: one run with fresh seeds."""
+    method = "finetune" if exclusive else "lora"
+    config = driver.arm.model_copy(update={"name": arm, "method": method, "dimensions": {}})
+    run = FinalRun(config, driver.stage.spec(Record(0, {}, "done", 1.0, {}, None)).config, 0, 1, driver.folder / arm)
+
+    def spec(trial: Proposal | Record) -> TrialSpec:
+        return replace(driver.stage.spec(trial), key=run.name, folder=str(run.folder), replicate=1)
+
+    source = FixedStudy(driver.storage, "small", f"final/{arm}", [run.item])
+    return Stage(f"final/{arm}", config, source, 1, spec)
+
+
+def test_final_runs_take_the_seats_that_a_search_leaves_and_follow_its_end(driver: Driver) -> None:
+    baseline, following = _final(driver, "lora"), _final(driver, "prefix")
+    asked: list[str] = []
+
+    def then() -> Stage:
+        asked.append("prefix")
+        return following
+
+    driver.stage = replace(driver.stage, then=then, num_then=1)
+    driver.coordinator = driver.coordinate(baseline, driver.stage)
+    assert driver.start() == ["prefix/0", "prefix/1"], "the search comes first wherever its arm stands"
+    assert driver.coordinator.most_at_once() == 2
+    for key in ("prefix/0", "prefix/1", "prefix/2"):
+        driver.report(key, 40)
+        driver.start()
+    assert driver.pool.keys == {"prefix/3", "final/lora-0-1"} and not asked
+    assert driver.report("prefix/3", 40) is False
+    assert driver.start() == ["final/prefix-0-1"] and driver.pool.keys == {"final/lora-0-1", "final/prefix-0-1"}
+    driver.run_all()
+    assert asked == ["prefix"] and [record.state for record in following.source.records()] == ["done"]
+
+
+def test_the_next_driver_takes_over_final_runs_beside_a_search_and_behind_it(driver: Driver) -> None:
+    def take_over(driver: Driver) -> list[str]:
+        again = Driver(driver.folder)
+        stage = replace(again.stage, then=lambda: _final(again, "prefix"), num_then=1)
+        again.coordinator, driver.pool = again.coordinate(stage, _final(again, "lora")), again.pool
+        driver.coordinator = again.coordinator
+        return again.start()
+
+    assert take_over(driver) == ["prefix/0", "prefix/1"]
+    for key in ("prefix/0", "prefix/1", "prefix/2"):
+        driver.report(key, 40)
+        driver.start()
+    assert take_over(driver) == ["prefix/3", "final/lora-0-1"], "both ran when the driver was killed"
+    driver.report("prefix/3", 40)
+    assert driver.start() == ["final/prefix-0-1"]
+    driver.report("final/lora-0-1", 40)
+    assert take_over(driver) == ["final/prefix-0-1"], "the search has ended already"
+    assert driver.report("final/prefix-0-1", 40) is False
+    assert driver.coordinator.next() == "FINISHED" and take_over(driver) == []
+    assert driver.coordinator.next() == "FINISHED"
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_final_run_that_needs_a_worker_alone_begins_at_half_time_where_another_worker_goes_on(
+    driver: Driver, num_workers: int
+) -> None:
+    driver.pool.most_workers = num_workers
+    alone, sharing = _final(driver, "finetune", exclusive=True), _final(driver, "lora")
+    driver.coordinator = driver.coordinate(driver.stage, sharing, alone)
+    starts: list[list[str]] = []
+    while started := driver.start():  # on the one worker that is played
+        starts.append(started)
+        for key in started:
+            driver.report(key, 40)
+    searched = [["prefix/0", "prefix/1"], ["prefix/2", "prefix/3"]]
+    finals = [["final/finetune-0-1"], ["final/lora-0-1"]]
+    assert starts == ([*searched, *finals] if num_workers == 1 else [searched[0], finals[0], searched[1], finals[1]])
+
+
+def test_a_spent_budget_ends_searches_and_no_final_run(tmp_path: Path) -> None:
+    budget = Budget(tmp_path, SearchConfig(num_trials=4, max_gpu_hours=10 / 3600))
+    driver = Driver(tmp_path, budget=budget)
+    driver.coordinator = driver.coordinate(driver.stage, _final(driver, "lora"), budget=budget)
+    running = driver.start()
+    driver.pool.device_seconds = 11.0
+    driver.coordinator.tick()
+    for key in running:
+        driver.report(key, 40)
+    assert driver.start() == ["final/lora-0-1"] and driver.states() == ["done", "done"]
+    driver.pool.device_seconds = 90.0
+    driver.coordinator.tick()
+    assert ": 0.00306 of" in (budget.problem() or ""), "what final runs take is not the search's"
+
+
+def test_a_worker_decodes_where_no_trial_could_begin(driver: Driver) -> None:
+    driver.coordinator.tick()
+    assert driver.pool.calls[-1] == "use_idle later", "a trial is about to come"
+    driver.start()
+    driver.coordinator.tick()
+    assert driver.pool.calls[-1] == "use_idle"

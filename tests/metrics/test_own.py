@@ -6,10 +6,10 @@ import pytest
 from support.sweep_files import changed, complaint, load
 
 from prefixray.config.schema import SweepConfig
-from prefixray.driver.run import _check_data
 from prefixray.errors import UserError
 from prefixray.metrics import decimals, higher_is_better, label, score
 from prefixray.planning.estimate import plan_sweep
+from prefixray.results.hypotheses import check_data
 
 HYPOTHESES, REFERENCES = ["a b", "c"], [["a b", "x"], ["d"]]
 MODULE = """
@@ -91,8 +91,11 @@ def test_a_function_that_cannot_score_is_found_before_anything_starts() -> None:
     def config(function: str) -> SweepConfig:
         return load(changed("metric: test/bleu", f"metric: mine_of_test:{function}"))
 
-    _check_data(config("share"))
+    def check(config: SweepConfig) -> None:
+        check_data(config.task, config.final.named_metrics)
+
+    check(config("share"))
     with pytest.raises(UserError, match="mine_of_test:raises: cannot score 8 sources: ZeroDivisionError"):
-        _check_data(config("raises"))
+        check(config("raises"))
     with pytest.raises(UserError, match="json:dumps: cannot score 8 sources: TypeError"):
         plan_sweep(config("share"), overrides=["final.metric=json:dumps"])

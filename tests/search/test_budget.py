@@ -57,6 +57,18 @@ def test_what_the_final_stage_takes_is_not_the_searchs(tmp_path: Path, clock: Si
     assert budget.problem() is None and _budget(tmp_path, max_hours=0.7).problem() is not None
 
 
+def test_final_runs_that_outlast_the_searches_are_not_counted(tmp_path: Path, clock: SimpleNamespace) -> None:
+    budget = _budget(tmp_path, max_hours=1.0)
+    clock.hours += 0.4
+    budget.note(0.4 * 3600)
+    clock.hours += 3
+    budget.note(3.4 * 3600, counts=False)
+    assert budget.problem() is None
+    clock.hours += 0.7
+    budget.note(4.1 * 3600)  # a request has gone on with a search
+    assert "1.1 of 1 hours are spent" in (budget.problem() or "")
+
+
 @pytest.mark.parametrize("left", ["", "[]", '{"max_hours": "x"}', '{"max_hours": NaN, "max_gpu_hours": 1}'])
 def test_a_file_that_its_disk_has_damaged_counts_as_nothing(tmp_path: Path, left: str) -> None:
     (tmp_path / "spent.json").write_text(left)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from prefixray.cluster.decode_queue import DecodeJob
 from prefixray.config.schema import ArmConfig, TrackingConfig
 from prefixray.config.space import AnyDimension, Choice, LogUniform
 from prefixray.config.trials import PrefixTrial, TrainConfig, TrialConfig
@@ -72,9 +73,12 @@ class PlayedPool:
     def news(self) -> list[str]:
         return []
 
-    def use_idle(self) -> None:
+    def use_idle(self, *, may_begin: bool = True) -> None:
         """Nothing is decoded here."""
-        self.calls.append("use_idle")
+        self.calls.append("use_idle" if may_begin else "use_idle later")
+
+    def decode_when_idle(self, job: DecodeJob) -> None:
+        """As above."""
 
 
 class Driver:

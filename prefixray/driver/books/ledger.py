@@ -5,6 +5,7 @@ A driver may be killed between any two of these writes; the next one takes over 
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,6 +89,12 @@ class Ledger:
         running.stage.source.tell(running.number, state, value, report.note)
         self._board.end(report, state, value)
         spec.files.delete_checkpoints()
+
+    def take_over_all(self, stages: Sequence[Stage]) -> None:
+        """Take over all trials of these stages."""
+        for stage in stages:
+            for record in stage.source.records():
+                self.take_over(stage, record)
 
     def take_over(self, stage: Stage, record: Record) -> None:
         """Take over a trial of an earlier driver, which may have died between any two of its writes.

@@ -19,7 +19,7 @@ class StatusBoard:
     """The rows of all trials that have begun, and what the workers say."""
 
     def __init__(self, stages: Sequence[Stage]) -> None:
-        self._stages = list(stages)
+        self._stages = stages  # others may join
         self._rows: dict[str, Row] = {}  # by the trial's key
         self._statuses: Sequence[WorkerStatus] = ()
         self._started_at, self._steps_at_start = time.monotonic(), 0

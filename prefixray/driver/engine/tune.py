@@ -185,7 +185,9 @@ def _look_after(
                 coordinator.tick()
             else:
                 _tell(coordinator.news(), live)
-            live.update(replace(coordinator.view(title, name), hint=hint))
+            is_final = name == "search" and not coordinator.is_searching()  # only final runs are left
+            view = coordinator.view(title, "final" if is_final else name)
+            live.update(view if is_final else replace(view, hint=hint))
         except Exception as error:
             if coordinator.broken is not None:
                 if isinstance(error, OSError | NoWorkers):  # else the main thread has met the error, and ends already

@@ -44,6 +44,9 @@ class PlayedCoordinator:
         if self._num_good_ticks == 0:
             self._ended.set()
 
+    def is_searching(self) -> bool:
+        return True
+
     def view(self, title: str, stage: str) -> View:
         self.num_pictures += 1
         return View(title, stage)
