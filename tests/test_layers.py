@@ -31,6 +31,7 @@ ORDER = [
     "planning",
     "decoding",
     "serving",
+    "self_study",
     "tracking",
     "cluster",
     "driver",
@@ -44,7 +45,7 @@ FILES_AT_THE_TOP = {"__init__", "errors", "trial", *COMMANDS, *FRONT}
 
 # Libraries whose upstream drift shall cost few files: the folders that may import them.
 ALLOWED = {
-    "torch": {"model", "methods", "batching", "artifacts", "training", "planning", "decoding", "serving"},
+    "torch": {"model", "methods", "batching", "artifacts", "training", "planning", "decoding", "serving", "self_study"},
     "ray": {"cluster", "driver"},
     "transformers": {"model", "methods", "batching", "training", "decoding"},
     "optuna": {"search"},

@@ -19,6 +19,7 @@ from prefixray.config.schema import ArmConfig, FinalConfig, SamplerName, SearchC
 from prefixray.config.space import LARGEST_GRID, Choice
 from prefixray.config.trials import METHODS, TrainConfig
 from prefixray.data.catalog import CATALOG, TaskName
+from prefixray.data.entries import DataConfig
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.system.path_or_hub import expanded, leads_nowhere
@@ -102,18 +103,25 @@ def _check_task(document: Document) -> None:
     if task is None:
         return
     used = (*CATALOG[task.name].keys, *CATALOG[task.name].form_keys)
-    for key in ("path", "urls", *_FILES, "split", "columns", "tokenised"):
-        if key in task.model_fields_set and key not in used:
+    for key in DataConfig.model_fields:
+        if key != "name" and key in task.model_fields_set and key not in used:
             document.complain(("task", key), f"is not used by task {task.name}: remove it")
     if CATALOG[task.name].needs_path and task.path is None:
         document.complain(("task", "path"), f"required for task {task.name}, but missing")
     _check_subsets(document, task)
-    if "path" in used and task.path is not None and leads_nowhere(task.path):
-        document.refuse(("task", "path"), "no such folder; paths are relative to the working directory")
+    is_studied = CATALOG[task.name].is_studied
+    if "path" in used and task.path is not None and _is_missing(task.path, may_be_hub=not is_studied):
+        document.refuse(
+            ("task", "path"), f"no such {'file or ' * is_studied}folder; paths are relative to the working directory"
+        )
+    if task.exchanges is not None and is_studied and not expanded(task.exchanges).is_dir():
+        document.refuse(("task", "exchanges"), "no such folder; paths are relative to the working directory")
     for key in (key for key in ("urls", *_FILES) if key in used):
         file = getattr(task, key)
         if file is not None and not expanded(file).is_file():
             document.refuse(("task", key), "no such file; paths are relative to the working directory")
+        elif is_studied:
+            continue
         elif file is not None and key in _FILES and task.path is not None:
             document.complain(("task", key), "is not used beside task.path: remove one of them")
         elif file is None and key in _FILES and task.path is None:
@@ -123,6 +131,11 @@ def _check_task(document: Document) -> None:
                 document.complain(("task", key), problem)
     if task.split is not None and task.dev is not None and task.test is not None:
         document.complain(("task", "split"), "is not used beside task.dev and task.test: remove it")
+
+
+def _is_missing(path: str, *, may_be_hub: bool) -> bool:
+    """Whether nothing on this machine can be meant by the path."""
+    return leads_nowhere(path) if may_be_hub else not expanded(path).exists()
 
 
 def _check_subsets(document: Document, task: TaskConfig) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from prefixray.data.data_to_text import load_dart, load_e2e, load_webnlg
+from prefixray.data.documents.task import load_document
 from prefixray.data.entries import DataConfig, Splits
 from prefixray.data.own.custom import load_own_data
 from prefixray.data.summarization import CNN_DM, DIALOGSUM, SCITLDR, XSUM, load_xsum_news, load_xsum_sport
@@ -31,6 +32,9 @@ _OF_ANSWERS = ("exact_match", "token_f1", "accuracy")
 _IN_CAPTIONS = ("bleu", "nist", "rouge_l_coco", "cider")
 DATA_TO_TEXT = TaskKind("text-generation", _IN_CAPTIONS, ("chrf", "ter", "meteor_1_5"))
 OWN_DATA_TO_TEXT = TaskKind("text-generation", _IN_CAPTIONS, ("chrf", "ter", "meteor_1_5", *_ROUGE, *_OF_ANSWERS))
+QUESTIONS = TaskKind(
+    "question-answering", ("rouge_l", "token_f1"), ("exact_match", "rouge_1", "rouge_2", "bleu", "chrf")
+)
 SUMMARIZATION = TaskKind("summarization", _ROUGE, ("bleu", "chrf", "meteor_1_5"))
 
 
@@ -77,6 +81,7 @@ class TaskFacts:
 
 _OWN_FILES = ("path", "train", "dev", "test", "split", "columns")
 _WITH_URLS = ("path", "urls")
+_OF_DOCUMENTS = ("path", "test", "columns", "exchanges")
 
 CATALOG: Mapping[str, TaskFacts] = {
     "e2e": TaskFacts(
@@ -116,6 +121,16 @@ CATALOG: Mapping[str, TaskFacts] = {
         "summarization",
         title_in_card="documents and summaries of its owner's",
         keys=_OWN_FILES,
+    ),
+    "document": TaskFacts(
+        load_document,
+        QUESTIONS,
+        "questions about a document",
+        title_in_card="a document of its owner's",
+        keys=_OF_DOCUMENTS,
+        form_keys=("chunk_tokens", "num_questions", "prompts"),
+        needs_path=True,
+        is_studied=True,
     ),
 }
 """The tasks by the names that `task.name` takes."""

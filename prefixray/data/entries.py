@@ -7,21 +7,25 @@ and all problems of all splits are reported at once, each with its file and line
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
 from prefixray.data.hub import HubRows, is_saved, load_hub, load_saved
 from prefixray.data.row_files import Row, find_splits, for_each_split, is_folder, kind_of, read_rows
 from prefixray.errors import UserError
 from prefixray.system.records import Strict, Text
 
+if TYPE_CHECKING:  # imports numpy
+    from prefixray.data.teacher import Teacher
+
 logger = logging.getLogger(__name__)
 
 _MOST_ALIKE = 3  # rows with the same problem that are named one by one
 
-TASK_PATHS = ("path", "urls", "train", "dev", "test")
+TASK_PATHS = ("path", "urls", "train", "dev", "test", "exchanges")
 """The keys of a task that name files, or for `path` a hub data set."""
 
 
@@ -57,6 +61,17 @@ class SplitConfig(Strict):
         return test
 
 
+class NumQuestions(Strict):
+    """How many questions about a document the base writes for each split."""
+
+    train: PositiveInt = 96
+    """Questions that trials are trained on."""
+    dev: PositiveInt = 24
+    """Questions that trials are compared on."""
+    test: PositiveInt = 16
+    """Questions that the final stage scores; none are written where `task.test` names a file."""
+
+
 class DataConfig(Strict):
     """The part of the section `task` that a loader needs: where the data is."""
 
@@ -64,8 +79,9 @@ class DataConfig(Strict):
     """The task's name in the catalog."""
     path: Text | None = None
     """A folder, or a hub data set: owner/name, or owner/name:config. webnlg: the 2017 challenge's XML or JSON files.
-    dart: its JSON files. Summarisation: train, dev and test as JSONL, CSV, Parquet or the original's .source and
-    .target files; null: the set's own place on the hub. custom, summarization: also a folder that `datasets` saved."""
+    dart: its JSON files. document: a text or Markdown file. Summarisation: train, dev and test as JSONL, CSV, Parquet
+    or the original's .source and .target files; null: the set's own place on the hub. custom, summarization: also a
+    folder that `datasets` saved."""
     urls: Text | None = None
     """xsum_news, xsum_sport: the file of the articles' URLs that tells their topics, where the data does not."""
     train: Text | None = None
@@ -73,12 +89,22 @@ class DataConfig(Strict):
     dev: Text | None = None
     """custom, summarization: the file that trials are compared on."""
     test: Text | None = None
-    """custom, summarization: the file that the final stage scores."""
+    """custom, summarization: the file that the final stage scores. document: questions and answers of your own."""
     split: SplitConfig | None = None
     """custom, summarization: take dev and test out of train where they are missing; {} takes a tenth of the sources
     for each. A hash of the source decides, so no source is in two parts. null: they must be there."""
     columns: ColumnsConfig = ColumnsConfig()
-    """custom, summarization: the names of the columns."""
+    """custom, summarization, document: the names of the columns."""
+    chunk_tokens: PositiveInt = 512
+    """document: the base sees parts of this many tokens while it writes questions and answers."""
+    num_questions: NumQuestions = NumQuestions()
+    """document: how many questions the base writes."""
+    prompts: tuple[Text, ...] | None = Field(default=None, min_length=1)
+    """document: what the base is told when it shall write a question about the text above, with {passage} for a
+    sentence of it; null: prompts of five kinds."""
+    exchanges: Text | None = None
+    """document: a folder of questions and answers that an earlier sweep has left, runs/OTHER/documents; null: they are
+    made before the search, unless a sweep in runs has the same."""
     tokenised: bool = False
     """e2e: targets and references as in the original's files, with blanks around each word and mark: "is n't cheap ."
     """
@@ -98,6 +124,7 @@ class Entry:
     references: tuple[str, ...]  # what hypotheses are scored against
     group: str | None = None  # the part of the split: WebNLG's "seen" and "unseen" categories
     num_empty: int = 0  # the source's empty references, which are left out beside good ones
+    teacher: "Teacher | None" = field(default=None, compare=False, repr=False)  # of the only target
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def _dev_part(dev: Sequence[Example], count: Count, name: str, salt: str = "") -
 
 # Targets and references are one line each: a hypothesis ends at its first line break, in every arm.
 def _examples(entries: Sequence[Entry]) -> list[Example]:
-    return [Example(entry.source, one_line(target)) for entry in entries for target in entry.targets]
+    return [Example(entry.source, one_line(target), entry.teacher) for entry in entries for target in entry.targets]
 
 
 def _grouped(entries: Sequence[Entry]) -> list[Sourced]:

@@ -37,6 +37,7 @@ class ResultsFolder:
         self.journal = path / "study.journal"
         self.final_journal = path / "final.journal"
         self.untuned = path / "final" / UNTUNED
+        self.documents = path / "documents"  # what the base has written about documents, one folder each
         self._config_file, self._results_file = path / "sweep.json", path / "results.json"
 
     def trial(self, arm: str, number: int) -> Path:

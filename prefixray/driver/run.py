@@ -19,6 +19,7 @@ from prefixray.config.files.given import Given, given_sweep
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.data import Task, load_task
 from prefixray.data.own.rows import Rows
+from prefixray.driver.documents.make import check_document, is_to_study, make_study, task_with_exchanges
 from prefixray.driver.engine.tune import Engine
 from prefixray.driver.final_stage import FinalStage
 from prefixray.driver.restart import has_started_anew, watched
@@ -38,7 +39,7 @@ from prefixray.search.policies.choice import make_policy
 from prefixray.search.requests import Inbox
 from prefixray.search.sampling.starting_points import starting_points, starting_text
 from prefixray.search.sampling.warm_start import KnownTrial, read_warm_start, warm_start_text
-from prefixray.search.status import View
+from prefixray.search.status import View, title_of
 from prefixray.search.storage import Storage, has_studies, open_storage, repair_journal
 from prefixray.search.study import ArmStudy, search_so_far
 from prefixray.search.trial_source import Proposal, Record
@@ -115,12 +116,17 @@ def drive(
         repair_journal(folder.journal)
         if not folder.journal.is_file():
             read_warm_start(config)  # before Ray starts
-        check_data(config.task, config.final.named_metrics)
+        if is_to_study(config):
+            check_document(config.task)
+        else:
+            check_data(config.task, config.final.named_metrics)
         check_server(config.tracking)
         live = LiveView(shown)
         try:
             spared, num_tries = psutil.Process().children(), _TRIES_ANEW if has_started_anew() else _TRIES
             with connected(address, num_tries, base=config.base) as cluster, watched(live, dead_service, spared):
+                setup = _worker_setup(config, cluster, folder)
+                make_study(config, folder, cluster, setup, live=live, title=title_of(config, folder.path))
                 return _Sweep(config, folder, cluster, timekeeper, live, command).run()
         finally:
             live.close()
@@ -141,8 +147,7 @@ class _Sweep:
         self._config, self._folder, self._timekeeper, self._command = config, folder, timekeeper, command
         self._started, self._began = time.monotonic(), time.time()
         self._budget = Budget(folder.path, config.search)
-        base_name = config.base.partition(":")[2] or config.base
-        title = f"{config.name}  {base_name} on {config.task.name}   {folder.path}"
+        title = title_of(config, folder.path)
         self._start_view = View(title=title, stage="start", message=f"{cluster}; loading the base and the task")
         self._pool = Pool(cluster, _worker_setup(config, cluster, folder), folder.path / "workers")
         timekeeper.watch(lambda: {worker.name: worker.doing for worker in tuple(self._pool.workers)})
@@ -260,7 +265,7 @@ class _Sweep:
 
     def _finish(self, studies: Mapping[str, ArmStudy]) -> Results:
         """Run the final stage, compare the arms, and publish the results."""
-        task = load_task(self._config.task)
+        task = load_task(task_with_exchanges(self._config, self._folder))
         runs = self._final.run(studies, task.dev_sources)
         with self._engine.live.during(self._engine.picture("score", "scoring and comparing")):
             results, every = self._compare(task, studies, runs)
@@ -324,9 +329,10 @@ class _Sweep:
 
 
 def _worker_setup(config: SweepConfig, cluster: Cluster, folder: ResultsFolder) -> WorkerSetup:
+    task = task_with_exchanges(config, folder)
     return WorkerSetup(
         absolute(config.base),
-        config.task.model_copy(update={key: absolute(path) for key, path in config.task.paths.items()}),
+        task.model_copy(update={key: absolute(path) for key, path in task.paths.items()}),
         config.train,
         cluster.device,
         cluster.num_threads,

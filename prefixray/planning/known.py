@@ -5,6 +5,7 @@ and goes on without.
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from prefixray.batching.template import make_template
 from prefixray.config.schema import SweepConfig
 from prefixray.data import Example, Task, load_task
 from prefixray.data.catalog import CATALOG
+from prefixray.data.documents import read_documents
+from prefixray.data.documents.made import num_studied, the_document
+from prefixray.data.documents.task import own_questions
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.model.base import Base, outline_base
@@ -50,8 +54,11 @@ class Known:
         """Dev examples that the loss is computed on; 0 where their number is not known."""
         if self.task is not None:
             return len(self.task.dev)
-        low = self.config.task.low_data
-        return low.num_dev if low is not None else _number(self.config.task.num_dev) or 0
+        task = self.config.task
+        if CATALOG[task.name].is_studied:
+            return min(num_studied(task)["dev"], _number(task.num_dev) or sys.maxsize)
+        low = task.low_data
+        return low.num_dev if low is not None else _number(task.num_dev) or 0
 
     @property
     def num_test(self) -> int | None:
@@ -59,6 +66,9 @@ class Known:
         if self.task is not None:
             return len(self.task.test_sources)
         task = self.config.task
+        if CATALOG[task.name].is_studied:
+            there = num_studied(task)["test"] if task.test is None else len(own_questions(task))
+            return min(there, _number(task.num_test) or sys.maxsize)
         return _number(task.num_test) or CATALOG[task.name].num_test
 
 
@@ -92,7 +102,14 @@ def _find_base(config: SweepConfig, missing: list[str]) -> Base | None:
 
 
 def _find_task(config: TaskConfig, missing: list[str]) -> Task | None:
-    """The data, where they lie on this machine and are small enough to be read for a plan."""
+    """The data, where they lie on this machine and are small enough to be read for a plan.
+
+    Questions about a document are made when the sweep runs; the document itself is read.
+    """
+    if CATALOG[config.name].is_studied and config.exchanges is None:
+        assert config.path is not None, "the task needs a path"
+        the_document(read_documents(config.path), config.path)
+        return None
     names = [config.path] if config.path is not None else [config.train, config.dev, config.test]
     given = [local_path(name) for name in names if name is not None]
     there = [path for path in given if path is not None]

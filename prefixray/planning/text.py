@@ -10,6 +10,8 @@ from pathlib import Path
 
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.config.space import AnyDistribution, count_configurations
+from prefixray.data.catalog import CATALOG
+from prefixray.data.documents.made import num_studied
 from prefixray.planning.devices import GPUS, SHARE_OF_PEAK
 from prefixray.planning.estimate import START_SECONDS, STEP_SECONDS_PER_LAYER, Cost, Plan, count_sweep, num_decodes
 from prefixray.planning.known import Known
@@ -82,6 +84,11 @@ def _data_text(config: SweepConfig, known: Known) -> str:
         tests = f"{len(data.test_sources):,} of {data.num_test_total:,} test sources"
         return f"{task.name}, {len(data.train):,} training and {len(data.dev):,} dev examples, {tests} (computed)"
     num_test = known.num_test
+    if CATALOG[task.name].is_studied:
+        counts = num_studied(task)
+        written = sum(counts.values())
+        told = f"{counts['train']} training and {known.num_dev} dev questions, {num_test} test questions"
+        return f"{task.name}, {told}; before the search the base writes {written} of them and answers them (self-study)"
     published = " (published)" if task.num_test == "all" and num_test is not None else ""
     tests = "all" if num_test is None else f"{num_test:,}"
     return f"{task.name}, {task.num_train} training and {task.num_dev} dev examples, {tests} test sources{published}"

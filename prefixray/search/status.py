@@ -3,8 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
+from prefixray.config.schema import SweepConfig
 from prefixray.system.records import Scalar
 
 State = Literal["waiting", "running", "paused", "done", "stopped", "failed"]
@@ -62,3 +64,8 @@ class View:
     seconds_left: float | None = None
     message: str | None = None  # what happens while no trial runs
     hint: str = ""  # how to change what goes on
+
+
+def title_of(config: SweepConfig, folder: Path) -> str:
+    """The title of a sweep's pictures: its name, its base, its task and its folder."""
+    return f"{config.name}  {config.base.partition(':')[2] or config.base} on {config.task.name}   {folder}"

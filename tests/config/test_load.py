@@ -79,6 +79,8 @@ def test_every_sweep_that_ships_is_valid_at_every_scale_and_says_what_it_is(file
     Path("data").mkdir()
     for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "XSum-WebArxiveUrls.txt"):
         Path("data", name).touch()
+    Path("sweeps").mkdir()
+    Path("sweeps/document.md").touch()
     config = load_sweep(file)
     assert config.name == file.stem
     opening = file.read_text(encoding="utf-8").split("name:")[0]
@@ -129,7 +131,7 @@ MALFORMED = {
         "name: e2e",
         "name: e2",
         "x.yaml:3: task.name: 'e2': must be one of 'e2e', 'webnlg', 'dart', 'custom', 'xsum', 'xsum_news', "
-        "'xsum_sport', 'cnn_dm', 'dialogsum', 'scitldr', 'summarization' (did you mean 'e2e'?)",
+        "'xsum_sport', 'cnn_dm', 'dialogsum', 'scitldr', 'summarization', 'document' (did you mean 'e2e'?)",
     ),
     "a task without its path": (
         "name: e2e",
@@ -213,7 +215,7 @@ def test_a_malformed_file_is_answered_with(old: str, new: str, message: str) -> 
 
 
 def test_who_distills_needs_a_task_with_a_teacher() -> None:
-    problem = "distill needs a teacher, and task e2e has none: take token_mean"
+    problem = "distill needs a teacher, and task e2e has none (document has): take token_mean"
     assert complaint(changed("5e-5", "5e-5, objective: distill")) == f"x.yaml:14: arms.finetune.objective: {problem}"
     assert complaint(changed("  warmup_steps: 4", "  objective: distill")) == f"x.yaml:6: train.objective: {problem}"
 
@@ -390,3 +392,26 @@ def test_any_value_anywhere_causes_nothing_but_a_user_error(data: st.DataObject)
     keys += ["arms.prefix.prefix_dropout.when", "arms.finetune.method", "final", "final.metric", "tracking.mlflow"]
     overrides = [f"{data.draw(st.sampled_from(keys))}={json.dumps(data.draw(_VALUES))}" for _ in range(2)]
     _only_a_user_error(VALID, overrides)
+
+
+def test_a_document_must_be_there_and_has_keys_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def document(keys: str) -> str:
+        return changed("name: e2e, num_dev: 64", f"name: document, {keys}").replace("test/bleu", "test/rouge_l")
+
+    assert "x.yaml:3: task.path: 'manual.md': no such file or folder" in complaint(document("path: manual.md"))
+    assert "task.path: required for task document, but missing" in complaint(document("chunk_tokens: 9"))
+    Path("manual.md").write_text("text")
+    Path("own.jsonl").write_text("")
+    task = load(document("path: manual.md, test: own.jsonl, num_questions: {train: 7}, prompts: [Ask.]")).task
+    assert (task.num_questions.train, task.num_questions.dev, task.prompts) == (7, 24, ("Ask.",))
+    wrong = complaint(document("path: manual.md, train: own.jsonl, num_questions: {dev: 0}, exchanges: gone"))
+    assert "task.train: is not used by task document: remove it" not in wrong  # a wrong value is told first
+    assert "task.num_questions.dev: 0: must be a whole number above 0" in wrong
+    wrong = complaint(document("path: manual.md, train: own.jsonl, exchanges: gone"))
+    assert "task.train: is not used by task document: remove it" in wrong
+    assert "task.exchanges: 'gone': no such folder" in wrong
+    assert "task.chunk_tokens: is not used by task e2e: remove it" in complaint(
+        changed("num_dev: 64", "chunk_tokens: 64")
+    )

@@ -9,6 +9,15 @@ from prefixray.metrics import METRICS
 
 ROOT = Path(catalog.__file__).parents[1]
 
+OTHER_MEANINGS = {  # files in which a task's name is another thing's, too
+    "document": (
+        "data/own/look.py",  # a column that holds sources
+        "data/summarization.py",  # the same, of XSum
+        "data/documents/made.py",  # a key of a record
+        "self_study/study.py",  # what the teacher sees
+    )
+}
+
 
 def literals(file: Path) -> list[str]:
     tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -19,7 +28,7 @@ def test_a_tasks_name_stands_in_its_entry_and_its_loaders_file_alone() -> None:
     for name, facts in CATALOG.items():
         files = {file.relative_to(ROOT).as_posix() for file in ROOT.rglob("*.py") if name in literals(file)}
         loader = facts.load.__module__.removeprefix("prefixray.").replace(".", "/") + ".py"
-        assert files <= {"data/catalog.py", loader}, f"{name} is named in {files}"
+        assert files <= {"data/catalog.py", loader, *OTHER_MEANINGS.get(name, ())}, f"{name} is named in {files}"
 
 
 def test_the_catalog_names_each_task_once() -> None:

@@ -1,0 +1,87 @@
+"""From what a document's self-study was made, so that none is made twice.
+
+A document's folder holds `exchanges.jsonl`, `teacher.safetensors` and `study.json`, which says from what they
+were made.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefixray.data.documents.exchanges import StudySplit
+from prefixray.data.documents.read import Document
+from prefixray.data.entries import DataConfig
+from prefixray.errors import UserError
+from prefixray.system.atomic_files import whole_folder
+from prefixray.system.path_or_hub import absolute, local_path
+
+STUDY = "study.json"
+RECIPE = 1
+"""Counts the ways in which questions and answers were ever made: another one makes other files."""
+
+
+def made_from(document: Document, task: DataConfig, *, base: str, precision: str, seed: int) -> dict[str, Any]:
+    """All that the self-study of a document depends on, as plain values."""
+    keys = ("chunk_tokens", "prompts", "template", "instruction", "separator", "max_source_tokens", "max_target_tokens")
+    settings = {key: value for key, value in task.model_dump(mode="json").items() if key in keys}
+    return {
+        "recipe": RECIPE,
+        "base": {"name": absolute(base), "bytes": _size(base), "precision": precision},
+        "document": {"name": document.name, "sha256": hashlib.sha256(document.text.encode()).hexdigest()},
+        "settings": {**settings, "num_questions": num_studied(task)},
+        "seed": seed,
+    }
+
+
+def num_studied(task: DataConfig) -> dict[StudySplit, int]:
+    """Questions of each split that self-study makes: none for test, where the user's own file is the test."""
+    wanted = task.num_questions
+    return {"train": wanted.train, "dev": wanted.dev, "test": wanted.test if task.test is None else 0}
+
+
+def is_made(folder: Path, made: Mapping[str, Any]) -> bool:
+    """Whether the folder holds a self-study that was made from the same."""
+    return study_record(folder).get("made_from") == made
+
+
+def find_made(runs: Path, document: str, made: Mapping[str, Any]) -> Path | None:
+    """The folder of the same self-study in another sweep's results; None where no sweep has it."""
+    folders = sorted(study.parent for study in runs.glob(f"*/documents/*/{STUDY}"))
+    return next((folder for folder in folders if folder.name == document and is_made(folder, made)), None)
+
+
+def copy_made(source: Path, folder: Path) -> None:
+    """Copy a self-study, whole or not at all."""
+    with whole_folder(folder) as scratch:
+        for file in source.iterdir():
+            shutil.copyfile(file, scratch / file.name)
+
+
+def study_record(folder: Path) -> dict[str, Any]:
+    """What `study.json` holds; empty where the file is missing or damaged."""
+    try:
+        record = json.loads((folder / STUDY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _size(base: str) -> int | None:
+    """The bytes of a local base's weights, by which another base under the same name is mostly told; else None."""
+    path = local_path(base)
+    if path is None:
+        return None
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
+def the_document(documents: tuple[Document, ...], path: str) -> Document:
+    """The only document. Raises `UserError` where there are several."""
+    if len(documents) > 1:
+        names = ", ".join(document.name for document in documents[:4]) + (" .." if len(documents) > 4 else "")
+        problem = f"has {len(documents)} documents ({names}), and a sweep takes one: name its file"
+        raise UserError(f"task.path: {path}: {problem}")
+    return documents[0]
