@@ -14,6 +14,7 @@ from prefixray.decoding.in_context import Context
 from prefixray.model.backend import backend_for
 from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
+from prefixray.model.uploads import Uploads
 
 TOP_K = 20
 _MOST_TARGETS = 256  # of one forward: their logits over the whole vocabulary exist at once
@@ -46,7 +47,7 @@ def _batches(order: Sequence[int], rows: Sequence[Row]) -> list[list[int]]:
 
 
 def _predict(base: Base, context: Context, rows: Sequence[Row]) -> list[Teacher]:
-    batch = collate(rows, pad_id=context.template.pad_id, device=base.device)
+    batch = collate(rows, pad_id=context.template.pad_id, to=Uploads(base.device))
     with Binder.of(base.model).bind([context.insert], [0] * len(rows), targets=batch.targets):
         logits = base.model(**batch.inputs, use_cache=False).logits  # (N, V)
     exact = torch.promote_types(logits.dtype, torch.float32)
