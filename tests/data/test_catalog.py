@@ -15,6 +15,8 @@ OTHER_MEANINGS = {  # files in which a task's name is another thing's, too
         "data/summarization.py",  # the same, of XSum
         "data/documents/made.py",  # a key of a record
         "self_study/study.py",  # what the teacher sees
+        "config/trials.py",  # where a prefix starts
+        "methods/prefix.py",  # the same
     )
 }
 
