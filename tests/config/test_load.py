@@ -215,7 +215,7 @@ def test_a_malformed_file_is_answered_with(old: str, new: str, message: str) -> 
 
 
 def test_who_distills_needs_a_task_with_a_teacher() -> None:
-    problem = "distill needs a teacher, and task e2e has none (document has): take token_mean"
+    problem = "distill needs a teacher, and task e2e has none: take token_mean"
     assert complaint(changed("5e-5", "5e-5, objective: distill")) == f"x.yaml:14: arms.finetune.objective: {problem}"
     assert complaint(changed("  warmup_steps: 4", "  objective: distill")) == f"x.yaml:6: train.objective: {problem}"
 
