@@ -19,7 +19,7 @@ from prefixray.config.files.given import Given, given_sweep
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.data import Task, load_task
 from prefixray.data.own.rows import Rows
-from prefixray.driver.documents.make import check_document, is_to_study, make_study, task_with_exchanges
+from prefixray.driver.documents.make import check_task, make_study, task_with_exchanges
 from prefixray.driver.engine.tune import Engine
 from prefixray.driver.final_stage import FinalStage
 from prefixray.driver.restart import has_started_anew, watched
@@ -31,7 +31,6 @@ from prefixray.reporting.live import LiveView
 from prefixray.reporting.tables import render_note
 from prefixray.results.command_run import command_run, runs_so_far
 from prefixray.results.compare import Facts, FinalRun, make_results
-from prefixray.results.hypotheses import check_data
 from prefixray.results.record import UNTUNED, CommandRun, ExampleOutputs, Results, Stored
 from prefixray.results.timeline.keeper import FILE, Timekeeper
 from prefixray.search.budget import Budget, early_endings
@@ -116,17 +115,13 @@ def drive(
         repair_journal(folder.journal)
         if not folder.journal.is_file():
             read_warm_start(config)  # before Ray starts
-        if is_to_study(config):
-            check_document(config.task)
-        else:
-            check_data(config.task, config.final.named_metrics)
+        check_task(config)
         check_server(config.tracking)
         live = LiveView(shown)
         try:
             spared, num_tries = psutil.Process().children(), _TRIES_ANEW if has_started_anew() else _TRIES
             with connected(address, num_tries, base=config.base) as cluster, watched(live, dead_service, spared):
-                setup = _worker_setup(config, cluster, folder)
-                make_study(config, folder, cluster, setup, live=live, title=title_of(config, folder.path))
+                make_study(config, folder, cluster, _worker_setup(config, cluster, folder), live=live)
                 return _Sweep(config, folder, cluster, timekeeper, live, command).run()
         finally:
             live.close()
@@ -329,10 +324,9 @@ class _Sweep:
 
 
 def _worker_setup(config: SweepConfig, cluster: Cluster, folder: ResultsFolder) -> WorkerSetup:
-    task = task_with_exchanges(config, folder)
     return WorkerSetup(
         absolute(config.base),
-        task.model_copy(update={key: absolute(path) for key, path in task.paths.items()}),
+        task_with_exchanges(config, folder),
         config.train,
         cluster.device,
         cluster.num_threads,

@@ -18,7 +18,9 @@ from prefixray.driver.documents.student import have_studied
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.errors import UserError
 from prefixray.reporting.live import LiveView
-from prefixray.search.status import View
+from prefixray.results.hypotheses import check_data
+from prefixray.search.status import View, title_of
+from prefixray.system.path_or_hub import absolute
 
 
 def is_to_study(config: SweepConfig) -> bool:
@@ -27,10 +29,19 @@ def is_to_study(config: SweepConfig) -> bool:
 
 
 def task_with_exchanges(config: SweepConfig, folder: ResultsFolder) -> TaskConfig:
-    """The task that workers load: one over a document reads its examples from the sweep's folder."""
-    if not is_to_study(config):
-        return config.task
-    return config.task.model_copy(update={"exchanges": str(folder.documents.absolute())})
+    """The task that workers load, with absolute paths: one over a document has its examples in the sweep's folder."""
+    places = {key: absolute(path) for key, path in config.task.paths.items()}
+    if is_to_study(config):
+        places["exchanges"] = str(folder.documents.absolute())
+    return config.task.model_copy(update=places)
+
+
+def check_task(config: SweepConfig) -> None:
+    """Read the task's local files before anything heavy starts. Raises `UserError` with what is wrong."""
+    if is_to_study(config):
+        check_document(config.task)
+    else:
+        check_data(config.task, config.final.named_metrics)
 
 
 def check_document(task: TaskConfig) -> Document:
@@ -52,7 +63,6 @@ def make_study(
     setup: WorkerSetup,
     *,
     live: LiveView,
-    title: str,
 ) -> None:
     """Have the base study the sweep's document, if it has one that was not studied yet, and show how far it is.
 
@@ -77,7 +87,7 @@ def make_study(
         setup = replace(setup, num_threads=cluster.num_threads * max(1, cluster.num_workers))
 
     def show(progress: str) -> None:
-        live.update(View(title=title, stage="self-study", message=progress))
+        live.update(View(title=title_of(config, folder.path), stage="self-study", message=progress))
 
     live.event(f"self-study: the base writes questions about {document.name}, and answers them")
     have_studied(cluster, setup, document, place.absolute(), made=made, seed=seed, on_progress=show)

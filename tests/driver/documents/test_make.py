@@ -64,7 +64,7 @@ def run(config: SweepConfig, folder: ResultsFolder, setup: WorkerSetup) -> str:
     """What a driver without a terminal prints meanwhile."""
     shown = io.StringIO()
     live = LiveView(shown)
-    make.make_study(config, folder, HERE, setup, live=live, title="a sweep")
+    make.make_study(config, folder, HERE, setup, live=live)
     live.close()
     return shown.getvalue()
 
