@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prefixray.model.binding.insert import Insert
-from prefixray.model.hashed_draws import draws_of, key_of, least_kept, scaled
-from prefixray.model.row_dropout import RowDropout
+from prefixray.model.dropout.hashed_draws import draws_of, key_of, least_kept, scaled
+from prefixray.model.dropout.row_dropout import RowDropout
 
 Recorder = Callable[[Tensor], Mapping[str, Tensor]]
 """Token ids (1, S), or embeddings (1, S, width), -> each site's keys and values (2, L, K, S, D)."""

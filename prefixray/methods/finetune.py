@@ -17,7 +17,7 @@ from prefixray.errors import UserError
 from prefixray.methods.contract import Method
 from prefixray.model.base import Base, checkpoint_blocks, fuse_gelu, load_base
 from prefixray.model.binding.insert import Insert
-from prefixray.model.row_dropout import RowDropout
+from prefixray.model.dropout.row_dropout import RowDropout
 
 
 class Finetune(Method):

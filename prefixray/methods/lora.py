@@ -20,7 +20,7 @@ from prefixray.errors import UserError
 from prefixray.methods.stacked import StackableUpdates, each_linear
 from prefixray.model.base import Base
 from prefixray.model.binding.insert import Insert, StackedRows
-from prefixray.model.hashed_draws import draws_of, key_of, least_kept, scaled
+from prefixray.model.dropout.hashed_draws import draws_of, key_of, least_kept, scaled
 
 # T trials, R rows of each, S tokens
 

@@ -24,7 +24,7 @@ from prefixray.methods.stacked import insert_all
 from prefixray.model.backend import backend_for
 from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
-from prefixray.model.row_dropout import RowDropout
+from prefixray.model.dropout.row_dropout import RowDropout
 from prefixray.training.base_checks import check_continued, is_out_of_memory
 from prefixray.training.device.ahead import Ahead, How
 from prefixray.training.layout import TOKEN_BUDGET, Layout, MicroBatch

@@ -32,9 +32,9 @@ from prefixray.model.binding.insert import Insert, SitePrefix, prefixes_in_line,
 from prefixray.model.binding.ragged import Ragged
 from prefixray.model.binding.recorder import KVRecorder
 from prefixray.model.binding.row_hooks import RowHooks
+from prefixray.model.dropout.row_dropout import RowDropout
 from prefixray.model.last_ffn import Targets, run_on_targets
 from prefixray.model.plain import LinePrefix
-from prefixray.model.row_dropout import RowDropout
 from prefixray.model.uploads import Uploads
 from prefixray.system.heartbeat import beat
 
@@ -103,24 +103,8 @@ class Binder:
         self._put = Uploads(self._model.device).add if uploads is None else uploads.add
         for insert in inserts:
             self._row_hooks.install(insert.functions)
-        rows = AttendingRows(
-            row_trial=self._tensor(row_trial),
-            sites=self._stacked(inserts) if line is None else {},
-            infixes=place_infixes([insert.infix for insert in inserts], row_trial, infix_starts),
-            is_even=is_even(row_trial, len(inserts)),
-        )
-        self._bound = Bound(
-            rows=rows,
-            segments=cut_segments(inserts, row_trial),
-            shifts=self._shifts(inserts, row_trial, line),
-            targets=targets,
-            cache=cache,
-            ragged=line,
-            is_headless=is_headless,
-        )
-        if line is not None:
-            self._bound.make_groups = partial(self._groups, inserts, row_trial, line)
-            self._bound.make_prefixes = partial(self._line_prefixes, inserts, row_trial, line)
+        self._bound = self._laid_out(inserts, row_trial, infix_starts, line)
+        self._bound.targets, self._bound.is_headless, self._bound.cache = targets, is_headless, cache
         if dropout is not None:
             self._number(self._bound, *dropout)
         if uploads is not None:
@@ -130,6 +114,23 @@ class Binder:
             yield self._bound
         finally:
             self._bound = None
+
+    def _laid_out(
+        self, inserts: Sequence[Insert], row_trial: Sequence[int], infix_starts: Sequence[int], line: Ragged | None
+    ) -> Bound:
+        """The rows with what is in front of them."""
+        rows = AttendingRows(
+            row_trial=self._tensor(row_trial),
+            sites=self._stacked(inserts) if line is None else {},
+            infixes=place_infixes([insert.infix for insert in inserts], row_trial, infix_starts),
+            is_even=is_even(row_trial, len(inserts)),
+        )
+        shifts = self._shifts(inserts, row_trial, line)
+        bound = Bound(rows, cut_segments(inserts, row_trial), shifts, ragged=line)
+        if line is not None:
+            bound.make_groups = partial(self._groups, inserts, row_trial, line)
+            bound.make_prefixes = partial(self._line_prefixes, inserts, row_trial, line)
+        return bound
 
     def _prepare(self, bound: Bound, num_rows: int) -> None:
         """Make what attention and hooks would make when they first run."""

@@ -14,9 +14,9 @@ from torch.nn import functional
 from prefixray.model.binding.infix import Infixes
 from prefixray.model.binding.insert import Insert, RowFunction, SitePrefix, Slot, StackedRows
 from prefixray.model.binding.ragged import Ragged
+from prefixray.model.dropout.row_dropout import RowDropout
 from prefixray.model.last_ffn import Targets
 from prefixray.model.plain import LinePrefix
-from prefixray.model.row_dropout import RowDropout
 
 
 class StepCache(Protocol):

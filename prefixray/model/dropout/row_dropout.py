@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prefixray.model.hashed_draws import kept, mixed, scaled
+from prefixray.model.dropout.hashed_draws import kept, mixed, scaled
 
 
 class RowDropout:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefixray.model.hashed_draws import draws_of, key_of, least_kept
+from prefixray.model.dropout.hashed_draws import draws_of, key_of, least_kept
 
 CPU = torch.device("cpu")
 SHAPE = (300, 300)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prefixray.model.row_dropout import RowDropout
+from prefixray.model.dropout.row_dropout import RowDropout
 
 WIDTH = 256
 
