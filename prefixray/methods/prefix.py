@@ -84,9 +84,10 @@ class Prefix(Method):
 
     def _dropped(self, prefix: Tensor, *, seed: int, step: int) -> Tensor:
         """The prefix with dropout on the positions that are trained."""
+        if not self._num_frozen:
+            return seeded_dropout(prefix, self._dropout, seed=seed, step=step)
         frozen, trained = prefix.tensor_split([self._num_frozen], dim=3)
-        dropped = seeded_dropout(trained, self._dropout, seed=seed, step=step)
-        return torch.cat([frozen, dropped], dim=3) if self._num_frozen else dropped
+        return torch.cat([frozen, seeded_dropout(trained, self._dropout, seed=seed, step=step)], dim=3)
 
     def push_gradients(self) -> None:
         """One backward through the folding, with the gradients of all rows."""
