@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from support.sweep_files import load
 
 from prefixray import __version__, sweep
 from prefixray.cli import COMMANDS, main
@@ -67,7 +68,7 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
         ("sweep a.yaml --quiet --verbose", "sweep: --quiet and --verbose exclude each other"),
         ("sweep a.yaml --address auto --cluster b.yaml", "sweep: --address and --cluster exclude each other"),
         ("train a.yaml", "train: Missing option '--arm'"),
-        ("control x", "control: Missing argument 'VERB'. Choose from: stop, add, extend, finish"),
+        ("control x", "control: Missing argument 'VERB'. Choose from: stop, resume, add, extend, finish"),
         ("control x finish --trials 3", "control: finish takes no --trials"),
         ("control x stop", "control: stop needs TRIAL"),
         ("control x extend", "control: extend needs --trials"),
@@ -136,7 +137,7 @@ def test_a_shell_completes_commands_options_and_choices() -> None:
     assert complete("prefixray c") == ["compare", "control", "convert", "cluster check"]
     assert "--trust-remote-code" in complete("prefixray decode x --")
     assert complete("prefixray decode x --split ") == ["dev", "test"]
-    assert complete("prefixray control x ") == ["stop", "add", "extend", "finish"]
+    assert complete("prefixray control x ") == ["stop", "resume", "add", "extend", "finish"]
 
 
 def test_a_shell_is_given_its_completion() -> None:
@@ -266,8 +267,10 @@ def test_the_command_to_go_on_goes_on_where_the_sweep_was_started(
     def interrupted(*given: object, **named: object) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.chdir(tmp_path)
+    config = load()
     monkeypatch.setattr(sweep, entry, interrupted)
-    monkeypatch.setattr(sweep, "load_sweep", lambda *given: None)
+    monkeypatch.setattr(sweep, "load_sweep", lambda *given: config)
     overrides = ["--scale", "laptop", "--set", "search.num_trials=2"]
     assert sweep.main(["my sweep.yaml", *where.split(), *overrides]) == INTERRUPTED
     told = capsys.readouterr().err

@@ -234,8 +234,8 @@ def _changed(settings: DecodingSettings, max_new_tokens: int | None, temperature
 def _about(record: Mapping[str, Any]) -> str:
     """What the artifact is, in a line: its kind and sizes, its base, its task, its dev loss."""
     method, scores = trial_method(record), record["scores"]
-    sizes = {key: value for key, value in method.model_dump(exclude={"method"}).items() if isinstance(value, int)}
-    values = ", ".join(f"{key} {value}" for key, value in sizes.items() if not isinstance(value, bool))
+    sizes = {key: value for key, value in method.model_dump(exclude={"method"}).items() if type(value) is int and value}
+    values = ", ".join(f"{key} {value}" for key, value in sizes.items())
     loss = f", dev loss {scores['dev/loss']:.3f}" if "dev/loss" in scores else ""
     kind = f"{facts_of(method).artifact(method)[0]}{f' ({values})' if values else ''}"
     return f"{kind} on {record['base']['name']}, tuned on {record['task']['name']}{loss}"

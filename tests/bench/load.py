@@ -71,6 +71,7 @@ class CurveTrainer:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.last_tokens = 0
+        self.evaluating = 0.0
         self._specs: dict[str, TrialSpec] = {}
         self._steps: dict[str, int] = {}
         self._parked: set[str] = set()
