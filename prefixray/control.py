@@ -1,6 +1,6 @@
 """Act on a sweep that runs elsewhere: in another shell, or on another machine that sees its folder.
 
-prefixray control quickstart stop prefix/3                   # as a rung would
+prefixray control quickstart stop prefix/3                   # for good, whether it runs, pauses or waits
 prefixray control quickstart resume prefix/3                 # a trial that pauses at a rung
 prefixray control quickstart add --set preseqlen=20 mid_dim=null init_token=restaurant learning_rate=3e-3
 prefixray control quickstart extend --trials 20              # 20 more, in every arm that is searched

@@ -1,7 +1,7 @@
-"""Serve what sweeps have trained, in OpenAI's form: every artifact is a model, and all of them share each batch.
+"""Serve what sweeps have trained, in OpenAI's form: artifacts are models that share each batch, but fine-tuned ones.
 
 prefixray serve runs/quickstart                      # at http://127.0.0.1:8000/v1
-prefixray serve runs/quickstart/final/prefix-0-1/artifact my=runs/xsum/trials/lora/2/artifact
+prefixray serve runs/quickstart/final/prefix-0-1/artifact my=runs/e2e_small/trials/lora/2/artifact
 
 `model` is a name of /v1/models: an arm's (its best final run), a final run's (final/prefix-0-1), that of an arm's best
 trial (prefix/0), or untuned. Ctrl-C ends the server.

@@ -125,8 +125,8 @@ class SearchConfig(Strict):
     stop_when: StopWhen | None = None
     """When an arm starts no more trials, such as {no_better: 12} or {dev/loss: 1.6}; null: after num_trials alone."""
     max_hours: PositiveFloat | None = None
-    """No trial of a search is started after this much wall time until all searches have ended, in all runs of the
-    command; running ones end."""
+    """Hours on the clock of all runs of the command together, counted while anything is searched. After them no trial
+    of a search is started; running ones end as they would."""
     max_gpu_hours: PositiveFloat | None = None
     """The same after this many hours of all workers' devices together, GPUs or not."""
     max_wait_hours: PositiveFloat | None = None

@@ -91,7 +91,7 @@ def _prefix_parameters(config: PrefixTrial, shape: Shape) -> int:
 
 def _row_parameters(config: PrefixTrial, hidden: int, width: int) -> int:
     """Parameters of what gives a row of this width for each position that is trained: a tensor, or a network."""
-    positions, mid = _positions(config) - config.frozen_positions, config.mid_dim
+    positions, mid = max(1, _positions(config) - config.frozen_positions), config.mid_dim
     if mid is None:
         return positions * width
     return positions * hidden + (hidden + 1) * mid + (mid + 1) * width

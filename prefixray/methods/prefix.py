@@ -121,10 +121,10 @@ class Prefix(Method):
             return self.fold()
 
     def _say_residual(self, mid_dim: int | None) -> None:
-        """Log the residual where there are more words than the network can hold."""
+        """Log the residual where there are more positions than the network can hold."""
         residual = self.residual()
-        if residual is not None and mid_dim is not None and self.num_positions > mid_dim + 1:
-            logger.info("init_token: the networks reach all but %.2g of the words' K/V", residual)
+        if residual is not None and mid_dim is not None and self.num_positions - self._num_frozen > mid_dim + 1:
+            logger.info("start: the networks reach all but %.2g of its keys and values", residual)
 
 
 class ActivationPrefix(Prefix):
@@ -205,7 +205,7 @@ def _document_tokens(which: Literal["document", "chunks"], count: int, base: Bas
 def document_tokens(text: str, base: Base) -> list[int]:
     """A document as the base reads it: behind the start token where its tokenizer puts one, without an end token."""
     tokenizer = base.tokenizer
-    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    ids: list[int] = tokenizer(text.strip(), add_special_tokens=False, verbose=False).input_ids
     with_special: list[int] = tokenizer("a").input_ids
     begins = tokenizer.bos_token_id is not None and with_special[0] == tokenizer.bos_token_id
     return [*with_special[:1], *ids] if begins else ids

@@ -25,7 +25,7 @@ POLL_SECONDS = 0.2  # between two looks for an answer
 
 
 class Stop(Strict):
-    """Stop a trial, as a rung would."""
+    """Stop a trial for good."""
 
     verb: Literal["stop"] = "stop"
     trial: str

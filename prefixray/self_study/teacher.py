@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from prefixray.batching.batches import collate, encode
+from prefixray.batching.lessons import teach
 from prefixray.batching.rows import Row
 from prefixray.data import Example
 from prefixray.data.teacher import Teacher
@@ -50,10 +51,4 @@ def _predict(base: Base, context: Context, rows: Sequence[Row]) -> list[Teacher]
     batch = collate(rows, pad_id=context.template.pad_id, to=Uploads(base.device))
     with Binder.of(base.model).bind([context.insert], [0] * len(rows), targets=batch.targets):
         logits = base.model(**batch.inputs, use_cache=False).logits  # (N, V)
-    exact = torch.promote_types(logits.dtype, torch.float32)
-    log_p = torch.log_softmax(logits.to(exact), dim=1)
-    top = log_p.topk(min(TOP_K, log_p.shape[1]), dim=1)
-    tail = log_p.scatter(1, top.indices, float("-inf")).logsumexp(dim=1)
-    counts = [row.num_targets for row in rows]
-    split = (part.cpu().split(counts) for part in (top.indices.int(), top.values.float(), tail.float()))
-    return [Teacher(*(part.numpy() for part in parts)) for parts in zip(*split, strict=True)]
+    return [teach(of_row, TOP_K) for of_row in logits.split([row.num_targets for row in rows])]

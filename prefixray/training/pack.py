@@ -166,7 +166,8 @@ class Pack:
                 yield micro.row_members, self._forward(members, micro, objective)
         if train:
             together.push_gradients()
-            self._ahead.lay_next(members, inserts, how)
+            if members[0].method.own_model is None:  # an own model would outlive its trial in what is laid out
+                self._ahead.lay_next(members, inserts, how)
 
     @contextmanager
     def _running(self, member: Member, *, train: bool, has_hooks: bool) -> Iterator[None]:

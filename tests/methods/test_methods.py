@@ -399,7 +399,7 @@ def test_what_the_network_cannot_reach_is_said(tiny_gpt2: Base, caplog: pytest.L
     with caplog.at_level("INFO"):
         method = build_method(config, tiny_gpt2, Binder.of(tiny_gpt2.model).record, init_seed=1, dropout_seed=1)
     assert isinstance(method, Prefix) and 0.01 < (method.residual() or 0) < 1
-    assert "init_token: the networks reach all but" in caplog.text
+    assert "start: the networks reach all but" in caplog.text
 
 
 def test_a_network_stores_only_what_it_folds_to(any_base: Base, binder: Binder) -> None:

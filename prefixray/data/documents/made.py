@@ -16,7 +16,7 @@ from prefixray.data.documents.read import Document
 from prefixray.data.entries import DataConfig
 from prefixray.errors import UserError
 from prefixray.system.atomic_files import whole_folder
-from prefixray.system.path_or_hub import absolute, local_path
+from prefixray.system.path_or_hub import local_path
 
 STUDY = "study.json"
 RECIPE = 1
@@ -29,7 +29,7 @@ def made_from(document: Document, task: DataConfig, *, base: str, precision: str
     settings = {key: value for key, value in task.model_dump(mode="json").items() if key in keys}
     return {
         "recipe": RECIPE,
-        "base": {"name": absolute(base), "bytes": _size(base), "precision": precision},
+        "base": {"name": _name_of(base), "bytes": _size(base), "precision": precision},
         "document": {"name": document.name, "sha256": hashlib.sha256(document.text.encode()).hexdigest()},
         "settings": {**settings, "num_questions": num_studied(task)},
         "seed": seed,
@@ -67,6 +67,12 @@ def study_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def _name_of(base: str) -> str:
+    """A local base is called as its file: its folder may move."""
+    path = local_path(base)
+    return base if path is None else path.name
 
 
 def _size(base: str) -> int | None:

@@ -75,7 +75,11 @@ class Engine:
         scratch = self.folder / "tune"
         _serve(coordinator, self.live)  # a request from before may mean that there is something to run
         ended = threading.Event()
-        hint = f"prefixray control {self.folder.name} --help: stop, add or extend trials" if name == "search" else ""
+        hint = (
+            f"prefixray control {self.folder.name} --help: stop, resume, add or extend trials"
+            if name == "search"
+            else ""
+        )
         arguments = (coordinator, self.live, self.title, name, hint, ended)
         loop = threading.Thread(target=_look_after, args=arguments, daemon=True)
         loop.start()

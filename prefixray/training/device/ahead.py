@@ -63,7 +63,9 @@ class Ahead:
             return
         rows = [member.next_rows(1) for member in members]
         try:
-            self._next[self._key(members, how, 1)] = list(self._lay(members, rows, inserts, how, 1))
+            laid = self._lay(members, rows, inserts, how, 1)
+            # Without this step's inserts, whose prefixes and gradients would wait for the next step beside it.
+            self._next[self._key(members, how, 1)] = [(replace(one, inserts=()), objective) for one, objective in laid]
         except RuntimeError as error:  # the step finds out for itself whether it has memory
             if not is_out_of_memory(error):
                 raise

@@ -53,7 +53,9 @@ def test_steps_laid_out_ahead_have_the_numbers_of_steps_that_are_not(
     monkeypatch.setattr(CUDABackend, "lays_ahead", False)
     now, later = laid.count(0), laid.count(1)
     expected = _numbers(make_base("gpt2", torch.float64))
-    assert laid.count(0) - now > now and later == laid.count(0) - now, "some steps were laid out before they began"
+    total = laid.count(0) - now
+    num_alone = sum("finetune" in keys for keys in STEPS)  # an own model is not laid out ahead
+    assert total > now and later == total - num_alone, "some steps were laid out before they began"
     for ours, plain in zip(found, expected, strict=True):
         assert torch.equal(ours, plain)
 
