@@ -31,9 +31,12 @@ def local_path(name: str) -> Path | None:
 
 
 def absolute(name: str) -> str:
-    """An existing path as an absolute one, for programs with another working directory; a hub id as it is."""
+    """An existing path as an absolute one, for programs with another working directory; a hub id as it is.
+
+    A link stays a link: a document is called as its path is.
+    """
     local = local_path(name)
-    return name if local is None else str(local.resolve())
+    return name if local is None else os.path.abspath(local)
 
 
 def is_path(name: str) -> bool:

@@ -1,4 +1,7 @@
-"""The sweep files that ship with prefixray: `sweeps/` in a checkout is `prefixray/sweeps` in the wheel."""
+"""The sweep files that ship with prefixray: `sweeps/` in a checkout is `prefixray/sweeps` in the wheel.
+
+A document that a sweep file is about lies beside it under the same name, with the suffix .md, and is copied with it.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,19 +31,25 @@ def first_sentence(file: Path) -> str:
 
 
 def copy_sweeps(names: Mapping[str, Path], folder: Path, *, overwrite: bool) -> list[Path]:
-    """Copy these files, by their names, into a folder; returns the copies.
+    """Copy these files, by their names, into a folder, and documents beside them; returns the copies of sweep files.
+
+    A copy names its document where that is now.
 
     Without `overwrite`, a file that is there already stays, and nothing is copied: raises `UserError` for each, and
     where a file cannot be written.
     """
-    copies = {folder / f"{name}.yaml": file for name, file in names.items()}
+    sweeps = {folder / f"{name}.yaml": file for name, file in names.items()}
+    beside = {copy.with_suffix(".md"): file.with_suffix(".md") for copy, file in sweeps.items()}
+    copies = {**sweeps, **{copy: file for copy, file in beside.items() if file.is_file()}}
     there = [copy for copy in copies if copy.exists() and not overwrite]
     if there:
         raise UserError(*(f"{copy}: exists; --force overwrites it, --out copies into another folder" for copy in there))
     for copy, file in copies.items():
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(copy, file.read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8")
+            document = copy.with_suffix(".md")
+            write_whole(copy, text.replace(f"sweeps/{document.name}", document.as_posix()) if copy in sweeps else text)
         except OSError as error:
             raise UserError(f"{copy}: cannot be written: {disk_problem(error)}") from error
-    return list(copies)
+    return list(sweeps)

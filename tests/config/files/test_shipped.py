@@ -34,6 +34,8 @@ def test_examples_are_listed_and_copied_and_never_overwrite_unasked(
     assert copy.read_text() == "mine" and not Path("sweeps/own_data.yaml").exists()
     assert main(["examples", "quickstart", "--force"]) == 0 and copy.read_text() != "mine"
     assert main(["examples", "quickstart", "--out", "mine"]) == 0 and Path("mine/quickstart.yaml").is_file()
+    assert main(["examples", "document", "--out", "mine"]) == 0 and Path("mine/document.md").is_file()
+    assert "path: mine/document.md" in Path("mine/document.yaml").read_text(), "it names its document where that is"
     Path("a_file").touch()
     assert main(["examples", "own_data", "--out", "a_file"]) == 2
     assert capsys.readouterr().err.startswith("a_file/own_data.yaml: cannot be written: a_file: File exists; ")

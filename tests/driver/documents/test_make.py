@@ -38,9 +38,10 @@ HERE = Cluster("local", "tests", "cpu", num_cpus=1, num_gpus=0, num_workers=1, m
 def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The documents that students have studied; here in the test's own process, without Ray."""
     monkeypatch.chdir(tmp_path)
-    Path("manual.md").write_text(
+    Path("text.txt").write_text(
         "The Eagle serves Chinese food to families. The Mill has a low rating near the river.\n"
     )
+    Path("manual.md").symlink_to("text.txt")  # a document is called as the link
     names: list[str] = []
 
     def study(cluster: Cluster, setup: WorkerSetup, document: Document, folder: Path, **options: Any) -> None:  # noqa: ANN401
