@@ -33,12 +33,6 @@ class Context:
         return self.insert.num_positions()
 
 
-def text_ids(base: Base, text: str) -> list[int]:
-    """The tokens of a text alone."""
-    ids: list[int] = base.tokenizer(text.strip(), add_special_tokens=False, verbose=False).input_ids
-    return ids
-
-
 def read_context(base: Base, template: Template, ids: Sequence[int]) -> Context:
     """Run the tokens of a text through the base.
 

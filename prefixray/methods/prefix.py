@@ -204,8 +204,7 @@ def _document_tokens(which: Literal["document", "chunks"], count: int, base: Bas
 
 def document_tokens(text: str, base: Base) -> list[int]:
     """A document as the base reads it: behind the start token where its tokenizer puts one, without an end token."""
-    tokenizer = base.tokenizer
-    ids: list[int] = tokenizer(text.strip(), add_special_tokens=False, verbose=False).input_ids
+    tokenizer, ids = base.tokenizer, base.text_ids(text)
     with_special: list[int] = tokenizer("a").input_ids
     begins = tokenizer.bos_token_id is not None and with_special[0] == tokenizer.bos_token_id
     return [*with_special[:1], *ids] if begins else ids

@@ -64,6 +64,11 @@ class Base:
         """Where a row's own positions start, as in the original: behind its prefix ("offset") or at 0 ("unshifted")."""
         return "unshifted" if self.shape.is_encoder_decoder else "offset"
 
+    def text_ids(self, text: str) -> list[int]:
+        """The tokens of a text alone, without blanks around it."""
+        ids: list[int] = self.tokenizer(text.strip(), add_special_tokens=False, verbose=False).input_ids
+        return ids
+
     def blocks(self) -> list[tuple[str, torch.nn.Module]]:
         """The transformer blocks in order, by their names in the model."""
         return [(n, m) for n, m in self.model.named_modules() if isinstance(m, GradientCheckpointingLayer)]

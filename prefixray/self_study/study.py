@@ -24,7 +24,7 @@ from prefixray.data.documents.exchanges import TEACHERS, Exchange, StudySplit, w
 from prefixray.data.documents.made import STUDY, num_studied
 from prefixray.data.task_config import TaskConfig
 from prefixray.data.teacher import Teacher, write_teachers
-from prefixray.decoding.in_context import Context, num_around, read_context, text_ids
+from prefixray.decoding.in_context import Context, num_around, read_context
 from prefixray.decoding.sampling import SampledSettings
 from prefixray.errors import UserError
 from prefixray.model.base import Base, choose_device, load_in
@@ -80,7 +80,7 @@ def study(
     """
     started = time.monotonic()
     told = _Told(document.name, on_progress)
-    template, ids, counts = make_template(base, task), text_ids(base, document.text), num_studied(task)
+    template, ids, counts = make_template(base, task), base.text_ids(document.text), num_studied(task)
     prompts = seed_prompts(task.prompts)
     _check_room(base, template, prompts, task)
     chunks = _chunks(base, template, ids, task.chunk_tokens)

@@ -14,7 +14,7 @@ from prefixray.data.documents import Document
 from prefixray.data.documents.exchanges import Exchange, read_exchanges
 from prefixray.data.task_config import TaskConfig
 from prefixray.data.teacher import read_teachers
-from prefixray.decoding.in_context import read_context, text_ids
+from prefixray.decoding.in_context import read_context
 from prefixray.errors import UserError
 from prefixray.model.base import Base
 from prefixray.self_study.study import study
@@ -59,7 +59,7 @@ def test_the_teachers_predictions_are_those_of_the_text_in_front_of_the_question
     exchanges, teachers = read_exchanges(folder), read_teachers(folder / "teacher.safetensors")
     assert json.loads((folder / "study.json").read_text())["teacher_sees"] == sees
     assert ("the teacher sees chunks" in caplog.text) == (sees == "chunk")
-    ids = text_ids(exact_base, document.text)
+    ids = exact_base.text_ids(document.text)
     for number, exchange in enumerate(exchanges):
         seen = ids if sees == "document" else ids[exchange.start : exchange.end]
         log_p = one_row(exact_base, seen, exchange)  # (n, V)

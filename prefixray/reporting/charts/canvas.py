@@ -1,9 +1,10 @@
 """The drawing of one chart: its elements as SVG, in units of which a letter is 12 high; y grows downwards."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from typing import TypeVar
 
 WIDTH = 420.0  # of every chart
 LETTER = 6.3  # assumed width of a letter
@@ -11,6 +12,7 @@ LINE = 17.0  # height of a line of text
 NUM_KINDS = 6  # colours, each with a shape of its own
 TOP, RIGHT, BOTTOM = 34.0, 16.0, 44.0  # room for the y axis's name, for half a tick's text, for the x axis
 
+Part = TypeVar("Part")
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -109,6 +111,19 @@ def path(points: Sequence[Point], style: str = "") -> str:
     drawn = [" ".join(f"{x:.1f},{y:.1f}" for x, y in piece) for piece in pieces if len(piece) > 1]
     style = f' class="{style}"' if style else ""
     return "".join(f'<polyline{style} points="{piece}"/>' for piece in drawn)
+
+
+def legend_rows(parts: Sequence[Part], width_of: Callable[[Part], float]) -> list[list[Part]]:
+    """The parts of a legend in rows that fit the width of a chart."""
+    rows: list[list[Part]] = []
+    room = 0.0
+    for part in parts:
+        if width_of(part) > room:
+            rows.append([])
+            room = WIDTH
+        rows[-1].append(part)
+        room -= width_of(part)
+    return rows
 
 
 def place_name(name: str, x: float, y: float, taken: Sequence[Box], *, within: Box) -> Box | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from html import escape
 
 from prefixray.reporting.charts.axes import Axis, Scale, draw_x_axis
-from prefixray.reporting.charts.canvas import BOTTOM, LETTER, LINE, RIGHT, WIDTH, Canvas
+from prefixray.reporting.charts.canvas import BOTTOM, LETTER, LINE, RIGHT, WIDTH, Canvas, legend_rows
 
 _ROW, _BAR = 30.0, 22.0  # heights of a lane, and of its bars
 _LEAST = 0.5  # a narrower bar is joined with its neighbours
@@ -42,7 +42,7 @@ def lanes(
     rows: Sequence[Lane], paints: Mapping[str, Paint], axis: Axis, *, end: float, begins: Sequence[float], title: str
 ) -> str:
     """The lanes from 0 to `end`, with a dotted line at each of `begins`, and the legend below."""
-    legend = _legend_rows(list(paints.values()))
+    legend = legend_rows(list(paints.values()), _legend_width)
     plot = _TOP + _ROW * len(rows)
     canvas = Canvas(plot + BOTTOM + LINE * len(legend))
     left = max(len(row.name) for row in rows) * LETTER + 10
@@ -90,19 +90,6 @@ def _joined(bars: Sequence[Bar], least: float) -> list[Bar]:
             joined.append(bar)
             longest = bar.end - bar.begin
     return joined
-
-
-def _legend_rows(paints: Sequence[Paint]) -> list[list[Paint]]:
-    """The kinds of work in rows that fit the width."""
-    rows: list[list[Paint]] = []
-    room = 0.0
-    for paint in paints:
-        if _legend_width(paint) > room:
-            rows.append([])
-            room = WIDTH
-        rows[-1].append(paint)
-        room -= _legend_width(paint)
-    return rows
 
 
 def _legend_width(paint: Paint) -> float:

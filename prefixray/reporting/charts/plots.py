@@ -19,6 +19,7 @@ from prefixray.reporting.charts.canvas import (
     arrow,
     boxes_beside,
     curve_mark,
+    legend_rows,
     mark,
     path,
     place_name,
@@ -79,7 +80,8 @@ def scatter(dots: Sequence[Dot], x_axis: Axis, y_axis: Axis, *, title: str) -> s
         boxes.append(beside)
         if beside is not None:
             taken.append(beside)
-    legend = _legend_rows([Series(dot.name, [dot], dot.kind) for dot, box in zip(dots, boxes, strict=True) if not box])
+    unplaced = [Series(dot.name, [dot], dot.kind) for dot, box in zip(dots, boxes, strict=True) if not box]
+    legend = legend_rows(unplaced, _legend_width)
     canvas = Canvas(_SCATTER_HEIGHT + (8 + LINE * len(legend) if legend else 0))
     draw_frame(canvas, x, y, bottom=bottom)
     for dot, box in zip(dots, boxes, strict=True):
@@ -148,7 +150,7 @@ def strips(
     series: Sequence[Series], x_axis: Axis | Groups, y_axis: Axis, *, title: str, limits: tuple[float, float]
 ) -> str:
     """Points over a searched value; where the axis has names, a line joins the lowest points of each series."""
-    legend = _legend_rows(series)
+    legend = legend_rows(series, _legend_width)
     canvas = Canvas(_STRIPS_HEIGHT + 8 + LINE * len(legend))
     bottom = _STRIPS_HEIGHT - BOTTOM
     y = fit_scale(y_axis, limits, bottom, TOP)
@@ -167,7 +169,7 @@ def trends(series: Sequence[Series], x_axis: Axis, y_axis: Axis, *, title: str) 
 
     A point that has a name shows it. Points of different series at one place stand side by side.
     """
-    legend = _legend_rows(series)
+    legend = legend_rows(series, _legend_width)
     canvas = Canvas(_STRIPS_HEIGHT + 8 + LINE * len(legend))
     bottom = _STRIPS_HEIGHT - BOTTOM
     dots = [dot for part in series for dot in part.points]
@@ -237,19 +239,6 @@ def _draw_legend(canvas: Canvas, rows: Sequence[Sequence[Series]], height: float
             canvas.add(f'<g class="{part.style}">{mark(part.kind, left, baseline - 4, 4.2)}</g>')
             canvas.text(left + 9, baseline, part.name)
             left += _legend_width(part)
-
-
-def _legend_rows(series: Sequence[Series]) -> list[list[Series]]:
-    """The series in rows that fit the width."""
-    rows: list[list[Series]] = []
-    room = 0.0
-    for part in series:
-        if _legend_width(part) > room:
-            rows.append([])
-            room = WIDTH
-        rows[-1].append(part)
-        room -= _legend_width(part)
-    return rows
 
 
 def _legend_width(series: Series) -> float:

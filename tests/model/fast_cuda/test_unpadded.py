@@ -1,10 +1,11 @@
 """Attention of a line without padding, against plain attention under a mask, in float64: outputs, gradients, steps."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
+from support.as_on_gpu import run_as_on_gpu
 from support.flash_on_cpu import install
 from support.packs import MakeBase
 from torch import Tensor
@@ -12,14 +13,12 @@ from torch import Tensor
 from prefixray.batching.batches import collate_line
 from prefixray.batching.rows import Row
 from prefixray.config.trials import PrefixTrial, TrialConfig
-from prefixray.model import backend
 from prefixray.model.base import Base, checkpointed
 from prefixray.model.binding import attention
 from prefixray.model.binding.binder import Binder
 from prefixray.model.binding.insert import Insert
 from prefixray.model.binding.ragged import Ragged
 from prefixray.model.fast_cuda import unpadded
-from prefixray.model.fast_cuda.backend import CUDABackend
 from prefixray.model.uploads import Uploads
 from prefixray.training.member import Seeds
 from prefixray.training.pack import Pack
@@ -34,12 +33,9 @@ METHODS = {
 
 
 @pytest.fixture
-def flash_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def flash_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bases on this CPU run as on a GPU, whose flash attention also knows float64."""
-    install()
-    monkeypatch.setitem(backend._FAST, "cpu", CUDABackend())
-    monkeypatch.setattr(unpadded, "knows", lambda dtype, head_dim: True)
-    yield
+    run_as_on_gpu(monkeypatch)
 
 
 @pytest.mark.parametrize("starts", [[()] * 4, STARTS], ids=["rows", "trees"])

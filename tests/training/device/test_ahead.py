@@ -1,18 +1,15 @@
 """Steps that were laid out before they began, against steps that were not, in float64: the same numbers."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from support.flash_on_cpu import install
+from support.as_on_gpu import run_as_on_gpu
 from support.packs import SEEDS, MakeBase, rows_of, trial_of
 from torch import Tensor
 
 from prefixray.config.trials import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial
-from prefixray.model import backend
 from prefixray.model.base import Base
-from prefixray.model.fast_cuda import unpadded
 from prefixray.model.fast_cuda.backend import CUDABackend
 from prefixray.training.device import ahead
 from prefixray.training.pack import Pack
@@ -29,12 +26,9 @@ STEPS = [("flat", "lora"), tuple(METHODS), tuple(METHODS), ("second lora", "base
 
 
 @pytest.fixture
-def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bases on this CPU run as on a GPU."""
-    install()
-    monkeypatch.setitem(backend._FAST, "cpu", CUDABackend())
-    monkeypatch.setattr(unpadded, "knows", lambda dtype, head_dim: True)
-    yield
+    run_as_on_gpu(monkeypatch)
 
 
 @pytest.mark.usefixtures("on_gpu")
