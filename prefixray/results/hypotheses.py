@@ -168,8 +168,13 @@ def best_artifact(folder: Path, arm: str | None = None) -> Found:
     return Found(artifact, results["decoding"], evaluation, results["machine"])
 
 
+def is_artifact(folder: Path) -> bool:
+    """Whether a folder holds what was trained."""
+    return any(folder.glob("*_config.json"))
+
+
 def find_artifact(where: str, arm: str | None = None) -> Found:
     """The artifact in the folder `where`, or the `best_artifact` of the sweep that `find_sweep` finds there."""
-    if any(Path(where).glob("*_config.json")):
+    if is_artifact(Path(where)):
         return Found(Path(where))
     return best_artifact(find_sweep(where), arm)

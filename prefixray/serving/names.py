@@ -12,7 +12,7 @@ from pathlib import Path
 from prefixray.config.files.found import find_sweep
 from prefixray.config.trials import METHODS
 from prefixray.errors import UserError
-from prefixray.results.hypotheses import best_run
+from prefixray.results.hypotheses import best_run, is_artifact
 from prefixray.results.record import UNTUNED, Stored, is_finished, load_results, tuned_arms
 from prefixray.trial import TrialFolder
 
@@ -36,7 +36,7 @@ def find_models(words: Sequence[str]) -> Named:
     left_out: list[str] = []
     for word in words:
         given, where = _split(word)
-        for name, folder in _of_artifact(given, where) if _is_artifact(Path(where)) else _of_sweep(given, where):
+        for name, folder in _of_artifact(given, where) if is_artifact(Path(where)) else _of_sweep(given, where):
             if _has_own_model(folder):
                 left_out.append(name)
             elif name in folders and folders[name] != folder:
@@ -54,10 +54,6 @@ def _split(word: str) -> tuple[str | None, str]:
     """The name that the user gives, and the place."""
     name, sign, where = word.partition("=")
     return (name, where) if name and sign and not Path(word).exists() else (None, word)
-
-
-def _is_artifact(folder: Path) -> bool:
-    return any(folder.glob("*_config.json"))
 
 
 def _has_own_model(folder: Path) -> bool:
