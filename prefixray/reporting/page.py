@@ -20,7 +20,7 @@ from prefixray.reporting.sections.section import AllOutputs, Example, Link, Sect
 from prefixray.reporting.sections.whole import sections
 from prefixray.reporting.tables import loss_text
 from prefixray.reporting.verdict import verdict
-from prefixray.results.record import Stored, is_finished
+from prefixray.results.record import SearchTrial, Stored, is_finished, of_one_loss
 from prefixray.system.atomic_files import write_whole
 
 _INTERVAL = re.compile(r"^(\S+) (\[.*\])$")
@@ -76,8 +76,7 @@ def markdown_page(head: Head, parts: Sequence[Section]) -> str:
 def _head(stored: Stored, folder: Path) -> Head:
     """The verdict, or how far the search has come; the sweep's name with its methods, base and task."""
     if not is_finished(stored):
-        name, best = folder.resolve().name, best_trial(stored["search"])
-        lead = f" {best['arm']}/{best['number']} leads with a dev loss of {loss_text(best)}." if best else ""
+        name, lead = folder.resolve().name, "".join(map(_lead, of_one_loss(stored["search"])))
         counts = count_states(stored["search"]) if stored["search"] else "no trial has started"
         so_far = f"No verdict yet: {counts}."
         return Head(name, so_far + lead, f"{name}, a sweep whose final stage is still to come")
@@ -85,6 +84,15 @@ def _head(stored: Stored, folder: Path) -> Head:
     methods = list(dict.fromkeys(arm["method"] for arm in stored["arms"] if arm["method"] is not None))
     about = f"{stored['sweep']}: {', '.join(methods)} for {base} on {task_title(stored['task'])}"
     return Head(stored["sweep"], verdict(stored).text, about)
+
+
+def _lead(alike: Sequence[SearchTrial]) -> str:
+    """The best of trials with losses of one kind, in a sentence behind others."""
+    best = best_trial(alike)
+    if best is None:
+        return ""
+    what = "divergence" if best.get("is_divergence") else "dev loss"
+    return f" {best['arm']}/{best['number']} leads with a {what} of {loss_text(best)}."
 
 
 def _as_json(outputs: AllOutputs) -> str:

@@ -5,6 +5,7 @@ record alone.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict, TypeGuard
@@ -95,6 +96,7 @@ class SearchTrial(TypedDict):
     rung: int | None
     curve: NotRequired[list[tuple[int, float]]]  # (step, dev loss) of every report
     pauses: NotRequired[list[Pause]]  # only where there were any
+    is_divergence: NotRequired[bool]  # whether its dev losses are divergences from a teacher; true or not there
 
 
 class Importance(TypedDict):
@@ -195,6 +197,12 @@ def is_finished(stored: Stored) -> TypeGuard[Results]:
 def tuned_arms(results: Results) -> list[ArmResult]:
     """The arms without the untuned base."""
     return [arm for arm in results["arms"] if arm["method"] is not None]
+
+
+def of_one_loss(search: Sequence[SearchTrial]) -> list[list[SearchTrial]]:
+    """The trials in groups whose dev losses can be compared: a divergence from a teacher is no other loss."""
+    groups = [[trial for trial in search if trial.get("is_divergence", False) is kind] for kind in (False, True)]
+    return [group for group in groups if group]
 
 
 def _problems(stored: object) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from prefixray.config.schema import ArmConfig
 from prefixray.config.space import AnyDistribution, Choice, LogUniform, is_among, is_number
-from prefixray.results.record import SearchTrial
+from prefixray.results.record import SearchTrial, of_one_loss
 from prefixray.system.records import Scalar
 
 _EDGE = 0.05  # of a range's width, on its own scale: a value so near to an end is at that end
@@ -24,9 +24,10 @@ def space_notes(
     """The notes on the arms of the final table; `winners` has the searched values of each arm's winner."""
     in_table = [arm for arm in arms if arm.name in winners]
     notes = [note for arm in in_table for note in edge_notes(arm, winners[arm.name])]
-    losses = [loss for trial in search if (loss := trial["dev_loss"]) is not None and math.isfinite(loss)]
-    limit = _LOST * min(losses, default=math.inf)
-    notes += [note for arm in arms if (note := divergence_note(arm.name, search, limit)) is not None]
+    for alike in of_one_loss(search):
+        losses = [loss for trial in alike if (loss := trial["dev_loss"]) is not None and math.isfinite(loss)]
+        limit = _LOST * min(losses, default=math.inf)
+        notes += [note for arm in arms if (note := divergence_note(arm.name, alike, limit)) is not None]
     fixed = [f"{arm.name} ({arm.fixed['learning_rate']:g})" for arm in in_table if not arm.dimensions]
     if len(in_table) > 1 and fixed:
         notes.append(f"not searched, so ranked by one learning rate alone: {', '.join(fixed)}")

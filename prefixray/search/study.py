@@ -283,7 +283,11 @@ def search_trial(config: SweepConfig, arm: ArmConfig, record: Record) -> SearchT
         rung=rung,
         curve=sorted(record.reports.items()),
     )
-    return {**found, "pauses": list(record.pauses)} if record.pauses else found
+    if record.pauses:
+        found["pauses"] = list(record.pauses)
+    if record.values.get("objective", arm.fixed.get("objective", arm.train.objective)) == "distill":
+        found["is_divergence"] = True
+    return found
 
 
 def _list_grid(arm: ArmConfig) -> dict[str, dict[str, Scalar]] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.example_results import example, finished_sweep, older_sweep
+from support.example_results import example, finished_sweep, older_sweep, trial
 from support.html_page import Page
 
 from prefixray.reporting.page import render, write_page
@@ -96,6 +96,10 @@ def test_the_headline_is_the_verdict_and_before_it_how_far_the_search_is(results
     running: Any = {"search": results["search"], "rungs": [8, 16], "importance": []}
     head = "No verdict yet: 12 trials, 6 finished, 6 stopped early. prefix/0 leads with a dev loss of 1.600."
     assert f"<h1>{head}</h1>" in render(running, FOLDER)["report.html"]
+    distilled: Any = {**trial("lora", 0, {"rank": 8}, [0.9, 0.7, 0.4]), "is_divergence": True}
+    mixed: Any = {**running, "search": [*results["search"], distilled]}
+    leads = "prefix/0 leads with a dev loss of 1.600. lora/0 leads with a divergence of 0.400."
+    assert f"{leads}</h1>" in render(mixed, FOLDER)["report.html"], "losses of two kinds are not compared"
 
 
 def test_every_output_is_on_the_page_for_its_script_and_in_the_file(results: Results, tmp_path: Path) -> None:

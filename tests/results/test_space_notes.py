@@ -98,3 +98,13 @@ def test_an_arm_with_nothing_to_search_is_named_with_its_learning_rate() -> None
     ]
     assert space_notes([fixed], {"finetune": {}}, []) == [], "nothing is ranked"
     assert space_notes([ARM, fixed], {"prefix": winners["prefix"]}, search) == [], "its runs failed"
+
+
+def test_a_divergence_from_a_teacher_is_no_measure_of_another_loss() -> None:
+    lora = ArmConfig.model_validate({**ARM.model_dump(), "name": "lora", "method": "lora"})
+    distilled: list[SearchTrial] = [
+        {**trial(number, None, 0.2), "arm": "lora", "is_divergence": True} for number in range(3)
+    ]
+    others = [trial(number, None, 1.6) for number in range(3)]
+    assert space_notes([ARM, lora], {}, [*distilled, *others]) == []
+    assert "3 of 4 trials diverged" in space_notes([ARM], {}, [*(trial(n, None, 9.0) for n in range(3)), *others[:1]])[0]

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from support.studies import GRID, SPACE, ask, distinct, make_arm, open_study, run_all, start_and_kill
 
-from prefixray.config.schema import SamplerName
+from prefixray.config.schema import SamplerName, SearchConfig, SweepConfig
 from prefixray.config.space import AnyDimension, Cases, Choice, Int, LogUniform, Uniform
 from prefixray.errors import UserError
 from prefixray.search.storage import open_storage, repair_journal
-from prefixray.search.study import ArmStudy
+from prefixray.search.study import ArmStudy, search_trial
 from prefixray.search.trial_source import Proposal
 from prefixray.system.records import Scalar
 
@@ -227,3 +227,14 @@ def test_the_sampler_learns_from_paused_trials_as_from_stopped_ones(tmp_path: Pa
                 study.tell(number, "stopped", None)
         proposed.append([ask(study).values for _ in range(3)])
     assert proposed[0] == proposed[1]
+
+
+def test_the_record_of_a_trial_says_where_its_losses_are_divergences(tmp_path: Path) -> None:
+    config = SweepConfig.model_construct(search=SearchConfig(num_trials=1, rungs=()))
+    for fixed, is_divergence in ({"objective": "distill"}, True), ({}, None):
+        arm = make_arm(SPACE, 1, fixed=fixed)
+        (tmp_path / str(is_divergence)).mkdir()
+        study = open_study(tmp_path / str(is_divergence), arm)
+        ask(study)
+        (record,) = study.records()
+        assert search_trial(config, arm, record).get("is_divergence") is is_divergence
