@@ -83,9 +83,14 @@ class RequestHandler:
             for record in study.records():
                 if key == f"{stage.name}/{record.number}":
                     return stage, record
-        running = ", ".join(sorted(self._trials.running())) or "none"
-        is_search = bool(self._searches)
-        hint = f"running are {running}" if is_search else "the search is over, and the final stage needs all its runs"
+        searches = {stage.name for stage, _ in self._searches.values()}
+        running = sorted(self._trials.running())
+        of_searches = [name for name in running if name.rpartition("/")[0] in searches]
+        hint = f"running are {', '.join(of_searches) or 'none'}"
+        if key in running:  # beside the searches of other arms
+            hint = "it is a run of the final stage, which needs all its runs"
+        elif not searches:
+            hint = "the search is over, and the final stage needs all its runs"
         raise UserError(f"{verb} {key}: no such trial of a search ({hint})")
 
     def _stop_started(self, stage: Stage, record: Record, request_id: str) -> str:

@@ -1,6 +1,7 @@
 """What requests do to a search. Pool and reports are played here; `tests/test_sweep.py` has a real sweep."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -8,8 +9,11 @@ from unittest import mock
 import pytest
 from support.fake_pool import LENGTHS, Driver
 
+from prefixray.driver.stage import Stage
+from prefixray.search.fixed_study import FixedStudy
 from prefixray.search.requests import Add, Answer, Extend, Finish, Request, Stop
-from prefixray.trial import Report
+from prefixray.search.trial_source import Proposal, Record
+from prefixray.trial import Report, TrialSpec
 
 FREE = {"preseqlen": 5, "learning_rate": 0.02}
 
@@ -67,6 +71,20 @@ def test_only_a_running_trial_of_the_search_can_be_stopped(driver: Driver) -> No
     driver.final().serve()
     refused = driver.inbox.answer(request_id, seconds=0)
     assert refused is not None and not refused.ok and "needs all its runs" in refused.text
+
+
+def test_a_final_run_beside_a_search_is_no_trial_to_stop_and_none_that_is_offered(driver: Driver) -> None:
+    study = FixedStudy(driver.storage, "small", "final/flat", ["flat-1"])
+
+    def spec(trial: Proposal | Record) -> TrialSpec:
+        return replace(driver.stage.spec(trial), key="final/flat-1")
+
+    driver.coordinator = driver.coordinate(driver.stage, Stage("final/flat", driver.arm, study, 1, spec))
+    driver.pool.num_slots = 3
+    assert driver.start() == ["prefix/0", "prefix/1", "final/flat-1"]
+    refused = driver.ask(Stop(trial="final/flat-1"))
+    assert "no such trial of a search (it is a run of the final stage, which needs all its runs)" in refused.text
+    assert driver.ask(Stop(trial="prefix/9")).text.endswith("(running are prefix/0, prefix/1)")
 
 
 def test_a_trial_to_be_stopped_when_its_driver_died_is_not_run_by_the_next(driver: Driver) -> None:
