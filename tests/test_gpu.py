@@ -7,7 +7,7 @@ python -m pytest -n 0 -m gpu -p tests.support.pretend_gpu.plugin    # on one wit
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 from support.packs import EXAMPLES, SEEDS, rows_of, trial_of
 from support.pretend_gpu import device as pretended
+from support.taught import taught_rows
 
 from prefixray.artifacts.store import load_artifact, restore_method
 from prefixray.batching.lengths import row_lengths
@@ -158,6 +159,31 @@ def test_a_step_uploads_and_waits_once_and_a_further_trial_launches_little(make_
         assert pretended.waited == {"download": 1, "upload": 1}
         launches.append(pretended.launched.total())
     assert launches[1] - launches[0] <= (27 if method == "network" else 0)  # of its network, and of its dropout
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
+@pytest.mark.parametrize("architecture", ["gpt2", "bart"])
+def test_distilling_uploads_and_waits_once_a_step_with_the_numbers_of_the_cpu(
+    make_on: MakeOn, architecture: str, dtype: torch.dtype
+) -> None:
+    rows = taught_rows(make_on(architecture, dtype, "cpu"), 6)
+    trials = {
+        "distilled": trial_of(METHODS["flat"], 1e-3, batch_size=3, objective="distill", temperature=2.5),
+        "beside": trial_of(METHODS["flat"], 1e-3, batch_size=3, label_smoothing=0.1),
+    }
+    for keys in (["distilled"], list(trials)):
+        losses: list[float] = []
+        for device in ("cpu", "cuda"):
+            pack = Pack(make_on(architecture, dtype, device), rows, pad_id=0)
+            for key in keys:
+                pack.admit(key, trials[key], SEEDS)
+            for _ in range(2):
+                with pretended.counting() if pretended.is_there() else nullcontext():
+                    losses += [outcome.loss for outcome in pack.step(keys).values()]
+            assert device == "cpu" or not pretended.is_there() or pretended.waited == {"download": 1, "upload": 1}
+            losses += pack.evaluate(keys, rows).values()
+        half = len(losses) // 2
+        assert losses[:half] == pytest.approx(losses[half:], rel=0, abs=TOLERANCE[dtype]), keys
 
 
 @pretended_alone

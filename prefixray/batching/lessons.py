@@ -24,6 +24,7 @@ from torch import Tensor
 
 from prefixray.batching.rows import Row, Tree
 from prefixray.data.teacher import Teacher
+from prefixray.model.uploads import Uploads
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class Taught:
 
 
 def taught_tokens(
-    rows: Sequence[Row | Tree], temperatures: Sequence[float | None], *, dtype: torch.dtype, device: torch.device
+    rows: Sequence[Row | Tree], temperatures: Sequence[float | None], *, dtype: torch.dtype, to: Uploads
 ) -> Taught | None:
-    """What the rows with a temperature are taught; None where no row has one."""
+    """What the rows with a temperature are taught; None where no row has one. The host tempers it."""
     chosen = [
         (row, temperature) for row, temperature in zip(rows, temperatures, strict=True) if temperature is not None
     ]
@@ -64,10 +65,11 @@ def taught_tokens(
     outcomes = np.concatenate([np.column_stack([teacher.log_p, teacher.tail]) for teacher in teachers])
     ids = np.concatenate([teacher.ids for teacher in teachers])
     per_token = np.repeat([temperature for _, temperature in chosen], [row.num_targets for row, _ in chosen])
-    temperature = torch.from_numpy(per_token).to(device, dtype)[:, None]
-    log_p = torch.log_softmax(torch.from_numpy(outcomes).to(device, dtype) / temperature, dim=1)
-    tokens, others = (torch.from_numpy(np.flatnonzero(part)).to(device) for part in (is_taught, ~is_taught))
-    return Taught(tokens, others, Lessons(torch.from_numpy(ids).long().to(device), log_p, temperature))
+    temperature = torch.from_numpy(per_token).to(dtype)[:, None]
+    log_p = torch.log_softmax(torch.from_numpy(outcomes).to(dtype) / temperature, dim=1)
+    tokens, others = (to.add(torch.from_numpy(np.flatnonzero(part))) for part in (is_taught, ~is_taught))
+    lessons = Lessons(*(to.add(part) for part in (torch.from_numpy(ids).long(), log_p, temperature)))
+    return Taught(tokens, others, lessons)
 
 
 def teach(logits: Tensor, num_kept: int) -> Teacher:

@@ -27,7 +27,9 @@ class Uploads:
     def add(self, tensor: Tensor) -> Tensor:
         """The tensor on the device, where nothing may be launched that reads it before `send`."""
         start, end = self._used, self._used + tensor.numel() * tensor.element_size()
-        if tensor.numel() == 0 or end > self._room:
+        if tensor.numel() == 0:
+            return torch.empty_like(tensor, device=self.device)
+        if end > self._room:
             return tensor.to(self.device)
         self._used = -(-end // _ALIGNED) * _ALIGNED
         self._host[start:end].view(tensor.dtype).view(tensor.shape).copy_(tensor)

@@ -156,10 +156,14 @@ class Layout:
 
 
 def _num_bytes(rows: Sequence[Row | Tree], *, in_line: bool) -> int:
-    """About what one forward of rows needs in lists of numbers: eight for each token, and for each row."""
+    """About what one forward of rows needs in lists of numbers: eight for each token, and for each row.
+
+    A target token that is taught needs two for each token that its teacher has kept, and four.
+    """
     lengths = [sum(row.lengths) for row in rows]
     num_tokens = sum(lengths) if in_line else len(rows) * (max(lengths) + 2 * WIDTH_MULTIPLE)
-    return 64 * (num_tokens + len(rows) + 2 * TOKEN_MULTIPLE)
+    taught = sum(len(teacher) * (teacher.num_kept + 2) for row in rows for teacher in row.teachers)
+    return 64 * (num_tokens + len(rows) + 2 * TOKEN_MULTIPLE) + 16 * taught
 
 
 def _one_group(inserts: Sequence[Insert], rows: Iterator[Sequence[Row | Tree]]) -> RowGroup:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefixray.batching.lessons import Taught, taught_tokens
 from prefixray.batching.rows import Row
 from prefixray.config.trials import TrialConfig
 from prefixray.methods.stacked import insert_all
@@ -26,9 +25,9 @@ from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
 from prefixray.model.dropout.row_dropout import RowDropout
 from prefixray.training.base_checks import check_continued, is_out_of_memory
-from prefixray.training.device.ahead import Ahead, How
-from prefixray.training.layout import TOKEN_BUDGET, Layout, MicroBatch
-from prefixray.training.loss import Objective, RowLosses, losses_of_hidden, losses_of_logits, plain_head
+from prefixray.training.device.ahead import Ahead, How, Laid
+from prefixray.training.layout import TOKEN_BUDGET, Layout
+from prefixray.training.loss import RowLosses, losses_of_hidden, losses_of_logits, plain_head
 from prefixray.training.member import Member, Seeds, StepResult, finished, not_updated, too_large
 
 logger = logging.getLogger(__name__)
@@ -162,8 +161,8 @@ class Pack:
         self._largest_piece = max(self._largest_piece, min(num_tokens, self.token_budget))
         how = How(self.token_budget, train, draws=train and _dropout_of(members[0], self._dropout) is not None)
         with self._running(members[0], train=train, has_hooks=has_hooks):
-            for micro, objective in self._ahead.laid(members, rows, inserts, how):
-                yield micro.row_members, self._forward(members, micro, objective)
+            for laid in self._ahead.laid(members, rows, inserts, how):
+                yield laid.micro.row_members, self._forward(members, laid)
         if train:
             together.push_gradients()
             if members[0].method.own_model is None:  # an own model would outlive its trial in what is laid out
@@ -190,15 +189,12 @@ class Pack:
             yield
         own_model.train(False)
 
-    def _forward(self, members: Sequence[Member], micro: MicroBatch, objective: Objective | None) -> Tensor:
+    def _forward(self, members: Sequence[Member], laid: Laid) -> Tensor:
         """The loss of each row, (B,). With an objective, its backward has run when this returns."""
         # A frozen plain head is left out of the forward: `losses_of_hidden` runs it together with its backward.
+        micro, objective, taught = laid
         own_model, batch = members[0].method.own_model, micro.batch
         head = self._head if own_model is None else None
-
-        # Target tokens of members that distill are taught.
-        exact = torch.promote_types(self.base.model.dtype, torch.float32)
-        taught = _taught(members, micro, exact, train=objective is not None)
 
         # In training a model drops by the numbers of its rows.
         dropout = _dropout_of(members[0], self._dropout) if objective is not None else None
@@ -248,12 +244,3 @@ def _dropping(model: PreTrainedModel, dropout: RowDropout | None) -> Iterator[No
             yield
     finally:
         model.train(False)
-
-
-def _taught(members: Sequence[Member], micro: MicroBatch, exact: torch.dtype, *, train: bool) -> Taught | None:
-    """What the target tokens of members that distill are taught: in training at their temperatures, else at 1."""
-    configs = [members[index].config for index in micro.row_members]
-    temperatures = [
-        None if config.objective != "distill" else config.temperature if train else 1.0 for config in configs
-    ]
-    return taught_tokens(micro.rows, temperatures, dtype=exact, device=micro.batch.target_ids.device)

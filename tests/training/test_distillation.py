@@ -28,6 +28,7 @@ from prefixray.config.trials import AdapterTrial, FinetuneTrial, LoraTrial, Pref
 from prefixray.data.teacher import Teacher
 from prefixray.errors import UserError
 from prefixray.methods.prefix import Prefix
+from prefixray.model.uploads import Uploads
 from prefixray.training import loss
 from prefixray.training.loss import Head, Objective, losses_of_hidden, losses_of_logits
 from prefixray.training.pack import Pack
@@ -83,7 +84,7 @@ def test_losses_and_gradients_are_those_of_the_definition_beside_other_losses(
         for length, of_row in zip(lengths, logits, strict=True)
     ]
     exact, count = torch.promote_types(dtype, torch.float32), sum(lengths)
-    taught = taught_tokens(rows, temperatures, dtype=exact, device=torch.device("cpu"))
+    taught = taught_tokens(rows, temperatures, dtype=exact, to=Uploads(torch.device("cpu")))
     assert taught is not None and taught.others.tolist() == [3, 4, 5, 6]
     hidden = torch.randn(count, WIDTH, generator=draw).to(dtype)
     ids = torch.randint(0, VOCABULARY, (count,), generator=draw)
@@ -124,7 +125,7 @@ def test_the_tails_inside_is_all_that_is_missing_of_the_whole_divergence() -> No
     missing = []
     for num_kept in (1, 5, 20, VOCABULARY - 1, 2 * VOCABULARY):
         row = Row((1,) * 41, 1, teacher=teach(teacher, num_kept))
-        taught = taught_tokens([row], [1.0], dtype=torch.float64, device=torch.device("cpu"))
+        taught = taught_tokens([row], [1.0], dtype=torch.float64, to=Uploads(torch.device("cpu")))
         assert taught is not None
         is_other = torch.ones_like(p).scatter(1, taught.lessons.ids, 0.0)
         inside_p, inside_q = (part * is_other / (part * is_other).sum(dim=1, keepdim=True) for part in (p, q))
@@ -140,7 +141,7 @@ def test_the_tails_inside_is_all_that_is_missing_of_the_whole_divergence() -> No
 def test_outcomes_that_are_next_to_impossible_have_losses_and_slopes() -> None:
     sure = Teacher(*(torch.tensor(part).numpy() for part in ([[0, 1]], [[0.0, -200.0]], [-math.inf])))  # type: ignore[arg-type]
     hidden = torch.tensor([[0.0, 300.0, 0.0]], requires_grad=True)
-    taught = taught_tokens([Row((1, 1), 1, teacher=sure)], [1.0], dtype=torch.float32, device=torch.device("cpu"))
+    taught = taught_tokens([Row((1, 1), 1, teacher=sure)], [1.0], dtype=torch.float32, to=Uploads(torch.device("cpu")))
     module = nn.Linear(3, 3, bias=False).requires_grad_(False)
     module.weight.copy_(torch.eye(3))
     objective = Objective(torch.ones(1), torch.zeros(1), is_smoothed=False)
@@ -153,7 +154,7 @@ def test_a_model_is_no_distance_from_itself_at_any_temperature() -> None:
     logits = torch.randn(5, VOCABULARY, generator=torch.Generator().manual_seed(3))
     row = Row((1,) * 6, 1, teacher=teach(logits, NUM_KEPT))
     for temperature in (0.3, 1.0, 4.0):
-        taught = taught_tokens([row], [temperature], dtype=torch.float64, device=torch.device("cpu"))
+        taught = taught_tokens([row], [temperature], dtype=torch.float64, to=Uploads(torch.device("cpu")))
         assert taught is not None
         assert losses_of_logits(logits.double(), torch.zeros(5).long(), None, taught).abs().max() < 1e-9
 

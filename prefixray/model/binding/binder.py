@@ -134,8 +134,8 @@ class Binder:
 
     def _prepare(self, bound: Bound, num_rows: int) -> None:
         """Make what attention and hooks would make when they first run."""
-        if bound.ragged is not None and bound.ragged.is_prepared_unpadded:
-            _ = bound.line_prefixes
+        if bound.ragged is not None:
+            _ = bound.line_prefixes if bound.ragged.is_prepared_unpadded else bound.groups
         self._row_hooks.prepare(bound, num_rows, self._put)
 
     def _shifts(self, inserts: Sequence[Insert], row_trial: Sequence[int], line: Ragged | None) -> Tensor | None:
@@ -184,7 +184,7 @@ class Binder:
         return [(*layer, spans) for layer in prefixes_in_line(inserts, "decoder", self._model.dtype)]
 
     def _stacked(self, inserts: Sequence[Insert]) -> dict[str, SitePrefix]:
-        return stack_prefixes(inserts, dtype=self._model.dtype, device=self._model.device)
+        return stack_prefixes(inserts, dtype=self._model.dtype, put=self._put)
 
     def _tensor(self, values: Sequence[int]) -> Tensor:
         return self._put(torch.tensor(values))

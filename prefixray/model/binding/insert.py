@@ -97,13 +97,18 @@ class SitePrefix:
     layers: tuple[Tensor, ...]  # per layer (T, 2, K, P, D), padded on the right of P
 
 
-def stack_prefixes(inserts: Sequence[Insert], *, dtype: torch.dtype, device: torch.device) -> dict[str, SitePrefix]:
-    """The prefixes of trials, by site; a site where no trial has a prefix is left out."""
+def stack_prefixes(
+    inserts: Sequence[Insert], *, dtype: torch.dtype, put: Callable[[Tensor], Tensor]
+) -> dict[str, SitePrefix]:
+    """The prefixes of trials, by site; a site where no trial has a prefix is left out.
+
+    `put` moves small tensors to the device.
+    """
     stacked = {}
     for site in dict.fromkeys(site for insert in inserts for site in insert.prefixes):
         lengths = [insert.num_seen(site) for insert in inserts]
         if max(lengths) > 0:
-            stacked[site] = SitePrefix(torch.tensor(lengths, device=device), _layers(inserts, site, dtype))
+            stacked[site] = SitePrefix(put(torch.tensor(lengths)), _layers(inserts, site, dtype))
     return stacked
 
 

@@ -54,7 +54,7 @@ class Ragged:
     def prepare(self, *, unpadded: bool) -> None:
         """Make what attention will ask for, so that it goes to the device with everything else."""
         self.is_prepared_unpadded = unpadded
-        _ = self.own_spans if unpadded else self._places
+        _ = self.own_spans if unpadded else (self._places, self._branches)
 
     def of_tokens(self, per_row: Sequence[int]) -> Tensor:
         """The number of each token's row, (N,)."""
@@ -64,8 +64,20 @@ class Ragged:
     @cached_property
     def causal(self) -> list[Tensor]:
         """By group, which tokens of its row a token may look at, (B, 1, S, S): never at tokens behind it."""
-        forks = [[self._starts[row] for row in group] for group in self.groups]
-        return [_masks(own, *size, self._uploads.device) for own, size in zip(forks, self._sizes, strict=True)]
+        device = self._uploads.device
+        return [_masks(own, *size, device) for own, size in zip(self._branches, self._sizes, strict=True)]
+
+    @cached_property
+    def _branches(self) -> list[Tensor | None]:
+        """By group, the branch of each token of its rows, (B, S), 0 in a trunk; None where no row is a tree."""
+        forks = [[torch.tensor(self._starts[row], dtype=torch.long) for row in group] for group in self.groups]
+        of_groups = zip(forks, self._sizes, strict=True)
+        return [
+            self._uploads.add(torch.stack([torch.bucketize(torch.arange(size), own, right=True) for own in group]))
+            if any(map(len, group))
+            else None
+            for group, (_, size) in of_groups
+        ]
 
     @cached_property
     def _places(self) -> tuple[Tensor, Tensor]:
@@ -137,12 +149,9 @@ def _spans(queries: Sequence[int], keys: Sequence[int], uploads: Uploads, key_to
     return Spans(query_starts, key_starts, max(queries), max(keys), key_tokens)
 
 
-def _masks(starts: Sequence[Sequence[int]], num_rows: int, size: int, device: torch.device) -> Tensor:
+def _masks(branches: Tensor | None, num_rows: int, size: int, device: torch.device) -> Tensor:
     """Masks of rows of one length, (B, 1, S, S): a token looks back, but not into branches that are not its own."""
     causal = torch.ones(size, size, dtype=torch.bool, device=device).tril()
-    if not any(starts):
+    if branches is None:
         return causal.expand(num_rows, 1, -1, -1)
-    columns = torch.arange(size, device=device)
-    edges = (torch.tensor(own, dtype=torch.long, device=device) for own in starts)
-    branches = torch.stack([torch.bucketize(columns, own, right=True) for own in edges])  # (B, S), 0: the trunk
     return (causal & ((branches[:, None] == 0) | (branches[:, None] == branches[:, :, None])))[:, None]

@@ -8,9 +8,11 @@ whether it goes on: where other members step, or under another budget, the step 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
+from prefixray.batching.lessons import Taught, taught_tokens
 from prefixray.batching.rows import Row
 from prefixray.model.backend import backend_for
 from prefixray.model.base import Base
@@ -31,8 +33,19 @@ class How:
     draws: bool  # whether rows draw dropout by their numbers; they share no prompts then
 
 
+class Laid(NamedTuple):
+    """A micro-batch, and what its target tokens are for."""
+
+    micro: MicroBatch
+    objective: Objective | None  # None: nothing is trained
+    taught: Taught | None  # those of members that distill
+
+    def under(self, inserts: Sequence[Insert]) -> "Laid":
+        """The same under these inserts of all of its group, or under none."""
+        return self._replace(micro=replace(self.micro, inserts=[inserts[i] for i in self.micro.used if inserts]))
+
+
 Key = tuple[tuple[tuple[Member, int], ...], How, Costs | None]  # members and their steps
-Laid = tuple[MicroBatch, Objective | None]
 
 
 class Ahead:
@@ -51,11 +64,11 @@ class Ahead:
     def laid(
         self, members: Sequence[Member], rows: Sequence[Sequence[Row]], inserts: Sequence[Insert], how: How
     ) -> Iterable[Laid]:
-        """The micro-batches of each member's rows under its insert, in training with what they are trained for."""
+        """The micro-batches of each member's rows under its insert."""
         known = self._kept.pop(self._key(members, how, 0), None) if how.train else None
         if known is None:
             return self._lay(members, rows, inserts, how, 0)
-        return [(replace(one, inserts=[inserts[i] for i in one.used]), objective) for one, objective in known]
+        return [one.under(inserts) for one in known]
 
     def lay_next(self, members: Sequence[Member], inserts: Sequence[Insert], how: How) -> None:
         """Lay out the step after this one, for which these inserts stand: those of the next are of the same sizes."""
@@ -65,7 +78,7 @@ class Ahead:
         try:
             laid = self._lay(members, rows, inserts, how, 1)
             # Without this step's inserts, whose prefixes and gradients would wait for the next step beside it.
-            self._next[self._key(members, how, 1)] = [(replace(one, inserts=()), objective) for one, objective in laid]
+            self._next[self._key(members, how, 1)] = [one.under(()) for one in laid]
         except RuntimeError as error:  # the step finds out for itself whether it has memory
             if not is_out_of_memory(error):
                 raise
@@ -89,7 +102,8 @@ class Ahead:
             members[0].binder, inserts, rows, token_budget=how.token_budget, train=how.train, whole=how.draws
         )
         for micro in cut:
-            yield micro, None if weights is None else _objective(members, micro, weights, self._exact)
+            objective = None if weights is None else _objective(members, micro, weights, self._exact)
+            yield Laid(micro, objective, _taught(members, micro, self._exact, train=how.train))
 
 
 def _numbered(member: Member, rows: Sequence[Row], ahead: int) -> list[Row]:
@@ -110,3 +124,12 @@ def _objective(members: Sequence[Member], micro: MicroBatch, weights: Sequence[f
     per_token = torch.tensor(per_row, dtype=exact).repeat_interleave(torch.tensor(micro.num_targets), 0)  # (N, 2)
     of_weights, smoothing = micro.uploads.add(per_token.t().contiguous())
     return Objective(of_weights, smoothing, is_smoothed=any(share > 0 for _, share in per_row))
+
+
+def _taught(members: Sequence[Member], micro: MicroBatch, exact: torch.dtype, *, train: bool) -> Taught | None:
+    """What the target tokens of members that distill are taught: in training at their temperatures, else at 1."""
+    configs = [members[index].config for index in micro.row_members]
+    temperatures = [
+        None if config.objective != "distill" else config.temperature if train else 1.0 for config in configs
+    ]
+    return taught_tokens(micro.rows, temperatures, dtype=exact, to=micro.uploads)
