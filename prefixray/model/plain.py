@@ -44,6 +44,8 @@ class PlainBackend:
     """Whether all trials of a pack are updated at once; else one by one, and one network at a time has gradients."""
     lays_ahead = False
     """Whether the next step is laid out while the device works on this one."""
+    mask_multiple = 1
+    """The rows of a mask lie apart in memory by a multiple of so many numbers."""
     reads_at_once = False
     """Whether the host has a value without waiting for the device, so that what is done may depend on it."""
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from prefixray.model.backend import backend_for
 from prefixray.model.binding.infix import Infixes
 from prefixray.model.binding.insert import Insert, RowFunction, SitePrefix, Slot, StackedRows
 from prefixray.model.binding.ragged import Ragged
@@ -49,7 +50,8 @@ class AttendingRows:
         """The mask that is added to scores, prefix first: (B, 1 or H, S, P + S'), -inf where a query may not look.
 
         `attention_mask` is the model's own, (B, 1, S, S'), True where a query may look. `bias` is T5's for the tokens'
-        distance, (1, H, S, S'); to a prefix there is no distance. A mask is made once for all layers of a site.
+        distance, (1, H, S, S'); to a prefix there is no distance. A mask is made once for all layers of a site; where
+        its rows lie in memory is the backend's `mask_multiple`.
         """
         known = self.masks.get(site)
         if known is not None and known[0] is attention_mask and known[1] is bias and known[2].dtype == query.dtype:
@@ -58,10 +60,15 @@ class AttendingRows:
         allowed = attention_mask.expand(num_rows, 1, num_queries, -1)
         if site in self.sites:
             allowed = self._with_prefix(self.sites[site], allowed)
-        zeros = torch.zeros(allowed.shape, dtype=query.dtype, device=allowed.device)
-        mask = zeros.masked_fill_(~allowed, float("-inf"))
+        num_keys, multiple = allowed.shape[3], backend_for(query.device).mask_multiple
+        fillers = -num_keys % multiple
+        size = (*allowed.shape[:3], num_keys + fillers)
+        mask = torch.zeros(size, dtype=query.dtype, device=allowed.device)
+        mask[..., :num_keys].masked_fill_(~allowed, float("-inf"))
         if bias is not None:
-            mask = mask + functional.pad(bias, (mask.shape[3] - bias.shape[3], 0))
+            # T5's bias lies with its heads last, and the sum would, too.
+            mask = mask + functional.pad(bias.contiguous(), (num_keys - bias.shape[3], fillers))
+        mask = mask[..., :num_keys]
         if not mask.requires_grad:  # a trained bias may be seen by one checkpointed block alone
             self.masks[site] = (attention_mask, bias, mask)
         return mask
