@@ -8,7 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
@@ -23,8 +23,15 @@ logger = logging.getLogger(__name__)
 MOST_DEATHS = 3  # of workers that decode the same job, before the sweep gives up
 WATCH_SECONDS = 5.0  # between two looks at the workers while they decode
 
-DecodeJob = tuple[str | None, str, Split, Mapping[str, Any]]
-"""The arguments of `Worker.decode`: artifact, folder, split, settings."""
+
+class DecodeJob(NamedTuple):
+    """The arguments of `Worker.decode`."""
+
+    artifact: str | None  # None: the untuned base
+    folder: str
+    split: Split
+    settings: Mapping[str, Any]
+    metrics: Sequence[str] = ()  # that the split is scored by
 
 
 class DecodeQueue:
@@ -109,8 +116,7 @@ class DecodeQueue:
 
 def _count_death(deaths: Counter[str], job: DecodeJob, error: RayActorError) -> None:
     """Count a worker that has died of a job; raises `SweepFailed` where there were too many."""
-    folder = job[1]
-    deaths[folder] += 1
-    if deaths[folder] > MOST_DEATHS:
-        problem = f"{folder}: {deaths[folder]} workers have died while they decoded it"
+    deaths[job.folder] += 1
+    if deaths[job.folder] > MOST_DEATHS:
+        problem = f"{job.folder}: {deaths[job.folder]} workers have died while they decoded it"
         raise SweepFailed(f"{problem}, the last one of: {first_line(error)}") from error

@@ -124,16 +124,25 @@ class Worker:
         """Expect trials of another worker, whose deaths are in its record."""
         self._loop.call(self._loop.inherit, Path(record), keys)
 
-    def decode(self, artifact: str | None, folder: str, split: Split, settings: Mapping[str, Any]) -> None:
+    def decode(
+        self,
+        artifact: str | None,
+        folder: str,
+        split: Split,
+        settings: Mapping[str, Any],
+        metrics: Sequence[str] = (),
+    ) -> None:
         """Decode a split into `folder`, with an artifact or with the untuned base, between two steps of the pack.
 
-        What `folder` holds already is not decoded again.
+        What the metrics are computed from is kept there. What `folder` holds already is not made again.
         """
         from prefixray.decoding.evaluate import decode_for_sweep
 
-        made_by = None if artifact is None else Path(artifact)
+        place = None if artifact is None else Path(artifact), Path(folder)
         try:
-            self._loop.call(decode_for_sweep, self._trainer, made_by, Path(folder), split, settings, self._note_decoded)
+            self._loop.call(
+                decode_for_sweep, self._trainer, *place, split, settings, metrics, on_progress=self._note_decoded
+            )
         except OSError as error:
             raise SweepFailed(disk_problem(error)) from error
 

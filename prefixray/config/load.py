@@ -18,7 +18,7 @@ from prefixray.config.scales import apply_evaluation, apply_scales
 from prefixray.config.schema import ArmConfig, FinalConfig, SamplerName, SearchConfig, SweepConfig
 from prefixray.config.space import LARGEST_GRID, Choice
 from prefixray.config.trials import METHODS, TrainConfig
-from prefixray.data.catalog import CATALOG, TaskName
+from prefixray.data.catalog import CATALOG
 from prefixray.data.entries import DataConfig
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
@@ -260,15 +260,15 @@ def _check_final(document: Document) -> None:
         hint = suggestion(final.reference, arms, what="the arms are")
         document.refuse(("final", "reference"), f"no such arm{hint}")
     if task is not None:
-        _check_metrics(document, task.name, final)
+        _check_metrics(document, task, final)
     if final.min_new_tokens > final.max_new_tokens:
         key = "min_new_tokens" if "min_new_tokens" in final.model_fields_set else "max_new_tokens"
         document.refuse(("final", key), f"min_new_tokens must be at most max_new_tokens ({final.max_new_tokens})")
 
 
-def _check_metrics(document: Document, task: TaskName, final: FinalConfig) -> None:
+def _check_metrics(document: Document, task: TaskConfig, final: FinalConfig) -> None:
     """Every metric must be one of the task's. One that runs Java must be able to run on this machine."""
-    metrics = [f"test/{metric}" for metric in CATALOG[task].metrics]
+    metrics = [f"test/{metric}" for metric in CATALOG[task.name].metrics]
     named: list[tuple[Key, str]] = [(("final", "metric"), final.metric)]
     named += [(("final", "more_metrics", index), name) for index, name in enumerate(final.more_metrics)]
     for key, name in named:
@@ -284,7 +284,10 @@ def _check_metrics(document: Document, task: TaskName, final: FinalConfig) -> No
                 document.refuse(key, f"tables call two metrics {function}: give one of the functions another name")
         elif name not in metrics:
             known = ", ".join(metrics)
-            document.refuse(key, f"must be one of {known} for task {task}, or your own package.module:function")
+            document.refuse(key, f"must be one of {known} for task {task.name}, or your own package.module:function")
+        elif name == "test/divergence" and task.test is not None:
+            problem = "compares with the teacher, which has not seen the answers of task.test"
+            document.refuse(key, f"{problem}: take test/perplexity, or leave task.test out")
         elif name == "test/meteor_1_5":
             from prefixray.metrics.meteor import meteor_problem  # imports sacrebleu and numpy, so only on demand
 

@@ -170,7 +170,9 @@ class FinalRuns(Strict):
     """The primary metric: one of the task's, or package.module:function of your own, which takes all hypotheses and the
     list of each source's references, and returns a number for each source, higher for better."""
     more_metrics: tuple[str, ...] = ()
-    """Metrics that are scored besides `metric` and the task's own: test/ter, test/meteor_1_5 (needs Java)."""
+    """Metrics that are scored besides `metric` and the task's own: test/ter, test/meteor_1_5 (needs Java). Two read no
+    hypothesis: test/perplexity is that of each source's first reference, and test/divergence, for a document, the mean
+    Kullback-Leibler divergence from the teacher, in nats per token of the answers."""
     reference: str | None = None
     """The arm that the others are compared with; null: the first."""
 

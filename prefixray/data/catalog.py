@@ -30,12 +30,14 @@ class TaskKind:
 _ROUGE = ("rouge_1", "rouge_2", "rouge_l")
 _OF_ANSWERS = ("exact_match", "token_f1", "accuracy")
 _IN_CAPTIONS = ("bleu", "nist", "rouge_l_coco", "cider")
-DATA_TO_TEXT = TaskKind("text-generation", _IN_CAPTIONS, ("chrf", "ter", "meteor_1_5"))
-OWN_DATA_TO_TEXT = TaskKind("text-generation", _IN_CAPTIONS, ("chrf", "ter", "meteor_1_5", *_ROUGE, *_OF_ANSWERS))
+DATA_TO_TEXT = TaskKind("text-generation", _IN_CAPTIONS, ("chrf", "ter", "meteor_1_5", "perplexity"))
+OWN_DATA_TO_TEXT = TaskKind("text-generation", _IN_CAPTIONS, (*DATA_TO_TEXT.more_metrics, *_ROUGE, *_OF_ANSWERS))
 QUESTIONS = TaskKind(
-    "question-answering", ("rouge_l", "token_f1"), ("exact_match", "rouge_1", "rouge_2", "bleu", "chrf")
+    "question-answering",
+    ("rouge_l", "token_f1"),
+    ("exact_match", "rouge_1", "rouge_2", "bleu", "chrf", "divergence", "perplexity"),
 )
-SUMMARIZATION = TaskKind("summarization", _ROUGE, ("bleu", "chrf", "meteor_1_5"))
+SUMMARIZATION = TaskKind("summarization", _ROUGE, ("bleu", "chrf", "meteor_1_5", "perplexity"))
 
 
 @dataclass(frozen=True)

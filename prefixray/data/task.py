@@ -40,6 +40,7 @@ class Sourced:
     references: tuple[str, ...]
     group: str | None = None  # the part of the split: WebNLG's "seen" and "unseen" categories
     rows: tuple[int, ...] = field(default=(), compare=False, repr=False)  # references of each row of the file in turn
+    teacher: "Teacher | None" = field(default=None, compare=False, repr=False)  # of the first reference
 
     @property
     def by_row(self) -> list[tuple[str, ...]]:
@@ -178,12 +179,14 @@ def _grouped(entries: Sequence[Entry]) -> list[Sourced]:
     references: dict[str, list[str]] = {}
     rows: dict[str, list[int]] = {}
     groups: dict[str, str | None] = {}
+    teachers: dict[str, Teacher | None] = {}
     for entry in entries:
         references.setdefault(entry.source, []).extend(map(one_line, entry.references))
         rows.setdefault(entry.source, []).append(len(entry.references))
         groups.setdefault(entry.source, entry.group)
+        teachers.setdefault(entry.source, entry.teacher)
     return [
-        Sourced(source, tuple(texts), groups[source], tuple(rows[source]))
+        Sourced(source, tuple(texts), groups[source], tuple(rows[source]), teachers[source])
         for source, texts in references.items()
         if texts
     ]

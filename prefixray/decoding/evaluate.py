@@ -7,13 +7,14 @@ at a time, so that the recorded settings and threads give the same batches and t
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from prefixray.artifacts.store import load_artifact, restore_method
 from prefixray.batching.template import Template
@@ -21,11 +22,13 @@ from prefixray.config.schema import DecodingSettings
 from prefixray.data import Sourced, load_task
 from prefixray.data.catalog import CATALOG
 from prefixray.data.task_config import TaskConfig
+from prefixray.decoding.likelihoods import read_references
 from prefixray.decoding.tuned_model import Progress, Tuned, silent
-from prefixray.methods.contract import Method, Untuned
-from prefixray.metrics import Scored
+from prefixray.methods.contract import Untuned
+from prefixray.metrics import Scored, is_of_likelihoods
 from prefixray.model.binding.binder import Binder
 from prefixray.results.hypotheses import Found, Split, read_split_record, score_all, split_sources, write_hypotheses
+from prefixray.results.likelihoods import likelihoods_made_from, write_likelihoods
 from prefixray.system.atomic_files import write_whole
 from prefixray.training.trainer import Trainer
 
@@ -85,34 +88,60 @@ def decode_for_sweep(
     folder: Path,
     split: Split,
     settings: Mapping[str, Any],
+    metrics: Sequence[str] = (),
     on_progress: Progress = silent,
 ) -> None:
     """Decode a split into `folder` with an artifact, or with the untuned base where that is None.
 
     `SPLIT.json` beside the three files says from what they were made and on what device with how many threads, and is
-    written last. A split that was made from the same is not decoded again.
+    written last. A split that was made from the same is not decoded again. Where one of the metrics is computed from
+    likelihoods, the references are read too, into a file of their own.
     """
     decoding, sources = DecodingSettings(**settings), split_sources(trainer.task, split)
     tensors, meta = ({}, {}) if artifact is None else load_artifact(artifact)
-    made_from = {
-        "decoding": decoding.model_dump(),
+    read_from = {
         "artifact": meta,
         "base": trainer.base.digest,
         "sources": hashlib.sha256(repr(sources).encode()).hexdigest(),
     }
-    record = folder / f"{split}.json"
-    if _made_from(folder, split) == made_from:
+    made_from = {"decoding": decoding.model_dump(), **read_from}
+    is_decoded = _made_from(folder, split) == made_from
+    is_read = not any(map(is_of_likelihoods, metrics)) or likelihoods_made_from(folder, split) == read_from
+    if is_decoded and is_read:
         return
-    record.unlink(missing_ok=True)
+    tuned = _restored(trainer, tensors, meta, decoding)
+    if not is_read:
+        write_likelihoods(folder, split, read_references(tuned, sources), read_from)
+    if not is_decoded:
+        _decode(tuned, folder, split, sources, made_from, on_progress)
+
+
+def _restored(
+    trainer: Trainer, tensors: dict[str, Tensor], meta: Mapping[str, Any], decoding: DecodingSettings
+) -> Tuned:
+    """An artifact on the trainer's base; without its record, the untuned base."""
     base = trainer.base
-    record_kv = Binder.of(base.model).record
-    method: Method = Untuned() if artifact is None else restore_method(base, record_kv, tensors, meta)
+    if not meta:
+        return Tuned(base, Untuned(), trainer.template, decoding)
+    method = restore_method(base, Binder.of(base.model).record, tensors, meta)
+    return Tuned(base, method, Template.from_record(base.tokenizer, meta["template"]), decoding)
+
+
+def _decode(
+    tuned: Tuned,
+    folder: Path,
+    split: Split,
+    sources: Sequence[Sourced],
+    made_from: Mapping[str, Any],
+    on_progress: Progress,
+) -> None:
+    record = folder / f"{split}.json"
+    record.unlink(missing_ok=True)
     started = time.monotonic()
-    template = Template.from_record(base.tokenizer, meta["template"]) if meta else trainer.template
-    tuned = Tuned(base, method, template, decoding)
     hypotheses = tuned.generate([sourced.source for sourced in sources], on_progress=on_progress)
     write_hypotheses(folder, split, hypotheses, sources)
-    seconds, made_on = time.monotonic() - started, {"device": base.device.type, "num_threads": torch.get_num_threads()}
+    made_on = {"device": tuned.base.device.type, "num_threads": torch.get_num_threads()}
+    seconds = time.monotonic() - started
     write_whole(record, json.dumps({"made_from": made_from, **made_on, "seconds": seconds}, indent=1) + "\n")
 
 

@@ -11,7 +11,8 @@ hypothesis that it gets alone; in bf16 a hypothesis can depend on its batch.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,6 +102,16 @@ class Tuned:
         """The model that runs: the base's, or the artifact's own after fine-tuning."""
         own_model = self.method.own_model
         return self.base.model if own_model is None else own_model
+
+    @contextmanager
+    def running(self) -> Iterator[Base]:
+        """The base with the model that runs in place of its own, and the precision in which it runs."""
+        is_own = self.model is not self.base.model
+        mixed = (
+            is_own and self.base.model.dtype == torch.bfloat16
+        )  # a fine-tuned model has fp32 weights, as in training
+        with torch.autocast(self.base.device.type, dtype=torch.bfloat16, enabled=mixed):
+            yield replace(self.base, model=self.model)
 
     @classmethod
     def load(
@@ -259,9 +270,6 @@ def _sharing(tuned: Sequence[Tuned]) -> list[list[int]]:
 def _generate_alike(sources: Sequence[str], tuned: Sequence[Tuned], watched: Watched) -> list[str]:
     """The hypotheses of artifacts that share batches."""
     first = tuned[0]
-    base = replace(first.base, model=first.model)
-    is_own = first.model is not first.base.model
-    mixed = is_own and first.base.model.dtype == torch.bfloat16  # a fine-tuned model has fp32 weights, as in training
-    with torch.autocast(base.device.type, dtype=torch.bfloat16, enabled=mixed):
+    with first.running() as base:
         inserts = [artifact.insert for artifact in tuned]
         return generate(base, first.template, sources, inserts, first.decoding, watched=watched)

@@ -21,8 +21,9 @@ from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.stage import Stage
 from prefixray.metrics import higher_is_better
 from prefixray.metrics.challenge_words import WordForm
-from prefixray.results.compare import FinalRun, score_of
+from prefixray.results.final_run import FinalRun
 from prefixray.results.hypotheses import Split
+from prefixray.results.scores import score_of
 from prefixray.search.fixed_study import FixedStudy
 from prefixray.search.storage import Storage
 from prefixray.search.study import ArmStudy
@@ -143,8 +144,9 @@ class FinalStage:
 
     def _decode_job(self, artifact: Path | None, folder: Path, split: Split) -> DecodeJob:
         """Decode a split into `folder` with an artifact; None is the untuned base."""
-        artifact_path = None if artifact is None else str(artifact.absolute())
-        return artifact_path, str(folder.absolute()), split, self._config.final.decoding.model_dump()
+        artifact_path, final = None if artifact is None else str(artifact.absolute()), self._config.final
+        metrics = [metric.removeprefix("test/") for metric in final.named_metrics]
+        return DecodeJob(artifact_path, str(folder.absolute()), split, final.decoding.model_dump(), metrics)
 
 
 def best_candidate(

@@ -30,7 +30,8 @@ from prefixray.planning.speeds import keep_speeds
 from prefixray.reporting.live import LiveView
 from prefixray.reporting.tables import render_note
 from prefixray.results.command_run import command_run, runs_so_far
-from prefixray.results.compare import Facts, FinalRun, make_results
+from prefixray.results.compare import Facts, make_results
+from prefixray.results.final_run import FinalRun
 from prefixray.results.record import UNTUNED, CommandRun, ExampleOutputs, Results, Stored
 from prefixray.results.timeline.keeper import FILE, Timekeeper
 from prefixray.search.budget import Budget, early_endings

@@ -2,7 +2,8 @@
 
 A metric is a table of statistics, one row per source, and a formula over the sum of the rows. So the corpus score of
 any resampling of the sources costs one row of a matrix product. `score` takes the texts as they are, or in the form
-in which the scripts of a challenge compare them (`challenge_words.py`).
+in which the scripts of a challenge compare them (`challenge_words.py`). Two metrics read no hypotheses: the model has
+computed their statistics, sums over the references' tokens (`of_likelihoods`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefixray.errors import UserError
-from prefixray.metrics import answers, coco, meteor, nist, rouge
+from prefixray.metrics import answers, coco, likelihoods, meteor, nist, rouge
 from prefixray.metrics import sacrebleu_counts as sacre
 from prefixray.metrics.challenge_words import WORD_FORMS, WordForm
 from prefixray.metrics.own import count_own, is_own, own_label
@@ -26,7 +27,8 @@ class Metric:
     """How one metric is computed and shown."""
 
     label: str
-    count: Callable[[Sequence[str], Sequence[Sequence[str]]], tuple[Floats, str]]  # the statistics (N, K), a signature
+    count: Callable[[Sequence[str], Sequence[Sequence[str]]], tuple[Floats, str]] | None
+    """Hypotheses and references -> the statistics (N, K), a signature; None: the model's likelihoods give them."""
     formula: Callable[[Floats], Floats]  # sums of statistics (R, K) -> scores (R,)
     higher_is_better: bool = True
 
@@ -45,9 +47,11 @@ METRICS: Mapping[str, Metric] = {
     "exact_match": Metric("exact match", answers.count_exact_match, coco.mean),
     "token_f1": Metric("token F1", answers.count_token_f1, coco.mean),
     "accuracy": Metric("accuracy", answers.count_accuracy, coco.mean),
+    "divergence": Metric("divergence", None, coco.mean, higher_is_better=False),
+    "perplexity": Metric("perplexity", None, likelihoods.perplexity, higher_is_better=False),
 }
-"""Scores are percentages; NIST and CIDEr have scales of their own. Two ROUGE-L give the same output different numbers:
-rouge_l is the one of summarisation, rouge_l_coco the one of image captions and of E2E."""
+"""Scores are percentages; NIST and CIDEr have scales of their own, and a divergence is in nats. Two ROUGE-L give the
+same output different numbers: rouge_l is that of summarisation, rouge_l_coco that of image captions and of E2E."""
 
 
 _OF_WORDS: Mapping[str, Metric] = {
@@ -94,13 +98,28 @@ def score(
     """
     assert len(hypotheses) == len(references) > 0, f"{len(hypotheses)} hypotheses for {len(references)} sources"
     assert all(references), "a source has no reference"
-    found = _find(metric, form)
+    count = _find(metric, form).count
+    assert count is not None, f"{metric} reads no hypotheses"
     if form is None:
-        return Scored(metric, *found.count(hypotheses, references))
+        return Scored(metric, *count(hypotheses, references))
     to_words = WORD_FORMS[form]
     split = [[to_words(text) for text in several] for several in references]
-    statistics, signature = found.count([to_words(text) for text in hypotheses], split)
+    statistics, signature = count([to_words(text) for text in hypotheses], split)
     return Scored(metric, statistics, f"{signature}|texts:{form}", form)
+
+
+def is_of_likelihoods(metric: str) -> bool:
+    """Whether the metric is computed from a model's likelihoods of the references, and from no hypothesis."""
+    return _find(metric).count is None
+
+
+def of_likelihoods(metric: str, sums: Sequence[float], num_tokens: Sequence[int]) -> Scored:
+    """Score the sums over each source's first reference, its end token included: `is_of_likelihoods` metrics alone.
+
+    The sums are of the divergence from the teacher, or of the negative log-likelihood.
+    """
+    assert is_of_likelihoods(metric), f"{metric} reads hypotheses"
+    return Scored(metric, np.column_stack([sums, num_tokens]).astype(np.float64), likelihoods.SIGNATURE)
 
 
 def higher_is_better(metric: str) -> bool:
@@ -123,4 +142,9 @@ def _find(metric: str, form: WordForm | None = None) -> Metric:
 
 def decimals(metric: str) -> int:
     """Digits behind the point in a table; a user's own metric has a scale that nobody here knows."""
-    return 3 if is_own(metric) else {"nist": 2, "cider": 2}.get(metric, 1)
+    return 3 if is_own(metric) else {"nist": 2, "cider": 2, "perplexity": 2, "divergence": 3}.get(metric, 1)
+
+
+def unit(metric: str) -> str:
+    """What a score is counted in."""
+    return "nats" if metric == "divergence" else "points"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prefixray.config.space import is_number
-from prefixray.metrics import decimals, higher_is_better, label
+from prefixray.metrics import decimals, higher_is_better, label, unit
 from prefixray.reporting.charts.axes import Axis, Groups, number_text, upper_limit
 from prefixray.reporting.charts.plots import Dot, Line, Series, bars, curves, forest, scatter, strips
 from prefixray.reporting.grid import Grid, count_text, scientific, value_text
@@ -64,7 +64,7 @@ def difference_figure(results: Results) -> Figure:
         rows.append([arm["arm"], *numbers])
     better = "right" if higher_is_better(metric) else "left"
     question = "Which differences are real?"
-    axis = Axis(f"{label(metric)} minus {reference}'s (points, 95 % interval)")
+    axis = Axis(f"{label(metric)} minus {reference}'s ({unit(metric)}, 95 % interval)")
     return Figure(
         question,
         forest(dots, axis, title=question, zero=reference),
@@ -95,7 +95,7 @@ def size_figure(results: Results, tuned: Sequence[ArmResult]) -> Figure:
     )
     question = "What does a better score cost in storage?"
     x_axis = Axis("stored parameters (count, log scale)", log=True, form=round_count)
-    y_axis = Axis(f"test {label(metric)} (points, 95 % interval)")
+    y_axis = Axis(f"test {label(metric)} ({unit(metric)}, 95 % interval)")
     chart = scatter(dots, x_axis, y_axis, title=question) if dots else ""
     return Figure(
         question,

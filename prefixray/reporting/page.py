@@ -102,7 +102,7 @@ def _as_json(outputs: AllOutputs) -> str:
         for one in outputs.examples
     ]
     about = {"arms": list(outputs.arms), "reference": outputs.reference, "metric": outputs.metric}
-    content = {**about, "sign": 1 if outputs.higher_is_better else -1, "rows": rows}
+    content = {**about, "digits": outputs.digits, "sign": 1 if outputs.higher_is_better else -1, "rows": rows}
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 

@@ -43,6 +43,8 @@ def caveats(results: Results) -> list[str]:
     """What the record notes of its own data and search, what the arms had unequal shares of."""
     most = max(results["arms"], key=lambda arm: arm["num_trials"])
     lines = list(results.get("notes", ()))
+    if not higher_is_better(results["metric"]):
+        lines.append(f"{label(results['metric'])}: lower is better")
     if any(arm["num_trials"] < most["num_trials"] for arm in tuned_arms(results)):
         lines.append(f"+ searched less than {most['arm']}: not a fair comparison")
     return [*lines, *_unequal(results).values()]

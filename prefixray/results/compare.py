@@ -9,70 +9,33 @@ import math
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prefixray.config.schema import ArmConfig, SweepConfig
+from prefixray.config.schema import SweepConfig
 from prefixray.config.seeds import subset_of
-from prefixray.config.trials import TrialConfig
 from prefixray.data import Sourced
 from prefixray.metrics import Scored
-from prefixray.metrics.challenge_words import WordForm
 from prefixray.results.command_run import versions
 from prefixray.results.examples import all_outputs, choose_examples
-from prefixray.results.hypotheses import read_hypotheses, score_all
+from prefixray.results.final_run import FinalRun
+from prefixray.results.hypotheses import read_hypotheses
 from prefixray.results.record import (
     UNTUNED,
     ArmResult,
     ExampleOutputs,
-    GroupResult,
-    Interval,
     Provenance,
     Results,
     SearchTrial,
     SeedResult,
 )
+from prefixray.results.scores import Scores, add_group, as_interval, groups_of, score_of
 from prefixray.results.space_notes import space_notes
-from prefixray.results.statistics import Comparison, Draws, Estimate, compare, intervals, resolution, sd
+from prefixray.results.statistics import Comparison, Draws, resolution, sd
 from prefixray.system.machine import cpu_fact, num_cpus, total_bytes
-from prefixray.trial import TrialFolder, final_name
 
 logger = logging.getLogger(__name__)
-
-MOST_GROUPS = 4
-"""Where there are more groups of test sources, none is scored apart: XSum's articles have dozens of topics."""
-
-
-@dataclass(frozen=True)
-class FinalRun:
-    """One training run of the final stage."""
-
-    arm: ArmConfig
-    config: TrialConfig
-    number: int  # the search trial that the configuration comes from; 0 where nothing was searched
-    replicate: int
-    folder: Path
-
-    @property
-    def item(self) -> str:
-        """Its name in the study."""
-        return f"{self.number}@{self.replicate}"
-
-    @property
-    def name(self) -> str:
-        """Its name everywhere else."""
-        return final_name(self.arm.name, self.number, self.replicate)
-
-    @property
-    def artifact(self) -> Path:
-        """The folder of its state with the best dev loss."""
-        return TrialFolder(self.folder).artifact
-
-    def result(self) -> dict[str, Any] | None:
-        """The content of its result.json; None where it has not ended well."""
-        result = TrialFolder(self.folder).result()
-        return None if result is None or result["state"] != "done" else result
 
 
 @dataclass(frozen=True)
@@ -89,34 +52,6 @@ class Facts:
     endings: Sequence[str] = ()  # notes on searches that ended before their last trial
 
 
-@dataclass(frozen=True)
-class _Scores:
-    """Every arm's scores on test, and the settings of their comparison."""
-
-    by_arm: Mapping[str, Sequence[Mapping[str, Scored]]]  # a mapping by metric for each seed
-    metrics: Sequence[str]
-    primary: str
-    reference: str
-    draws: Draws
-
-    def of(self, metric: str) -> dict[str, list[Scored]]:
-        """One metric's scores, a list of seeds for each arm."""
-        return {arm: [seed[metric] for seed in seeds] for arm, seeds in self.by_arm.items()}
-
-    def compare(self) -> dict[str, dict[str, Comparison]]:
-        """Intervals by metric and arm, for the primary metric also p values.
-
-        The floor is no rival: it costs no arm its p.
-        """
-        compared = {
-            metric: _by_arm(intervals(self.of(metric), self.reference, **self.draws)) for metric in self.metrics
-        }
-        seeds = self.of(self.primary)
-        rivals = {arm: seeds[arm] for arm in seeds if arm != UNTUNED or arm == self.reference}
-        compared[self.primary] |= _by_arm(compare(rivals, self.reference, **self.draws))
-        return compared
-
-
 def make_results(
     facts: Facts, runs: Mapping[str, Sequence[FinalRun]], floor: Path, sources: Sequence[Sourced]
 ) -> tuple[Results, list[ExampleOutputs]]:
@@ -128,14 +63,14 @@ def make_results(
     metrics, primary = _metrics(config, provenance)
     folders = {UNTUNED: [floor], **{arm: [run.folder for run in of_arm] for arm, of_arm in runs.items()}}
     scored = {arm: [_on_test(folder, sources, metrics, config) for folder in group] for arm, group in folders.items()}
-    scores = _Scores(scored, metrics, primary, _reference(config, runs), _draws(config, runs))
+    scores = Scores(scored, metrics, primary, _reference(config, runs), _draws(config, runs))
     compared = scores.compare()
     arms = [
         _arm_result(facts, arm, runs.get(arm, ()), scored[arm], {metric: compared[metric][arm] for metric in metrics})
         for arm in scored
     ]
-    for name, rows in _groups(sources).items():
-        _add_group(name, rows, arms, scores)
+    for name, rows in groups_of(sources).items():
+        add_group(name, rows, arms, scores)
     differences = [compared[primary][arm].difference for arm in scored if arm != UNTUNED]
     outputs = {arm: read_hypotheses(of_arm[0], "test") for arm, of_arm in folders.items()}
     every = all_outputs(outputs, {arm: seeds[0] for arm, seeds in scores.of(primary).items()}, sources)
@@ -193,36 +128,6 @@ def _draws(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> Draws
         subsets = {arm: [subset_of(run.replicate, low.num_subsets) for run in of_arm] for arm, of_arm in runs.items()}
         draws |= {"subsets": subsets, "num_subsets": low.num_subsets}
     return draws
-
-
-def _by_arm(comparisons: Sequence[Comparison]) -> dict[str, Comparison]:
-    return {comparison.arm: comparison for comparison in comparisons}
-
-
-def _groups(sources: Sequence[Sourced]) -> dict[str, list[int]]:
-    """The rows of each group's sources; none where the task names no groups, or more than a table can show."""
-    rows: dict[str, list[int]] = {}
-    for row, sourced in enumerate(sources):
-        if sourced.group is not None:
-            rows.setdefault(sourced.group, []).append(row)
-    return dict(sorted(rows.items())) if 1 < len(rows) <= MOST_GROUPS else {}
-
-
-def _add_group(name: str, rows: Sequence[int], arms: Sequence[ArmResult], scores: _Scores) -> None:
-    """Score a group alone and write that into the arms; NIST's and CIDEr's weights stay those of all references."""
-    for metric in scores.metrics:
-        part = {
-            arm: [replace(seed, statistics=seed.statistics[rows]) for seed in seeds]
-            for arm, seeds in scores.of(metric).items()
-        }
-        compared = _by_arm(intervals(part, scores.reference, **scores.draws))
-        for arm in arms:
-            comparison = compared[arm["arm"]]
-            empty = GroupResult(num_sources=len(rows), scores={}, difference=None)
-            group = arm.setdefault("groups", {}).setdefault(name, empty)
-            group["scores"][metric] = _interval(comparison.score)
-            if metric == scores.primary and comparison.difference is not None:
-                group["difference"] = _interval(comparison.difference)
 
 
 def _notes(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> list[str]:
@@ -283,9 +188,9 @@ def _arm_result(
         method=runs[0].arm.method if runs else None,
         config=runs[0].config.model_dump(mode="json") if runs else {},
         seeds=seeds,
-        scores={metric: _interval(comparison.score) for metric, comparison in compared.items()},
+        scores={metric: as_interval(comparison.score) for metric, comparison in compared.items()},
         sd={metric: sd([seed["scores"][metric] for seed in seeds]) for metric in compared},
-        difference=None if main.difference is None else _interval(main.difference),
+        difference=None if main.difference is None else as_interval(main.difference),
         p=main.p,
         p_holm=main.p_holm,
         trained_parameters=int(sizes.get("size/trained", 0)),
@@ -304,10 +209,6 @@ def _curve(result: Mapping[str, Any]) -> list[tuple[int, float]]:
     return [(step, loss) for step, loss in sorted(losses.items()) if math.isfinite(loss)]
 
 
-def _interval(estimate: Estimate) -> Interval:
-    return Interval(value=estimate.value, low=estimate.low, high=estimate.high)
-
-
 def _machine(provenance: Provenance) -> dict[str, object]:
     return {
         "device": provenance.device,
@@ -318,10 +219,3 @@ def _machine(provenance: Provenance) -> dict[str, object]:
         "python": sys.version.split()[0],
         "system": platform.platform(),
     }
-
-
-def score_of(
-    folder: Path, split: str, sources: Sequence[Sourced], metrics: Sequence[str], form: WordForm | None = None
-) -> dict[str, Scored]:
-    """The scores of the hypotheses in a folder; `form` is that in which texts are compared."""
-    return score_all(read_hypotheses(folder, split), sources, metrics, form)

@@ -239,6 +239,22 @@ def test_decoding_writes_three_files_and_does_nothing_twice(worker: Worker, tmp_
     assert len((out / "untuned" / "dev.hyp").read_text().splitlines()) == 2
 
 
+def test_references_are_read_where_a_metric_asks_for_it_and_nothing_is_decoded_again(
+    worker: Worker, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    worker.decode(None, str(out), "test", SETTINGS, ["bleu"])
+    assert {path.name for path in out.iterdir()} == {"test.hyp", "test.ref", "test.src", "test.json"}
+    (out / "test.hyp").write_text("kept\n")
+    worker.decode(None, str(out), "test", SETTINGS, ["bleu", "perplexity"])
+    read = json.loads((out / "test.likelihoods.json").read_text())
+    assert (out / "test.hyp").read_text() == "kept\n" and len(read["nll"]) == len(read["num_tokens"]) == 2
+    (out / "test.likelihoods.json").write_text(json.dumps({**read, "nll": [0.0, 0.0]}))
+    worker.decode(None, str(out), "test", {**SETTINGS, "num_beams": 1}, ["perplexity"])
+    assert (out / "test.hyp").read_text() != "kept\n"
+    assert json.loads((out / "test.likelihoods.json").read_text())["nll"] == [0.0, 0.0], "beams do not matter to it"
+
+
 def test_decoding_between_two_steps_does_not_disturb_a_trial(
     make_worker: MakeWorker, tmp_path: Path, patient: None
 ) -> None:

@@ -283,6 +283,19 @@ def test_a_metric_that_cannot_run_here_is_told_when_the_file_is_read(monkeypatch
     assert "final.more_metrics=[test/rouge_l]" in complaint(VALID, "final.more_metrics=[test/rouge_l]")
 
 
+def test_a_divergence_needs_a_teacher(tmp_path: Path) -> None:
+    text = changed("test/bleu", "test/divergence")
+    assert "final.metric: 'test/divergence': must be one of test/bleu" in complaint(text)
+    (tmp_path / "own.jsonl").write_text('{"source": "Who?", "target": "We."}\n')
+    (tmp_path / "page.md").write_text("A page.\n")
+    text = text.replace("{name: e2e, num_dev: 64}", f"{{name: document, path: {tmp_path}/page.md, num_dev: 64}}")
+    assert load(text).final.metric == "test/divergence"
+    assert complaint(text.replace("num_dev: 64", f"test: {tmp_path}/own.jsonl")) == (
+        "x.yaml:16: final.metric: 'test/divergence': compares with the teacher, which has not seen the answers of "
+        "task.test: take test/perplexity, or leave task.test out"
+    )
+
+
 def test_a_training_set_is_measured_in_one_way() -> None:
     low = changed("task: {name: e2e, num_dev: 64}", "task: {name: e2e, num_train: 9, low_data: {size: 50}}")
     assert complaint(low) == "x.yaml:3: task.num_train: is not used beside task.low_data: remove one of them"

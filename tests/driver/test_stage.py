@@ -8,7 +8,7 @@ from support.fake_pool import Driver
 
 from prefixray.config.schema import SearchConfig, StopWhen
 from prefixray.driver.stage import Stage
-from prefixray.results.compare import FinalRun
+from prefixray.results.final_run import FinalRun
 from prefixray.search.budget import Budget
 from prefixray.search.fixed_study import FixedStudy
 from prefixray.search.requests import Extend

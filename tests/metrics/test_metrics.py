@@ -25,7 +25,7 @@ from rouge_score.scoring import BootstrapAggregator
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
-from prefixray.metrics import METRICS, Scored, higher_is_better, label, score
+from prefixray.metrics import METRICS, Scored, higher_is_better, is_of_likelihoods, label, of_likelihoods, score
 from prefixray.metrics.coco import _longest_common_subsequence
 from prefixray.metrics.meteor import meteor_problem
 from prefixray.metrics.tokenization import coco_words
@@ -51,7 +51,7 @@ REFERENCES = [
         "The Vaults serves Indian food.",
     ],
 ]
-IN_PYTHON = [metric for metric in METRICS if metric != "meteor_1_5"]
+IN_PYTHON = [metric for metric in METRICS if metric != "meteor_1_5" and not is_of_likelihoods(metric)]
 needs_meteor = pytest.mark.skipif(meteor_problem() is not None, reason=str(meteor_problem()))
 ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 TOKENS = {
@@ -281,16 +281,16 @@ def test_a_signature_says_how_bleu_was_computed() -> None:
     )
 
 
-def test_only_ter_is_better_when_lower() -> None:
+def test_errors_and_distances_are_better_when_lower() -> None:
     labels = ["BLEU", "NIST", "COCO R-L", "CIDEr", "chrF", "TER", "METEOR", "ROUGE-1", "ROUGE-2", "ROUGE-L"]
-    labels += ["exact match", "token F1", "accuracy"]
+    labels += ["exact match", "token F1", "accuracy", "divergence", "perplexity"]
     assert [label(metric) for metric in METRICS] == labels
-    assert [metric for metric in METRICS if not higher_is_better(metric)] == ["ter"]
+    assert [metric for metric in METRICS if not higher_is_better(metric)] == ["ter", "divergence", "perplexity"]
 
 
 def test_an_unknown_metric_is_answered_with_the_known_ones() -> None:
     known = "bleu, nist, rouge_l_coco, cider, chrf, ter, meteor_1_5, rouge_1, rouge_2, rouge_l, "
-    known += "exact_match, token_f1, accuracy"
+    known += "exact_match, token_f1, accuracy, divergence, perplexity"
     with pytest.raises(UserError, match=f"'blue' does not exist; metrics are {known}"):
         score("blue", HYPOTHESES, REFERENCES)
 
@@ -335,3 +335,12 @@ def test_without_java_or_without_the_jar_meteor_says_what_it_needs(monkeypatch: 
     monkeypatch.setattr("prefixray.metrics.meteor.shutil.which", lambda name: None)
     with pytest.raises(UserError, match=r"is a Java program, and there is no java on the PATH \(apt-get install"):
         score("meteor_1_5", HYPOTHESES, REFERENCES)
+
+
+def test_likelihoods_are_scored_by_token_and_resampled_by_source() -> None:
+    sums, num_tokens = [2.0, 9.0, 0.0], [2, 3, 1]
+    draws = np.array([[1, 1, 1], [0, 2, 0], [3, 0, 1]])
+    found = {metric: of_likelihoods(metric, sums, num_tokens) for metric in ("divergence", "perplexity")}
+    assert found["divergence"].corpus() == pytest.approx(11 / 6)
+    assert found["divergence"].resampled(draws) == pytest.approx([11 / 6, 3.0, 6 / 7])
+    assert found["perplexity"].resampled(draws) == pytest.approx(np.exp([11 / 6, 3.0, 6 / 7]))

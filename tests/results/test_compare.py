@@ -10,7 +10,8 @@ from prefixray.config.load import load_sweep
 from prefixray.config.schema import SweepConfig
 from prefixray.data import Sourced
 from prefixray.metrics import score
-from prefixray.results.compare import Facts, FinalRun, make_results
+from prefixray.results.compare import Facts, make_results
+from prefixray.results.final_run import FinalRun
 from prefixray.results.hypotheses import write_hypotheses
 from prefixray.results.record import Provenance, Results
 

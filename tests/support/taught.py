@@ -17,9 +17,14 @@ ANSWERS = ("It is near Burger King .", "Italian food .", "In the riverside area 
 
 def taught_rows(base: Base, num_kept: int) -> list[Row]:
     """The rows of twelve questions and answers; of several answers to a question the prompts are the same."""
+    return encode(taught_examples(base, num_kept), make_template(base, TaskConfig(name="custom")))
+
+
+def taught_examples(base: Base, num_kept: int) -> list[Example]:
+    """The questions and answers of `taught_rows`."""
     template = make_template(base, TaskConfig(name="custom"))
     pairs = [(QUESTIONS[i % len(QUESTIONS)], f"{answer} {i}") for i, answer in enumerate(ANSWERS)]
-    return encode([_taught(base, template, *pair, num_kept) for pair in pairs], template)
+    return [_taught(base, template, *pair, num_kept) for pair in pairs]
 
 
 def _taught(base: Base, template: Template, question: str, answer: str, num_kept: int) -> Example:

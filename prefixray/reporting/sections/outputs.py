@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from prefixray.metrics import higher_is_better, label
+from prefixray.metrics import decimals, higher_is_better, label
 from prefixray.reporting.sections.section import AllOutputs, Example, Output, Section
 from prefixray.results.outputs import read_outputs
 from prefixray.results.record import ExampleOutputs, Results
@@ -33,7 +33,9 @@ def outputs_section(results: Results, folder: Path) -> Section:
         f"Extremes are no sample: of all {results['num_sources']} sources the table above speaks.",
     ]
     examples = [
-        _example(example, results, f"{example['arm']} {distance:.1f} {label(metric)} {where} {reference}")
+        _example(
+            example, results, f"{example['arm']} {distance:.{decimals(metric)}f} {label(metric)} {where} {reference}"
+        )
         for where, group in (("behind", behind), ("ahead of", ahead))
         for example in group
         for distance in [abs(_distance(example, reference))]
@@ -60,7 +62,7 @@ def _browser(results: Results, folder: Path) -> tuple[AllOutputs | None, list[st
     examples = [_example(example, results) for example in (found if whole else ordered[:shown])]
     text = f"This page has the {shown:,} sources on which arms differ most; outputs.csv has all {len(found):,}."
     metric, reference = results["metric"], results["reference"]
-    browser = AllOutputs(arms, reference, label(metric), higher_is_better(metric), examples)
+    browser = AllOutputs(arms, reference, label(metric), decimals(metric), higher_is_better(metric), examples)
     return browser, [] if whole else [text]
 
 
@@ -73,7 +75,8 @@ def _example(example: ExampleOutputs, results: Results, why: str = "") -> Exampl
     """An example with the outputs in the order of the arms."""
     scores = example.get("scores", {})
     names = [arm["arm"] for arm in results["arms"] if arm["arm"] in example["outputs"]]
-    outputs = [Output(n, example["outputs"][n], f"{scores[n]:.1f}" if n in scores else "") for n in names]
+    digits = decimals(results["metric"])
+    outputs = [Output(n, example["outputs"][n], f"{scores[n]:.{digits}f}" if n in scores else "") for n in names]
     return Example(example["source"], example["references"], outputs, why)
 
 

@@ -33,6 +33,7 @@ class AllOutputs:
     arms: Sequence[str]
     reference: str
     metric: str  # as it is shown
+    digits: int  # of its numbers, behind the point
     higher_is_better: bool
     examples: Sequence[Example]  # of each the outputs in the order of the arms
 

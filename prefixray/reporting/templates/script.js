@@ -34,7 +34,7 @@ if (stored) {
   const difference = row => all.sign * (score(row, first.value) - score(row, second.value));
   const article = row => {
     const made = make("article"), listed = make("dl"), apart = all.sign * difference(row);
-    if (!isNaN(apart)) made.append(make("h3", (apart < 0 ? "\u2212" : "+") + Math.abs(apart).toFixed(1) + " " + all.metric));
+    if (!isNaN(apart)) made.append(make("h3", (apart < 0 ? "\u2212" : "+") + Math.abs(apart).toFixed(all.digits) + " " + all.metric));
     made.append(make("p", row[0], "source"));
     const [reference, ...others] = row[1], shown = make("dd", reference, "text");
     if (others.length) {

@@ -1,0 +1,92 @@
+"""Every arm's scores on test, on all sources and on their groups, with intervals, differences and p values."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from prefixray.data import Sourced
+from prefixray.metrics import Scored, is_of_likelihoods
+from prefixray.metrics.challenge_words import WordForm
+from prefixray.results.hypotheses import read_hypotheses, score_all
+from prefixray.results.likelihoods import read_likelihoods
+from prefixray.results.record import UNTUNED, ArmResult, GroupResult, Interval
+from prefixray.results.statistics import Comparison, Draws, Estimate, compare, intervals
+
+MOST_GROUPS = 4
+"""Where there are more groups of test sources, none is scored apart: XSum's articles have dozens of topics."""
+
+
+def score_of(
+    folder: Path, split: str, sources: Sequence[Sourced], metrics: Sequence[str], form: WordForm | None = None
+) -> dict[str, Scored]:
+    """The scores of what was decoded into a folder; `form` is that in which texts are compared."""
+    read = [metric for metric in metrics if is_of_likelihoods(metric)]
+    of_texts = [metric for metric in metrics if metric not in read]
+    scored = score_all(read_hypotheses(folder, split), sources, of_texts, form)
+    if read:
+        likelihoods = read_likelihoods(folder, split)
+        scored |= {metric: likelihoods.scored(metric) for metric in read}
+    return {metric: scored[metric] for metric in metrics}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Every arm's scores on test, and the settings of their comparison."""
+
+    by_arm: Mapping[str, Sequence[Mapping[str, Scored]]]  # a mapping by metric for each seed
+    metrics: Sequence[str]
+    primary: str
+    reference: str
+    draws: Draws
+
+    def of(self, metric: str) -> dict[str, list[Scored]]:
+        """One metric's scores, a list of seeds for each arm."""
+        return {arm: [seed[metric] for seed in seeds] for arm, seeds in self.by_arm.items()}
+
+    def compare(self) -> dict[str, dict[str, Comparison]]:
+        """Intervals by metric and arm, for the primary metric also p values.
+
+        The floor is no rival: it costs no arm its p.
+        """
+        compared = {
+            metric: _by_arm(intervals(self.of(metric), self.reference, **self.draws)) for metric in self.metrics
+        }
+        seeds = self.of(self.primary)
+        rivals = {arm: seeds[arm] for arm in seeds if arm != UNTUNED or arm == self.reference}
+        compared[self.primary] |= _by_arm(compare(rivals, self.reference, **self.draws))
+        return compared
+
+
+def groups_of(sources: Sequence[Sourced]) -> dict[str, list[int]]:
+    """The rows of each group's sources; none where the task names no groups, or more than a table can show."""
+    rows: dict[str, list[int]] = {}
+    for row, sourced in enumerate(sources):
+        if sourced.group is not None:
+            rows.setdefault(sourced.group, []).append(row)
+    return dict(sorted(rows.items())) if 1 < len(rows) <= MOST_GROUPS else {}
+
+
+def add_group(name: str, rows: Sequence[int], arms: Sequence[ArmResult], scores: Scores) -> None:
+    """Score a group alone and write that into the arms; NIST's and CIDEr's weights stay those of all references."""
+    for metric in scores.metrics:
+        part = {
+            arm: [replace(seed, statistics=seed.statistics[rows]) for seed in seeds]
+            for arm, seeds in scores.of(metric).items()
+        }
+        compared = _by_arm(intervals(part, scores.reference, **scores.draws))
+        for arm in arms:
+            comparison = compared[arm["arm"]]
+            empty = GroupResult(num_sources=len(rows), scores={}, difference=None)
+            group = arm.setdefault("groups", {}).setdefault(name, empty)
+            group["scores"][metric] = as_interval(comparison.score)
+            if metric == scores.primary and comparison.difference is not None:
+                group["difference"] = as_interval(comparison.difference)
+
+
+def as_interval(estimate: Estimate) -> Interval:
+    """An estimate as the record has it."""
+    return Interval(value=estimate.value, low=estimate.low, high=estimate.high)
+
+
+def _by_arm(comparisons: Sequence[Comparison]) -> dict[str, Comparison]:
+    return {comparison.arm: comparison for comparison in comparisons}
