@@ -56,7 +56,7 @@ def _step_and_decode(config: SweepConfig, folder: Path) -> list[str]:
     assert [report.state for report in reports] == ["done", "done"]
     assert all(report.metrics["train/grad_norm"] > 0 for report in reports)
     settings = config.final.decoding.model_dump() | {"max_new_tokens": 12}
-    decode_for_sweep(trainer, folder / "0" / "artifact", folder / "0", "test", settings)
+    decode_for_sweep(trainer, str(folder / "0" / "artifact"), folder / "0", "test", settings)
     meta = json.loads((folder / "0" / "artifact" / "prefix_config.json").read_text())
     assert meta["positions"] == "unshifted" and len(meta["base"]["shape"]["sites"]) == 3
     return read_hypotheses(folder / "0", "test")

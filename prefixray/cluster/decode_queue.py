@@ -27,7 +27,7 @@ WATCH_SECONDS = 5.0  # between two looks at the workers while they decode
 class DecodeJob(NamedTuple):
     """The arguments of `Worker.decode`."""
 
-    artifact: str | None  # None: the untuned base
+    model: str  # the folder of an artifact, or the name of an untrained arm
     folder: str
     split: Split
     settings: Mapping[str, Any]

@@ -126,23 +126,21 @@ class Worker:
 
     def decode(
         self,
-        artifact: str | None,
+        model: str,
         folder: str,
         split: Split,
         settings: Mapping[str, Any],
         metrics: Sequence[str] = (),
     ) -> None:
-        """Decode a split into `folder`, with an artifact or with the untuned base, between two steps of the pack.
+        """Decode a split into `folder`, with an artifact or an untrained arm, between two steps of the pack.
 
         What the metrics are computed from is kept there. What `folder` holds already is not made again.
         """
         from prefixray.decoding.evaluate import decode_for_sweep
 
-        place = None if artifact is None else Path(artifact), Path(folder)
+        job = model, Path(folder), split, settings, metrics
         try:
-            self._loop.call(
-                decode_for_sweep, self._trainer, *place, split, settings, metrics, on_progress=self._note_decoded
-            )
+            self._loop.call(decode_for_sweep, self._trainer, *job, self._note_decoded)
         except OSError as error:
             raise SweepFailed(disk_problem(error)) from error
 

@@ -33,7 +33,7 @@ from prefixray.system.records import Scalar
 from prefixray.system.yaml_document import Document, Key, Value, is_scalar, shown, suggestion
 
 _NOT_OF_TRIALS = ("method", "num_trials", "first")  # keys of an arm that are not values of its trials
-_RESERVED = ("untuned", "final")  # the untuned base's row in tables, and the final stage's folder
+RESERVED = ("untuned", "in_context", "final")  # the untrained arms, and the final stage's folder
 _MOST_SITUATIONS = 10_000  # that a key's cases are checked in
 _RANGES: Mapping[Kind, str] = {
     "choice": "must be a list of single values, at least one",
@@ -64,7 +64,7 @@ def read_configuration(document: Document, arm: ArmConfig) -> Mapping[str, Scala
 
 def _read_arm(document: Document, name: str, train: TrainConfig, num_trials: int) -> ArmConfig | None:
     key = ("arms", name)
-    if name in _RESERVED:
+    if name in RESERVED:
         document.complain(key, "is a reserved name: call the arm otherwise")
     elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         document.complain(key, "an arm's name must be letters, digits, '_' and '-', the first a letter or digit")

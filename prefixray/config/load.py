@@ -286,8 +286,8 @@ def _check_metrics(document: Document, task: TaskConfig, final: FinalConfig) -> 
             known = ", ".join(metrics)
             document.refuse(key, f"must be one of {known} for task {task.name}, or your own package.module:function")
         elif name == "test/divergence" and task.test is not None:
-            problem = "compares with the teacher, which has not seen the answers of task.test"
-            document.refuse(key, f"{problem}: take test/perplexity, or leave task.test out")
+            remedy = "take test/perplexity, or leave task.test out"
+            document.refuse(key, f"compares with the teacher, which has not seen the answers of task.test: {remedy}")
         elif name == "test/meteor_1_5":
             from prefixray.metrics.meteor import meteor_problem  # imports sacrebleu and numpy, so only on demand
 

@@ -24,11 +24,12 @@ from prefixray.data.catalog import CATALOG
 from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.likelihoods import read_references
 from prefixray.decoding.tuned_model import Progress, Tuned, silent
-from prefixray.methods.contract import Untuned
+from prefixray.decoding.untrained import Untrained, load_untrained, made_from
 from prefixray.metrics import Scored, is_of_likelihoods
 from prefixray.model.binding.binder import Binder
 from prefixray.results.hypotheses import Found, Split, read_split_record, score_all, split_sources, write_hypotheses
 from prefixray.results.likelihoods import likelihoods_made_from, write_likelihoods
+from prefixray.results.record import UNTRAINED
 from prefixray.system.atomic_files import write_whole
 from prefixray.training.trainer import Trainer
 
@@ -84,45 +85,47 @@ def _threads(count: int) -> Iterator[None]:
 
 def decode_for_sweep(
     trainer: Trainer,
-    artifact: Path | None,
+    model: str,
     folder: Path,
     split: Split,
     settings: Mapping[str, Any],
     metrics: Sequence[str] = (),
     on_progress: Progress = silent,
 ) -> None:
-    """Decode a split into `folder` with an artifact, or with the untuned base where that is None.
+    """Decode a split into `folder` with a model: the folder of an artifact, or the name of an untrained arm.
 
     `SPLIT.json` beside the three files says from what they were made and on what device with how many threads, and is
     written last. A split that was made from the same is not decoded again. Where one of the metrics is computed from
     likelihoods, the references are read too, into a file of their own.
     """
     decoding, sources = DecodingSettings(**settings), split_sources(trainer.task, split)
-    tensors, meta = ({}, {}) if artifact is None else load_artifact(artifact)
+    is_untrained = model in UNTRAINED
+    tensors, meta = ({}, made_from(model, trainer.task)) if is_untrained else load_artifact(Path(model))
     read_from = {
         "artifact": meta,
         "base": trainer.base.digest,
         "sources": hashlib.sha256(repr(sources).encode()).hexdigest(),
     }
-    made_from = {"decoding": decoding.model_dump(), **read_from}
-    is_decoded = _made_from(folder, split) == made_from
+    decoded_from = {"decoding": decoding.model_dump(), **read_from}
+    is_decoded = _made_from(folder, split) == decoded_from
     is_read = not any(map(is_of_likelihoods, metrics)) or likelihoods_made_from(folder, split) == read_from
     if is_decoded and is_read:
         return
-    tuned = _restored(trainer, tensors, meta, decoding)
+    if is_untrained:
+        loaded = load_untrained(trainer, model, decoding)
+    else:
+        loaded = Untrained(_restored(trainer, tensors, meta, decoding))
     if not is_read:
-        write_likelihoods(folder, split, read_references(tuned, sources), read_from)
+        write_likelihoods(folder, split, read_references(loaded.tuned, sources), read_from)
     if not is_decoded:
-        _decode(tuned, folder, split, sources, made_from, on_progress)
+        about = {} if loaded.text is None else {"text": loaded.text}
+        _decode(loaded.tuned, folder, split, sources, {"made_from": decoded_from, **about}, on_progress)
 
 
 def _restored(
     trainer: Trainer, tensors: dict[str, Tensor], meta: Mapping[str, Any], decoding: DecodingSettings
 ) -> Tuned:
-    """An artifact on the trainer's base; without its record, the untuned base."""
     base = trainer.base
-    if not meta:
-        return Tuned(base, Untuned(), trainer.template, decoding)
     method = restore_method(base, Binder.of(base.model).record, tensors, meta)
     return Tuned(base, method, Template.from_record(base.tokenizer, meta["template"]), decoding)
 
@@ -132,17 +135,20 @@ def _decode(
     folder: Path,
     split: Split,
     sources: Sequence[Sourced],
-    made_from: Mapping[str, Any],
+    about: Mapping[str, Any],
     on_progress: Progress,
 ) -> None:
+    """Decode, and write the files; `about` goes into the record, with what one row's keys and values in front take."""
     record = folder / f"{split}.json"
     record.unlink(missing_ok=True)
     started = time.monotonic()
     hypotheses = tuned.generate([sourced.source for sourced in sources], on_progress=on_progress)
     write_hypotheses(folder, split, hypotheses, sources)
     made_on = {"device": tuned.base.device.type, "num_threads": torch.get_num_threads()}
+    count = sum(prefix.numel() for prefix in tuned.insert.prefixes.values())
+    kv = {"numbers": count, "bytes": count * tuned.base.model.dtype.itemsize}
     seconds = time.monotonic() - started
-    write_whole(record, json.dumps({"made_from": made_from, **made_on, "seconds": seconds}, indent=1) + "\n")
+    write_whole(record, json.dumps({**about, **made_on, "kv": kv, "seconds": seconds}, indent=1) + "\n")
 
 
 def _made_from(folder: Path, split: Split) -> dict[str, Any]:

@@ -29,14 +29,17 @@ def forced_logits(
     order = sorted(range(len(rows)), key=lambda index: -rows[index].num_inputs)
     roomy = [row.with_room(insert.infix_length, template.pad_id) for row in rows]
     binder, limit = Binder.of(base.model), base.shape.max_positions
-    for indices in _batches(order, rows):
-        of_batch = [roomy[index] for index in indices]
-        with torch.no_grad(), backend_for(base.device).decoding(base.model):
+    with backend_for(base.device).decoding(base.model):
+        for indices in _batches(order, rows):
+            of_batch = [roomy[index] for index in indices]
             batch = collate(of_batch, pad_id=template.pad_id, to=Uploads(base.device), max_positions=limit)
             starts = [row.infix_start for row in of_batch]
-            with binder.bind([insert], [0] * len(of_batch), targets=batch.targets, infix_starts=starts):
+            with (
+                torch.no_grad(),
+                binder.bind([insert], [0] * len(of_batch), targets=batch.targets, infix_starts=starts),
+            ):
                 logits = base.model(**batch.inputs, use_cache=False).logits
-        yield indices, logits, batch.target_ids
+            yield indices, logits, batch.target_ids
 
 
 def _batches(order: Sequence[int], rows: Sequence[Row]) -> list[list[int]]:

@@ -47,6 +47,12 @@ def read_context(base: Base, template: Template, ids: Sequence[int]) -> Context:
     return Context(Insert({"decoder": recorded["decoder"]}), replace(template, before=()))
 
 
+def fitting(base: Base, template: Template, ids: Sequence[int], room: int) -> Sequence[int]:
+    """As many first tokens of a text as fit the base's positions, with `room` for a source and its answer behind it."""
+    limit = base.shape.max_positions
+    return ids if limit is None else ids[: max(0, limit - room - num_around(base, template))]
+
+
 def num_around(base: Base, template: Template) -> int:
     """Tokens that stand around a text in a context."""
     return len(template.before) + len(base.tokenizer(_BETWEEN, add_special_tokens=False).input_ids)

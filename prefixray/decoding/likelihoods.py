@@ -12,7 +12,7 @@ from prefixray.batching.lessons import taught_tokens
 from prefixray.batching.rows import Row
 from prefixray.data import Example, Sourced
 from prefixray.decoding.forced import forced_logits
-from prefixray.decoding.tuned_model import Tuned
+from prefixray.decoding.tuned_model import Tuned, running
 from prefixray.results.likelihoods import Likelihoods
 from prefixray.training.loss import losses_of_logits
 
@@ -26,7 +26,7 @@ def read_references(tuned: Tuned, sources: Sequence[Sourced]) -> Likelihoods:
     rows = encode(examples, tuned.template)
     has_teachers = all(row.teachers for row in rows)
     nll, divergence = [0.0] * len(rows), [0.0] * len(rows)
-    with tuned.running() as base:
+    with running(tuned) as base:
         for indices, logits, ids in forced_logits(base, tuned.template, tuned.insert, rows):
             of_batch = [rows[index] for index in indices]
             _put(nll, indices, of_batch, losses_of_logits(logits, ids, None))

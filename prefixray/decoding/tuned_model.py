@@ -103,16 +103,6 @@ class Tuned:
         own_model = self.method.own_model
         return self.base.model if own_model is None else own_model
 
-    @contextmanager
-    def running(self) -> Iterator[Base]:
-        """The base with the model that runs in place of its own, and the precision in which it runs."""
-        is_own = self.model is not self.base.model
-        mixed = (
-            is_own and self.base.model.dtype == torch.bfloat16
-        )  # a fine-tuned model has fp32 weights, as in training
-        with torch.autocast(self.base.device.type, dtype=torch.bfloat16, enabled=mixed):
-            yield replace(self.base, model=self.model)
-
     @classmethod
     def load(
         cls,
@@ -195,6 +185,15 @@ class Tuned:
         return inputs_of_generate(self.base, self.template, self.insert, sources, num_beams)
 
 
+@contextmanager
+def running(tuned: Tuned) -> Iterator[Base]:
+    """The base with the model that runs in place of its own, and the precision in which it runs."""
+    base, is_own = tuned.base, tuned.model is not tuned.base.model
+    mixed = is_own and base.model.dtype == torch.bfloat16  # a fine-tuned model has fp32 weights, as in training
+    with torch.autocast(base.device.type, dtype=torch.bfloat16, enabled=mixed):
+        yield replace(base, model=tuned.model)
+
+
 def generate_together(
     sources: Sequence[str], tuned: Sequence[Tuned], *, on_progress: Progress = silent, stream: Stream | None = None
 ) -> list[str]:
@@ -270,6 +269,6 @@ def _sharing(tuned: Sequence[Tuned]) -> list[list[int]]:
 def _generate_alike(sources: Sequence[str], tuned: Sequence[Tuned], watched: Watched) -> list[str]:
     """The hypotheses of artifacts that share batches."""
     first = tuned[0]
-    with first.running() as base:
+    with running(first) as base:
         inserts = [artifact.insert for artifact in tuned]
         return generate(base, first.template, sources, inserts, first.decoding, watched=watched)

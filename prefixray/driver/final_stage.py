@@ -16,6 +16,7 @@ from prefixray.cluster.decode_queue import DecodeJob
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.config.seeds import CANDIDATE_REPLICATE
 from prefixray.data import Sourced
+from prefixray.data.catalog import CATALOG
 from prefixray.driver.engine.tune import Engine
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.stage import Stage
@@ -23,6 +24,7 @@ from prefixray.metrics import higher_is_better
 from prefixray.metrics.challenge_words import WordForm
 from prefixray.results.final_run import FinalRun
 from prefixray.results.hypotheses import Split
+from prefixray.results.record import UNTRAINED, UNTUNED
 from prefixray.results.scores import score_of
 from prefixray.search.fixed_study import FixedStudy
 from prefixray.search.storage import Storage
@@ -42,7 +44,7 @@ class FinalStage:
     def run(self, studies: Mapping[str, ArmStudy], dev_sources: Sequence[Sourced]) -> dict[str, list[FinalRun]]:
         """Train and decode what is not on disk yet; by arm, the runs that ended well.
 
-        `studies` are the searches, by arm. The untuned base decodes test too, into a folder of its own.
+        `studies` are the searches, by arm. Untrained arms decode test too, each into a folder of its own.
         """
         best = {arm.name: self._best(arm, studies.get(arm.name)) for arm in self._config.arms}
         candidates = {arm: records for arm, records in best.items() if len(records) > 1}
@@ -52,16 +54,17 @@ class FinalStage:
             if not records:
                 logger.warning("no trial of %s has a score: it is left out of the final stage", arm)
         runs = self._train("final", {arm: self._final_runs(arm, records) for arm, records in best.items()})
-        self._engine.decode([self._untuned, *self._decode_jobs(runs, "test")])
+        self._engine.decode([*self._untrained_jobs, *self._decode_jobs(runs, "test")])
         return runs
 
     def early(self, arm: ArmConfig, study: ArmStudy | None) -> Stage | None:
         """The runs of an arm whose search has ended, or that has none; None where no trial has a score.
 
         They are the final runs, or those of its candidates, which are compared once all searches have ended. Workers
-        that have nothing to train decode with the untuned base from now on.
+        that have nothing to train decode with the untrained arms from now on.
         """
-        self._engine.pool.decode_when_idle(self._untuned)
+        for job in self._untrained_jobs:
+            self._engine.pool.decode_when_idle(job)
         best = self._best(arm, study)
         if len(best) > 1:
             runs = self._runs(arm.name, best, [CANDIDATE_REPLICATE])
@@ -70,8 +73,14 @@ class FinalStage:
         return self._stage(f"final/{arm.name}", runs, self._study("final", arm.name, runs), "test") if runs else None
 
     @property
-    def _untuned(self) -> DecodeJob:
-        return self._decode_job(None, self._folder.untuned, "test")
+    def untrained(self) -> dict[str, Path]:
+        """The folders of the arms that nobody trains: where the task has a document, also of the base that sees it."""
+        arms = UNTRAINED if CATALOG[self._config.task.name].is_studied else (UNTUNED,)
+        return {arm: self._folder.untrained(arm) for arm in arms}
+
+    @property
+    def _untrained_jobs(self) -> list[DecodeJob]:
+        return [self._decode_job(arm, folder, "test") for arm, folder in self.untrained.items()]
 
     def _best(self, arm: ArmConfig, study: ArmStudy | None) -> Sequence[Record | None]:
         """The records whose configurations go on, best first; None is the only configuration of an unsearched arm."""
@@ -135,18 +144,19 @@ class FinalStage:
             )
 
         def decode(spec: TrialSpec) -> DecodeJob:
-            return self._decode_job(spec.files.artifact, spec.files.path, split)
+            return self._decode_job(str(spec.files.artifact.absolute()), spec.files.path, split)
 
         return Stage(name, runs[0].arm, study, len(runs), spec, decode=decode)
 
     def _decode_jobs(self, runs: Mapping[str, Sequence[FinalRun]], split: Split) -> list[DecodeJob]:
-        return [self._decode_job(run.artifact, run.folder, split) for arm_runs in runs.values() for run in arm_runs]
+        chosen = [run for of_arm in runs.values() for run in of_arm]
+        return [self._decode_job(str(run.artifact.absolute()), run.folder, split) for run in chosen]
 
-    def _decode_job(self, artifact: Path | None, folder: Path, split: Split) -> DecodeJob:
-        """Decode a split into `folder` with an artifact; None is the untuned base."""
-        artifact_path, final = None if artifact is None else str(artifact.absolute()), self._config.final
+    def _decode_job(self, model: str, folder: Path, split: Split) -> DecodeJob:
+        """Decode a split into `folder` with a model: an artifact's folder, or an untrained arm's name."""
+        final = self._config.final
         metrics = [metric.removeprefix("test/") for metric in final.named_metrics]
-        return DecodeJob(artifact_path, str(folder.absolute()), split, final.decoding.model_dump(), metrics)
+        return DecodeJob(model, str(folder.absolute()), split, final.decoding.model_dump(), metrics)
 
 
 def best_candidate(

@@ -21,7 +21,7 @@ from prefixray.errors import UserError
 from prefixray.reporting.page import write_page
 from prefixray.reporting.tables import csv_rows, csv_text, render_markdown, trial_rows
 from prefixray.results.outputs import write_outputs
-from prefixray.results.record import UNTUNED, ExampleOutputs, Results, Stored, is_finished, load_results
+from prefixray.results.record import ExampleOutputs, Results, Stored, is_finished, load_results
 from prefixray.system.atomic_files import write_whole
 from prefixray.trial import TrialFolder, final_name
 
@@ -36,7 +36,6 @@ class ResultsFolder:
         self.sweep_file = path / "sweep.yaml"
         self.journal = path / "study.journal"
         self.final_journal = path / "final.journal"
-        self.untuned = path / "final" / UNTUNED
         self.documents = path / "documents"  # what the base has written about documents, one folder each
         self._config_file, self._results_file = path / "sweep.json", path / "results.json"
 
@@ -47,6 +46,10 @@ class ResultsFolder:
     def final_run(self, arm: str, number: int, replicate: int) -> Path:
         """The folder of a run in the final stage: the configuration of trial `number` with the seeds of `replicate`."""
         return self.path / final_name(arm, number, replicate)
+
+    def untrained(self, arm: str) -> Path:
+        """The folder of an arm that nobody trains."""
+        return self.path / "final" / arm
 
     def trial_results(self, arm: str) -> list[dict[str, Any]]:
         """What came of each trial of an arm's search that has ended."""

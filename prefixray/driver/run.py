@@ -32,7 +32,7 @@ from prefixray.reporting.tables import render_note
 from prefixray.results.command_run import command_run, runs_so_far
 from prefixray.results.compare import Facts, make_results
 from prefixray.results.final_run import FinalRun
-from prefixray.results.record import UNTUNED, CommandRun, ExampleOutputs, Results, Stored
+from prefixray.results.record import CommandRun, ExampleOutputs, Results, Stored
 from prefixray.results.timeline.keeper import FILE, Timekeeper
 from prefixray.search.budget import Budget, early_endings
 from prefixray.search.policies.choice import make_policy
@@ -256,8 +256,7 @@ class _Sweep:
         """Write what the search has found, unless the folder has results of a final stage."""
         if self._folder.final_results() is None:
             stored = search_so_far(self._storage, self._config)
-            stored["runs"] = self._runs(stored)
-            self._folder.store(stored)
+            self._folder.store({**stored, "runs": self._runs(stored)})
 
     def _finish(self, studies: Mapping[str, ArmStudy]) -> Results:
         """Run the final stage, compare the arms, and publish the results."""
@@ -269,7 +268,7 @@ class _Sweep:
             for run, seed in zip(runs.get(arm["arm"], ()), arm["seeds"], strict=False):
                 self._tracker.score(run.name, _on_test(seed["scores"]))
             if arm["method"] is None:
-                self._tracker.score_untuned(UNTUNED, _on_test(arm["seeds"][0]["scores"]))
+                self._tracker.score_untrained(arm["arm"], _on_test(arm["seeds"][0]["scores"]))
         self._timekeeper.note(is_due=True)  # the report has all up to now
         files = self._folder.publish(results, every)
         self._tracker.summary(files, render_note(results))
@@ -290,7 +289,7 @@ class _Sweep:
             minutes={arm.name: self._minutes(arm.name, runs.get(arm.name, ())) for arm in config.arms},
             num_train=len(task.train),
         )
-        results, every = make_results(facts, runs, self._folder.untuned, task.test_sources)
+        results, every = make_results(facts, runs, self._final.untrained, task.test_sources)
         results["policy"], results["rungs"] = searched["policy"], searched["rungs"]
         results["importance"] = searched["importance"]
         results["runs"] = self._runs(results)

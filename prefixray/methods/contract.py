@@ -70,14 +70,18 @@ class Method(nn.Module, ABC):
 
 
 class Untuned(Method):
-    """The base as it is: the floor of every comparison."""
+    """The base as it is, or behind a text whose keys and values are given: nothing is trained."""
+
+    def __init__(self, text: Insert | None = None) -> None:
+        super().__init__()
+        self._insert = Insert() if text is None else text
 
     def insert(self, step: int | None) -> Insert:
-        """Nothing."""
-        return Insert()
+        """The text's, or nothing."""
+        return self._insert
 
     def artifact(self) -> dict[str, Tensor]:
-        """Nothing."""
+        """Nothing: nobody has trained it."""
         return {}
 
     def load_artifact(self, tensors: dict[str, Tensor]) -> None:

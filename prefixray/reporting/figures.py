@@ -88,8 +88,9 @@ def size_figure(results: Results, tuned: Sequence[ArmResult]) -> Figure:
             ends = (score["low"], score["high"])
             dots.append(Dot(stored, score["value"], tip, arm["arm"], ends, kinds[arm["arm"]]))
         rows.append([arm["arm"], f"{stored:,}", *numbers])
-    floor = " ".join(
-        f"The {arm['arm']} base stores nothing and scores {arm['scores'][metric]['value']:.{digits}f}."
+    untrained = " ".join(
+        f"{arm['arm']}, which nobody has trained, puts {arm['stored_parameters']:,} numbers in front of a row, and "
+        f"scores {arm['scores'][metric]['value']:.{digits}f}."
         for arm in results["arms"]
         if arm["method"] is None
     )
@@ -100,7 +101,7 @@ def size_figure(results: Results, tuned: Sequence[ArmResult]) -> Figure:
     return Figure(
         question,
         chart,
-        floor,
+        untrained,
         Grid(["arm", "stored", label(metric), "low", "high"], rows, frozenset({"arm"})),
         reading=f"Up is {'better' if higher_is_better(metric) else 'worse'}, left is smaller.",
     )

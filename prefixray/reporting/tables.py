@@ -14,9 +14,10 @@ from typing import Literal
 from prefixray.data.catalog import task_title
 from prefixray.metrics import decimals, label
 from prefixray.reporting.grid import SHORT, Grid, count_text, differing_keys, escaped, one_line, value_text
+from prefixray.reporting.in_context import kv_column
 from prefixray.reporting.verdict import is_significant, notes, num_seeds
 from prefixray.results.examples import NUM_EXAMPLES
-from prefixray.results.record import ArmResult, ExampleOutputs, Interval, Results, SearchTrial, tuned_arms
+from prefixray.results.record import IN_CONTEXT, ArmResult, ExampleOutputs, Interval, Results, SearchTrial, tuned_arms
 
 _PLAIN_COLUMNS: Sequence[Literal["p", "p_holm", "trained_parameters", "stored_parameters", "num_trials", "minutes"]] = (
     "p",
@@ -73,13 +74,15 @@ def render_note(results: Results) -> str:
 
 def csv_rows(results: Results) -> list[dict[str, object]]:
     """One row per arm, by column, numbers unrounded."""
-    rows = []
+    rows, names = [], {arm["arm"] for arm in results["arms"]}
     for arm in results["arms"]:
         row: dict[str, object] = {"arm": arm["arm"], "method": arm["method"], "num_seeds": len(arm["seeds"])}
         for name in results["metrics"]:
             row |= _interval_columns(name, arm["scores"][name]) | {f"{name}_sd": arm["sd"].get(name)}
         row |= _interval_columns("difference", arm["difference"])
         row |= {key: arm[key] for key in _PLAIN_COLUMNS}
+        if IN_CONTEXT in names:
+            row |= {"kv_bytes": arm.get("kv_bytes"), **_interval_columns("to_context", arm.get("to_context"))}
         for group, part in arm.get("groups", {}).items():
             row |= {f"{name}_{group}": part["scores"][name]["value"] for name in results["metrics"]}
         rows.append(row)
@@ -178,6 +181,7 @@ def final_grid(results: Results) -> Grid:
     total, most = results["num_parameters"], max(arm["num_trials"] for arm in arms)
     columns["trained (%)"] = [_count_and_share(arm["trained_parameters"], total) for arm in arms]
     columns["stored (%)"] = [_count_and_share(arm["stored_parameters"], total) for arm in arms]
+    columns |= kv_column(results)
     columns["trials"] = ["- " if arm["method"] is None else _trials_text(arm["num_trials"], most) for arm in arms]
     columns["min"] = ["-" if arm["method"] is None else _minutes_text(arm["minutes"]) for arm in arms]
     return Grid(list(columns), list(zip(*columns.values(), strict=True)), frozenset({"arm"}))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from prefixray.metrics import decimals, higher_is_better, label
+from prefixray.reporting.in_context import context_notes
 from prefixray.results.record import ArmResult, Results, tuned_arms
 from prefixray.results.statistics import resolution
 from prefixray.trial import report_steps
@@ -31,7 +32,7 @@ def notes(results: Results) -> list[str]:
 
 def notes_without_verdict(results: Results) -> list[str]:
     """The same below a headline that is the verdict."""
-    lines = caveats(results)
+    lines = [*caveats(results), *context_notes(results)]
     if any(is_significant(arm) for arm in results["arms"]):
         lines.append(f"* differs from {results['reference']}: {star_text()}")
     if len(tuned_arms(results)) < 2:

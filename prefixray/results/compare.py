@@ -1,7 +1,8 @@
 """The comparison of arms: from the hypotheses of the final runs to the content of `results.json`.
 
 No score of a search trial enters the table. Candidates are retrained and compared on dev; the winner runs with fresh
-seeds, and only these runs see test. The untuned base, decoded with the same settings, is the floor.
+seeds, and only these runs see test. Untrained arms are decoded with the same settings: the base as it is, the floor,
+and, where the task has a document, the base that sees the document, the ceiling.
 """
 
 import logging
@@ -9,7 +10,7 @@ import math
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from prefixray.metrics import Scored
 from prefixray.results.command_run import versions
 from prefixray.results.examples import all_outputs, choose_examples
 from prefixray.results.final_run import FinalRun
-from prefixray.results.hypotheses import read_hypotheses
+from prefixray.results.hypotheses import read_hypotheses, read_split_record
 from prefixray.results.record import (
+    IN_CONTEXT,
     UNTUNED,
     ArmResult,
     ExampleOutputs,
@@ -53,25 +55,25 @@ class Facts:
 
 
 def make_results(
-    facts: Facts, runs: Mapping[str, Sequence[FinalRun]], floor: Path, sources: Sequence[Sourced]
+    facts: Facts,
+    runs: Mapping[str, Sequence[FinalRun]],
+    untrained: Mapping[str, Path],
+    sources: Sequence[Sourced],
 ) -> tuple[Results, list[ExampleOutputs]]:
     """Score and compare everything: the whole content of results.json, and every arm's output on each source.
 
-    `runs` are those that ended well, by arm; `floor` is the folder of the untuned base's hypotheses.
+    `runs` are those that ended well, by arm; `untrained` are the folders of untrained arms' hypotheses.
     """
     config, provenance = facts.config, facts.provenance
     metrics, primary = _metrics(config, provenance)
-    folders = {UNTUNED: [floor], **{arm: [run.folder for run in of_arm] for arm, of_arm in runs.items()}}
+    folders = {arm: [folder] for arm, folder in untrained.items()}
+    folders |= {arm: [run.folder for run in of_arm] for arm, of_arm in runs.items()}
     scored = {arm: [_on_test(folder, sources, metrics, config) for folder in group] for arm, group in folders.items()}
     scores = Scores(scored, metrics, primary, _reference(config, runs), _draws(config, runs))
-    compared = scores.compare()
-    arms = [
-        _arm_result(facts, arm, runs.get(arm, ()), scored[arm], {metric: compared[metric][arm] for metric in metrics})
-        for arm in scored
-    ]
+    arms = _arm_results(facts, runs, folders, scores)
     for name, rows in groups_of(sources).items():
         add_group(name, rows, arms, scores)
-    differences = [compared[primary][arm].difference for arm in scored if arm != UNTUNED]
+    differences = [arm["difference"] for arm in arms if arm["method"] is not None]
     outputs = {arm: read_hypotheses(of_arm[0], "test") for arm, of_arm in folders.items()}
     every = all_outputs(outputs, {arm: seeds[0] for arm, seeds in scores.of(primary).items()}, sources)
     results = Results(
@@ -96,8 +98,8 @@ def make_results(
         machine=_machine(provenance),
         seed=config.search.seed,
         arms=arms,
-        resolution=max((resolution(**asdict(difference)) for difference in differences if difference), default=0.0),
-        notes=[*facts.leaks, *facts.endings, *_notes(config, runs), *_space_notes(facts, runs)],
+        resolution=max((resolution(**difference) for difference in differences if difference), default=0.0),
+        notes=[*facts.leaks, *facts.endings, *_notes(config, runs), *_cut_note(untrained), *_space_notes(facts, runs)],
         examples=choose_examples(every, scores.reference, primary),
         search=list(facts.search),
     )
@@ -141,6 +143,15 @@ def _notes(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> list[
     ]
 
 
+def _cut_note(untrained: Mapping[str, Path]) -> list[str]:
+    """A note where the document was cut for the arm that sees it."""
+    record = read_split_record(untrained[IN_CONTEXT], "test") if IN_CONTEXT in untrained else {}
+    text = record.get("text", {"num_seen": 0, "num_tokens": 0})
+    seen, total = text["num_seen"], text["num_tokens"]
+    cut = f"{IN_CONTEXT} sees the first {seen:,} of the document's {total:,} tokens: no more fit the base's positions"
+    return [cut] if seen < total else []
+
+
 def _space_notes(facts: Facts, runs: Mapping[str, Sequence[FinalRun]]) -> list[str]:
     """What the search says of its own space."""
     searched = {(trial["arm"], trial["number"]): trial["config"] for trial in facts.search}
@@ -158,14 +169,37 @@ def _reference(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> s
     return instead
 
 
+def _arm_results(
+    facts: Facts, runs: Mapping[str, Sequence[FinalRun]], folders: Mapping[str, Sequence[Path]], scores: Scores
+) -> list[ArmResult]:
+    """Every arm's part of `results.json`; `folders` are those of its runs."""
+    compared = scores.compare()
+    arms = []
+    for arm, scored in scores.by_arm.items():
+        record = read_split_record(folders[arm][0], "test")
+        of_arm = {metric: compared[metric][arm] for metric in scores.metrics}
+        kv = record.get("kv", {})
+        arms.append(_arm_result(facts, arm, runs.get(arm, ()), scored, of_arm, kv.get("numbers", 0)))
+        if kv:
+            arms[-1]["kv_bytes"] = kv["bytes"]
+    for result, distance in zip(arms, scores.distances(IN_CONTEXT), strict=False):  # none where no arm has the document
+        if distance is not None:
+            result["to_context"] = as_interval(distance)
+    return arms
+
+
 def _arm_result(
     facts: Facts,
     arm: str,
     runs: Sequence[FinalRun],
     scored: Sequence[Mapping[str, Scored]],
     compared: Mapping[str, Comparison],
+    num_kv: int,
 ) -> ArmResult:
-    """An arm's part of `results.json`; the floor is an arm without runs. `compared` is by metric."""
+    """An arm's part of `results.json`; an untrained arm has no runs. `compared` is by metric.
+
+    `num_kv` are the numbers in the keys and values in front of a row.
+    """
     results = [run.result() or {} for run in runs]
     scores = [{metric: score.corpus() for metric, score in seed.items()} for seed in scored]
     seeds = [
@@ -179,7 +213,7 @@ def _arm_result(
         for run, result, seed_scores in zip(runs, results, scores, strict=False)
     ]
     if not runs:
-        seeds = [SeedResult(seed=0, scores=scores[0], dev_loss=None, folder="final/untuned")]
+        seeds = [SeedResult(seed=0, scores=scores[0], dev_loss=None, folder=f"final/{arm}")]
     num_searched = sum(trial["arm"] == arm for trial in facts.search)
     sizes = results[0]["metrics"] if results else {}
     main = compared[facts.config.final.metric.removeprefix("test/")]
@@ -194,7 +228,7 @@ def _arm_result(
         p=main.p,
         p_holm=main.p_holm,
         trained_parameters=int(sizes.get("size/trained", 0)),
-        stored_parameters=int(sizes.get("size/stored", 0)),
+        stored_parameters=int(sizes.get("size/stored", 0) if runs else num_kv),
         num_trials=num_searched or len(runs[:1]),
         minutes=facts.minutes.get(arm, 0.0),
         searched=num_searched > 0,

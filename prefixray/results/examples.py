@@ -6,7 +6,7 @@ import numpy as np
 
 from prefixray.data import Sourced
 from prefixray.metrics import Floats, Scored, higher_is_better
-from prefixray.results.record import UNTUNED, ExampleOutputs
+from prefixray.results.record import UNTRAINED, ExampleOutputs
 
 NUM_EXAMPLES = 3  # first sources that are printed with their outputs
 NUM_EXTREMES = 20  # sources on which arms and the reference differ most
@@ -45,7 +45,7 @@ def choose_examples(every: Sequence[ExampleOutputs], reference: str, metric: str
 def choose_extremes(scores: Mapping[str, Floats], reference: str, sign: float) -> dict[int, str]:
     """The sources on which an arm is farthest behind the reference or ahead, each with its arm; arms take turns."""
     queues: list[tuple[str, list[int]]] = []
-    for arm in (arm for arm in scores if arm not in (reference, UNTUNED)):
+    for arm in (arm for arm in scores if arm not in (reference, *UNTRAINED)):
         difference = sign * (scores[arm] - scores[reference])
         for end in (difference, -difference):
             queues.append((arm, [int(i) for i in np.argsort(end, kind="stable") if end[i] < 0]))

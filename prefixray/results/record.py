@@ -13,7 +13,10 @@ from typing import Literal, NotRequired, TypedDict, TypeGuard
 from prefixray.errors import UserError
 from prefixray.system.records import Scalar
 
-UNTUNED = "untuned"  # the arm without a method: the base as it is
+UNTUNED = "untuned"
+IN_CONTEXT = "in_context"
+UNTRAINED = (UNTUNED, IN_CONTEXT)
+"""The arms without a method: the base as it is, and, where the task has a document, the base behind the document."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class GroupResult(TypedDict):
 
 
 class ArmResult(TypedDict):
-    """An arm of the final stage; the untuned base is an arm without method."""
+    """An arm of the final stage; untrained arms are arms without method."""
 
     arm: str
     method: str | None
@@ -74,6 +77,8 @@ class ArmResult(TypedDict):
     minutes: float
     searched: bool
     groups: NotRequired[dict[str, GroupResult]]
+    kv_bytes: NotRequired[int]  # of the keys and values in front of each row, in the base's precision
+    to_context: NotRequired[Interval]  # the distance to the base that sees the document, by the primary metric
 
 
 class Pause(TypedDict):
@@ -195,7 +200,7 @@ def is_finished(stored: Stored) -> TypeGuard[Results]:
 
 
 def tuned_arms(results: Results) -> list[ArmResult]:
-    """The arms without the untuned base."""
+    """The arms without the untrained ones."""
     return [arm for arm in results["arms"] if arm["method"] is not None]
 
 

@@ -9,7 +9,7 @@ from prefixray.metrics import Scored, is_of_likelihoods
 from prefixray.metrics.challenge_words import WordForm
 from prefixray.results.hypotheses import read_hypotheses, score_all
 from prefixray.results.likelihoods import read_likelihoods
-from prefixray.results.record import UNTUNED, ArmResult, GroupResult, Interval
+from prefixray.results.record import UNTRAINED, ArmResult, GroupResult, Interval
 from prefixray.results.statistics import Comparison, Draws, Estimate, compare, intervals
 
 MOST_GROUPS = 4
@@ -43,16 +43,22 @@ class Scores:
         """One metric's scores, a list of seeds for each arm."""
         return {arm: [seed[metric] for seed in seeds] for arm, seeds in self.by_arm.items()}
 
+    def distances(self, arm: str) -> list[Estimate | None]:
+        """How far each arm in turn is from this arm by the primary metric; nothing where there is no such arm."""
+        if arm not in self.by_arm:
+            return []
+        return [comparison.difference for comparison in intervals(self.of(self.primary), arm, **self.draws)]
+
     def compare(self) -> dict[str, dict[str, Comparison]]:
         """Intervals by metric and arm, for the primary metric also p values.
 
-        The floor is no rival: it costs no arm its p.
+        Untrained arms are no rivals: they cost no arm its p.
         """
         compared = {
             metric: _by_arm(intervals(self.of(metric), self.reference, **self.draws)) for metric in self.metrics
         }
         seeds = self.of(self.primary)
-        rivals = {arm: seeds[arm] for arm in seeds if arm != UNTUNED or arm == self.reference}
+        rivals = {arm: seeds[arm] for arm in seeds if arm not in UNTRAINED or arm == self.reference}
         compared[self.primary] |= _by_arm(compare(rivals, self.reference, **self.draws))
         return compared
 

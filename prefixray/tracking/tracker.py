@@ -79,8 +79,8 @@ class Tracker:
         """Add the scores of a trial's hypotheses to its run, also when the run has ended."""
         self._put(events.TrialScored(key, _finite(metrics)))
 
-    def score_untuned(self, key: str, metrics: Mapping[str, float]) -> None:
-        """Give the untuned base, which nobody has trained, a run of its own with its scores."""
+    def score_untrained(self, key: str, metrics: Mapping[str, float]) -> None:
+        """Give an arm that nobody has trained a run of its own with its scores."""
         self.trial(key, {}, {"prefixray.arm": key, "prefixray.stage": "final"})
         self.end(key, "done", None)
         self.score(key, metrics)

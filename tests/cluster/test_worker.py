@@ -235,7 +235,7 @@ def test_decoding_writes_three_files_and_does_nothing_twice(worker: Worker, tmp_
     assert (out / "test.hyp").read_text() == "kept\n"
     worker.decode(artifact, str(out), "test", {**SETTINGS, "num_beams": 1})
     assert (out / "test.hyp").read_text() != "kept\n"
-    worker.decode(None, str(out / "untuned"), "dev", SETTINGS)
+    worker.decode("untuned", str(out / "untuned"), "dev", SETTINGS)
     assert len((out / "untuned" / "dev.hyp").read_text().splitlines()) == 2
 
 
@@ -243,14 +243,14 @@ def test_references_are_read_where_a_metric_asks_for_it_and_nothing_is_decoded_a
     worker: Worker, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    worker.decode(None, str(out), "test", SETTINGS, ["bleu"])
+    worker.decode("untuned", str(out), "test", SETTINGS, ["bleu"])
     assert {path.name for path in out.iterdir()} == {"test.hyp", "test.ref", "test.src", "test.json"}
     (out / "test.hyp").write_text("kept\n")
-    worker.decode(None, str(out), "test", SETTINGS, ["bleu", "perplexity"])
+    worker.decode("untuned", str(out), "test", SETTINGS, ["bleu", "perplexity"])
     read = json.loads((out / "test.likelihoods.json").read_text())
     assert (out / "test.hyp").read_text() == "kept\n" and len(read["nll"]) == len(read["num_tokens"]) == 2
     (out / "test.likelihoods.json").write_text(json.dumps({**read, "nll": [0.0, 0.0]}))
-    worker.decode(None, str(out), "test", {**SETTINGS, "num_beams": 1}, ["perplexity"])
+    worker.decode("untuned", str(out), "test", {**SETTINGS, "num_beams": 1}, ["perplexity"])
     assert (out / "test.hyp").read_text() != "kept\n"
     assert json.loads((out / "test.likelihoods.json").read_text())["nll"] == [0.0, 0.0], "beams do not matter to it"
 
@@ -264,7 +264,7 @@ def test_decoding_between_two_steps_does_not_disturb_a_trial(
         worker.join(trial_spec(tmp_path / str(decodes), "one", 6, 3), "token")
         Call(worker, "one").report()
         if decodes:
-            worker.decode(None, str(tmp_path / "out"), "test", SETTINGS)
+            worker.decode("untuned", str(tmp_path / "out"), "test", SETTINGS)
         report = Call(worker, "one").report()
         assert report is not None
         losses.append(report.metrics["dev/loss"])

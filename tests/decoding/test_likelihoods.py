@@ -93,8 +93,9 @@ def test_each_sum_is_the_plain_formula_on_the_stock_model(
     method = pack.admit("prefix", trial, SEEDS).method if has_prefix else Untuned()
     prefix = method.fold()["decoder"].detach() if isinstance(method, Prefix) else None
     found, stock = read(base, method), stock_model(base)
-    divergence, nll = zip(*(_by_hand(stock, row, prefix) for row in pack.train), strict=True)
+    divergence, nll, own_loss = zip(*(_by_hand(stock, row, prefix) for row in pack.train), strict=True)
     assert found.divergence == pytest.approx(divergence, abs=1e-9) and found.nll == pytest.approx(nll, abs=1e-9)
+    assert found.nll == pytest.approx(own_loss, rel=1e-5), "transformers computes it in fp32"
     corpus = {metric: found.scored(metric).corpus() for metric in ("divergence", "perplexity")}
     count = sum(row.num_targets for row in pack.train)
     assert corpus["divergence"] == pytest.approx(sum(divergence) / count)
@@ -125,8 +126,8 @@ def test_a_metric_of_likelihoods_is_read_from_its_file_beside_the_hypotheses(tmp
         read_likelihoods(tmp_path, "test")
 
 
-def _by_hand(stock: PreTrainedModel, row: Row, prefix: Tensor | None) -> tuple[float, float]:
-    """A row's summed divergence and negative log-likelihood, given keys and values (2, L, K, P, D)."""
+def _by_hand(stock: PreTrainedModel, row: Row, prefix: Tensor | None) -> tuple[float, float, float]:
+    """A row's summed divergence and negative log-likelihood, and transformers' loss, given a prefix (2, L, K, P, D)."""
     ids, start = torch.tensor([row.ids]), row.num_prompt
     cache = DynamicCache()
     for layer, (keys, values) in enumerate([] if prefix is None else prefix.unbind(1)):
@@ -138,7 +139,8 @@ def _by_hand(stock: PreTrainedModel, row: Row, prefix: Tensor | None) -> tuple[f
     q = _outcomes(likelihoods, kept)
     p = torch.tensor([*map(_row, row.teacher.log_p, row.teacher.tail)], dtype=torch.float64).exp()
     p /= p.sum(dim=1, keepdim=True)  # of likelihoods that are kept in fp32
-    return float((p * (p / q).log()).sum()), float(output.loss.double()) * row.num_targets
+    nll = -likelihoods.gather(1, ids[0, start:, None]).log().sum()
+    return float((p * (p / q).log()).sum()), float(nll), float(output.loss) * row.num_targets
 
 
 def _outcomes(likelihoods: Tensor, kept: Tensor) -> Tensor:

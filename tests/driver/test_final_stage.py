@@ -46,6 +46,7 @@ class PlayedEngine:
         self.trained: list[tuple[str, list[str]]] = []
         self.stages: list[Stage] = []
         self.decoded: list[list[str]] = []
+        self.jobs: list[DecodeJob] = []
 
     def run(self, name: str, stages: Sequence[Stage]) -> None:
         self.stages += stages
@@ -61,7 +62,8 @@ class PlayedEngine:
 
     def decode(self, jobs: Sequence[DecodeJob]) -> None:
         self.decoded.append([str(Path(folder).relative_to(self.folder)) for _, folder, *_ in jobs])
-        for _, folder, split, _ in jobs:
+        self.jobs += jobs
+        for _, folder, split, *_ in jobs:
             text = SOURCES[0].references[0] if "prefix-1-" in folder else "a river"
             write_hypotheses(Path(folder), split, [text], SOURCES)
 
@@ -175,3 +177,18 @@ def test_candidates_begin_early_too_and_an_arm_without_a_score_begins_nothing(
     other.path.mkdir()
     unscored = searched(other, config, [None] * 4)
     assert open_stage(config, other, engine).early(config.arm("prefix"), unscored["prefix"]) is None
+
+
+def test_where_the_task_has_a_document_the_base_that_sees_it_decodes_too(tmp_path: Path) -> None:
+    """Workers are told the metrics, since some of them read references."""
+    (tmp_path / "page.md").write_text("A page.\n")
+    task, final = f"{{name: document, path: {tmp_path / 'page.md'}}}", "{num_seeds: 2, metric: test/divergence}"
+    text = SWEEP.replace("{name: e2e}", task).replace("{num_seeds: 2, candidates: 2}", final)
+    (tmp_path / "small.yaml").write_text(text)
+    config, folder, engine = load_sweep(str(tmp_path / "small.yaml")), ResultsFolder(tmp_path), PlayedEngine(tmp_path)
+    stage = open_stage(config, folder, engine)
+    stage.run(searched(folder, config, [2.0, 1.5, 3.0, 1.0]), SOURCES)  # type: ignore[arg-type]
+    assert engine.decoded[-1][:2] == ["final/untuned", "final/in_context"]
+    assert stage.untrained == {arm: tmp_path / "final" / arm for arm in ("untuned", "in_context")}
+    assert [job.model for job in engine.jobs[:2]] == ["untuned", "in_context"]
+    assert all(list(job.metrics) == ["divergence"] for job in engine.jobs)

@@ -1,6 +1,7 @@
 """The final stage's record, from hypotheses on disk: what is scored, on all sources and on their groups."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from prefixray.config.load import load_sweep
 from prefixray.config.schema import SweepConfig
 from prefixray.data import Sourced
 from prefixray.metrics import score
+from prefixray.reporting.verdict import notes, verdict
 from prefixray.results.compare import Facts, make_results
 from prefixray.results.final_run import FinalRun
-from prefixray.results.hypotheses import write_hypotheses
+from prefixray.results.hypotheses import best_run, write_hypotheses
+from prefixray.results.likelihoods import Likelihoods, write_likelihoods
 from prefixray.results.record import Provenance, Results
 
 SWEEP = """\
@@ -39,8 +42,8 @@ OUTPUTS: Mapping[str, Sequence[str]] = {
 }
 
 
-def results(folder: Path, groups: Sequence[str | None]) -> Results:
-    (folder / "x.yaml").write_text(SWEEP, encoding="utf-8")
+def results(folder: Path, groups: Sequence[str | None], sweep: str = SWEEP, untrained: Sequence[str] = ()) -> Results:
+    (folder / "x.yaml").write_text(sweep, encoding="utf-8")
     config: SweepConfig = load_sweep(folder / "x.yaml")
     sources = [
         Sourced(f"source {i}", (text,), group) for i, (text, group) in enumerate(zip(TEXTS, groups, strict=True))
@@ -51,7 +54,9 @@ def results(folder: Path, groups: Sequence[str | None]) -> Results:
         sizes = {"dev/loss": 1.5, "dev/best_loss": 1.0, "size/trained": 9, "size/stored": 9}
         done = {"state": "done", "step": 16, "metrics": sizes, "earlier": {"8": 1.0}}
         (run.folder / "result.json").write_text(json.dumps(done), encoding="utf-8")
-    write_hypotheses(folder / "final/untuned", "test", OUTPUTS["untuned"], sources)
+    folders = {arm: folder / "final" / arm for arm in ("untuned", *untrained)}
+    for arm, place in folders.items():
+        write_hypotheses(place, "test", OUTPUTS.get(arm, TEXTS), sources)
     provenance = Provenance(
         base_digest="0",
         num_parameters=100,
@@ -64,7 +69,7 @@ def results(folder: Path, groups: Sequence[str | None]) -> Results:
     )
     decoding = {"num_beams": 1}
     facts = Facts(config, provenance, decoding, search=[], minutes={}, num_train=6, leaks=("1 of 4 is known",))
-    return make_results(facts, runs, folder / "final/untuned", sources)[0]
+    return make_results(facts, runs, folders, sources)[0]
 
 
 def test_further_metrics_stand_behind_the_primary_and_the_tasks_own_once_each(tmp_path: Path) -> None:
@@ -103,3 +108,41 @@ def test_each_group_of_sources_is_scored_alone(tmp_path: Path) -> None:
 
 def test_sources_of_one_group_or_of_very_many_have_no_table_of_their_own(tmp_path: Path) -> None:
     assert all("groups" not in arm for arm in results(tmp_path, ["sport"] * 4)["arms"])
+
+
+def test_an_arm_that_sees_the_document_is_no_rival_and_the_others_distances_to_it_are_known(tmp_path: Path) -> None:
+    for place, text in {
+        "in_context": {"kv": {"numbers": 4000, "bytes": 8000}, "text": {"num_tokens": 2000, "num_seen": 1500}},
+        "prefix-0-1": {"kv": {"numbers": 100, "bytes": 200}},
+    }.items():
+        (tmp_path / "final" / place).mkdir(parents=True)
+        (tmp_path / "final" / place / "test.json").write_text(json.dumps(text))
+    without = results(tmp_path, [None] * 4)
+    made = results(tmp_path, [None] * 4, untrained=["in_context"])
+    arms = {arm["arm"]: arm for arm in made["arms"]}
+    assert list(arms) == ["untuned", "in_context", "prefix", "finetune"]
+    assert arms["prefix"]["p_holm"] == without["arms"][1]["p_holm"] is not None
+    seen = arms["in_context"]
+    assert (seen["p"], seen["method"], seen["stored_parameters"], seen["kv_bytes"]) == (None, None, 4000, 8000)
+    assert (arms["prefix"]["stored_parameters"], arms["prefix"]["kv_bytes"]) == (9, 200)
+    assert "kv_bytes" not in arms["finetune"] and "to_context" not in seen
+    for name in ("untuned", "prefix", "finetune"):
+        distance = arms[name]["to_context"]
+        gap = arms[name]["scores"]["bleu"]["value"] - seen["scores"]["bleu"]["value"]
+        assert distance["value"] == pytest.approx(gap) and distance["low"] <= gap <= distance["high"]
+    assert any("in_context sees the first 1,500 of the document's 2,000 tokens" in note for note in made["notes"])
+    assert made["resolution"] == without["resolution"]
+
+
+def test_arms_are_compared_by_likelihoods_without_a_look_at_their_texts(tmp_path: Path) -> None:
+    sums = {"untuned": [8.0, 9.0, 7.0, 9.0], "prefix-0-1": [2.0, 1.0, 2.0, 3.0], "finetune-0-1": [1.0, 1.0, 1.0, 1.0]}
+    for place, nll in sums.items():
+        write_likelihoods(tmp_path / "final" / place, "test", Likelihoods([2, 2, 3, 3], nll, None), {})
+    made = results(tmp_path, [None] * 4, SWEEP.replace("test/bleu, more", "test/perplexity, more"))
+    assert made["metrics"] == ["perplexity", "bleu", "ter"]
+    prefix, finetune = made["arms"][1:]
+    assert finetune["scores"]["perplexity"]["value"] == pytest.approx(math.exp(0.4))
+    assert prefix["difference"] is not None and prefix["difference"]["low"] > 0
+    assert "perplexity: lower is better" in notes(made)
+    assert best_run(made, "prefix") == "final/prefix-0-1"
+    assert verdict(made).text.startswith("No winner: finetune and prefix are 0.73 perplexity apart")

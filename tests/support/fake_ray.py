@@ -175,7 +175,7 @@ def make_spec(folder: Path, number: int = 0) -> TrialSpec:
 
 
 def decode_job(number: int) -> DecodeJob:
-    return DecodeJob(None, f"final/{number}", "test", {})
+    return DecodeJob("untuned", f"final/{number}", "test", {})
 
 
 def lacking_the_base(node: str = "node") -> FakeWorker:

@@ -28,7 +28,7 @@ def test_a_sweep_is_a_run_with_a_nested_run_per_trial(folder: Path) -> None:
     assert tracker.uri == "sqlite:///runs/sweep/mlflow.db"
     run_trials(tracker, folder)
     tracker.summary([folder / "sweep.yaml"])
-    tracker.score_untuned("untuned", {"test/bleu": 8.3, "test/nist": math.inf})
+    tracker.score_untrained("untuned", {"test/bleu": 8.3, "test/nist": math.inf})
     tracker.close("finished")
     stored = local(folder)
     assert stored.parent.info.status == "FINISHED"

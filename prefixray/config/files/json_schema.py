@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from prefixray.config.arms import RESERVED
 from prefixray.config.schema import RECIPE_OF_ALL, SweepConfig
 from prefixray.config.trials import METHODS, SITES, TrainConfig, TrialConfig
 
@@ -87,7 +88,7 @@ def _arms() -> Schema:
         "type": "object",
         "description": "What is compared: each arm is a method with the values that are fixed or searched.",
         "minProperties": 1,
-        "propertyNames": {"pattern": "^[A-Za-z0-9][A-Za-z0-9_-]*$", "not": {"enum": ["untuned", "final"]}},
+        "propertyNames": {"pattern": "^[A-Za-z0-9][A-Za-z0-9_-]*$", "not": {"enum": list(RESERVED)}},
         "properties": own,
         "additionalProperties": {"allOf": [{"required": ["method"]}, {"$ref": "#/$defs/arm"}]},
     }

@@ -25,7 +25,7 @@ if (stored) {
   const controls = make("div", "", "controls"), count = make("p", "", "count"), list = make("div");
   const more = make("button", "Show more"); more.type = "button";
   const arms = all.arms.map((name, i) => [String(i), name]), at = name => String(Math.max(all.arms.indexOf(name), 0));
-  const rival = all.arms.findLast(name => name !== all.reference && name !== "untuned") || all.arms[0];
+  const rival = all.arms.findLast(name => ![all.reference, "untuned", "in_context"].includes(name)) || all.arms[0];
   const filter = make("input"); filter.type = "search"; filter.placeholder = "words in source or output";
   const label = make("label", "Filter "); label.append(filter); controls.append(label);
   const first = choice("Difference of", arms, at(rival)), second = choice("to", arms, at(all.reference));
