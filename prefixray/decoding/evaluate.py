@@ -24,7 +24,7 @@ from prefixray.data.catalog import CATALOG
 from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.likelihoods import read_references
 from prefixray.decoding.tuned_model import Progress, Tuned, silent
-from prefixray.decoding.untrained import Untrained, load_untrained, made_from
+from prefixray.decoding.untrained import load_untrained, made_from
 from prefixray.metrics import Scored, is_of_likelihoods
 from prefixray.model.binding.binder import Binder
 from prefixray.results.hypotheses import Found, Split, read_split_record, score_all, split_sources, write_hypotheses
@@ -112,14 +112,13 @@ def decode_for_sweep(
     if is_decoded and is_read:
         return
     if is_untrained:
-        loaded = load_untrained(trainer, model, decoding)
+        tuned, about = load_untrained(trainer, model, decoding)
     else:
-        loaded = Untrained(_restored(trainer, tensors, meta, decoding))
+        tuned, about = _restored(trainer, tensors, meta, decoding), {}
     if not is_read:
-        write_likelihoods(folder, split, read_references(loaded.tuned, sources), read_from)
+        write_likelihoods(folder, split, read_references(tuned, sources), read_from)
     if not is_decoded:
-        about = {} if loaded.text is None else {"text": loaded.text}
-        _decode(loaded.tuned, folder, split, sources, {"made_from": decoded_from, **about}, on_progress)
+        _decode(tuned, folder, split, sources, {"made_from": decoded_from, **about}, on_progress)
 
 
 def _restored(

@@ -5,8 +5,6 @@ fit is cut at its end. Its keys and values are computed by the worker that decod
 """
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from prefixray.config.schema import DecodingSettings
@@ -20,25 +18,20 @@ from prefixray.training.trainer import Trainer
 _MOST_POSITIONS = 16_384  # of all rows that are decoded at once: each has a copy of the document's keys and values
 
 
-@dataclass(frozen=True)
-class Untrained:
-    """An arm that nobody trains, on a base."""
-
-    tuned: Tuned
-    text: Mapping[str, int] | None = None  # that it sees: how many tokens there are, and how many of them fit
-
-
 def made_from(arm: str, task: Task) -> dict[str, Any]:
     """What an untrained arm is made from besides its base, as plain values."""
     assert arm in UNTRAINED, f"{arm} is no untrained arm"
     return {} if arm != IN_CONTEXT else {"text": hashlib.sha256(_document(task).encode()).hexdigest()}
 
 
-def load_untrained(trainer: Trainer, arm: str, decoding: DecodingSettings) -> Untrained:
-    """An untrained arm on the trainer's base, to decode with these settings."""
+def load_untrained(trainer: Trainer, arm: str, decoding: DecodingSettings) -> tuple[Tuned, dict[str, Any]]:
+    """An untrained arm on the trainer's base, to decode with these settings, and what a record says of it.
+
+    The record of an arm that sees a text says how many tokens that has, and how many of them are seen.
+    """
     base, template, task = trainer.base, trainer.template, trainer.task
     if arm != IN_CONTEXT:
-        return Untrained(Tuned(base, Untuned(), template, decoding))
+        return Tuned(base, Untuned(), template, decoding), {}
     ids = base.text_ids(_document(task))
     sources = [sourced.source for sourced in (*task.dev_sources, *task.test_sources)]
     longest = max(map(len, template.encode_sources(sources))) - len(template.before)
@@ -46,8 +39,8 @@ def load_untrained(trainer: Trainer, arm: str, decoding: DecodingSettings) -> Un
     context = read_context(base, template, seen)
     batch_size = max(1, min(decoding.batch_size, _MOST_POSITIONS // context.num_tokens))
     settings = decoding.model_copy(update={"batch_size": batch_size})
-    tuned = Tuned(base, Untuned(context.insert), context.template, settings)
-    return Untrained(tuned, {"num_tokens": len(ids), "num_seen": len(seen)})
+    about = {"text": {"num_tokens": len(ids), "num_seen": len(seen)}}
+    return Tuned(base, Untuned(context.insert), context.template, settings), about
 
 
 def _document(task: Task) -> str:

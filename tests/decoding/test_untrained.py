@@ -100,9 +100,9 @@ def test_a_document_beyond_the_positions_is_cut_at_its_end_and_fewer_sources_run
 ) -> None:
     trainer = trainer_of(tiny_llama, tmp_path, 20)
     monkeypatch.setattr(untrained, "_MOST_POSITIONS", 300)
-    loaded = untrained.load_untrained(trainer, "in_context", DECODING)
-    assert loaded.text is not None and loaded.tuned.decoding.batch_size == 1
-    seen, total = loaded.text["num_seen"], loaded.text["num_tokens"]
+    tuned, about = untrained.load_untrained(trainer, "in_context", DECODING)
+    assert tuned.decoding.batch_size == 1
+    seen, total = about["text"]["num_seen"], about["text"]["num_tokens"]
     assert 150 < seen < 256 < total == len(tiny_llama.text_ids(SENTENCE * 20))
     decode_for_sweep(trainer, "in_context", tmp_path / "out", "test", SETTINGS, METRICS)
     answers = read_hypotheses(tmp_path / "out", "test")

@@ -19,6 +19,7 @@ from prefixray.driver.documents.student import Student
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.errors import UserError
 from prefixray.reporting.live import LiveView
+from prefixray.results.likelihoods import read_likelihoods
 
 SWEEP = """
 name: {name}
@@ -71,7 +72,7 @@ def run(config: SweepConfig, folder: ResultsFolder, setup: WorkerSetup) -> str:
 
 
 def test_a_document_is_studied_once_and_workers_read_what_was_made(
-    made: list[str], base_folders: Mapping[str, Path], worker_setup: WorkerSetup
+    made: list[str], base_folders: Mapping[str, Path], worker_setup: WorkerSetup, tmp_path: Path
 ) -> None:
     config, folder, setup = sweep("first", base_folders["llama"], worker_setup)
     printed = run(config, folder, setup)
@@ -83,6 +84,10 @@ def test_a_document_is_studied_once_and_workers_read_what_was_made(
     worker = Worker(setup, on_crash=lambda: None)
     facts = worker.ready()
     assert (facts.num_dev, facts.num_test) == (2, 2)
+    settings = config.final.decoding.model_copy(update={"max_new_tokens": 4}).model_dump()
+    worker.decode("in_context", str(tmp_path / "out"), "test", settings, ["divergence"])
+    read = read_likelihoods(tmp_path / "out", "test")
+    assert abs(read.scored("divergence").corpus()) < 1e-4 < read.scored("perplexity").corpus(), "it is the teacher"
 
 
 def test_a_document_that_changes_is_studied_again_unless_trials_have_trained_on_it(
