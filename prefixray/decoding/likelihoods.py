@@ -13,6 +13,7 @@ from prefixray.batching.rows import Row
 from prefixray.data import Example, Sourced
 from prefixray.decoding.forced import forced_logits
 from prefixray.decoding.tuned_model import Tuned, running
+from prefixray.model.uploads import Uploads
 from prefixray.results.likelihoods import Likelihoods
 from prefixray.training.loss import losses_of_logits
 
@@ -38,7 +39,7 @@ def read_references(tuned: Tuned, sources: Sequence[Sourced]) -> Likelihoods:
 def _divergences(logits: Tensor, ids: Tensor, rows: Sequence[Row]) -> Tensor:
     """KL(teacher || model) over the teacher's outcomes at each target token, (N,)."""
     exact = torch.promote_types(logits.dtype, torch.float32)
-    taught = taught_tokens(rows, [1.0] * len(rows), dtype=exact, device=logits.device)
+    taught = taught_tokens(rows, [1.0] * len(rows), dtype=exact, to=Uploads(logits.device))
     return losses_of_logits(logits, ids, None, taught)
 
 
