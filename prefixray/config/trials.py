@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from prefixray.system.records import Scalar, Share, Strict, Text
 
@@ -79,6 +79,8 @@ class MethodConfig(Strict):
 
     noun: ClassVar[str]
     """The method in a message: "no such key for a prefix"."""
+    spared_by: ClassVar[Mapping[str, str]] = {}
+    """Required keys that may be missing where another key has a value that is not its default."""
     has_own_model: ClassVar[bool] = False
     """Whether a trial cannot share the base, and so has a copy of it and a worker to itself."""
 
@@ -95,13 +97,14 @@ class PrefixTrial(MethodConfig):
     """A prefix: keys and values in front of every attention layer (Li & Liang 2021)."""
 
     noun = "a prefix"
+    spared_by = {"init_token": "init_from"}
     method: Literal["prefix"] = "prefix"
     preseqlen: PositiveInt | None
     """Prefix positions; null: as many as init_token has tokens."""
     mid_dim: PositiveInt | None
     """Hidden width of the reparametrisation network; null: flat, the keys and values themselves are trained."""
     init_token: Text | None
-    """Words whose keys and values the prefix starts as; null: random. Flat, random is the base's keys and values over
+    """Words whose keys and values the prefix starts as; null: random; not needed beside init_from. Flat, random is the base's keys and values over
     random tokens, or their embeddings (the original's is drawn at unit scale). A network starts as torch draws it: the
     random start of the original and of the paper."""
     prefix_dropout: Share = 0.0
@@ -123,11 +126,18 @@ class PrefixTrial(MethodConfig):
     """The first positions that stay as they start, such as 1: many bases attend to their first token from everywhere,
     and a prefix that moves it is hard to train."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _words_are_not_asked_for_beside_a_document(cls, values: Any) -> Any:  # noqa: ANN401
+        if isinstance(values, dict) and values.get("init_from", "words") != "words":
+            return {"init_token": None, **values}
+        return values
+
     @field_validator("init_from")
     @classmethod
     def _starts_once(cls, init_from: str, info: ValidationInfo) -> str:
         if init_from != "words" and info.data.get("init_token") is not None:
-            raise ValueError("must be words where init_token is given (make init_token null)")
+            raise ValueError("must be words where init_token is given (remove init_token)")
         return init_from
 
     @field_validator("frozen_positions")

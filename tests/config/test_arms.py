@@ -153,7 +153,7 @@ MALFORMED = {
     "two starts": (
         "learning_rate: {log",
         "init_from: document\n    learning_rate: {log",
-        "x.yaml:12: arms.prefix.init_from: 'document': must be words where init_token is given (make init_token null)\n"
+        "x.yaml:12: arms.prefix.init_from: 'document': must be words where init_token is given (remove init_token)\n"
         "x.yaml:12: arms.prefix.init_from: document needs a document, and task e2e has none: take words",
     ),
     "nothing left to train": (

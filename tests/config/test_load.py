@@ -419,6 +419,17 @@ def test_a_document_must_be_there_and_has_keys_of_its_own(tmp_path: Path, monkey
     Path("own.jsonl").write_text("")
     task = load(document("path: manual.md, test: own.jsonl, num_questions: {train: 7}, prompts: [Ask.]")).task
     assert (task.num_questions.train, task.num_questions.dev, task.prompts) == (7, 24, ("Ask.",))
+    started = document("path: manual.md").replace("init_token: {choice: [restaurant, null]}", "init_from: {}")
+    method = (
+        load(started.replace("init_from: {}", "init_from: chunks"), "arms.prefix.preseqlen=5")
+        .arm("prefix")
+        .trial({"mid_dim": None, "learning_rate": 1e-3})
+        .method
+    )
+    assert method == PrefixTrial(preseqlen=5, mid_dim=None, init_token=None, init_from="chunks")
+    assert "arms.prefix.init_token: required, but missing" in complaint(
+        started.replace("init_from: {}", "init_from: {choice: [chunks, words]}")
+    )
     wrong = complaint(document("path: manual.md, train: own.jsonl, num_questions: {dev: 0}, exchanges: gone"))
     assert "task.train: is not used by task document: remove it" not in wrong  # a wrong value is told first
     assert "task.num_questions.dev: 0: must be a whole number above 0" in wrong

@@ -117,12 +117,20 @@ def _arm(method: str) -> Schema:
     }
     models: Sequence[type[BaseModel]] = (METHODS[method], TrialConfig)  # type: ignore[index]
     needed = [name for model in models for name, field in model.model_fields.items() if field.is_required()]
+    spared_by = METHODS[method].spared_by  # type: ignore[index]
     return {
         "description": " ".join((inspect.getdoc(models[0]) or "").split()),
         **_OBJECT,
         "properties": {"method": _method(), **searched, "num_trials": _COUNT, "first": first},
-        "required": [name for name in needed if name in fields and name != "num_steps"],
+        "required": [name for name in needed if name in fields and name not in ("num_steps", *spared_by)],
+        "allOf": [_either(name, other, fields[other]["default"]) for name, other in spared_by.items()],
     }
+
+
+def _either(name: str, other: str, default: str) -> Schema:
+    """A key must be there, or another one with a value that is not its default."""
+    given = {"required": [other], "properties": {other: {"not": {"const": default}}}}
+    return {"anyOf": [{"required": [name]}, given]}
 
 
 def _method() -> Schema:

@@ -74,6 +74,7 @@ BAD = {
     "a misspelt key": ("num_steps: 40", "num_step: 40"),
     "a key of another method": ("{learning_rate: 5e-5}", "{learning_rate: 5e-5, rank: 4}"),
     "a missing key": ("init_token: {choice: [restaurant, null]}", "prefix_mode: activation"),
+    "a start from words without any": ("init_token: {choice: [restaurant, null]}", "init_from: words"),
     "text for a number": ("warmup_steps: 4", "warmup_steps: four"),
     "a number out of range": ("num_trials: 8", "num_trials: 0"),
     "a word that is none of the choices": ("{name: e2e,", "{name: e3e,"),
