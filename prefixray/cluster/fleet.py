@@ -44,11 +44,11 @@ class NoWorkers(SweepFailed):
     """No device is left on which a worker could be ready."""
 
 
-class _Wait:
+class DeviceWait:
     """The wait for a device while there is none at all: a line a minute, and an end where one is set."""
 
-    def __init__(self, device: str, max_hours: float | None) -> None:
-        self._device, self._max_hours = device, max_hours
+    def __init__(self, cluster: Cluster, max_hours: float | None) -> None:
+        self._device, self._max_hours = "GPU" if cluster.device == "cuda" else "machine", max_hours
         self._since = self._said_at = math.nan  # `time.monotonic()`; not a number while there is a device
 
     def look(self, num_there: int, num_wanted: int) -> None:
@@ -81,7 +81,7 @@ class Fleet:
         self._arms: list[ArmConfig] = []
         self._facts: WorkerFacts | None = None
         self._refusals = Refusals(cluster.devices if cluster.is_elastic else None)
-        self._wait = _Wait("GPU" if cluster.device == "cuda" else "machine", setup.max_wait_hours)
+        self._wait = DeviceWait(cluster, setup.max_wait_hours)
         self._num_started = 0
         self._lost_bytes: list[int] = []  # on one machine: the free memory of the workers that others will replace
         self._refreshed_at = time.monotonic()

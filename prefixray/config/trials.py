@@ -97,16 +97,16 @@ class PrefixTrial(MethodConfig):
     """A prefix: keys and values in front of every attention layer (Li & Liang 2021)."""
 
     noun = "a prefix"
-    spared_by = {"init_token": "init_from"}
+    spared_by: ClassVar = {"init_token": "init_from"}
     method: Literal["prefix"] = "prefix"
     preseqlen: PositiveInt | None
     """Prefix positions; null: as many as init_token has tokens."""
     mid_dim: PositiveInt | None
     """Hidden width of the reparametrisation network; null: flat, the keys and values themselves are trained."""
     init_token: Text | None
-    """Words whose keys and values the prefix starts as; null: random; not needed beside init_from. Flat, random is the base's keys and values over
-    random tokens, or their embeddings (the original's is drawn at unit scale). A network starts as torch draws it: the
-    random start of the original and of the paper."""
+    """Words whose keys and values the prefix starts as; null: random; not needed beside init_from. Flat, random is the
+    base's keys and values over random tokens, or their embeddings (the original's is drawn at unit scale). A network
+    starts as torch draws it: the random start of the original and of the paper."""
     prefix_dropout: Share = 0.0
     """Dropout on the prefix in training."""
     sites: str | None = None

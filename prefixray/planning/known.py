@@ -17,7 +17,7 @@ from prefixray.config.schema import SweepConfig
 from prefixray.data import Example, Task, load_task
 from prefixray.data.catalog import CATALOG
 from prefixray.data.documents import read_documents
-from prefixray.data.documents.made import num_studied, the_document
+from prefixray.data.documents.made import MOST_QUESTION_TOKENS, num_studied, the_document
 from prefixray.data.documents.task import own_questions
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
@@ -29,6 +29,7 @@ from prefixray.system.path_or_hub import local_path
 NUM_TOKENISED = 2000  # training examples whose tokens are counted
 MOST_DATA_BYTES = 64 << 20  # larger data are not read for a plan
 TOKENS_PER_WORD = 1.5  # assumed where the tokenizer is missing
+_MOST_FIRST_TOKENS = 10  # of a question about a document: those that its seed prompt gives
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def find_known(config: SweepConfig) -> Known:
     base, task = _find_base(config, missing), _find_task(config.task, missing)
     if task is None:
         longest = _longest(base, config.task)
-        origin = "an upper bound: max_source_tokens, max_target_tokens"
+        source = "questions' lengths" if CATALOG[config.task.name].is_studied else "max_source_tokens"
+        origin = f"an upper bound: {source}, max_target_tokens"
         return Known(config, base, None, longest, longest, origin, tuple(missing))
     try_own_metrics(config.final.named_metrics, task)
     sample = task.train[:: math.ceil(len(task.train) / NUM_TOKENISED)]
@@ -126,6 +128,8 @@ def _find_task(config: TaskConfig, missing: list[str]) -> Task | None:
 def _longest(base: Base | None, task: TaskConfig) -> Lengths:
     """The lengths of the longest example that a task lets in, without the template's tokens around its texts."""
     source, target = task.max_source_tokens, task.max_target_tokens + 1
+    if CATALOG[task.name].is_studied:
+        source = min(source, _MOST_FIRST_TOKENS + MOST_QUESTION_TOKENS)
     if base is not None and base.shape.is_encoder_decoder:
         return Lengths(source, target, target)
     return Lengths(0, source + target, target)

@@ -12,6 +12,7 @@ import torch
 
 from prefixray.batching.template import Template
 from prefixray.config.seeds import derive_seed
+from prefixray.data.documents.made import MOST_QUESTION_TOKENS
 from prefixray.decoding.generate import generate
 from prefixray.decoding.in_context import Context
 from prefixray.decoding.sampling import SampledSettings
@@ -24,8 +25,6 @@ OnDone = Callable[[int], None]
 """Called with how many more texts are written."""
 
 _TEMPERATURE = 0.8  # enough that a pair of prompt and chunk gives several questions
-MOST_TOKENS = 40
-"""Of a question, without its first words."""
 PASSAGE_TOKENS = 100
 """Of the passage in a request, mostly; its longest words have more."""
 _LEAST_LETTERS = 5
@@ -101,7 +100,11 @@ def _ask(
 ) -> list[Question]:
     """The questions by these requests, in their order. Those with the same first words are written together."""
     settings = SampledSettings(
-        num_beams=1, temperature=_TEMPERATURE, max_new_tokens=MOST_TOKENS, batch_size=BATCH_SIZE, ban_line_breaks=True
+        num_beams=1,
+        temperature=_TEMPERATURE,
+        max_new_tokens=MOST_QUESTION_TOKENS,
+        batch_size=BATCH_SIZE,
+        ban_line_breaks=True,
     )
     texts: dict[int, str] = {}
     for begin in dict.fromkeys(prompt.begin for _, (prompt, _) in requests):

@@ -21,7 +21,7 @@ from prefixray.config.seeds import derive_seed
 from prefixray.data import Example
 from prefixray.data.documents import Document
 from prefixray.data.documents.exchanges import TEACHERS, Exchange, StudySplit, write_exchanges
-from prefixray.data.documents.made import STUDY, num_studied
+from prefixray.data.documents.made import MOST_QUESTION_TOKENS, STUDY, num_studied
 from prefixray.data.task_config import TaskConfig
 from prefixray.data.teacher import Teacher, write_teachers
 from prefixray.decoding.in_context import Context, num_around, read_context
@@ -31,7 +31,6 @@ from prefixray.model.base import Base, choose_device, load_in
 from prefixray.self_study.prompts import SeedPrompt, seed_prompts
 from prefixray.self_study.questions import (
     BATCH_SIZE,
-    MOST_TOKENS,
     PASSAGE_TOKENS,
     Asker,
     Chunk,
@@ -133,7 +132,7 @@ def _check_room(base: Base, template: Template, prompts: Sequence[SeedPrompt], t
     if limit is None:
         return
     around = num_around(base, template) + max(map(len, template.encode_sources([one.request for one in prompts])))
-    needed = task.chunk_tokens + around + PASSAGE_TOKENS + MOST_TOKENS + task.max_target_tokens
+    needed = task.chunk_tokens + around + PASSAGE_TOKENS + MOST_QUESTION_TOKENS + task.max_target_tokens
     if needed > limit:
         problem = f"a chunk, a question and its answer may take {needed} tokens of the {limit} positions of {base.name}"
         raise UserError(f"task.chunk_tokens: {task.chunk_tokens}: {problem}; lower it, or task.max_target_tokens")

@@ -110,12 +110,13 @@ class Progress:
         return _BYTES_PER_TRAINED * self.member.method.trained_parameters() <= SMALL_CHECKPOINT_BYTES
 
     def save(self) -> None:
-        """Write a resumable checkpoint: trainable tensors, optimiser state, and the numbers beside them."""
+        """Write a resumable checkpoint: the trial's tensors, optimiser state, and the numbers beside them."""
         member, tensors = self.member, dict[str, Tensor]()
         for name, parameter in _trained(member):
             tensors[f"method/{name}"] = parameter.detach().cpu().contiguous()
             for kind, value in member.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer/{name}/{kind}"] = value.detach().cpu().contiguous()
+        tensors |= {f"method/{name}": kept.cpu().contiguous() for name, kept in _kept(member)}
         state = {
             "num_clipped": self.num_clipped,
             "num_tokens": self.num_tokens,
@@ -144,8 +145,16 @@ def _trained(member: Member) -> list[tuple[str, Tensor]]:
     return [(name, parameter) for name, parameter in member.method.named_parameters() if parameter.requires_grad]
 
 
+def _kept(member: Member) -> list[tuple[str, Tensor]]:
+    """What a trial does not train, but has for itself, by name: positions that stay as they started."""
+    return [] if member.method.own_model is not None else list(member.method.named_buffers())
+
+
 def _restore_tensors(member: Member, tensors: Mapping[str, Tensor]) -> None:
-    """Parameters, and AdamW's state of each: its step and two moments."""
+    """Parameters, AdamW's state of each, its step and two moments, and what is kept untrained."""
+    for name, kept in _kept(member):
+        if f"method/{name}" in tensors:  # an older checkpoint has none
+            kept.copy_(tensors[f"method/{name}"])
     for name, parameter in _trained(member):
         with torch.no_grad():
             parameter.copy_(tensors[f"method/{name}"])

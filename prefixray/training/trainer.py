@@ -25,6 +25,7 @@ from prefixray.config.schema import ArmConfig
 from prefixray.config.seeds import subset_of
 from prefixray.config.trials import TrainConfig
 from prefixray.data import Task, load_task
+from prefixray.data.documents.made import check_teacher
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import NoMemory, UserError
 from prefixray.model.base import Base, checkpointed, choose_device, load_in
@@ -287,6 +288,7 @@ def load_trainer(
     data = _or_problems(lambda: load_task(task), problems)
     if base is None or data is None:
         raise UserError(*problems)
+    check_teacher(task, base.digest, base.name)
     base = checkpointed(base) if train.gradient_checkpointing else base
     trainer = Trainer(base, data, task, max_new_tokens=max_new_tokens)
     if device != "cpu":

@@ -41,3 +41,15 @@ def test_without_the_data_tokens_are_an_upper_bound(file: Path, base_folders: Ma
     assert plan.known.train == Lengths(512, 129, 129)
     assert "upper bound" in plan.known.lengths_from and plan.known.num_test == 11_334
     assert plan.costs[0].decode is not None
+
+
+def test_questions_about_a_document_are_no_longer_than_the_base_writes_them(
+    file: Path, base_folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "manual.md").write_text("The Eagle is cheap.\n")
+    task = f"name: document, path: {tmp_path / 'manual.md'}"
+    text = FILE.format(base=base_folders["llama"], data="x").replace("name: custom, train: x, dev: x, test: x", task)
+    file.write_text(text.replace("num_beams: 2", "num_beams: 2, metric: test/rouge_l"))
+    assert count_sweep(load_sweep(file)).known.train == Lengths(0, 50 + 129, 129)
+    file.write_text(file.read_text().replace(task, f"{task}, max_source_tokens: 32"))
+    assert count_sweep(load_sweep(file)).known.train == Lengths(0, 32 + 129, 129)

@@ -117,6 +117,8 @@ def submit(client: JobSubmissionClient, config: SweepConfig, file: Path, options
     if outside or Path(file).is_absolute():
         name = outside[0] if outside else str(file)
         raise UserError(f"{name}: must lie below the folder that the command runs in, as it will there")
+    for path in local:
+        _check_is_no_result(path, config.name)
     size = sum(_size(Path(path)) for path in local)
     if size > MOST_BYTES:
         raise UserError(
@@ -128,6 +130,15 @@ def submit(client: JobSubmissionClient, config: SweepConfig, file: Path, options
         for path in local:
             _copy(Path(path), Path(folder) / path)
         return _submit(client, config.name, f"{_unpack(config.name)} && exec {command}", folder)
+
+
+def _check_is_no_result(path: str, sweep: str) -> None:
+    """Refuse what lies in the results of another sweep: there, it would be written into those of the cluster's."""
+    parts = Path(path).parts
+    if parts[0] == "runs" and len(parts) > 1 and parts[1] != sweep and Path("runs", parts[1], "sweep.json").is_file():
+        problem = f"is sent into runs/{parts[1]} of the cluster, whose sweep may still write there"
+        remedy = "copy it to another folder and name that, or name what is there by its absolute path"
+        raise UserError(f"{path}: {problem}: {remedy}")
 
 
 def _unpack(sweep: str) -> str:

@@ -12,15 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from prefixray.data.documents.exchanges import StudySplit
-from prefixray.data.documents.read import Document
+from prefixray.data.documents.read import Document, read_documents
 from prefixray.data.entries import DataConfig
 from prefixray.errors import UserError
 from prefixray.system.atomic_files import whole_folder
-from prefixray.system.path_or_hub import local_path
+from prefixray.system.path_or_hub import expanded, local_path
 
+FOLDER = "documents"
+"""Of a sweep's self-studies, in the folder of its results."""
 STUDY = "study.json"
 RECIPE = 1
 """Counts the ways in which questions and answers were ever made: another one makes other files."""
+
+MOST_QUESTION_TOKENS = 40
+"""That the base writes of a question, behind its first words."""
 
 
 def made_from(document: Document, task: DataConfig, *, base: str, precision: str, seed: int) -> dict[str, Any]:
@@ -30,7 +35,7 @@ def made_from(document: Document, task: DataConfig, *, base: str, precision: str
     return {
         "recipe": RECIPE,
         "base": {"name": _name_of(base), "bytes": _size(base), "precision": precision},
-        "document": {"name": document.name, "sha256": hashlib.sha256(document.text.encode()).hexdigest()},
+        "document": {"name": document.name, "sha256": _digest(document)},
         "settings": {**settings, "num_questions": num_studied(task)},
         "seed": seed,
     }
@@ -49,7 +54,7 @@ def is_made(folder: Path, made: Mapping[str, Any]) -> bool:
 
 def find_made(runs: Path, document: str, made: Mapping[str, Any]) -> Path | None:
     """The folder of the same self-study in another sweep's results; None where no sweep has it."""
-    folders = sorted(study.parent for study in runs.glob(f"*/documents/*/{STUDY}"))
+    folders = sorted(study.parent for study in runs.glob(f"*/{FOLDER}/*/{STUDY}"))
     return next((folder for folder in folders if folder.name == document and is_made(folder, made)), None)
 
 
@@ -67,6 +72,29 @@ def study_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def is_of_another_text(folder: Path, document: Document) -> bool:
+    """Whether the self-study in a folder is of another text under the document's name; False where it does not say."""
+    known: Mapping[str, str] = study_record(folder).get("made_from", {}).get("document", {})
+    return known.get("sha256", _digest(document)) != _digest(document)
+
+
+def check_teacher(task: DataConfig, base_digest: str, base: str) -> None:
+    """Raise `UserError` where another base than this one has written the task's exchanges, and is their teacher."""
+    if task.exchanges is None or task.path is None:
+        return
+    for document in read_documents(task.path):
+        folder = expanded(task.exchanges) / document.name
+        written_by = study_record(folder).get("base_digest", base_digest)
+        if written_by != base_digest:
+            problem = f"were written by a base with digest {written_by}, and {base} has {base_digest}"
+            remedy = "remove task.exchanges, and prefixray sweep has this base write its own"
+            raise UserError(f"task.exchanges: {folder}: {problem}; {remedy}")
+
+
+def _digest(document: Document) -> str:
+    return hashlib.sha256(document.text.encode()).hexdigest()
 
 
 def _name_of(base: str) -> str:

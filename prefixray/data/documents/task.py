@@ -6,7 +6,7 @@
 from pathlib import Path
 
 from prefixray.data.documents.exchanges import TEACHERS, read_exchanges
-from prefixray.data.documents.made import the_document
+from prefixray.data.documents.made import is_of_another_text, the_document
 from prefixray.data.documents.read import read_documents
 from prefixray.data.entries import DataConfig, Entry, Splits, read_file
 from prefixray.data.own.custom import own_form
@@ -26,6 +26,10 @@ def load_document(config: DataConfig) -> Splits:
         problem = f"the questions about {document.name} are not made yet: prefixray sweep makes them before its search"
         raise UserError(f"task.exchanges: {problem}")
     folder = expanded(config.exchanges) / document.name
+    if is_of_another_text(folder, document):
+        problem = f"is about another text than {config.path} has now"
+        remedy = "name the text that it is about, or remove task.exchanges, and prefixray sweep studies this one"
+        raise UserError(f"task.exchanges: {folder}: {problem}; {remedy}")
     splits = _entries(folder)
     return Splits(**(splits if config.test is None else {**splits, "test": own_questions(config)}))
 

@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from prefixray.cluster.connect import Cluster
-from prefixray.cluster.fleet import answer_of
+from prefixray.cluster.fleet import DeviceWait, answer_of
 from prefixray.cluster.worker import WorkerSetup
 from prefixray.data.documents import Document
 from prefixray.errors import SweepFailed, UserError, disk_problem, first_line
@@ -74,7 +74,8 @@ def have_studied(
 ) -> None:
     """Start a student, and wait until the folder is there; a dead student's work is begun again by another.
 
-    Raises the student's `UserError`, and `SweepFailed` where several students have died.
+    Raises the student's `UserError`, and `SweepFailed` where several students have died, or none has got a device in
+    time.
     """
     options = ray.remote(Student).options(
         namespace=cluster.namespace,
@@ -82,14 +83,16 @@ def have_studied(
         runtime_env={"env_vars": cluster.worker_environment},
         **cluster.worker_resources,
     )
+    wait = DeviceWait(cluster, setup.max_wait_hours)
     for num_deaths in range(1, MOST_DEATHS + 1):
         student: Any = options.remote(setup)
         try:
             answer = student.study.remote(document, str(folder), made, seed)
-            progress = "waiting for a worker"
+            progress = None
             while not ray.wait([answer], timeout=LOOK_SECONDS)[0]:
                 progress = _progress_of(student) or progress
-                on_progress(progress)
+                wait.look(num_there=progress is not None, num_wanted=1)
+                on_progress(progress or "waiting for a worker")
             answer_of(answer)
             return
         except RayActorError as error:

@@ -6,7 +6,7 @@ other arms than it was. Sweeps fit if their bases and tasks are the same, else t
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -16,6 +16,9 @@ from prefixray.config.identity import differences, stored_config
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.config.space import as_listed
 from prefixray.config.trials import TrialConfig
+from prefixray.data.catalog import CATALOG
+from prefixray.data.documents import read_documents
+from prefixray.data.documents.made import FOLDER, is_of_another_text
 from prefixray.errors import UserError
 from prefixray.results.record import Provenance, SearchTrial, Stored, load_results
 from prefixray.system.path_or_hub import local_path
@@ -51,7 +54,10 @@ def read_warm_start(config: SweepConfig, facts: Provenance | None = None) -> dic
     other, stored = stored_config(folder), load_results(folder)
     problems = [f"{place}: {line}; take a sweep of the same {what}" for what, line in _unlike(config, other)]
     if facts is not None:
-        problems += [f"{place}: {line}" for line in _other_digests(stored, facts)]
+        same = ("base",) if _asks(config) else ("base", "data")
+        problems += [f"{place}: {line}" for line in _other_digests(stored, facts, same)]
+    if not problems and _asks(config):
+        problems += [f"{place}: {line}" for line in _other_texts(config, folder)]
     known: dict[str, list[KnownTrial]] = {}
     for arm in searched if not problems else ():
         trials, misfits, num_ended = _fitting(arm, other, stored)
@@ -83,6 +89,10 @@ def warm_start_text(known: Mapping[str, list[KnownTrial]], config: SweepConfig) 
             if trials
             else f"{name}: {folder} has no trial of its method, so it starts without evidence."
         )
+    if folder is not None and _asks(config):
+        there = stored_config(Path(folder)).search.seed
+        asked = f"{folder} asked other questions about the document (search.seed {there}, here {config.search.seed})"
+        lines += [f"{asked}: its losses are a hint."] if there != config.search.seed else []
     return lines
 
 
@@ -94,13 +104,27 @@ def _unlike(config: SweepConfig, other: SweepConfig) -> list[tuple[str, str]]:
     return (lines if ours != theirs else []) + [("task", f"task.{line}") for line in differences(*tasks)]
 
 
-def _other_digests(stored: Stored, facts: Provenance) -> list[str]:
+def _asks(config: SweepConfig) -> bool:
+    """Whether the sweep has its base write questions about its document: they depend on its seed."""
+    return CATALOG[config.task.name].is_studied and config.task.exchanges is None
+
+
+def _other_texts(config: SweepConfig, folder: Path) -> list[str]:
+    """The documents that have the same name as there, but another text. Raises `UserError` where they are missing."""
+    assert config.task.path is not None, "the task needs a path"
+    others = [
+        one.name for one in read_documents(config.task.path) if is_of_another_text(folder / FOLDER / one.name, one)
+    ]
+    return [f"its document {name} was another text; take a sweep of this one" for name in others]
+
+
+def _other_digests(stored: Stored, facts: Provenance, same: Collection[str]) -> list[str]:
     """What has the same name as there, but other content; unfinished sweeps have recorded neither."""
     pairs = {"base": ("base_digest", facts.base_digest), "data": ("data_digest", facts.data_digest)}
     return [
         f"its {what} was another one under the same name; run that sweep again under another name"
         for what, (key, digest) in pairs.items()
-        if stored.get(key, digest) != digest
+        if what in same and stored.get(key, digest) != digest
     ]
 
 

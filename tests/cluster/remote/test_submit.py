@@ -279,6 +279,19 @@ def test_two_sweeps_that_are_sent_keep_their_own_files_and_share_the_folder_of_r
     assert (home / "sweeps" / "second" / "runs").samefile(home / "runs")
 
 
+def test_what_another_sweep_has_found_is_not_written_into_its_folder_on_the_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/other/documents").mkdir(parents=True)
+    for name in ("small.yaml", "manual.md", "runs/other/sweep.json"):
+        Path(name).write_text("")
+    task = TaskConfig(name="document", path="manual.md", exchanges="runs/other/documents")
+    config: Any = SimpleNamespace(name="small", base="a-hub-id", task=task, final=FinalConfig(metric="test/rouge_l"))
+    with pytest.raises(UserError, match=r"runs/other/documents: is sent into runs/other of the cluster, whose sweep"):
+        submit(None, config, Path("small.yaml"), [])  # type: ignore[arg-type]
+
+
 def test_what_git_is_to_ignore_is_sent_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights.gguf").write_text("large")

@@ -12,6 +12,7 @@ from prefixray.cluster.connect import Cluster
 from prefixray.cluster.worker import Worker, WorkerSetup
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import SweepConfig
+from prefixray.data import load_task
 from prefixray.data.documents import Document
 from prefixray.data.documents.made import study_record
 from prefixray.driver.documents import make
@@ -104,6 +105,21 @@ def test_a_document_that_changes_is_studied_again_unless_trials_have_trained_on_
     with pytest.raises(UserError, match="was made from another document, base or settings, and trials have trained"):
         run(*first)
     assert study_record(first[1].documents / "manual") == before and made == ["manual", "manual"]
+
+
+def test_the_exchanges_of_another_text_or_of_another_base_are_refused(
+    made: list[str], base_folders: Mapping[str, Path], worker_setup: WorkerSetup
+) -> None:
+    first, other = (sweep("first", base_folders[name], worker_setup) for name in ("llama", "gpt2"))
+    run(*first)
+    setup = replace(other[2], task=first[2].task)
+    with pytest.raises(UserError, match=r"exchanges: .*manual: were written by a base with digest .*; remove task.exc"):
+        Worker(setup, on_crash=lambda: None).ready()
+    task = first[0].task.model_copy(update={"exchanges": str(first[1].documents)})
+    assert len(load_task(task).dev) == 2
+    Path("manual.md").write_text("The Eagle closes at noon.\n")
+    with pytest.raises(UserError, match=r"task.exchanges: runs.first.documents.manual: is about another text than man"):
+        load_task(task)
 
 
 def test_what_is_wrong_with_a_document_is_said_before_anything_starts(

@@ -3,6 +3,8 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from optuna.trial import TrialState
@@ -11,6 +13,8 @@ from support.sweep_files import VALID, load
 
 from prefixray.config.identity import dump
 from prefixray.config.schema import ArmConfig, SweepConfig
+from prefixray.data.documents import Document
+from prefixray.data.documents.made import made_from
 from prefixray.errors import UserError
 from prefixray.results.record import Provenance, SearchTrial
 from prefixray.search.importance import parameter_importance
@@ -123,6 +127,30 @@ def test_another_base_task_recipe_or_space_is_refused_with_what_differs() -> Non
         read_warm_start(load(WARM), facts)
     Path("runs/other/results.json").unlink()
     assert "runs/other has no results yet" in refusal()
+
+
+def test_another_seeds_questions_about_the_same_document_are_evidence_and_those_about_another_text_are_not() -> None:
+    Path("manual.md").write_text("The Eagle is cheap.\n")
+
+    def about_document(text: str) -> str:
+        return text.replace("name: e2e, num_dev: 64", "name: document, path: manual.md").replace("bleu", "rouge_l")
+
+    other = write_sweep(about_document(OTHER), data_digest="one", base_digest="base")
+    made = made_from(Document("manual", "The Eagle is cheap.\n"), other.task, base=other.base, precision="fp32", seed=1)
+    folder = Path("runs/other/documents/manual")
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text(json.dumps({"made_from": made}))
+    config = load(about_document(WARM), "search.seed=7")
+    facts: Any = SimpleNamespace(base_digest="base", data_digest="another")
+    known = read_warm_start(config, facts)
+    assert len(known["prefix"]) == 5
+    hint = "runs/other asked other questions about the document (search.seed 1, here 7): its losses are a hint."
+    assert warm_start_text(known, config)[-1] == hint
+    facts.base_digest = "other"
+    with pytest.raises(UserError, match="its base was another one under the same name"):
+        read_warm_start(config, facts)
+    Path("manual.md").write_text("The Eagle is closed.\n")
+    assert "its document manual was another text" in refusal(about_document(WARM))
 
 
 def _study(folder: Path, arm: ArmConfig, known: list[KnownTrial] | None) -> ArmStudy:

@@ -1,0 +1,64 @@
+"""A student waits for a device as long as a worker does. Ray is played here."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import GetTimeoutError
+
+from prefixray.cluster.connect import Cluster
+from prefixray.cluster.fleet import NoWorkers
+from prefixray.cluster.worker import WorkerSetup
+from prefixray.data.documents import Document
+from prefixray.driver.documents import student as module
+
+ELSEWHERE = Cluster("auto", "tests", "cuda", num_cpus=0, num_gpus=0, num_workers=0, most_workers=1, num_threads=1)
+
+
+class PlayedRay:
+    """One student, which gets its device after so many looks, or never, and is done three looks later."""
+
+    def __init__(self, looks: float) -> None:
+        self._starts_at, self._num_looks, self.killed = looks, 0, 0
+
+    def remote(self, *_: object) -> Any:  # noqa: ANN401
+        calls = {name: SimpleNamespace(remote=lambda *_, name=name: name) for name in ("study", "progress")}
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda _: SimpleNamespace(**calls)))
+
+    def wait(self, answers: Sequence[str], timeout: float) -> tuple[Sequence[str], Sequence[str]]:
+        self._num_looks += 1
+        return (answers, []) if self._num_looks > self._starts_at + 3 else ([], answers)
+
+    def get(self, answer: str, timeout: float = 0) -> str | None:
+        if answer == "progress" and self._num_looks < self._starts_at:
+            raise GetTimeoutError
+        return "loading the base" if answer == "progress" else None
+
+    def kill(self, _: object) -> None:
+        self.killed += 1
+
+
+@pytest.mark.parametrize("looks", [1, float("inf")])
+def test_a_student_waits_for_a_device_no_longer_than_a_worker(
+    looks: float, worker_setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray, said = PlayedRay(looks), list[str]()
+    monkeypatch.setattr(module, "ray", ray)
+    monkeypatch.setattr(module, "answer_of", ray.get)
+
+    def study() -> None:
+        setup = replace(worker_setup, max_wait_hours=1e-9)
+        module.have_studied(
+            ELSEWHERE, setup, Document("manual", "Text."), tmp_path, made={}, seed=1, on_progress=said.append
+        )
+
+    if looks == 1:
+        study()
+        assert said == ["loading the base"] * 4 and ray.killed == 1, "once it has one, it may take its time"
+    else:
+        with pytest.raises(NoWorkers, match=r"no GPU came in 1e-09 hours \(search\.max_wait_hours\)"):
+            study()
+        assert said == ["waiting for a worker"] and ray.killed == 1
