@@ -118,12 +118,13 @@ def _arm(method: str) -> Schema:
     models: Sequence[type[BaseModel]] = (METHODS[method], TrialConfig)  # type: ignore[index]
     needed = [name for model in models for name, field in model.model_fields.items() if field.is_required()]
     spared_by = METHODS[method].spared_by  # type: ignore[index]
+    spared = [_either(name, other, fields[other]["default"]) for name, other in spared_by.items()]
     return {
         "description": " ".join((inspect.getdoc(models[0]) or "").split()),
         **_OBJECT,
         "properties": {"method": _method(), **searched, "num_trials": _COUNT, "first": first},
         "required": [name for name in needed if name in fields and name not in ("num_steps", *spared_by)],
-        "allOf": [_either(name, other, fields[other]["default"]) for name, other in spared_by.items()],
+        **({"allOf": spared} if spared else {}),
     }
 
 
