@@ -82,7 +82,8 @@ class Template:
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False).input_ids
+        only_ids = {"return_attention_mask": False, "return_token_type_ids": False}
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, **only_ids).input_ids
         return ids
 
 

@@ -139,7 +139,8 @@ def _converting(base: str | None) -> Iterator[None]:
         return
     logger.info("converting %s to safetensors, once", file)
     command = [sys.executable, "-c", _CONVERT, str(file)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    nowhere, environment = subprocess.DEVNULL, {**WAITING, **os.environ}
+    with subprocess.Popen(command, stdout=nowhere, stderr=nowhere, env=environment) as process:
         try:
             yield
         finally:

@@ -52,6 +52,7 @@ class Worker:
         quieten()
         if setup.log is not None:
             to_file(Path(setup.log), terminal=None)
+        logger.info("a worker's process begins")
         self._refusal: UserError | None = None
         self._decoded = (0, 0)
         try:

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from prefixray.system.atomic_files import clear_scratch, whole_folder
+from prefixray.system.machine import uncollected
 from prefixray.system.path_or_hub import converted_folder, digest_of, find_base, hub_answers
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ def _convert_gguf(path: Path) -> tuple[str, str]:
     return str(folder), digest
 
 
+@uncollected()  # the library makes several objects of each word of the vocabulary
 def _save_converted(path: Path, folder: Path) -> None:
     where, file = str(path.parent), path.name
     model = AutoModelForCausalLM.from_pretrained(

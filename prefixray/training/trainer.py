@@ -5,6 +5,7 @@ artifact when the dev loss is the best so far, a resumable checkpoint when that 
 trial may pause there.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from prefixray.data.documents.made import check_teacher
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import NoMemory, UserError
 from prefixray.model.base import Base, checkpointed, choose_device, load_in
-from prefixray.system.machine import give_back
+from prefixray.system.machine import give_back, uncollected
 from prefixray.training.base_checks import Room, check_arms, is_out_of_memory, shown
 from prefixray.training.device.costs import Costs
 from prefixray.training.device.measure import free_bytes, measure
@@ -38,6 +39,8 @@ from prefixray.training.member import Seeds
 from prefixray.training.pack import Pack
 from prefixray.training.progress import Progress
 from prefixray.trial import Report, TrialSpec
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -55,6 +58,7 @@ class Trainer:
         self._subsets = [
             (encode(subset.train, self.template), encode(subset.dev, self.template)) for subset in task.subsets
         ]
+        logger.info("the rows are tokenised")
         longest = max(row.num_inputs for subset in self._subsets for part in subset for row in part)
         self._room = Room(base, self.template, task.test_sources, longest, max_new_tokens)
         self.pack = Pack(base, self._subsets[0][0], pad_id=self.template.pad_id, token_budget=token_budget)
@@ -264,6 +268,7 @@ def _save_artifact(trial: Progress, base: Base, task: TaskConfig, template: Temp
     save_artifact(trial.spec.files.artifact, trial.member.method.artifact(), meta)
 
 
+@uncollected()
 def load_trainer(
     name: str,
     task: TaskConfig,
@@ -278,6 +283,7 @@ def load_trainer(
 
     `num_threads` is for a CPU. Raises `UserError` with what is wrong with either.
     """
+    logger.info("torch and transformers are imported")
     device = choose_device(device)
     if device == "cpu":
         torch.set_num_threads(num_threads)
@@ -285,7 +291,9 @@ def load_trainer(
         torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew for every shape, and nearly each step has new ones
     problems: list[str] = []
     base = _or_problems(lambda: load_in(name, train.precision, device, trust_remote_code=trust_remote_code), problems)
+    logger.info("the base is loaded")
     data = _or_problems(lambda: load_task(task), problems)
+    logger.info("the data is read")
     if base is None or data is None:
         raise UserError(*problems)
     check_teacher(task, base.digest, base.name)

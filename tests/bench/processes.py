@@ -40,6 +40,7 @@ class Watched:
         self.num_processes = 0
         """At the peak."""
         self._cpu_seconds: dict[tuple[int, float], float] = {}  # by process: its id and when it was created
+        self._commands: dict[tuple[int, float], str] = {}  # its command line, as it was last: Ray renames its workers
         self._ended = threading.Event()
         self._sampler = threading.Thread(target=self._sample, daemon=True)
         self._sampler.start()
@@ -55,6 +56,11 @@ class Watched:
     def cpu_seconds(self) -> float:
         """Of all processes so far, those that have ended too; what they took since the last sample is not in it."""
         return sum(self._cpu_seconds.values())
+
+    def cpu_by_command(self) -> Sequence[tuple[str, float]]:
+        """The command line of each process so far, and its CPU seconds; taken anew of those that live."""
+        self._note_cpu(self.processes())
+        return [(self._commands[which], seconds) for which, seconds in self._cpu_seconds.items()]
 
     def interrupt(self) -> None:
         """As Ctrl-C does."""
@@ -93,13 +99,17 @@ class Watched:
     def _sample(self) -> None:
         while not self._ended.wait(SAMPLE_SECONDS):
             processes = self.processes()
-            for process in processes:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    times = process.cpu_times()
-                    self._cpu_seconds[process.pid, process.create_time()] = times.user + times.system
+            self._note_cpu(processes)
             used = sum(proportional_bytes(process.pid) for process in processes)
             if used > self.peak_bytes:
                 self.peak_bytes, self.num_processes = used, len(processes)
+
+    def _note_cpu(self, processes: Sequence[psutil.Process]) -> None:
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                which, times = (process.pid, process.create_time()), process.cpu_times()
+                self._commands[which] = " ".join(process.cmdline()) or self._commands.get(which, "")
+                self._cpu_seconds[which] = times.user + times.system
 
     def _bears_mark(self, pid: int) -> bool:
         try:

@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 from peft_sweep import Spec, TrialTimes
 from processes import Watched
+from sweep_log import logged
 from sweep_tables import GIB, Run, memory_table, sweep_table, wait_table
 
 from prefixray.data import load_task
@@ -324,8 +325,8 @@ def _read_ours(run: Run, results: Path) -> None:
 
     study = optuna.load_study(study_name="search/prefix", storage=open_storage(results / "study.journal"))
     asked, begun = (
-        _logged(results / "sweep.log", "asks to join"),
-        _logged(results / "sweep.log", "begins its first step"),
+        logged(results / "sweep.log", "asks to join"),
+        logged(results / "sweep.log", "begins its first step"),
     )
     for trial in started_trials(study):
         assert trial.datetime_start is not None, "it was started"
@@ -344,16 +345,6 @@ def _read_ours(run: Run, results: Path) -> None:
         )
         if key in asked:
             run.joined.append(asked[key] - proposed)
-
-
-def _logged(log: Path, what: str) -> dict[str, float]:
-    """When a sweep's log first says this of each trial."""
-    found: dict[str, float] = {}
-    for line in log.read_text(encoding="utf-8").splitlines():
-        if match := re.match(rf"(\S+ \S+) INFO \S+: (\S+) {what}", line):
-            when = datetime.strptime(match[1], "%Y-%m-%d %H:%M:%S,%f").timestamp()
-            found.setdefault(match[2], when)
-    return found
 
 
 def _tail(folder: Path) -> str:

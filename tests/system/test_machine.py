@@ -1,5 +1,6 @@
 """What a process may use of its machine, in containers too, and how it allocates and waits."""
 
+import gc
 import os
 import platform
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from prefixray.cluster.connect import Cluster
 from prefixray.system import machine
-from prefixray.system.machine import ALLOCATOR, WAITING, available_bytes, num_cpus, total_bytes
+from prefixray.system.machine import ALLOCATOR, WAITING, available_bytes, num_cpus, total_bytes, uncollected
 
 GIB = 1 << 30
 _GLIBC = platform.libc_ver()
@@ -160,3 +161,12 @@ def test_a_thread_that_waits_leaves_its_core_to_others_unless_the_user_has_chose
     (passive, ours), (active, theirs) = (process.communicate()[0].split() for process in running)
     assert (passive, active) == ("passive", "active")
     assert float(ours) < float(theirs) / 3, (ours, theirs)
+
+
+def test_python_looks_for_no_garbage_in_a_block_and_does_so_again_after_the_outermost_one() -> None:
+    with pytest.raises(ValueError, match="inside"), uncollected():
+        with uncollected():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+        raise ValueError("inside")
+    assert gc.isenabled()
