@@ -11,13 +11,13 @@ another configuration wins, its runs come in the end.
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefixray.cluster.decode_queue import DecodeJob
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.config.seeds import CANDIDATE_REPLICATE
 from prefixray.data import Sourced
 from prefixray.data.catalog import CATALOG
-from prefixray.driver.engine.tune import Engine
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.stage import Stage
 from prefixray.metrics import higher_is_better
@@ -32,13 +32,16 @@ from prefixray.search.study import ArmStudy
 from prefixray.search.trial_source import Proposal, Record
 from prefixray.trial import TrialSpec
 
+if TYPE_CHECKING:  # imports Ray Tune
+    from prefixray.driver.engine.tune import Engine
+
 logger = logging.getLogger(__name__)
 
 
 class FinalStage:
     """The final stage of one sweep."""
 
-    def __init__(self, config: SweepConfig, folder: ResultsFolder, storage: Storage, engine: Engine) -> None:
+    def __init__(self, config: SweepConfig, folder: ResultsFolder, storage: Storage, engine: "Engine") -> None:
         self._config, self._folder, self._storage, self._engine = config, folder, storage, engine
 
     def run(self, studies: Mapping[str, ArmStudy], dev_sources: Sequence[Sourced]) -> dict[str, list[FinalRun]]:

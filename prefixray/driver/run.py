@@ -20,12 +20,11 @@ from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.data import Task, load_task
 from prefixray.data.own.rows import Rows
 from prefixray.driver.documents.make import check_task, make_study, task_with_exchanges
-from prefixray.driver.engine.tune import Engine
 from prefixray.driver.final_stage import FinalStage
 from prefixray.driver.restart import has_started_anew, watched
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.stage import Stage
-from prefixray.planning.slots import num_at_once
+from prefixray.planning.slots import most_at_once, num_at_once
 from prefixray.planning.speeds import keep_speeds
 from prefixray.reporting.live import LiveView
 from prefixray.reporting.tables import render_note
@@ -52,8 +51,7 @@ from prefixray.trial import TrialSpec
 
 logger = logging.getLogger(__name__)
 
-_TRIES = 2  # to start Ray; what has brought Ray down, such as too little memory, may last a while
-_TRIES_ANEW = 6
+_TRIES, _TRIES_ANEW = 2, 6  # to start Ray; what has brought Ray down, such as too little memory, may last a while
 
 
 @dataclass(frozen=True)
@@ -142,15 +140,17 @@ class _Sweep:
     ) -> None:
         self._config, self._folder, self._timekeeper, self._command = config, folder, timekeeper, command
         self._started, self._began = time.monotonic(), time.time()
-        self._budget = Budget(folder.path, config.search)
+        self._budget, self._inbox = Budget(folder.path, config.search), Inbox(folder.path)
         title = title_of(config, folder.path)
         self._start_view = View(title=title, stage="start", message=f"{cluster}; loading the base and the task")
         self._pool = Pool(cluster, _worker_setup(config, cluster, folder), folder.path / "workers")
         timekeeper.watch(lambda: {worker.name: worker.doing for worker in tuple(self._pool.workers)})
         self._tracker: Tracker = open_tracker(config.tracking, folder.path, config.name, sweep_params(config))
-        self._inbox = Inbox(folder.path)
         self._storage = open_storage(folder.journal)
+        from prefixray.driver.engine.tune import Engine  # Ray Tune, which takes seconds, while the workers load
+
         self._engine = Engine(self._pool, self._tracker, self._inbox, live, title, folder.path)
+        self._engine.make_ready(most_at_once(config, cluster.most_workers))
 
     def run(self) -> Outcome:
         """Search, what is left of the final stage, table; again where requests came too late for the search."""

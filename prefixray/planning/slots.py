@@ -2,7 +2,7 @@
 
 import math
 
-from prefixray.config.schema import ArmConfig
+from prefixray.config.schema import ArmConfig, SweepConfig
 
 MOST_SLOTS = 64  # trials in a pack at most, whatever the memory
 _MEMORY_SHARE = 0.6  # of the memory beside the base, for trials; the rest is for activations
@@ -22,6 +22,13 @@ def num_at_once(arm: ArmConfig, concurrency: int | None, *, num_slots: int, num_
     """Trials of an arm at once: at most a quarter, so that the sampler learns from generation to generation."""
     slots = num_workers if arm.exclusive else num_slots * num_workers
     return min(slots, concurrency or math.ceil(arm.num_trials / 4))
+
+
+def most_at_once(config: SweepConfig, num_workers: int) -> int:
+    """Trials that a sweep has at once at most, final runs included; the workers' memory may allow less."""
+    num_final = max(config.final.num_seeds, config.final.candidates)
+    wanted = sum((config.search.concurrency or math.ceil(arm.num_trials / 4)) + num_final for arm in config.arms)
+    return min(MOST_SLOTS * num_workers, wanted)
 
 
 def cpu_workers(num_cpus: int) -> tuple[int, int]:

@@ -211,11 +211,11 @@ def check_arms(
     """
     problems: dict[str, None] = {}
     for arm in arms:
-        methods = {arm.trial(values).method: None for values in arm.corners()} if not arm.exclusive else {}
-        for method in methods:
+        methods = [arm.trial(values).method for values in arm.corners()] if not arm.exclusive else []
+        for sketch, method in {method.sketch(): method for method in methods}.items():
             try:
                 with torch.no_grad():
-                    sketch, seeds = method.sketch(), {"init_seed": 0, "dropout_seed": 0}
+                    seeds = {"init_seed": 0, "dropout_seed": 0}
                     room.check(build_method(sketch, base, binder.record, **seeds, document=document))
             except UserError as error:
                 problems |= {f"arms.{arm.name}.{problem}": None for problem in error.problems}

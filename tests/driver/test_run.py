@@ -63,3 +63,9 @@ def test_what_cannot_run_here_is_refused_before_ray_and_torch_start(
 def test_a_notebook_shows_where_an_outcome_lies_not_its_whole_record() -> None:
     outcome = Outcome(Path("runs/small"), cast(Results, {"sweep": "small"}), None)
     assert repr(outcome) == "Outcome(folder=PosixPath('runs/small'), tracking_uri=None, runs_page=None)"
+
+
+def test_ray_tune_is_imported_while_the_workers_load_and_not_before_they_are_started() -> None:
+    code = "import sys, prefixray.driver.run; print(*{'ray.tune', 'pandas', 'torch', 'mlflow'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

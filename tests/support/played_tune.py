@@ -9,7 +9,7 @@ from typing import Any, Literal
 import ray
 
 from prefixray.config.trials import LoraTrial, TrialConfig
-from prefixray.driver.engine.seats import seated
+from prefixray.driver.engine.seats import OpenHouse, seated
 from prefixray.driver.engine.tune import _tuner
 from prefixray.trial import Admission, Report, TrialSpec
 
@@ -71,7 +71,9 @@ class PlayedCoordinator:
         return self._num_trials
 
 
-def run_tune(folder: Path, num_trials: int, on_report: Callable[[], None]) -> PlayedCoordinator:
+def run_tune(
+    folder: Path, num_trials: int, on_report: Callable[[], None], ready: OpenHouse | None = None
+) -> PlayedCoordinator:
     """Run so many trials through Tune, all at once; `on_report` is called at each report, first while all are there."""
     options = PlayedWorker.options(name="worker-0", max_concurrency=num_trials + 8)
     worker = options.remote(num_trials)
@@ -81,7 +83,7 @@ def run_tune(folder: Path, num_trials: int, on_report: Callable[[], None]) -> Pl
         worker.go_on.remote()
 
     coordinator = PlayedCoordinator(folder, num_trials, reported)
-    with seated(num_trials) as place:
+    with seated(num_trials, ready) as place:
         _tuner(coordinator, "played", folder / "scratch", place).fit()  # type: ignore[arg-type]
     ray.kill(worker)
     return coordinator

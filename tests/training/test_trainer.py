@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from prefixray.artifacts.store import load_artifact, load_checkpoint
 from prefixray.batching.rows import Row
 from prefixray.config.schema import ArmConfig
+from prefixray.config.space import Choice
 from prefixray.config.trials import (
     AdapterTrial,
     AnyTrial,
@@ -23,9 +25,10 @@ from prefixray.config.trials import (
 from prefixray.data import Example, Sourced, Subset, Task
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
+from prefixray.methods.contract import Method
 from prefixray.methods.prefix import Prefix
 from prefixray.model.base import Base
-from prefixray.training import progress
+from prefixray.training import base_checks, progress
 from prefixray.training.trainer import Trainer
 from prefixray.trial import Report, TrialSpec
 
@@ -414,6 +417,34 @@ def test_a_trial_that_was_paused_and_taken_up_ends_with_exactly_the_numbers_of_o
     assert paused == through and ended["paused"].earlier == ended["through"].earlier
     tensors, others = (load_artifact(tmp_path / name / "one" / "artifact")[0] for name in ended)
     assert all(torch.equal(tensor, others[key]) for key, tensor in tensors.items())
+
+
+def test_what_differs_in_its_network_alone_is_built_once_to_find_out_whether_it_can_be(
+    make_base: MakeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(make_base("gpt2", torch.float64), TASK, TaskConfig(name="custom"))
+    built, build = list[AnyTrial](), base_checks.build_method
+
+    def counted(config: AnyTrial, *given: Any, **named: Any) -> Method:  # noqa: ANN401
+        built.append(config)
+        return build(config, *given, **named)
+
+    monkeypatch.setattr(base_checks, "build_method", counted)
+    arm = ArmConfig(
+        name="prefix",
+        method="prefix",
+        fixed={"learning_rate": 1e-2},
+        dimensions={
+            "preseqlen": Choice(choice=[1, 3]),
+            "mid_dim": Choice(choice=[None, 4, 8]),
+            "init_token": Choice(choice=["food", None]),
+        },
+        num_trials=1,
+        train=TrainConfig(num_steps=4),
+    )
+    trainer.check([arm])
+    starts = {(method.preseqlen, method.init_token) for method in built if isinstance(method, PrefixTrial)}
+    assert len(built) == len(starts) == 4
 
 
 def test_a_prefix_starts_as_the_document_of_its_subset_and_too_long_ones_are_refused_before_the_search(

@@ -14,6 +14,7 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -93,33 +94,54 @@ class _SeatClass(ActorClass[tune.Trainable]):
         return _Seat(self._house, number, self._house.open.remote(number, self._trainable, given))
 
 
+@dataclass(frozen=True)
+class OpenHouse:
+    """A house, and for how many trials at a time it has threads."""
+
+    actor: ActorHandle[House]
+    num_seats: int
+
+    def close(self) -> None:
+        """End its process."""
+        ray.kill(self.actor)
+
+
+def open_house(num_seats: int) -> OpenHouse:
+    """Start a house on this machine; its process imports Tune, which takes seconds, while the caller goes on."""
+    here = NodeAffinitySchedulingStrategy(own_node().id, soft=False)
+    options = ray.remote(House).options(num_cpus=0, max_concurrency=num_seats + _NUM_SPARE, scheduling_strategy=here)
+    actor: ActorHandle[House] = options.remote()  # type: ignore[assignment]
+    return OpenHouse(actor, num_seats)
+
+
 @contextmanager
-def seated(num_seats: int) -> Iterator[dict[str, float]]:
+def seated(num_seats: int, ready: OpenHouse | None = None) -> Iterator[dict[str, float]]:
     """Let the trials of the Tune run inside, at most `num_seats` at a time, share a process on this machine.
 
-    Gives what each trial shall ask of Ray: a bit of this node, where a thousand trials have room.
+    A house that is `ready` is used if it has the room, and closed in any case. Gives what each trial shall ask of Ray:
+    a bit of this node, where a thousand trials have room.
     """
-    node = own_node()
-    place = {node.resource: 0.001}
+    place = {own_node().resource: 0.001}
     replaced = getattr(tune_controller, PRIVATE_NAME, None)
+    if ready is not None and (replaced is None or ready.num_seats < num_seats):
+        ready.close()
+        ready = None
     if replaced is None:
         logger.warning("this version of Ray has no %s any more: each trial gets a process of its own", PRIVATE_NAME)
         yield place
         return
-    here = NodeAffinitySchedulingStrategy(node.id, soft=False)
-    options = ray.remote(House).options(num_cpus=0, max_concurrency=num_seats + _NUM_SPARE, scheduling_strategy=here)
-    house: ActorHandle[House] = options.remote()  # type: ignore[assignment]
+    house = ready or open_house(num_seats)
     numbers = itertools.count()
 
     class Classes:
         """In the place of Tune's class."""
 
         def get(self, trainable: type[tune.Trainable]) -> _SeatClass:
-            return _SeatClass(house, numbers, trainable)
+            return _SeatClass(house.actor, numbers, trainable)
 
     setattr(tune_controller, PRIVATE_NAME, Classes)
     try:
         yield place
     finally:
         setattr(tune_controller, PRIVATE_NAME, replaced)
-        ray.kill(house)
+        house.close()

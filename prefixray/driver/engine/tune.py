@@ -10,7 +10,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from prefixray.cluster.decode_queue import DecodeJob
 from prefixray.cluster.fleet import NoWorkers
 from prefixray.cluster.pool import Pool
 from prefixray.driver.coordinator import Coordinator
-from prefixray.driver.engine.seats import seated
+from prefixray.driver.engine.seats import OpenHouse, open_house, seated
 from prefixray.driver.engine.trainable import TrialTrainable
 from prefixray.driver.falls import Falls
 from prefixray.driver.stage import Stage
@@ -65,6 +65,11 @@ class Engine:
     live: LiveView
     title: str  # of the live view
     folder: Path  # the sweep's; Tune keeps files in it while a stage runs
+    _ready: list[OpenHouse] = field(default_factory=list, init=False)  # for the first run
+
+    def make_ready(self, num_seats: int) -> None:
+        """Start what the first run needs, for so many trials at once, while the workers load the base."""
+        self._ready.append(open_house(num_seats))
 
     def run(self, name: str, stages: Sequence[Stage], budget: Budget | None = None) -> None:
         """Run all trials of these stages; once `budget` is spent, no new trial starts.
@@ -106,7 +111,7 @@ class Engine:
         falls = Falls()
         while True:
             try:
-                with seated(coordinator.most_at_once()) as place:
+                with seated(coordinator.most_at_once(), self._ready.pop() if self._ready else None) as place:
                     _tuner(coordinator, name, scratch, place).fit()
                 return
             except Exception as error:

@@ -1,6 +1,8 @@
 """Trials as seats in one process, with the installed Ray and Tune; the worker and the coordinator are played."""
 
 import logging
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +48,22 @@ def test_all_trials_of_a_tune_run_share_one_process(here: Path) -> None:
     for key, losses in coordinator.losses.items():
         number = int(key.partition("/")[2])
         assert losses == [1.0 / (step + number) for step in range(1, NUM_STEPS + 1)]
+
+
+@pytest.mark.parametrize(("num_seats", "is_used"), [(4, True), (3, False)])
+def test_a_house_that_is_ready_is_used_if_it_has_the_room_and_closed_in_any_case(
+    here: Path, num_seats: int, is_used: bool
+) -> None:
+    ready = seats.open_house(num_seats)
+    first: int = ray.get(ready.actor.__ray_call__.remote(lambda house: os.getpid()))
+    counted = Counted()
+    coordinator = run_tune(here, 4, counted, ready)
+    assert (first in counted.houses) is is_used and len(counted.houses - {first}) == (not is_used)
+    assert [len(losses) for losses in coordinator.losses.values()] == [NUM_STEPS] * 4
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(first) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(first)
 
 
 def test_where_the_private_name_is_gone_each_trial_has_a_process_and_the_log_says_so(

@@ -136,7 +136,7 @@ def test_tune_may_fall_over_three_times_in_ten_minutes_and_each_time_is_said(
 ) -> None:
     tuner = FallingTuner(num_falls)
     monkeypatch.setattr(tune, "_tuner", tuner)
-    monkeypatch.setattr(tune, "seated", lambda num_seats: contextlib.nullcontext({}))
+    monkeypatch.setattr(tune, "seated", lambda num_seats, ready: contextlib.nullcontext({}))
     driver = Driver(tmp_path)
     shown = io.StringIO()
     engine = Engine(driver.pool, driver.tracker, driver.inbox, LiveView(shown), "small", tmp_path)  # type: ignore[arg-type]
