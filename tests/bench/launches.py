@@ -67,6 +67,7 @@ ARMS = (
     "decode 16",
 )
 FLOPS_A_SECOND, BYTES_A_SECOND, LAUNCH_SECONDS = 0.7 * 790e12, 3.0e12, (5e-6, 10e-6)
+MASK_MULTIPLE = 8  # of numbers, at which memory-efficient attention wants the rows of a mask
 BLOCK, VOCABULARY = loss.BLOCK["cuda"], 50257  # of GPT-2: the head works in blocks of so many logits
 
 
@@ -197,17 +198,24 @@ def peft_step(model: Any) -> Callable[[], object]:  # noqa: ANN401
 
 
 def pack_step(model: Any, method: AnyTrial, trials: int) -> Callable[[], object]:  # noqa: ANN401
-    """A pack of trials of one method that see different rows."""
+    """A step of a pack of trials of one method, always over the same rows."""
+    pack, keys = pack_of(model, method, trials)
+    for member in pack.members.values():
+        rows = [member.next_rows(), member.next_rows()]
+        member.next_rows = lambda ahead=0, rows=rows: rows[0]  # type: ignore[method-assign, misc]
+    return lambda: pack.step(keys)
+
+
+def pack_of(model: Any, method: AnyTrial, trials: int) -> tuple[Pack, list[str]]:  # noqa: ANN401
+    """A pack of trials of one method that see different rows, and their keys."""
     pack, keys = Pack(wrap_model(model, None, name="random", digest=""), e2e()[0], pad_id=EOS), []  # type: ignore[arg-type]
     for replicate in range(trials):
         recipe = {"num_steps": 10**6, "batch_size": BATCH_SIZE, "learning_rate": 1e-6}
         recipe["max_grad_norm"] = 1e-6  # clipped at every shape: whether a norm is above a limit is linear in nothing
         config = TrialConfig(arm="counted", method=method, **recipe)  # type: ignore[arg-type]
         keys.append(f"{replicate}")
-        member = pack.admit(keys[-1], config, Seeds.derive(1, replicate))
-        rows = [member.next_rows(), member.next_rows()]
-        member.next_rows = lambda ahead=0, rows=rows: rows[0]  # type: ignore[method-assign, misc]
-    return lambda: pack.step(keys)
+        pack.admit(keys[-1], config, Seeds.derive(1, replicate))
+    return pack, keys
 
 
 def decoder(model: Any, trials: int) -> Callable[[int], object]:  # noqa: ANN401
@@ -238,10 +246,17 @@ def fused_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Attention in one operator and one for its backward, as CUDA has it; a mask of bools becomes one of numbers."""
+    """Attention in one operator and one for its backward, as CUDA has it; a mask of bools becomes one of numbers.
+
+    As in torch, a mask whose rows do not lie at multiples of 8 is copied for memory-efficient attention.
+    """
     assert dropout_p == 0.0 and not enable_gqa
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
+    if attn_mask is not None and any(step % MASK_MULTIPLE for step in attn_mask.stride()[:-1]):
+        num_keys = attn_mask.shape[-1]
+        fillers = MASK_MULTIPLE - num_keys % MASK_MULTIPLE
+        attn_mask = torch.nn.functional.pad(attn_mask, (0, fillers))[..., :num_keys]
     options = {"attn_mask": attn_mask, "scale": scale}
     out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, is_causal, **options
