@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -269,3 +270,17 @@ def test_curves_go_on_where_they_were_stopped(
     assert "nothing is missing" in capsys.readouterr().out
     lines = file.with_name("about.txt").read_text().splitlines()
     assert [line.split(" in ")[0] for line in lines] == ["lora_e2e.json: 1 configurations"] * 2
+
+
+def test_graphs_gain_where_launches_bound_a_step_and_shapes_recur(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    graphs = runpy.run_path(str(BENCH / "graphs.py"))
+    recurring, gain, found = graphs["recurring"], graphs["gain"], graphs["Recurring"]
+    rows = np.array([[50, 20], [60, 31]] * 10)
+    always, rare = (recurring(rows, 2, multiples, 50) for multiples in ((4096, 4096), (1, 1)))
+    assert (always.shapes, always.hits) == (1, 0.98) and always.fillers > 2
+    assert rare.fillers <= 0 and rare.shapes > 5 and rare.hits < always.hits
+    bound = {"launches": 1000, "gigaflops": 553.0, "megabytes": 0.0}  # a millisecond of the device's time
+    assert gain(bound, 5.0, found(0.0, 1, 1.0)) == pytest.approx(5.0)
+    assert gain(bound, 5.0, found(0.25, 1, 0.5)) == pytest.approx(5.0 / (0.5 * 1.25 + 0.5 * 10))
+    assert gain(bound, 0.5, found(0.25, 1, 1.0)) == pytest.approx(1 / 1.25)
