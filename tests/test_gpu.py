@@ -161,6 +161,18 @@ def test_a_step_uploads_and_waits_once_and_a_further_trial_launches_little(make_
     assert launches[1] - launches[0] <= (27 if method == "network" else 0)  # of its network, and of its dropout
 
 
+@pretended_alone
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
+def test_a_step_of_many_rows_that_share_prompts_uploads_once(make_on: MakeOn, dtype: torch.dtype) -> None:
+    base = make_on("gpt2", dtype, "cuda")
+    pack = Pack(base, rows_of(base) * 10, pad_id=0)
+    for key in ("one", "two"):
+        pack.admit(key, trial_of(METHODS["flat"], 1e-3, batch_size=120, label_smoothing=0.1), SEEDS)
+    with pretended.counting():
+        pack.step(pack.members)
+    assert pretended.waited == {"download": 1, "upload": 1}
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
 @pytest.mark.parametrize("architecture", ["gpt2", "bart"])
 def test_distilling_uploads_and_waits_once_a_step_with_the_numbers_of_the_cpu(

@@ -156,14 +156,16 @@ class Layout:
 
 
 def _num_bytes(rows: Sequence[Row | Tree], *, in_line: bool) -> int:
-    """About what one forward of rows needs in lists of numbers: eight for each token, and for each row.
+    """At least what one forward of rows needs in lists of numbers, but for very uneven rows: twenty for each token.
 
-    A target token that is taught needs two for each token that its teacher has kept, and four.
+    A branch of a tree needs one more for each token of its trunk; a target token that is taught needs two for each
+    token that its teacher has kept, and four.
     """
     lengths = [sum(row.lengths) for row in rows]
+    trunks = sum(len(row.starts) * row.starts[0] for row in rows if row.starts)
     num_tokens = sum(lengths) if in_line else len(rows) * (max(lengths) + 2 * WIDTH_MULTIPLE)
     taught = sum(len(teacher) * (teacher.num_kept + 2) for row in rows for teacher in row.teachers)
-    return 64 * (num_tokens + len(rows) + 2 * TOKEN_MULTIPLE) + 16 * taught
+    return 160 * (num_tokens + len(rows) + 2 * TOKEN_MULTIPLE) + 8 * trunks + 16 * taught
 
 
 def _one_group(inserts: Sequence[Insert], rows: Iterator[Sequence[Row | Tree]]) -> RowGroup:
