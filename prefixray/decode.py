@@ -2,6 +2,7 @@
 
 prefixray decode runs/quickstart --split test        # the best prefix of the final stage
 prefixray decode runs/quickstart --arm adapter       # another arm
+prefixray decode runs/manuals --document guide       # of a sweep over several documents
 prefixray decode runs/quickstart/trials/prefix/3/artifact --split dev
 
 In bf16 a hypothesis depends on the device, on the number of threads and on the sources that share its batch. So the
@@ -35,6 +36,9 @@ def decode(
     *,
     split: Annotated[Split, typer.Option(help="the split to decode")] = "test",
     arm: Annotated[str | None, typer.Option(help="of a sweep: the arm; if not given, its best prefix")] = None,
+    document: Annotated[
+        str | None, typer.Option(help="of a sweep over several documents: the one that it is about")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="the folder for hypotheses, references and sources; if not given, one beside the artifact"),
@@ -61,7 +65,7 @@ def decode(
         "length_penalty": length_penalty,
         "batch_size": batch_size,
     }
-    found = find_artifact(where, arm)
+    found = find_artifact(where, arm, document)
     num_threads = threads or min(found.num_threads(split) or cpu_workers(num_cpus())[1], num_cpus())
     wait_passively()
     from prefixray.decoding.evaluate import decode_artifact  # torch, once there is something to decode

@@ -27,6 +27,9 @@ def export(
     arm: Annotated[
         str | None, typer.Option(help="of a sweep: which arm's best run; if not given, its best prefix")
     ] = None,
+    document: Annotated[
+        str | None, typer.Option(help="of a sweep over several documents: the one that it is about")
+    ] = None,
     form: Annotated[
         Form,
         typer.Option(
@@ -55,7 +58,7 @@ def export(
         check_new(out)
     from prefixray.results.hypotheses import find_artifact
 
-    artifact = find_artifact(source, arm).artifact
+    artifact = find_artifact(source, arm, document).artifact
     if out is not None:
         print(f"{artifact} -> {out}\n\n{_write(artifact, form, out, licence)}")
     elif push is not None:

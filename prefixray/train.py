@@ -13,7 +13,8 @@ import typer
 
 from prefixray.config.files.found import find_sweep_file
 from prefixray.config.load import load_sweep
-from prefixray.config.schema import ArmConfig
+from prefixray.config.schema import ArmConfig, SweepConfig
+from prefixray.config.seeds import subset_of
 from prefixray.config.space import AnyDistribution, Choice, Int, LogUniform, Uniform
 from prefixray.config.trials import TrialConfig
 from prefixray.data import check_own_data
@@ -64,7 +65,7 @@ def train(
     wait_passively()
     from prefixray.training.trainer import load_trainer
 
-    spec = _spec(trial, Path("runs") / config.name / "train", seed=config.search.seed, replicate=replicate)
+    spec = _spec(trial, config, replicate)
     print(f"{config.name}  {arm}  {_shown(trial)}   {spec.folder}", flush=True)
     trainer = load_trainer(
         config.base,
@@ -121,10 +122,16 @@ def _middle(distribution: AnyDistribution) -> Scalar:
             assert_never(distribution)
 
 
-def _spec(trial: TrialConfig, folder: Path, *, seed: int, replicate: int) -> TrialSpec:
-    """The trial in a folder of its configuration, so that the same command goes on where it was interrupted."""
+def _spec(trial: TrialConfig, config: SweepConfig, replicate: int) -> TrialSpec:
+    """The trial in a folder of its configuration, so that the same command goes on where it was interrupted.
+
+    In low data it trains on the replicate's subset, of several documents on the first.
+    """
+    seed, low = config.search.seed, config.task.low_data
     digest = hashlib.sha256(f"{trial.model_dump_json()}/{seed}/{replicate}".encode()).hexdigest()[:8]
-    return TrialSpec(f"{trial.arm}/0", trial, seed, replicate, rungs=(), folder=str(folder / f"{trial.arm}-{digest}"))
+    folder = Path("runs") / config.name / "train" / f"{trial.arm}-{digest}"
+    subset = 0 if low is None else subset_of(replicate, low.num_subsets)
+    return TrialSpec(f"{trial.arm}/0", trial, seed, replicate, rungs=(), folder=str(folder), subsets=(subset,))
 
 
 def _shown(trial: TrialConfig) -> str:

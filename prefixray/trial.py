@@ -97,22 +97,26 @@ class TrialFolder:
         return json.loads(self.result_file.read_text(encoding="utf-8")) if self.result_file.is_file() else None
 
 
-def final_name(arm: str, number: int, replicate: int) -> str:
-    """The name of a run in the final stage: of its folder in the sweep's, in MLflow and in the live view."""
-    return f"final/{arm}-{number}-{replicate}"
+def final_name(arm: str, number: int, replicate: int, document: str | None = None) -> str:
+    """The name of a run in the final stage: of its folder in the sweep's, in MLflow and in the live view.
+
+    `document` is the one that the run is about, where there are several.
+    """
+    return f"final/{arm}-{number}-{replicate}" + ("" if document is None else f"@{document}")
 
 
 @dataclass(frozen=True)
 class TrialSpec:
     """One configuration to be trained, with everything that its numbers depend on."""
 
-    key: str  # "prefix/3", "final/prefix-3-1": unique in the sweep
+    key: str  # "prefix/3", "final/prefix-3-1", "final/prefix-3-1@manual": unique in the sweep
     config: TrialConfig
     seed: int  # the sweep's seed
     replicate: int  # 0 in the search, 1..k in the final stage
     rungs: tuple[int, ...]  # steps at which the trial waits for a verdict
     folder: str  # of the trial's files, on storage that every worker sees
-    keep_artifact: bool = True  # whether the best state is kept for decoding
+    subsets: tuple[int, ...] = (0,)  # of the task's subsets those that it trains on, with a member for each
+    keep_artifact: bool = True  # whether the best state is kept for decoding; of one member alone
     eval_at: tuple[int, ...] = ()  # further steps at which it is evaluated, without a verdict
     decoding: Mapping[str, Any] | None = None  # the settings that its artifact shall record
     may_pause: bool = False  # whether the verdict at a rung may be to pause: then a checkpoint is kept there

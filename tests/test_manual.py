@@ -57,6 +57,7 @@ RUN_BY: Mapping[str, str] = {
     "plan --scale": "test_init.py::test_a_file_becomes_a_sweep_file_that_is_valid_and_planned",
     "plan": "test_plan.py::test_a_typo_is_reported_before_anything_heavy_and_a_plan_starts_nothing",
     "decode --split": "test_sweep.py::test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused",
+    "decode --document": "test_document_sweep.py::test_a_request_names_its_document",
     "decode --arm": "decoding/test_evaluate.py::test_decoding_again_from_a_sweep_gives_the_same_hypotheses",
     "decode": "decoding/test_evaluate.py::"
     "test_it_decodes_with_the_final_stages_threads_and_says_on_what_hypotheses_that_differ_depend",

@@ -27,7 +27,7 @@ from prefixray.artifacts.store import artifact_files, load_artifact, save_artifa
 from prefixray.config.trials import METHODS
 from prefixray.data.entries import TASK_PATHS
 from prefixray.errors import UserError, first_line
-from prefixray.results.record import is_finished, load_results
+from prefixray.results.record import is_finished, load_results, runs_of
 from prefixray.system.path_or_hub import is_path
 
 logger = logging.getLogger(__name__)
@@ -116,9 +116,9 @@ def find_origin(artifact: Path) -> Origin | None:
         return None
     folder = run.relative_to(sweep).as_posix()
     for arm in results["arms"]:
-        for seed in arm["seeds"]:
-            if seed["folder"] == folder:
-                return Origin(results, arm, seed)
+        for result in (result for seed in arm["seeds"] for result in runs_of(seed)):
+            if result["folder"] == folder:
+                return Origin(results, arm, result)
     return None
 
 

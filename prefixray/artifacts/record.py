@@ -112,6 +112,8 @@ class ArtifactRecord(BaseModel):
     positions: Literal["offset", "unshifted"]
     """Whether a row's own positions start behind its prefix."""
     task: TaskConfig
+    document: Text | None = None
+    """The name of the document that it is about; null: its task has none."""
     template: Mapping[str, Any]
     """How a source became a prompt (`TemplateRecord`); it is checked when prompts are made with it."""
     decoding: Annotated[Mapping[str, Any], AfterValidator(_are_of_the_beam_search)] | None

@@ -46,8 +46,12 @@ def artifact_meta(
     template: Mapping[str, Any],
     decoding: Mapping[str, Any] | None = None,
     scores: Mapping[str, float] | None = None,
+    document: str | None = None,
 ) -> dict[str, Any]:
-    """An artifact's record: the base and task that it belongs to, and how its hypotheses are made."""
+    """An artifact's record: the base and task that it belongs to, and how its hypotheses are made.
+
+    `document` is the name of the document that it is about, where the task has documents.
+    """
     return {
         "format": FORMAT,
         "method": config.method.method,
@@ -56,6 +60,7 @@ def artifact_meta(
         "precision": base.precision,
         "positions": base.positions,
         "task": task.model_dump(mode="json"),
+        **({} if document is None else {"document": document}),
         "template": dict(template),
         "decoding": None if decoding is None else dict(decoding),
         "scores": dict(scores or {}),

@@ -32,6 +32,7 @@ class DecodeJob(NamedTuple):
     split: Split
     settings: Mapping[str, Any]
     metrics: Sequence[str] = ()  # that the split is scored by
+    document: str | None = None  # of several documents the one that the model is about
 
 
 class DecodeQueue:

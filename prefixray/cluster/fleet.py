@@ -220,7 +220,8 @@ class Fleet:
         is_shared = facts.device == "cpu" and not self._cluster.is_elastic  # all workers see the one machine's memory
         sharing = [arm for arm in self._arms if not arm.exclusive]
         on_gpu = facts.device != "cpu"
-        trial_bytes = max((largest_trial(arm, facts.shape, on_gpu=on_gpu) for arm in sharing), default=1)
+        member_bytes = max((largest_trial(arm, facts.shape, on_gpu=on_gpu) for arm in sharing), default=1)
+        trial_bytes = self._setup.num_searched * member_bytes
         free_bytes = facts.free_bytes // (len(self.workers) if is_shared else 1)
         # A worker that comes again on one machine finds less free, but only for the trials of the other workers.
         worker.free_bytes = free_bytes if self._cluster.is_elastic else max(free_bytes, worker.free_bytes)

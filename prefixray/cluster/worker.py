@@ -42,6 +42,7 @@ class WorkerSetup:
     trust_remote_code: bool = False  # see `SweepConfig`
     record: str | None = None  # the file that tells the next worker in its place what this one died of
     max_failures: int = 3  # the sweep's
+    num_searched: int = 1  # documents that a trial of a search trains on: so many members it has
     max_wait_hours: float | None = None  # the sweep's
 
 
@@ -132,14 +133,16 @@ class Worker:
         split: Split,
         settings: Mapping[str, Any],
         metrics: Sequence[str] = (),
+        document: str | None = None,
     ) -> None:
         """Decode a split into `folder`, with an artifact or an untrained arm, between two steps of the pack.
 
-        What the metrics are computed from is kept there. What `folder` holds already is not made again.
+        Where a document is named, what the split has about it is decoded. What the metrics are computed from is kept
+        there. What `folder` holds already is not made again.
         """
         from prefixray.decoding.evaluate import decode_for_sweep
 
-        job = model, Path(folder), split, settings, metrics
+        job = model, Path(folder), split, settings, metrics, document
         try:
             self._loop.call(decode_for_sweep, self._trainer, *job, self._note_decoded)
         except OSError as error:

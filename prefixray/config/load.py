@@ -19,6 +19,7 @@ from prefixray.config.schema import ArmConfig, FinalConfig, SamplerName, SearchC
 from prefixray.config.space import LARGEST_GRID, Choice
 from prefixray.config.trials import METHODS, TrainConfig
 from prefixray.data.catalog import CATALOG
+from prefixray.data.documents import read_documents
 from prefixray.data.entries import DataConfig
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
@@ -52,7 +53,8 @@ def load_document(document: Document, overrides: Sequence[str] = (), scales: Seq
     arms = read_arms(document, train or stand_in, num_trials)
     _check_task(document)
     _check_base(document)
-    _check_documents(document, arms)
+    _check_teachers(document, arms)
+    _check_documents(document, search, arms)
     _check_search(document, search, train, arms)
     _check_sampler(document, search, arms)
     _check_final(document)
@@ -154,7 +156,34 @@ def _check_base(document: Document) -> None:
         document.refuse(("base",), "no such file or folder; paths are relative to the working directory")
 
 
-def _check_documents(document: Document, arms: Sequence[ArmConfig]) -> None:
+def _check_documents(document: Document, search: SearchConfig | None, arms: Sequence[ArmConfig]) -> None:
+    """A task's documents must be readable, and as many as a search takes; no key for another kind of task is there."""
+    task, asked = _section(document, "task", TaskConfig), None if search is None else search.documents
+    if task is None:
+        return
+    if not CATALOG[task.name].is_studied:
+        if asked is not None:
+            document.complain(("search", "documents"), f"is not used by task {task.name}: remove it")
+        return
+    if task.low_data is not None:
+        document.complain(("task", "low_data"), "is not used by task document, where each document is a set: remove it")
+    if task.path is None or not expanded(task.path).exists():
+        return
+    try:
+        count = len(read_documents(task.path))
+    except UserError as error:
+        for problem in error.problems:
+            document.complain(("task", "path"), problem.removeprefix("task.path: "))
+        return
+    if asked is not None and asked > count:
+        document.refuse(("search", "documents"), f"must be at most {count}, the documents of task.path")
+    elif search is not None and search.num_searched(count) > 1:
+        for arm in (arm for arm in arms if arm.exclusive and arm.dimensions):
+            problem = "a trial over several documents has a model of its own for each: set search.documents: 1"
+            document.complain(("arms", arm.name), f"{problem}, or remove the arm")
+
+
+def _check_teachers(document: Document, arms: Sequence[ArmConfig]) -> None:
     """A teacher and a document must be the task's, and the trials of an arm must have dev losses of one kind."""
     task = _section(document, "task", TaskConfig)
     for arm in arms:

@@ -25,6 +25,8 @@ Evaluation = Literal["own", "paper"]
 PolicyName = Literal["stop", "promote", "settle"]
 SamplerName = Literal["tpe", "gp", "cmaes", "random", "grid"]
 
+_MOST_SEARCHED = 4  # documents, where the file says nothing
+
 RECIPE_OF_ALL = frozenset({"eval_every", "precision", "gradient_checkpointing"})
 """Keys of `train` that an arm may not override: arms are comparable only where these are the same."""
 
@@ -122,6 +124,9 @@ class SearchConfig(Strict):
     warm_start: Text | None = None
     """Another sweep's folder, runs/OTHER: its best configurations are tried first, and its trials teach the sampler.
     Its base and task must be the same, and its trials such as this sweep's arms could have. null: nothing is known."""
+    documents: PositiveInt | None = None
+    """Task document: how many of the documents, by their files' names the first ones, each trial of a search trains on,
+    one prefix for each; its dev loss is the mean over them. null: 4, or all where there are fewer."""
     stop_when: StopWhen | None = None
     """When an arm starts no more trials, such as {no_better: 12} or {dev/loss: 1.6}; null: after num_trials alone."""
     max_hours: PositiveFloat | None = None
@@ -133,6 +138,10 @@ class SearchConfig(Strict):
     """How long the sweep waits for a worker's device while there is none at all; null: as long as it takes."""
     max_failures: PositiveInt = 3
     """How often a worker may die in a row with this trial alone in its pack before the trial has failed."""
+
+    def num_searched(self, num_documents: int) -> int:
+        """Of so many documents of a task, those that a trial of a search trains on; 1 where the task has none."""
+        return max(1, min(self.documents or _MOST_SEARCHED, num_documents))
 
 
 class DecodingSettings(Strict):

@@ -24,5 +24,5 @@ def load_task(config: TaskConfig) -> Task:
     """Read the task that a sweep file names, cut to the subsets it asks for. Raises `UserError` with all problems."""
     facts = CATALOG[config.name]
     splits = facts.load(config)
-    text = read_documents(config.path)[0].text if facts.is_studied and config.path is not None else None
-    return make_task(config, splits, facts.kind.metrics, document=text)
+    documents = read_documents(config.path) if facts.is_studied and config.path is not None else ()
+    return make_task(config, splits, facts.kind.metrics, documents=documents)

@@ -79,9 +79,9 @@ class DataConfig(Strict):
     """The task's name in the catalog."""
     path: Text | None = None
     """A folder, or a hub data set: owner/name, or owner/name:config. webnlg: the 2017 challenge's XML or JSON files.
-    dart: its JSON files. document: a text or Markdown file. Summarisation: train, dev and test as JSONL, CSV, Parquet
-    or the original's .source and .target files; null: the set's own place on the hub. custom, summarization: also a
-    folder that `datasets` saved."""
+    dart: its JSON files. document: a text, Markdown or JSONL file, or a folder of them. Summarisation: train, dev and
+    test as JSONL, CSV, Parquet or the original's .source and .target files; null: the set's own place on the hub.
+    custom, summarization: also a folder that `datasets` saved."""
     urls: Text | None = None
     """xsum_news, xsum_sport: the file of the articles' URLs that tells their topics, where the data does not."""
     train: Text | None = None
@@ -89,7 +89,8 @@ class DataConfig(Strict):
     dev: Text | None = None
     """custom, summarization: the file that trials are compared on."""
     test: Text | None = None
-    """custom, summarization: the file that the final stage scores. document: questions and answers of your own."""
+    """custom, summarization: the file that the final stage scores. document: questions and answers of your own; with
+    several documents `columns.group` names the column that says which document a question is about."""
     split: SplitConfig | None = None
     """custom, summarization: take dev and test out of train where they are missing; {} takes a tenth of the sources
     for each. A hash of the source decides, so no source is in two parts. null: they must be there."""
@@ -98,7 +99,7 @@ class DataConfig(Strict):
     chunk_tokens: PositiveInt = 512
     """document: the base sees parts of this many tokens while it writes questions and answers."""
     num_questions: NumQuestions = NumQuestions()
-    """document: how many questions the base writes."""
+    """document: how many questions the base writes about each document."""
     prompts: tuple[Text, ...] | None = Field(default=None, min_length=1)
     """document: what the base is told when it shall write a question about the text above, with {passage} for a
     sentence of it; null: prompts of five kinds."""
@@ -125,6 +126,7 @@ class Entry:
     group: str | None = None  # the part of the split: WebNLG's "seen" and "unseen" categories
     num_empty: int = 0  # the source's empty references, which are left out beside good ones
     teacher: "Teacher | None" = field(default=None, compare=False, repr=False)  # of the only target
+    document: str | None = None  # the name of the document that it is about, where the task has documents
 
 
 @dataclass(frozen=True)

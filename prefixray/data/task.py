@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
+from prefixray.data.documents.read import Document
 from prefixray.data.entries import Entry, Splits, one_line
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
@@ -21,6 +22,9 @@ if TYPE_CHECKING:  # imports numpy
     from prefixray.data.teacher import Teacher
 
 logger = logging.getLogger(__name__)
+
+
+_Source = tuple[str | None, str]  # the name of its document and the source
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Sourced:
     group: str | None = None  # the part of the split: WebNLG's "seen" and "unseen" categories
     rows: tuple[int, ...] = field(default=(), compare=False, repr=False)  # references of each row of the file in turn
     teacher: "Teacher | None" = field(default=None, compare=False, repr=False)  # of the first reference
+    document: str | None = field(default=None, repr=False)  # the name of the document that it is about
 
     @property
     def by_row(self) -> list[tuple[str, ...]]:
@@ -55,7 +60,7 @@ class Subset:
 
     train: tuple[Example, ...]
     dev: tuple[Example, ...]
-    document: str | None = None  # the text that they are about, where the task has one
+    document: Document | None = None  # that they are about, where the task has documents
 
 
 @dataclass(frozen=True)
@@ -63,32 +68,36 @@ class Task:
     """A data set, cut to the subsets that the sweep file asks for."""
 
     name: str
-    train: tuple[Example, ...]  # in low data: the first subset's
-    dev: tuple[Example, ...]  # in low data: the first subset's
-    dev_sources: tuple[Sourced, ...]  # the sources of `dev`, each with all its references
+    train: tuple[Example, ...]  # the first subset's
+    dev: tuple[Example, ...]  # the first subset's
+    dev_sources: tuple[Sourced, ...]  # those of `dev`, or of all documents' dev, each with all its references
     test_sources: tuple[Sourced, ...]
     num_test_total: int  # sources in the whole test split
     metrics: tuple[str, ...]
-    others: tuple[Subset, ...] = ()  # in low data: the other subsets
-    document: str | None = None  # the text that the first subset is about, where the task has one
+    others: tuple[Subset, ...] = ()  # the other subsets
+    document: Document | None = None  # that the first subset is about, where the task has documents
 
     @property
     def subsets(self) -> tuple[Subset, ...]:
-        """All subsets: several in low data, otherwise one."""
+        """All subsets: several in low data, one for each document, otherwise one."""
         return (Subset(self.train, self.dev, self.document), *self.others)
 
     @property
     def shortest_document(self) -> str | None:
         """Of the texts that the subsets are about; None where the task has none."""
-        documents = [subset.document for subset in self.subsets if subset.document is not None]
-        return min(documents, key=len, default=None)
+        return min((document.text for document in self.documents), key=len, default=None)
+
+    @property
+    def documents(self) -> tuple[Document, ...]:
+        """The documents that the subsets are about, in their order; none where the task has none."""
+        return tuple(subset.document for subset in self.subsets if subset.document is not None)
 
     @property
     def leaks(self) -> tuple[str, ...]:
-        """A warning for each two splits that share sources, with their number."""
-        train = {example.source for subset in self.subsets for example in subset.train}
-        dev = {example.source for subset in self.subsets for example in subset.dev}
-        test = {sourced.source for sourced in self.test_sources}
+        """A warning for each two splits that share sources, with their number; each document's are apart."""
+        train = {(_name(subset.document), example.source) for subset in self.subsets for example in subset.train}
+        dev = {(_name(subset.document), example.source) for subset in self.subsets for example in subset.dev}
+        test = {(sourced.document, sourced.source) for sourced in self.test_sources}
         found = (
             _leak(test, train, "test sources are in train as well: scores on them are no test"),
             _leak(dev, train, "dev sources are in train as well: trials are chosen by what they were trained on"),
@@ -99,39 +108,76 @@ class Task:
     @property
     def digest(self) -> str:
         """A hash of the data: of every text that trials are trained on, compared by or tested on, in order."""
-        texts = [text for example in (*self.train, *self.dev) for text in (example.source, example.target)]
+        examples = [*self.train, *self.dev]
+        examples += [each for other in self.others if other.document for each in (*other.train, *other.dev)]
+        texts = [text for example in examples for text in (example.source, example.target)]
         texts += [text for sourced in self.test_sources for text in (sourced.source, *sourced.references)]
-        texts += [subset.document for subset in self.subsets if subset.document is not None]
+        texts += [document.text for document in self.documents]
         return _hash("\0".join(texts))[:16]
 
 
-def make_task(config: TaskConfig, splits: Splits, metrics: tuple[str, ...], *, document: str | None = None) -> Task:
+def make_task(
+    config: TaskConfig, splits: Splits, metrics: tuple[str, ...], *, documents: Sequence[Document] = ()
+) -> Task:
     """Group references by source and choose the subsets. Examples stay in the order of the files.
 
-    `document` is the text that they are about, where the task has one.
+    `documents` are those that the entries are about, where the task has documents: each is a subset of its own, of
+    which the counts hold.
 
-    Raises `UserError` when a split is empty.
+    Raises `UserError` when a split is empty; with several documents test may have nothing about some of them.
     """
-    train, dev, test = _examples(splits.train), _examples(splits.dev), _grouped(splits.test)
     _say_empty(config.name, splits)
-    sizes = {"train": len(train), "dev": len(dev), "test": len(test)}
-    empty = [f"task: {config.name}: the {split} split has no examples" for split, size in sizes.items() if not size]
-    if empty:
-        raise UserError(*empty)
-    test_hashes = [_hash(sourced.source) for sourced in test]
-    chosen, *others = _subsets(config, train, dev)
-    dev_texts = {example.source for example in chosen.dev}
+    parts = [_part(config, splits, document) for document in documents or (None,)]
+    subsets = [subset for part in parts for subset in part.subsets]
+    test_sources = tuple(sourced for part in parts for sourced in part.test_sources)
+    problems = [problem for part in parts for problem in part.problems]
+    problems += [] if test_sources else [f"task: {config.name}: the test split has no examples"]
+    if problems:
+        raise UserError(*problems)
     return Task(
         name=config.name,
-        train=chosen.train,
-        dev=chosen.dev,
-        dev_sources=tuple(sourced for sourced in _grouped(splits.dev) if sourced.source in dev_texts),
-        test_sources=tuple(test[i] for i in _smallest(test_hashes, config.num_test, "num_test")),
-        num_test_total=len(test),
+        train=subsets[0].train,
+        dev=subsets[0].dev,
+        dev_sources=tuple(sourced for part in parts for sourced in part.dev_sources),
+        test_sources=test_sources,
+        num_test_total=sum(part.num_test_total for part in parts),
         metrics=metrics,
-        others=tuple(replace(other, document=document) for other in others),
-        document=document,
+        others=tuple(subsets[1:]),
+        document=subsets[0].document,
     )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a task has about one document, or a whole task without documents."""
+
+    subsets: list[Subset]
+    dev_sources: list[Sourced]
+    test_sources: list[Sourced]
+    num_test_total: int
+    problems: list[str]
+
+
+def _part(config: TaskConfig, splits: Splits, document: Document | None) -> _Part:
+    def about(entries: Sequence[Entry]) -> list[Entry]:
+        return [entry for entry in entries if document is None or entry.document == document.name]
+
+    train, dev, test = _examples(about(splits.train)), _examples(about(splits.dev)), _grouped(about(splits.test))
+    of_document = "" if document is None else f" about {document.name}"
+    problems = [
+        f"task: {config.name}: the {split} split has no examples{of_document}"
+        for split, examples in {"train": train, "dev": dev}.items()
+        if not examples
+    ]
+    subsets = [replace(subset, document=document) for subset in _subsets(config, train, dev)]
+    dev_texts = {example.source for example in subsets[0].dev}
+    dev_sources = [sourced for sourced in _grouped(about(splits.dev)) if sourced.source in dev_texts]
+    chosen = _smallest([_hash(sourced.source) for sourced in test], config.num_test, "num_test")
+    return _Part(subsets, dev_sources, [test[i] for i in chosen], len(test), problems)
+
+
+def _name(document: Document | None) -> str | None:
+    return None if document is None else document.name
 
 
 def _subsets(config: TaskConfig, train: Sequence[Example], dev: Sequence[Example]) -> list[Subset]:
@@ -145,7 +191,7 @@ def _subsets(config: TaskConfig, train: Sequence[Example], dev: Sequence[Example
     return [Subset(_train_part(train, count, "num_train"), _dev_part(dev, config.num_dev, "num_dev"))]
 
 
-def _leak(sources: Set[str], others: Set[str], what: str) -> str | None:
+def _leak(sources: Set[_Source], others: Set[_Source], what: str) -> str | None:
     num_shared = len(sources & others)
     return f"{num_shared} of {len(sources)} {what}" if num_shared else None
 
@@ -178,17 +224,15 @@ def _grouped(entries: Sequence[Entry]) -> list[Sourced]:
     """One `Sourced` per source, in the order in which the sources first occur."""
     references: dict[str, list[str]] = {}
     rows: dict[str, list[int]] = {}
-    groups: dict[str, str | None] = {}
-    teachers: dict[str, Teacher | None] = {}
+    first: dict[str, Entry] = {}
     for entry in entries:
         references.setdefault(entry.source, []).extend(map(one_line, entry.references))
         rows.setdefault(entry.source, []).append(len(entry.references))
-        groups.setdefault(entry.source, entry.group)
-        teachers.setdefault(entry.source, entry.teacher)
+        first.setdefault(entry.source, entry)
     return [
-        Sourced(source, tuple(texts), groups[source], tuple(rows[source]), teachers[source])
-        for source, texts in references.items()
-        if texts
+        Sourced(source, tuple(references[source]), entry.group, tuple(rows[source]), entry.teacher, entry.document)
+        for source, entry in first.items()
+        if references[source]
     ]
 
 

@@ -43,7 +43,8 @@ class TaskConfig(DataConfig):
     num_dev: Count = "all"
     """How many dev examples (source-reference pairs) the dev loss is computed on; different sources come first."""
     num_test: Count = "all"
-    """How many test sources are decoded and scored, each against all its references."""
+    """How many test sources are decoded and scored, each against all its references. Of several documents num_train,
+    num_dev and num_test hold for each."""
     template: Literal["plain", "chat"] = "plain"
     """How a source becomes a prompt. chat: as a user's message in the base's own chat format (instruction-tuned,
     decoder-only bases), the target as the answer."""

@@ -25,6 +25,7 @@ from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.likelihoods import read_references
 from prefixray.decoding.tuned_model import Progress, Tuned, silent
 from prefixray.decoding.untrained import load_untrained, made_from
+from prefixray.errors import UserError
 from prefixray.metrics import Scored, is_of_likelihoods
 from prefixray.model.binding.binder import Binder
 from prefixray.results.hypotheses import Found, Split, read_split_record, score_all, split_sources, write_hypotheses
@@ -62,7 +63,9 @@ def decode_artifact(
     """
     _, meta = load_artifact(found.artifact)
     task = load_task(TaskConfig.model_validate(meta["task"]))
-    sources = split_sources(task, split)
+    sources = split_sources(task, split, meta.get("document"))
+    if not sources:
+        raise UserError(f"{found.artifact}: {split} has no question about {meta.get('document')}; take --split dev")
     settings = {**found.decoding, **(decoding or {})}
     with _threads(num_threads):
         tuned = Tuned.load(found.artifact, device=device, decoding=settings, trust_remote_code=trust_remote_code)
@@ -90,17 +93,20 @@ def decode_for_sweep(
     split: Split,
     settings: Mapping[str, Any],
     metrics: Sequence[str] = (),
+    document: str | None = None,
     on_progress: Progress = silent,
 ) -> None:
     """Decode a split into `folder` with a model: the folder of an artifact, or the name of an untrained arm.
+
+    Where a document is named, the model is about it, and decodes what the split has about it.
 
     `SPLIT.json` beside the three files says from what they were made and on what device with how many threads, and is
     written last. A split that was made from the same is not decoded again. Where one of the metrics is computed from
     likelihoods, the references are read too, into a file of their own.
     """
-    decoding, sources = DecodingSettings(**settings), split_sources(trainer.task, split)
+    decoding, sources = DecodingSettings(**settings), split_sources(trainer.task, split, document)
     is_untrained = model in UNTRAINED
-    tensors, meta = ({}, made_from(model, trainer.task)) if is_untrained else load_artifact(Path(model))
+    tensors, meta = ({}, made_from(model, trainer.task, document)) if is_untrained else load_artifact(Path(model))
     read_from = {
         "artifact": meta,
         "base": trainer.base.digest,
@@ -112,7 +118,7 @@ def decode_for_sweep(
     if is_decoded and is_read:
         return
     if is_untrained:
-        tuned, about = load_untrained(trainer, model, decoding)
+        tuned, about = load_untrained(trainer, model, decoding, document)
     else:
         tuned, about = _restored(trainer, tensors, meta, decoding), {}
     if not is_read:

@@ -123,12 +123,15 @@ class Tuned:
         return base.bind(artifact, decoding=decoding)
 
     @classmethod
-    def best(cls, sweep: Path | str, arm: str | None = None, *, device: str = "auto") -> "Tuned":
+    def best(
+        cls, sweep: Path | str, arm: str | None = None, *, document: str | None = None, device: str = "auto"
+    ) -> "Tuned":
         """The best final run of a sweep's prefix arm, or of the arm called `arm`, with the sweep's decoding settings.
 
-        `sweep` is a sweep's folder or file. Raises `UserError` as `load` does, and where the sweep has no such run.
+        `sweep` is a sweep's folder or file; of a sweep over several documents `document` names one. Raises `UserError`
+        as `load` does, and where the sweep has no such run.
         """
-        found = best_artifact(find_sweep(sweep), arm)
+        found = best_artifact(find_sweep(sweep), arm, document)
         return cls.load(found.artifact, device=device, decoding=found.decoding)
 
     @classmethod

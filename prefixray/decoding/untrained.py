@@ -18,21 +18,24 @@ from prefixray.training.trainer import Trainer
 _MOST_POSITIONS = 16_384  # of all rows that are decoded at once: each has a copy of the document's keys and values
 
 
-def made_from(arm: str, task: Task) -> dict[str, Any]:
-    """What an untrained arm is made from besides its base, as plain values."""
+def made_from(arm: str, task: Task, document: str | None = None) -> dict[str, Any]:
+    """What an untrained arm is made from besides its base, as plain values; of several documents one is named."""
     assert arm in UNTRAINED, f"{arm} is no untrained arm"
-    return {} if arm != IN_CONTEXT else {"text": hashlib.sha256(_document(task).encode()).hexdigest()}
+    return {} if arm != IN_CONTEXT else {"text": hashlib.sha256(_text(task, document).encode()).hexdigest()}
 
 
-def load_untrained(trainer: Trainer, arm: str, decoding: DecodingSettings) -> tuple[Tuned, dict[str, Any]]:
+def load_untrained(
+    trainer: Trainer, arm: str, decoding: DecodingSettings, document: str | None = None
+) -> tuple[Tuned, dict[str, Any]]:
     """An untrained arm on the trainer's base, to decode with these settings, and what a record says of it.
 
+    Of several documents the one that it sees is named.
     The record of an arm that sees a text says how many tokens that has, and how many of them are seen.
     """
     base, template, task = trainer.base, trainer.template, trainer.task
     if arm != IN_CONTEXT:
         return Tuned(base, Untuned(), template, decoding), {}
-    ids = base.text_ids(_document(task))
+    ids = base.text_ids(_text(task, document))
     sources = [sourced.source for sourced in (*task.dev_sources, *task.test_sources)]
     longest = max(map(len, template.encode_sources(sources))) - len(template.before)
     seen = fitting(base, template, ids, longest + max(decoding.max_new_tokens, template.max_target_tokens + 1))
@@ -43,6 +46,6 @@ def load_untrained(trainer: Trainer, arm: str, decoding: DecodingSettings) -> tu
     return Tuned(base, Untuned(context.insert), context.template, settings), about
 
 
-def _document(task: Task) -> str:
-    assert task.document is not None, "the task has a document"
-    return task.document
+def _text(task: Task, document: str | None) -> str:
+    assert task.documents, "the task has a document"
+    return next(each.text for each in task.documents if document in (None, each.name))

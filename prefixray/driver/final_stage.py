@@ -1,5 +1,8 @@
 """The final stage: each arm's best configuration is trained again with fresh seeds, and decodes test.
 
+Where a task has several documents, it is trained for each of them, and what was trained for one decodes the questions
+about that one. Candidates are compared on the documents of the search.
+
 Only the search's ranking goes into the stage, none of its scores. Where `final.candidates` is above 1, an arm's best
 configurations are trained with one seed first, and their hypotheses on dev decide which of them goes on.
 
@@ -10,22 +13,22 @@ another configuration wins, its runs come in the end.
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from itertools import product
 from typing import TYPE_CHECKING
 
 from prefixray.cluster.decode_queue import DecodeJob
 from prefixray.config.schema import ArmConfig, SweepConfig
-from prefixray.config.seeds import CANDIDATE_REPLICATE
+from prefixray.config.seeds import CANDIDATE_REPLICATE, subset_of
 from prefixray.data import Sourced
 from prefixray.data.catalog import CATALOG
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.stage import Stage
 from prefixray.metrics import higher_is_better
 from prefixray.metrics.challenge_words import WordForm
-from prefixray.results.final_run import FinalRun
-from prefixray.results.hypotheses import Split
-from prefixray.results.record import UNTRAINED, UNTUNED
-from prefixray.results.scores import score_of
+from prefixray.results.by_document import Part, parts_of, score_together
+from prefixray.results.final_run import FinalRun, by_seed, complete
+from prefixray.results.hypotheses import Split, sources_about
+from prefixray.results.record import IN_CONTEXT, UNTUNED
 from prefixray.search.fixed_study import FixedStudy
 from prefixray.search.storage import Storage
 from prefixray.search.study import ArmStudy
@@ -41,8 +44,24 @@ logger = logging.getLogger(__name__)
 class FinalStage:
     """The final stage of one sweep."""
 
-    def __init__(self, config: SweepConfig, folder: ResultsFolder, storage: Storage, engine: "Engine") -> None:
+    def __init__(
+        self,
+        config: SweepConfig,
+        folder: ResultsFolder,
+        storage: Storage,
+        engine: "Engine",
+        documents: Sequence[str] = (),
+    ) -> None:
+        """`documents` are the names of the task's documents, in its order."""
         self._config, self._folder, self._storage, self._engine = config, folder, storage, engine
+        several: Sequence[str | None] = documents if len(documents) > 1 else (None,)
+        self._documents, self._searched = several, several[: config.search.num_searched(len(documents))]
+
+    @property
+    def most_runs(self) -> int:
+        """How many runs of an arm there are at once, at most."""
+        final = self._config.final
+        return max(final.num_seeds * len(self._documents), final.candidates * len(self._searched))
 
     def run(self, studies: Mapping[str, ArmStudy], dev_sources: Sequence[Sourced]) -> dict[str, list[FinalRun]]:
         """Train and decode what is not on disk yet; by arm, the runs that ended well.
@@ -70,20 +89,22 @@ class FinalStage:
             self._engine.pool.decode_when_idle(job)
         best = self._best(arm, study)
         if len(best) > 1:
-            runs = self._runs(arm.name, best, [CANDIDATE_REPLICATE])
+            runs = self._runs(arm.name, best, [CANDIDATE_REPLICATE], self._searched)
             return self._stage(f"candidates/{arm.name}", runs, self._study("candidates", arm.name, runs), "dev")
         runs = self._final_runs(arm.name, best)
         return self._stage(f"final/{arm.name}", runs, self._study("final", arm.name, runs), "test") if runs else None
 
     @property
-    def untrained(self) -> dict[str, Path]:
-        """The folders of the arms that nobody trains: where the task has a document, also of the base that sees it."""
-        arms = UNTRAINED if CATALOG[self._config.task.name].is_studied else (UNTUNED,)
-        return {arm: self._folder.untrained(arm) for arm in arms}
+    def untrained(self) -> dict[str, list[Part]]:
+        """What the arms that nobody trains decode: where the task has documents, one is the base that sees them."""
+        parts = {UNTUNED: [Part(self._folder.untrained(UNTUNED))]}
+        if CATALOG[self._config.task.name].is_studied:
+            parts[IN_CONTEXT] = [Part(self._folder.untrained(IN_CONTEXT, each), each) for each in self._documents]
+        return parts
 
     @property
     def _untrained_jobs(self) -> list[DecodeJob]:
-        return [self._decode_job(arm, folder, "test") for arm, folder in self.untrained.items()]
+        return [self._decode_job(arm, part, "test") for arm, parts in self.untrained.items() for part in parts]
 
     def _best(self, arm: ArmConfig, study: ArmStudy | None) -> Sequence[Record | None]:
         """The records whose configurations go on, best first; None is the only configuration of an unsearched arm."""
@@ -93,8 +114,9 @@ class FinalStage:
         self, candidates: Mapping[str, Sequence[Record | None]], dev_sources: Sequence[Sourced]
     ) -> dict[str, list[Record | None]]:
         """Of each arm's candidates the one whose hypotheses on dev score best; an arm without any run is left out."""
-        seeds = [CANDIDATE_REPLICATE]
-        runs = self._train("candidates", {arm: self._runs(arm, records, seeds) for arm, records in candidates.items()})
+        seeds, documents = [CANDIDATE_REPLICATE], self._searched
+        wanted = {arm: self._runs(arm, records, seeds, documents) for arm, records in candidates.items()}
+        runs = self._train("candidates", wanted)
         self._engine.decode(self._decode_jobs(runs, "dev"))
         metric = self._config.final.metric.removeprefix("test/")
         form = self._config.word_form
@@ -103,20 +125,34 @@ class FinalStage:
 
     def _final_runs(self, arm_name: str, records: Sequence[Record | None]) -> list[FinalRun]:
         """The runs of the first of these configurations with fresh seeds."""
-        return self._runs(arm_name, records[:1], range(1, self._config.final.num_seeds + 1))
+        return self._runs(arm_name, records[:1], range(1, self._config.final.num_seeds + 1), self._documents)
 
-    def _runs(self, arm_name: str, records: Sequence[Record | None], replicates: Sequence[int]) -> list[FinalRun]:
-        """The runs of these configurations with these seeds."""
+    def _runs(
+        self,
+        arm_name: str,
+        records: Sequence[Record | None],
+        replicates: Sequence[int],
+        documents: Sequence[str | None],
+    ) -> list[FinalRun]:
+        """The runs of these configurations with these seeds, for each of these documents."""
         arm, runs = self._config.arm(arm_name), []
         for record in records:
             number = 0 if record is None else record.number
             trial = arm.trial({} if record is None else record.values)
-            folders = {replicate: self._folder.final_run(arm.name, number, replicate) for replicate in replicates}
-            runs += [FinalRun(arm, trial, number, replicate, folder) for replicate, folder in folders.items()]
+            for replicate, document in product(replicates, documents):
+                folder = self._folder.final_run(arm.name, number, replicate, document)
+                runs.append(FinalRun(arm, trial, number, replicate, folder, document))
         return runs
 
+    def _subset(self, run: FinalRun) -> int:
+        """The subset of the task that a run trains on: its document's, or in low data that whose turn it is."""
+        low = self._config.task.low_data
+        if run.document is not None:
+            return self._documents.index(run.document)
+        return 0 if low is None else subset_of(run.replicate, low.num_subsets)
+
     def _train(self, name: str, wanted: Mapping[str, Sequence[FinalRun]]) -> dict[str, list[FinalRun]]:
-        """Train these runs; by arm, those that ended well."""
+        """Train these runs; by arm, those of seeds that ended well."""
         split: Split = "test" if name == "final" else "dev"
         arms = sorted(self._config.arms, key=lambda arm: not arm.exclusive)  # those that need an empty worker first
         studies = {arm.name: self._study(name, arm.name, wanted[arm.name]) for arm in arms if wanted.get(arm.name)}
@@ -124,7 +160,7 @@ class FinalStage:
         self._engine.run(name, stages)
         for study in studies.values():
             study.withdraw()
-        ended_well = {arm: [run for run in runs if run.result() is not None] for arm, runs in wanted.items()}
+        ended_well = {arm: complete(runs) for arm, runs in wanted.items()}
         return {arm: runs for arm, runs in ended_well.items() if runs}
 
     def _study(self, name: str, arm: str, runs: Sequence[FinalRun]) -> FixedStudy:
@@ -143,23 +179,26 @@ class FinalStage:
                 rungs=(),
                 eval_at=self._config.search.rungs,
                 folder=str(run.folder.absolute()),
+                subsets=(self._subset(run),),
                 decoding=self._config.final.decoding.model_dump(),
             )
 
         def decode(spec: TrialSpec) -> DecodeJob:
-            return self._decode_job(str(spec.files.artifact.absolute()), spec.files.path, split)
+            return self._decode_job_of(next(run for run in runs if run.name == spec.key), split)
 
         return Stage(name, runs[0].arm, study, len(runs), spec, decode=decode)
 
     def _decode_jobs(self, runs: Mapping[str, Sequence[FinalRun]], split: Split) -> list[DecodeJob]:
-        chosen = [run for of_arm in runs.values() for run in of_arm]
-        return [self._decode_job(str(run.artifact.absolute()), run.folder, split) for run in chosen]
+        return [self._decode_job_of(run, split) for of_arm in runs.values() for run in of_arm]
 
-    def _decode_job(self, model: str, folder: Path, split: Split) -> DecodeJob:
-        """Decode a split into `folder` with a model: an artifact's folder, or an untrained arm's name."""
+    def _decode_job_of(self, run: FinalRun, split: Split) -> DecodeJob:
+        return self._decode_job(str(run.artifact.absolute()), Part(run.folder, run.document), split)
+
+    def _decode_job(self, model: str, part: Part, split: Split) -> DecodeJob:
+        """Decode a part of a split with a model: an artifact's folder, or an untrained arm's name."""
         final = self._config.final
         metrics = [metric.removeprefix("test/") for metric in final.named_metrics]
-        return DecodeJob(model, str(folder.absolute()), split, final.decoding.model_dump(), metrics)
+        return DecodeJob(model, str(part.folder.absolute()), split, final.decoding.model_dump(), metrics, part.document)
 
 
 def best_candidate(
@@ -167,6 +206,10 @@ def best_candidate(
 ) -> FinalRun:
     """The run whose hypotheses on dev score best; `form` is that in which texts are compared."""
     sign = 1.0 if higher_is_better(metric) else -1.0
-    scores = {run.item: score_of(run.folder, "dev", dev_sources, [metric], form)[metric].corpus() for run in runs}
-    logger.info("candidates on dev: %s", ", ".join(f"{item} {value:.2f}" for item, value in scores.items()))
-    return max(runs, key=lambda run: sign * scores[run.item])
+    scores: dict[int, float] = {}
+    for of_trial in by_seed(runs):
+        parts = parts_of(of_trial)
+        sources = [sourced for part in parts for sourced in sources_about(dev_sources, part.document)]
+        scores[of_trial[0].number] = score_together(parts, "dev", sources, [metric], form)[metric].corpus()
+    logger.info("candidates on dev: %s", ", ".join(f"trial {number} {value:.2f}" for number, value in scores.items()))
+    return max(runs, key=lambda run: sign * scores[run.number])

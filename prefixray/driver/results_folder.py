@@ -38,19 +38,20 @@ class ResultsFolder:
         self.journal = path / "study.journal"
         self.final_journal = path / "final.journal"
         self.documents = path / FOLDER  # what the base has written about documents, one folder each
+        self.searched_documents = path / "searched_documents.json"
         self._config_file, self._results_file = path / "sweep.json", path / "results.json"
 
     def trial(self, arm: str, number: int) -> Path:
         """The folder of a trial of the search."""
         return self.path / "trials" / arm / str(number)
 
-    def final_run(self, arm: str, number: int, replicate: int) -> Path:
+    def final_run(self, arm: str, number: int, replicate: int, document: str | None = None) -> Path:
         """The folder of a run in the final stage: the configuration of trial `number` with the seeds of `replicate`."""
-        return self.path / final_name(arm, number, replicate)
+        return self.path / final_name(arm, number, replicate, document)
 
-    def untrained(self, arm: str) -> Path:
-        """The folder of an arm that nobody trains."""
-        return self.path / "final" / arm
+    def untrained(self, arm: str, document: str | None = None) -> Path:
+        """The folder of an arm that nobody trains; `document` is the one that it is about, where there are several."""
+        return self.path / "final" / (arm if document is None else f"{arm}@{document}")
 
     def trial_results(self, arm: str) -> list[dict[str, Any]]:
         """What came of each trial of an arm's search that has ended."""

@@ -14,15 +14,15 @@ import psutil
 from prefixray.cluster.connect import Cluster, chosen_address, connected, dead_service
 from prefixray.cluster.nodes import num_gpus_here
 from prefixray.cluster.pool import Pool
-from prefixray.cluster.worker import WorkerSetup
 from prefixray.config.files.given import Given, given_sweep
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.data import Task, load_task
 from prefixray.data.own.rows import Rows
-from prefixray.driver.documents.make import check_task, make_study, task_with_exchanges
+from prefixray.driver.documents.make import check_task, document_names, keep_searched, make_study, task_with_exchanges
 from prefixray.driver.final_stage import FinalStage
 from prefixray.driver.restart import has_started_anew, watched
 from prefixray.driver.results_folder import ResultsFolder
+from prefixray.driver.setup import worker_setup
 from prefixray.driver.stage import Stage
 from prefixray.planning.slots import most_at_once, num_at_once
 from prefixray.planning.speeds import keep_speeds
@@ -31,7 +31,7 @@ from prefixray.reporting.tables import render_note
 from prefixray.results.command_run import command_run, runs_so_far
 from prefixray.results.compare import Facts, make_results
 from prefixray.results.final_run import FinalRun
-from prefixray.results.record import CommandRun, ExampleOutputs, Results, Stored
+from prefixray.results.record import CommandRun, ExampleOutputs, Results, Stored, runs_of
 from prefixray.results.timeline.keeper import FILE, Timekeeper
 from prefixray.search.budget import Budget, early_endings
 from prefixray.search.policies.choice import make_policy
@@ -44,7 +44,7 @@ from prefixray.search.study import ArmStudy, search_so_far
 from prefixray.search.trial_source import Proposal, Record
 from prefixray.system.logs import quieten, to_file
 from prefixray.system.machine import check_four_bit
-from prefixray.system.path_or_hub import absolute, check_base
+from prefixray.system.path_or_hub import check_base
 from prefixray.tracking.tracker import Tracker, check_server, open_tracker
 from prefixray.tracking.views import columns_of, sweep_params
 from prefixray.trial import TrialSpec
@@ -115,12 +115,13 @@ def drive(
         if not folder.journal.is_file():
             read_warm_start(config)  # before Ray starts
         check_task(config)
+        keep_searched(config, folder)
         check_server(config.tracking)
         live = LiveView(shown)
         try:
             spared, num_tries = psutil.Process().children(), _TRIES_ANEW if has_started_anew() else _TRIES
             with connected(address, num_tries, base=config.base) as cluster, watched(live, dead_service, spared):
-                make_study(config, folder, cluster, _worker_setup(config, cluster, folder), live=live)
+                make_study(config, folder, cluster, worker_setup(config, cluster, folder), live=live)
                 return _Sweep(config, folder, cluster, timekeeper, live, command).run()
         finally:
             live.close()
@@ -143,14 +144,15 @@ class _Sweep:
         self._budget, self._inbox = Budget(folder.path, config.search), Inbox(folder.path)
         title = title_of(config, folder.path)
         self._start_view = View(title=title, stage="start", message=f"{cluster}; loading the base and the task")
-        self._pool = Pool(cluster, _worker_setup(config, cluster, folder), folder.path / "workers")
+        self._documents = document_names(config.task)
+        self._pool = Pool(cluster, worker_setup(config, cluster, folder), folder.path / "workers")
         timekeeper.watch(lambda: {worker.name: worker.doing for worker in tuple(self._pool.workers)})
         self._tracker: Tracker = open_tracker(config.tracking, folder.path, config.name, sweep_params(config))
         self._storage = open_storage(folder.journal)
         from prefixray.driver.engine.tune import Engine  # Ray Tune, which takes seconds, while the workers load
 
         self._engine = Engine(self._pool, self._tracker, self._inbox, live, title, folder.path)
-        self._engine.make_ready(most_at_once(config, cluster.most_workers))
+        self._engine.make_ready(most_at_once(config, cluster.most_workers, len(self._documents)))
 
     def run(self) -> Outcome:
         """Search, what is left of the final stage, table; again where requests came too late for the search."""
@@ -205,6 +207,7 @@ class _Sweep:
 
     def _search_stage(self, arm: ArmConfig) -> Stage:
         search, policy, pool = self._config.search, make_policy(self._config.search, arm), self._pool
+        num_searched = search.num_searched(len(self._documents))
         concurrency = num_at_once(arm, search.concurrency, num_slots=pool.num_slots, num_workers=pool.most_workers)
         study = ArmStudy(
             self._storage,
@@ -225,7 +228,8 @@ class _Sweep:
                 replicate=0,
                 rungs=search.rungs,
                 folder=str(self._folder.trial(arm.name, trial.number).absolute()),
-                keep_artifact=not arm.exclusive,
+                subsets=tuple(range(num_searched)),
+                keep_artifact=not arm.exclusive and num_searched == 1,
                 decoding=self._config.final.decoding.model_dump(),
                 may_pause=policy.may_pause,
                 resumed_from=trial.resumed_from,
@@ -240,7 +244,7 @@ class _Sweep:
             policy,
             stop_when=search.stop_when,
             then=lambda: self._final.early(arm, study),
-            num_then=max(self._config.final.num_seeds, self._config.final.candidates),
+            num_then=self._final.most_runs,
         )
 
     @cached_property
@@ -265,10 +269,11 @@ class _Sweep:
         with self._engine.live.during(self._engine.picture("score", "scoring and comparing")):
             results, every = self._compare(task, studies, runs)
         for arm in results["arms"]:
-            for run, seed in zip(runs.get(arm["arm"], ()), arm["seeds"], strict=False):
-                self._tracker.score(run.name, _on_test(seed["scores"]))
-            if arm["method"] is None:
-                self._tracker.score_untrained(arm["arm"], _on_test(arm["seeds"][0]["scores"]))
+            for run in (run for seed in arm["seeds"] for run in runs_of(seed)):
+                if arm["method"] is None:
+                    self._tracker.score_untrained(arm["arm"], _on_test(run["scores"]))
+                else:
+                    self._tracker.score(run["folder"], _on_test(run["scores"]))
         self._timekeeper.note(is_due=True)  # the report has all up to now
         files = self._folder.publish(results, every)
         self._tracker.summary(files, render_note(results))
@@ -298,7 +303,7 @@ class _Sweep:
 
     @cached_property
     def _final(self) -> FinalStage:
-        return FinalStage(self._config, self._folder, self._final_storage(), self._engine)
+        return FinalStage(self._config, self._folder, self._final_storage(), self._engine, self._documents)
 
     def _final_storage(self) -> Storage:
         """The journal of the final stage's studies, which optuna-dashboard need not show beside the search's.
@@ -321,21 +326,6 @@ class _Sweep:
         """Training time of an arm's search; of an arm with nothing to search, of one final run."""
         results = self._folder.trial_results(arm) or [run.result() or {} for run in runs[:1]]
         return float(sum(result.get("metrics", {}).get("train/seconds", 0.0) for result in results)) / 60
-
-
-def _worker_setup(config: SweepConfig, cluster: Cluster, folder: ResultsFolder) -> WorkerSetup:
-    return WorkerSetup(
-        absolute(config.base),
-        task_with_exchanges(config, folder),
-        config.train,
-        cluster.device,
-        cluster.num_threads,
-        max_new_tokens=config.final.max_new_tokens,
-        log=str((folder.path / "sweep.log").absolute()),
-        trust_remote_code=config.trust_remote_code,
-        max_failures=config.search.max_failures,
-        max_wait_hours=config.search.max_wait_hours,
-    )
 
 
 def _on_test(scores: Mapping[str, float]) -> dict[str, float]:

@@ -86,7 +86,8 @@ def count_sweep(config: SweepConfig) -> Plan:
     """Find out what can be known here, and count. Raises `UserError` where the base or the data cannot be used."""
     known = find_known(config)
     if known.base is None:
-        return Plan(config, known, arm_works(config, num_slots=MOST_SLOTS, num_workers=1))
+        works = arm_works(config, num_slots=MOST_SLOTS, num_workers=1, num_documents=known.num_documents)
+        return Plan(config, known, works)
     size = known.base.shape.num_parameters
     here = this_machine(config, size)
     devices = [here, *(named_gpu(gpu, config, size) for gpu in GPUS if gpu.name not in here.name)]
@@ -100,8 +101,9 @@ def _cost(known: Known, device: Device) -> Cost:
     free = device.memory - weight_bytes * shape.num_parameters
     sharing = [arm for arm in config.arms if not arm.exclusive]
     each = max((largest_trial(arm, shape, on_gpu=device.is_gpu) for arm in sharing), default=1)
-    slots = num_slots(free, each)
-    works = arm_works(config, num_slots=slots, num_workers=device.num_workers)
+    num_documents = known.num_documents
+    slots = num_slots(free, config.search.num_searched(num_documents) * each)
+    works = arm_works(config, num_slots=slots, num_workers=device.num_workers, num_documents=num_documents)
     packs = [pack for pack in _packs(works, slots, device.num_workers) if pack]
     alone = [[work] for work in works if work.arm.exclusive]
     decode = _decode_seconds(known, device, works)
@@ -122,7 +124,8 @@ def _packs(works: Sequence[ArmWork], slots: int, num_workers: int) -> tuple[list
     sharing = [work for work in works if not work.arm.exclusive]
     searched = [work for work in sharing if work.generations for _ in range(math.ceil(work.at_once / num_workers))]
     finals = [work for work in sharing for _ in range(math.ceil(work.finals / num_workers))]
-    return searched[:slots], finals[:slots]
+    members = [work for work in searched[:slots] for _ in range(work.num_searched)]
+    return members, finals[:slots]
 
 
 def _memory(known: Known, device: Device, pack: Sequence[ArmWork]) -> int:
@@ -171,11 +174,11 @@ def _train_seconds(known: Known, device: Device, works: Sequence[ArmWork], *, is
 def _train_flops(known: Known, work: ArmWork, *, is_final: bool) -> float:
     """The work of an arm's steps and of its evaluations on dev."""
     runs, train = work.candidates + work.finals, known.config.train
-    steps = work.final_steps if is_final else work.search_steps
+    steps = work.final_steps if is_final else work.member_steps
     evaluations = (
         runs * len(report_steps(train.eval_every, known.config.search.rungs, work.arm.num_steps))
         if is_final
-        else work.search_evaluations
+        else work.search_evaluations * work.num_searched
     )
     method = largest_method(work.arm, known.shape)
     each = training_flops(known.shape, known.train, method, is_checkpointed=train.gradient_checkpointing)
@@ -187,8 +190,11 @@ def _decode_seconds(known: Known, device: Device, works: Sequence[ArmWork]) -> f
     if known.num_test is None:
         return None
     final, source = known.config.final, known.train.source
-    num_dev = known.num_dev if known.task is None else len(known.task.dev_sources)
-    decoded = [known.num_test] * num_decodes(works) + [num_dev] * sum(work.candidates for work in works)
+    num_documents = max(1, known.num_documents)
+    num_test = math.ceil(known.num_test / num_documents)  # of a run: the questions about its document
+    num_dev = known.num_dev if known.task is None else math.ceil(len(known.task.dev_sources) / num_documents)
+    decoded = [known.num_test] + [num_test] * (num_decodes(works) - 1)
+    decoded += [num_dev] * sum(work.candidates for work in works)
     beams, length = final.num_beams, final.max_new_tokens
     each = decoding_flops(known.shape, source, num_beams=beams, max_new_tokens=length)
     num_batches = sum(math.ceil(count / final.batch_size) for count in decoded)

@@ -6,6 +6,7 @@ and goes on without.
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,8 @@ from prefixray.batching.template import make_template
 from prefixray.config.schema import SweepConfig
 from prefixray.data import Example, Task, load_task
 from prefixray.data.catalog import CATALOG
-from prefixray.data.documents import read_documents
-from prefixray.data.documents.made import MOST_QUESTION_TOKENS, num_studied, the_document
+from prefixray.data.documents import Document, read_documents
+from prefixray.data.documents.made import MOST_QUESTION_TOKENS, num_studied
 from prefixray.data.documents.task import own_questions
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
@@ -43,6 +44,7 @@ class Known:
     dev: Lengths
     lengths_from: str  # how the lengths were found, in words
     missing: tuple[str, ...]  # a sentence for each thing that could not be found out
+    num_documents: int = 0  # of the task; 0 where it has none
 
     @property
     def shape(self) -> Shape:
@@ -68,29 +70,34 @@ class Known:
             return len(self.task.test_sources)
         task = self.config.task
         if CATALOG[task.name].is_studied:
-            there = num_studied(task)["test"] if task.test is None else len(own_questions(task))
-            return min(there, _number(task.num_test) or sys.maxsize)
+            most = _number(task.num_test) or sys.maxsize
+            if task.test is None:
+                return self.num_documents * min(num_studied(task)["test"], most)
+            counts = Counter(entry.document for entry in own_questions(task, _documents(task)))
+            return sum(min(count, most) for count in counts.values())
         return _number(task.num_test) or CATALOG[task.name].num_test
 
 
 def find_known(config: SweepConfig) -> Known:
     """Look for the base and the data, and count tokens. Raises `UserError` where one of them cannot be used."""
     missing: list[str] = []
-    base, task = _find_base(config, missing), _find_task(config.task, missing)
+    base, num_documents = _find_base(config, missing), len(_documents(config.task))
+    task = _find_task(config.task, missing)
     if task is None:
         longest = _longest(base, config.task)
         source = "questions' lengths" if CATALOG[config.task.name].is_studied else "max_source_tokens"
         origin = f"an upper bound: {source}, max_target_tokens"
-        return Known(config, base, None, longest, longest, origin, tuple(missing))
+        return Known(config, base, None, longest, longest, origin, tuple(missing), num_documents)
     try_own_metrics(config.final.named_metrics, task)
     sample = task.train[:: math.ceil(len(task.train) / NUM_TOKENISED)]
     if base is None:
         train, dev = (_from_words(examples, config.task) for examples in (sample, task.dev))
-        return Known(config, None, task, train, dev, f"estimated: {TOKENS_PER_WORD} tokens per word", tuple(missing))
+        origin = f"estimated: {TOKENS_PER_WORD} tokens per word"
+        return Known(config, None, task, train, dev, origin, tuple(missing), num_documents)
     template = make_template(base, config.task)
     train, dev = row_lengths(encode(sample, template)), lengths_run(encode(task.dev, template))
     origin = f"measured on {len(sample):,} training examples" if len(sample) < len(task.train) else "measured"
-    return Known(config, base, task, train, dev, origin, tuple(missing))
+    return Known(config, base, task, train, dev, origin, tuple(missing), num_documents)
 
 
 def _find_base(config: SweepConfig, missing: list[str]) -> Base | None:
@@ -106,11 +113,9 @@ def _find_base(config: SweepConfig, missing: list[str]) -> Base | None:
 def _find_task(config: TaskConfig, missing: list[str]) -> Task | None:
     """The data, where they lie on this machine and are small enough to be read for a plan.
 
-    Questions about a document are made when the sweep runs; the document itself is read.
+    Questions about documents are made when the sweep runs.
     """
     if CATALOG[config.name].is_studied and config.exchanges is None:
-        assert config.path is not None, "the task needs a path"
-        the_document(read_documents(config.path), config.path)
         return None
     names = [config.path] if config.path is not None else [config.train, config.dev, config.test]
     given = [local_path(name) for name in names if name is not None]
@@ -123,6 +128,11 @@ def _find_task(config: TaskConfig, missing: list[str]) -> Task | None:
         missing.append(f"task: {size / 2**20:,.0f} MiB of data, more than is read for a plan")
         return None
     return load_task(config)
+
+
+def _documents(config: TaskConfig) -> tuple[Document, ...]:
+    """The task's documents; none where it has none. Raises `UserError` with what is wrong with them."""
+    return read_documents(config.path) if CATALOG[config.name].is_studied and config.path is not None else ()
 
 
 def _longest(base: Base | None, task: TaskConfig) -> Lengths:

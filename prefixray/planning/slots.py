@@ -24,9 +24,13 @@ def num_at_once(arm: ArmConfig, concurrency: int | None, *, num_slots: int, num_
     return min(slots, concurrency or math.ceil(arm.num_trials / 4))
 
 
-def most_at_once(config: SweepConfig, num_workers: int) -> int:
-    """Trials that a sweep has at once at most, final runs included; the workers' memory may allow less."""
-    num_final = max(config.final.num_seeds, config.final.candidates)
+def most_at_once(config: SweepConfig, num_workers: int, num_documents: int = 0) -> int:
+    """Trials that a sweep over so many documents, or over none, has at once at most, final runs included.
+
+    The workers' memory may allow less.
+    """
+    final, num_searched = config.final, config.search.num_searched(num_documents)
+    num_final = max(final.num_seeds * max(1, num_documents), final.candidates * num_searched)
     wanted = sum((config.search.concurrency or math.ceil(arm.num_trials / 4)) + num_final for arm in config.arms)
     return min(MOST_SLOTS * num_workers, wanted)
 

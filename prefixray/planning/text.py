@@ -87,8 +87,14 @@ def _data_text(config: SweepConfig, known: Known) -> str:
     if CATALOG[task.name].is_studied:
         counts = num_studied(task)
         written = sum(counts.values())
-        told = f"{counts['train']} training and {known.num_dev} dev questions, {num_test} test questions"
-        return f"{task.name}, {told}; before the search the base writes {written} of them and answers them (self-study)"
+        told = f"{counts['train']} training and {known.num_dev} dev questions"
+        study = "before the search the base writes {} of them and answers them (self-study)"
+        if known.num_documents == 1:
+            return f"{task.name}, {told}, {num_test} test questions; {study.format(written)}"
+        documents, searched = known.num_documents, config.search.num_searched(known.num_documents)
+        in_all = f"{documents} documents with {told} each, {num_test} test questions in all"
+        told = f"{in_all}; a trial of the search trains on {searched} of them"
+        return f"{task.name}, {told}; {study.format(documents * written)}"
     published = " (published)" if task.num_test == "all" and num_test is not None else ""
     tests = "all" if num_test is None else f"{num_test:,}"
     return f"{task.name}, {task.num_train} training and {task.num_dev} dev examples, {tests} test sources{published}"
@@ -188,7 +194,7 @@ def _range(low: int, high: float) -> str:
 def _work(plan: Plan) -> str:
     known, rows, total = plan.known, [], [0.0] * 4
     for work in plan.arms:
-        for stage, steps in (("search", work.search_steps), ("final", float(work.final_steps))):
+        for stage, steps in (("search", work.member_steps), ("final", float(work.final_steps))):
             if steps:
                 examples = steps * work.rows_per_step
                 numbers = [steps, examples, examples * known.train.targets, examples * known.train.source]
@@ -204,13 +210,17 @@ def _final(plan: Plan) -> str:
     finals, candidates = sum(work.finals for work in works), sum(work.candidates for work in works)
     num_test = plan.known.num_test
     sources = "all" if num_test is None else f"{num_test:,}"
-    lines = [f"{finals} training runs: {final.num_seeds} of the winner of each of {len(works)} arms"]
+    documents = plan.known.num_documents
+    for_each = f" for each of {documents} documents" if documents > 1 else ""
+    lines = [f"{finals} training runs: {final.num_seeds} of the winner of each of {len(works)} arms{for_each}"]
     if candidates:
         lines.append(
             f"{candidates} more before, of the best {final.candidates} of each arm, decoded and compared on dev"
         )
     decoding = f"beam {final.num_beams}, at most {final.max_new_tokens} tokens"
-    lines.append(f"{num_decodes(works)} decodings of {sources} test sources, {decoding}; one is the untuned base's")
+    parts = ", of which a run decodes those about its document" if documents > 1 else ""
+    decodings = f"{num_decodes(works)} decodings of {sources} test sources{parts}"
+    lines.append(f"{decodings}, {decoding}; one is the untuned base's")
     return "\n".join([_title("Final stage (computed)"), *map(_wrapped, lines)])
 
 

@@ -27,6 +27,7 @@ class ArmWork:
     """The work of an arm; the counts of the search are expected values."""
 
     arm: ArmConfig
+    num_searched: int  # documents that a trial of the search trains on, a member for each; 1 without documents
     at_once: int
     generations: int  # 0 where nothing is searched
     together: tuple[int, ...]  # trials that reach each rung and the end, if all are judged together
@@ -44,22 +45,28 @@ class ArmWork:
         return "alone" if self.arm.exclusive else "shared"
 
     @property
+    def member_steps(self) -> float:
+        """Steps of all members of its trials in the search."""
+        return self.search_steps * self.num_searched
+
+    @property
     def final_steps(self) -> int:
         """Steps of all its runs of the final stage."""
         return (self.candidates + self.finals) * self.arm.num_steps
 
 
-def arm_works(config: SweepConfig, *, num_slots: int, num_workers: int) -> tuple[ArmWork, ...]:
-    """The work of each arm on this many slots and workers."""
-    return tuple(_arm_work(config, arm, num_slots, num_workers) for arm in config.arms)
+def arm_works(config: SweepConfig, *, num_slots: int, num_workers: int, num_documents: int = 0) -> tuple[ArmWork, ...]:
+    """The work of each arm on this many slots and workers, with so many documents of the task."""
+    return tuple(_arm_work(config, arm, num_slots, num_workers, num_documents) for arm in config.arms)
 
 
-def _arm_work(config: SweepConfig, arm: ArmConfig, slots: int, num_workers: int) -> ArmWork:
+def _arm_work(config: SweepConfig, arm: ArmConfig, slots: int, num_workers: int, num_documents: int) -> ArmWork:
     search, final = config.search, config.final
+    num_searched, finals = search.num_searched(num_documents), final.num_seeds * max(1, num_documents)
     at_once = num_at_once(arm, search.concurrency, num_slots=slots, num_workers=num_workers)
     rows = _largest(arm, "batch_size") * _largest(arm, "grad_accumulation")
     if not arm.dimensions:
-        return ArmWork(arm, at_once, 0, (), (), 0.0, {}, 0.0, 0, final.num_seeds, rows)
+        return ArmWork(arm, num_searched, at_once, 0, (), (), 0.0, {}, 0.0, 0, finals, rows)
     # How many trials reach each rung, and the end.
     ends = [*search.rungs, arm.num_steps]
     together = _reached(make_policy(search, arm), arm, arm.num_trials, order=0)
@@ -72,6 +79,7 @@ def _arm_work(config: SweepConfig, arm: ArmConfig, slots: int, num_workers: int)
     candidates = min(final.candidates, together[-1])
     return ArmWork(
         arm=arm,
+        num_searched=num_searched,
         at_once=at_once,
         generations=math.ceil(arm.num_trials / at_once),
         together=tuple(together),
@@ -83,8 +91,8 @@ def _arm_work(config: SweepConfig, arm: ArmConfig, slots: int, num_workers: int)
             if search.rungs
         },
         search_evaluations=evaluations,
-        candidates=candidates if candidates > 1 else 0,
-        finals=final.num_seeds,
+        candidates=candidates * num_searched if candidates > 1 else 0,
+        finals=finals,
         rows_per_step=rows,
     )
 

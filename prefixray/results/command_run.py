@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from prefixray.errors import redacted
-from prefixray.results.record import CommandRun, Stored, is_finished
+from prefixray.results.record import CommandRun, Stored, is_finished, runs_of
 
 PACKAGES = ("prefixray", "torch", "transformers", "ray", "optuna", "mlflow", "sacrebleu", "numpy")
 
@@ -94,5 +94,6 @@ def _known_runs(stored: Stored) -> list[CommandRun]:
 def _trained(stored: Stored) -> tuple[list[tuple[object, ...]], list[str]]:
     """How far each trial has come, and the final runs."""
     search = sorted((trial["arm"], trial["number"], trial["step"], trial["state"]) for trial in stored["search"])
-    finals = [seed["folder"] for arm in stored["arms"] for seed in arm["seeds"]] if is_finished(stored) else []
+    seeds = [seed for arm in stored["arms"] for seed in arm["seeds"]] if is_finished(stored) else []
+    finals = [run["folder"] for seed in seeds for run in runs_of(seed)]
     return [tuple(trial) for trial in search], sorted(finals)

@@ -11,17 +11,18 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from prefixray.config.schema import SweepConfig
 from prefixray.config.seeds import subset_of
 from prefixray.data import Sourced
 from prefixray.metrics import Scored
+from prefixray.results.by_document import Part, of_documents, parts_of, read_together, score_together
 from prefixray.results.command_run import versions
 from prefixray.results.examples import all_outputs, choose_examples
-from prefixray.results.final_run import FinalRun
-from prefixray.results.hypotheses import read_hypotheses, read_split_record
+from prefixray.results.final_run import FinalRun, by_seed
+from prefixray.results.hypotheses import read_split_record
 from prefixray.results.record import (
     IN_CONTEXT,
     UNTUNED,
@@ -32,7 +33,7 @@ from prefixray.results.record import (
     SearchTrial,
     SeedResult,
 )
-from prefixray.results.scores import Scores, add_group, as_interval, groups_of, score_of
+from prefixray.results.scores import Scores, add_group, as_interval, groups_of
 from prefixray.results.space_notes import space_notes
 from prefixray.results.statistics import Comparison, Draws, resolution, sd
 from prefixray.system.machine import cpu_fact, num_cpus, total_bytes
@@ -57,24 +58,27 @@ class Facts:
 def make_results(
     facts: Facts,
     runs: Mapping[str, Sequence[FinalRun]],
-    untrained: Mapping[str, Path],
+    untrained: Mapping[str, Sequence[Part]],
     sources: Sequence[Sourced],
 ) -> tuple[Results, list[ExampleOutputs]]:
     """Score and compare everything: the whole content of results.json, and every arm's output on each source.
 
-    `runs` are those that ended well, by arm; `untrained` are the folders of untrained arms' hypotheses.
+    `runs` are those that ended well, by arm; `untrained` is what untrained arms have decoded.
     """
     config, provenance = facts.config, facts.provenance
     metrics, primary = _metrics(config, provenance)
-    folders = {arm: [folder] for arm, folder in untrained.items()}
-    folders |= {arm: [run.folder for run in of_arm] for arm, of_arm in runs.items()}
-    scored = {arm: [_on_test(folder, sources, metrics, config) for folder in group] for arm, group in folders.items()}
+    parts = {arm: [of_arm] for arm, of_arm in untrained.items()}
+    parts |= {arm: [parts_of(of_seed) for of_seed in by_seed(of_arm)] for arm, of_arm in runs.items()}
+    scored = {
+        arm: [score_together(of_seed, "test", sources, metrics, config.word_form) for of_seed in of_arm]
+        for arm, of_arm in parts.items()
+    }
     scores = Scores(scored, metrics, primary, _reference(config, runs), _draws(config, runs))
-    arms = _arm_results(facts, runs, folders, scores)
+    arms = _arm_results(facts, runs, parts, scores, sources)
     for name, rows in groups_of(sources).items():
         add_group(name, rows, arms, scores)
     differences = [arm["difference"] for arm in arms if arm["method"] is not None]
-    outputs = {arm: read_hypotheses(of_arm[0], "test") for arm, of_arm in folders.items()}
+    outputs = {arm: read_together(of_arm[0], "test") for arm, of_arm in parts.items()}
     every = all_outputs(outputs, {arm: seeds[0] for arm, seeds in scores.of(primary).items()}, sources)
     results = Results(
         sweep=config.name,
@@ -106,12 +110,6 @@ def make_results(
     return results, every
 
 
-def _on_test(
-    folder: Path, sources: Sequence[Sourced], metrics: Sequence[str], config: SweepConfig
-) -> dict[str, Scored]:
-    return score_of(folder, "test", sources, metrics, config.word_form)
-
-
 def _metrics(config: SweepConfig, provenance: Provenance) -> tuple[list[str], str]:
     """The metrics in the order of the table, and the primary one."""
     metrics = list(provenance.metrics)
@@ -134,7 +132,7 @@ def _draws(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> Draws
 
 def _notes(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> list[str]:
     """A note for each arm of which final runs are missing from the table."""
-    counts = {arm.name: len(runs.get(arm.name, ())) for arm in config.arms}
+    counts = {arm.name: len(by_seed(runs.get(arm.name, ()))) for arm in config.arms}
     wanted = config.final.num_seeds
     return [
         f"{arm}: {count or 'none'} of {wanted} final runs ended well; see {arm}'s result.json in final/ and sweep.log"
@@ -143,13 +141,16 @@ def _notes(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> list[
     ]
 
 
-def _cut_note(untrained: Mapping[str, Path]) -> list[str]:
-    """A note where the document was cut for the arm that sees it."""
-    record = read_split_record(untrained[IN_CONTEXT], "test") if IN_CONTEXT in untrained else {}
-    text = record.get("text", {"num_seen": 0, "num_tokens": 0})
-    seen, total = text["num_seen"], text["num_tokens"]
-    cut = f"{IN_CONTEXT} sees the first {seen:,} of the document's {total:,} tokens: no more fit the base's positions"
-    return [cut] if seen < total else []
+def _cut_note(untrained: Mapping[str, Sequence[Part]]) -> list[str]:
+    """A note where documents were cut for the arm that sees them."""
+    records = [(part.document, read_split_record(part.folder, "test")) for part in untrained.get(IN_CONTEXT, ())]
+    texts = [(name, record["text"]) for name, record in records if "text" in record]
+    cuts = [
+        f"{text['num_seen']:,} of {'the document' if name is None else name}'s {text['num_tokens']:,} tokens"
+        for name, text in texts
+        if text["num_seen"] < text["num_tokens"]
+    ]
+    return [f"{IN_CONTEXT} sees the first {', '.join(cuts)}: no more fit the base's positions"] if cuts else []
 
 
 def _space_notes(facts: Facts, runs: Mapping[str, Sequence[FinalRun]]) -> list[str]:
@@ -170,17 +171,22 @@ def _reference(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> s
 
 
 def _arm_results(
-    facts: Facts, runs: Mapping[str, Sequence[FinalRun]], folders: Mapping[str, Sequence[Path]], scores: Scores
+    facts: Facts,
+    runs: Mapping[str, Sequence[FinalRun]],
+    parts: Mapping[str, Sequence[Sequence[Part]]],
+    scores: Scores,
+    sources: Sequence[Sourced],
 ) -> list[ArmResult]:
-    """Every arm's part of `results.json`; `folders` are those of its runs."""
+    """Every arm's part of `results.json`; `parts` are what its seeds have decoded."""
     compared = scores.compare()
     arms = []
     for arm, scored in scores.by_arm.items():
-        record = read_split_record(folders[arm][0], "test")
+        records = [read_split_record(part.folder, "test").get("kv", {}) for part in parts[arm][0]]
+        kv = {key: round(fmean(record.get(key, 0) for record in records)) for key in ("numbers", "bytes")}
         of_arm = {metric: compared[metric][arm] for metric in scores.metrics}
-        kv = record.get("kv", {})
-        arms.append(_arm_result(facts, arm, runs.get(arm, ()), scored, of_arm, kv.get("numbers", 0)))
-        if kv:
+        seeds = _seed_results(arm, by_seed(runs.get(arm, ())), scored, sources)
+        arms.append(_arm_result(facts, arm, seeds, runs.get(arm, ()), of_arm, kv["numbers"]))
+        if any(records):
             arms[-1]["kv_bytes"] = kv["bytes"]
     for result, distance in zip(arms, scores.distances(IN_CONTEXT), strict=False):  # none where no arm has the document
         if distance is not None:
@@ -188,11 +194,39 @@ def _arm_results(
     return arms
 
 
+def _seed_results(
+    arm: str,
+    seeds: Sequence[Sequence[FinalRun]],
+    scored: Sequence[Mapping[str, Scored]],
+    sources: Sequence[Sourced],
+) -> list[SeedResult]:
+    """Each seed's part of `results.json`; an untrained arm has none."""
+    scores = [{metric: score.corpus() for metric, score in seed.items()} for seed in scored]
+    if not seeds:
+        return [SeedResult(seed=0, scores=scores[0], dev_loss=None, folder=f"final/{arm}")]
+    found = []
+    for runs, of_seed, seed_scores in zip(seeds, scored, scores, strict=True):
+        results = [run.result() or {} for run in runs]
+        dev_loss = fmean(result["metrics"]["dev/best_loss"] for result in results)
+        number, folder, curve = runs[0].replicate, runs[0].name, _mean_curve([_curve(result) for result in results])
+        seed = SeedResult(seed=number, scores=seed_scores, dev_loss=dev_loss, folder=folder, curve=curve)
+        documents = of_documents(runs, of_seed, sources)
+        found.append({**seed, "documents": documents} if documents else seed)
+    return found
+
+
+def _mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
+    """The means at the steps that all curves have."""
+    by_step = [dict(curve) for curve in curves]
+    steps = [step for step in by_step[0] if all(step in each for each in by_step)]
+    return [(step, fmean(each[step] for each in by_step)) for step in steps]
+
+
 def _arm_result(
     facts: Facts,
     arm: str,
+    seeds: list[SeedResult],
     runs: Sequence[FinalRun],
-    scored: Sequence[Mapping[str, Scored]],
     compared: Mapping[str, Comparison],
     num_kv: int,
 ) -> ArmResult:
@@ -200,22 +234,8 @@ def _arm_result(
 
     `num_kv` are the numbers in the keys and values in front of a row.
     """
-    results = [run.result() or {} for run in runs]
-    scores = [{metric: score.corpus() for metric, score in seed.items()} for seed in scored]
-    seeds = [
-        SeedResult(
-            seed=run.replicate,
-            scores=seed_scores,
-            dev_loss=result["metrics"]["dev/best_loss"],
-            folder=run.name,
-            curve=_curve(result),
-        )
-        for run, result, seed_scores in zip(runs, results, scores, strict=False)
-    ]
-    if not runs:
-        seeds = [SeedResult(seed=0, scores=scores[0], dev_loss=None, folder=f"final/{arm}")]
     num_searched = sum(trial["arm"] == arm for trial in facts.search)
-    sizes = results[0]["metrics"] if results else {}
+    sizes = (runs[0].result() or {})["metrics"] if runs else {}
     main = compared[facts.config.final.metric.removeprefix("test/")]
     return ArmResult(
         arm=arm,

@@ -35,9 +35,14 @@ _SUFFIXES = ("hyp", "ref", "src")
 _TRIED_SOURCES = 8  # that metrics of the user's own score before anything starts
 
 
-def split_sources(task: Task, split: Split) -> tuple[Sourced, ...]:
-    """The sources of a split with their references."""
-    return task.dev_sources if split == "dev" else task.test_sources
+def split_sources(task: Task, split: Split, document: str | None = None) -> tuple[Sourced, ...]:
+    """The sources of a split with their references; those about one document, where that is named."""
+    return sources_about(task.dev_sources if split == "dev" else task.test_sources, document)
+
+
+def sources_about(sources: Sequence[Sourced], document: str | None) -> tuple[Sourced, ...]:
+    """The sources about a document; all where none is named."""
+    return tuple(sourced for sourced in sources if document is None or sourced.document == document)
 
 
 def score_all(
@@ -112,11 +117,11 @@ def read_hypotheses(folder: Path, split: str) -> list[str]:
         raise UserError(f"{path}: no such file; decode the {split} split first") from None
 
 
-def best_run(results: Mapping[str, Any], arm: str | None) -> str:
+def best_run(results: Mapping[str, Any], arm: str | None, document: str | None = None) -> str:
     """The folder of an arm's run with the first seed, relative to the sweep's folder.
 
-    Without `arm` it is the best arm that tunes a prefix, or the best of all arms where none does. Raises `UserError`
-    for an arm that has no artifact.
+    Without `arm` it is the best arm that tunes a prefix, or the best of all arms where none does. `document` must be
+    named where there are several. Raises `UserError` for an arm that has no artifact, and an unknown document.
     """
     tuned = {entry["arm"]: entry for entry in results["arms"] if entry["method"] is not None}
     if arm is None:
@@ -129,7 +134,15 @@ def best_run(results: Mapping[str, Any], arm: str | None) -> str:
         chosen = tuned[arm]
     else:
         raise UserError(f"--arm: {arm}: no tuned arm of this sweep; they are {', '.join(tuned)}")
-    return str(min(chosen["seeds"], key=lambda run: run["seed"])["folder"])
+    run = min(chosen["seeds"], key=lambda run: run["seed"])
+    documents = run.get("documents", {})
+    if document is None and len(documents) < 2:
+        return str(run["folder"])
+    if document not in documents:
+        known = f"they are {', '.join(documents)}" if documents else "it has none"
+        asked = f"{document}: no document of this sweep" if document else f"name one of {len(documents)} documents"
+        raise UserError(f"--document: {asked}; {known}")
+    return str(documents[document]["folder"])
 
 
 @dataclass(frozen=True)
@@ -158,12 +171,12 @@ def read_split_record(folder: Path, split: Split) -> Mapping[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def best_artifact(folder: Path, arm: str | None = None) -> Found:
+def best_artifact(folder: Path, arm: str | None = None, document: str | None = None) -> Found:
     """The artifact of `best_run` in a sweep's folder, and how its final stage has decoded."""
     results = load_results(folder)
     if not is_finished(results):
         raise UserError(f"{folder}: no final stage yet; decode one of its trials: {folder}/trials/ARM/NUMBER/artifact")
-    artifact = TrialFolder(folder / best_run(results, arm)).artifact
+    artifact = TrialFolder(folder / best_run(results, arm, document)).artifact
     evaluation: Evaluation = "paper" if results.get("evaluation") == "paper" else "own"
     return Found(artifact, results["decoding"], evaluation, results["machine"])
 
@@ -173,8 +186,8 @@ def is_artifact(folder: Path) -> bool:
     return any(folder.glob("*_config.json"))
 
 
-def find_artifact(where: str, arm: str | None = None) -> Found:
+def find_artifact(where: str, arm: str | None = None, document: str | None = None) -> Found:
     """The artifact in the folder `where`, or the `best_artifact` of the sweep that `find_sweep` finds there."""
     if is_artifact(Path(where)):
         return Found(Path(where))
-    return best_artifact(find_sweep(where), arm)
+    return best_artifact(find_sweep(where), arm, document)

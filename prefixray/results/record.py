@@ -41,14 +41,23 @@ class Interval(TypedDict):
     high: float
 
 
+class DocumentResult(TypedDict):
+    """The final run about one document."""
+
+    folder: str
+    scores: dict[str, float]  # on the questions about it; empty where test has none
+    dev_loss: float
+
+
 class SeedResult(TypedDict):
-    """One final run of an arm's winning configuration."""
+    """One final run of an arm's winning configuration; of several documents all their runs, one in the table."""
 
     seed: int
     scores: dict[str, float]
-    dev_loss: float | None  # None: not measured
-    folder: str
-    curve: NotRequired[list[tuple[int, float]]]  # (step, dev loss) of every report
+    dev_loss: float | None  # the mean over documents; None: not measured
+    folder: str  # of the first document
+    curve: NotRequired[list[tuple[int, float]]]  # (step, dev loss) of every report; means over documents
+    documents: NotRequired[dict[str, DocumentResult]]  # by name, where the task has documents
 
 
 class GroupResult(TypedDict):
@@ -208,6 +217,22 @@ def of_one_loss(search: Sequence[SearchTrial]) -> list[list[SearchTrial]]:
     """The trials in groups whose dev losses can be compared: a divergence from a teacher is no other loss."""
     groups = [[trial for trial in search if trial.get("is_divergence", False) is kind] for kind in (False, True)]
     return [group for group in groups if group]
+
+
+def documents_of(results: Results) -> list[str]:
+    """The names of the documents that final runs are about; none where the task has none, or no run ended well."""
+    return next((list(seed.get("documents", ())) for arm in tuned_arms(results) for seed in arm["seeds"]), [])
+
+
+def runs_of(seed: SeedResult) -> list[SeedResult]:
+    """The runs of a seed: one for each document."""
+    number = seed["seed"]
+    if len(documents := seed.get("documents", {})) < 2:
+        return [seed]
+    return [
+        SeedResult(seed=number, scores=each["scores"], dev_loss=each["dev_loss"], folder=each["folder"])
+        for each in documents.values()
+    ]
 
 
 def _problems(stored: object) -> list[str]:

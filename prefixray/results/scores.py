@@ -64,11 +64,11 @@ class Scores:
 
 
 def groups_of(sources: Sequence[Sourced]) -> dict[str, list[int]]:
-    """The rows of each group's sources; none where the task names no groups, or more than a table can show."""
+    """The rows of each group's sources, or else of each document's; none where there are more than a table can show."""
     rows: dict[str, list[int]] = {}
     for row, sourced in enumerate(sources):
-        if sourced.group is not None:
-            rows.setdefault(sourced.group, []).append(row)
+        if (group := sourced.group or sourced.document) is not None:
+            rows.setdefault(group, []).append(row)
     return dict(sorted(rows.items())) if 1 < len(rows) <= MOST_GROUPS else {}
 
 

@@ -1,7 +1,9 @@
 """The names of models: what each artifact that is served is called.
 
 In a sweep an arm's name means the run that `--arm` means elsewhere. All final runs, and each arm's best trial, have
-names as in MLflow: `final/prefix-3-1`, `prefix/3`. An artifact's folder gives the name of its run, or its own.
+names as in MLflow: `final/prefix-3-1`, `prefix/3`. An artifact's folder gives the name of its run, or its own. A
+document's name means the run about it that `--document` means elsewhere; with several documents an arm's run about one
+is `prefix@manual`.
 `NAME=WHERE` calls an artifact NAME, and puts NAME/ in front of all names of a sweep.
 """
 
@@ -13,7 +15,16 @@ from prefixray.config.files.found import find_sweep
 from prefixray.config.trials import METHODS
 from prefixray.errors import UserError
 from prefixray.results.hypotheses import best_run, is_artifact
-from prefixray.results.record import UNTUNED, Stored, is_finished, load_results, tuned_arms
+from prefixray.results.record import (
+    UNTUNED,
+    Results,
+    Stored,
+    documents_of,
+    is_finished,
+    load_results,
+    runs_of,
+    tuned_arms,
+)
 from prefixray.trial import TrialFolder
 
 
@@ -76,11 +87,21 @@ def _of_sweep(given: str | None, where: str) -> Iterator[tuple[str, Path]]:
     results = load_results(sweep)
     before = "" if given is None else f"{given}/"
     if is_finished(results):
-        for entry in tuned_arms(results):
-            runs = [(entry["arm"], best_run(results, entry["arm"]))]
-            runs += [(run["folder"], run["folder"]) for run in entry["seeds"]]
-            yield from ((f"{before}{name}", TrialFolder(sweep / folder).artifact) for name, folder in runs)
+        runs = _final_runs(results)
+        yield from ((f"{before}{name}", TrialFolder(sweep / folder).artifact) for name, folder in runs.items())
     yield from ((f"{before}{name}", folder) for name, folder in _best_trials(sweep, results))
+
+
+def _final_runs(results: Results) -> dict[str, str]:
+    """The folders of the final runs by all their names; an arm's name goes before a document's."""
+    arms, documents = [entry["arm"] for entry in tuned_arms(results)], documents_of(results)
+    runs = {name: best_run(results, None, name) for name in documents if arms}
+    if len(documents) < 2:
+        runs |= {arm: best_run(results, arm) for arm in arms}
+    else:
+        runs |= {f"{arm}@{name}": best_run(results, arm, name) for arm in arms for name in documents}
+    folders = [run["folder"] for entry in tuned_arms(results) for seed in entry["seeds"] for run in runs_of(seed)]
+    return {**runs, **{folder: folder for folder in folders}}
 
 
 def _best_trials(sweep: Path, results: Stored) -> Iterator[tuple[str, Path]]:

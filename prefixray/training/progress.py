@@ -1,11 +1,14 @@
-"""How far a trial has come: what the trainer remembers between two reports, and what a checkpoint keeps of it."""
+"""How far a trial has come: what the trainer remembers between two reports, and what a checkpoint keeps of it.
+
+A trial over several documents has a member for each: they have one configuration, step together, and make one report.
+"""
 
 import errno
 import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,40 +28,45 @@ _BYTES_PER_TRAINED = 12  # fp32: a parameter and its two moments
 
 @dataclass
 class Progress:
-    """A member of the pack, and how far it has come."""
+    """A trial's members of the pack, and how far they have come."""
 
     spec: TrialSpec
-    member: Member
+    members: Sequence[Member]  # one for each of `spec.subsets`
     is_parked: bool = False  # it waits at a rung
     owes_report: bool = False  # it came back to a step whose report may never have arrived
     best: float = math.inf
     curve: dict[int, float] = field(default_factory=dict)  # dev loss by step
     losses: list[float] = field(default_factory=list)  # since the last report
     norms: list[float] = field(default_factory=list)  # since the last report
-    num_clipped: int = 0  # in all
+    num_clipped: int = 0  # in all; a step counts for each member
     num_tokens: int = 0  # in all
     seconds: float = 0.0  # of the pack's time, shared among its members
     saved_at: float = field(default_factory=time.monotonic)
     token: str | None = None  # with which it holds its folder, where the driver has made one
 
     @property
+    def step(self) -> int:
+        """How many steps each member has done."""
+        return self.members[0].step
+
+    @property
     def is_due(self) -> bool:
         """Whether the trial reports at its step."""
-        return self.member.step in self.spec.report_steps()
+        return self.step in self.spec.report_steps()
 
     @property
     def rung(self) -> tuple[str, int] | None:
         """The arm and step of the rung that the trial stands at; the end of its schedule is no rung."""
-        step, config = self.member.step, self.spec.config
+        step, config = self.step, self.spec.config
         return (config.arm, step) if step in self.spec.rungs and step < config.num_steps else None
 
-    def add(self, result: StepResult) -> None:
-        """Count a step."""
-        self.losses.append(result.loss)
-        self.norms.append(result.grad_norm)
+    def add(self, results: Sequence[StepResult]) -> None:
+        """Count a step, by the results of all members."""
+        self.losses.append(sum(result.loss for result in results) / len(results))
+        self.norms.append(sum(result.grad_norm for result in results) / len(results))
         limit = self.spec.config.max_grad_norm
-        self.num_clipped += limit is not None and result.grad_norm > limit
-        self.num_tokens += result.num_tokens
+        self.num_clipped += sum(limit is not None and result.grad_norm > limit for result in results)
+        self.num_tokens += sum(result.num_tokens for result in results)
 
     def costs(self) -> dict[str, float]:
         """What the trial has taken so far, as metrics: whatever comes of it, it was spent."""
@@ -66,7 +74,7 @@ class Progress:
 
     def metrics(self, dev_loss: float) -> dict[str, float]:
         """What a report says; means are over the steps since the last report."""
-        member, recent = self.member, {}
+        recent = {}
         if self.losses:
             recent["train/loss"] = sum(self.losses) / len(self.losses)
             recent["train/grad_norm"] = sum(self.norms) / len(self.norms)
@@ -74,9 +82,9 @@ class Progress:
             "dev/loss": dev_loss,
             "dev/best_loss": self.best,
             **recent,
-            "train/clipped_share": self.num_clipped / max(1, member.step),
-            "train/learning_rate": learning_rate(member.config, max(0, member.step - 1)),
-            **{f"size/{name}": size for name, size in member.method.sizes().items()},
+            "train/clipped_share": self.num_clipped / (max(1, self.step) * len(self.members)),
+            "train/learning_rate": learning_rate(self.spec.config, max(0, self.step - 1)),
+            **{f"size/{name}": size for name, size in self.members[0].method.sizes().items()},
             **self.costs(),
         }
 
@@ -107,16 +115,18 @@ class Progress:
 
     def has_small_checkpoint(self) -> bool:
         """Whether a checkpoint is so small that each report writes one."""
-        return _BYTES_PER_TRAINED * self.member.method.trained_parameters() <= SMALL_CHECKPOINT_BYTES
+        num_trained = sum(member.method.trained_parameters() for member in self.members)
+        return _BYTES_PER_TRAINED * num_trained <= SMALL_CHECKPOINT_BYTES
 
     def save(self) -> None:
         """Write a resumable checkpoint: the trial's tensors, optimiser state, and the numbers beside them."""
-        member, tensors = self.member, dict[str, Tensor]()
-        for name, parameter in _trained(member):
-            tensors[f"method/{name}"] = parameter.detach().cpu().contiguous()
-            for kind, value in member.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer/{name}/{kind}"] = value.detach().cpu().contiguous()
-        tensors |= {f"method/{name}": kept.cpu().contiguous() for name, kept in _kept(member)}
+        tensors = dict[str, Tensor]()
+        for before, member in self._named_members():
+            for name, parameter in _trained(member):
+                tensors[f"{before}method/{name}"] = parameter.detach().cpu().contiguous()
+                for kind, value in member.optimizer.state.get(parameter, {}).items():
+                    tensors[f"{before}optimizer/{name}/{kind}"] = value.detach().cpu().contiguous()
+            tensors |= {f"{before}method/{name}": kept.cpu().contiguous() for name, kept in _kept(member)}
         state = {
             "num_clipped": self.num_clipped,
             "num_tokens": self.num_tokens,
@@ -124,7 +134,7 @@ class Progress:
             "curve": self.curve,
             "seconds": self.seconds,
         }
-        save_checkpoint(self.spec.files.path, member.step, tensors, state)
+        save_checkpoint(self.spec.files.path, self.step, tensors, state)
         self.saved_at = time.monotonic()
 
     def restore(self) -> None:
@@ -133,11 +143,19 @@ class Progress:
         saved = load_checkpoint(self.spec.files.path)
         if saved is None:
             return
-        self.member.step, tensors, state = saved
-        _restore_tensors(self.member, tensors)
+        step, tensors, state = saved
+        for before, member in self._named_members():
+            member.step = step
+            _restore_tensors(member, tensors, before)
         self.best, self.seconds = state["best"], state["seconds"]
         self.num_clipped, self.num_tokens = state["num_clipped"], state["num_tokens"]
         self.curve = {int(step): loss for step, loss in state.get("curve", {}).items()}  # JSON's keys are texts
+
+    def _named_members(self) -> list[tuple[str, Member]]:
+        """The members, with what stands before the names of their tensors in a checkpoint."""
+        if len(self.members) == 1:
+            return [("", self.members[0])]
+        return [(f"{index}/", member) for index, member in enumerate(self.members)]
 
 
 def _trained(member: Member) -> list[tuple[str, Tensor]]:
@@ -150,15 +168,15 @@ def _kept(member: Member) -> list[tuple[str, Tensor]]:
     return [] if member.method.own_model is not None else list(member.method.named_buffers())
 
 
-def _restore_tensors(member: Member, tensors: Mapping[str, Tensor]) -> None:
+def _restore_tensors(member: Member, tensors: Mapping[str, Tensor], before: str) -> None:
     """Parameters, AdamW's state of each, its step and two moments, and what is kept untrained."""
     for name, kept in _kept(member):
-        if f"method/{name}" in tensors:  # an older checkpoint has none
-            kept.copy_(tensors[f"method/{name}"])
+        if f"{before}method/{name}" in tensors:  # an older checkpoint has none
+            kept.copy_(tensors[f"{before}method/{name}"])
     for name, parameter in _trained(member):
         with torch.no_grad():
-            parameter.copy_(tensors[f"method/{name}"])
-        stored = {kind: tensors.get(f"optimizer/{name}/{kind}") for kind in ("step", "exp_avg", "exp_avg_sq")}
+            parameter.copy_(tensors[f"{before}method/{name}"])
+        stored = {kind: tensors.get(f"{before}optimizer/{name}/{kind}") for kind in ("step", "exp_avg", "exp_avg_sq")}
         state: dict[str, Any] = {
             kind: value.clone().to(parameter.device) for kind, value in stored.items() if value is not None
         }

@@ -23,7 +23,6 @@ from prefixray.batching.rows import Row
 from prefixray.batching.shared_prompts import lengths_run
 from prefixray.batching.template import Template, make_template
 from prefixray.config.schema import ArmConfig
-from prefixray.config.seeds import subset_of
 from prefixray.config.trials import TrainConfig
 from prefixray.data import Task, load_task
 from prefixray.data.documents.made import check_teacher
@@ -35,7 +34,7 @@ from prefixray.training.base_checks import Room, check_arms, is_out_of_memory, s
 from prefixray.training.device.costs import Costs
 from prefixray.training.device.measure import free_bytes, measure
 from prefixray.training.facts import WorkerFacts
-from prefixray.training.member import Seeds
+from prefixray.training.member import Member, Seeds
 from prefixray.training.pack import Pack
 from prefixray.training.progress import Progress
 from prefixray.trial import Report, TrialSpec
@@ -86,32 +85,35 @@ class Trainer:
             if not is_out_of_memory(error):
                 raise
         else:
-            trial.owes_report = trial.is_due and trial.member.step != spec.resumed_from
-            return trial.member.step
+            trial.owes_report = trial.is_due and trial.step != spec.resumed_from
+            return trial.step
         torch.cuda.empty_cache()  # out here, since the handled error keeps what has been built alive
         raise NoMemory(f"out of memory while it is built: {shown(spec.config.method)}")
 
     def _built(self, spec: TrialSpec) -> Progress:
-        """A trial as a new member of the pack, at its newest valid checkpoint."""
-        index = subset_of(spec.replicate, len(self._subsets))
-        train, document = self._subsets[index][0], self.task.subsets[index].document
-        seeds = Seeds.derive(spec.seed, spec.replicate)
-        member = self.pack.admit(spec.key, spec.config, seeds, train=train, document=document)
-        trial = Progress(spec, member)
+        """A trial as new members of the pack, at its newest valid checkpoint."""
+        seeds, members = Seeds.derive(spec.seed, spec.replicate), list[Member]()
         try:
-            self._room.check(member.method)
+            for key, subset in _member_keys(spec).items():
+                train, document = self._subsets[subset][0], self.task.subsets[subset].document
+                text = None if document is None else document.text
+                members.append(self.pack.admit(key, spec.config, seeds, train=train, document=text))
+                self._room.check(members[-1].method)
+            trial = Progress(spec, members)
             trial.restore()
         except BaseException:
-            self.pack.drop(spec.key)
+            for member in members:
+                self.pack.drop(member.key)
             raise
         return trial
 
     def drop(self, key: str) -> None:
         """Let a trial go."""
         if key in self._trials:
-            has_own_model = self._trials.pop(key).member.method.own_model is not None
-            self.pack.drop(key)
-            if has_own_model:
+            members = self._trials.pop(key).members
+            for member in members:
+                self.pack.drop(member.key)
+            if members[0].method.own_model is not None:
                 give_back()  # others on this machine may need its memory
 
     def go_on(self, key: str) -> None:
@@ -128,7 +130,7 @@ class Trainer:
 
     def steps(self) -> dict[str, int]:
         """How many steps each trial has done."""
-        return {key: trial.member.step for key, trial in self._trials.items()}
+        return {key: trial.step for key, trial in self._trials.items()}
 
     def costs(self, key: str) -> dict[str, float]:
         """What a trial has taken so far, as metrics."""
@@ -146,14 +148,10 @@ class Trainer:
         self.last_tokens = 0
         if not running:
             return []
-        started = time.monotonic()
+        started, num_members = time.monotonic(), sum(len(self._trials[key].members) for key in running)
 
         # Step the pack. A trial whose numbers are not finite, or that does not fit into memory, ends here.
-        results = self.pack.step([key for key in running if not self._trials[key].owes_report])
-        self.last_tokens = sum(result.num_tokens for result in results.values())
-        for key, result in results.items():
-            self._trials[key].add(result)
-        ended = [self._failed(key, result.failed) for key, result in results.items() if result.failed is not None]
+        ended = self._step([key for key in running if not self._trials[key].owes_report])
 
         # Evaluate the trials that have a report to make.
         dev_losses = self._evaluate([key for key in running if key in self._trials and self._trials[key].is_due])
@@ -164,10 +162,10 @@ class Trainer:
         going_on = [key for key in running if key in self._trials]
         self.checkpoint([key for key in going_on if self._trials[key].is_stale()])
 
-        # All trials that ran share the time.
-        share = (time.monotonic() - started) / len(running)
+        # All members that ran share the time.
+        share = (time.monotonic() - started) / num_members
         for key in going_on:
-            self._trials[key].seconds += share
+            self._trials[key].seconds += share * len(self._trials[key].members)
         return ended + self._reports({key: loss for key, loss in dev_losses.items() if key in self._trials})
 
     def give_up_lost(self, keys: Iterable[str]) -> list[Report]:
@@ -178,15 +176,28 @@ class Trainer:
             self.drop(key)
         return reports
 
+    def _step(self, keys: Sequence[str]) -> list[Report]:
+        """One step of these trials; the last reports of those that end with it."""
+        results = self.pack.step(member.key for key in keys for member in self._trials[key].members)
+        self.last_tokens = sum(result.num_tokens for result in results.values())
+        ended = []
+        for key in keys:
+            of_trial = [results[member.key] for member in self._trials[key].members]
+            self._trials[key].add(of_trial)
+            failed = next((result.failed for result in of_trial if result.failed is not None), None)
+            ended += [] if failed is None else [self._failed(key, failed)]
+        return ended
+
     def _evaluate(self, keys: Sequence[str]) -> dict[str, float]:
-        """Dev loss per trial; trials on the same subset share one pass."""
-        subsets = {key: subset_of(self._trials[key].spec.replicate, len(self._subsets)) for key in keys}
+        """Dev loss per trial, the mean over its members; members on the same subset share one pass."""
+        subsets = {member: subset for key in keys for member, subset in _member_keys(self._trials[key].spec).items()}
         dev_losses, began = dict[str, float](), time.monotonic()
         for subset in dict.fromkeys(subsets.values()):
-            on_subset = [key for key in keys if subsets[key] == subset]
+            on_subset = [member for member in subsets if subsets[member] == subset]
             dev_losses |= self.pack.evaluate(on_subset, self._subsets[subset][1])
         self.evaluating += time.monotonic() - began
-        return {key: dev_losses[key] for key in keys}
+        of_trials = {key: [dev_losses[member.key] for member in self._trials[key].members] for key in keys}
+        return {key: sum(losses) / len(losses) for key, losses in of_trials.items()}
 
     def _reports(self, dev_losses: Mapping[str, float]) -> list[Report]:
         """Reports of the trials that were evaluated; those that end are dropped, those at a rung are parked."""
@@ -208,12 +219,12 @@ class Trainer:
     def _report(self, key: str, dev_losses: Mapping[str, float]) -> Report:
         """The report of a trial; at a rung, with the dev losses of all trials that reached it together."""
         trial = self._trials[key]
-        step, dev_loss = trial.member.step, dev_losses[key]
+        step, dev_loss = trial.step, dev_losses[key]
         trial.owes_report = False
         if dev_loss < trial.best:
             trial.best = dev_loss
             if trial.spec.keep_artifact:
-                _save_artifact(trial, self.base, self._task_config, self.template)
+                _save_artifact(trial, self.base, self.task, self._task_config, self.template)
         metrics = trial.metrics(dev_loss)
         earlier = {before: loss for before, loss in trial.curve.items() if before < step}  # a trial may report again
         trial.losses, trial.norms = [], []
@@ -255,17 +266,27 @@ def _facts(base: Base, task: Task, rows: tuple[list[Row], list[Row]], costs: Cos
     )
 
 
-def _save_artifact(trial: Progress, base: Base, task: TaskConfig, template: Template) -> None:
+def _save_artifact(trial: Progress, base: Base, task: Task, config: TaskConfig, template: Template) -> None:
     """Keep a trial's best state so far for decoding."""
+    (member,), (subset,) = trial.members, trial.spec.subsets
+    document = task.subsets[subset].document
     meta = artifact_meta(
         base,
         trial.spec.config,
-        task=task,
+        task=config,
         template=template.record(),
         decoding=trial.spec.decoding,
         scores={"dev/loss": trial.best},
+        document=None if document is None else document.name,
     )
-    save_artifact(trial.spec.files.artifact, trial.member.method.artifact(), meta)
+    save_artifact(trial.spec.files.artifact, member.method.artifact(), meta)
+
+
+def _member_keys(spec: TrialSpec) -> dict[str, int]:
+    """The keys of a trial's members, each with its subset; a lone member has the trial's."""
+    if len(spec.subsets) == 1:
+        return {spec.key: spec.subsets[0]}
+    return {f"{spec.key}@{subset}": subset for subset in spec.subsets}
 
 
 @uncollected()

@@ -80,7 +80,7 @@ def test_every_sweep_that_ships_is_valid_at_every_scale_and_says_what_it_is(file
     for name in ("train.jsonl", "dev.jsonl", "test.jsonl", "XSum-WebArxiveUrls.txt"):
         Path("data", name).touch()
     Path("sweeps").mkdir()
-    Path("sweeps/document.md").touch()
+    Path("sweeps/document.md").write_text("A text.\n")
     config = load_sweep(file)
     assert config.name == file.stem
     opening = file.read_text(encoding="utf-8").split("name:")[0]
@@ -439,3 +439,36 @@ def test_a_document_must_be_there_and_has_keys_of_its_own(tmp_path: Path, monkey
     assert "task.chunk_tokens: is not used by task e2e: remove it" in complaint(
         changed("num_dev: 64", "chunk_tokens: 64")
     )
+
+
+def test_what_does_not_go_with_a_folder_of_documents_is_refused_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("texts").mkdir()
+    for name in ("a.md", "b.txt"):
+        Path("texts", name).write_text("A text.\n")
+
+    def sweep(search: str = "", task: str = "") -> str:
+        text = changed("name: e2e, num_dev: 64", f"name: document, path: texts{task}").replace(
+            "test/bleu", "test/rouge_l"
+        )
+        text = text.replace("rungs: [10, 20]", f"rungs: [10, 20]{search}")
+        return text.replace("finetune: {", "finetune: {batch_size: {choice: [2, 4]}, ")
+
+    assert load(sweep(", documents: 1")).search.num_searched(2) == 1
+    assert complaint(sweep(", documents: 3")).endswith(
+        "search.documents: 3: must be at most 2, the documents of task.path"
+    )
+    alone = "a trial over several documents has a model of its own for each: set search.documents: 1, or remove the arm"
+    assert complaint(sweep()).endswith(f"arms.finetune: {alone}")
+    assert complaint(sweep(", documents: 1", ", low_data: {size: 4}")).endswith(
+        "x.yaml:3: task.low_data: is not used by task document, where each document is a set: remove it"
+    )
+    assert complaint(changed("rungs: [10, 20]", "rungs: [10, 20], documents: 2")).endswith(
+        "search.documents: is not used by task e2e: remove it"
+    )
+    Path("texts/A.txt").write_text("Another.\n")
+    assert "x.yaml:3: task.path: texts: 2 documents are called 'a'" in complaint(sweep())
+    Path("texts/b.txt").write_text(" \n")
+    assert complaint(sweep()) == "x.yaml:3: task.path: texts/b.txt: is empty; a document must have text"

@@ -14,6 +14,8 @@ OTHER_MEANINGS = {  # files in which a task's name is another thing's, too
         "data/own/look.py",  # a column that holds sources
         "data/summarization.py",  # the same, of XSum
         "data/documents/made.py",  # a key of a record
+        "artifacts/store.py",  # the same
+        "decoding/evaluate.py",  # the same
         "self_study/study.py",  # what the teacher sees
         "config/trials.py",  # where a prefix starts
         "methods/prefix.py",  # the same

@@ -61,7 +61,7 @@ def by_transformers(trainer: Trainer, num_seen: int) -> list[str]:
     between = base.tokenizer("\n\n", add_special_tokens=False).input_ids
     for sourced in task.test_sources:
         prompt = template.encode_source(sourced.source)[len(template.before) :]
-        row = [*template.before, *base.text_ids(task.document)[:num_seen], *between, *prompt]
+        row = [*template.before, *base.text_ids(task.document.text)[:num_seen], *between, *prompt]
         ids = torch.tensor([row], device=base.device)
         config = generation_config(DECODING, template)
         written = stock.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)

@@ -13,9 +13,11 @@ from prefixray.cluster.decode_queue import DecodeJob
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import SweepConfig
 from prefixray.data import Sourced
+from prefixray.data.task_config import LowDataConfig
 from prefixray.driver.final_stage import FinalStage
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.stage import Stage
+from prefixray.results.by_document import Part
 from prefixray.results.hypotheses import write_hypotheses
 from prefixray.search.importance import parameter_importance
 from prefixray.search.storage import open_storage
@@ -189,6 +191,34 @@ def test_where_the_task_has_a_document_the_base_that_sees_it_decodes_too(tmp_pat
     stage = open_stage(config, folder, engine)
     stage.run(searched(folder, config, [2.0, 1.5, 3.0, 1.0]), SOURCES)  # type: ignore[arg-type]
     assert engine.decoded[-1][:2] == ["final/untuned", "final/in_context"]
-    assert stage.untrained == {arm: tmp_path / "final" / arm for arm in ("untuned", "in_context")}
+    assert stage.untrained == {arm: [Part(tmp_path / "final" / arm)] for arm in ("untuned", "in_context")}
     assert [job.model for job in engine.jobs[:2]] == ["untuned", "in_context"]
     assert all(list(job.metrics) == ["divergence"] for job in engine.jobs)
+
+
+def test_the_winner_is_trained_for_every_document_and_candidates_for_those_of_the_search(
+    tmp_path: Path, config: SweepConfig
+) -> None:
+    config = config.model_copy(update={"search": config.search.model_copy(update={"documents": 2})})
+    failing = ["final/lora-0-2@mill"]
+    folder, engine, documents = ResultsFolder(tmp_path), PlayedEngine(tmp_path, failing), ("aromi", "eagle", "mill")
+    stage = FinalStage(config, folder, open_storage(folder.journal), engine, documents)  # type: ignore[arg-type]
+    assert stage.most_runs == 6
+    sources = [replace(SOURCES[0], document=name) for name in documents]
+    runs = stage.run(searched(folder, config, [2.0, 1.5, 3.0, 1.0]), sources)
+    keys = dict(engine.trained)
+    assert keys["candidates/prefix"] == [f"final/prefix-{n}-1000@{name}" for n in (3, 1) for name in documents[:2]]
+    wanted = [f"final/prefix-1-{seed}@{name}" for seed in (1, 2) for name in documents]
+    assert keys["final/prefix"] == [run.name for run in runs["prefix"]] == wanted
+    specs = {spec.key: spec for one in engine.stages for spec in map(one.spec, one.source.records())}
+    assert [specs[key].subsets for key in wanted] == [(0,), (1,), (2,)] * 2
+    assert [run.name for run in runs["lora"]] == [f"final/lora-0-1@{name}" for name in documents], "a seed is whole"
+
+
+def test_in_low_data_the_runs_take_the_subsets_in_turn(tmp_path: Path, config: SweepConfig) -> None:
+    low = LowDataConfig(size=10, num_subsets=2)
+    config = config.model_copy(update={"task": config.task.model_copy(update={"low_data": low})})
+    folder, engine = ResultsFolder(tmp_path), PlayedEngine(tmp_path)
+    open_stage(config, folder, engine).run(searched(folder, config, [2.0, 1.5, 3.0, 1.0]), SOURCES)
+    subsets = {spec.key: spec.subsets for one in engine.stages for spec in map(one.spec, one.source.records())}
+    assert subsets["final/prefix-1-1000"] == subsets["final/lora-0-1"] == (0,) and subsets["final/lora-0-2"] == (1,)

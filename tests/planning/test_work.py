@@ -67,3 +67,12 @@ def test_the_expected_passes_are_the_mean_over_all_orders(num_trials: int, at_on
             seen = sorted(order[: start + at_once])
             passes += sum(seen.index(one) < math.ceil(keep * len(seen)) for one in order[start : start + at_once])
     assert expected_passes(num_trials, at_once, keep) == pytest.approx(passes / math.factorial(num_trials))
+
+
+def test_with_documents_a_trial_has_a_member_for_each_searched_one_and_all_are_trained_in_the_end(
+    config: SweepConfig,
+) -> None:
+    alone, prefix = (arm_works(config, num_slots=64, num_workers=1, num_documents=count)[0] for count in (1, 6))
+    assert (prefix.num_searched, prefix.search_steps) == (4, alone.search_steps)
+    assert prefix.member_steps == 4 * alone.member_steps == 4 * alone.search_steps
+    assert prefix.finals == 6 * alone.finals and prefix.candidates == 4 * alone.candidates

@@ -12,6 +12,7 @@ from prefixray.config.schema import SweepConfig
 from prefixray.data import Sourced
 from prefixray.metrics import score
 from prefixray.reporting.verdict import notes, verdict
+from prefixray.results.by_document import Part
 from prefixray.results.compare import Facts, make_results
 from prefixray.results.final_run import FinalRun
 from prefixray.results.hypotheses import best_run, write_hypotheses
@@ -69,7 +70,7 @@ def results(folder: Path, groups: Sequence[str | None], sweep: str = SWEEP, untr
     )
     decoding = {"num_beams": 1}
     facts = Facts(config, provenance, decoding, search=[], minutes={}, num_train=6, leaks=("1 of 4 is known",))
-    return make_results(facts, runs, folders, sources)[0]
+    return make_results(facts, runs, {arm: [Part(place)] for arm, place in folders.items()}, sources)[0]
 
 
 def test_further_metrics_stand_behind_the_primary_and_the_tasks_own_once_each(tmp_path: Path) -> None:

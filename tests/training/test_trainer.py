@@ -12,6 +12,7 @@ import torch
 from prefixray.artifacts.store import load_artifact, load_checkpoint
 from prefixray.batching.rows import Row
 from prefixray.config.schema import ArmConfig
+from prefixray.config.seeds import subset_of
 from prefixray.config.space import Choice
 from prefixray.config.trials import (
     AdapterTrial,
@@ -23,6 +24,7 @@ from prefixray.config.trials import (
     TrialConfig,
 )
 from prefixray.data import Example, Sourced, Subset, Task
+from prefixray.data.documents import Document
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.methods.contract import Method
@@ -74,8 +76,11 @@ def _overshooting() -> TrialConfig:
     return _config(num_steps=4, eval_every=1, learning_rate=3.0, schedule="constant", max_grad_norm=None)
 
 
-def _spec(folder: Path, key: str, config: TrialConfig, rungs: Sequence[int] = (), *, replicate: int = 0) -> TrialSpec:
-    return TrialSpec(key, config, seed=1, replicate=replicate, rungs=tuple(rungs), folder=str(folder / key))
+def _spec(
+    folder: Path, key: str, config: TrialConfig, rungs: Sequence[int] = (), *, replicate: int = 0, subset: int = 0
+) -> TrialSpec:
+    where = str(folder / key)
+    return TrialSpec(key, config, 1, replicate, rungs=tuple(rungs), folder=where, subsets=(subset,))
 
 
 def _run(trainer: Trainer, num_steps: int = 100) -> list[Report]:
@@ -323,7 +328,8 @@ def test_in_low_data_each_run_is_what_it_is_on_its_subset_alone(make_base: MakeB
     together = Trainer(base, replace(parts[0], others=(subsets[1],)), TaskConfig(name="custom"))
     config = _config(num_steps=4, eval_every=2)
     for replicate in (1, 2, 3):
-        together.admit(_spec(tmp_path, f"prefix/{replicate}", config, replicate=replicate))
+        subset = subset_of(replicate, len(subsets))
+        together.admit(_spec(tmp_path, f"prefix/{replicate}", config, replicate=replicate, subset=subset))
     losses: dict[str, list[float]] = {}
     for report in _run(together):
         losses.setdefault(report.key, []).append(report.metrics["dev/loss"])
@@ -451,8 +457,9 @@ def test_a_prefix_starts_as_the_document_of_its_subset_and_too_long_ones_are_ref
     make_base: MakeBase, tmp_path: Path
 ) -> None:
     base, texts = make_base("gpt2", torch.float64), ("The Eagle serves French food near Zizzi .", "A short text .")
-    subsets = [Subset(EXAMPLES[:4], EXAMPLES[4:6], text) for text in texts]
-    task = replace(TASK, train=subsets[0].train, dev=subsets[0].dev, document=texts[0], others=(subsets[1],))
+    documents = [Document(f"text{index}", text) for index, text in enumerate(texts)]
+    subsets = [Subset(EXAMPLES[:4], EXAMPLES[4:6], document) for document in documents]
+    task = replace(TASK, train=subsets[0].train, dev=subsets[0].dev, document=documents[0], others=(subsets[1],))
     trainer = Trainer(base, task, TaskConfig(name="custom"))
     short = len(base.tokenizer(texts[1]).input_ids)
     arm = ArmConfig(
@@ -466,8 +473,8 @@ def test_a_prefix_starts_as_the_document_of_its_subset_and_too_long_ones_are_ref
     trainer.check([arm])
     with pytest.raises(UserError, match=f"arms.prefix.preseqlen: {short + 1}: init_from document needs as many tokens"):
         trainer.check([arm.model_copy(update={"fixed": {**arm.fixed, "preseqlen": short + 1}})])
-    for replicate, text in enumerate(texts, start=1):
-        key = f"prefix-{replicate}"
-        trainer.admit(_spec(tmp_path, key, arm.trial({}), replicate=replicate))
+    for subset, text in enumerate(texts):
+        key = f"prefix-{subset}"
+        trainer.admit(_spec(tmp_path, key, arm.trial({}), subset=subset))
         method = trainer.pack.members[key].method
         assert isinstance(method, Prefix) and method.tokens == base.tokenizer(text).input_ids[:short]

@@ -110,12 +110,3 @@ def _size(base: str) -> int | None:
         return None
     files = path.glob("*.safetensors") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)
-
-
-def the_document(documents: tuple[Document, ...], path: str) -> Document:
-    """The only document. Raises `UserError` where there are several."""
-    if len(documents) > 1:
-        names = ", ".join(document.name for document in documents[:4]) + (" .." if len(documents) > 4 else "")
-        problem = f"has {len(documents)} documents ({names}), and a sweep takes one: name its file"
-        raise UserError(f"task.path: {path}: {problem}")
-    return documents[0]

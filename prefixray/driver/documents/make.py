@@ -1,9 +1,10 @@
-"""Makes the self-study of a sweep's document before the search, unless it was made before.
+"""Makes the self-study of a sweep's documents before the search, but for those that were studied before.
 
 It lies in the sweep's folder, `runs/NAME/documents/DOCUMENT`, where all workers see it. The same study of another sweep
 in `runs` is copied.
 """
 
+import json
 from dataclasses import replace
 
 from prefixray.cluster.connect import Cluster
@@ -11,25 +12,34 @@ from prefixray.cluster.worker import WorkerSetup
 from prefixray.config.schema import SweepConfig
 from prefixray.data.catalog import CATALOG
 from prefixray.data.documents import Document, read_documents
-from prefixray.data.documents.made import copy_made, find_made, is_made, made_from, study_record, the_document
+from prefixray.data.documents.made import copy_made, find_made, is_made, made_from, study_record
 from prefixray.data.documents.task import own_questions
 from prefixray.data.task_config import TaskConfig
-from prefixray.driver.documents.student import have_studied
+from prefixray.driver.documents.student import Assignment, have_studied
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.errors import UserError
 from prefixray.reporting.live import LiveView
 from prefixray.results.hypotheses import check_data
 from prefixray.search.status import View, title_of
+from prefixray.system.atomic_files import write_whole
 from prefixray.system.path_or_hub import absolute
 
 
 def is_to_study(config: SweepConfig) -> bool:
-    """Whether the sweep's examples are made from a document, by its base."""
+    """Whether the sweep's examples are made from documents, by its base."""
     return CATALOG[config.task.name].is_studied and config.task.exchanges is None
 
 
+def document_names(task: TaskConfig) -> tuple[str, ...]:
+    """The names of the task's documents, in their order; none where the task has none."""
+    if not CATALOG[task.name].is_studied:
+        return ()
+    assert task.path is not None, "the task needs a path"
+    return tuple(document.name for document in read_documents(task.path))
+
+
 def task_with_exchanges(config: SweepConfig, folder: ResultsFolder) -> TaskConfig:
-    """The task that workers load, with absolute paths: one over a document has its examples in the sweep's folder."""
+    """The task that workers load, with absolute paths: one over documents has its examples in the sweep's folder."""
     places = {key: absolute(path) for key, path in config.task.paths.items()}
     if is_to_study(config):
         places["exchanges"] = str(folder.documents.absolute())
@@ -39,21 +49,36 @@ def task_with_exchanges(config: SweepConfig, folder: ResultsFolder) -> TaskConfi
 def check_task(config: SweepConfig) -> None:
     """Read the task's local files before anything heavy starts. Raises `UserError` with what is wrong."""
     if is_to_study(config):
-        check_document(config.task)
+        check_documents(config.task)
     else:
         check_data(config.task, config.final.named_metrics)
 
 
-def check_document(task: TaskConfig) -> Document:
-    """The task's document, before anything heavy starts; also reads a user's own questions.
+def check_documents(task: TaskConfig) -> tuple[Document, ...]:
+    """The task's documents, before anything heavy starts; also reads a user's own questions.
 
     Raises `UserError` with what is wrong.
     """
     assert task.path is not None, "the task needs a path"
-    document = the_document(read_documents(task.path), task.path)
+    documents = read_documents(task.path)
     if task.test is not None:
-        own_questions(task)
-    return document
+        own_questions(task, documents)
+    return documents
+
+
+def keep_searched(config: SweepConfig, folder: ResultsFolder) -> None:
+    """Write down which documents the search trains on; once trials have trained on them, refuse any others.
+
+    Others may come behind them or go: the final stage trains what is there. Raises `UserError`.
+    """
+    names, file = document_names(config.task), folder.searched_documents
+    searched = [*names[: config.search.num_searched(len(names))]]
+    if not folder.journal.is_file() and names:
+        write_whole(file, json.dumps(searched) + "\n")
+    elif file.is_file() and searched != (before := json.loads(file.read_text(encoding="utf-8"))):
+        problem = f"trials have trained on {', '.join(before)}, and now {', '.join(searched)} would be the first"
+        remedy = "undo the change, name new ones so that they come behind, or give this sweep another name"
+        raise UserError(f"task.path: {config.task.path}: {problem}; {remedy}")
 
 
 def make_study(
@@ -64,34 +89,50 @@ def make_study(
     *,
     live: LiveView,
 ) -> None:
-    """Have the base study the sweep's document, if it has one that was not studied yet, and show how far it is.
+    """Have the base study those of the sweep's documents that were not studied yet, and show how far it is.
 
-    Raises `UserError` as `check_document` and the student do.
+    Raises `UserError` as `check_documents` and the student do.
     """
     if not is_to_study(config):
         return
-    document, seed = check_document(config.task), config.search.seed
+    documents, seed = check_documents(config.task), config.search.seed
+    left = [assignment for each in documents if (assignment := _assignment(config, folder, each, live)) is not None]
+    if not left:
+        return
+    if not cluster.is_elastic:  # nobody else is at work on this machine
+        setup = replace(setup, num_threads=cluster.num_threads * max(1, cluster.num_workers))
+    num_done = 0
+
+    def show(progress: str) -> None:
+        of_all = "" if len(left) == 1 else f"document {num_done + 1} of {len(left)}: "
+        live.update(View(title=title_of(config, folder.path), stage="self-study", message=of_all + progress))
+
+    def tell(done: Assignment) -> None:
+        nonlocal num_done
+        num_done += 1
+        live.event(_summary(done.document.name, study_record(done.folder)))
+
+    about = left[0].document.name if len(left) == 1 else f"{len(left)} documents"
+    live.event(f"self-study: the base writes questions about {about}, and answers them")
+    have_studied(cluster, setup, left, seed=seed, on_progress=show, on_done=tell)
+
+
+def _assignment(config: SweepConfig, folder: ResultsFolder, document: Document, live: LiveView) -> Assignment | None:
+    """The document as one that is to be studied; None where it was studied, or another sweep has done so."""
+    seed = config.search.seed
     made = made_from(document, config.task, base=config.base, precision=config.train.precision, seed=seed)
     place = folder.documents / document.name
     if is_made(place, made):
-        return
+        return None
     if study_record(place) and folder.journal.is_file():
         problem = "was made from another document, base or settings, and trials have trained on it"
         raise UserError(f"{place}: {problem}; undo the change, or give this sweep another name")
     other = find_made(folder.path.parent, document.name, made)
-    if other is not None:
-        copy_made(other, place)
-        live.event(f"self-study: the questions about {document.name} are those of {other}")
-        return
-    if not cluster.is_elastic:  # nobody else is at work on this machine
-        setup = replace(setup, num_threads=cluster.num_threads * max(1, cluster.num_workers))
-
-    def show(progress: str) -> None:
-        live.update(View(title=title_of(config, folder.path), stage="self-study", message=progress))
-
-    live.event(f"self-study: the base writes questions about {document.name}, and answers them")
-    have_studied(cluster, setup, document, place.absolute(), made=made, seed=seed, on_progress=show)
-    live.event(_summary(document.name, study_record(place)))
+    if other is None:
+        return Assignment(document, place.absolute(), made)
+    copy_made(other, place)
+    live.event(f"self-study: the questions about {document.name} are those of {other}")
+    return None
 
 
 def _summary(name: str, record: dict[str, object]) -> str:

@@ -1,9 +1,11 @@
-"""The student: an actor on one device that loads the base and makes the self-study of a document."""
+"""The student: an actor on one device that loads the base and makes the self-study of documents, one after another."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
@@ -15,6 +17,9 @@ from prefixray.data.documents import Document
 from prefixray.errors import SweepFailed, UserError, disk_problem, first_line
 from prefixray.system.logs import quieten, to_file
 
+if TYPE_CHECKING:
+    from prefixray.model.base import Base
+
 # Torch and transformers are imported where a student is at work: the driver does without them.
 
 logger = logging.getLogger(__name__)
@@ -23,29 +28,40 @@ MOST_DEATHS = 3  # of students over the same document, before the sweep gives up
 LOOK_SECONDS = 2.0  # between two looks at how far it is
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """A document that is to be studied."""
+
+    document: Document
+    folder: Path  # for what is made, absolute
+    made: Mapping[str, Any]  # from what, for the record
+
+
 class Student:
-    """One base, for as long as the study of a document takes."""
+    """One base, for as long as the study of the documents takes."""
 
     def __init__(self, setup: WorkerSetup) -> None:
         quieten()
         if setup.log is not None:
             to_file(Path(setup.log), terminal=None)
         self._setup, self._progress = setup, "loading the base"
+        self._base: Base | None = None
 
-    def study(self, document: Document, folder: str, made: Mapping[str, Any], seed: int) -> None:
-        """Make the self-study of a document in a folder. Raises `UserError` for what the user can mend."""
+    def study(self, assignment: Assignment, seed: int) -> None:
+        """Make the self-study of a document. Raises `UserError` for what the user can mend."""
         from prefixray.self_study.study import load_base_of, study
 
-        setup = self._setup
+        setup, folder = self._setup, assignment.folder
         try:
-            base = load_base_of(
+            self._base = self._base or load_base_of(
                 setup.base,
                 setup.train.precision,
                 device=setup.device,
                 num_threads=setup.num_threads,
                 trust_remote_code=setup.trust_remote_code,
             )
-            study(base, setup.task, document, Path(folder), made=made, seed=seed, on_progress=self._note)
+            made, note = assignment.made, self._note
+            study(self._base, setup.task, assignment.document, folder, made=made, seed=seed, on_progress=note)
         except UserError:
             raise
         except OSError as error:
@@ -65,43 +81,53 @@ class Student:
 def have_studied(
     cluster: Cluster,
     setup: WorkerSetup,
-    document: Document,
-    folder: Path,
+    assignments: Sequence[Assignment],
     *,
-    made: Mapping[str, Any],
     seed: int,
     on_progress: Callable[[str], None],
+    on_done: Callable[[Assignment], None],
 ) -> None:
-    """Start a student, and wait until the folder is there; a dead student's work is begun again by another.
+    """Start a student, and wait until all folders are there; a dead student's work is begun again by another.
 
-    Raises the student's `UserError`, and `SweepFailed` where several students have died, or none has got a device in
-    time.
+    `on_done` is called after each document. Raises the student's `UserError`, and `SweepFailed` where several students
+    have died over one document, or none has got a device in time.
     """
+    left, deaths, wait = list(assignments), Counter[str](), DeviceWait(cluster, setup.max_wait_hours)
+    while left:
+        student = _start(cluster, setup)
+        try:
+            while left:
+                _wait_for(student, student.study.remote(left[0], seed), wait, on_progress)
+                on_done(left.pop(0))
+        except RayActorError as error:
+            name = left[0].document.name
+            deaths[name] += 1
+            problem = f"the worker that studied {name} has died: {first_line(error)}"
+            if deaths[name] == MOST_DEATHS:
+                raise SweepFailed(f"{problem}, {deaths[name]} times; the end of {setup.log} says more") from error
+            logger.warning("%s; another one begins again", problem)
+        finally:
+            ray.kill(student)
+
+
+def _start(cluster: Cluster, setup: WorkerSetup) -> Any:  # noqa: ANN401
     options = ray.remote(Student).options(
         namespace=cluster.namespace,
         max_concurrency=2,
         runtime_env={"env_vars": cluster.worker_environment},
         **cluster.worker_resources,
     )
-    wait = DeviceWait(cluster, setup.max_wait_hours)
-    for num_deaths in range(1, MOST_DEATHS + 1):
-        student: Any = options.remote(setup)
-        try:
-            answer = student.study.remote(document, str(folder), made, seed)
-            progress = None
-            while not ray.wait([answer], timeout=LOOK_SECONDS)[0]:
-                progress = _progress_of(student) or progress
-                wait.look(num_there=progress is not None, num_wanted=1)
-                on_progress(progress or "waiting for a worker")
-            answer_of(answer)
-            return
-        except RayActorError as error:
-            problem = f"the worker that studied {document.name} has died: {first_line(error)}"
-            if num_deaths == MOST_DEATHS:
-                raise SweepFailed(f"{problem}, {num_deaths} times; the end of {setup.log} says more") from error
-            logger.warning("%s; another one begins again", problem)
-        finally:
-            ray.kill(student)
+    return options.remote(setup)
+
+
+def _wait_for(student: Any, answer: Any, wait: DeviceWait, on_progress: Callable[[str], None]) -> None:  # noqa: ANN401
+    """Wait for a study, and tell how far it is. Raises what the student raised."""
+    progress = None
+    while not ray.wait([answer], timeout=LOOK_SECONDS)[0]:
+        progress = _progress_of(student) or progress
+        wait.look(num_there=progress is not None, num_wanted=1)
+        on_progress(progress or "waiting for a worker")
+    answer_of(answer)
 
 
 def _progress_of(student: Any) -> str | None:  # noqa: ANN401

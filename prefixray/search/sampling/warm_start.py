@@ -101,7 +101,9 @@ def _unlike(config: SweepConfig, other: SweepConfig) -> list[tuple[str, str]]:
     lines = [("base", f"base: {other.base} there, {config.base} here")]
     ours, theirs = ((local_path(base) or Path(base)).absolute() for base in (config.base, other.base))
     tasks = (sweep.task.model_dump(mode="json") for sweep in (other, config))
-    return (lines if ours != theirs else []) + [("task", f"task.{line}") for line in differences(*tasks)]
+    searched = [{"search.documents": sweep.search.documents} for sweep in (other, config)]
+    unlike = (lines if ours != theirs else []) + [("task", f"task.{line}") for line in differences(*tasks)]
+    return unlike + [("documents", line) for line in differences(*searched)]
 
 
 def _asks(config: SweepConfig) -> bool:

@@ -1,7 +1,7 @@
 """A sweep's document is studied once, before the search, and workers read what was made."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,9 @@ from prefixray.cluster.worker import Worker, WorkerSetup
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import SweepConfig
 from prefixray.data import load_task
-from prefixray.data.documents import Document
 from prefixray.data.documents.made import study_record
 from prefixray.driver.documents import make
-from prefixray.driver.documents.student import Student
+from prefixray.driver.documents.student import Assignment, Student
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.errors import UserError
 from prefixray.reporting.live import LiveView
@@ -36,6 +35,9 @@ final: {{metric: test/rouge_l}}
 HERE = Cluster("local", "tests", "cpu", num_cpus=1, num_gpus=0, num_workers=1, most_workers=1, num_threads=1)
 
 
+killed_at: set[str] = set()  # the names of documents at which the driver is interrupted
+
+
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The documents that students have studied; here in the test's own process, without Ray."""
@@ -46,13 +48,18 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     Path("manual.md").symlink_to("text.txt")  # a document is called as the link
     names: list[str] = []
 
-    def study(cluster: Cluster, setup: WorkerSetup, document: Document, folder: Path, **options: Any) -> None:  # noqa: ANN401
-        names.append(document.name)
+    def have_studied(cluster: Cluster, setup: WorkerSetup, assignments: Sequence[Assignment], **options: Any) -> None:  # noqa: ANN401
         student = Student(setup)
-        student.study(document, str(folder), options["made"], options["seed"])
-        options["on_progress"](student.progress())
+        for assignment in assignments:
+            if assignment.document.name in killed_at:
+                raise KeyboardInterrupt
+            names.append(assignment.document.name)
+            student.study(assignment, options["seed"])
+            options["on_progress"](student.progress())
+            options["on_done"](assignment)
 
-    monkeypatch.setattr(make, "have_studied", study)
+    killed_at.clear()
+    monkeypatch.setattr(make, "have_studied", have_studied)
     return names
 
 
@@ -122,13 +129,68 @@ def test_the_exchanges_of_another_text_or_of_another_base_are_refused(
         load_task(task)
 
 
+def folder_of_three() -> None:
+    Path("manual.md").unlink()
+    Path("manual.md").mkdir()
+    for name, text in {
+        "aromi": "Aromi serves tea.",
+        "mill": "The Mill is cheap.",
+        "eagle": "The Eagle is a pub.",
+    }.items():
+        Path(f"manual.md/{name}.txt").write_text(f"{text} It lies near the river, and families like it.\n")
+
+
+def test_of_a_folder_each_document_is_studied_once_and_a_driver_that_was_killed_goes_on_behind_the_last_one(
+    made: list[str], base_folders: Mapping[str, Path], worker_setup: WorkerSetup
+) -> None:
+    folder_of_three()
+    first = sweep("first", base_folders["llama"], worker_setup)
+    killed_at.add("eagle")
+    with pytest.raises(KeyboardInterrupt):
+        run(*first)
+    killed_at.clear()
+    assert made == ["aromi"]
+    printed = run(*first)
+    assert made == ["aromi", "eagle", "mill"], "in the order of their files"
+    assert "self-study: the base writes questions about 2 documents, and answers them" in printed
+    assert printed.count("10 questions with answers") == 2
+    worker = Worker(first[2], on_crash=lambda: None)
+    facts = worker.ready()
+    assert (facts.num_dev, facts.num_test) == (2, 6), "dev of one document, and the test of all three"
+
+
+def test_the_documents_of_a_search_stay_once_trials_have_trained_on_them(
+    made: list[str], base_folders: Mapping[str, Path], worker_setup: WorkerSetup
+) -> None:
+    folder_of_three()
+    config, folder, _ = sweep("first", base_folders["llama"], worker_setup)
+    two = config.model_copy(update={"search": config.search.model_copy(update={"documents": 2})})
+    folder.path.mkdir(parents=True)
+    make.keep_searched(two, folder)
+    Path("manual.md/mill.txt").rename("manual.md/zizzi.txt")
+    folder.journal.touch()
+    make.keep_searched(two, folder)
+    Path("manual.md/another.txt").write_text("A new one.\n")
+    said = "trials have trained on aromi, eagle, and now another, aromi would be the first; undo the change"
+    with pytest.raises(UserError, match=said):
+        make.keep_searched(two, folder)
+
+
 def test_what_is_wrong_with_a_document_is_said_before_anything_starts(
     made: list[str], base_folders: Mapping[str, Path], worker_setup: WorkerSetup
 ) -> None:
     config, _, _ = sweep("first", base_folders["llama"], worker_setup)
     Path("manual.md").write_text(" \n")
     with pytest.raises(UserError, match=r"task.path: manual.md: is empty; a document must have text"):
-        make.check_document(config.task)
+        make.check_documents(config.task)
     Path("two.jsonl").write_text('{"name": "a", "text": "A."}\n{"name": "b", "text": "B."}\n')
-    with pytest.raises(UserError, match=r"two.jsonl: has 2 documents \(a, b\), and a sweep takes one: name its file"):
-        make.check_document(config.task.model_copy(update={"path": "two.jsonl"}))
+    own = '{"source": "What?", "target": "A.", "about": "a"}\n{"source": "Why?", "target": "C.", "about": "c"}\n'
+    Path("own.jsonl").write_text(own)
+    several = config.task.model_copy(update={"path": "two.jsonl", "test": "own.jsonl"})
+    with pytest.raises(
+        UserError, match=r"own.jsonl: must say which of 2 documents each question is about; name the column"
+    ):
+        make.check_documents(several)
+    named = several.model_copy(update={"columns": several.columns.model_copy(update={"group": "about"})})
+    with pytest.raises(UserError, match=r"own.jsonl: \"about\": 'c': no document of task.path: two.jsonl"):
+        make.check_documents(named)

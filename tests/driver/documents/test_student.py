@@ -45,19 +45,19 @@ class PlayedRay:
 def test_a_student_waits_for_a_device_no_longer_than_a_worker(
     looks: float, worker_setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ray, said = PlayedRay(looks), list[str]()
+    ray, said, done = PlayedRay(looks), list[str](), list[module.Assignment]()
     monkeypatch.setattr(module, "ray", ray)
     monkeypatch.setattr(module, "answer_of", ray.get)
 
     def study() -> None:
         setup = replace(worker_setup, max_wait_hours=1e-9)
-        module.have_studied(
-            ELSEWHERE, setup, Document("manual", "Text."), tmp_path, made={}, seed=1, on_progress=said.append
-        )
+        both = [module.Assignment(Document(name, "Text."), tmp_path / name, {}) for name in ("manual", "guide")]
+        module.have_studied(ELSEWHERE, setup, both, seed=1, on_progress=said.append, on_done=done.append)
 
     if looks == 1:
         study()
         assert said == ["loading the base"] * 4 and ray.killed == 1, "once it has one, it may take its time"
+        assert [assignment.document.name for assignment in done] == ["manual", "guide"], "by the same student"
     else:
         with pytest.raises(NoWorkers, match=r"no GPU came in 1e-09 hours \(search\.max_wait_hours\)"):
             study()

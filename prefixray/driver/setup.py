@@ -1,0 +1,25 @@
+"""What the workers of a sweep are made from."""
+
+from prefixray.cluster.connect import Cluster
+from prefixray.cluster.worker import WorkerSetup
+from prefixray.config.schema import SweepConfig
+from prefixray.driver.documents.make import document_names, task_with_exchanges
+from prefixray.driver.results_folder import ResultsFolder
+from prefixray.system.path_or_hub import absolute
+
+
+def worker_setup(config: SweepConfig, cluster: Cluster, folder: ResultsFolder) -> WorkerSetup:
+    """With absolute paths, since a worker has another working directory."""
+    return WorkerSetup(
+        absolute(config.base),
+        task_with_exchanges(config, folder),
+        config.train,
+        cluster.device,
+        cluster.num_threads,
+        max_new_tokens=config.final.max_new_tokens,
+        log=str((folder.path / "sweep.log").absolute()),
+        trust_remote_code=config.trust_remote_code,
+        max_failures=config.search.max_failures,
+        num_searched=config.search.num_searched(len(document_names(config.task))),
+        max_wait_hours=config.search.max_wait_hours,
+    )

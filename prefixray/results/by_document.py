@@ -1,0 +1,69 @@
+"""Runs over several documents: those of one seed, one for each document, count as one model in the table.
+
+Each document's questions are answered by the document's own run. Scores are counted for each source, so those of one
+seed stand behind one another.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from prefixray.data import Sourced
+from prefixray.metrics import Scored
+from prefixray.metrics.challenge_words import WordForm
+from prefixray.results.final_run import FinalRun
+from prefixray.results.hypotheses import read_hypotheses, sources_about
+from prefixray.results.record import DocumentResult
+from prefixray.results.scores import score_of
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a model has decoded a split: the whole, or what it has about a document."""
+
+    folder: Path
+    document: str | None = None
+
+
+def parts_of(runs: Sequence[FinalRun]) -> list[Part]:
+    """What one seed's runs decode."""
+    return [Part(run.folder, run.document) for run in runs]
+
+
+def score_together(
+    parts: Sequence[Part],
+    split: str,
+    sources: Sequence[Sourced],
+    metrics: Sequence[str],
+    form: WordForm | None = None,
+) -> dict[str, Scored]:
+    """The scores of one seed on all sources, which stand in the order of the parts' documents."""
+    own = [(part.folder, sources_about(sources, part.document)) for part in parts]
+    scored = [score_of(folder, split, about, metrics, form) for folder, about in own if about]
+    statistics = {metric: [each[metric].statistics for each in scored] for metric in metrics}
+    return {metric: replace(scored[0][metric], statistics=np.concatenate(statistics[metric])) for metric in metrics}
+
+
+def read_together(parts: Sequence[Part], split: str) -> list[str]:
+    """The hypotheses of one seed, in the order of the sources."""
+    return [text for part in parts for text in read_hypotheses(part.folder, split)]
+
+
+def of_documents(
+    runs: Sequence[FinalRun], scored: Mapping[str, Scored], sources: Sequence[Sourced]
+) -> dict[str, DocumentResult]:
+    """What one seed's runs are and score, by document; empty where the task has no documents."""
+    found = {}
+    for run in runs:
+        name, result = run.document or sources[0].document, run.result() or {}
+        rows = [row for row, sourced in enumerate(sources) if sourced.document == name]
+        parts = {metric: replace(score, statistics=score.statistics[rows]) for metric, score in scored.items()}
+        if name is not None:
+            found[name] = DocumentResult(
+                folder=run.name,
+                scores={metric: part.corpus() for metric, part in parts.items()} if rows else {},
+                dev_loss=result["metrics"]["dev/best_loss"],
+            )
+    return found
