@@ -7,6 +7,7 @@ from support.packs import MakeBase
 
 from prefixray.config.trials import PrefixTrial, TrialConfig
 from prefixray.data import Example, Sourced, Task
+from prefixray.data.documents import Document
 from prefixray.data.task_config import TaskConfig
 from prefixray.training.trainer import Trainer
 from prefixray.trial import TrialSpec
@@ -23,7 +24,7 @@ def test_frozen_positions_come_from_the_checkpoint_whatever_the_document_says_no
     spec = TrialSpec("one", trial, seed=1, replicate=0, rungs=(), folder=str(tmp_path))
     kept = []
     for text in ("The Eagle serves French food near Zizzi .", "A very short text ."):
-        task = Task("custom", EXAMPLES, EXAMPLES, SOURCED, SOURCED, 1, ("bleu",), document=text)
+        task = Task("custom", EXAMPLES, EXAMPLES, SOURCED, SOURCED, 1, ("bleu",), document=Document("page", text))
         trainer = Trainer(make_base("gpt2", torch.float64), task, TaskConfig(name="custom"))
         trainer.admit(spec)
         trainer.checkpoint(["one"])
