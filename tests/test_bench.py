@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,37 @@ def test_memory_is_counted_of_a_process_whose_parent_has_gone(tmp_path: Path, mo
         time.sleep(2.5)
     assert watched.peak_bytes > 200_000_000
     assert not watched.processes()
+
+
+LOG = """\
+2026-11-28 20:09:44,269 INFO prefixray.cluster.connect: this machine: 0 GPUs, 2 CPUs
+2026-11-28 20:10:11,152 INFO prefixray.cluster.worker: a worker's process begins
+2026-11-28 20:10:12,884 INFO prefixray.cluster.worker: a worker's process begins
+2026-11-28 20:11:23,128 INFO prefixray.cluster.fleet: worker-0: 64 slots on cpu: 3.1 GiB free, 0.00 GiB a trial
+2026-11-28 20:11:25,731 INFO prefixray.cluster.loop: prefix/0 begins its first step
+2026-11-28 20:11:25,859 INFO prefixray.cluster.loop: prefix/1 begins its first step
+"""
+
+
+def test_a_part_of_the_way_to_the_first_step_is_over_when_the_last_worker_has_passed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import first_step
+
+    results = tmp_path / "runs" / "tiny"
+    results.mkdir(parents=True)
+    began = datetime(2026, 11, 28, 20, 9, 0).timestamp()
+    (results / "timeline.jsonl").write_text(json.dumps({"at": began + 2, "driver": "begins"}) + "\n")
+    (results / "sweep.log").write_text(LOG)
+    passed = {part: round(at, 1) for part, at in first_step.passed(tmp_path, began).items() if at}
+    assert passed == {
+        "the driver has imported its modules": 2.0,
+        "Ray runs": 44.3,
+        "workers have a process": 72.9,
+        "workers are ready": 143.1,
+        "the first step begins": 145.7,
+    }
 
 
 @pytest.mark.slow

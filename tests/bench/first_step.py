@@ -46,7 +46,7 @@ KINDS: Mapping[str, str] = {
     "find_weights": "conversion of the base",
     "ray::Worker": "workers",
     "ray::House": "the seats' process",
-    "ray::|default_worker": "Ray's spare processes",
+    r"ray::(?!\w+Agent)|default_worker": "Ray's spare processes",
     "": "Ray's services",
 }
 
