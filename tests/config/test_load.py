@@ -194,7 +194,8 @@ MALFORMED = {
         "test/bleu",
         "test/accuracy",
         "x.yaml:16: final.metric: 'test/accuracy': must be one of test/bleu, test/nist, test/rouge_l_coco, "
-        "test/cider, test/chrf, test/ter, test/meteor_1_5, test/perplexity for task e2e, or your own package.module:function",
+        "test/cider, test/chrf, test/ter, test/meteor_1_5, test/perplexity for task e2e, or your own "
+        "package.module:function",
     ),
     "no room for text": (
         "max_new_tokens: 60",
