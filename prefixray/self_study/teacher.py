@@ -14,13 +14,21 @@ TOP_K = 20
 
 
 def predict(
-    base: Base, context: Context, examples: Sequence[Example], *, on_done: Callable[[int], None] = lambda _: None
+    base: Base,
+    context: Context,
+    examples: Sequence[Example],
+    *,
+    num_kept: int = TOP_K,
+    on_done: Callable[[int], None] = lambda _: None,
 ) -> list[Teacher]:
-    """What the base predicts at the target tokens of each example, the end token's place included."""
+    """What the base predicts at the target tokens of each example, the end token's place included.
+
+    At each token the likelihoods of `num_kept` tokens are kept, fewer than the vocabulary has.
+    """
     rows = encode(examples, context.template)
     found: dict[int, Teacher] = {}
     for indices, logits, _ in forced_logits(base, context.template, context.insert, rows):
         of_rows = logits.split([rows[index].num_targets for index in indices])
-        found |= {index: teach(of_row, TOP_K) for index, of_row in zip(indices, of_rows, strict=True)}
+        found |= {index: teach(of_row, num_kept) for index, of_row in zip(indices, of_rows, strict=True)}
         on_done(len(indices))
     return [found[index] for index in range(len(rows))]
