@@ -93,7 +93,7 @@ def _documents(base: Base, folder: Path, part: str, *options: str) -> None:
     for name, text in PAGES.items():
         (folder / f"{name}.md").write_text(text)
     task = {**TASK, "prompts": ["Ask about {passage} What is", "Ask How is"]}
-    small = shlex.split("--preseqlen 4 --batch-size 2 --train 4 --dev 2 --steps 3 --rate 0.3 --precision fp32")
+    small = shlex.split("--preseqlen 4 --batch-size 2 --train 4 --dev 2 --steps 3 --rate 0.3")
     pages = ["--pages", *(str(folder / f"{name}.md") for name in PAGES)]
     documents.main(["--part", part, "--base", base.name, *pages, "--task", json.dumps(task), *small, *options])
 
@@ -102,7 +102,7 @@ def test_pages_train_in_one_pack_as_one_after_the_other(
     tiny_llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCH))
-    _documents(tiny_llama, tmp_path, "pack", "--exchanges", str(tmp_path / "exchanges"))
+    _documents(tiny_llama, tmp_path, "pack", "--precision", "fp32", "--exchanges", str(tmp_path / "exchanges"))
     _, _, alone, packed, apart = capsys.readouterr().out.splitlines()
     assert alone.startswith("one after the other") and packed.startswith("in one pack of 2")
     assert float(alone.split()[-1]) < float(alone.split()[-2]), "three steps have taught something"
@@ -132,7 +132,7 @@ def test_a_teacher_of_more_tokens_is_nearer_to_that_of_the_vocabulary(
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCH))
     whole = tiny_llama.shape.vocab_size - 1
-    _documents(tiny_llama, tmp_path, "topk", "--kept", "5", "50", str(whole - 1))
+    _documents(tiny_llama, tmp_path, "topk", "--precision", "fp32", "--kept", "5", "50", str(whole - 1))
     lines = capsys.readouterr().out.splitlines()
     few, some, nearly = (line[22:].split() for line in lines[3:6])
     short, cosine = (lambda row: float(row[3])), (lambda row: float(row[4]))

@@ -181,9 +181,11 @@ def show(options: argparse.Namespace) -> None:
         f"{page.document.name}, {len(page.ids)} tokens; prefixes of {options.preseqlen}, the first position frozen, "
         f"batch {options.batch_size}, {options.steps} steps, learning rate {options.rate:g}, one CPU thread\n"
     )
-    _check(page, options)
+    precisions = ("fp32", "bf16") if options.precision == "auto" else (options.precision,)
+    if "fp32" in precisions:
+        _check(page, options)
     print(f"{'':<22} {'s/step':>7} {'teacher':>8} {'x PEFT':>7} {'without':>8}  losses: first, middle, last   dev KL")
-    for precision in ("fp32", "bf16"):
+    for precision in precisions:
         arms = _timed(page, options, precision)
         for arm in arms:
             print(_line(arm, arms[0]), flush=True)

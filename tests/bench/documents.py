@@ -70,7 +70,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=SIZES, required=True)
     parser.add_argument("--base", default=SMOLLM2)
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of pack and topk")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="peft: auto is both")
     parser.add_argument("--exchanges", type=Path, metavar="FOLDER", help="self-study's; made where they are missing")
     parser.add_argument("--pages", type=Path, nargs="+", help="eight of docs/; peft and topk take the first")
     parser.add_argument("--task", type=json.loads, default=FORM, metavar="JSON", help="settings of the task document")
