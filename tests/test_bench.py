@@ -143,6 +143,26 @@ def test_a_teacher_of_more_tokens_is_nearer_to_that_of_the_vocabulary(
     assert float(other) == pytest.approx(float(after), rel=0.1)
 
 
+def test_answers_behind_a_page_and_behind_prefixes_are_timed_on_as_many_tokens(
+    tiny_llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    from prefixray.decoding import untrained
+
+    monkeypatch.setattr(untrained, "_MOST_POSITIONS", 40)
+    _documents(tiny_llama, tmp_path, "decode", "--precision", "fp32", "--prefixes", "8", "16")
+    about, _, *lines = capsys.readouterr().out.splitlines()
+    num_tokens = int(re.findall(r"mill, (\d+) tokens; 4 questions, 1 of them alone, 3 new", about)[0])
+    rows = {line[:12].strip(): line[12:].split() for line in lines}
+    assert list(rows) == ["untuned", "in_context", "prefix 8", "prefix 16", "LoRA 8"]
+    assert [row[4] for row in rows.values()] == ["2", "1", "2", "2", "2"]
+    assert num_tokens > 20 and [name for name, row in rows.items() if row[0] != "-"] == ["in_context"]
+    assert all(float(number) > 0 for row in rows.values() for number in row[2:])
+    none, whole, few, more, lora = (float(row[1]) for row in rows.values())
+    assert none == lora == 0 < few < more < whole
+    assert rows["in_context"][-1] == "1.00"
+
+
 def test_each_trick_is_switched_off_and_on_again(tmp_path: Path) -> None:
     lines = _run(tmp_path, "ablation.py", "--precision", "fp32").splitlines()
     assert lines[1].split() == ["fp32", "step", "fp32", "validation", "fp32", "decoding"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefixray.config.schema import DecodingSettings
 from prefixray.data import Task
-from prefixray.decoding.in_context import fitting, read_context
+from prefixray.decoding.in_context import Context, fitting, read_context
 from prefixray.decoding.tuned_model import Tuned
 from prefixray.methods.contract import Untuned
 from prefixray.results.record import IN_CONTEXT, UNTRAINED
@@ -40,10 +40,14 @@ def load_untrained(
     longest = max(map(len, template.encode_sources(sources))) - len(template.before)
     seen = fitting(base, template, ids, longest + max(decoding.max_new_tokens, template.max_target_tokens + 1))
     context = read_context(base, template, seen)
-    batch_size = max(1, min(decoding.batch_size, _MOST_POSITIONS // context.num_tokens))
-    settings = decoding.model_copy(update={"batch_size": batch_size})
+    settings = decoding.model_copy(update={"batch_size": rows_at_once(context, decoding.batch_size)})
     about = {"text": {"num_tokens": len(ids), "num_seen": len(seen)}}
     return Tuned(base, Untuned(context.insert), context.template, settings), about
+
+
+def rows_at_once(context: Context, batch_size: int) -> int:
+    """How many rows are decoded behind a text: fewer than `batch_size` where the text is long."""
+    return max(1, min(batch_size, _MOST_POSITIONS // context.num_tokens))
 
 
 def _text(task: Task, document: str | None) -> str:

@@ -3,10 +3,11 @@
     python tests/bench/documents.py --part pack  # eight pages in one pack, and one after the other
     python tests/bench/documents.py --part peft  # PEFT's own example of a cartridge, on the same data
     python tests/bench/documents.py --part topk --exchanges exchanges  # a teacher's likeliest tokens, and all
+    python tests/bench/documents.py --part decode  # answers by a page in front, and by a prefix in its place
     python tests/bench/documents.py --part pack --pages docs/explain/packing.md docs/howto/notebook.md --steps 2
 
 The base is SmolLM2-135M, on one CPU thread. Times are CPU seconds of the process, which others on the machine do not
-lengthen. The other parts are in `cartridge.py` and `topk.py`, what all train on in `studied.py`.
+lengthen. The other parts are in `cartridge.py`, `topk.py` and `answering.py`, what all train on in `studied.py`.
 
 Eight pages, one prefix each: packed, all eight take their steps in one forward and backward; one after the other, each
 page trains in a pack of its own. Both run in a process of their own. A pack's first step is not timed. The peak is that
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import answering
 import cartridge
 import topk
 import torch
@@ -43,6 +45,7 @@ SIZES = {  # of each part: steps, rows of a step, exchanges of train and of dev
     "pack": {"steps": 4, "batch_size": 8, "train": 16, "dev": 1},
     "peft": {"steps": 6, "batch_size": 4, "train": 24, "dev": 8},
     "topk": {"steps": 24, "batch_size": 8, "train": 24, "dev": 8},
+    "decode": {"steps": 24, "batch_size": 16, "train": 16, "dev": 1},  # steps are new tokens
 }
 MIB = 2**20
 
@@ -62,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print a part's table."""
     options = _options(arguments)
     _begin()
-    part = {"pack": _show_pack, "peft": cartridge.show, "topk": topk.show}[options.part]
+    part = {"pack": _show_pack, "peft": cartridge.show, "topk": topk.show, "decode": answering.show}[options.part]
     part(options)
 
 
@@ -72,18 +75,23 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--base", default=SMOLLM2)
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="peft: auto is both")
     parser.add_argument("--exchanges", type=Path, metavar="FOLDER", help="self-study's; made where they are missing")
-    parser.add_argument("--pages", type=Path, nargs="+", help="eight of docs/; peft and topk take the first")
+    parser.add_argument(
+        "--pages", type=Path, nargs="+", help="eight of docs/; peft and topk take the first, decode one"
+    )
     parser.add_argument("--task", type=json.loads, default=FORM, metavar="JSON", help="settings of the task document")
     parser.add_argument("--preseqlen", type=int, default=64)
     parser.add_argument("--rate", type=float, default=0.03, help="the learning rate")
     parser.add_argument("--packs", type=int, nargs="+", default=[1, 4, 8], help="peft: sizes of our packs")
     parser.add_argument("--kept", type=int, nargs="+", default=[5, 20, 50, 200], help="topk: tokens of the teacher")
+    parser.add_argument("--prefixes", type=int, nargs="+", default=[16, 64, 256], help="decode: lengths")
     for name in SIZES["pack"]:
         sizes = ", ".join(f"{part} {size[name]}" for part, size in SIZES.items())
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=sizes)
     options = parser.parse_args(arguments)
     for name, value in SIZES[options.part].items():
         setattr(options, name, getattr(options, name) or value)
+    if options.part == "decode":
+        options.pages = options.pages or [DOCS.parent / "sweeps" / "document.md"]
     options.pages = options.pages or [DOCS / folder / f"{name}.md" for folder in FOLDERS for name in FOLDERS[folder]]
     return options
 
