@@ -18,12 +18,13 @@ from prefixray.config.seeds import subset_of
 from prefixray.config.space import AnyDistribution, Choice, Int, LogUniform, Uniform
 from prefixray.config.trials import TrialConfig
 from prefixray.data import check_own_data
+from prefixray.data.documents.made import check_teacher
 from prefixray.errors import UserError
 from prefixray.system.command_line import Device, Entry, Scales, SweepFile, repeated
 from prefixray.system.exit_codes import leave
 from prefixray.system.logs import quieten
 from prefixray.system.machine import check_four_bit, num_cpus, wait_passively
-from prefixray.system.path_or_hub import check_base
+from prefixray.system.path_or_hub import check_base, expanded
 from prefixray.system.records import Scalar
 from prefixray.trial import Report, TrialSpec
 
@@ -76,6 +77,10 @@ def train(
         max_new_tokens=config.final.max_new_tokens,
         trust_remote_code=config.trust_remote_code,
     )
+    if trial.objective == "distill":
+        assert config.task.exchanges is not None, "the task is loaded"
+        names, studies = [document.name for document in trainer.task.documents], expanded(config.task.exchanges)
+        check_teacher(studies, names, base=config.base, digest=trainer.base.digest, is_own=False)
     if _train(trainer, spec, profile).state != "done":
         return 1
     print(f"\nprefixray decode {spec.files.artifact} --split test")

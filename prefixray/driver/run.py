@@ -18,7 +18,14 @@ from prefixray.config.files.given import Given, given_sweep
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.data import Task, load_task
 from prefixray.data.own.rows import Rows
-from prefixray.driver.documents.make import check_task, document_names, keep_searched, make_study, task_with_exchanges
+from prefixray.driver.documents.make import (
+    check_task,
+    check_teachers,
+    document_names,
+    keep_searched,
+    make_study,
+    task_with_exchanges,
+)
 from prefixray.driver.final_stage import FinalStage
 from prefixray.driver.restart import has_started_anew, watched
 from prefixray.driver.results_folder import ResultsFolder
@@ -160,6 +167,7 @@ class _Sweep:
         try:
             with self._engine.live.during(self._start_view):
                 self._pool.wait(self._config.arms)
+            check_teachers(self._config, self._folder, self._pool.facts.base_digest)
             self._tracker.start({}, self._tags(), [self._folder.sweep_file], columns_of(self._config))
             studies = self._search()
             results = self._finish(studies)

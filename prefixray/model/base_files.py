@@ -20,7 +20,7 @@ from transformers import (
 
 from prefixray.system.atomic_files import clear_scratch, whole_folder
 from prefixray.system.machine import uncollected
-from prefixray.system.path_or_hub import converted_folder, digest_of, find_base, hub_answers
+from prefixray.system.path_or_hub import converted_folder, digest_of_base, find_base, hub_answers
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def find_weights(name: str) -> tuple[str, str | None]:
     if isinstance(base, str):
         return base, None
     if base.is_dir():
-        return str(base), digest_of(*sorted(base.glob("*.safetensors")), base / "config.json")
+        return str(base), digest_of_base(base)
     return _convert_gguf(base)
 
 

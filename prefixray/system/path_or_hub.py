@@ -94,6 +94,11 @@ def digest_of(*files: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def digest_of_base(base: Path) -> str:
+    """Of the weights and the configuration in a base's folder, or of a GGUF file; it reads gigabytes."""
+    return digest_of(*sorted(base.glob("*.safetensors")), base / "config.json") if base.is_dir() else digest_of(base)
+
+
 def check_base(name: str) -> None:
     """Raise `UserError` for a base that this machine cannot load: nothing is loaded for that.
 

@@ -25,7 +25,6 @@ from prefixray.batching.template import Template, make_template
 from prefixray.config.schema import ArmConfig
 from prefixray.config.trials import TrainConfig
 from prefixray.data import Task, load_task
-from prefixray.data.documents.made import check_teacher
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import NoMemory, UserError
 from prefixray.model.base import Base, checkpointed, choose_device, load_in
@@ -317,7 +316,6 @@ def load_trainer(
     logger.info("the data is read")
     if base is None or data is None:
         raise UserError(*problems)
-    check_teacher(task, base.digest, base.name)
     base = checkpointed(base) if train.gradient_checkpointing else base
     trainer = Trainer(base, data, task, max_new_tokens=max_new_tokens)
     if device != "cpu":

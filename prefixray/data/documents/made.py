@@ -6,23 +6,29 @@ were made.
 
 import hashlib
 import json
+import logging
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from prefixray.data.documents.exchanges import StudySplit
-from prefixray.data.documents.read import Document, read_documents
+from prefixray.data.documents.read import Document
 from prefixray.data.entries import DataConfig
 from prefixray.errors import UserError
 from prefixray.system.atomic_files import whole_folder
-from prefixray.system.path_or_hub import expanded, local_path
+from prefixray.system.path_or_hub import digest_of_base, find_base, local_path
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "documents"
 """Of a sweep's self-studies, in the folder of its results."""
 STUDY = "study.json"
 RECIPE = 1
 """Counts the ways in which questions and answers were ever made: another one makes other files."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")  # of the hub; digests of weights are shorter
 
 MOST_QUESTION_TOKENS = 40
 """That the base writes of a question, behind its first words."""
@@ -52,10 +58,18 @@ def is_made(folder: Path, made: Mapping[str, Any]) -> bool:
     return study_record(folder).get("made_from") == made
 
 
-def find_made(runs: Path, document: str, made: Mapping[str, Any]) -> Path | None:
-    """The folder of the same self-study in another sweep's results; None where no sweep has it."""
+def find_made(runs: Path, document: str, made: Mapping[str, Any], base: str) -> Path | None:
+    """The folder of the same self-study in another sweep's results; None where no sweep has it.
+
+    Of a base on this machine it must be by the very same weights: another one may have its name and its size.
+    """
     folders = sorted(study.parent for study in runs.glob(f"*/{FOLDER}/*/{STUDY}"))
-    return next((folder for folder in folders if folder.name == document and is_made(folder, made)), None)
+    alike = [folder for folder in folders if folder.name == document and is_made(folder, made)]
+    path = find_base(base)
+    if not alike or isinstance(path, str):
+        return next(iter(alike), None)
+    digest = digest_of_base(path)
+    return next((folder for folder in alike if study_record(folder).get("base_digest") == digest), None)
 
 
 def copy_made(source: Path, folder: Path) -> None:
@@ -80,17 +94,25 @@ def is_of_another_text(folder: Path, document: Document) -> bool:
     return known.get("sha256", _digest(document)) != _digest(document)
 
 
-def check_teacher(task: DataConfig, base_digest: str, base: str) -> None:
-    """Raise `UserError` where another base than this one has written the task's exchanges, and is their teacher."""
-    if task.exchanges is None or task.path is None:
-        return
-    for document in read_documents(task.path):
-        folder = expanded(task.exchanges) / document.name
-        written_by = study_record(folder).get("base_digest", base_digest)
-        if written_by != base_digest:
-            problem = f"were written by a base with digest {written_by}, and {base} has {base_digest}"
-            remedy = "remove task.exchanges, and prefixray sweep has this base write its own"
-            raise UserError(f"task.exchanges: {folder}: {problem}; {remedy}")
+def check_teacher(studies: Path, names: Iterable[str], *, base: str, digest: str, is_own: bool) -> None:
+    """Raise `UserError` where another base than this one has written a document's exchanges, and is its teacher.
+
+    `studies` has a folder for each of the documents `names`; `is_own`: it is in the sweep's own results. Another commit
+    of the same repository of the hub may have the same weights: it is only logged.
+    """
+    for folder in (studies / name for name in names):
+        record = study_record(folder)
+        written_by = record.get("base_digest", digest)
+        is_of_hub = all(_COMMIT.fullmatch(each) for each in (written_by, digest))
+        if written_by == digest:
+            continue
+        problem = f"were written by a base with digest {written_by}, and {base} has {digest}"
+        if is_of_hub and record.get("made_from", {}).get("base", {}).get("name") == base:
+            logger.warning("%s: %s: another commit, which may have changed no weight", folder, problem)
+            continue
+        given = "remove task.exchanges, and prefixray sweep has this base write its own"
+        remedy = f"delete {folder}, or give this sweep another name" if is_own else given
+        raise UserError(f"{folder}: its exchanges {problem}; {remedy}")
 
 
 def _digest(document: Document) -> str:

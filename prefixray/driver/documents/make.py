@@ -12,7 +12,7 @@ from prefixray.cluster.worker import WorkerSetup
 from prefixray.config.schema import SweepConfig
 from prefixray.data.catalog import CATALOG
 from prefixray.data.documents import Document, read_documents
-from prefixray.data.documents.made import copy_made, find_made, is_made, made_from, study_record
+from prefixray.data.documents.made import check_teacher, copy_made, find_made, is_made, made_from, study_record
 from prefixray.data.documents.task import own_questions
 from prefixray.data.task_config import TaskConfig
 from prefixray.driver.documents.student import Assignment, have_studied
@@ -22,7 +22,7 @@ from prefixray.reporting.live import LiveView
 from prefixray.results.hypotheses import check_data
 from prefixray.search.status import View, title_of
 from prefixray.system.atomic_files import write_whole
-from prefixray.system.path_or_hub import absolute
+from prefixray.system.path_or_hub import absolute, expanded
 
 
 def is_to_study(config: SweepConfig) -> bool:
@@ -81,6 +81,18 @@ def keep_searched(config: SweepConfig, folder: ResultsFolder) -> None:
         raise UserError(f"task.path: {config.task.path}: {problem}; {remedy}")
 
 
+def check_teachers(config: SweepConfig, folder: ResultsFolder, base_digest: str) -> None:
+    """Raise `UserError` where another base is the teacher that an arm distills, or that test/divergence compares with.
+
+    `base_digest` is that of the base that the workers have loaded.
+    """
+    is_distilled = any(arm.trial(next(arm.corners())).objective == "distill" for arm in config.arms)
+    if is_distilled or "test/divergence" in config.final.named_metrics:
+        given, names = config.task.exchanges, document_names(config.task)
+        studies = folder.documents if given is None else expanded(given)
+        check_teacher(studies, names, base=config.base, digest=base_digest, is_own=given is None)
+
+
 def make_study(
     config: SweepConfig,
     folder: ResultsFolder,
@@ -127,7 +139,7 @@ def _assignment(config: SweepConfig, folder: ResultsFolder, document: Document, 
     if study_record(place) and folder.journal.is_file():
         problem = "was made from another document, base or settings, and trials have trained on it"
         raise UserError(f"{place}: {problem}; undo the change, or give this sweep another name")
-    other = find_made(folder.path.parent, document.name, made)
+    other = find_made(folder.path.parent, document.name, made, config.base)
     if other is None:
         return Assignment(document, place.absolute(), made)
     copy_made(other, place)

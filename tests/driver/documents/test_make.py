@@ -1,6 +1,8 @@
 """A sweep's document is studied once, before the search, and workers read what was made."""
 
 import io
+import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -114,19 +116,76 @@ def test_a_document_that_changes_is_studied_again_unless_trials_have_trained_on_
     assert study_record(first[1].documents / "manual") == before and made == ["manual", "manual"]
 
 
-def test_the_exchanges_of_another_text_or_of_another_base_are_refused(
+def test_the_exchanges_of_another_text_are_refused(
     made: list[str], base_folders: Mapping[str, Path], worker_setup: WorkerSetup
 ) -> None:
-    first, other = (sweep("first", base_folders[name], worker_setup) for name in ("llama", "gpt2"))
+    first = sweep("first", base_folders["llama"], worker_setup)
     run(*first)
-    setup = replace(other[2], task=first[2].task)
-    with pytest.raises(UserError, match=r"exchanges: .*manual: were written by a base with digest .*; remove task.exc"):
-        Worker(setup, on_crash=lambda: None).ready()
     task = first[0].task.model_copy(update={"exchanges": str(first[1].documents)})
     assert len(load_task(task).dev) == 2
     Path("manual.md").write_text("The Eagle closes at noon.\n")
     with pytest.raises(UserError, match=r"task.exchanges: runs.first.documents.manual: is about another text than man"):
         load_task(task)
+
+
+def test_the_exchanges_of_another_base_are_refused_where_it_would_be_the_teacher(
+    made: list[str], base_folders: Mapping[str, Path], worker_setup: WorkerSetup
+) -> None:
+    first, other = (sweep("first", base_folders[name], worker_setup) for name in ("llama", "gpt2"))
+    run(*first)
+    worker = Worker(replace(other[2], task=first[2].task), on_crash=lambda: None)
+    digest = worker.ready().base_digest  # no teacher is in play, and the exchanges are questions and answers
+    config, folder, _ = other
+    make.check_teachers(config, folder, digest)
+    distilled = with_arm(config, objective="distill")
+    own = r"^runs/first/documents/manual: its exchanges were .*; delete runs/first/documents/manual, or give this sweep"
+    with pytest.raises(UserError, match=own):
+        make.check_teachers(distilled, folder, digest)
+    scored = config.model_copy(update={"final": config.final.model_copy(update={"metric": "test/divergence"})})
+    with pytest.raises(UserError, match=own):
+        make.check_teachers(scored, folder, digest)
+    task = config.task.model_copy(update={"exchanges": str(folder.documents)})
+    with pytest.raises(UserError, match=r"were written by a base with digest .*; remove task.exchanges, and prefixray"):
+        make.check_teachers(distilled.model_copy(update={"task": task}), folder, digest)
+    make.check_teachers(distilled, folder, study_record(folder.documents / "manual")["base_digest"])
+
+
+def with_arm(config: SweepConfig, **fixed: str) -> SweepConfig:
+    (arm,) = config.arms
+    return config.model_copy(update={"arms": (arm.model_copy(update={"fixed": {**arm.fixed, **fixed}}),)})
+
+
+def test_another_commit_of_a_hubs_base_is_its_own_teacher_still(
+    made: list[str], base_folders: Mapping[str, Path], worker_setup: WorkerSetup, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, folder, _ = sweep("first", base_folders["llama"], worker_setup)
+    of_hub = with_arm(config.model_copy(update={"base": "owner/name"}), objective="distill")
+    record = {"base_digest": "a" * 40, "made_from": {"base": {"name": "owner/name"}}}
+    place = folder.documents / "manual"
+    place.mkdir(parents=True)
+    (place / "study.json").write_text(json.dumps(record))
+    make.check_teachers(of_hub, folder, "b" * 40)
+    assert "another commit, which may have changed no weight" in caplog.text
+    with pytest.raises(UserError, match="were written by a base with digest aaaa"):
+        make.check_teachers(of_hub.model_copy(update={"base": "owner/another"}), folder, "b" * 40)
+
+
+def test_a_base_of_the_same_name_and_size_writes_its_own_exchanges(
+    made: list[str], base_folders: Mapping[str, Path], worker_setup: WorkerSetup
+) -> None:
+    bases = [Path(which, "model") for which in ("one", "two")]
+    for base in bases:
+        shutil.copytree(base_folders["llama"], base)
+    weights = bases[1] / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 1  # of a number's mantissa
+    weights.write_bytes(content)
+    run(*sweep("first", bases[0], worker_setup))
+    run(*sweep("second", bases[1], worker_setup))
+    assert made == ["manual", "manual"]
+    assert "are those of runs/first/documents/manual" in run(*sweep("third", bases[0], worker_setup))
+    digests = [study_record(Path(f"runs/{name}/documents/manual"))["base_digest"] for name in ("first", "second")]
+    assert digests[0] != digests[1]
 
 
 def folder_of_three() -> None:
