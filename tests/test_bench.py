@@ -147,9 +147,9 @@ def test_answers_behind_a_page_and_behind_prefixes_are_timed_on_as_many_tokens(
     tiny_llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCH))
-    from prefixray.decoding import untrained
+    from prefixray.decoding import in_context
 
-    monkeypatch.setattr(untrained, "_MOST_POSITIONS", 40)
+    monkeypatch.setattr(in_context, "_MOST_POSITIONS", 40)
     _documents(tiny_llama, tmp_path, "decode", "--precision", "fp32", "--prefixes", "8", "16")
     about, _, *lines = capsys.readouterr().out.splitlines()
     num_tokens = int(re.findall(r"mill, (\d+) tokens; 4 questions, 1 of them alone, 3 new", about)[0])

@@ -10,6 +10,7 @@ from torch import Tensor
 from prefixray.batching.batches import collate
 from prefixray.batching.rows import Row
 from prefixray.batching.template import Template
+from prefixray.decoding.in_context import most_rows
 from prefixray.model.backend import backend_for
 from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
@@ -30,7 +31,7 @@ def forced_logits(
     roomy = [row.with_room(insert.infix_length, template.pad_id) for row in rows]
     binder, limit = Binder.of(base.model), base.shape.max_positions
     with backend_for(base.device).decoding(base.model):
-        for indices in _batches(order, rows):
+        for indices in _batches(order, rows, most_rows(insert)):
             of_batch = [roomy[index] for index in indices]
             batch = collate(of_batch, pad_id=template.pad_id, to=Uploads(base.device), max_positions=limit)
             starts = [row.infix_start for row in of_batch]
@@ -42,12 +43,13 @@ def forced_logits(
             yield indices, logits, batch.target_ids
 
 
-def _batches(order: Sequence[int], rows: Sequence[Row]) -> list[list[int]]:
+def _batches(order: Sequence[int], rows: Sequence[Row], most: int) -> list[list[int]]:
+    """The rows in batches of at most so many rows and `_MOST_TARGETS` targets, in this order."""
     batches: list[list[int]] = []
     size = 0
     for index in order:
         size += rows[index].num_targets
-        if not batches or size > _MOST_TARGETS:
+        if not batches or size > _MOST_TARGETS or len(batches[-1]) == most:
             batches.append([])
             size = rows[index].num_targets
         batches[-1].append(index)

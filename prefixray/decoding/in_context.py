@@ -18,6 +18,7 @@ from prefixray.model.binding.binder import Binder
 from prefixray.model.binding.insert import Insert
 
 _BETWEEN = "\n\n"  # the text and the source
+_MOST_POSITIONS = 16_384  # of all rows that run at once: each has a copy of the keys and values in front of it
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ def read_context(base: Base, template: Template, ids: Sequence[int]) -> Context:
     with torch.no_grad():
         recorded = Binder.of(base.model).record(tokens)
     return Context(Insert({"decoder": recorded["decoder"]}), replace(template, before=()))
+
+
+def most_rows(insert: Insert) -> int:
+    """How many rows may run at once behind an insert; one where it is longer than there is room for."""
+    return max(1, _MOST_POSITIONS // max(1, insert.num_positions()))
 
 
 def fitting(base: Base, template: Template, ids: Sequence[int], room: int) -> Sequence[int]:

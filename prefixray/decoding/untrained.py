@@ -9,13 +9,11 @@ from typing import Any
 
 from prefixray.config.schema import DecodingSettings
 from prefixray.data import Task
-from prefixray.decoding.in_context import Context, fitting, read_context
+from prefixray.decoding.in_context import fitting, most_rows, read_context
 from prefixray.decoding.tuned_model import Tuned
 from prefixray.methods.contract import Untuned
 from prefixray.results.record import IN_CONTEXT, UNTRAINED
 from prefixray.training.trainer import Trainer
-
-_MOST_POSITIONS = 16_384  # of all rows that are decoded at once: each has a copy of the document's keys and values
 
 
 def made_from(arm: str, task: Task, document: str | None = None) -> dict[str, Any]:
@@ -40,14 +38,10 @@ def load_untrained(
     longest = max(map(len, template.encode_sources(sources))) - len(template.before)
     seen = fitting(base, template, ids, longest + max(decoding.max_new_tokens, template.max_target_tokens + 1))
     context = read_context(base, template, seen)
-    settings = decoding.model_copy(update={"batch_size": rows_at_once(context, decoding.batch_size)})
+    batch_size = min(decoding.batch_size, most_rows(context.insert))
+    settings = decoding.model_copy(update={"batch_size": batch_size})
     about = {"text": {"num_tokens": len(ids), "num_seen": len(seen)}}
     return Tuned(base, Untuned(context.insert), context.template, settings), about
-
-
-def rows_at_once(context: Context, batch_size: int) -> int:
-    """How many rows are decoded behind a text: fewer than `batch_size` where the text is long."""
-    return max(1, min(batch_size, _MOST_POSITIONS // context.num_tokens))
 
 
 def _text(task: Task, document: str | None) -> str:

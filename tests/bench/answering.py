@@ -19,8 +19,7 @@ from prefixray.batching.template import Template
 from prefixray.config.schema import DecodingSettings
 from prefixray.config.trials import AnyTrial, LoraTrial
 from prefixray.decoding.generate import generate
-from prefixray.decoding.in_context import read_context
-from prefixray.decoding.untrained import rows_at_once
+from prefixray.decoding.in_context import most_rows, read_context
 from prefixray.methods import build_method
 from prefixray.methods.contract import Untuned
 from prefixray.model.base import Base
@@ -86,7 +85,7 @@ def _arms(base: Base, page: Page, options: argparse.Namespace) -> list[Arm]:
 
     read_context(base, page.template, page.ids)  # warm
     read, context = timed(lambda: read_context(base, page.template, page.ids), base.device)
-    seen = rows_at_once(context, rows)
+    seen = min(rows, most_rows(context.insert))
     prefix = config(options).method
     trials: dict[str, AnyTrial] = {
         f"prefix {length}": prefix.model_copy(update={"preseqlen": length}) for length in options.prefixes

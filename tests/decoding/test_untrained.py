@@ -1,22 +1,27 @@
 """The base that sees the document in front of each source: what stock transformers writes, and what the teacher saw."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support.tiny_bases import MakeBase, stock_model
 
+from prefixray.batching.batches import Batch
+from prefixray.batching.rows import Row
 from prefixray.batching.template import make_template
 from prefixray.config.schema import DecodingSettings
 from prefixray.data import Example, load_task
 from prefixray.data.documents.exchanges import TEACHERS, Exchange, write_exchanges
 from prefixray.data.task_config import TaskConfig
 from prefixray.data.teacher import write_teachers
-from prefixray.decoding import untrained
+from prefixray.decoding import forced, in_context, untrained
 from prefixray.decoding.evaluate import decode_for_sweep
 from prefixray.decoding.generate import generation_config
 from prefixray.decoding.in_context import read_context
+from prefixray.decoding.likelihoods import read_references
 from prefixray.model.base import Base
 from prefixray.results.hypotheses import read_hypotheses, read_split_record
 from prefixray.results.likelihoods import read_likelihoods
@@ -99,7 +104,7 @@ def test_a_document_beyond_the_positions_is_cut_at_its_end_and_fewer_sources_run
     tiny_llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = trainer_of(tiny_llama, tmp_path, 20)
-    monkeypatch.setattr(untrained, "_MOST_POSITIONS", 300)
+    monkeypatch.setattr(in_context, "_MOST_POSITIONS", 300)
     tuned, about = untrained.load_untrained(trainer, "in_context", DECODING)
     assert tuned.decoding.batch_size == 1
     seen, total = about["text"]["num_seen"], about["text"]["num_tokens"]
@@ -107,6 +112,26 @@ def test_a_document_beyond_the_positions_is_cut_at_its_end_and_fewer_sources_run
     decode_for_sweep(trainer, "in_context", tmp_path / "out", "test", SETTINGS, METRICS)
     answers = read_hypotheses(tmp_path / "out", "test")
     assert [" ".join(answer.split()) for answer in answers] == by_transformers(trainer, seen)
+
+
+def test_references_are_read_by_as_few_rows_at_once_as_a_document_leaves_room_for(
+    tiny_llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, sizes = trainer_of(tiny_llama, tmp_path, 4), list[int]()
+    collate = forced.collate
+
+    def counted(rows: Sequence[Row], **more: Any) -> Batch:  # noqa: ANN401
+        sizes.append(len(rows))
+        return collate(rows, **more)
+
+    monkeypatch.setattr(forced, "collate", counted)
+    tuned, _ = untrained.load_untrained(trainer, "in_context", DECODING)
+    sources, length = trainer.task.test_sources * 3, tuned.insert.num_positions()
+    together = read_references(tuned, sources)
+    assert sizes == [6]
+    monkeypatch.setattr(in_context, "_MOST_POSITIONS", 2 * length + 1)
+    assert read_references(tuned, sources).nll == pytest.approx(together.nll, rel=1e-5)
+    assert sizes[1:] == [2, 2, 2], "a row more has no room"
 
 
 def test_what_was_decoded_from_the_same_document_is_not_decoded_again(tiny_llama: Base, tmp_path: Path) -> None:
