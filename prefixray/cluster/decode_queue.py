@@ -17,6 +17,7 @@ from prefixray.cluster.fleet import RESCALE_SECONDS, Fleet, answer_of
 from prefixray.cluster.worker_handle import WorkerHandle
 from prefixray.errors import SweepFailed, UserError, first_line
 from prefixray.results.hypotheses import Split
+from prefixray.results.record import IN_CONTEXT
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,11 @@ class DecodeJob(NamedTuple):
     settings: Mapping[str, Any]
     metrics: Sequence[str] = ()  # that the split is scored by
     document: str | None = None  # of several documents the one that the model is about
+
+    @property
+    def may_fail(self) -> bool:
+        """Whether a table needs it not: a document in front of each row may take more memory than there is."""
+        return self.model == IN_CONTEXT
 
 
 class DecodeQueue:
@@ -57,15 +63,17 @@ class DecodeQueue:
             if may_begin and self._early:
                 self._give(worker, self._early)
 
-    def run(self, jobs: Sequence[DecodeJob], on_progress: Callable[[str], None]) -> None:
-        """Do all these jobs, and wait for them. Raises `SweepFailed` where a job has killed too many workers.
+    def run(self, jobs: Sequence[DecodeJob], on_progress: Callable[[str], None]) -> list[tuple[DecodeJob, str]]:
+        """Do all these jobs, and wait for them; those that may fail and have failed, each with its problem.
 
-        `on_progress` is called after each look at the workers.
+        `on_progress` is called after each look at the workers. Raises `SweepFailed` where another job has killed too
+        many workers.
         """
         self._early.clear()
         early = list(self._running.values())
         waiting = [job for job in jobs if job not in early]
         deaths: Counter[str] = Counter()  # by a job's folder
+        failed: list[tuple[DecodeJob, str]] = []
         while waiting or self._running:
             self._fleet.rescale(len(waiting) + len(self._running), 0)
             for worker in self._fleet.workers:
@@ -76,18 +84,39 @@ class DecodeQueue:
             for worker in self._finished():
                 answer, worker.decoding, job = worker.decoding, None, self._running.pop(worker.name)
                 try:
-                    answer_of(answer)
-                except RayActorError as error:
-                    _count_death(deaths, job, error)
-                    worker.note_failed_call()
-                except (RayTaskError, UserError):
-                    if job not in early:
+                    is_done = self._is_done(worker, answer, job, early, deaths)
+                except (RayTaskError, UserError, SweepFailed) as error:
+                    if not job.may_fail:
                         raise
-                    early.remove(job)
-                    logger.info("%s could not decode; it is tried again", worker.name)
-                else:
+                    logger.warning("%s could not be decoded: it is left out", job.folder, exc_info=error)
+                    cause = error.cause if isinstance(error, RayTaskError) else error
+                    failed.append((job, first_line(cause)))
                     continue
-                waiting += [job] if job in jobs else []  # else another configuration has won meanwhile
+                waiting += [job] if not is_done and job in jobs else []  # else another configuration has won meanwhile
+        return failed
+
+    def _is_done(
+        self,
+        worker: WorkerHandle,
+        answer: Any,  # noqa: ANN401
+        job: DecodeJob,
+        early: list[DecodeJob],
+        deaths: Counter[str],
+    ) -> bool:
+        """Whether a worker's answer says that the job is done; else it is to be tried again, or this raises."""
+        try:
+            answer_of(answer)
+        except RayActorError as error:
+            worker.note_failed_call()
+            _count_death(deaths, job, error)
+            return False
+        except (RayTaskError, UserError):
+            if job not in early:
+                raise
+            early.remove(job)
+            logger.info("%s could not decode; it is tried again", worker.name)
+            return False
+        return True
 
     def _give(self, worker: WorkerHandle, jobs: list[DecodeJob]) -> None:
         """Let a worker do the first of these jobs, if it is idle."""

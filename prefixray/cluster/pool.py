@@ -111,12 +111,15 @@ class Pool(Fleet):
         """Give workers without trials something to decode, unless trials could still begin there."""
         self._decodings.use_idle(may_begin=may_begin)
 
-    def decode(self, jobs: Sequence[DecodeJob], on_progress: Callable[[str], None] = lambda _: None) -> None:
+    def decode(
+        self, jobs: Sequence[DecodeJob], on_progress: Callable[[str], None] = lambda _: None
+    ) -> list[tuple[DecodeJob, str]]:
         """Decode all this, a job at a time on each worker; what is on disk already is not decoded again.
 
-        `on_progress` is called every few seconds with how far it is, in words.
+        Returns the jobs that may fail and have failed, each with its problem. `on_progress` is called every few seconds
+        with how far it is, in words.
         """
-        self._decodings.run(jobs, on_progress)
+        return self._decodings.run(jobs, on_progress)
 
     def _choose(self, *, exclusive: bool, reserved_too: bool = False) -> WorkerHandle | None:
         """The worker for a trial: of those with room for it, the emptiest."""

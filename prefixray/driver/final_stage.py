@@ -56,6 +56,7 @@ class FinalStage:
         self._config, self._folder, self._storage, self._engine = config, folder, storage, engine
         several: Sequence[str | None] = documents if len(documents) > 1 else (None,)
         self._documents, self._searched = several, several[: config.search.num_searched(len(documents))]
+        self.left_out: dict[str, str] = {}  # arms that nobody trains and that could not decode, and why
 
     @property
     def most_runs(self) -> int:
@@ -76,7 +77,8 @@ class FinalStage:
             if not records:
                 logger.warning("no trial of %s has a score: it is left out of the final stage", arm)
         runs = self._train("final", {arm: self._final_runs(arm, records) for arm, records in best.items()})
-        self._engine.decode([*self._untrained_jobs, *self._decode_jobs(runs, "test")])
+        failed = self._engine.decode([*self._untrained_jobs, *self._decode_jobs(runs, "test")])
+        self.left_out = {job.model: problem for job, problem in failed}
         return runs
 
     def early(self, arm: ArmConfig, study: ArmStudy | None) -> Stage | None:
@@ -96,6 +98,11 @@ class FinalStage:
 
     @property
     def untrained(self) -> dict[str, list[Part]]:
+        """What the arms that nobody trains have decoded, without those that could not."""
+        return {arm: parts for arm, parts in self._untrained.items() if arm not in self.left_out}
+
+    @property
+    def _untrained(self) -> dict[str, list[Part]]:
         """What the arms that nobody trains decode: where the task has documents, one is the base that sees them."""
         parts = {UNTUNED: [Part(self._folder.untrained(UNTUNED))]}
         if CATALOG[self._config.task.name].is_studied:
@@ -104,7 +111,7 @@ class FinalStage:
 
     @property
     def _untrained_jobs(self) -> list[DecodeJob]:
-        return [self._decode_job(arm, part, "test") for arm, parts in self.untrained.items() for part in parts]
+        return [self._decode_job(arm, part, "test") for arm, parts in self._untrained.items() for part in parts]
 
     def _best(self, arm: ArmConfig, study: ArmStudy | None) -> Sequence[Record | None]:
         """The records whose configurations go on, best first; None is the only configuration of an unsearched arm."""

@@ -297,6 +297,7 @@ class _Sweep:
             provenance=self._pool.facts,
             leaks=task.leaks,
             endings=early_endings(studies, config.search.stop_when),
+            left_out=self._final.left_out,
             decoding=config.final.decoding.model_dump(),
             search=searched["search"],
             minutes={arm.name: self._minutes(arm.name, runs.get(arm.name, ())) for arm in config.arms},

@@ -10,7 +10,7 @@ import math
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -53,6 +53,7 @@ class Facts:
     num_train: int  # examples that a run trains on
     leaks: Sequence[str] = ()  # notes on sources that two splits share
     endings: Sequence[str] = ()  # notes on searches that ended before their last trial
+    left_out: Mapping[str, str] = field(default_factory=dict)  # arms that nobody trains and could not decode, and why
 
 
 def make_results(
@@ -103,7 +104,7 @@ def make_results(
         seed=config.search.seed,
         arms=arms,
         resolution=max((resolution(**difference) for difference in differences if difference), default=0.0),
-        notes=[*facts.leaks, *facts.endings, *_notes(config, runs), *_cut_note(untrained), *_space_notes(facts, runs)],
+        notes=_all_notes(facts, runs, untrained),
         examples=choose_examples(every, scores.reference, primary),
         search=list(facts.search),
     )
@@ -128,6 +129,18 @@ def _draws(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> Draws
         subsets = {arm: [subset_of(run.replicate, low.num_subsets) for run in of_arm] for arm, of_arm in runs.items()}
         draws |= {"subsets": subsets, "num_subsets": low.num_subsets}
     return draws
+
+
+def _all_notes(
+    facts: Facts, runs: Mapping[str, Sequence[FinalRun]], untrained: Mapping[str, Sequence[Part]]
+) -> list[str]:
+    """What a reader of the table has to know besides."""
+    left_out = [
+        f"{arm} is left out, since it could not be decoded: {problem}; the same command tries it again"
+        for arm, problem in facts.left_out.items()
+    ]
+    notes = [*facts.leaks, *facts.endings, *left_out, *_notes(facts.config, runs)]
+    return [*notes, *_cut_note(untrained), *_space_notes(facts, runs)]
 
 
 def _notes(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> list[str]:

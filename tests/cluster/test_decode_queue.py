@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from ray.exceptions import RayTaskError
 from support.fake_ray import FakeRay, decode_job, fake_workers, make_arm, make_pool, make_spec
 
 from prefixray.cluster import fleet
@@ -21,6 +22,26 @@ def test_deaths_are_counted_by_what_is_decoded(tmp_path: Path, ray: FakeRay) -> 
     worker.num_deaths = {"final/1": MOST_DEATHS + 1}
     with pytest.raises(SweepFailed, match=f"final/1: {MOST_DEATHS + 1} workers have died while they decoded"):
         pool.decode([decode_job(number) for number in range(3)])
+
+
+def test_where_the_base_cannot_decode_behind_the_document_all_others_have_decoded(tmp_path: Path, ray: FakeRay) -> None:
+    pool = make_pool(tmp_path, num_workers=1)
+    pool.wait([make_arm("lora", rank=2)])
+    (worker,) = fake_workers(pool)
+    jobs = [decode_job(0), decode_job(1)._replace(model="in_context"), decode_job(2)]
+    worker.no_memory_for = {"final/1"}
+    pool.decode_when_idle(jobs[1])
+    pool.use_idle()
+    ((job, problem),) = pool.decode(jobs)
+    assert job == jobs[1] and "out of memory" in problem
+    assert {given[1] for method, given in worker.given if method == "decode"} == {f"final/{n}" for n in range(3)}
+    worker.no_memory_for, worker.num_deaths = set(), {"final/1": MOST_DEATHS + 1}
+    ((job, problem),) = pool.decode(jobs)
+    assert job == jobs[1] and f"{MOST_DEATHS + 1} workers have died" in problem
+    assert pool.decode(jobs) == [], "it is tried again"
+    worker.no_memory_for = {"final/2"}
+    with pytest.raises(RayTaskError):
+        pool.decode(jobs)
 
 
 def test_a_worker_whose_machine_is_about_to_go_is_given_nothing_to_decode_and_is_ended_on_purpose(

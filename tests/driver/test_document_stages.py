@@ -69,9 +69,10 @@ class Engine:
                 for report in self.trainer.run():
                     self._end(stage, *started[report.key], report)
 
-    def decode(self, jobs: Sequence[DecodeJob]) -> None:
+    def decode(self, jobs: Sequence[DecodeJob]) -> list[tuple[DecodeJob, str]]:
         for model, folder, *rest in jobs:
             decode_for_sweep(self.trainer, model, Path(folder), *rest)
+        return []
 
     def _end(self, stage: Stage, spec: TrialSpec, number: int, report: Report) -> None:
         if report.state == "done":

@@ -62,12 +62,13 @@ class PlayedEngine:
                 keys.append(spec.key)
             self.trained.append((stage.name, keys))
 
-    def decode(self, jobs: Sequence[DecodeJob]) -> None:
+    def decode(self, jobs: Sequence[DecodeJob]) -> list[tuple[DecodeJob, str]]:
         self.decoded.append([str(Path(folder).relative_to(self.folder)) for _, folder, *_ in jobs])
         self.jobs += jobs
         for _, folder, split, *_ in jobs:
             text = SOURCES[0].references[0] if "prefix-1-" in folder else "a river"
             write_hypotheses(Path(folder), split, [text], SOURCES)
+        return [(job, "out of memory") for job in jobs if job.model in self.failing]
 
 
 @pytest.fixture
@@ -189,11 +190,19 @@ def test_where_the_task_has_a_document_the_base_that_sees_it_decodes_too(tmp_pat
     (tmp_path / "small.yaml").write_text(text)
     config, folder, engine = load_sweep(str(tmp_path / "small.yaml")), ResultsFolder(tmp_path), PlayedEngine(tmp_path)
     stage = open_stage(config, folder, engine)
-    stage.run(searched(folder, config, [2.0, 1.5, 3.0, 1.0]), SOURCES)  # type: ignore[arg-type]
+    studies = searched(folder, config, [2.0, 1.5, 3.0, 1.0])
+    stage.run(studies, SOURCES)
     assert engine.decoded[-1][:2] == ["final/untuned", "final/in_context"]
     assert stage.untrained == {arm: [Part(tmp_path / "final" / arm)] for arm in ("untuned", "in_context")}
     assert [job.model for job in engine.jobs[:2]] == ["untuned", "in_context"]
     assert all(list(job.metrics) == ["divergence"] for job in engine.jobs)
+    engine.failing = ["in_context"]
+    stage.run(studies, SOURCES)
+    assert list(stage.untrained) == ["untuned"] and stage.left_out == {"in_context": "out of memory"}
+    engine.failing, num_before = [], len(engine.jobs)
+    stage.run(studies, SOURCES)
+    assert "in_context" in [job.model for job in engine.jobs[num_before:]], "it is tried again"
+    assert list(stage.untrained) == ["untuned", "in_context"] and not stage.left_out
 
 
 def test_the_winner_is_trained_for_every_document_and_candidates_for_those_of_the_search(

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,13 @@ OUTPUTS: Mapping[str, Sequence[str]] = {
 }
 
 
-def results(folder: Path, groups: Sequence[str | None], sweep: str = SWEEP, untrained: Sequence[str] = ()) -> Results:
+def results(
+    folder: Path,
+    groups: Sequence[str | None],
+    sweep: str = SWEEP,
+    untrained: Sequence[str] = (),
+    left_out: Mapping[str, str] | None = None,
+) -> Results:
     (folder / "x.yaml").write_text(sweep, encoding="utf-8")
     config: SweepConfig = load_sweep(folder / "x.yaml")
     sources = [
@@ -70,6 +77,7 @@ def results(folder: Path, groups: Sequence[str | None], sweep: str = SWEEP, untr
     )
     decoding = {"num_beams": 1}
     facts = Facts(config, provenance, decoding, search=[], minutes={}, num_train=6, leaks=("1 of 4 is known",))
+    facts = replace(facts, left_out=left_out or {})
     return make_results(facts, runs, {arm: [Part(place)] for arm, place in folders.items()}, sources)[0]
 
 
@@ -133,6 +141,13 @@ def test_an_arm_that_sees_the_document_is_no_rival_and_the_others_distances_to_i
         assert distance["value"] == pytest.approx(gap) and distance["low"] <= gap <= distance["high"]
     assert any("in_context sees the first 1,500 of the document's 2,000 tokens" in note for note in made["notes"])
     assert made["resolution"] == without["resolution"]
+
+
+def test_an_arm_that_could_not_be_decoded_is_named_in_a_note(tmp_path: Path) -> None:
+    made = results(tmp_path, [None] * 4, left_out={"in_context": "out of memory"})
+    assert [arm["arm"] for arm in made["arms"]] == ["untuned", "prefix", "finetune"]
+    wanted = "in_context is left out, since it could not be decoded: out of memory; the same command tries it again"
+    assert wanted in made["notes"]
 
 
 def test_arms_are_compared_by_likelihoods_without_a_look_at_their_texts(tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ class FakeWorker:
         self.given: list[tuple[str, tuple[Any, ...]]] = []
         self.silent: set[str] = set()
         self.num_deaths: dict[str, int] = {}  # that it dies of a decoding, by folder, or of the check
+        self.no_memory_for: set[str] = set()  # folders of decodings for which it has too little
 
     def die(self, state: str | None = None) -> None:
         """End, and come again at once unless another state is said; what it was asked and had not answered fails."""
@@ -141,6 +142,8 @@ class FakeWorker:
             case "decode" if self.num_deaths.get(given[1], 0):
                 self.num_deaths[given[1]] -= 1
                 return died()
+            case "decode" if given[1] in self.no_memory_for:
+                return RayTaskError("decode", "a traceback", MemoryError("out of memory"))
             case _:
                 return None
 

@@ -127,10 +127,10 @@ class Engine:
                 coordinator.start_again()
                 shutil.rmtree(scratch, ignore_errors=True)
 
-    def decode(self, jobs: Sequence[DecodeJob]) -> None:
-        """Decode what is not on disk yet."""
+    def decode(self, jobs: Sequence[DecodeJob]) -> list[tuple[DecodeJob, str]]:
+        """Decode what is not on disk yet; the jobs that may fail and have failed, each with its problem."""
         self.live.update(self.picture("decode", f"decoding with {len(jobs)} models"))
-        self.pool.decode(jobs, lambda progress: self.live.update(self.picture("decode", progress)))
+        return self.pool.decode(jobs, lambda progress: self.live.update(self.picture("decode", progress)))
 
     def picture(self, stage: str, message: str) -> View:
         """A picture of what goes on while no trial runs."""
