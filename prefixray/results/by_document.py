@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from prefixray.data import Sourced
 from prefixray.metrics import Scored
 from prefixray.metrics.challenge_words import WordForm
@@ -39,11 +37,12 @@ def score_together(
     metrics: Sequence[str],
     form: WordForm | None = None,
 ) -> dict[str, Scored]:
-    """The scores of one seed on all sources, which stand in the order of the parts' documents."""
-    own = [(part.folder, sources_about(sources, part.document)) for part in parts]
-    scored = [score_of(folder, split, about, metrics, form) for folder, about in own if about]
-    statistics = {metric: [each[metric].statistics for each in scored] for metric in metrics}
-    return {metric: replace(scored[0][metric], statistics=np.concatenate(statistics[metric])) for metric in metrics}
+    """The scores of one seed on all sources, which stand in the order of the parts' documents.
+
+    A metric gets all hypotheses at once: one of the user's own may compare them.
+    """
+    with_sources = [part for part in parts if sources_about(sources, part.document)]
+    return score_of([part.folder for part in with_sources], split, sources, metrics, form)
 
 
 def read_together(parts: Sequence[Part], split: str) -> list[str]:

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from prefixray.data import Sourced
 from prefixray.metrics import Scored, is_of_likelihoods
 from prefixray.metrics.challenge_words import WordForm
@@ -17,15 +19,23 @@ MOST_GROUPS = 4
 
 
 def score_of(
-    folder: Path, split: str, sources: Sequence[Sourced], metrics: Sequence[str], form: WordForm | None = None
+    folders: Sequence[Path],
+    split: str,
+    sources: Sequence[Sourced],
+    metrics: Sequence[str],
+    form: WordForm | None = None,
 ) -> dict[str, Scored]:
-    """The scores of what was decoded into a folder; `form` is that in which texts are compared."""
+    """The scores of what was decoded into folders, in the order of sources; texts are compared in this form."""
     read = [metric for metric in metrics if is_of_likelihoods(metric)]
     of_texts = [metric for metric in metrics if metric not in read]
-    scored = score_all(read_hypotheses(folder, split), sources, of_texts, form)
+    hypotheses = [text for folder in folders for text in read_hypotheses(folder, split)]
+    scored = score_all(hypotheses, sources, of_texts, form)
     if read:
-        likelihoods = read_likelihoods(folder, split)
-        scored |= {metric: likelihoods.scored(metric) for metric in read}
+        parts = [read_likelihoods(folder, split) for folder in folders]
+        for metric in read:
+            of_parts = [part.scored(metric) for part in parts]
+            statistics = np.concatenate([part.statistics for part in of_parts])
+            scored[metric] = replace(of_parts[0], statistics=statistics)
     return {metric: scored[metric] for metric in metrics}
 
 

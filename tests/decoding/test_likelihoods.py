@@ -116,9 +116,9 @@ def test_a_metric_of_likelihoods_is_read_from_its_file_beside_the_hypotheses(tmp
     write_hypotheses(tmp_path, "test", ["one two", "four"], sources)
     metrics = ["perplexity", "rouge_l", "divergence"]
     with pytest.raises(UserError, match=r"test.likelihoods.json: no such file, or a damaged one"):
-        score_of(tmp_path, "test", sources, metrics)
+        score_of([tmp_path], "test", sources, metrics)
     write_likelihoods(tmp_path, "test", Likelihoods([3, 2], [3.0, 4.0], [0.5, 0.0]), {})
-    found = score_of(tmp_path, "test", sources, metrics)
+    found = score_of([tmp_path], "test", sources, metrics)
     assert list(found) == metrics
     assert [round(found[metric].corpus(), 4) for metric in metrics] == [round(math.exp(1.4), 4), 50.0, 0.1]
     (tmp_path / "test.likelihoods.json").write_text(json.dumps({"nll": [1.0]}))
