@@ -16,6 +16,7 @@ _EDGE = 0.05  # of a range's width, on its own scale: a value so near to an end 
 _FEWEST_NUMBERS = 3  # of a choice; the winner among two is always at an end
 _FEWEST_TRIALS = 3  # with a value, of which most have to be lost for a note
 _LOST = 2.0  # times the lowest dev loss: a trial that ended above it has diverged
+_LOST_NATS = 1.0  # above the lowest divergence from a teacher, which may be near 0: likewise
 
 
 def space_notes(
@@ -26,7 +27,8 @@ def space_notes(
     notes = [note for arm in in_table for note in edge_notes(arm, winners[arm.name])]
     for alike in of_one_loss(search):
         losses = [loss for trial in alike if (loss := trial["dev_loss"]) is not None and math.isfinite(loss)]
-        limit = _LOST * min(losses, default=math.inf)
+        lowest = min(losses, default=math.inf)
+        limit = lowest + _LOST_NATS if alike[0].get("is_divergence") else _LOST * lowest
         notes += [note for arm in arms if (note := divergence_note(arm.name, alike, limit)) is not None]
     fixed = [f"{arm.name} ({arm.fixed['learning_rate']:g})" for arm in in_table if not arm.dimensions]
     if len(in_table) > 1 and fixed:

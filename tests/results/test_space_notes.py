@@ -107,6 +107,8 @@ def test_a_divergence_from_a_teacher_is_no_measure_of_another_loss() -> None:
     ]
     others = [trial(number, None, 1.6) for number in range(3)]
     assert space_notes([ARM, lora], {}, [*distilled, *others]) == []
+    near: SearchTrial = {**distilled[0], "dev_loss": 0.04}
+    assert space_notes([lora], {}, [*distilled, near]) == [], "0.2 nats is five times 0.04, and no divergence"
     assert (
         "3 of 4 trials diverged" in space_notes([ARM], {}, [*(trial(n, None, 9.0) for n in range(3)), *others[:1]])[0]
     )
