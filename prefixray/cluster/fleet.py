@@ -25,6 +25,7 @@ from prefixray.cluster.nodes import Refusals, draining
 from prefixray.cluster.worker import WorkerSetup
 from prefixray.cluster.worker_handle import MOST_LOADS, Phase, WorkerHandle, start_worker
 from prefixray.config.schema import ArmConfig
+from prefixray.data.task_config import TaskConfig
 from prefixray.errors import SweepFailed, UserError
 from prefixray.planning.memory import largest_trial
 from prefixray.planning.slots import num_slots
@@ -209,14 +210,17 @@ class Fleet:
         for worker in (worker for worker in self.workers if not worker.is_over):
             if (facts := worker.refresh()) is not None:
                 self._welcome(worker, facts)
-            elif worker.state.cause is not None:
+            if worker.state.cause is not None:
                 self._give_up(worker, worker.state.cause)
         self.workers = [worker for worker in self.workers if not (worker.is_over and worker.is_idle)]
         self._wait.look(sum(worker.has_device for worker in self.workers), len(self.workers))
 
     def _welcome(self, worker: WorkerHandle, facts: WorkerFacts) -> None:
-        """Give a worker that is ready the slots for which it has memory."""
+        """Give a worker that is ready the slots for which it has memory; refuse it where it has read other data."""
         self._facts = self._facts or facts
+        if facts.data_digest != self._facts.data_digest:  # its trials would not train on what they began with
+            worker.refuse(_other_data(self._setup.task))
+            return
         is_shared = facts.device == "cpu" and not self._cluster.is_elastic  # all workers see the one machine's memory
         sharing = [arm for arm in self._arms if not arm.exclusive]
         on_gpu = facts.device != "cpu"
@@ -290,6 +294,12 @@ def _check_arms(worker: WorkerHandle, arms: Sequence[ArmConfig]) -> bool:
         worker.note_failed_call()
         return False
     return True
+
+
+def _other_data(task: TaskConfig) -> UserError:
+    where = ", ".join(f"task.{key}: {path}" for key, path in task.paths.items()) or f"task: {task.name}"
+    problem = "is not what the sweep's first worker has read"
+    return UserError(f"{where}: {problem}; undo the change, or run the same command again to go on with it")
 
 
 def _more(setup: WorkerSetup) -> str:

@@ -190,6 +190,10 @@ class WorkerHandle:
         if self.is_ready:
             self.state = self.state.to(Phase.SILENT, time.monotonic())
 
+    def refuse(self, cause: UserError) -> None:
+        """Use it no more, and start none in its place: another one would be as wrong."""
+        self.state = replace(self.state.to(Phase.REFUSED, time.monotonic()), cause=cause)
+
     def retire(self) -> None:
         """Have its trials checkpointed, and its process ended after that: its machine is about to go."""
         self.state = self.state.to(Phase.RETIRING, time.monotonic())

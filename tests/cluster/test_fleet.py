@@ -230,3 +230,26 @@ def test_a_worker_that_dies_while_it_checks_the_arms_is_asked_again_and_then_sai
     assert [line for line in caplog.messages if "asked again" in line] == [
         "worker-0 died while it checked that the arms' trials can be built; it is asked again"
     ] * 2
+
+
+def test_a_worker_that_reads_other_data_than_the_first_one_is_used_no_more(tmp_path: Path, ray: FakeRay) -> None:
+    pool = make_pool(tmp_path)
+    pool.wait([make_arm("lora", rank=2)])
+    first, second = fake_workers(pool)
+    second.data_digest = "another"  # a document was deleted before it was started again
+    second.die()
+    rescale_later(pool, ray, num_trials=2)
+    assert [worker.name for worker in pool.workers] == ["worker-0"] and second in ray.killed
+    (said,) = (line for line in pool.news() if "left alone" in line)
+    assert "task: e2e: is not what the sweep's first worker has read; undo the change, or run the same" in said
+    first.data_digest = "another"
+    first.die()
+    with pytest.raises(NoWorkers, match="is not what the sweep's first worker has read"):
+        rescale_later(pool, ray, num_trials=2)
+
+
+def test_a_folder_that_changes_while_the_first_workers_read_it_ends_the_sweep(tmp_path: Path, ray: FakeRay) -> None:
+    ray.to_come = [FakeWorker(), FakeWorker()]
+    ray.to_come[1].data_digest = "another"
+    with pytest.raises(UserError, match="is not what the sweep's first worker has read"):
+        make_pool(tmp_path).wait([make_arm("lora", rank=2)])

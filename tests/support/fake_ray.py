@@ -101,6 +101,7 @@ class FakeWorker:
 
     free_bytes = 8 << 30
     next_state = "ALIVE"  # after a death
+    data_digest = FACTS.data_digest
 
     def __init__(self, node: str = "node") -> None:
         self.state = ActorState("ALIVE", 0, 1, node)
@@ -133,7 +134,7 @@ class FakeWorker:
             case "ready" if self.refusal is not None:
                 return RayTaskError("ready", "a traceback", self.refusal)
             case "ready":
-                return replace(FACTS, device="cpu", free_bytes=self.free_bytes)
+                return replace(FACTS, device="cpu", free_bytes=self.free_bytes, data_digest=self.data_digest)
             case "status":
                 return WorkerStatus({}, 0.0, 0)
             case "check" if self.num_deaths.get("check", 0):
