@@ -122,7 +122,7 @@ def drive(
         if not folder.journal.is_file():
             read_warm_start(config)  # before Ray starts
         check_task(config)
-        keep_searched(config, folder)
+        config = keep_searched(config, folder)
         check_server(config.tracking)
         live = LiveView(shown)
         try:

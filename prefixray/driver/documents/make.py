@@ -66,19 +66,24 @@ def check_documents(task: TaskConfig) -> tuple[Document, ...]:
     return documents
 
 
-def keep_searched(config: SweepConfig, folder: ResultsFolder) -> None:
-    """Write down which documents the search trains on; once trials have trained on them, refuse any others.
+def keep_searched(config: SweepConfig, folder: ResultsFolder) -> SweepConfig:
+    """The configuration with the number of documents that the search trains on; the first run writes their names down.
 
-    Others may come behind them or go: the final stage trains what is there. Raises `UserError`.
+    Once trials have trained on them, they stay the first ones. Others may come behind them or go: the final stage
+    trains what is there. Raises `UserError` where others would be the first.
     """
     names, file = document_names(config.task), folder.searched_documents
-    searched = [*names[: config.search.num_searched(len(names))]]
     if not folder.journal.is_file() and names:
-        write_whole(file, json.dumps(searched) + "\n")
-    elif file.is_file() and searched != (before := json.loads(file.read_text(encoding="utf-8"))):
-        problem = f"trials have trained on {', '.join(before)}, and now {', '.join(searched)} would be the first"
+        write_whole(file, json.dumps(names[: config.search.num_searched(len(names))]) + "\n")
+    if not file.is_file():
+        return config
+    before = json.loads(file.read_text(encoding="utf-8"))
+    first = [*names[: len(before)]]
+    if first != before:
+        problem = f"trials have trained on {', '.join(before)}, and now {', '.join(first)} would be the first"
         remedy = "undo the change, name new ones so that they come behind, or give this sweep another name"
         raise UserError(f"task.path: {config.task.path}: {problem}; {remedy}")
+    return config.model_copy(update={"search": config.search.model_copy(update={"documents": len(before)})})
 
 
 def check_teachers(config: SweepConfig, folder: ResultsFolder, base_digest: str) -> None:
@@ -137,7 +142,7 @@ def _assignment(config: SweepConfig, folder: ResultsFolder, document: Document, 
     if is_made(place, made):
         return None
     if study_record(place) and folder.journal.is_file():
-        problem = "was made from another document, base or settings, and trials have trained on it"
+        problem = "was made from another document, base or settings, and this sweep has trials already"
         raise UserError(f"{place}: {problem}; undo the change, or give this sweep another name")
     other = find_made(folder.path.parent, document.name, made, config.base)
     if other is None:

@@ -111,7 +111,7 @@ def test_a_document_that_changes_is_studied_again_unless_trials_have_trained_on_
     before = study_record(first[1].documents / "manual")
     first[1].journal.touch()
     Path("manual.md").write_text("A third one.\n")
-    with pytest.raises(UserError, match="was made from another document, base or settings, and trials have trained"):
+    with pytest.raises(UserError, match="was made from another document, base or settings, and this sweep has trials"):
         run(*first)
     assert study_record(first[1].documents / "manual") == before and made == ["manual", "manual"]
 
@@ -233,6 +233,23 @@ def test_the_documents_of_a_search_stay_once_trials_have_trained_on_them(
     said = "trials have trained on aromi, eagle, and now another, aromi would be the first; undo the change"
     with pytest.raises(UserError, match=said):
         make.keep_searched(two, folder)
+
+
+def test_a_document_that_comes_to_fewer_than_four_is_none_of_the_search(
+    made: list[str], base_folders: Mapping[str, Path], worker_setup: WorkerSetup
+) -> None:
+    folder_of_three()
+    Path("manual.md/mill.txt").unlink()
+    config, folder, _ = sweep("first", base_folders["llama"], worker_setup)
+    folder.path.mkdir(parents=True)
+    assert make.keep_searched(config, folder).search.num_searched(2) == 2
+    folder.journal.touch()
+    Path("manual.md/zizzi.txt").write_text("Zizzi serves French food.\n")
+    later = make.keep_searched(config, folder)
+    assert later.search.num_searched(3) == 2 and json.loads(folder.searched_documents.read_text()) == ["aromi", "eagle"]
+    Path("manual.md/eagle.txt").unlink()
+    with pytest.raises(UserError, match="trials have trained on aromi, eagle, and now aromi, zizzi would be the first"):
+        make.keep_searched(config, folder)
 
 
 def test_what_is_wrong_with_a_document_is_said_before_anything_starts(
