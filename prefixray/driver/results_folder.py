@@ -17,7 +17,7 @@ from typing import Any
 from prefixray.config.files.written import as_yaml
 from prefixray.config.identity import differences, dump, identity, restore
 from prefixray.config.schema import SweepConfig
-from prefixray.data.documents.made import FOLDER
+from prefixray.data.documents.made import FOLDER, SEARCHED
 from prefixray.errors import UserError
 from prefixray.reporting.page import write_page
 from prefixray.reporting.tables import csv_rows, csv_text, render_markdown, trial_rows
@@ -38,7 +38,7 @@ class ResultsFolder:
         self.journal = path / "study.journal"
         self.final_journal = path / "final.journal"
         self.documents = path / FOLDER  # what the base has written about documents, one folder each
-        self.searched_documents = path / "searched_documents.json"
+        self.searched_documents = path / SEARCHED
         self._config_file, self._results_file = path / "sweep.json", path / "results.json"
 
     def trial(self, arm: str, number: int) -> Path:

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "documents"
 """Of a sweep's self-studies, in the folder of its results."""
+SEARCHED = "searched_documents.json"
+"""In the folder of a sweep's results: the names of the documents that its search trains on."""
 STUDY = "study.json"
 RECIPE = 1
 """Counts the ways in which questions and answers were ever made: another one makes other files."""

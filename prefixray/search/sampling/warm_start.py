@@ -5,6 +5,7 @@ values and the same recipe, whichever of them are searched here or there. So a s
 other arms than it was. Sweeps fit if their bases and tasks are the same, else their dev losses cannot be compared.
 """
 
+import json
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from prefixray.config.space import as_listed
 from prefixray.config.trials import TrialConfig
 from prefixray.data.catalog import CATALOG
 from prefixray.data.documents import read_documents
-from prefixray.data.documents.made import FOLDER, is_of_another_text
+from prefixray.data.documents.made import FOLDER, SEARCHED, is_of_another_text
 from prefixray.errors import UserError
 from prefixray.results.record import Provenance, SearchTrial, Stored, load_results
 from prefixray.system.path_or_hub import local_path
@@ -52,7 +53,7 @@ def read_warm_start(config: SweepConfig, facts: Provenance | None = None) -> dic
     if not (folder / "sweep.json").is_file():
         raise UserError(f"{place}: is no sweep's folder; give one such as runs/NAME, from the working directory")
     other, stored = stored_config(folder), load_results(folder)
-    problems = [f"{place}: {line}; take a sweep of the same {what}" for what, line in _unlike(config, other)]
+    problems = [f"{place}: {line}; take a sweep of the same {what}" for what, line in _unlike(config, other, folder)]
     if facts is not None:
         same = ("base",) if _asks(config) else ("base", "data")
         problems += [f"{place}: {line}" for line in _other_digests(stored, facts, same)]
@@ -96,14 +97,25 @@ def warm_start_text(known: Mapping[str, list[KnownTrial]], config: SweepConfig) 
     return lines
 
 
-def _unlike(config: SweepConfig, other: SweepConfig) -> list[tuple[str, str]]:
+def _unlike(config: SweepConfig, other: SweepConfig, folder: Path) -> list[tuple[str, str]]:
     """How the other sweep's base and task differ: which of the two, and the difference."""
     lines = [("base", f"base: {other.base} there, {config.base} here")]
     ours, theirs = ((local_path(base) or Path(base)).absolute() for base in (config.base, other.base))
     tasks = (sweep.task.model_dump(mode="json") for sweep in (other, config))
-    searched = [{"search.documents": sweep.search.documents} for sweep in (other, config)]
     unlike = (lines if ours != theirs else []) + [("task", f"task.{line}") for line in differences(*tasks)]
-    return unlike + [("documents", line) for line in differences(*searched)]
+    return unlike + [("documents", line) for line in _other_documents(config, folder)]
+
+
+def _other_documents(config: SweepConfig, folder: Path) -> list[str]:
+    """Which documents the other search has trained on, where they are not this one's. Raises `UserError`."""
+    file = folder / SEARCHED
+    if not CATALOG[config.task.name].is_studied or not file.is_file():
+        return []
+    assert config.task.path is not None, "the task needs a path"
+    names = [document.name for document in read_documents(config.task.path)]
+    searched = names[: config.search.num_searched(len(names))]
+    there = json.loads(file.read_text(encoding="utf-8"))
+    return [] if there == searched else [f"its trials are about {', '.join(there)}, here {', '.join(searched)}"]
 
 
 def _asks(config: SweepConfig) -> bool:

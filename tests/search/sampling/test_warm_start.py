@@ -153,6 +153,26 @@ def test_another_seeds_questions_about_the_same_document_are_evidence_and_those_
     assert "its document manual was another text" in refusal(about_document(WARM))
 
 
+def test_a_sweep_whose_search_was_about_other_documents_is_refused_and_one_about_the_same_is_evidence() -> None:
+    Path("texts").mkdir()
+    for name in "abcdef":
+        Path("texts", f"{name}.txt").write_text(f"The {name} is cheap.\n")
+
+    def about_texts(text: str) -> str:
+        return text.replace("name: e2e, num_dev: 64", "name: document, path: texts").replace("bleu", "rouge_l")
+
+    write_sweep(about_texts(OTHER))
+    Path("runs/other/searched_documents.json").write_text('["a", "b", "c", "d"]')
+    four, few = (load(about_texts(WARM), f"search.documents={count}") for count in (4, 3))
+    assert len(read_warm_start(four)["prefix"]) == 5, "4 is what the other sweep has found null to mean"
+    said = "search.warm_start: runs/other: its trials are about a, b, c, d, here a, b, c; take a sweep of the same docu"
+    with pytest.raises(UserError, match=said):
+        read_warm_start(few)
+    Path("texts/a.txt").rename("texts/z.txt")
+    with pytest.raises(UserError, match="its trials are about a, b, c, d, here b, c, d, e"):
+        read_warm_start(four)
+
+
 def _study(folder: Path, arm: ArmConfig, known: list[KnownTrial] | None) -> ArmStudy:
     def read() -> list[KnownTrial]:
         assert known is not None, "the study has kept what is known"
