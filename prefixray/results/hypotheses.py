@@ -175,7 +175,10 @@ def best_artifact(folder: Path, arm: str | None = None, document: str | None = N
     """The artifact of `best_run` in a sweep's folder, and how its final stage has decoded."""
     results = load_results(folder)
     if not is_finished(results):
-        raise UserError(f"{folder}: no final stage yet; decode one of its trials: {folder}/trials/ARM/NUMBER/artifact")
+        has_any = next(folder.glob("trials/*/*/artifact"), None) is not None
+        kept = f"decode one of its trials: {folder}/trials/ARM/NUMBER/artifact"
+        none = "its trials have left no artifact, as in every search over several documents: let the sweep go on"
+        raise UserError(f"{folder}: no final stage yet; {kept if has_any else none}")
     artifact = TrialFolder(folder / best_run(results, arm, document)).artifact
     evaluation: Evaluation = "paper" if results.get("evaluation") == "paper" else "own"
     return Found(artifact, results["decoding"], evaluation, results["machine"])

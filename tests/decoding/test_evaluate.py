@@ -155,7 +155,10 @@ def test_what_cannot_be_decoded_is_said_without_a_traceback(
     assert "damaged" in capsys.readouterr().err
     (tmp_path / "results.json").write_text(json.dumps({"search": []}))
     assert decode.main([str(tmp_path)]) == 2
-    assert "no final stage yet" in capsys.readouterr().err
+    assert "no final stage yet; its trials have left no artifact, as in every search over" in capsys.readouterr().err
+    (tmp_path / "trials" / "prefix" / "0" / "artifact").mkdir(parents=True)
+    assert decode.main([str(tmp_path)]) == 2
+    assert "no final stage yet; decode one of its trials: " in capsys.readouterr().err
 
 
 def _finish_sweep(folder: Path, arm: str, base: Base) -> list[str]:
