@@ -116,9 +116,11 @@ def find_origin(artifact: Path) -> Origin | None:
         return None
     folder = run.relative_to(sweep).as_posix()
     for arm in results["arms"]:
-        for result in (result for seed in arm["seeds"] for result in runs_of(seed)):
-            if result["folder"] == folder:
-                return Origin(results, arm, result)
+        for seed in arm["seeds"]:
+            documents = list(seed.get("documents", ()))
+            for index, result in enumerate(runs_of(seed)):
+                if result["folder"] == folder:
+                    return Origin(results, arm, result, documents[index] if len(documents) > 1 else None)
     return None
 
 

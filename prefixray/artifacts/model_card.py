@@ -27,6 +27,7 @@ class Origin:
     results: Results
     arm: ArmResult
     run: SeedResult
+    document: str | None = None  # that the run is about, where there are several
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,21 @@ def _metadata(facts: Facts) -> ModelCardData:
 
 
 def _eval_results(origin: Origin | None, record: Mapping[str, Any]) -> list[EvalResult]:
-    """For each metric, the mean over the final runs of this artifact's configuration, with its interval."""
+    """For each metric, the mean over the final runs of this artifact's configuration, with its interval.
+
+    Of several documents it is the score of this artifact alone, on the questions about its document.
+    """
     if origin is None:
         return []
     results, name = origin.results, record["task"]["name"]
     data = CATALOG[name]
+    all_seeds = {"confidence": 0.95, "seeds": len(origin.arm["seeds"]), "sources": results["num_sources"]}
+    told: dict[str, tuple[float, dict[str, object]]] = {
+        metric: (score["value"], {"interval": [round(score["low"], 4), round(score["high"], 4)], **all_seeds})
+        for metric, score in origin.arm["scores"].items()
+    }
+    if origin.document is not None:
+        told = {metric: (value, {"seed": origin.run["seed"]}) for metric, value in origin.run["scores"].items()}
     return [
         EvalResult(
             task_type=data.kind.hub_name,
@@ -108,15 +119,10 @@ def _eval_results(origin: Origin | None, record: Mapping[str, Any]) -> list[Eval
             dataset_split=results["split"],
             metric_type=metric,
             metric_name=label(metric),
-            metric_value=round(score["value"], 4),
-            metric_args={
-                "interval": [round(score["low"], 4), round(score["high"], 4)],
-                "confidence": 0.95,
-                "seeds": len(origin.arm["seeds"]),
-                "sources": results["num_sources"],
-            },
+            metric_value=round(value, 4),
+            metric_args=arguments,
         )
-        for metric, score in origin.arm["scores"].items()
+        for metric, (value, arguments) in told.items()
     ]
 
 

@@ -123,6 +123,26 @@ def test_the_card_carries_scores_with_intervals_configuration_and_use(tiny_gpt2:
         compile(code.partition("```")[0], "card", "exec")
 
 
+def test_of_several_documents_a_card_has_the_scores_on_the_one_that_the_artifact_is_about(
+    tiny_gpt2: Base, tmp_path: Path
+) -> None:
+    artifact = _sweep(tmp_path / "sweep", tiny_gpt2, PREFIX)
+    results = json.loads((tmp_path / "sweep" / "results.json").read_text())
+    results["arms"][0]["seeds"][0]["documents"] = {
+        "guide": {"folder": "final/tuned-0-1@guide", "scores": {"bleu": 70.0, "nist": 5.0}, "dev_loss": 1.0},
+        "page": {"folder": "final/tuned-0-1", "scores": {"bleu": 41.5, "nist": 4.0}, "dev_loss": 1.0},
+    }
+    (tmp_path / "sweep" / "results.json").write_text(json.dumps(results))
+    assert main([str(artifact), "--format", "hub", "--out", str(tmp_path / "out")]) == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert [(one.metric_type, one.metric_value) for one in card.data.eval_results] == [("bleu", 41.5), ("nist", 4.0)]
+    assert all(one.metric_args == {"seed": 1} for one in card.data.eval_results)
+    table = card.text.partition("## Scores\n\n")[2].partition("\n\n## Use")[0]
+    assert table.startswith("| test, questions about page | this run (seed 1) |\n|---|---|\n| BLEU | 41.50 |\n")
+    assert "58.5" not in table and "sources" not in table and "Decoding: num_beams 2." in table
+    assert "Metrics: BLEU: case:lc" in table
+
+
 def test_a_card_says_what_there_is_not(tiny_bart: Base, tmp_path: Path) -> None:
     artifact = _sweep(tmp_path / "sweep", tiny_bart, AdapterTrial(bottleneck=3))
     (tmp_path / "sweep" / "results.json").unlink()
