@@ -74,10 +74,14 @@ class Scores:
 
 
 def groups_of(sources: Sequence[Sourced]) -> dict[str, list[int]]:
-    """The rows of each group's sources, or else of each document's; none where there are more than a table can show."""
+    """The rows of each group's sources; none where there are more than a table can show.
+
+    Where no source has a group, each document's are one.
+    """
     rows: dict[str, list[int]] = {}
+    has_groups = any(sourced.group for sourced in sources)
     for row, sourced in enumerate(sources):
-        if (group := sourced.group or sourced.document) is not None:
+        if (group := sourced.group if has_groups else sourced.document) is not None:
             rows.setdefault(group, []).append(row)
     return dict(sorted(rows.items())) if 1 < len(rows) <= MOST_GROUPS else {}
 
