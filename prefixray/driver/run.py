@@ -312,18 +312,8 @@ class _Sweep:
 
     @cached_property
     def _final(self) -> FinalStage:
-        return FinalStage(self._config, self._folder, self._final_storage(), self._engine, self._documents)
-
-    def _final_storage(self) -> Storage:
-        """The journal of the final stage's studies, which optuna-dashboard need not show beside the search's.
-
-        A sweep of an earlier version has them in the search's journal, and goes on there.
-        """
-        name = self._config.name
-        if has_studies(self._storage, (f"{name}/final/", f"{name}/candidates/")):
-            return self._storage
-        repair_journal(self._folder.final_journal)
-        return open_storage(self._folder.final_journal)
+        storage = _final_storage(self._config.name, self._folder, self._storage)
+        return FinalStage(self._config, self._folder, storage, self._engine, self._documents)
 
     def _runs(self, now: Stored) -> list[CommandRun]:
         """The runs of the command that made these results, this one among them."""
@@ -335,6 +325,17 @@ class _Sweep:
         """Training time of an arm's search; of an arm with nothing to search, of one final run."""
         results = self._folder.trial_results(arm) or [run.result() or {} for run in runs[:1]]
         return float(sum(result.get("metrics", {}).get("train/seconds", 0.0) for result in results)) / 60
+
+
+def _final_storage(name: str, folder: ResultsFolder, search_storage: Storage) -> Storage:
+    """The journal of the final stage's studies, which optuna-dashboard need not show beside the search's.
+
+    A sweep of an earlier version has them in the search's journal, and goes on there.
+    """
+    if has_studies(search_storage, (f"{name}/final/", f"{name}/candidates/")):
+        return search_storage
+    repair_journal(folder.final_journal)
+    return open_storage(folder.final_journal)
 
 
 def _on_test(scores: Mapping[str, float]) -> dict[str, float]:
