@@ -186,14 +186,17 @@ def _train_flops(known: Known, work: ArmWork, *, is_final: bool) -> float:
 
 
 def _decode_seconds(known: Known, device: Device, works: Sequence[ArmWork]) -> float | None:
-    """Decoding seconds, if one worker did everything: base and final runs on test, candidates on dev."""
+    """Decoding seconds, if one worker did everything: base and final runs on test, candidates on dev.
+
+    What a document in front of each row costs besides is left out.
+    """
     if known.num_test is None:
         return None
     final, source = known.config.final, known.train.source
     num_documents = max(1, known.num_documents)
     num_test = math.ceil(known.num_test / num_documents)  # of a run: the questions about its document
     num_dev = known.num_dev if known.task is None else math.ceil(len(known.task.dev_sources) / num_documents)
-    decoded = [known.num_test] + [num_test] * (num_decodes(works) - 1)
+    decoded = [known.num_test] + [num_test] * (num_decodes(known, works) - 1)
     decoded += [num_dev] * sum(work.candidates for work in works)
     beams, length = final.num_beams, final.max_new_tokens
     each = decoding_flops(known.shape, source, num_beams=beams, max_new_tokens=length)
@@ -202,9 +205,9 @@ def _decode_seconds(known: Known, device: Device, works: Sequence[ArmWork]) -> f
     return max(sum(decoded) * each / device.rates["decode"], least)
 
 
-def num_decodes(works: Sequence[ArmWork]) -> int:
-    """The number of models that decode test: the untuned base and every final run."""
-    return 1 + sum(work.finals for work in works)
+def num_decodes(known: Known, works: Sequence[ArmWork]) -> int:
+    """The number of models that decode test: the untuned base, the base behind each document, and every final run."""
+    return 1 + known.num_documents + sum(work.finals for work in works)
 
 
 def _least_seconds(known: Known, device: Device, kind: Kind, num_steps: float) -> float:

@@ -219,8 +219,9 @@ def _final(plan: Plan) -> str:
         )
     decoding = f"beam {final.num_beams}, at most {final.max_new_tokens} tokens"
     parts = ", of which a run decodes those about its document" if documents > 1 else ""
-    decodings = f"{num_decodes(works)} decodings of {sources} test sources{parts}"
-    lines.append(f"{decodings}, {decoding}; one is the untuned base's")
+    decodings = f"{num_decodes(plan.known, works)} decodings of {sources} test sources{parts}"
+    behind = f", {documents} of the base that sees a document" if documents else ""
+    lines.append(f"{decodings}, {decoding}; one is the untuned base's{behind}")
     return "\n".join([_title("Final stage (computed)"), *map(_wrapped, lines)])
 
 

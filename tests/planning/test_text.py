@@ -20,6 +20,23 @@ def test_without_the_base_the_plan_says_what_is_missing_and_the_rest(file: Path)
     assert "Time and memory" not in text
 
 
+def test_the_base_that_sees_a_document_is_among_the_decodings(file: Path, tmp_path: Path) -> None:
+    assert "10 decodings of 2 test sources, beam 2, at most 10 tokens; one is the untuned base's" in _final(file)
+    (tmp_path / "texts").mkdir()
+    for name in ("aromi", "eagle"):
+        (tmp_path / "texts" / f"{name}.md").write_text(f"The {name} is a cheap pub near the river.\n")
+    task = f"{{name: document, path: {tmp_path / 'texts'}}}"
+    data = tmp_path / "data.jsonl"
+    text = file.read_text().replace(f"{{name: custom, train: {data}, dev: {data}, test: {data}}}", task)
+    file.write_text(text.replace("final: {", "final: {metric: test/rouge_l, "))
+    assert "21 decodings of" in _final(file)
+    assert "one is the untuned base's, 2 of the base that sees a document" in _final(file)
+
+
+def _final(file: Path) -> str:
+    return " ".join(plan_text(load_sweep(file), file, {}).partition("-- Final stage")[2].split())
+
+
 def test_every_line_is_short_and_every_part_says_where_its_figures_come_from(config: SweepConfig, file: Path) -> None:
     text = plan_text(config, file, {"A10G": 1.0})
     assert [
