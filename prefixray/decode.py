@@ -37,7 +37,7 @@ def decode(
     split: Annotated[Split, typer.Option(help="the split to decode")] = "test",
     arm: Annotated[str | None, typer.Option(help="of a sweep: the arm; if not given, its best prefix")] = None,
     document: Annotated[
-        str | None, typer.Option(help="of a sweep over several documents: the one that it is about")
+        str | None, typer.Option(help="of a sweep over several documents: the document whose artifact is taken")
     ] = None,
     out: Annotated[
         Path | None,

@@ -28,7 +28,7 @@ def export(
         str | None, typer.Option(help="of a sweep: which arm's best run; if not given, its best prefix")
     ] = None,
     document: Annotated[
-        str | None, typer.Option(help="of a sweep over several documents: the one that it is about")
+        str | None, typer.Option(help="of a sweep over several documents: the document whose artifact is taken")
     ] = None,
     form: Annotated[
         Form,
