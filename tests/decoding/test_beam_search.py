@@ -35,8 +35,8 @@ class _Ids:
     def __init__(self, tokenizer: Any) -> None:  # noqa: ANN401
         self._tokenizer = tokenizer
 
-    def __call__(self, texts: Sequence[str], add_special_tokens: bool) -> SimpleNamespace:
-        return SimpleNamespace(input_ids=self._tokenizer(texts, add_special_tokens=add_special_tokens).input_ids)
+    def __call__(self, texts: Sequence[str], **how: bool) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=self._tokenizer(texts, **how).input_ids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         return " ".join(map(str, ids))
