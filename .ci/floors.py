@@ -54,7 +54,8 @@ def main(arguments: list[str]) -> int:
         python = environment / "bin" / "python"
         subprocess.run([python, "-m", "pip", "install", "--quiet", "uv"], check=True)
         uv = [python, "-m", "uv", "pip", "install", "--python", python]
-        suite = [*uv, "-c", constraints, "-e", ".[test,cluster,cmaes]"]
+        # Without bytecode each process of a sweep would compile torch and transformers anew.
+        suite = [*uv, "--compile-bytecode", "-c", constraints, "-e", ".[test,cluster,cmaes]"]
         if arguments == ["--resolve"]:
             return subprocess.run([*suite, "--dry-run"], cwd=ROOT).returncode
         for command in (suite, [python, "-m", "pip", "check"], [*uv, "--no-deps", BASE]):
