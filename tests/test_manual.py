@@ -216,7 +216,8 @@ def _check_own(name: str, arguments: list[str], folder: Path, monkeypatch: pytes
     file = parameters.get("file")
     if name != "cluster" and file is not None and Path(str(file)).is_file():
         place = f"arms.{parameters['arm']}." if name == "train" else ""
-        (folder / "sweeps").symlink_to(ROOT / "sweeps")  # one of them has its document beside it
+        for name in ("sweeps", "docs"):  # one sweep file has its document beside it
+            (folder / name).symlink_to(ROOT / name)
         (folder / "data").mkdir()
         for split in ("train", "dev", "test"):
             (folder / "data" / f"{split}.jsonl").touch()

@@ -185,7 +185,7 @@ class Bench:
 class Numbers:
     """A tokenizer whose text is the ids."""
 
-    def __call__(self, texts: Sequence[str], add_special_tokens: bool) -> SimpleNamespace:
+    def __call__(self, texts: Sequence[str], **how: bool) -> SimpleNamespace:
         return SimpleNamespace(input_ids=[list(map(int, text.split())) for text in texts])
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:

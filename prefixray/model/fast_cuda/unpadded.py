@@ -32,7 +32,8 @@ def knows(dtype: torch.dtype, head_dim: int) -> bool:
 @cache
 def _widest_head() -> int:
     """The widest head for which this device has flash attention with gradients; 0 without it."""
-    if not torch.backends.cuda.is_flash_attention_available() or torch.cuda.get_device_capability() < (8, 0):
+    has_flash = torch.cuda.is_available() and torch.backends.cuda.is_flash_attention_available()
+    if not has_flash or torch.cuda.get_device_capability() < (8, 0):
         return 0
     return 192 if (8, 6) <= torch.cuda.get_device_capability() <= (8, 9) else 256  # cards with less shared memory
 
