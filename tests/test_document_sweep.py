@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.small_documents import DOCUMENTS, write_documents
 from support.sweep_process import DrivenSweep, end_all
 
 from prefixray.artifacts.store import load_artifact
@@ -15,11 +16,6 @@ from prefixray.serving.names import find_models
 
 pytestmark = pytest.mark.ray
 
-DOCUMENTS = {
-    "aromi": "Aromi serves tea to families. It lies near the river.",
-    "eagle": "The Eagle is a cheap pub in the city centre. Its food is Chinese.",
-    "rice boat": "The Rice Boat has a low rating. Children are welcome there.",
-}
 SWEEP = """
 name: small
 base: {base}
@@ -56,9 +52,7 @@ class Finished:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, base_folders: Mapping[str, Path]) -> Iterator[Finished]:
     sweep = DrivenSweep(tmp_path_factory.mktemp("documents"), base_folders["llama"])
-    (sweep.folder / "texts").mkdir()
-    for name, text in DOCUMENTS.items():
-        (sweep.folder / "texts" / f"{name}.txt").write_text(text + "\n")
+    write_documents(sweep.folder / "texts")
     (sweep.folder / "small.yaml").write_text(SWEEP.format(base=sweep.base))
     yield Finished(sweep, _finish(sweep))
     end_all()

@@ -58,12 +58,6 @@ class FinalStage:
         self._documents, self._searched = several, several[: config.search.num_searched(len(documents))]
         self.left_out: dict[str, str] = {}  # arms that nobody trains and that could not decode, and why
 
-    @property
-    def most_runs(self) -> int:
-        """How many runs of an arm there are at once, at most."""
-        final = self._config.final
-        return max(final.num_seeds * len(self._documents), final.candidates * len(self._searched))
-
     def run(self, studies: Mapping[str, ArmStudy], dev_sources: Sequence[Sourced]) -> dict[str, list[FinalRun]]:
         """Train and decode what is not on disk yet; by arm, the runs that ended well.
 

@@ -31,7 +31,7 @@ from prefixray.driver.restart import has_started_anew, watched
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.setup import worker_setup
 from prefixray.driver.stage import Stage
-from prefixray.planning.slots import most_at_once, num_at_once
+from prefixray.planning.slots import most_at_once, most_final_runs, num_at_once
 from prefixray.planning.speeds import keep_speeds
 from prefixray.reporting.live import LiveView
 from prefixray.reporting.tables import render_note
@@ -252,7 +252,7 @@ class _Sweep:
             policy,
             stop_when=search.stop_when,
             then=lambda: self._final.early(arm, study),
-            num_then=self._final.most_runs,
+            num_then=most_final_runs(self._config, len(self._documents)),
         )
 
     @cached_property

@@ -29,10 +29,15 @@ def most_at_once(config: SweepConfig, num_workers: int, num_documents: int = 0) 
 
     The workers' memory may allow less.
     """
-    final, num_searched = config.final, config.search.num_searched(num_documents)
-    num_final = max(final.num_seeds * max(1, num_documents), final.candidates * num_searched)
+    num_final = most_final_runs(config, num_documents)
     wanted = sum((config.search.concurrency or math.ceil(arm.num_trials / 4)) + num_final for arm in config.arms)
     return min(MOST_SLOTS * num_workers, wanted)
+
+
+def most_final_runs(config: SweepConfig, num_documents: int) -> int:
+    """Runs of an arm that the final stage has at once at most: those for the table, or those of the candidates."""
+    final, num_searched = config.final, config.search.num_searched(num_documents)
+    return max(final.num_seeds * max(1, num_documents), final.candidates * num_searched)
 
 
 def cpu_workers(num_cpus: int) -> tuple[int, int]:

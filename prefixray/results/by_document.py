@@ -57,12 +57,13 @@ def of_documents(
     found = {}
     for run in runs:
         name, result = run.document or sources[0].document, run.result() or {}
+        if name is None:
+            return {}
         rows = [row for row, sourced in enumerate(sources) if sourced.document == name]
         parts = {metric: replace(score, statistics=score.statistics[rows]) for metric, score in scored.items()}
-        if name is not None:
-            found[name] = DocumentResult(
-                folder=run.name,
-                scores={metric: part.corpus() for metric, part in parts.items()} if rows else {},
-                dev_loss=result["metrics"]["dev/best_loss"],
-            )
+        found[name] = DocumentResult(
+            folder=run.name,
+            scores={metric: part.corpus() for metric, part in parts.items()} if rows else {},
+            dev_loss=result["metrics"]["dev/best_loss"],
+        )
     return found

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.small_documents import DOCUMENTS, write_documents
 
 from prefixray.artifacts.store import load_artifact
 from prefixray.cluster.decode_queue import DecodeJob
@@ -28,11 +29,6 @@ from prefixray.serving.names import find_models
 from prefixray.training.trainer import Trainer, load_trainer
 from prefixray.trial import Report, TrialSpec
 
-DOCUMENTS = {
-    "aromi": "Aromi serves tea to families. It lies near the river.",
-    "eagle": "The Eagle is a cheap pub in the city centre. Its food is Chinese.",
-    "rice boat": "The Rice Boat has a low rating. Children are welcome there.",
-}
 SWEEP = """
 name: small
 base: {base}
@@ -83,9 +79,7 @@ class Engine:
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base_folders: Mapping[str, Path]) -> SweepConfig:
     monkeypatch.chdir(tmp_path)
-    Path("texts").mkdir()
-    for name, text in DOCUMENTS.items():
-        Path("texts", f"{name}.txt").write_text(text + "\n")
+    write_documents(Path("texts"))
     Path("small.yaml").write_text(SWEEP.format(base=base_folders["llama"]))
     return load_sweep("small.yaml")
 

@@ -17,6 +17,7 @@ from prefixray.data.task_config import LowDataConfig
 from prefixray.driver.final_stage import FinalStage
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.stage import Stage
+from prefixray.planning.slots import most_final_runs
 from prefixray.results.by_document import Part
 from prefixray.results.hypotheses import write_hypotheses
 from prefixray.search.importance import parameter_importance
@@ -212,7 +213,7 @@ def test_the_winner_is_trained_for_every_document_and_candidates_for_those_of_th
     failing = ["final/lora-0-2@mill"]
     folder, engine, documents = ResultsFolder(tmp_path), PlayedEngine(tmp_path, failing), ("aromi", "eagle", "mill")
     stage = FinalStage(config, folder, open_storage(folder.journal), engine, documents)  # type: ignore[arg-type]
-    assert stage.most_runs == 6
+    assert most_final_runs(config, len(documents)) == 6
     sources = [replace(SOURCES[0], document=name) for name in documents]
     runs = stage.run(searched(folder, config, [2.0, 1.5, 3.0, 1.0]), sources)
     keys = dict(engine.trained)

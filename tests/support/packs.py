@@ -16,6 +16,8 @@ from prefixray.data.task_config import TaskConfig
 from prefixray.model.base import Base
 from prefixray.training.member import Member, Seeds
 from prefixray.training.pack import Pack, StepResult
+from prefixray.training.trainer import Trainer
+from prefixray.trial import Report
 
 MakeBase = Callable[[str, torch.dtype], Base]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}  # of every parameter after all steps
@@ -115,3 +117,13 @@ def count_forwards(pack: Pack) -> list[None]:
     calls: list[None] = []
     pack.base.blocks()[-1][1].register_forward_pre_hook(lambda module, args: calls.append(None))
     return calls
+
+
+def run_trainer(trainer: Trainer, num_steps: int = 100) -> list[Report]:
+    """Train on, with every verdict to go on, until all trials have ended or for so many steps."""
+    reports = []
+    for _ in range(num_steps):
+        reports += trainer.run()
+        for key in trainer.parked():
+            trainer.go_on(key)
+    return reports

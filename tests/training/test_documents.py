@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.packs import run_trainer
 
 from prefixray.artifacts.store import load_artifact
 from prefixray.config.trials import PrefixTrial, TrialConfig
@@ -56,15 +57,6 @@ def _spec(folder: Path, key: str, subsets: Sequence[int], rungs: Sequence[int] =
     )
 
 
-def _run(trainer: Trainer, num_steps: int = 20) -> list[Report]:
-    reports = []
-    for _ in range(num_steps):
-        reports += trainer.run()
-        for key in trainer.parked():
-            trainer.go_on(key)
-    return reports
-
-
 def _dev_losses(reports: Sequence[Report], key: str) -> list[float]:
     return [report.metrics["dev/loss"] for report in reports if report.key == key]
 
@@ -78,12 +70,12 @@ def test_a_document_in_a_pack_with_others_is_what_it_is_alone_and_a_trial_over_s
     for subset in range(3):
         together.admit(_spec(tmp_path, f"final/{subset}", (subset,)))
     assert sorted(together.pack.members) == [*(f"final/{i}" for i in range(3)), *(f"prefix/0@{i}" for i in range(3))]
-    reports = _run(together)
+    reports = run_trainer(together)
     alone, tokens = [], 0.0
     for subset in range(3):
         lone = _trainer(base)
         lone.admit(_spec(tmp_path / "alone", f"final/{subset}", (subset,)))
-        losses = _run(lone)
+        losses = run_trainer(lone)
         alone.append(_dev_losses(losses, f"final/{subset}"))
         tokens += losses[-1].metrics["train/tokens"]
         assert _dev_losses(reports, f"final/{subset}") == pytest.approx(alone[-1], abs=1e-9)
@@ -118,7 +110,7 @@ def test_a_trial_over_documents_that_pauses_and_goes_on_ends_with_the_numbers_of
             assert trainer.admit(replace(spec, resumed_from=3)) == 3
         else:
             trainer.go_on("prefix/0")
-        ended[name] = _run(trainer)[-1]
+        ended[name] = run_trainer(trainer)[-1]
     assert ended["paused"].state == "done" and ended["paused"].earlier == ended["through"].earlier
     through, paused = (
         {key: value for key, value in ended[name].metrics.items() if key != "train/seconds"} for name in ended
@@ -136,4 +128,4 @@ def test_a_trial_of_which_one_member_fails_ends_with_all_of_them(make_base: Make
     (failed,) = trainer.run()[:1]
     assert (failed.key, failed.state, failed.note) == ("prefix/0", "failed", "loss is not finite at step 2")
     assert sorted(trainer.pack.members) == ["prefix/1@0", "prefix/1@1"] and trainer.keys() == ["prefix/1"]
-    assert _run(trainer)[-1].state == "done"
+    assert run_trainer(trainer)[-1].state == "done"

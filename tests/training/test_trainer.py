@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.packs import run_trainer
 
 from prefixray.artifacts.store import load_artifact, load_checkpoint
 from prefixray.batching.rows import Row
@@ -83,23 +84,13 @@ def _spec(
     return TrialSpec(key, config, 1, replicate, rungs=tuple(rungs), folder=where, subsets=(subset,))
 
 
-def _run(trainer: Trainer, num_steps: int = 100) -> list[Report]:
-    """Train on, with every verdict to go on, until all trials have ended."""
-    reports = []
-    for _ in range(num_steps):
-        reports += trainer.run()
-        for key in trainer.parked():
-            trainer.go_on(key)
-    return reports
-
-
 def _tensors(trainer: Trainer, key: str) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in trainer.pack.members[key].method.named_parameters()}
 
 
 def test_a_trial_reports_at_its_rungs_at_its_evaluations_and_at_its_end(trainer: Trainer, tmp_path: Path) -> None:
     trainer.admit(_spec(tmp_path, "prefix/0", _config(num_steps=7, eval_every=3), rungs=[2, 4, 9]))
-    reports = _run(trainer)
+    reports = run_trainer(trainer)
     assert [(r.step, r.rung, r.state) for r in reports] == [
         (2, 2, "running"),
         (3, None, "running"),
@@ -115,7 +106,7 @@ def test_reports_say_how_the_training_went(trainer: Trainer, tmp_path: Path) -> 
     config = _config(num_steps=4, eval_every=2, warmup_steps=2, max_grad_norm=1e-6, grad_accumulation=3)
     trainer.admit(_spec(tmp_path, "clipped", config))
     trainer.admit(_spec(tmp_path, "free", _config(num_steps=4, max_grad_norm=None)))
-    evaluated, clipped, free = (report.metrics for report in _run(trainer))
+    evaluated, clipped, free = (report.metrics for report in run_trainer(trainer))
     assert evaluated["train/learning_rate"] == pytest.approx(0.5e-2)
     assert clipped["train/learning_rate"] == pytest.approx(0.5e-2)
     assert (clipped["train/clipped_share"], free["train/clipped_share"]) == (1.0, 0.0)
@@ -137,7 +128,7 @@ def test_a_trial_at_a_rung_waits_while_the_others_train_on(trainer: Trainer, tmp
     assert trainer.run() == [] and trainer.last_tokens == 0
     trainer.go_on("waits")
     assert trainer.parked() == []
-    assert [(report.step, report.state) for report in _run(trainer, 4)] == [(6, "done")]
+    assert [(report.step, report.state) for report in run_trainer(trainer, 4)] == [(6, "done")]
 
 
 def test_a_rungs_report_carries_all_of_the_arm_that_reached_it_together(trainer: Trainer, tmp_path: Path) -> None:
@@ -172,7 +163,7 @@ def test_the_artifact_is_of_the_best_step_not_of_the_last(trainer: Trainer, tmp_
 def test_no_artifact_is_written_where_none_is_kept(trainer: Trainer, tmp_path: Path) -> None:
     spec = _spec(tmp_path, "prefix/0", _config(), rungs=[2])
     trainer.admit(TrialSpec(**{**vars(spec), "keep_artifact": False}))
-    assert _run(trainer)[-1].state == "done"
+    assert run_trainer(trainer)[-1].state == "done"
     assert sorted(path.name for path in (tmp_path / "prefix/0").iterdir()) == ["step-2"]
 
 
@@ -184,17 +175,17 @@ def test_a_trial_goes_on_from_its_checkpoint_as_if_nothing_had_been(
     undisturbed = _trainer(make_base("gpt2", torch.float64))
     undisturbed.admit(_spec(tmp_path / "undisturbed", "one", config, rungs=[6]))
     member = undisturbed.pack.members["one"]
-    wanted = _run(undisturbed)
+    wanted = run_trainer(undisturbed)
     first = _trainer(make_base("gpt2", torch.float64))
     spec = _spec(tmp_path / "resumed", "one", config, rungs=[6])
     first.admit(spec)
-    early = _run(first, 5)
+    early = run_trainer(first, 5)
     first.checkpoint(first.keys())
     second = _trainer(make_base("gpt2", torch.float64))
     torch.manual_seed(99)
     assert second.admit(spec) == 5
     resumed = second.pack.members["one"]
-    reports = [*early, *_run(second)]
+    reports = [*early, *run_trainer(second)]
     assert [report.step for report in reports] == [4, 6, 8, 12]
     for (name, theirs), ours in zip(member.method.named_parameters(), resumed.method.parameters(), strict=True):
         assert (theirs - ours).abs().max() < 1e-12, name
@@ -206,9 +197,9 @@ def test_a_worse_step_after_coming_back_does_not_replace_the_best_artifact(make_
     spec = _spec(tmp_path, "one", _overshooting())
     first, second = (_trainer(make_base("gpt2", torch.float64)) for _ in range(2))
     first.admit(spec)
-    best = _run(first, 3)[-1].metrics["dev/loss"]
+    best = run_trainer(first, 3)[-1].metrics["dev/loss"]
     second.admit(spec)
-    again, last = _run(second)
+    again, last = run_trainer(second)
     assert again.metrics["dev/loss"] == best, "it reports again, since nobody may have had its report"
     assert again.step not in again.earlier, "but once"
     assert last.earlier[again.step] == best and min(last.earlier) < again.step, "and tells what came before"
@@ -220,7 +211,7 @@ def test_a_trial_that_comes_back_to_a_rung_reports_there_again(make_base: MakeBa
     spec = _spec(tmp_path, "one", _config(), rungs=[2])
     first, second = (_trainer(make_base("gpt2", torch.float64)) for _ in range(2))
     first.admit(spec)
-    (rung,) = _run(first, 2)
+    (rung,) = run_trainer(first, 2)
     other = _spec(tmp_path, "other", _config(), rungs=[2])
     second.admit(other)
     assert second.admit(spec) == 2
@@ -228,7 +219,7 @@ def test_a_trial_that_comes_back_to_a_rung_reports_there_again(make_base: MakeBa
     assert (again.key, again.rung, again.metrics["dev/loss"]) == ("one", 2, rung.metrics["dev/loss"])
     assert second.parked() == ["one"] and second.steps() == {"other": 1, "one": 2}
     second.go_on("one")
-    assert [(report.key, report.step) for report in _run(second)] == [("other", 2), ("one", 6), ("other", 6)]
+    assert [(report.key, report.step) for report in run_trainer(second)] == [("other", 2), ("one", 6), ("other", 6)]
 
 
 def test_a_checkpoint_is_written_at_a_report_where_it_is_small_or_the_last_is_old(
@@ -236,13 +227,13 @@ def test_a_checkpoint_is_written_at_a_report_where_it_is_small_or_the_last_is_ol
 ) -> None:
     folder = tmp_path / "one"
     trainer.admit(_spec(tmp_path, "one", _config(), rungs=[1, 3, 5]))
-    _run(trainer, 2)
+    run_trainer(trainer, 2)
     assert [path.name for path in folder.glob("step-*")] == ["step-1"]
     monkeypatch.setattr(progress, "SMALL_CHECKPOINT_BYTES", 0)
-    _run(trainer, 2)
+    run_trainer(trainer, 2)
     assert [path.name for path in folder.glob("step-*")] == ["step-1"]
     monkeypatch.setattr(progress, "CHECKPOINT_SECONDS", 0.0)
-    _run(trainer, 1)
+    run_trainer(trainer, 1)
     saved = load_checkpoint(folder)
     assert saved is not None and saved[0] == 5
 
@@ -285,7 +276,7 @@ def test_a_trial_whose_numbers_are_not_finite_is_reported_and_gone(trainer: Trai
     assert ends == Report("ends", 1, "failed", ends.metrics, note="loss is not finite at step 2")
     assert ends.metrics["train/tokens"] > 0 and "dev/loss" not in ends.metrics
     assert trainer.keys() == ["stays"] and trainer.steps() == {"stays": 2}
-    assert [(report.key, report.state) for report in _run(trainer)] == [("stays", "done")]
+    assert [(report.key, report.state) for report in run_trainer(trainer)] == [("stays", "done")]
 
 
 def test_a_dev_loss_that_is_not_finite_fails_the_trial_and_no_packmate_hears_of_it(
@@ -331,12 +322,12 @@ def test_in_low_data_each_run_is_what_it_is_on_its_subset_alone(make_base: MakeB
         subset = subset_of(replicate, len(subsets))
         together.admit(_spec(tmp_path, f"prefix/{replicate}", config, replicate=replicate, subset=subset))
     losses: dict[str, list[float]] = {}
-    for report in _run(together):
+    for report in run_trainer(together):
         losses.setdefault(report.key, []).append(report.metrics["dev/loss"])
     for replicate, part in {1: 0, 2: 1, 3: 0}.items():
         alone = Trainer(base, parts[part], TaskConfig(name="custom"))
         alone.admit(_spec(tmp_path / "alone", f"prefix/{replicate}", config, replicate=replicate))
-        expected = [report.metrics["dev/loss"] for report in _run(alone)]
+        expected = [report.metrics["dev/loss"] for report in run_trainer(alone)]
         assert losses[f"prefix/{replicate}"] == pytest.approx(expected, abs=1e-9)
     assert losses["prefix/1"] != losses["prefix/3"]
 
@@ -353,10 +344,10 @@ def test_of_two_writers_of_one_folder_the_older_stops_and_its_packmates_go_on(
     elsewhere = _trainer(make_base("gpt2", torch.float64))
     assert elsewhere.admit(spec) == 1, "as a worker behind a partition never learns"
     trainer.checkpoint(["moved"])
-    reports = _run(trainer)
+    reports = run_trainer(trainer)
     assert {report.key for report in reports} == {"other"} and reports[-1].state == "done"
     assert caplog.text.count("moved is given up here: another worker has taken its folder over") == 1
-    (last,) = _run(elsewhere)
+    (last,) = run_trainer(elsewhere)
     assert (last.key, last.state) == ("moved", "done")
 
 
@@ -385,7 +376,7 @@ def test_a_trial_whose_folder_is_deleted_while_it_runs_fails_alone(trainer: Trai
         trainer.admit(spec)
     trainer.run()
     shutil.rmtree(tmp_path / "gone")
-    reports = _run(trainer)
+    reports = run_trainer(trainer)
     failed = [report for report in reports if report.key == "gone"]
     assert [(report.state, report.note) for report in failed] == [
         ("failed", f"its folder was deleted while it ran: {tmp_path / 'gone'}")
@@ -410,11 +401,11 @@ def test_a_trial_that_was_paused_and_taken_up_ends_with_exactly_the_numbers_of_o
             if name == "paused":
                 trainer.drop("one")
                 trainer.admit(_spec(tmp_path / name, f"other {rung}", _config(num_steps=2)))
-                _run(trainer, 2)  # its seat is another's meanwhile
+                run_trainer(trainer, 2)  # its seat is another's meanwhile
                 assert trainer.admit(replace(spec, resumed_from=rung)) == rung
             else:
                 trainer.go_on("one")
-        reports += _run(trainer, 3)
+        reports += run_trainer(trainer, 3)
         assert [report.step for report in reports] == [3, 6, 9], "nothing is evaluated a second time"
         ended[name] = reports[-1]
     through, paused = (
