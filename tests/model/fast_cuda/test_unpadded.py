@@ -97,6 +97,7 @@ def test_trials_with_and_without_prefixes_attend_in_groups(make_base: MakeBase, 
 
 
 def test_flash_takes_what_cudas_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     for capability, widest in (((7, 5), 0), ((8, 0), 256), ((8, 6), 192), ((9, 0), 256), ((12, 0), 256)):
         unpadded._widest_head.cache_clear()
