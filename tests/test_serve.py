@@ -15,7 +15,7 @@ from support.tuned_artifacts import METHODS, save_tuned
 from prefixray import serve
 from prefixray.model.base import Base
 from prefixray.serving.batch import Batch
-from prefixray.system.exit_codes import leave
+from prefixray.system import exit_codes
 
 LONG = {"model": "long", "prompt": "name : The Mill", "max_tokens": 200, "one_line": False, "stream": True}
 
@@ -32,6 +32,7 @@ def test_ctrl_c_ends_a_server_and_the_answers_that_it_writes(
         return step(self)
 
     monkeypatch.setattr(Batch, "step", slow_step)
+    monkeypatch.setattr(exit_codes, "_own_start", None)  # this process is no command afterwards either
 
     def use() -> None:
         while not (found := re.search(r"http://127.0.0.1:\d+/v1", "".join(printed))):
@@ -47,8 +48,12 @@ def test_ctrl_c_ends_a_server_and_the_answers_that_it_writes(
     user = threading.Thread(target=use)
     user.start()
     arguments = [str(tmp_path / "long"), str(tmp_path / "finetune"), "--port", "0", "--device", "cpu"]
-    with pytest.raises(SystemExit) as ended:
-        leave(lambda: serve.main(arguments))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with pytest.raises(SystemExit) as ended:
+            exit_codes.leave(lambda: serve.main(arguments))
+    finally:
+        signal.signal(signal.SIGINT, before)
     user.join()
     assert ended.value.code == 130
     assert "the server has ended" in events[-1] and len(events) < 100

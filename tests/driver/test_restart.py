@@ -70,7 +70,7 @@ def test_three_falls_are_borne_in_ten_minutes_whichever_process_has_seen_them() 
 def test_in_somebodys_python_the_sweep_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restart, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(restart, "_GRACE", 0.05)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of pytest-xdist ignores it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     shown = io.StringIO()
     told = "the Ray of this sweep has died (raylet); run the same command again: the sweep goes on from here"
     try:
