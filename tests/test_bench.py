@@ -98,6 +98,7 @@ def _documents(base: Base, folder: Path, part: str, *options: str) -> None:
     documents.main(["--part", part, "--base", base.name, *pages, "--task", json.dumps(task), *small, *options])
 
 
+@pytest.mark.sweeps
 def test_pages_train_in_one_pack_as_one_after_the_other(
     tiny_llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -283,6 +284,7 @@ def test_both_arms_of_a_whole_sweep_see_the_same_tokens(
     assert len(ours) == case.num_train
 
 
+@pytest.mark.sweeps
 def test_the_map_of_rates_goes_on_where_it_was_stopped(
     tiny_llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -369,6 +371,7 @@ def test_a_search_is_charged_for_steps_and_evaluations_and_judged_by_what_it_kne
     assert search.steps == [4, 2, 4] and search.num_taken_up == 1, "once it was the better of two"
 
 
+@pytest.mark.sweeps
 def test_curves_go_on_where_they_were_stopped(
     tiny_llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

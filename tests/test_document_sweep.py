@@ -14,7 +14,7 @@ from support.sweep_process import DrivenSweep, end_all
 from prefixray.artifacts.store import load_artifact
 from prefixray.serving.names import find_models
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.sweeps]
 
 SWEEP = """
 name: small

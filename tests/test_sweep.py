@@ -229,6 +229,7 @@ def test_what_the_user_can_mend_is_said_plainly_and_can_be_mended_in_the_same_sw
     assert finished.sweep.states()["prefix"]["RUNNING"] == 0
 
 
+@pytest.mark.sweeps
 def test_a_larger_budget_candidates_compared_on_dev_and_more_seeds_go_on_from_a_sweep_that_has_ended(
     finished: Finished, sweep: Sweep
 ) -> None:
@@ -279,6 +280,7 @@ def test_all_workers_killed_in_the_middle_of_a_pack_cost_no_trial_a_retry(sweep:
     _assert_complete(sweep)
 
 
+@pytest.mark.sweeps
 def test_a_driver_that_is_terminated_then_killed_twice_goes_on_loses_no_trial_and_repeats_none(sweep: Sweep) -> None:
     sweep.write(num_steps=200, num_seeds=1)
     process = sweep.start("--verbose")
@@ -300,6 +302,7 @@ def test_a_driver_that_is_terminated_then_killed_twice_goes_on_loses_no_trial_an
     assert timeline is not None and len(timeline.begins) == 4, "each driver has its part"
 
 
+@pytest.mark.sweeps
 def test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_outside(sweep: Sweep) -> None:
     sweep.write(num_steps=200, num_seeds=1)
     keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")

@@ -74,6 +74,7 @@ def test_an_infix_made_by_train_decodes_to_the_same_hypotheses(folder: Path) -> 
 
 
 @pytest.mark.ray
+@pytest.mark.sweeps
 def test_the_sweep_continues_from_its_checkpoint_adds_a_trial_and_keeps_the_rest(folder: Path) -> None:
     ended = {path: path.read_bytes() for pattern in ENDED for path in OLD.glob(pattern)}
     journal, stored = (OLD / "study.journal").read_text(), json.loads((OLD / "results.json").read_text())
