@@ -38,6 +38,7 @@ class Home:
 
         for chatty in ("mlflow", "alembic"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints what it raises as well
         if self._uri is not None:
             return MlflowClient(tracking_uri=self._uri)
         database = self._folder / "mlflow.db"

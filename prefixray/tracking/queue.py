@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
+from prefixray.errors import first_line
 from prefixray.tracking.events import CurveGrew, Event, Point, TrialEnded, TrialPaused, TrialStarted
 
 _logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class Sender:
                     self._note_refusal(error, _size(event))
                     return True
                 if not self._away:
-                    _logger.warning("MLflow at %s is away; the sweep goes on: %s", self._uri, error)
+                    _logger.warning("MLflow at %s is away; the sweep goes on: %s", self._uri, _reason(error))
                 self._away = True
             else:
                 self._away = False
@@ -134,6 +135,11 @@ def _is_away(error: Exception) -> bool:
     return isinstance(error, OperationalError | sqlite3.OperationalError) or (
         isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
     )
+
+
+def _reason(error: Exception) -> str:
+    """In one line; a database's own words, without the statement that it was asked."""
+    return first_line(getattr(error.__cause__, "orig", None) or error)
 
 
 def _size(event: Event) -> int:

@@ -102,6 +102,30 @@ def test_a_database_that_another_program_has_locked_is_waited_for_but_not_for_ev
         assert local(folder).statuses() == ["FINISHED", "FINISHED", "FAILED", "KILLED"]
 
 
+def test_a_database_that_is_away_in_the_middle_of_a_sweep_costs_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(queue, "_PATIENCE_AWAY", 20.0)
+    tracker = open_sweep(folder)
+    tracker.trial("prefix/0", {}, {})
+    deadline = time.monotonic() + 30
+    while tracker._sender is None or tracker._sender._num_waiting:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with closing(sqlite3.connect(folder / "mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        tracker.log("prefix/0", 10, {"dev/loss": 2.0})
+        while "is away" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        other.execute("ROLLBACK")
+    tracker.close("finished")
+    (message,) = (record.getMessage() for record in caplog.records if record.name == queue.__name__)
+    assert message.endswith("is away; the sweep goes on: database is locked")
+    assert capfd.readouterr().err == "", "no traceback of MLflow's own"
+    assert local(folder).curve("prefix/0") == [(10, 2.0)]
+
+
 def test_a_server_that_comes_back_gets_everything(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
