@@ -199,15 +199,21 @@ def test_distilling_uploads_and_waits_once_a_step_with_the_numbers_of_the_cpu(
 
 
 @pretended_alone
-def test_a_decoded_token_waits_once_and_eight_once_more(make_on: MakeOn) -> None:
-    base, waits = make_on("gpt2", torch.float32, "cuda"), []
-    template, sources = make_template(base, TaskConfig(name="custom")), [EXAMPLES[0].source]
-    for length in (4, 12):
-        decoding = DecodingSettings(num_beams=2, min_new_tokens=length, max_new_tokens=length)
+@pytest.mark.parametrize("rules", [{}, {"length_with_prompt": 1, "ban_line_breaks": 1, "no_repeat_ngram_size": 3}])
+@pytest.mark.parametrize("num_beams", [1, 2])
+@pytest.mark.parametrize("architecture", DECODER_ONLY)
+def test_no_decoded_token_waits_or_uploads(
+    make_on: MakeOn, architecture: str, num_beams: int, rules: dict[str, int]
+) -> None:
+    base, waits = make_on(architecture, torch.float32, "cuda"), []
+    template, sources = make_template(base, TaskConfig(name="custom")), [example.source for example in EXAMPLES[:3]]
+    for length in (4, 20):
+        lengths = {"min_new_tokens": length, "max_new_tokens": length}
+        decoding = DecodingSettings(num_beams=num_beams, **lengths, **rules)  # type: ignore[arg-type]
         with pretended.counting():
-            generate(base, template, sources, [Insert()], decoding)
-        waits.append(sum(times for name, times in pretended.waited.items() if name != "upload"))
-    assert waits[1] - waits[0] == 8 + 1, "which sources are done, and which columns no beam looks at"
+            generate(base, template, sources, [Insert()] * 3, decoding)
+        waits.append(dict(pretended.waited))
+    assert waits[1] == waits[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])

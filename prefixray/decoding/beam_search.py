@@ -26,7 +26,8 @@ class Step:
 
     tokens: Tensor  # (N, B)
     parents: Tensor  # (N, B) the beam that each beam continues
-    is_done: Tensor  # (N,) whether a source's best hypothesis is final
+    is_done: Tensor  # (N,) whether a source's best hypothesis is final: no further step changes it
+    is_last: bool  # whether no token may follow: all sources are done
 
 
 @dataclass
@@ -95,7 +96,8 @@ class BeamSearch:
         done = self._is_done(*((sums[:, :1], num_tokens - 1) if is_2020s else (self._scores[:, :1], num_tokens)))
         if is_last and is_2020s:  # what is cut counts where the source was not done before
             self._end(self._tokens[:, :, 1:], self._scores, torch.ones_like(self._scores, dtype=torch.bool))
-        return Step(ids.gather(1, best), parents.gather(1, best), torch.ones_like(done) if is_last else done)
+        done = torch.ones_like(done) if is_last else done
+        return Step(ids.gather(1, best), parents.gather(1, best), done, is_last)
 
     def best(self) -> list[list[int]]:
         """Each source's best hypothesis, filled with end tokens."""
@@ -186,7 +188,7 @@ class GreedySearch:
         is_last = self._tokens.shape[1] == self._decoding.max_new_tokens
         self._tokens = torch.cat([self._tokens, ids[:, None]], dim=1)
         done = torch.ones_like(self._is_done) if is_last else self._is_done
-        return Step(ids[:, None], torch.zeros_like(ids)[:, None], done)
+        return Step(ids[:, None], torch.zeros_like(ids)[:, None], done, is_last)
 
     def best(self) -> list[list[int]]:
         """Each source's hypothesis, filled with end tokens."""
@@ -231,24 +233,22 @@ def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def forbid(scores: Tensor, tokens: Tensor, decoding: DecodingSettings, eos_id: int, banned: Sequence[int] = ()) -> None:
     """Write -inf into scores (R, V) where an id may not follow the tokens (R, S)."""
-    if banned:
-        scores[:, banned] = float("-inf")
+    for banned_id in banned:  # one by one: a list would go to the device as a tensor
+        scores[:, banned_id] = float("-inf")
     if decoding.no_repeat_ngram_size:
-        rows, ids = _repeating(tokens, decoding.no_repeat_ngram_size)
-        scores[rows, ids] = float("-inf")
+        ids, repeats = _repeating(tokens, decoding.no_repeat_ngram_size)
+        scores.scatter_add_(1, ids, torch.zeros_like(ids, dtype=scores.dtype).masked_fill_(repeats, float("-inf")))
     if tokens.shape[1] <= decoding.min_new_tokens:  # one of the tokens is not new
         scores[:, eos_id] = float("-inf")
 
 
 def _repeating(tokens: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Rows, and ids that would repeat an n-gram of `size` in the row."""
+    """Each row's ids that end an n-gram of `size`, and whether they would end the same one again, (R, n-grams) each."""
     if tokens.shape[1] < size:
-        empty = tokens.new_zeros(0)
-        return empty, empty
+        return tokens[:, :0], tokens[:, :0].bool()
     ngrams = tokens.unfold(1, size, 1)  # (R, n-grams, size)
     current = tokens[:, tokens.shape[1] - size + 1 :]
-    rows, indices = (ngrams[:, :, :-1] == current[:, None]).all(2).nonzero(as_tuple=True)
-    return rows, ngrams[rows, indices, -1]
+    return ngrams[:, :, -1], (ngrams[:, :, :-1] == current[:, None]).all(2)
 
 
 def _pick(tokens: Tensor, beams: Tensor) -> Tensor:

@@ -4,6 +4,9 @@ Sources are decoded in batches of like length, and leave their batch when their 
 decoder-only model, all but its last token, runs once per source; the source's beams share its keys and values. An
 encoder-decoder is decoded by transformers' `generate`. Rows of different trials may share a batch. In bf16 a hypothesis
 can depend on its batch, so reproducible decoding runs one artifact at a time.
+
+While a GPU works on a token, the host reads which sources were done before it, so neither waits for the other. A source
+may so write one token more than it needs, which changes nothing.
 """
 
 # N sources, B beams of each, S tokens of the longest prompt; of an encoder-decoder B sources
@@ -32,6 +35,7 @@ from prefixray.batching.rows import make_room
 from prefixray.batching.template import Template
 from prefixray.config.schema import DecodingSettings
 from prefixray.data.entries import up_to_line_break
+from prefixray.decoding.beam_search import Step
 from prefixray.decoding.sampling import SampledSettings, search_for
 from prefixray.decoding.streaming import NOBODY, Watched
 from prefixray.errors import UserError
@@ -40,6 +44,7 @@ from prefixray.model.base import Base
 from prefixray.model.binding.beam_cache import BeamCache
 from prefixray.model.binding.binder import Binder
 from prefixray.model.binding.insert import Insert
+from prefixray.model.downloads import Download
 from prefixray.training.prefill import prompt_columns
 
 logger = logging.getLogger(__name__)
@@ -186,10 +191,11 @@ def _by_beams(
     running = list(range(len(jobs)))  # indices of the jobs in the batch
     binder, model = Binder.of(base.model), cast(Any, base.model)
     unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=base.device)  # a mask, so that the model makes none
+    is_late = on_ids is None and backend_for(base.device).reads_late  # a stream reads the tokens of each step anyway
     while running:
         # All beams of the batch write a token a step, until enough sources are done.
         bare = [Insert(functions=jobs[index].insert.functions) for index in running]
-        is_done = [False]
+        is_done, flags = [False], _Flags(is_late=is_late)
         with binder.bind(bare, range(len(running)), cache=cache):
             while sum(is_done) * LEAVING < len(running):
                 positions = cache.begin_step()
@@ -197,12 +203,13 @@ def _by_beams(
                 logits = model(**inputs, use_cache=False).logits[:, -1]
                 step = search.advance(logits)
                 cache.follow(step.parents)
-                tokens, is_done = step.tokens, step.is_done.tolist()
+                tokens, is_done = step.tokens, flags.after(step)
                 if on_ids is not None:
                     for index, ids in zip(running, search.agreed(), strict=True):
                         on_ids(jobs[index], ids, False)
 
-        # These leave; search, cache and last tokens keep the others.
+        # These leave, those of the last step among them; search, cache and last tokens keep the others.
+        is_done = step.is_done.tolist()
         for index, done, ids in zip(running, is_done, search.best(), strict=True):
             if done:
                 yield jobs[index], ids
@@ -213,6 +220,23 @@ def _by_beams(
             search.keep(rows)
             cache.keep(rows)
             tokens = tokens[rows]
+
+
+class _Flags:
+    """Whether sources are done after a step; `is_late`: after the step before, while the device works on this one."""
+
+    def __init__(self, *, is_late: bool) -> None:
+        self._is_late = is_late
+        self._before: Download | None = None
+
+    def after(self, step: Step) -> list[bool]:
+        """A flag for each source; a source whose flag is late writes one more token, which changes nothing."""
+        if step.is_last:
+            return [True] * len(step.is_done)
+        before, self._before = self._before, Download(step.is_done)
+        read = before if self._is_late else self._before
+        flags: list[bool] = [False] * len(step.is_done) if read is None else read.read()
+        return flags
 
 
 def line_breaks(template: Template) -> list[int]:

@@ -48,6 +48,8 @@ class PlainBackend:
     """The rows of a mask lie apart in memory by a multiple of so many numbers."""
     reads_at_once = False
     """Whether the host has a value without waiting for the device, so that what is done may depend on it."""
+    reads_late = False
+    """Whether decoding reads what a step has found behind the launch of the next one, so that the device has work."""
 
     def frozen(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """Run a frozen model, in training or in an evaluation.

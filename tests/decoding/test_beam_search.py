@@ -13,8 +13,9 @@ from prefixray.batching.template import Template, make_template
 from prefixray.config.schema import DecodingSettings
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
-from prefixray.decoding.beam_search import BeamSearch, largest
+from prefixray.decoding.beam_search import BeamSearch, largest, start_search
 from prefixray.decoding.generate import generate, generation_config
+from prefixray.model.backend import backend_for
 from prefixray.model.base import Base, load_base
 from prefixray.model.binding.binder import Binder
 from prefixray.model.binding.insert import Insert
@@ -227,3 +228,72 @@ def test_rows_leave_the_batch_with_their_source(tiny_llama: Base) -> None:
     lengths = [text.split().index(str(ends)) + 1 if str(ends) in text.split() else 30 for text in said]
     assert rows == [sum(length > step for length in lengths) for step in range(max(lengths))]
     assert min(rows) < 4
+
+
+@pytest.mark.parametrize("with_prompt", [False, True], ids=["new tokens", "with the prompt"])
+@pytest.mark.parametrize("early_stopping", [False, True], ids=["to the end", "early"])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_further_steps_do_not_change_a_source_that_is_done(
+    num_beams: int, early_stopping: bool, with_prompt: bool
+) -> None:
+    draw, num_sources, num_compared = torch.Generator().manual_seed(num_beams), 40, 0
+    lengths = torch.randint(1, 9, (num_sources,), generator=draw)
+    settings = {"num_beams": num_beams, "early_stopping": early_stopping, "length_with_prompt": with_prompt}
+    for length_penalty in (-0.7, 0.0, 0.6, 1.0, 2.0):
+        decoding = DecodingSettings(max_new_tokens=12, length_penalty=length_penalty, **settings)
+        search = start_search(torch.full((num_sources,), 7), decoding, 1, lengths)
+        when_done: dict[int, tuple[list[int], list[float]]] = {}
+        for number in range(1, 13):
+            rows = num_sources if number == 1 else num_sources * num_beams
+            step = search.advance(3 * torch.randn(rows, 9, generator=draw))
+            assert step.is_last == (number == 12)
+            scores = search._ended.scores.tolist() if isinstance(search, BeamSearch) else [[]] * num_sources
+            filled = [ids + [1] * (12 - len(ids)) for ids in search.best()]
+            for source, is_done in enumerate(step.is_done.tolist()):
+                now = filled[source], scores[source]
+                assert source not in when_done or (is_done and now == when_done[source])
+                num_compared += source in when_done
+                if is_done:
+                    when_done.setdefault(source, now)
+        assert len(when_done) == num_sources
+    assert num_compared > 200
+
+
+@pytest.mark.parametrize("early_stopping", [False, True], ids=["to the end", "early"])
+@pytest.mark.parametrize("with_prompt", [False, True], ids=["new tokens", "with the prompt"])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_hypotheses_are_the_same_where_the_host_reads_a_step_late_which_sources_are_done(
+    exact_base: Base, monkeypatch: pytest.MonkeyPatch, num_beams: int, with_prompt: bool, early_stopping: bool
+) -> None:
+    base, steps = replace(exact_base, tokenizer=_Ids(exact_base.tokenizer)), [0]
+    template = replace(make_template(exact_base, TaskConfig(name="e2e")), tokenizer=base.tokenizer)
+    sources, inserts = SOURCES * 3, [insert for insert in _inserts(base, 1)[1:] for _ in SOURCES]
+    free = DecodingSettings(num_beams=1, max_new_tokens=4)
+    said = generate(base, template, sources, inserts, free)[0].split()
+    template = replace(template, eos_id=int(said[-1]))
+    decoding = DecodingSettings(
+        num_beams=num_beams,
+        max_new_tokens=12,
+        early_stopping=early_stopping,
+        length_with_prompt=with_prompt,
+        ban_line_breaks=with_prompt,
+        batch_size=9,
+    )
+
+    def count(*_: object) -> None:
+        steps[-1] += 1
+
+    def decoded(is_late: bool) -> list[list[str]]:
+        monkeypatch.setattr(type(backend_for(base.device)), "reads_late", is_late)
+        steps[:] = [0]
+        found = [generate(base, template, sources, inserts, decoding)]
+        for source, insert in zip(sources[:3], inserts, strict=False):
+            steps.append(0)
+            found.append(generate(base, template, [source], [insert], decoding))
+        return found
+
+    base.model.register_forward_pre_hook(count)
+    at_once, steps_at_once = decoded(False), steps[:]
+    assert decoded(True) == at_once
+    assert steps[1:] == [min(number + 1, 12) for number in steps_at_once[1:]]
+    assert num_beams > 1 or steps[1] <= 5, "a source ends by itself"

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from prefixray.model.backend import backend_for
+from prefixray.model.downloads import Download
+
 STEPS_AHEAD = 8  # steps for which dropping columns makes room: so long products keep their shapes
 
 
@@ -32,17 +35,23 @@ class BeamCache:
         self._seen = torch.zeros(len(prompts), 1, 0, dtype=torch.bool, device=self._lengths.device)
         """(N, B, W) from which written tokens a beam descends."""
         self._step = 0
+        self._reads_late = backend_for(self._lengths.device).reads_late
+        self._most_seen: Download | None = None  # of a source: columns of written tokens, when some are to be dropped
         self._masks: dict[tuple[int, torch.dtype], Tensor] = {}  # of this step, by G and dtype
 
     def begin_step(self) -> Tensor:
         """Make room for one more token of each beam; the positions of these tokens, (N * B, 1)."""
         num_sources, num_beams, _ = self._seen.shape
-        if self._num_prompt + self._seen.shape[2] + num_beams > self._columns.shape[4]:
+        if not self._has_room():
+            if not self._reads_late:
+                self._count_seen()
             self._drop_unseen()
         own = torch.eye(num_beams, dtype=torch.bool, device=self._seen.device).expand(num_sources, -1, -1)
         self._seen = torch.cat([self._seen, own], dim=2)
         self._masks.clear()
         self._step += 1
+        if self._reads_late and not self._has_room():
+            self._count_seen()  # the next step, which drops columns, sees none but these
         return (self._lengths + self._step - 1).repeat_interleave(num_beams)[:, None]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
@@ -76,10 +85,19 @@ class BeamCache:
         self._seen, self._lengths = self._seen[sources], self._lengths[sources]
         self._columns = self._columns.index_select(2, sources)
 
+    def _has_room(self) -> bool:
+        """Whether there are columns for one more token of each beam."""
+        _, num_beams, num_seen = self._seen.shape
+        return self._num_prompt + num_seen + num_beams <= self._columns.shape[4]
+
+    def _count_seen(self) -> None:
+        self._most_seen = Download(self._seen.any(1).sum(1).max())
+
     def _drop_unseen(self) -> None:
         """Drop columns from which no beam descends, and make room for the next steps."""
         is_seen = self._seen.any(1)  # (N, W)
-        num_kept = int(is_seen.sum(1).max()) if is_seen.numel() else 0
+        num_kept = self._seen.shape[2] if self._most_seen is None else self._most_seen.read()
+        self._most_seen = None
         order = is_seen.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :num_kept]
         num_sources, num_beams, _ = self._seen.shape
         num_columns = self._num_prompt + num_kept + STEPS_AHEAD * num_beams

@@ -12,6 +12,7 @@ class CUDABackend(PlainBackend):
     stacks_trials = True
     updates_together = True
     lays_ahead = True
+    reads_late = True
     mask_multiple = 8
     """What torch's memory-efficient attention wants, which attends where flash attention cannot: in fp32, with T5's
     bias, side by side under a mask. Each call copies a mask that lies otherwise, in two launches (`preprocess_mask` in

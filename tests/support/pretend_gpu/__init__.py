@@ -7,5 +7,6 @@ version of torch; `device.py` has it loaded together with torch and lets `torch.
 for a run of pytest, and `in_every_process/` for the processes that it starts.
 
 It shows device bugs (a tensor or generator on the wrong device), memory, launches, uploads and waits. It cannot show
-kernels, the attention that CUDA would choose, CUDA's numerics, or races.
+kernels, the attention that CUDA would choose, CUDA's numerics, or races, but for one: numbers of the device that the
+host reads before they have arrived.
 """

@@ -22,7 +22,8 @@ LIBRARY = "PREFIXRAY_TESTS_PRETEND_GPU"  # the environment variable that names t
 EVERY_PROCESS = Path(__file__).with_name("in_every_process")
 
 launched: Counter[str] = Counter()  # operators, by name
-waited: Counter[str] = Counter()  # what makes the host wait for the device; "upload": what goes to it
+waited: Counter[str] = Counter()
+"""What makes the host wait until the device has done everything; "upload": what goes to it."""
 moved: Counter[str] = Counter()  # bytes that operators read and write, and that go to the device and back, by name
 _kept: list[Any] = []  # the library, and what it calls while it counts
 
@@ -60,7 +61,8 @@ class _WithTorch(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: types.ModuleType) -> None:
         library = ctypes.CDLL(os.environ[LIBRARY], mode=ctypes.RTLD_GLOBAL)
         library.gpu_used.restype = library.gpu_peak.restype = ctypes.c_int64
-        library.gpu_limit.argtypes = [ctypes.c_int64]
+        library.gpu_launched.restype = ctypes.c_int64
+        library.gpu_limit.argtypes = library.gpu_wait.argtypes = [ctypes.c_int64]
         self._loader.exec_module(module)
         _answer(module, library)
 
@@ -114,16 +116,30 @@ def _answer(torch: Any, library: Any) -> None:  # noqa: ANN401
         "set_rng_state": lambda state, *_: torch.set_rng_state(state),
     }
     values = {"is_available": True, "is_initialized": True, "is_bf16_supported": True, "device_count": 1}
-    values |= {"current_device": 0, "get_device_capability": (9, 0)}
+    values |= {"current_device": 0, "current_stream": None, "get_device_capability": (9, 0)}
     values |= {"get_device_name": properties.name, "get_device_properties": properties}
     values |= dict.fromkeys(("_lazy_init", "synchronize", "empty_cache", "manual_seed_all"))
     answers |= {name: _answering(value) for name, value in values.items()}
+    answers["Event"] = lambda: _Event(library)
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
     torch.backends.cuda.is_flash_attention_available = _answering(True)
     flash_on_cpu = importlib.import_module("support.flash_on_cpu")  # imports torch
     flash_on_cpu.install()
     _copy_by_clone(torch)
+
+
+class _Event:
+    """What was launched before it is done when it has come. To wait for the last of all launches counts as a wait."""
+
+    def __init__(self, library: Any) -> None:  # noqa: ANN401
+        self._library = library
+
+    def record(self, stream: None = None) -> None:
+        self._launched = self._library.gpu_launched()
+
+    def synchronize(self) -> None:
+        self._library.gpu_wait(self._launched)
 
 
 def _answering(value: object) -> Callable[..., object]:

@@ -14,6 +14,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -114,8 +115,27 @@ Tensor as_device(const Tensor& t) {
 
 void (*told)(const char*, int, int64_t) = nullptr;
 
+int64_t num_launched = 0;
+
 void tell(const std::string& name, bool waits, int64_t bytes) {
+  ++num_launched;
   if (told) told(name.c_str(), waits, bytes);
+}
+
+// Downloads that the host does not wait for arrive when it waits for an event or another copy behind them.
+
+struct Behind {
+  Tensor to, from;
+  int64_t launched;
+};
+std::vector<Behind> behind;
+
+void arrive(int64_t launched = std::numeric_limits<int64_t>::max()) {
+  std::erase_if(behind, [&](auto& one) {
+    if (one.launched > launched) return false;
+    one.to.copy_(one.from);
+    return true;
+  });
 }
 
 bool makes_the_host_wait(const std::string& name) {  // the shape of the result depends on values
@@ -221,16 +241,23 @@ Tensor empty_strided(IntArrayRef sizes, IntArrayRef strides, Type type, Layout, 
   return at::detail::empty_strided_generic(sizes, strides, &memory, keys, c10::dtype_or_default(type));
 }
 
-Tensor& copy_(Tensor& to, const Tensor& from, bool) {
-  const bool stays = to.is_cuda() && from.is_cuda();
+Tensor& copy_(Tensor& to, const Tensor& from, bool non_blocking) {
+  const bool stays = to.is_cuda() && from.is_cuda(), is_late = non_blocking && !to.is_cuda();
   const auto bytes = static_cast<int64_t>(to.nbytes());
-  tell(stays ? "aten::copy_" : to.is_cuda() ? "upload" : "download", !stays, stays ? 2 * bytes : bytes);
+  tell(stays ? "aten::copy_" : to.is_cuda() ? "upload" : "download", !stays && !is_late, stays ? 2 * bytes : bytes);
+  if (is_late) {
+    memset(to.data_ptr(), 0x7f, to.nbytes());
+    behind.push_back({to, as_host(from).clone(), num_launched});
+    return to;
+  }
+  if (!stays) arrive();
   (to.is_cuda() ? as_host(to) : to).copy_(from.is_cuda() ? as_host(from) : from);
   return to;
 }
 
 at::Scalar item(const Tensor& t) {
   tell("item", true, 0);
+  arrive();
   return as_host(t).item();
 }
 
@@ -261,4 +288,9 @@ int64_t gpu_used() { return used; }
 int64_t gpu_peak() { return peak; }
 void gpu_reset_peak() { peak = used; }
 void gpu_tell(void (*f)(const char*, int, int64_t)) { told = f; }
+int64_t gpu_launched() { return num_launched; }
+void gpu_wait(int64_t launched) {  // until the device has done so much; nothing behind that: it runs out of work
+  if (launched == num_launched) tell("event", true, 0);
+  arrive(launched);
+}
 }
