@@ -94,16 +94,17 @@ class _SharedUpdate:
     num_trials: int
     norm: Sequence[Tensor]  # weight and bias, (T, W) each, or nothing
     projections: Sequence[Tensor]  # weight and bias down, (T, bottleneck, W) and (T, bottleneck), and up
-    reads_output: bool = True
+    is_gated: bool = False
 
-    def __call__(self, x: Tensor, rows: StackedRows) -> Tensor:
-        """(T, R, S, W) -> (T, R, S, W)."""
+    def __call__(self, given: Tensor, output: Tensor, rows: StackedRows) -> Tensor:
+        """See `SharedUpdate`."""
         down, down_bias, up, up_bias = map(rows.of, self.projections)
+        x = rows.take(output)
         flat = x.to(down.dtype).flatten(1, 2)
         if self.norm:
             weight, bias = (rows.of(stack)[:, None] for stack in self.norm)
             flat = torch.addcmul(bias, functional.layer_norm(flat, flat.shape[2:]), weight)
-        return each_linear(torch.relu(each_linear(flat, down, down_bias)), up, up_bias).view(x.shape)
+        return rows.add(output, each_linear(torch.relu(each_linear(flat, down, down_bias)), up, up_bias).view(x.shape))
 
 
 def _sublayers(base: Base) -> Iterator[str]:

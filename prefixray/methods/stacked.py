@@ -50,28 +50,32 @@ class StackableUpdates(Method):
 class Stacks:
     """The tensors of trials, stacked: a copy for one step, at which gradients arrive."""
 
-    def __init__(self, trials: Sequence[Sequence[nn.Parameter]], *, train: bool) -> None:
-        """`trials[t][place]`: the tensors of trial t."""
+    def __init__(self, trials: Sequence[Sequence[nn.Parameter]], *, train: bool, dtype: torch.dtype | None) -> None:
+        """`trials[t][place]`: the tensors of trial t. The stacks have the dtype of these, or the given one."""
         self._own = list(zip(*trials, strict=True))
         shapes = [tuple(max(axis) for axis in zip(*(p.shape for p in own), strict=True)) for own in self._own]
-        sizes = [len(trials) * math.prod(shape) for shape in shapes]
+        self._shapes = [(len(trials), *shape) for shape in shapes]
         example = trials[0][0]
+        self._whole = torch.zeros(sum(map(math.prod, self._shapes)), dtype=example.dtype, device=example.device)
+        stacks = zip(self._cut(self._whole), self._own, strict=True)
         with torch.no_grad():
-            whole = torch.zeros(sum(sizes), dtype=example.dtype, device=example.device)
-            parts = zip(whole.split(sizes), shapes, strict=True)
-            self.tensors = [part.view(len(trials), *shape) for part, shape in parts]  # (T, ...) of each place
-            copies = [part for stack, own in zip(self.tensors, self._own, strict=True) for part in _parts(stack, own)]
+            copies = [part for stack, own in stacks for part in _parts(stack, own)]
             torch._foreach_copy_(copies, [p for own in self._own for p in own])
-        for stack in self.tensors:
-            stack.requires_grad_(train)
+        self._whole.requires_grad_(train)
+        self.tensors = self._cut(self._whole.to(dtype or example.dtype))  # (T, ...) of each place
+
+    def _cut(self, whole: Tensor) -> list[Tensor]:
+        """The stacks, given all of them in one."""
+        parts = whole.split([math.prod(shape) for shape in self._shapes])
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def push_gradients(self) -> None:
         """Give each trial its part of the gradients. A part with gaps is copied, since AdamW wants it as the tensor."""
         gapped, dense = [], []
-        for stack, own in zip(self.tensors, self._own, strict=True):
-            if stack.grad is None:
-                continue
-            for parameter, part in zip(own, _parts(stack.grad, own), strict=True):
+        if self._whole.grad is None:
+            return
+        for stack, own in zip(self._cut(self._whole.grad), self._own, strict=True):
+            for parameter, part in zip(own, _parts(stack, own), strict=True):
                 parameter.grad = part
                 if not part.is_contiguous():
                     parameter.grad = torch.empty_like(parameter)
@@ -104,8 +108,13 @@ class Inserts:
             stack.push_gradients()
 
 
-def insert_all(methods: Sequence[Method], steps: Sequence[int | None], *, stacked: bool) -> Inserts:
-    """The inserts of trials at their steps, None in an evaluation; with `stacked`, those that can share products do."""
+def insert_all(
+    methods: Sequence[Method], steps: Sequence[int | None], *, stacked: bool, dtype: torch.dtype | None = None
+) -> Inserts:
+    """The inserts of trials at their steps, None in an evaluation; with `stacked`, those that can share products do.
+
+    Shared products are in `dtype`, or else in that of the trained tensors.
+    """
     inserts = [Insert()] * len(methods)
     stacks = []
     groups: dict[Hashable, list[int]] = {}
@@ -113,12 +122,12 @@ def insert_all(methods: Sequence[Method], steps: Sequence[int | None], *, stacke
         can_share = stacked and isinstance(method, StackableUpdates)
         groups.setdefault(method.stack_key if can_share else index, []).append(index)
     for group in groups.values():
-        if len(group) == 1:
+        if not isinstance(methods[group[0]], StackableUpdates) or not stacked:
             inserts[group[0]] = methods[group[0]].insert(steps[group[0]])
             continue
         trials: list[Any] = [methods[index] for index in group]
         own_steps = [steps[index] for index in group]
-        stack = Stacks([trial.tensors for trial in trials], train=own_steps[0] is not None)
+        stack = Stacks([trial.tensors for trial in trials], train=own_steps[0] is not None, dtype=dtype)
         shared = type(trials[0]).shared_updates(trials, stack.tensors, own_steps)
         for slot, index in enumerate(group):
             names = trials[0].modules_changed

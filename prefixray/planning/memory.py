@@ -36,7 +36,7 @@ def pack_bytes(
     - the base;
     - each trial's fp32 values and Adam's moments, its folded prefix and that prefix's gradient;
     - the gradients of the one trial that is being updated, on a GPU of all, which are updated together;
-    - on a GPU, copies of the tensors of trials that share products;
+    - on a GPU, copies of the tensors of trials that share products, in fp32 and in bf16;
     - a fine-tuning's copies of the weights that it does not train;
     - the activations that a micro-batch keeps for its backward, with the stacked prefixes of its trials and their
       gradient.
@@ -60,7 +60,7 @@ def _bytes_on_gpu(method: AnyTrial, shape: Shape) -> int:
     trained, folded = trained_parameters(method, shape), facts_of(method).folded(method, shape)
     is_stacked = not (folded or method.has_own_model)
     state = BYTES_PER_TRAINED * trained + 4 * copied_parameters(method, shape)
-    return state + 8 * folded + (4 * trained if is_stacked else 0)
+    return state + 8 * folded + (6 * trained if is_stacked else 0)
 
 
 def kept_numbers(folded: int, shape: Shape, load: Load) -> int:

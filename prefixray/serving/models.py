@@ -147,7 +147,7 @@ def load_models(folders: Mapping[str, Path], *, device: str = "auto", trust_remo
         first["base"]["name"], precision=first["precision"], device=device, trust_remote_code=trust_remote_code
     )
     tuned = [opened.bind(folder) for folder in distinct]
-    inserts = insert_all([each.method for each in tuned], [None] * len(tuned), stacked=True).of_trials
+    inserts = insert_all([each.method for each in tuned], [None] * len(tuned), stacked=len(tuned) > 1).of_trials
     known = {
         folder: _model(each, insert, record)
         for folder, each, insert, record in zip(distinct, tuned, inserts, records, strict=True)

@@ -80,7 +80,7 @@ class Layout:
         `binder` is that of the model which the rows run in. In an evaluation it runs shared prompts between the pieces.
         `whole` rows share no prompts.
         """
-        in_line = self.knows_lines and all(not insert.functions and insert.infix is None for insert in inserts)
+        in_line = self.knows_lines and all(insert.fits_lines for insert in inserts)
         if in_line:
             shared = (list(own) if whole else trees(own, LONGEST_TREE, token_budget) for own in rows)
             groups = iter([_one_group(inserts, shared)])

@@ -48,6 +48,11 @@ class StepResult:
     num_tokens: int  # target tokens trained on
     failed: str | None = None  # why the trial ends here, before its update
 
+    @property
+    def is_not_finite(self) -> bool:
+        """Whether it failed for its numbers, not for want of memory."""
+        return self.failed is not None and self.num_tokens > 0
+
 
 class Member:
     """A trial inside a pack: its method, its optimiser, its rows and its step among them."""

@@ -75,11 +75,15 @@ class Pack:
         for group in self._halve_until_it_fits(members, rows, train=True):
             results |= finished(*group, together=together)
 
-        # An update that had no memory beside the gradients of others is repeated when those are gone.
-        for member in [member for member in members if results[member.key] is None]:
-            logger.warning("%s: out of memory in its update; once more, alone", member.key)
-            for group in self._halve_until_it_fits([member], [member.next_rows()], train=True):
-                results |= finished(*group, together=together)
+        # An update that had no memory beside the gradients of others is repeated when those are gone. So is one whose
+        # numbers are not finite, where that may come from others.
+        for member in members:
+            result = results[member.key]
+            if result is None or (result.is_not_finite and self._may_mix(members)):
+                reason = "out of memory in its update" if result is None else result.failed
+                logger.warning("%s: %s; once more, alone", member.key, reason)
+                for group in self._halve_until_it_fits([member], [member.next_rows()], train=True):
+                    results |= finished(*group, together=together)
         return {member.key: results[member.key] or not_updated(member.config) for member in members}
 
     def evaluate(self, keys: Iterable[str], rows: Sequence[Row]) -> dict[str, float]:
@@ -92,7 +96,14 @@ class Pack:
                     logger.warning("%s: %s", group[0].key, too_large(group[0].config))
                 totals = [math.nan] if losses is None else losses.read()[0]
                 scores |= {member.key: total / count for member, total in zip(group, totals, strict=True)}
+        for member in members if self._may_mix(members) else ():
+            if not math.isfinite(scores[member.key]):
+                scores |= self.evaluate([member.key], rows)
         return scores
+
+    def _may_mix(self, members: Sequence[Member]) -> bool:
+        """Whether products that trials share make numbers of these members infinite where another's are."""
+        return len(members) > 1 and backend_for(self.base.device).stacks_trials
 
     def _halve_until_it_fits(
         self, members: Sequence[Member], rows: Sequence[Sequence[Row]], *, train: bool
@@ -154,7 +165,8 @@ class Pack:
         Members of one model: one forward, and in training one backward, per micro-batch.
         """
         methods, steps = [member.method for member in members], [member.step if train else None for member in members]
-        together = insert_all(methods, steps, stacked=backend_for(self.base.device).stacks_trials)
+        stacked, dtype = backend_for(self.base.device).stacks_trials, self.base.model.dtype
+        together = insert_all(methods, steps, stacked=stacked, dtype=dtype)
         inserts = together.of_trials
         has_hooks = any(insert.functions for insert in inserts)
         num_tokens = sum(sum(row.lengths) for of_member in rows for row in of_member)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 import torch
+from support.as_on_gpu import run_as_on_gpu
 from support.packs import MIXED, SEEDS, TOLERANCE, MakeBase, assert_same, pack_of, rows_of, run_steps, trial_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -125,7 +126,10 @@ def _launches(pack: Pack) -> int:
 
 
 @pytest.mark.parametrize("method", [LoraTrial, AdapterTrial])
-def test_eight_trials_launch_hardly_more_than_two(make_base: MakeBase, method: type[LoraTrial | AdapterTrial]) -> None:
+def test_eight_trials_launch_hardly_more_than_two(
+    make_base: MakeBase, method: type[LoraTrial | AdapterTrial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_as_on_gpu(monkeypatch)
     base, launches = make_base("gpt2", torch.float32), {}
     for way in (PlainBackend(), CUDABackend()):
         for count in (2, 8):

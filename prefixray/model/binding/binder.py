@@ -93,8 +93,8 @@ class Binder:
         In a headless forward the head runs on no position, and `Bound.hidden` is its input at the targets.
         With `cache` a forward is a step of decoding: its rows are one token each, and their attention sees the cache
         alone, and writes to it.
-        With `line` the forward has one row, in which those of the binding stand one behind another; its inserts have
-        neither functions nor infixes, its targets are places in that row, and its mask is not looked at.
+        With `line` the forward has one row, in which those of the binding stand one behind another; its inserts fit
+        lines, its targets are places in that row, and its mask is not looked at.
         With `dropout` the model's own dropout is drawn for each row by its number in the step.
         `uploads` has the forward's tensors; it is sent when the binding's own have joined them.
         Keep the binding until backward has run: gradient checkpointing repeats the forward there.
@@ -108,7 +108,7 @@ class Binder:
         if dropout is not None:
             self._number(self._bound, *dropout)
         if uploads is not None:
-            self._prepare(self._bound, len(row_trial))
+            self._prepare(self._bound)
             uploads.send()
         try:
             yield self._bound
@@ -126,17 +126,18 @@ class Binder:
             is_even=is_even(row_trial, len(inserts)),
         )
         shifts = self._shifts(inserts, row_trial, line)
-        bound = Bound(rows, cut_segments(inserts, row_trial), shifts, ragged=line)
+        edges = range(len(row_trial) + 1) if line is None else line.edges
+        bound = Bound(rows, cut_segments(inserts, row_trial, edges), shifts, ragged=line)
         if line is not None:
             bound.make_groups = partial(self._groups, inserts, row_trial, line)
             bound.make_prefixes = partial(self._line_prefixes, inserts, row_trial, line)
         return bound
 
-    def _prepare(self, bound: Bound, num_rows: int) -> None:
+    def _prepare(self, bound: Bound) -> None:
         """Make what attention and hooks would make when they first run."""
         if bound.ragged is not None:
             _ = bound.line_prefixes if bound.ragged.is_prepared_unpadded else bound.groups
-        self._row_hooks.prepare(bound, num_rows, self._put)
+        self._row_hooks.prepare(bound, self._put)
 
     def _shifts(self, inserts: Sequence[Insert], row_trial: Sequence[int], line: Ragged | None) -> Tensor | None:
         shifts = [insert.num_positions() for insert in inserts]

@@ -91,7 +91,7 @@ class Segment:
     """Neighbouring rows whose modules' outputs go through the same functions."""
 
     functions: Mapping[str, RowFunction | Slot]
-    start: int
+    start: int  # a row, or in a line a token
     end: int
 
 
@@ -111,8 +111,9 @@ class Bound:
     is_headless: bool = False
     hidden: Tensor | None = None
     """After a headless forward: the head's input at the targets, (N, width)."""
-    stacked_rows: dict[tuple[tuple[int, int, int], ...], StackedRows] = field(default_factory=dict)
-    """Of trials that share updates, by the number of each in the update, its first row and the row after its last."""
+    stacked_rows: dict[tuple[bool, tuple[tuple[int, int, int], ...]], StackedRows] = field(default_factory=dict)
+    """Of trials that share updates: by whether these are gated, and each trial's number in the update, its first row
+    and the row after its last."""
 
     @cached_property
     def groups(self) -> Sequence[AttendingRows]:
@@ -132,17 +133,17 @@ class Bound:
         return any(name in segment.functions if name else segment.functions for segment in self.segments)
 
 
-def cut_segments(inserts: Sequence[Insert], row_trial: Sequence[int]) -> list[Segment]:
-    """The rows in runs with the same functions."""
+def cut_segments(inserts: Sequence[Insert], row_trial: Sequence[int], edges: Sequence[int]) -> list[Segment]:
+    """The rows in runs with the same functions; row r lies from `edges[r]` to `edges[r + 1]`."""
     trials = list(dict.fromkeys(row_trial))
     assert sorted(row_trial, key=trials.index) == list(row_trial), "rows of one trial must stand together"
     segments: list[Segment] = []
     for row, trial in enumerate(row_trial):
         functions = inserts[trial].functions
         if segments and segments[-1].functions is functions:
-            segments[-1] = Segment(functions, segments[-1].start, row + 1)
+            segments[-1] = Segment(functions, segments[-1].start, edges[row + 1])
         else:
-            segments.append(Segment(functions, row, row + 1))
+            segments.append(Segment(functions, edges[row], edges[row + 1]))
     return segments
 
 

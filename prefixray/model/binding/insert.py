@@ -1,7 +1,7 @@
 """What one trial puts into the model, and the prefixes of several trials as tensors."""
 
 # T trials, L layers of a site, K key/value heads, P prefix positions, D head dim
-# B rows, R places for rows of a trial, S tokens, W width
+# B rows, R places for rows of a trial, S tokens, W width, N tokens of a line
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,26 +15,39 @@ RowFunction = Callable[[Tensor, Tensor], Tensor]  # (input of the module, output
 
 
 @dataclass(frozen=True)
+class LineTokens:
+    """Which of the trials that share an update the tokens of a line belong to."""
+
+    trials: Tensor  # (N,) as the update numbers them; their number where a token's trial does not share the update
+    positions: Tensor  # (N,) the token's position in its row, and its trial's number times `num_positions`
+    num_positions: int  # of the longest row
+    gates: list[Tensor] = field(default_factory=list)
+    """What the update has made of the trials, once for all modules: see there."""
+
+
+@dataclass(frozen=True)
 class StackedRows:
-    """Where the rows of trials that share an update stand among a forward's B rows: R places for each trial."""
+    """Where the rows of trials that share an update stand among a forward's B rows: R places for each trial.
+
+    In a line each of the N tokens counts as a row of one token.
+    """
 
     indices: Sequence[int]  # (T,) the trials with rows, as the update numbers them
     chosen: Tensor | None  # the same as a tensor; None: all trials of the update
     num_places: int  # R, the most rows of a trial
-    sources: Tensor | None  # (T * R,) the row at each place, B where a trial has fewer; None: all rows, in order
+    sources: Tensor | None  # (T * R,) the row at each place, a trial's first where it has fewer; None: all, in order
     rows: Tensor | None = None  # (n,) the trials' rows
     places: Tensor | None = None  # (n,) the place of each of them
+    line: LineTokens | None = None  # None: rows stand side by side
 
     def of(self, stacked: Tensor) -> Tensor:
         """The part of a tensor of all trials of the update, (trials, ...) -> (T, ...)."""
         return stacked if self.chosen is None else stacked.index_select(0, self.chosen)
 
     def take(self, x: Tensor) -> Tensor:
-        """(B, S, W) -> (T, R, S, W), with zeros where a trial has fewer rows."""
+        """(B, S, W) -> (T, R, S, W); where a trial has fewer rows, with one of its own, that `add` leaves out."""
         size = (len(self.indices), self.num_places, *x.shape[1:])
-        if self.sources is None:
-            return x.reshape(size)
-        return torch.cat([x, x.new_zeros(1, *x.shape[1:])]).index_select(0, self.sources).view(size)
+        return (x if self.sources is None else x.index_select(0, self.sources)).reshape(size)
 
     def add(self, output: Tensor, update: Tensor) -> Tensor:
         """The output, (B, S, W), with the update of the trials' rows, (T, R, S, W)."""
@@ -48,15 +61,15 @@ class SharedUpdate(Protocol):
     """What several trials add to the output of a module, each on its own rows, by products that they share."""
 
     @property
-    def reads_output(self) -> bool:
-        """Whether it is computed from the module's output, not from its input."""
-
-    @property
     def num_trials(self) -> int:
         """How many trials share it."""
 
-    def __call__(self, x: Tensor, rows: StackedRows) -> Tensor:
-        """What the trials with rows add, (T, R, S, out), given what they read, (T, R, S, in)."""
+    @property
+    def is_gated(self) -> bool:
+        """Whether in a line all tokens go through the tensors of all trials, so that places of trials are not made."""
+
+    def __call__(self, given: Tensor, output: Tensor, rows: StackedRows) -> Tensor:
+        """The module's output, (B, S, out), with what the trials with rows add, given its input, (B, S, in)."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,11 @@ class Insert:
     def num_positions(self, site: str = "decoder") -> int:
         """How many prefix positions come before the row's first token at a site."""
         return self.num_seen(site) if self.infix is None else 0
+
+    @property
+    def fits_lines(self) -> bool:
+        """Whether its rows may stand in a line: without infixes, and without functions of a trial alone."""
+        return self.infix is None and all(isinstance(function, Slot) for function in self.functions.values())
 
     @property
     def infix_length(self) -> int:

@@ -43,6 +43,9 @@ class Ragged:
         self._starts = starts or [()] * len(lengths)
         self._num_tokens = sum(lengths)
         self._num_fillers = padded_count(self._num_tokens) - self._num_tokens
+        ends = list(itertools.accumulate(lengths))
+        self.edges = [0, *ends[:-1], ends[-1] + self._num_fillers]
+        """Where each row starts, and the end of the last; fillers count as the last row's."""
         repeats = torch.tensor([*lengths[:-1], lengths[-1] + self._num_fillers])
         self.token_rows = uploads.add(torch.arange(len(lengths)).repeat_interleave(repeats))
         """(N,) the row of each token; fillers count as the last row's."""
@@ -60,6 +63,18 @@ class Ragged:
         """The number of each token's row, (N,)."""
         repeats = torch.tensor([*self._lengths[:-1], self._lengths[-1] + self._num_fillers])
         return self._uploads.add(torch.tensor(per_row).repeat_interleave(repeats))
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """The position of each token in its row, (N,), on the host; a branch's come behind its trunk's."""
+        counts, firsts = list[int](), list[int]()  # tokens of a row, trunk or branch, and where its position 0 would be
+        for first, length, starts in zip(self.edges, self._lengths, self._starts, strict=False):
+            trunk = starts[0] if starts else 0
+            for start, end in itertools.pairwise([0, *starts, length]):
+                counts.append(end - start)
+                firsts.append(first + max(0, start - trunk))
+        own = torch.arange(self._num_tokens) - torch.tensor(firsts).repeat_interleave(torch.tensor(counts))
+        return torch.cat([own, own.new_zeros(self._num_fillers)])
 
     @cached_property
     def causal(self) -> list[Tensor]:

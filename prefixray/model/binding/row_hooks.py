@@ -1,17 +1,19 @@
 """Functions of trials on the outputs of modules: adapters and low-rank updates, each on its own trial's rows."""
 
-# B rows, S tokens
+# B rows, S tokens; in a line B tokens, and S is 1
 
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prefixray.model.binding.bound import Bound, Segment
-from prefixray.model.binding.insert import SharedUpdate, Slot, StackedRows
+from prefixray.model.binding.insert import LineTokens, SharedUpdate, Slot, StackedRows
+from prefixray.model.binding.ragged import Ragged
 from prefixray.model.uploads import Uploads
 
 Put = Callable[[Tensor], Tensor]  # moves a small tensor to the device
@@ -32,13 +34,13 @@ class RowHooks:
                 hook = functools.partial(self._apply, name)
                 self._modules[name].register_forward_hook(hook, with_kwargs=True)
 
-    def prepare(self, bound: Bound, num_rows: int, put: Put) -> None:
+    def prepare(self, bound: Bound, put: Put) -> None:
         """Find where the rows of trials that share updates stand; all modules of a trial share them with the same."""
         for name in dict.fromkeys(
             name for segment in bound.segments for name in itertools.islice(segment.functions, 1)
         ):
             for shared, segments in _sharing(bound.segments, name):
-                _rows_of(bound, segments, shared.num_trials, (num_rows, 1), put)
+                _rows_of(bound, shared, segments, 1, put)
 
     def _apply(
         self,
@@ -54,28 +56,28 @@ class RowHooks:
             return None
         given: Tensor = args[0] if args else named["hidden_states"]
         plain = output[0] if isinstance(output, tuple) else output  # (B, S, width)
-        repeats = plain.shape[0] // bound.rows.row_trial.shape[0]  # beam search repeats rows in place
+        if bound.ragged is not None:
+            given, plain = given.transpose(0, 1), plain.transpose(0, 1)
+        repeats = plain.shape[0] // bound.segments[-1].end  # beam search repeats rows in place
         changed = _apart(bound.segments, name, given, plain, repeats)
         for shared, segments in _sharing(bound.segments, name):
-            put = Uploads(plain.device).add
-            rows = _rows_of(bound, segments, shared.num_trials, (plain.shape[0], repeats), put)
-            changed = rows.add(changed, shared(rows.take(plain if shared.reads_output else given), rows))
+            rows = _rows_of(bound, shared, segments, repeats, Uploads(plain.device).add)
+            changed = shared(given, changed, rows)
+        if bound.ragged is not None:
+            changed = changed.transpose(0, 1)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
 
 def _apart(segments: Sequence[Segment], name: str, given: Tensor, plain: Tensor, repeats: int) -> Tensor:
     """The output after the functions of trials that share no update."""
-    pieces, has_any = [], False
-    for segment in segments:
-        rows = slice(segment.start * repeats, segment.end * repeats)
-        function = segment.functions.get(name)
-        if function is None or isinstance(function, Slot):
-            pieces.append(plain[rows])
-        else:
-            has_any = True
-            pieces.append(function(given[rows], plain[rows]))
-    if not has_any:
+    functions = [segment.functions.get(name) for segment in segments]
+    if all(function is None or isinstance(function, Slot) for function in functions):
         return plain
+    pieces = []
+    for function, segment in zip(functions, segments, strict=True):
+        rows = slice(segment.start * repeats, segment.end * repeats)
+        is_apart = function is not None and not isinstance(function, Slot)
+        pieces.append(function(given[rows], plain[rows]) if is_apart else plain[rows])
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
@@ -90,30 +92,41 @@ def _sharing(segments: Sequence[Segment], name: str) -> Iterable[tuple[SharedUpd
 
 
 def _rows_of(
-    bound: Bound, segments: Sequence[tuple[int, Segment]], num_trials: int, size: tuple[int, int], put: Put
+    bound: Bound, shared: SharedUpdate, segments: Sequence[tuple[int, Segment]], repeats: int, put: Put
 ) -> StackedRows:
-    """Where the rows of these trials stand. It is found once for all modules.
-
-    `size`: the number of rows, and how often each stands there.
-    """
-    num_rows, repeats = size
-    key = tuple((index, segment.start * repeats, segment.end * repeats) for index, segment in segments)
+    """Where the rows of the trials that share an update stand, each so often. It is found once for all modules."""
+    places = tuple((index, segment.start * repeats, segment.end * repeats) for index, segment in segments)
+    key = shared.is_gated and bound.ragged is not None, places
     if key not in bound.stacked_rows:
-        bound.stacked_rows[key] = _place(key, num_trials, num_rows, put)
+        line = None if bound.ragged is None else _line_tokens(bound.ragged, places, shared.num_trials, put)
+        if key[0]:
+            rows = StackedRows([], None, 0, None)
+        else:
+            rows = _stacked(places, shared.num_trials, bound.segments[-1].end * repeats, put)
+        bound.stacked_rows[key] = replace(rows, line=line)
     return bound.stacked_rows[key]
 
 
-def _place(segments: Sequence[tuple[int, int, int]], num_trials: int, num_rows: int, put: Put) -> StackedRows:
+def _stacked(segments: Sequence[tuple[int, int, int]], num_trials: int, num_rows: int, put: Put) -> StackedRows:
+    """The rows from a start to an end, of each of these trials of an update."""
     indices = [index for index, _, _ in segments]
     counts = [end - start for _, start, end in segments]
     most = max(counts)
     chosen = None if indices == list(range(num_trials)) else put(torch.tensor(indices))
     if min(counts) == most and sum(counts) == num_rows:
         return StackedRows(indices, chosen, most, None)
-    rows = [row for _, start, end in segments for row in range(start, end)]
-    places = [most * trial + row for trial, count in enumerate(counts) for row in range(count)]
-    sources = [num_rows] * (most * len(segments))
-    for row, place in zip(rows, places, strict=True):
-        sources[place] = row
-    moved = put(torch.tensor([*sources, *rows, *places])).split([len(sources), len(rows), len(rows)])
-    return StackedRows(indices, chosen, most, *moved)
+    own = [torch.arange(count) for count in counts]
+    rows = torch.cat([start + numbers for numbers, (_, start, _) in zip(own, segments, strict=True)])
+    places = torch.cat([most * trial + numbers for trial, numbers in enumerate(own)])
+    sources = torch.tensor([start for _, start, _ in segments]).repeat_interleave(most)
+    sources[places] = rows
+    return StackedRows(indices, chosen, most, put(sources), put(rows), put(places))
+
+
+def _line_tokens(line: Ragged, segments: Sequence[tuple[int, int, int]], num_trials: int, put: Put) -> LineTokens:
+    trials = torch.full((line.edges[-1],), num_trials)
+    for index, start, end in segments:
+        trials[start:end] = index
+    num_positions = int(line.positions.max()) + 1
+    positions = trials.clamp(max=num_trials - 1) * num_positions + line.positions  # of others' tokens any will do
+    return LineTokens(put(trials), put(positions), num_positions)
