@@ -327,8 +327,8 @@ def test_a_pack_that_is_as_large_as_was_measured_does_not_run_out_of_memory(
 @pytest.mark.parametrize("method", ["network", "lora"])
 @pytest.mark.parametrize("count", [1, 4])
 def test_the_computed_memory_of_a_pack_is_enough_and_not_much_more(make_on: MakeOn, method: str, count: int) -> None:
-    base = make_on("gpt2", torch.float32, "cuda")
-    trained = PrefixTrial(preseqlen=5, mid_dim=20_000, init_token=None) if method == "network" else LoraTrial(rank=16)
+    base = make_on("gpt2", torch.bfloat16, "cuda")
+    trained = PrefixTrial(preseqlen=5, mid_dim=20_000, init_token=None) if method == "network" else LoraTrial(rank=4)
     rows = rows_of(base)
     pack = Pack(base, rows, pad_id=0)
     pack.admit("warm", trial_of(METHODS["lora"], 1e-3), SEEDS)
@@ -345,8 +345,8 @@ def test_the_computed_memory_of_a_pack_is_enough_and_not_much_more(make_on: Make
     taken = torch.cuda.max_memory_allocated() - before
     lengths, num_rows = row_lengths(rows), count * len(rows)
     load = Load(num_rows, round(num_rows * lengths.decoder), round(num_rows * lengths.targets))
-    weights = 4 * base.shape.num_parameters
-    computed = pack_bytes([trained] * count, base.shape, load, on_gpu=True) - weights
+    weights = 2 * base.shape.num_parameters
+    computed = pack_bytes([trained] * count, base.shape, load, weight_bytes=2, on_gpu=True) - weights
     assert taken <= computed <= 1.6 * taken, (taken, computed)
 
 
