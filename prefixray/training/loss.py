@@ -113,11 +113,11 @@ def losses_of_hidden(
                 losses[tokens] = _losses_of(logits[:size], of_tokens, lessons, exact)
                 continue
 
-            # The logits' gradient replaces the logits, and the head takes it back to the hidden states.
+            # The logits' gradient takes their place, and the head takes it back to the hidden states.
             if lessons is None:
                 smoothing = objective.smoothing[tokens, None] if objective.is_smoothed else None
                 of_chunk = losses[tokens]  # a part of all losses, or a copy
-                _losses_and_slopes_(logits[:size], of_tokens, smoothing, of_chunk)
+                logits = _losses_and_slopes(logits, of_tokens, smoothing, of_chunk)
             else:
                 of_chunk = _divergences_and_slopes_(logits[:size], lessons, exact)
             slopes, weights = head.back(logits)[:size], objective.weights[tokens, None]
@@ -168,14 +168,16 @@ def _by_log_softmax(logits: Tensor, ids: Tensor, exact: torch.dtype) -> Tensor:
     return -torch.cat(list(log_p))[:, 0]
 
 
-def _losses_and_slopes_(logits: Tensor, ids: Tensor, smoothing: Tensor | None, nll: Tensor) -> None:
-    """As `_losses`, into `nll`; the gradient of the losses, smoothed by (n, 1) or not at all, replaces the logits."""
+def _losses_and_slopes(logits: Tensor, ids: Tensor, smoothing: Tensor | None, nll: Tensor) -> Tensor:
+    """As `_losses`, into `nll`; returns the gradient of the losses, smoothed by (n, 1) or not at all.
+
+    Logits may have rows of padding, and may be changed.
+    """
     if not backend_for(logits.device).reads_at_once:
-        _by_log_softmax_(logits, ids, smoothing, nll)
-        return
-    exact = nll.dtype
-    for block in _blocks(logits):
-        targets, exact_logits = ids[block, None], logits[block].to(exact)
+        return _by_softmax(logits, ids, smoothing, nll)
+    exact, of_ids = nll.dtype, logits[: len(ids)]
+    for block in _blocks(of_ids):
+        targets, exact_logits = ids[block, None], of_ids[block].to(exact)
 
         # The softmax gives the likelihood of the target, unless that was rounded to nothing.
         slope = torch.softmax(exact_logits, dim=1)
@@ -187,27 +189,29 @@ def _losses_and_slopes_(logits: Tensor, ids: Tensor, smoothing: Tensor | None, n
         spread = exact_logits.new_zeros(len(targets), 1) if smoothing is None else smoothing[block]
         if smoothing is not None:
             slope.sub_(spread / logits.shape[1])
-        logits[block] = slope.scatter_add_(1, targets, spread - 1)
+        of_ids[block] = slope.scatter_add_(1, targets, spread - 1)
+    return logits
 
 
-def _by_log_softmax_(logits: Tensor, ids: Tensor, smoothing: Tensor | None, nll: Tensor) -> None:
-    """As `_losses_and_slopes_`, without a look at the values, for which the host would wait.
+def _by_softmax(logits: Tensor, ids: Tensor, smoothing: Tensor | None, nll: Tensor) -> Tensor:
+    """As `_losses_and_slopes`, without a look at the values, for which the host would wait, and without exact logits.
 
-    The targets' gradients are taken before they are rounded to the logits' dtype: of a likely target little is left.
+    The softmax comes in the logits' dtype. What is lost there of a likely target, the other tokens' likelihoods have:
+    their sum gives its loss and its gradient. The loss of an unlikely target is told from the likeliest token's.
     """
-    for block in _blocks(logits):
-        targets, log_p = ids[block, None], torch.log_softmax(logits[block], dim=1, dtype=nll.dtype)
-        of_targets = log_p.gather(1, targets)  # (n, 1)
-        torch.neg(of_targets[:, 0], out=nll[block])
-        slopes = logits.new_empty(of_targets.shape)
-        if smoothing is None:
-            torch.expm1(of_targets, out=slopes)
-            torch.exp(log_p, out=logits[block])
-        else:
-            share = smoothing[block] / logits.shape[1]
-            torch.add(of_targets.expm1_(), smoothing[block] - share, out=slopes)
-            logits[block] = log_p.exp_().sub_(share)
-        logits[block].scatter_(1, targets, slopes)
+    count, targets, exact = len(ids), ids[:, None], nll.dtype
+    slopes = torch.softmax(logits, dim=1)
+    largest, best = slopes[:count].max(dim=1, keepdim=True)
+    ahead = logits[:count].gather(1, torch.cat([best, targets], dim=1)).to(exact)  # (n, 2)
+    others = slopes[:count].scatter_(1, targets, 0.0).sum(dim=1, keepdim=True, dtype=exact)  # (n, 1)
+    unlikely = ahead[:, :1] - ahead[:, 1:] - largest.to(exact).log()
+    nll.copy_(torch.where(others < 0.5, -torch.log1p(-others), unlikely)[:, 0])
+    if smoothing is not None:
+        share = smoothing / logits.shape[1]
+        slopes[:count].sub_(share)
+        others = others - smoothing + share
+    slopes[:count].scatter_(1, targets, -others.to(slopes.dtype))
+    return slopes
 
 
 def _divergences(logits: Tensor, lessons: Lessons) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from support.as_on_gpu import run_as_on_gpu
 from torch import nn
 from transformers import AutoModelForCausalLM, GraniteConfig
 
@@ -19,14 +20,16 @@ WIDTH, VOCABULARY, COUNT = 8, 50, 7
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}
 
 
-@pytest.mark.parametrize("has_amx", [True, False], ids=["with AMX", "without"])
+@pytest.mark.parametrize("where", ["with AMX", "without", "as on a GPU"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_chunks_give_the_losses_and_gradients_of_the_whole(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, smoothing: float, has_amx: bool
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, smoothing: float, where: str
 ) -> None:
     monkeypatch.setattr(onednn, "_is_amd_with_avx512", lambda: True)
-    monkeypatch.setattr(onednn, "_has_amx", lambda: has_amx)
+    monkeypatch.setattr(onednn, "_has_amx", lambda: where == "with AMX")
+    if where == "as on a GPU":
+        run_as_on_gpu(monkeypatch)
     monkeypatch.setattr(loss, "CHUNK_MULTIPLE", 4)
     monkeypatch.setitem(loss.CHUNK, "cpu", 5)
     monkeypatch.setitem(loss.BLOCK, "cpu", 2 * VOCABULARY)
@@ -49,7 +52,12 @@ def test_chunks_give_the_losses_and_gradients_of_the_whole(
     assert torch.allclose(losses_of_hidden(head, hidden, ids, None), expected, atol=TOLERANCE[dtype])
 
 
-def test_a_target_without_any_probability_has_its_loss_and_its_slope() -> None:
+@pytest.mark.parametrize("is_on_gpu", [False, True])
+def test_a_target_without_any_probability_has_its_loss_and_its_slope(
+    is_on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_on_gpu:
+        run_as_on_gpu(monkeypatch)
     module = nn.Linear(2, 3, bias=False).requires_grad_(False)
     module.weight.copy_(torch.tensor([[0.0, 0.0], [300.0, 0.0], [300.0, 1.0]]))
     hidden = torch.tensor([[1.0, 0.0], [1.0, 90.0]], requires_grad=True)
@@ -57,6 +65,20 @@ def test_a_target_without_any_probability_has_its_loss_and_its_slope() -> None:
     assert found.tolist() == pytest.approx([300 + math.log(2), 90.0])
     assert hidden.grad is not None
     assert hidden.grad.flatten().tolist() == pytest.approx([300.0, 0.5, 0.0, 1.0])
+
+
+def test_the_loss_and_the_slope_of_a_likely_target_are_not_rounded_away_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_as_on_gpu(monkeypatch)
+    rest = torch.tensor([0.3, 1e-2, 1e-3, 1e-5], dtype=torch.float64)
+    logits = torch.zeros(4, VOCABULARY, dtype=torch.float64)
+    logits[:, 3] = torch.log((1 - rest) / rest * (VOCABULARY - 1))
+    rounded, nll = logits.bfloat16(), torch.empty(4)
+    slopes = loss._losses_and_slopes(rounded.clone(), torch.full((4,), 3), None, nll)
+    log_p = torch.log_softmax(rounded.double(), dim=1)[:, 3]
+    assert torch.allclose(nll.double(), -log_p, rtol=1e-2, atol=0)
+    assert torch.allclose(slopes[:, 3].double(), torch.expm1(log_p), rtol=1e-2, atol=0)
 
 
 def test_chunks_are_of_one_size_within_their_limits() -> None:
