@@ -76,8 +76,10 @@ def _apart(segments: Sequence[Segment], name: str, given: Tensor, plain: Tensor,
     pieces = []
     for function, segment in zip(functions, segments, strict=True):
         rows = slice(segment.start * repeats, segment.end * repeats)
-        is_apart = function is not None and not isinstance(function, Slot)
-        pieces.append(function(given[rows], plain[rows]) if is_apart else plain[rows])
+        if function is None or isinstance(function, Slot):
+            pieces.append(plain[rows])
+        else:
+            pieces.append(function(given[rows], plain[rows]))
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
