@@ -153,7 +153,8 @@ def extrapolated(arm: str, shape: Shape) -> Count:
     weights = np.linalg.solve(
         np.array([one.terms() for one in SHAPES]), np.array([count.numbers() for count in counts])
     )
-    apart = np.array(CHECK.terms()) @ weights / np.array(counted(arm, CHECK).numbers()).clip(1e-9) - 1
+    of_check = np.array(counted(arm, CHECK).numbers())
+    apart = (np.array(CHECK.terms()) @ weights - of_check) / of_check.clip(1e-9)
     if np.abs(apart).max() > 0.01:
         print(f"{arm}: do not rely on it: launches, uploads, waits, MB, GFLOP of a ninth shape missed by {apart}")
     return Count(*(np.array(shape.terms()) @ weights), operators=counts[-1].operators)  # of two layers
