@@ -196,21 +196,20 @@ def _losses_and_slopes(logits: Tensor, ids: Tensor, smoothing: Tensor | None, nl
 def _by_softmax(logits: Tensor, ids: Tensor, smoothing: Tensor | None, nll: Tensor) -> Tensor:
     """As `_losses_and_slopes`, without a look at the values, for which the host would wait, and without exact logits.
 
-    The softmax comes in the logits' dtype. What is lost there of a likely target, the other tokens' likelihoods have:
-    their sum gives its loss and its gradient. The loss of an unlikely target is told from the likeliest token's.
+    The softmax comes in the logits' dtype. What it loses of a likely target, the other tokens have: their sum gives the
+    target's loss and gradient. A likelihood below `LEAST` has the loss of `LEAST`, 69, and its own gradient.
     """
-    count, targets, exact = len(ids), ids[:, None], nll.dtype
-    slopes = torch.softmax(logits, dim=1)
-    largest, best = slopes[:count].max(dim=1, keepdim=True)
-    ahead = logits[:count].gather(1, torch.cat([best, targets], dim=1)).to(exact)  # (n, 2)
-    others = slopes[:count].scatter_(1, targets, 0.0).sum(dim=1, keepdim=True, dtype=exact)  # (n, 1)
-    unlikely = ahead[:, :1] - ahead[:, 1:] - largest.to(exact).log()
-    nll.copy_(torch.where(others < 0.5, -torch.log1p(-others), unlikely)[:, 0])
+    targets, slopes = ids[:, None], torch.softmax(logits, dim=1)
+    of_ids = slopes[: len(ids)]
+    likely = of_ids.gather(1, targets)  # (n, 1)
+    others = of_ids.scatter_(1, targets, 0.0).sum(dim=1, keepdim=True, dtype=nll.dtype)
+    likely = torch.where(others < 0.5, 1.0 - others, likely).clamp_(min=LEAST)
+    torch.neg(likely.log_()[:, 0], out=nll)
     if smoothing is not None:
         share = smoothing / logits.shape[1]
-        slopes[:count].sub_(share)
+        of_ids.sub_(share)
         others = others - smoothing + share
-    slopes[:count].scatter_(1, targets, -others.to(slopes.dtype))
+    of_ids.scatter_(1, targets, -others.to(slopes.dtype))
     return slopes
 
 
