@@ -102,8 +102,11 @@ class _SharedUpdate:
         x = rows.take(output)
         flat = x.to(down.dtype).flatten(1, 2)
         if self.norm:
-            weight, bias = (rows.of(stack)[:, None] for stack in self.norm)
-            flat = torch.addcmul(bias, functional.layer_norm(flat, flat.shape[2:]), weight)
+            weight, bias = map(rows.of, self.norm)
+            if len(weight) == 1:
+                flat = functional.layer_norm(flat, flat.shape[2:], weight[0], bias[0])
+            else:
+                flat = torch.addcmul(bias[:, None], functional.layer_norm(flat, flat.shape[2:]), weight[:, None])
         return rows.add(output, each_linear(torch.relu(each_linear(flat, down, down_bias)), up, up_bias).view(x.shape))
 
 

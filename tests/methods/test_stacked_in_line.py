@@ -29,6 +29,7 @@ ADAPTERS = {
 }
 PACKS: Mapping[str, Mapping[str, TrialConfig]] = {
     "one": {"lora with dropout": LORAS["lora with dropout"]},
+    "one adapter": {"adapter": ADAPTERS["adapter"]},
     "loras": LORAS,
     "all": {**ADAPTERS, **LORAS},
     "all and a prefix": {"adapter": ADAPTERS["adapter"], "flat": FLAT, **LORAS},
