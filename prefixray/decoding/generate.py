@@ -191,7 +191,8 @@ def _by_beams(
     running = list(range(len(jobs)))  # indices of the jobs in the batch
     binder, model = Binder.of(base.model), cast(Any, base.model)
     unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=base.device)  # a mask, so that the model makes none
-    is_late = on_ids is None and backend_for(base.device).reads_late  # a stream reads the tokens of each step anyway
+    # a stream reads the tokens of each step anyway; where tokens are drawn, a further step would change later draws
+    is_late = backend_for(base.device).reads_late and on_ids is None and not isinstance(decoding, SampledSettings)
     while running:
         # All beams of the batch write a token a step, until enough sources are done.
         bare = [Insert(functions=jobs[index].insert.functions) for index in running]

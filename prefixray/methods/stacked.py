@@ -2,7 +2,7 @@
 
 Their tensors are copied into stacks, one for each place in the model, with zeros behind smaller ones. A product with a
 stack is a product for each of its trials; a trial's gradient is its part of the stack's. A trial does not notice:
-parameters, optimiser and checkpoints stay its own, and no product mixes two trials.
+parameters, optimiser and checkpoints stay its own, and its numbers are those that it has alone.
 """
 
 # T trials, n tokens of each

@@ -2,9 +2,9 @@
 
 The weight of every target token in the objective is known before the forward, and the head is frozen. So the logits of
 a chunk of tokens give both the loss and the gradient of the hidden states: softmax minus target, times the head. The
-softmax is written over the logits, block by block, in the processor's cache. The logits of a whole micro-batch, their
-log-softmax and the gradients of both never exist. A target token's loss is the negative log-likelihood of its id, or,
-where it is taught, its divergence from the teacher (see `batching/lessons.py`).
+softmax is written over the logits, block by block, in the processor's cache; a GPU takes that of a chunk at once. The
+logits of a whole micro-batch, their log-softmax and the gradients of both never exist. A target token's loss is the
+negative log-likelihood of its id, or, where it is taught, its divergence from the teacher (see `batching/lessons.py`).
 """
 
 # N target tokens, n tokens of a chunk, W width of the model, V vocabulary

@@ -15,6 +15,7 @@ from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.beam_search import BeamSearch, largest, start_search
 from prefixray.decoding.generate import generate, generation_config
+from prefixray.decoding.sampling import SampledSettings
 from prefixray.model.backend import backend_for
 from prefixray.model.base import Base, load_base
 from prefixray.model.binding.binder import Binder
@@ -292,8 +293,28 @@ def test_hypotheses_are_the_same_where_the_host_reads_a_step_late_which_sources_
             found.append(generate(base, template, [source], [insert], decoding))
         return found
 
-    base.model.register_forward_pre_hook(count)
+    hook = base.model.register_forward_pre_hook(count)
     at_once, steps_at_once = decoded(False), steps[:]
     assert decoded(True) == at_once
+    hook.remove()
     assert steps[1:] == [min(number + 1, 12) for number in steps_at_once[1:]]
     assert num_beams > 1 or steps[1] <= 5, "a source ends by itself"
+
+
+def test_drawn_tokens_are_the_same_on_a_device_that_reads_late(
+    exact_base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = replace(exact_base, tokenizer=_Ids(exact_base.tokenizer))
+    template = replace(make_template(exact_base, TaskConfig(name="e2e")), tokenizer=base.tokenizer)
+    inserts = _inserts(base, 1)[1:2] * len(SOURCES)
+    decoding = SampledSettings(num_beams=1, max_new_tokens=12, temperature=1.0)
+
+    def drawn(is_late: bool) -> list[str]:
+        monkeypatch.setattr(type(backend_for(base.device)), "reads_late", is_late)
+        torch.manual_seed(1)
+        return generate(base, template, SOURCES, inserts, decoding)
+
+    template = replace(template, eos_id=int(drawn(False)[0].split()[1]))  # the first source ends there, others go on
+    at_once = drawn(False)
+    assert len({len(text.split()) for text in at_once}) > 1
+    assert drawn(True) == at_once
