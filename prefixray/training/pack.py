@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from prefixray.batching.rows import Row
 from prefixray.config.trials import TrialConfig
-from prefixray.methods.stacked import insert_all
+from prefixray.methods.stacked import StackableUpdates, insert_all
 from prefixray.model.backend import backend_for
 from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
@@ -71,15 +71,16 @@ class Pack:
         members, results = [self.members[key] for key in keys], dict[str, StepResult | None]()
         rows = [member.next_rows() for member in members]
         self._ahead.begin_step()
-        together = backend_for(self.base.device).updates_together
+        together, mixing = backend_for(self.base.device).updates_together, list[Member]()
         for group in self._halve_until_it_fits(members, rows, train=True):
             results |= finished(*group, together=together)
+            mixing += self._mixing(group[0])
 
         # An update that had no memory beside the gradients of others is repeated when those are gone. So is one whose
         # numbers are not finite, where that may come from others.
         for member in members:
             result = results[member.key]
-            if result is None or (result.is_not_finite and self._may_mix(members)):
+            if result is None or (result.is_not_finite and member in mixing):
                 reason = "out of memory in its update" if result is None else result.failed
                 logger.warning("%s: %s; once more, alone", member.key, reason)
                 for group in self._halve_until_it_fits([member], [member.next_rows()], train=True):
@@ -89,21 +90,28 @@ class Pack:
     def evaluate(self, keys: Iterable[str], rows: Sequence[Row]) -> dict[str, float]:
         """Each member's loss per target token, in nats; no dropout, smoothing or temperature. NaN: no memory for it."""
         members = [self.members[key] for key in keys]
-        count, scores = sum(row.num_targets for row in rows), dict[str, float]()
+        count, scores, mixing = sum(row.num_targets for row in rows), dict[str, float](), list[Member]()
         with torch.no_grad():
             for group, _, losses in self._halve_until_it_fits(members, [rows] * len(members), train=False):
                 if losses is None:
                     logger.warning("%s: %s", group[0].key, too_large(group[0].config))
                 totals = [math.nan] if losses is None else losses.read()[0]
                 scores |= {member.key: total / count for member, total in zip(group, totals, strict=True)}
-        for member in members if self._may_mix(members) else ():
+                mixing += self._mixing(group)
+        for member in mixing:
             if not math.isfinite(scores[member.key]):
                 scores |= self.evaluate([member.key], rows)
         return scores
 
-    def _may_mix(self, members: Sequence[Member]) -> bool:
-        """Whether products that trials share make numbers of these members infinite where another's are."""
-        return len(members) > 1 and backend_for(self.base.device).stacks_trials
+    def _mixing(self, group: Sequence[Member]) -> Sequence[Member]:
+        """Those of members that ran together whose numbers may be not finite for another's sake.
+
+        In a line all tokens, also those of a prefix, go through the products of low-rank updates. A trial with a model
+        of its own runs apart.
+        """
+        sharing = [member for member in group if member.method.own_model is None]
+        is_shared = any(isinstance(member.method, StackableUpdates) for member in sharing)
+        return sharing if len(sharing) > 1 and is_shared and backend_for(self.base.device).stacks_trials else ()
 
     def _halve_until_it_fits(
         self, members: Sequence[Member], rows: Sequence[Sequence[Row]], *, train: bool

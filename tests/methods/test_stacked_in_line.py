@@ -9,7 +9,7 @@ from support.packs import FLAT, SEEDS, TOLERANCE, MakeBase, assert_same, run_ste
 from torch import Tensor
 
 from prefixray.batching.rows import Row
-from prefixray.config.trials import AdapterTrial, LoraTrial, TrialConfig
+from prefixray.config.trials import AdapterTrial, FinetuneTrial, LoraTrial, TrialConfig
 from prefixray.methods import lora
 from prefixray.model.base import Base, checkpointed
 from prefixray.model.binding import attention
@@ -92,25 +92,49 @@ def test_trials_in_a_line_run_on_a_checkpointed_base(make_base: MakeBase, on_gpu
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, 1e300])
 @pytest.mark.parametrize("place", ["down", "up"])
+@pytest.mark.parametrize("trials", [LORAS, {"lora": LORAS["lora"], "flat": FLAT}], ids=["loras", "beside a prefix"])
 def test_a_trial_whose_numbers_are_not_finite_ends_alone(
-    make_base: MakeBase, on_gpu: None, place: str, poison: float
+    make_base: MakeBase, on_gpu: None, trials: Mapping[str, TrialConfig], place: str, poison: float
 ) -> None:
-    """The products that trials share would spill them over the others."""
-    ends, *others = LORAS
-    packs = [_pack(make_base("gpt2", torch.float64), LORAS) for _ in range(2)]
+    """The products that all tokens go through would spill them over the others."""
+    ends, *others = trials
+    packs = [_pack(make_base("gpt2", torch.float64), trials) for _ in range(2)]
     for pack in packs:
-        run_steps(pack, LORAS, 2)
+        run_steps(pack, trials, 2)
     with torch.no_grad():
         _tensors(packs[0].members[ends], place)[0].fill_(poison)
-    outcomes, expected = (pack.step(LORAS) for pack in packs)
+    outcomes, expected = (pack.step(trials) for pack in packs)
     assert "is not finite at step 3" in str(outcomes[ends].failed)
     assert [outcomes[key].failed for key in others] == [None] * len(others)
-    scores, undisturbed = (pack.evaluate(LORAS, _rows()) for pack in packs)
+    scores, undisturbed = (pack.evaluate(trials, _rows()) for pack in packs)
     assert not torch.tensor(scores[ends]).isfinite()
     for key in others:
         assert outcomes[key].loss == pytest.approx(expected[key].loss, abs=EXACT["gpt2"])
         assert scores[key] == pytest.approx(undisturbed[key], abs=EXACT["gpt2"])
         assert_same(packs[0].members[key], packs[1].members[key], EXACT["gpt2"])
+
+
+@pytest.mark.parametrize(
+    "trials",
+    [{"flat": FLAT, "other": FLAT}, {"own model": trial_of(FinetuneTrial(), 1e-3), **LORAS}],
+    ids=["prefixes", "fine-tuning"],
+)
+def test_a_trial_that_no_other_reaches_fails_at_the_first_try(
+    make_base: MakeBase, on_gpu: None, trials: Mapping[str, TrialConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends, *_ = trials
+    pack = _pack(make_base("gpt2", torch.float64), trials)
+    with torch.no_grad():
+        for parameter in pack.members[ends].method.parameters():
+            parameter.fill_(torch.nan)
+    runs: list[int] = []
+    run = pack._run
+    monkeypatch.setattr(
+        pack, "_run", lambda members, *a, **b: (runs.append(ends in {m.key for m in members}), run(members, *a, **b))[1]
+    )
+    assert "is not finite at step 1" in str(pack.step(trials)[ends].failed)
+    assert torch.tensor(pack.evaluate(trials, _rows())[ends]).isnan()
+    assert sum(runs) == 2, "a step and an evaluation"
 
 
 def _tensors(member: Member, place: str) -> list[Tensor]:

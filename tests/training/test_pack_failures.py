@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
+from support.as_on_gpu import run_as_on_gpu
 from support.packs import (
     FLAT,
     MIXED,
@@ -177,6 +178,19 @@ def test_a_trial_that_does_not_fit_alone_ends_with_its_configuration_named_and_t
     assert pack.token_budget == 200, "the others go back to larger pieces"
     for key in THREE:
         assert_same(pack.members[key], undisturbed.members[key], TOLERANCE[torch.float64])
+
+
+def test_a_trial_that_does_not_fit_alone_is_evaluated_once_beside_trials_that_share_products(
+    make_base: MakeBase, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_as_on_gpu(monkeypatch)
+    base = make_base("gpt2", torch.float64)
+    large = trial_of(PrefixTrial(preseqlen=40, mid_dim=None, init_token=None), 1e-3)
+    pack = pack_of(base, {"lora": MIXED["lora"], "another": MIXED["lora with dropout"], "large": large})
+    with _memory_for(pack, num_members=3, num_positions=30):
+        scores = pack.evaluate(pack.members, rows_of(base))
+    assert [key for key, score in scores.items() if math.isnan(score)] == ["large"]
+    assert caplog.text.count("out of memory alone") == 1
 
 
 def test_a_cpu_without_memory_is_one_that_has_run_out_of_it() -> None:
