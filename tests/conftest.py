@@ -61,7 +61,7 @@ def device(pytestconfig: pytest.Config) -> str:
 
 @pytest.fixture
 def make_base(base_folders: Mapping[str, Path], device: str) -> MakeBase:
-    """A function from "gpt2", "llama", "bart" or "t5" and a dtype to a base of its own, on the device of this run."""
+    """A function from a key of `SPECIAL_TOKENS` and a dtype to a base of its own, on the device of this run."""
 
     def make(name: str, dtype: torch.dtype) -> Base:
         folder = base_folders[name]

@@ -15,6 +15,7 @@ from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.generate import generate
 from prefixray.methods.stacked import insert_all
 from prefixray.model import backend
+from prefixray.model.base import Base
 from prefixray.model.fast_cuda.backend import CUDABackend
 from prefixray.model.plain import PlainBackend
 from prefixray.training.pack import Pack
@@ -42,15 +43,42 @@ def stacking(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+def _run_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on trials run by functions of their own, which know no stacks."""
+    monkeypatch.setenv("PREFIXRAY_PLAIN", "1")
+
+
 @pytest.mark.parametrize(
     ("architecture", "token_budget"), [("gpt2", 120), ("llama", None), ("bart", None), ("t5", None)]
 )
-def test_stacked_and_alone_agree(make_base: MakeBase, architecture: str, token_budget: int | None) -> None:
+def test_stacked_and_alone_agree(
+    make_base: MakeBase, architecture: str, token_budget: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = make_base(architecture, torch.float64)
-    pack = pack_of(base, ALL, token_budget=token_budget)
-    together = run_steps(pack, ALL, 2)
-    scores = pack.evaluate(ALL, rows_of(base))
-    for key, config in ALL.items():
+    _assert_alone_agree(base, pack_of(base, ALL, token_budget=token_budget), ALL, monkeypatch)
+
+
+@pytest.mark.parametrize("knows_lines", [True, False], ids=["in a line", "side by side"])
+@pytest.mark.parametrize("num_trials", [1, 2])
+def test_stacked_and_alone_agree_where_a_layer_has_no_axis_of_rows(
+    make_base: MakeBase, num_trials: int, knows_lines: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OPT's feed-forward layers see all tokens of a batch one behind another, side by side as well."""
+    trials = {key: ADAPTERS[key] for key in ("adapters in sub-layers", "more of them")[:num_trials]}
+    base = make_base("opt", torch.float64)
+    pack = pack_of(base, trials)
+    assert pack.layout.knows_lines
+    pack.layout.knows_lines = knows_lines
+    _assert_alone_agree(base, pack, trials, monkeypatch)
+
+
+def _assert_alone_agree(
+    base: Base, pack: Pack, trials: Mapping[str, TrialConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps and an evaluation of a pack, and those of each of its trials alone, plainly."""
+    together, scores = run_steps(pack, trials, 2), pack.evaluate(trials, rows_of(base))
+    _run_plainly(monkeypatch)
+    for key, config in trials.items():
         lone = pack_of(base, {key: config})
         alone = run_steps(lone, [key], 2)
         assert_same(pack.members[key], lone.members[key], EXACT)
@@ -60,7 +88,7 @@ def test_stacked_and_alone_agree(make_base: MakeBase, architecture: str, token_b
         assert scores[key] == pytest.approx(lone.evaluate([key], rows_of(base))[key], abs=EXACT)
 
 
-def test_stacked_trials_join_pause_and_leave(make_base: MakeBase) -> None:
+def test_stacked_trials_join_pause_and_leave(make_base: MakeBase, monkeypatch: pytest.MonkeyPatch) -> None:
     base = make_base("gpt2", torch.float64)
     pack = pack_of(base, {key: ALL[key] for key in ("lora", "lora of another rank", "adapter")})
     run_steps(pack, pack.members, 3)
@@ -71,23 +99,26 @@ def test_stacked_trials_join_pause_and_leave(make_base: MakeBase) -> None:
     run_steps(pack, ["lora with dropout", "adapter"], 2)  # the others wait
     run_steps(pack, pack.members, 1)
     steps = {"lora": 6, "adapter": 8, "lora with dropout": 5, "adapter of another size": 3}
+    _run_plainly(monkeypatch)
     for key, num_steps in steps.items():
         lone = pack_of(base, {key: ALL[key]})
         run_steps(lone, [key], num_steps)
         assert_same(pack.members[key], lone.members[key], EXACT)
 
 
-def test_stacked_trials_of_low_precision_are_those_alone(make_base: MakeBase) -> None:
+def test_stacked_trials_of_low_precision_are_those_alone(make_base: MakeBase, monkeypatch: pytest.MonkeyPatch) -> None:
     base = make_base("gpt2", torch.bfloat16)
     pack = pack_of(base, ALL)
     together = run_steps(pack, ALL, 2)[-1]
+    _run_plainly(monkeypatch)
     for key, config in ALL.items():
         alone = run_steps(pack_of(base, {key: config}), [key], 2)[-1]
         assert together[key].loss == pytest.approx(alone[key].loss, abs=2e-2)
 
 
-def test_stacked_trials_decode_what_each_decodes_alone(make_base: MakeBase) -> None:
-    base = make_base("gpt2", torch.float64)
+@pytest.mark.parametrize("architecture", ["gpt2", "opt"])
+def test_stacked_trials_decode_what_each_decodes_alone(make_base: MakeBase, architecture: str) -> None:
+    base = make_base(architecture, torch.float64)
     pack = pack_of(base, ALL)
     run_steps(pack, ALL, 2)
     template = make_template(pack.base, TaskConfig(name="e2e"))

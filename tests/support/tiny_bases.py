@@ -12,6 +12,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     T5Config,
@@ -37,6 +39,7 @@ SENTENCES = (
 SPECIAL_TOKENS = {  # beginning and end of a sequence, by architecture
     "gpt2": ("<|endoftext|>", "<|endoftext|>"),
     "llama": ("<|im_start|>", "<|im_end|>"),
+    "opt": ("<s>", "</s>"),
     "bart": ("<s>", "</s>"),
     "t5": (None, "</s>"),
 }
@@ -88,6 +91,10 @@ def random_model(name: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedMod
             layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "tie_word_embeddings": True}
             heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
             return LlamaForCausalLM(LlamaConfig(**layers, **heads, **sizes))
+        case "opt":
+            layers = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "word_embed_proj_dim": 32}
+            heads = {"num_attention_heads": 4, "max_position_embeddings": 256, "init_std": 0.3}
+            return OPTForCausalLM(OPTConfig(**layers, **heads, pad_token_id=pad, **sizes))
         case "bart":
             layers = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "max_position_embeddings": 256}
             heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 2}

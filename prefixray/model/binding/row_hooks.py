@@ -56,14 +56,19 @@ class RowHooks:
             return None
         given: Tensor = args[0] if args else named["hidden_states"]
         plain = output[0] if isinstance(output, tuple) else output  # (B, S, width)
-        if bound.ragged is not None:
+        num_rows, is_flat = bound.segments[-1].end, plain.ndim == 2  # of OPT's feed-forward layers: (B * S, width)
+        if is_flat:
+            given, plain = given.unflatten(0, (num_rows, -1)), plain.unflatten(0, (num_rows, -1))
+        elif bound.ragged is not None:
             given, plain = given.transpose(0, 1), plain.transpose(0, 1)
-        repeats = plain.shape[0] // bound.segments[-1].end  # beam search repeats rows in place
+        repeats = plain.shape[0] // num_rows  # beam search repeats rows in place
         changed = _apart(bound.segments, name, given, plain, repeats)
         for shared, segments in _sharing(bound.segments, name):
             rows = _rows_of(bound, shared, segments, repeats, Uploads(plain.device).add)
             changed = shared(given, changed, rows)
-        if bound.ragged is not None:
+        if is_flat:
+            changed = changed.flatten(0, 1)
+        elif bound.ragged is not None:
             changed = changed.transpose(0, 1)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
