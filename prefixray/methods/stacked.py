@@ -119,12 +119,11 @@ def insert_all(
     stacks = []
     groups: dict[Hashable, list[int]] = {}
     for index, method in enumerate(methods):
-        can_share = stacked and isinstance(method, StackableUpdates)
-        groups.setdefault(method.stack_key if can_share else index, []).append(index)
+        if stacked and isinstance(method, StackableUpdates):
+            groups.setdefault(method.stack_key, []).append(index)
+        else:
+            inserts[index] = method.insert(steps[index])
     for group in groups.values():
-        if not isinstance(methods[group[0]], StackableUpdates) or not stacked:
-            inserts[group[0]] = methods[group[0]].insert(steps[group[0]])
-            continue
         trials: list[Any] = [methods[index] for index in group]
         own_steps = [steps[index] for index in group]
         stack = Stacks([trial.tensors for trial in trials], train=own_steps[0] is not None, dtype=dtype)

@@ -74,7 +74,7 @@ class Pack:
         together, mixing = backend_for(self.base.device).updates_together, list[Member]()
         for group in self._halve_until_it_fits(members, rows, train=True):
             results |= finished(*group, together=together)
-            mixing += self._mixing(group[0])
+            mixing += _mixing(group[0], self.base)
 
         # An update that had no memory beside the gradients of others is repeated when those are gone. So is one whose
         # numbers are not finite, where that may come from others.
@@ -97,21 +97,11 @@ class Pack:
                     logger.warning("%s: %s", group[0].key, too_large(group[0].config))
                 totals = [math.nan] if losses is None else losses.read()[0]
                 scores |= {member.key: total / count for member, total in zip(group, totals, strict=True)}
-                mixing += self._mixing(group)
+                mixing += _mixing(group, self.base)
         for member in mixing:
             if not math.isfinite(scores[member.key]):
                 scores |= self.evaluate([member.key], rows)
         return scores
-
-    def _mixing(self, group: Sequence[Member]) -> Sequence[Member]:
-        """Those of members that ran together whose numbers may be not finite for another's sake.
-
-        In a line all tokens, also those of a prefix, go through the products of low-rank updates. A trial with a model
-        of its own runs apart.
-        """
-        sharing = [member for member in group if member.method.own_model is None]
-        is_shared = any(isinstance(member.method, StackableUpdates) for member in sharing)
-        return sharing if len(sharing) > 1 and is_shared and backend_for(self.base.device).stacks_trials else ()
 
     def _halve_until_it_fits(
         self, members: Sequence[Member], rows: Sequence[Sequence[Row]], *, train: bool
@@ -173,8 +163,8 @@ class Pack:
         Members of one model: one forward, and in training one backward, per micro-batch.
         """
         methods, steps = [member.method for member in members], [member.step if train else None for member in members]
-        stacked, dtype = backend_for(self.base.device).stacks_trials, self.base.model.dtype
-        together = insert_all(methods, steps, stacked=stacked, dtype=dtype)
+        stacked = backend_for(self.base.device).stacks_trials
+        together = insert_all(methods, steps, stacked=stacked, dtype=self.base.model.dtype)
         inserts = together.of_trials
         has_hooks = any(insert.functions for insert in inserts)
         num_tokens = sum(sum(row.lengths) for of_member in rows for row in of_member)
@@ -192,22 +182,14 @@ class Pack:
     def _running(self, member: Member, *, train: bool, has_hooks: bool) -> Iterator[None]:
         """The base runs frozen, an own model under autocast; in training with seeded dropout where it has any."""
         own_model = member.method.own_model
-        if own_model is None:
-            backend, model, drops = backend_for(self.base.device), self.base.model, train and member.drops_in_base
-            as_it_is = backend.frozen(model) if train else backend.evaluation(model, has_hooks=has_hooks)
-            with as_it_is, _dropping(model, self._dropout if drops else None):
+        if own_model is not None:
+            with _running_apart(own_model, member, self.base, train=train):
                 yield
             return
-        device = self.base.device.type
-        mixed = self.base.model.dtype == torch.bfloat16
-        own_model.train(train)
-        seed = (member.method.dropout_seed + member.step) % (1 << 63)
-        with torch.random.fork_rng(), torch.autocast(device, dtype=torch.bfloat16, enabled=mixed), ExitStack() as stack:
-            torch.manual_seed(seed)  # for draws that know no rows
-            if train and member.method.own_dropout is not None:
-                stack.enter_context(member.method.own_dropout.drawing(seed))
+        backend, model, drops = backend_for(self.base.device), self.base.model, train and member.drops_in_base
+        as_it_is = backend.frozen(model) if train else backend.evaluation(model, has_hooks=has_hooks)
+        with as_it_is, _dropping(model, self._dropout if drops else None):
             yield
-        own_model.train(False)
 
     def _forward(self, members: Sequence[Member], laid: Laid) -> Tensor:
         """The loss of each row, (B,). With an objective, its backward has run when this returns."""
@@ -247,9 +229,34 @@ class Pack:
         return losses.new_zeros(len(micro.row_members)).index_add(0, batch.target_rows, losses)
 
 
+def _mixing(group: Sequence[Member], base: Base) -> Sequence[Member]:
+    """Those of members that ran together whose numbers may be not finite for another's sake.
+
+    In a line all tokens, also those of a prefix, go through the products of low-rank updates. A trial with a model of
+    its own runs apart.
+    """
+    sharing = [member for member in group if member.method.own_model is None]
+    is_shared = any(isinstance(member.method, StackableUpdates) for member in sharing)
+    return sharing if len(sharing) > 1 and is_shared and backend_for(base.device).stacks_trials else ()
+
+
 def _dropout_of(member: Member, of_base: RowDropout | None) -> RowDropout | None:
     """The dropout with which a member trains, of its own model or of the base."""
     return of_base if member.drops_in_base else member.method.own_dropout
+
+
+@contextmanager
+def _running_apart(own_model: PreTrainedModel, member: Member, base: Base, *, train: bool) -> Iterator[None]:
+    """Run a member's own model, in the precision of the base."""
+    device, mixed = base.device.type, base.model.dtype == torch.bfloat16
+    own_model.train(train)
+    seed = (member.method.dropout_seed + member.step) % (1 << 63)
+    with torch.random.fork_rng(), torch.autocast(device, dtype=torch.bfloat16, enabled=mixed), ExitStack() as stack:
+        torch.manual_seed(seed)  # for draws that know no rows
+        if train and member.method.own_dropout is not None:
+            stack.enter_context(member.method.own_dropout.drawing(seed))
+        yield
+    own_model.train(False)
 
 
 @contextmanager
