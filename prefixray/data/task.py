@@ -205,6 +205,8 @@ def _say_empty(task: str, splits: Splits) -> None:
 
 
 def _train_part(train: Sequence[Example], count: Count, name: str, salt: str = "") -> tuple[Example, ...]:
+    if count == "all":
+        return tuple(train)
     hashes = [_hash(salt + example.source + example.target) for example in train]
     return tuple(train[i] for i in _smallest(hashes, count, name))
 
