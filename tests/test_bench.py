@@ -44,6 +44,7 @@ def _run(tmp_path: Path, *command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.sweeps
 def test_the_table_of_a_tiny_case_needs_nothing_of_a_search(tmp_path: Path) -> None:
     losses: dict[str, list[list[float]]] = {}
     part = ""
@@ -56,6 +57,7 @@ def test_the_table_of_a_tiny_case_needs_nothing_of_a_search(tmp_path: Path) -> N
         assert len(others) > 1 and all(other == pytest.approx(first, abs=1.5e-4) for other in others)
 
 
+@pytest.mark.sweeps
 def test_decoding_is_timed_on_hypotheses_that_are_the_same_in_every_arm(tmp_path: Path) -> None:
     lines = _run(tmp_path, "decode.py", "--precision", "fp32", "--new-tokens", "6", "--trials", "2").splitlines()
     same = {line[:24].strip(): line.split("  ")[-1] for line in lines if " fp32 " in line and " of " in line}
@@ -111,6 +113,7 @@ def test_pages_train_in_one_pack_as_one_after_the_other(
     assert len(list((tmp_path / "exchanges").iterdir())) == 2
 
 
+@pytest.mark.sweeps
 def test_pefts_cartridge_trains_to_our_losses_where_it_has_our_loss(
     tiny_llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +167,7 @@ def test_answers_behind_a_page_and_behind_prefixes_are_timed_on_as_many_tokens(
     assert rows["in_context"][-1] == "1.00"
 
 
+@pytest.mark.sweeps
 def test_each_trick_is_switched_off_and_on_again(tmp_path: Path) -> None:
     lines = _run(tmp_path, "ablation.py", "--precision", "fp32").splitlines()
     assert lines[1].split() == ["fp32", "step", "fp32", "validation", "fp32", "decoding"]

@@ -23,14 +23,15 @@ OTHER_MEANINGS = {  # files in which a task's name is another thing's, too
 }
 
 
-def literals(file: Path) -> list[str]:
+def literals(file: Path) -> set[str]:
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    return [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
 def test_a_tasks_name_stands_in_its_entry_and_its_loaders_file_alone() -> None:
+    words = {file.relative_to(ROOT).as_posix(): literals(file) for file in ROOT.rglob("*.py")}
     for name, facts in CATALOG.items():
-        files = {file.relative_to(ROOT).as_posix() for file in ROOT.rglob("*.py") if name in literals(file)}
+        files = {file for file, of_file in words.items() if name in of_file}
         loader = facts.load.__module__.removeprefix("prefixray.").replace(".", "/") + ".py"
         assert files <= {"data/catalog.py", loader, *OTHER_MEANINGS.get(name, ())}, f"{name} is named in {files}"
 

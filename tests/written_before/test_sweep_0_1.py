@@ -55,6 +55,7 @@ def test_its_results_open_in_a_notebook(folder: Path) -> None:
     assert sweep.best["prefix"] == stored["search"][2]["config"] and sweep.best["lora"] == {}
 
 
+@pytest.mark.sweeps
 def test_its_best_runs_decode_to_the_same_hypotheses(folder: Path) -> None:
     """In fp32 another CPU moves scores by 1e-6; a hypothesis would change only where two beams are that close."""
     printed = run("decode", "runs/old", "--arm", "adapter")
@@ -67,6 +68,7 @@ def test_its_best_runs_decode_to_the_same_hypotheses(folder: Path) -> None:
     assert Tuned.best("runs/old").generate(_sources()[:1]) == _lines(OLD / "final" / "prefix-2-1" / "test.hyp")[:1]
 
 
+@pytest.mark.sweeps
 def test_an_infix_made_by_train_decodes_to_the_same_hypotheses(folder: Path) -> None:
     (artifact,) = OLD.glob("train/*/artifact")
     run("decode", str(artifact), "--out", "again")
