@@ -16,6 +16,7 @@ from prefixray.system.yaml_document import shown
 _BUDGETS = frozenset({"num_trials", "stop_when", "max_hours", "max_gpu_hours", "max_wait_hours"})
 _BUDGETS |= {"concurrency", "max_failures"}
 _NOT_TRAINED = frozenset({"evaluation", "final", "tracking"})
+_ONCE: Mapping[str, Any] = {"policy": "stop", "rungs": [], "keep": 0.5}  # of `search`, before it had these keys
 
 
 def dump(config: SweepConfig) -> dict[str, Any]:
@@ -24,11 +25,15 @@ def dump(config: SweepConfig) -> dict[str, Any]:
 
 
 def restore(dumped: Mapping[str, Any]) -> SweepConfig:
-    """The configuration that was dumped, by this version or by one whose recipes still had the key `order`.
+    """The configuration that was dumped, by this version or an earlier one.
 
-    Raises pydantic's `ValidationError`, a `ValueError`, where it is another version's.
+    Earlier ones had the key `order` in recipes, or no key for what `_ONCE` has. Raises pydantic's `ValidationError`, a
+    `ValueError`, where it is another version's.
     """
-    return SweepConfig.model_validate_json(json.dumps(_without_order(dumped)), strict=True)
+    values = _without_order(dumped)
+    if isinstance(values, dict) and isinstance(search := values.get("search"), dict):
+        values["search"] = {**_ONCE, **search}
+    return SweepConfig.model_validate_json(json.dumps(values), strict=True)
 
 
 def _without_order(value: Any) -> Any:  # noqa: ANN401

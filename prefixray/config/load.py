@@ -213,8 +213,8 @@ def _values(arm: ArmConfig, key: str, default: str) -> set[str]:
 def _check_search(
     document: Document, search: SearchConfig | None, train: TrainConfig | None, arms: Sequence[ArmConfig]
 ) -> None:
-    """The rungs must lie within the schedule, and not before twice the warm-up of any arm."""
-    if search is None or train is None or not search.rungs:
+    """The rungs must lie within the schedule, and not before the end of the warm-up of any arm."""
+    if search is None or train is None or search.rungs == "auto" or not search.rungs:
         return
     key = ("search", "rungs")
     if list(search.rungs) != sorted(set(search.rungs)):
@@ -223,10 +223,9 @@ def _check_search(
         whose, num_steps = ("train", train.num_steps) if arm is None else (f"arms.{arm.name}", arm.num_steps)
         if max(search.rungs) >= num_steps and (arm is None or "num_steps" in arm.fixed):
             document.refuse(key, f"must be below {whose}.num_steps ({num_steps}), at which every trial ends")
-        warmup = train.warmup_steps if arm is None else _longest_warmup(arm)
-        if search.rungs[0] < 2 * warmup:
-            problem = f"the first must be at least twice {whose}.warmup_steps ({warmup}): {2 * warmup} or more"
-            document.refuse(key, problem)
+        warmup = train.warmup_steps if arm is None else arm.largest("warmup_steps")
+        if search.rungs[0] < warmup:
+            document.refuse(key, f"the first must be at least {whose}.warmup_steps ({warmup})")
 
 
 def _check_sampler(document: Document, search: SearchConfig | None, arms: Sequence[ArmConfig]) -> None:
@@ -270,12 +269,6 @@ def _check_precision(document: Document, arms: Sequence[ArmConfig]) -> None:
         if arm.exclusive and arm.train.precision == "4bit":
             problem = "full fine-tuning trains the base's own weights, and train.precision 4bit stores them in 4 bits"
             document.complain(("arms", arm.name), f"{problem}: remove the arm, or take another precision")
-
-
-def _longest_warmup(arm: ArmConfig) -> int:
-    searched = arm.dimensions["warmup_steps"].ends() if "warmup_steps" in arm.dimensions else ()
-    values = [*searched, arm.fixed.get("warmup_steps", 0)]
-    return max(value for value in values if isinstance(value, int))
 
 
 def _check_final(document: Document) -> None:

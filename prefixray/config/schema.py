@@ -22,7 +22,8 @@ SweepName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_le
 Evaluation = Literal["own", "paper"]
 """How hypotheses are made and scored: prefixray's own way, or the paper's."""
 
-PolicyName = Literal["stop", "promote", "settle"]
+NamedPolicy = Literal["stop", "promote", "settle"]
+PolicyName = Literal["auto", NamedPolicy]
 SamplerName = Literal["tpe", "gp", "cmaes", "random", "grid"]
 
 _MOST_SEARCHED = 4  # documents, where the file says nothing
@@ -61,6 +62,12 @@ class ArmConfig(Strict):
     def exclusive(self) -> bool:
         """Whether a trial cannot share the base, and so needs a worker alone."""
         return METHODS[self.method].has_own_model
+
+    def largest(self, key: str) -> int:
+        """The largest value that a key of the recipe, a whole number, has in the arm."""
+        fixed = self.fixed.get(key, getattr(self.train, key))
+        ends = self.dimensions[key].ends() if key in self.dimensions else (fixed,)
+        return max(end for end in ends if isinstance(end, int))
 
     def distribution(self, key: str, values: Mapping[str, Scalar]) -> AnyDistribution | None:
         """The values that a key is searched over beside these values of the keys above it; None: it has its default."""
@@ -107,14 +114,16 @@ class SearchConfig(Strict):
     """Trials per arm that has something to search."""
     concurrency: PositiveInt | None = None
     """Trials of an arm at once; null: a quarter of num_trials, at most the slots (more would blind the sampler)."""
-    policy: PolicyName = "stop"
+    policy: PolicyName = "auto"
     """What becomes of the worse trials at a rung. stop: they end there. promote: they pause there, and go on once they
     are among the best of the rung. settle: as promote, but no higher than the rung that orders its trials as the rung
-    below does; then the best one goes on alone. Fine-tuning is stopped in any case."""
-    rungs: tuple[PositiveInt, ...] = ()
-    """Steps at which the worse trials are stopped, or pause."""
-    keep: float = Field(default=0.5, gt=0.0, le=1.0)
-    """The share of trials that goes on at a rung."""
+    below does; then the best one goes on alone. Fine-tuning is stopped in any case. auto: the policy that needed the
+    least work on recorded searches; `plan` names it."""
+    rungs: Literal["auto"] | tuple[PositiveInt, ...] = "auto"
+    """Steps at which the worse trials are stopped, or pause; none before the end of a warm-up. auto: at fixed shares of
+    the shortest schedule of the arms that are searched; `plan` names them. []: every trial comes to its end."""
+    keep: float | None = Field(default=None, gt=0.0, le=1.0)
+    """The share of trials that goes on at a rung; null: the policy's own share, which `plan` names."""
     sampler: SamplerName = "tpe"
     """How configurations are proposed. tpe takes every space. gp: no conditions. cmaes: at least two ranges per arm, no
     choices, no conditions; needs the extra cmaes. random takes every space. grid: no float ranges; points in any

@@ -30,6 +30,7 @@ from prefixray.results.final_run import FinalRun, by_seed, complete
 from prefixray.results.hypotheses import Split, sources_about
 from prefixray.results.record import IN_CONTEXT, UNTUNED
 from prefixray.search.fixed_study import FixedStudy
+from prefixray.search.policies.choice import rules_of
 from prefixray.search.storage import Storage
 from prefixray.search.study import ArmStudy
 from prefixray.search.trial_source import Proposal, Record
@@ -178,7 +179,7 @@ class FinalStage:
                 seed=self._config.search.seed,
                 replicate=run.replicate,
                 rungs=(),
-                eval_at=self._config.search.rungs,
+                eval_at=rules_of(self._config).rungs,
                 folder=str(run.folder.absolute()),
                 subsets=(self._subset(run),),
                 decoding=self._config.final.decoding.model_dump(),

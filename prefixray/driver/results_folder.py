@@ -23,6 +23,7 @@ from prefixray.reporting.page import write_page
 from prefixray.reporting.tables import csv_rows, csv_text, render_markdown, trial_rows
 from prefixray.results.outputs import write_outputs
 from prefixray.results.record import ExampleOutputs, Results, Stored, is_finished, load_results
+from prefixray.search.policies.choice import with_rules
 from prefixray.system.atomic_files import write_whole
 from prefixray.trial import TrialFolder, final_name
 
@@ -79,18 +80,23 @@ class ResultsFolder:
             file.flush()
             yield
 
-    def store_config(self, config: SweepConfig, file: Path | None) -> None:
+    def store_config(self, config: SweepConfig, file: Path | None) -> SweepConfig:
         """Write the configuration, and a copy of its sweep file or else a file that says the same.
 
-        Raises `UserError` where the folder holds a sweep that differs in more than its budget, its tracking or its
-        final stage.
+        Returns the configuration that is written: what it leaves to `auto` is as the sweep has begun. Raises
+        `UserError` where the folder holds a sweep that differs in more than its budget, its tracking or its final
+        stage.
         """
-        self._check_identity(config, file)
-        write_whole(self._config_file, json.dumps(dump(config), indent=1) + "\n")
+        begun = self._begun()
+        stored = with_rules(config, begun)
+        if begun is not None:
+            self._check_identity(begun, stored, file)
+        write_whole(self._config_file, json.dumps(dump(stored), indent=1) + "\n")
         if file is None:
             write_whole(self.sweep_file, as_yaml(config))
         elif file.resolve() != self.sweep_file.resolve():
             write_whole(self.sweep_file, file.read_text(encoding="utf-8"))
+        return stored
 
     def stored(self) -> Stored | None:
         """What `results.json` holds; None where there is none. A file that cannot be read is put aside."""
@@ -128,15 +134,18 @@ class ResultsFolder:
         names = ("results.json", "results.md", "results.csv", "trials.csv", "outputs.csv")
         return [*(self.path / name for name in names), *page]
 
-    def _check_identity(self, config: SweepConfig, file: Path | None) -> None:
+    def _begun(self) -> SweepConfig | None:
+        """The configuration of the sweep in this folder; None where no trial was proposed yet."""
         path = self._config_file
         if not path.is_file() or not self.journal.is_file():
-            return  # no trial was proposed yet
+            return None
         try:
-            stored = restore(json.loads(path.read_text(encoding="utf-8")))
+            return restore(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:  # pydantic's and JSON's are ValueErrors
             raise UserError(f"{path}: was written by another version; give this sweep another name ({error})") from None
-        changed = differences(identity(stored), identity(config))
+
+    def _check_identity(self, begun: SweepConfig, config: SweepConfig, file: Path | None) -> None:
+        changed = differences(identity(begun), identity(config))
         if changed:
             raise UserError(
                 f"{file or config.name}: {self.path} holds a sweep with other settings; "

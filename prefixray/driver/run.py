@@ -41,7 +41,7 @@ from prefixray.results.final_run import FinalRun
 from prefixray.results.record import CommandRun, ExampleOutputs, Results, Stored, runs_of
 from prefixray.results.timeline.keeper import FILE, Timekeeper
 from prefixray.search.budget import Budget, early_endings
-from prefixray.search.policies.choice import make_policy
+from prefixray.search.policies.choice import make_policy, rules_of
 from prefixray.search.requests import Inbox
 from prefixray.search.sampling.starting_points import starting_points, starting_text
 from prefixray.search.sampling.warm_start import KnownTrial, read_warm_start, warm_start_text
@@ -117,7 +117,7 @@ def drive(
         _check_here(config)
     folder = ResultsFolder(Path("runs") / config.name)
     with folder.lock(), Timekeeper(folder.path / FILE) as timekeeper:
-        folder.store_config(config, file)
+        config = folder.store_config(config, file)
         repair_journal(folder.journal)
         if not folder.journal.is_file():
             read_warm_start(config)  # before Ray starts
@@ -214,7 +214,7 @@ class _Sweep:
         return studies
 
     def _search_stage(self, arm: ArmConfig) -> Stage:
-        search, policy, pool = self._config.search, make_policy(self._config.search, arm), self._pool
+        search, policy, pool = self._config.search, make_policy(rules_of(self._config), arm), self._pool
         num_searched = search.num_searched(len(self._documents))
         concurrency = num_at_once(arm, search.concurrency, num_slots=pool.num_slots, num_workers=pool.most_workers)
         study = ArmStudy(
@@ -234,7 +234,7 @@ class _Sweep:
                 config=arm.trial(trial.values),
                 seed=search.seed,
                 replicate=0,
-                rungs=search.rungs,
+                rungs=policy.rungs,
                 folder=str(self._folder.trial(arm.name, trial.number).absolute()),
                 subsets=tuple(range(num_searched)),
                 keep_artifact=not arm.exclusive and num_searched == 1,
@@ -305,7 +305,7 @@ class _Sweep:
         )
         results, every = make_results(facts, runs, self._final.untrained, task.test_sources)
         results["policy"], results["rungs"] = searched["policy"], searched["rungs"]
-        results["importance"] = searched["importance"]
+        results["keep"], results["importance"] = searched["keep"], searched["importance"]
         results["runs"] = self._runs(results)
         results["budget"] = {"minutes": sum(run["minutes"] for run in results["runs"])}
         return results, every

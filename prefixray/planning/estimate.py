@@ -20,6 +20,7 @@ from prefixray.planning.memory import Load, kept_numbers, largest_method, larges
 from prefixray.planning.slots import MOST_SLOTS, num_slots
 from prefixray.planning.speeds import Kind
 from prefixray.planning.work import ArmWork, arm_works
+from prefixray.search.policies.choice import rules_of
 from prefixray.training.device.costs import STEP_SHARE
 from prefixray.training.layout import TOKEN_BUDGET
 from prefixray.trial import report_steps
@@ -176,7 +177,7 @@ def _train_flops(known: Known, work: ArmWork, *, is_final: bool) -> float:
     runs, train = work.candidates + work.finals, known.config.train
     steps = work.final_steps if is_final else work.member_steps
     evaluations = (
-        runs * len(report_steps(train.eval_every, known.config.search.rungs, work.arm.num_steps))
+        runs * len(report_steps(train.eval_every, rules_of(known.config).rungs, work.arm.num_steps))
         if is_final
         else work.search_evaluations * work.num_searched
     )

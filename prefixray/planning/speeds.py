@@ -15,6 +15,7 @@ from typing import Any, Literal
 from prefixray.config.schema import SweepConfig
 from prefixray.config.trials import METHODS, TrialConfig
 from prefixray.planning.flops import decoding_flops, forward_flops, training_flops
+from prefixray.search.policies.choice import rules_of
 from prefixray.system.atomic_files import write_whole
 from prefixray.system.machine import cache_folder
 from prefixray.training.facts import WorkerFacts
@@ -125,7 +126,7 @@ class _Total:
 def _trained(config: SweepConfig, facts: WorkerFacts, result: Mapping[str, Any]) -> float:
     """Operations of a trial, as far as it came: its steps and its evaluations on dev."""
     trial, step = TrialConfig.model_validate(result["config"]), result["step"]
-    steps = report_steps(config.train.eval_every, config.search.rungs, trial.num_steps)
+    steps = report_steps(config.train.eval_every, rules_of(config).rungs, trial.num_steps)
     num_evaluations = sum(reported <= step for reported in steps)
     each = training_flops(facts.shape, facts.train_lengths, trial.method, is_checkpointed=trial.gradient_checkpointing)
     num_examples = step * trial.batch_size * trial.grad_accumulation

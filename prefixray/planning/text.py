@@ -17,6 +17,7 @@ from prefixray.planning.estimate import START_SECONDS, STEP_SECONDS_PER_LAYER, C
 from prefixray.planning.known import Known
 from prefixray.planning.speeds import Kind
 from prefixray.reporting.grid import Grid
+from prefixray.search.policies.choice import rules_of
 from prefixray.search.sampling.starting_points import starting_text
 from prefixray.search.sampling.warm_start import read_warm_start, warm_start_text
 from prefixray.system.yaml_document import read_document, suggestion
@@ -169,16 +170,17 @@ def _rungs(plan: Plan) -> str:
         return ""
     lengths = {work.arm.num_steps for work in searched}
     end = f"step {lengths.pop():,}" if len(lengths) == 1 else "end"
-    header = ["arm", *(f"step {step:,}" for step in plan.config.search.rungs), end]
+    rules, asked = rules_of(plan.config), plan.config.search.policy
+    header = ["arm", *(f"step {step:,}" for step in rules.rungs), end]
     rows = [
         [work.arm.name, *(_range(low, high) for low, high in zip(work.together, work.expected, strict=True))]
         for work in searched
     ]
-    search = plan.config.search
-    title = f"Trials that reach each rung and the end, search.policy {search.policy}, keep {search.keep:g}"
+    policy = f"auto ({rules.policy})" if asked == "auto" else asked
+    title = f"Trials that reach each rung and the end, search.policy {policy}, keep {rules.keep:g}"
     note = "From: all judged together (computed). To: as they come in, in any order (estimated, used below)."
     parts = [_title(title), Grid(header, rows, frozenset({"arm"})).text(), _wrapped(note)]
-    if search.rungs:
+    if rules.rungs:
         policies = list(searched[0].steps_by_policy)
         steps = [[work.arm.name, *(_rounded(work.steps_by_policy[name]) for name in policies)] for work in searched]
         parts += ["", _title("Steps of the search by search.policy (estimated)")]

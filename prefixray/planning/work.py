@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from prefixray.config.schema import ArmConfig, PolicyName, SearchConfig, SweepConfig
+from prefixray.config.schema import ArmConfig, NamedPolicy, SweepConfig
 from prefixray.planning.slots import num_at_once
 from prefixray.planning.speeds import Kind
-from prefixray.search.policies.choice import make_policy
+from prefixray.search.policies.choice import Rules, make_policy, rules_of
 from prefixray.search.policies.contract import Policy
 from prefixray.search.policies.replay import Curve, Search
 from prefixray.trial import report_steps
@@ -61,20 +61,20 @@ def arm_works(config: SweepConfig, *, num_slots: int, num_workers: int, num_docu
 
 
 def _arm_work(config: SweepConfig, arm: ArmConfig, slots: int, num_workers: int, num_documents: int) -> ArmWork:
-    search, final = config.search, config.final
+    search, final, rules = config.search, config.final, rules_of(config)
     num_searched, finals = search.num_searched(num_documents), final.num_seeds * max(1, num_documents)
     at_once = num_at_once(arm, search.concurrency, num_slots=slots, num_workers=num_workers)
-    rows = _largest(arm, "batch_size") * _largest(arm, "grad_accumulation")
+    rows = arm.largest("batch_size") * arm.largest("grad_accumulation")
     if not arm.dimensions:
         return ArmWork(arm, num_searched, at_once, 0, (), (), 0.0, {}, 0.0, 0, finals, rows)
     # How many trials reach each rung, and the end.
-    ends = [*search.rungs, arm.num_steps]
-    together = _reached(make_policy(search, arm), arm, arm.num_trials, order=0)
-    expected = _expected(search, arm, at_once, num_workers)
+    ends = [*rules.rungs, arm.num_steps]
+    together = _reached(make_policy(rules, arm), arm, arm.num_trials, order=0)
+    expected = _expected(rules, arm, at_once, num_workers)
     # How many steps and evaluations that makes.
     evaluations = sum(
         next(count for count, end in zip(expected, ends, strict=True) if step <= end)
-        for step in report_steps(config.train.eval_every, search.rungs, arm.num_steps)
+        for step in report_steps(config.train.eval_every, rules.rungs, arm.num_steps)
     )
     candidates = min(final.candidates, together[-1])
     return ArmWork(
@@ -86,9 +86,9 @@ def _arm_work(config: SweepConfig, arm: ArmConfig, slots: int, num_workers: int,
         expected=tuple(expected),
         search_steps=_num_steps(expected, ends),
         steps_by_policy={
-            name: _num_steps(_expected(search.model_copy(update={"policy": name}), arm, at_once, num_workers), ends)
-            for name in get_args(PolicyName)
-            if search.rungs
+            name: _num_steps(_expected(rules_of(config, name), arm, at_once, num_workers), ends)
+            for name in ("auto", *get_args(NamedPolicy))
+            if rules.rungs
         },
         search_evaluations=evaluations,
         candidates=candidates * num_searched if candidates > 1 else 0,
@@ -97,18 +97,18 @@ def _arm_work(config: SweepConfig, arm: ArmConfig, slots: int, num_workers: int,
     )
 
 
-def _expected(search: SearchConfig, arm: ArmConfig, at_once: int, num_workers: int) -> list[float]:
+def _expected(rules: Rules, arm: ArmConfig, at_once: int, num_workers: int) -> list[float]:
     """How many trials reach each rung and the end as their scores come in.
 
     Of trials that may pause, replayed searches say it, in which the same trials are the better ones at every rung.
     """
-    if make_policy(search, arm).may_pause:
-        replays = [_reached(make_policy(search, arm), arm, at_once, order) for order in range(NUM_REPLAYS)]
+    if make_policy(rules, arm).may_pause:
+        replays = [_reached(make_policy(rules, arm), arm, at_once, order) for order in range(NUM_REPLAYS)]
         return [statistics.mean(counts) for counts in zip(*replays, strict=True)]
     expected = [float(arm.num_trials)]
     group = math.ceil(at_once / num_workers)  # trials of a pack reach a rung in the same step
-    for _ in search.rungs:
-        expected.append(expected_passes(expected[-1], group, search.keep))
+    for _ in rules.rungs:
+        expected.append(expected_passes(expected[-1], group, rules.keep))
         group = max(1, round(group * expected[-1] / expected[-2]))
     return expected
 
@@ -139,12 +139,3 @@ def expected_passes(num_arrivals: float, at_once: int, keep: float) -> float:
         seen += group
         passed += group * min(1.0, max(1, math.ceil(keep * seen)) / seen)
     return passed
-
-
-def _largest(arm: ArmConfig, key: str) -> int:
-    """The largest value that a key of the recipe has in an arm."""
-    if key in arm.dimensions:
-        return max(end for end in arm.dimensions[key].ends() if isinstance(end, int))
-    value = arm.fixed.get(key, getattr(arm.train, key))
-    assert isinstance(value, int), f"{key} is a whole number"
-    return value

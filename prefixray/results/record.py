@@ -149,8 +149,9 @@ class Stored(TypedDict):
 
     search: list[SearchTrial]
     runs: NotRequired[list[CommandRun]]
-    policy: NotRequired[str]
+    policy: NotRequired[str]  # never auto
     rungs: NotRequired[list[int]]
+    keep: NotRequired[float]
     importance: NotRequired[list[Importance]]
 
 

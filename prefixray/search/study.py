@@ -19,6 +19,7 @@ from prefixray.config.space import LARGEST_GRID, LogUniform, Uniform, configurat
 from prefixray.errors import UserError
 from prefixray.results.record import SearchTrial, Stored
 from prefixray.search.importance import parameter_importance
+from prefixray.search.policies.choice import rules_of
 from prefixray.search.sampling.evidence import evidence_of
 from prefixray.search.sampling.parameters import identity_of, parameter_name, suggest, values_by_key
 from prefixray.search.sampling.samplers import class_name, make_sampler
@@ -248,11 +249,13 @@ class ArmStudy(TrialSource):
 
 def search_so_far(storage: Storage, config: SweepConfig) -> Stored:
     """The record of the search as it stands; nothing is written, and a driver may write meanwhile."""
-    found = [parameter_importance(storage, config.name, arm, config.search.rungs) for arm in config.arms]
+    rules = rules_of(config)
+    found = [parameter_importance(storage, config.name, arm, rules.rungs) for arm in config.arms]
     return Stored(
         search=search_trials(storage, config),
-        policy=config.search.policy,
-        rungs=list(config.search.rungs),
+        policy=rules.policy,
+        rungs=list(rules.rungs),
+        keep=rules.keep,
         importance=[importance for importance in found if importance is not None],
     )
 
@@ -268,7 +271,7 @@ def search_trials(storage: Storage, config: SweepConfig) -> list[SearchTrial]:
 
 def search_trial(config: SweepConfig, arm: ArmConfig, record: Record) -> SearchTrial:
     """A trial of the search as the sweep's record holds it."""
-    last, rungs = record.last_step, config.search.rungs
+    last, rungs = record.last_step, rules_of(config).rungs
     at_rung = record.state in ("stopped", "paused") and record.stopped_by is None and last in rungs
     rung = rungs.index(last) + 1 if at_rung else None
     value = record.reports.get(last) if record.is_open else record.value

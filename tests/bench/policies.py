@@ -31,6 +31,7 @@ from pathlib import Path
 
 from freeze_thaw import FreezeThaw
 
+from prefixray.search.policies.choice import AUTO_KEEP, AUTO_POLICY, AUTO_SHARES, named_policy
 from prefixray.search.policies.contract import Policy
 from prefixray.search.policies.halving import Halving, Promotion
 from prefixray.search.policies.replay import Curve, Search
@@ -50,6 +51,7 @@ POLICIES: dict[str, tuple[tuple[float, ...], Callable[[Sequence[int], int], Poli
     "settle": ((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Settling(rungs, 0.5)),
     "settle, a third": ((0.05, 0.2, 0.5), lambda rungs, _: Settling(rungs, 0.33)),
     "freeze-thaw": ((0.05, 0.1, 0.2, 0.4, 0.7), FreezeThaw),
+    "auto": (AUTO_SHARES, lambda rungs, _: named_policy(AUTO_POLICY, rungs, AUTO_KEEP)),
     "none": ((), lambda *_: Halving()),
 }
 

@@ -97,8 +97,8 @@ def test_all_problems_come_at_once_in_the_order_of_the_file() -> None:
         "x.yaml:3: task.num_dev: 'none': must be a whole number above 0, or 'all'",
         "x.yaml:5: train.num_stps: no such key (did you mean 'num_steps'?)",
         "x.yaml:14: arms.finetune.learning_rate: 'fast': must be a number above 0",
-        "x.yaml:15: search.rungs: [10, 0]: must be a list of whole numbers above 0",
-        "x.yaml:15: search.keep: 2: must be a number above 0 and of at most 1",
+        "x.yaml:15: search.rungs: [10, 0]: must be 'auto', or a list of whole numbers above 0",
+        "x.yaml:15: search.keep: 2: must be a number above 0 and of at most 1, or null",
         "--set final.num_beams=true: must be a whole number above 0",
     ]
 
@@ -181,9 +181,8 @@ MALFORMED = {
     ),
     "a rung within an arm's warm-up": (
         "5e-5",
-        "5e-5, warmup_steps: 6",
-        "x.yaml:15: search.rungs: [10, 20]: the first must be at least twice arms.finetune.warmup_steps (6): "
-        "12 or more",
+        "5e-5, warmup_steps: 11",
+        "x.yaml:15: search.rungs: [10, 20]: the first must be at least arms.finetune.warmup_steps (11)",
     ),
     "a reference that is no arm": (
         "reference: finetune",

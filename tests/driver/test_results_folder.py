@@ -13,6 +13,7 @@ from prefixray.config.load import load_sweep
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.errors import UserError
 from prefixray.results.record import Results
+from prefixray.search.policies.choice import AUTO_POLICY, auto_rungs
 
 SWEEP = """
 name: small
@@ -72,6 +73,24 @@ def test_a_sweep_with_other_settings_is_refused_once_a_trial_was_proposed(folder
     (folder.path / "sweep.json").write_text("{")
     with pytest.raises(UserError, match=r"sweep\.json: was written by another version; give this sweep another name"):
         folder.store_config(changed, file)
+
+
+def test_a_sweep_goes_on_by_the_rules_it_began_with(folder: ResultsFolder, file: Path) -> None:
+    """Another version may have begun it, which meant something else by `auto`, or had no such keys."""
+    begun = folder.store_config(load_sweep(str(file)), file)
+    assert (begun.search.policy, begun.search.rungs) == (AUTO_POLICY, auto_rungs(begun.arms))
+    folder.journal.touch()
+    for rules in ({"policy": "settle", "rungs": [5], "keep": 0.7}, {}, {"policy": "stop", "rungs": [7]}):
+        earlier = stored(folder, "sweep.json")
+        earlier["search"] = {"num_trials": 4, "seed": 1, **rules}
+        (folder.path / "sweep.json").write_text(json.dumps(earlier))
+        expected = {"policy": "stop", "rungs": [], "keep": 0.5, **rules}
+        for _ in range(2):
+            search = folder.store_config(load_sweep(str(file)), file).search
+            assert {key: search.model_dump(mode="json")[key] for key in expected} == expected
+        assert folder.store_config(load_sweep(folder.sweep_file), folder.sweep_file).search == search
+    with pytest.raises(UserError, match=r"search\.rungs: \[7\] -> \[8\]"):
+        folder.store_config(load_sweep(str(file), ["search.rungs=[8]"]), file)
 
 
 def test_only_results_of_a_final_stage_count_as_such(folder: ResultsFolder, results: Results) -> None:

@@ -47,10 +47,10 @@ def test_each_policy_has_its_steps_and_the_one_of_the_file_is_counted(file: Path
     }
     for name, (prefix, adapter, finetune) in counted.items():
         assert prefix.search_steps == prefix.steps_by_policy[name] and finetune.steps_by_policy == {}
-        assert (
-            prefix.steps_by_policy == counted["stop"][0].steps_by_policy
-            and adapter.steps_by_policy.keys() == counted.keys()
-        )
+        assert prefix.steps_by_policy == counted["stop"][0].steps_by_policy and adapter.steps_by_policy.keys() == {
+            "auto",
+            *counted,
+        }
     promote, settle = counted["promote"][0], counted["settle"][0]
     assert promote.together == (8, 4, 2) and settle.together == (8, 4, 1), (
         "ranks have settled: the best one goes on alone"

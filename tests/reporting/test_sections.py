@@ -12,6 +12,7 @@ from prefixray.reporting.sections.whole import sections
 from prefixray.results.record import Results
 from prefixray.results.timeline.keeper import FILE, Timekeeper
 from prefixray.results.timeline.read import KINDS
+from prefixray.search.policies.choice import AUTO_KEEP, AUTO_POLICY
 
 FOLDER = Path("runs/tiny")
 
@@ -62,6 +63,11 @@ def test_the_report_says_what_was_decided_at_each_rung_and_who_came_back(results
         ["8", "5", "2", "1", "1", "1"],
     ]
     assert promoting.text[0].startswith("search.policy is promote. Trials paused 4 times, and 3 times one came back.")
+    results |= {"policy": AUTO_POLICY, "keep": AUTO_KEEP}
+    chosen = f"search.policy is {AUTO_POLICY}, search.keep {AUTO_KEEP:g}, as this version chooses for auto."
+    assert section(results, "decisions").text[0].startswith(chosen)
+    results["keep"] = 0.5 + AUTO_KEEP / 2
+    assert "auto" not in section(results, "decisions").text[0]
 
 
 def test_rank_correlation_is_spearmans() -> None:

@@ -20,7 +20,7 @@ arms:
     learning_rate: {{log_uniform: [1e-3, 1e-2]}}
   adapter: {{bottleneck: {{choice: [4, 8, 16]}}, learning_rate: 1e-3}}
   finetune: {{learning_rate: 1e-4}}
-search: {{num_trials: 8, concurrency: 2, rungs: [2, 4], keep: 0.5}}
+search: {{num_trials: 8, concurrency: 2, policy: stop, rungs: [2, 4], keep: 0.5}}
 final: {{candidates: 2, num_seeds: 3, max_new_tokens: 10, num_beams: 2, batch_size: 4}}
 """
 EXAMPLES = [{"source": f"name : The Mill | food : {food}", "target": f"{food} food."} for food in ("Thai", "French")]

@@ -28,7 +28,7 @@ arms:
     learning_rate: 2e-3
     first: [{{preseqlen: 1}}, {{preseqlen: 3}}, {{preseqlen: 5}}, {{preseqlen: 8}}]
   lora: {{rank: 2, learning_rate: 1e-3}}
-search: {{num_trials: {num_trials}, concurrency: 4, seed: 3, max_failures: 1}}
+search: {{num_trials: {num_trials}, concurrency: 4, rungs: [], seed: 3, max_failures: 1}}
 final: {{num_seeds: 1, metric: test/bleu, reference: lora, num_beams: 2, max_new_tokens: 8}}
 """
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from prefixray.reporting.grid import Grid
 from prefixray.reporting.sections.section import Section
 from prefixray.results.record import SearchTrial, Stored
+from prefixray.search.policies.choice import AUTO_KEEP, AUTO_POLICY
 
 _HEADER = ("arm", "rung", "step", "trials", "went on", "stopped", "paused", "came back", "by hand")
 _WITHOUT_PAUSES = 6  # so many of the columns
@@ -24,7 +25,7 @@ def decision_section(stored: Stored) -> list[Section]:
     pauses = [pause for trial in stored["search"] for pause in trial.get("pauses", ())]
     width = len(_HEADER) if policy != "stop" or pauses else _WITHOUT_PAUSES
     grid = Grid(_HEADER[:width], [row[:width] for row in rows], frozenset({"arm"}))
-    text = [f"search.policy is {policy}."]
+    text = [_rule(policy, stored.get("keep"))]
     if width > _WITHOUT_PAUSES:
         num_resumed = sum(pause["resumed"] is not None for pause in pauses)
         text[0] += (
@@ -32,6 +33,13 @@ def decision_section(stored: Stored) -> list[Section]:
             "once; those that came back went on later, by the policy or by hand (prefixray control SWEEP resume)."
         )
     return [Section("decisions", "What was decided at the rungs?", grid=grid, text=text)]
+
+
+def _rule(policy: str, keep: float | None) -> str:
+    """The policy in words; an older record has no share."""
+    is_auto = (policy, keep) == (AUTO_POLICY, AUTO_KEEP)
+    share = "" if keep is None else f", search.keep {keep:g}"
+    return f"search.policy is {policy}{share}{', as this version chooses for auto' if is_auto else ''}."
 
 
 def _counts(trials: Sequence[SearchTrial], rung: int, step: int) -> list[str]:

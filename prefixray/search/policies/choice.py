@@ -1,24 +1,78 @@
-"""The policy that a sweep file names."""
+"""What decides at the rungs of a search: the policy, the rungs and the share that a sweep file names, or `auto`.
 
+What `auto` means was chosen by `tests/bench/policies.py`, whose row `auto` is made of the constants below.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import assert_never
 
-from prefixray.config.schema import ArmConfig, SearchConfig
+from prefixray.config.schema import ArmConfig, NamedPolicy, PolicyName, SweepConfig
 from prefixray.search.policies.contract import Policy
 from prefixray.search.policies.halving import Halving, Promotion
 from prefixray.search.policies.settling import Settling
 
+AUTO_POLICY: NamedPolicy = "promote"
+AUTO_SHARES = (0.05, 0.1, 0.2, 0.4)  # of the schedule: where the rungs lie
+AUTO_KEEP = 0.33
+KEEP = 0.5  # of any other policy
 
-def make_policy(search: SearchConfig, arm: ArmConfig) -> Policy:
+
+@dataclass(frozen=True)
+class Rules:
+    """What becomes of trials, at which steps: what a sweep file's `search` means by these keys."""
+
+    policy: NamedPolicy
+    rungs: tuple[int, ...]  # ascending
+    keep: float
+
+
+def rules_of(config: SweepConfig, policy: PolicyName | None = None) -> Rules:
+    """The rules of a sweep's search; with `policy`, those that it would have by another `search.policy`."""
+    search, policy = config.search, policy or config.search.policy
+    name, keep = (AUTO_POLICY, AUTO_KEEP) if policy == "auto" else (policy, KEEP)
+    rungs = auto_rungs(config.arms) if search.rungs == "auto" else search.rungs
+    return Rules(name, rungs, keep if search.keep is None else search.keep)
+
+
+def auto_rungs(arms: Sequence[ArmConfig]) -> tuple[int, ...]:
+    """Steps at shares of the shortest schedule of the arms that are searched, from the end of the longest warm-up on.
+
+    A schedule may be too short for any.
+    """
+    searched = [arm for arm in arms if arm.dimensions]
+    num_steps = min((arm.num_steps for arm in searched), default=0)
+    first = max([1, *(arm.largest("warmup_steps") for arm in searched)])
+    steps = {round(share * num_steps) for share in AUTO_SHARES}
+    return tuple(step for step in sorted(steps) if first <= step < num_steps)
+
+
+def with_rules(config: SweepConfig, begun: SweepConfig | None) -> SweepConfig:
+    """The configuration with rules instead of `auto` and null: those by which the sweep has begun, if it has.
+
+    So a sweep goes on as it began, also where an earlier version has begun it.
+    """
+    now, before = asdict(rules_of(config)), {} if begun is None else asdict(rules_of(begun))
+    unsaid = {key: before[key] for key in before if getattr(config.search, key) in ("auto", None)}
+    return config.model_copy(update={"search": config.search.model_copy(update={**now, **unsaid})})
+
+
+def make_policy(rules: Rules, arm: ArmConfig) -> Policy:
     """The policy of an arm's search, before its first trial.
 
     Trials with a model of their own are stopped in any case: a paused one would keep gigabytes on disk.
     """
-    match search.policy:
-        case "promote" if not arm.exclusive:
-            return Promotion(search.rungs, search.keep)
-        case "settle" if not arm.exclusive:
-            return Settling(search.rungs, search.keep)
-        case "stop" | "promote" | "settle":
-            return Halving(search.rungs, search.keep)
+    return named_policy("stop" if arm.exclusive else rules.policy, rules.rungs, rules.keep)
+
+
+def named_policy(name: NamedPolicy, rungs: Sequence[int], keep: float) -> Policy:
+    """The policy of that name."""
+    match name:
+        case "stop":
+            return Halving(rungs, keep)
+        case "promote":
+            return Promotion(rungs, keep)
+        case "settle":
+            return Settling(rungs, keep)
         case _:
-            assert_never(search.policy)
+            assert_never(name)

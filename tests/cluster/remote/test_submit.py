@@ -50,7 +50,7 @@ task: {{name: custom, train: data/train.jsonl, dev: data/dev.jsonl, test: data/t
 train: {{batch_size: 4, num_steps: 100, precision: fp32}}
 arms:
   prefix: {{preseqlen: {{int: [1, 20]}}, mid_dim: null, init_token: pub, learning_rate: 1e-3}}
-search: {{num_trials: 4, concurrency: 2, seed: 3}}
+search: {{num_trials: 4, concurrency: 2, rungs: [], seed: 3}}
 final: {{num_seeds: 1, metric: test/bleu, num_beams: 2, max_new_tokens: 8}}
 """
 CLIENT = """
