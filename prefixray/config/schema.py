@@ -22,7 +22,7 @@ SweepName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_le
 Evaluation = Literal["own", "paper"]
 """How hypotheses are made and scored: prefixray's own way, or the paper's."""
 
-NamedPolicy = Literal["stop", "promote", "settle"]
+NamedPolicy = Literal["stop", "promote", "settle", "freeze_thaw"]
 PolicyName = Literal["auto", NamedPolicy]
 SamplerName = Literal["tpe", "gp", "cmaes", "random", "grid"]
 
@@ -117,8 +117,9 @@ class SearchConfig(Strict):
     policy: PolicyName = "auto"
     """What becomes of the worse trials at a rung. stop: they end there. promote: they pause there, and go on once they
     are among the best of the rung. settle: as promote, but no higher than the rung that orders its trials as the rung
-    below does; then the best one goes on alone. Fine-tuning is stopped in any case. auto: the policy that needed the
-    least work on recorded searches; `plan` names it."""
+    below does; then the best one goes on alone. freeze_thaw: they pause where their curves promise less than a new
+    trial, and go on once they promise more; keep does not count. Fine-tuning is stopped in any case. auto: the policy
+    that needed the least work on recorded searches; `plan` names it."""
     rungs: Literal["auto"] | tuple[PositiveInt, ...] = "auto"
     """Steps at which the worse trials are stopped, or pause; none before the end of a warm-up. auto: at fixed shares of
     the shortest schedule of the arms that are searched; `plan` names them. []: every trial comes to its end."""

@@ -15,6 +15,7 @@ from prefixray.data.documents.made import num_studied
 from prefixray.planning.devices import GPUS, SHARE_OF_PEAK
 from prefixray.planning.estimate import START_SECONDS, STEP_SECONDS_PER_LAYER, Cost, Plan, count_sweep, num_decodes
 from prefixray.planning.known import Known
+from prefixray.planning.recorded import NUM_REPLAYS, Replayed, curves_text
 from prefixray.planning.speeds import Kind
 from prefixray.reporting.grid import Grid
 from prefixray.search.policies.choice import rules_of
@@ -22,6 +23,10 @@ from prefixray.search.sampling.starting_points import starting_text
 from prefixray.search.sampling.warm_start import read_warm_start, warm_start_text
 from prefixray.system.yaml_document import read_document, suggestion
 
+_FROM_REPLAYS = (
+    "Means over {} replayed searches, whose trials are drawn from recorded curves of random configurations ({}). The "
+    "loss is how far the dev loss of the configuration that is found lies above that of the best one drawn."
+)
 HERE = "here"  # this machine's name in a price table
 _WIDTH = 98
 _MOST_COUNTED = 10_000  # configurations; more are not counted
@@ -172,25 +177,21 @@ def _rungs(plan: Plan) -> str:
     end = f"step {lengths.pop():,}" if len(lengths) == 1 else "end"
     rules, asked = rules_of(plan.config), plan.config.search.policy
     header = ["arm", *(f"step {step:,}" for step in rules.rungs), end]
-    rows = [
-        [work.arm.name, *(_range(low, high) for low, high in zip(work.together, work.expected, strict=True))]
-        for work in searched
-    ]
+    rows = [[work.arm.name, *(f"{count:.1f}".removesuffix(".0") for count in work.expected)] for work in searched]
     policy = f"auto ({rules.policy})" if asked == "auto" else asked
-    title = f"Trials that reach each rung and the end, search.policy {policy}, keep {rules.keep:g}"
-    note = "From: all judged together (computed). To: as they come in, in any order (estimated, used below)."
-    parts = [_title(title), Grid(header, rows, frozenset({"arm"})).text(), _wrapped(note)]
+    title = f"Trials that reach each rung and the end, search.policy {policy}, keep {rules.keep:g} (estimated)"
+    parts = [_title(title), Grid(header, rows, frozenset({"arm"})).text()]
     if rules.rungs:
-        policies = list(searched[0].steps_by_policy)
-        steps = [[work.arm.name, *(_rounded(work.steps_by_policy[name]) for name in policies)] for work in searched]
-        parts += ["", _title("Steps of the search by search.policy (estimated)")]
+        policies = list(searched[0].by_policy)
+        steps = [[work.arm.name, *(_steps_and_regret(work.by_policy[name]) for name in policies)] for work in searched]
+        parts += ["", _title("Steps of the search by search.policy, and the loss in nats (estimated)")]
         parts.append(Grid(["arm", *policies], steps, frozenset({"arm"})).text())
-        parts.append(_wrapped("promote and settle: from replayed searches in which no trial overtakes another."))
+        parts.append(_wrapped(_FROM_REPLAYS.format(NUM_REPLAYS, curves_text())))
     return "\n".join(parts)
 
 
-def _range(low: int, high: float) -> str:
-    return f"{low}" if abs(high - low) < 0.05 else f"{low}-{high:.1f}"
+def _steps_and_regret(found: Replayed) -> str:
+    return f"{_rounded(found.steps)} ({found.regret:.3f})"
 
 
 def _work(plan: Plan) -> str:

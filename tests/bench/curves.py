@@ -4,11 +4,12 @@
     python tests/bench/curves.py prefix_dialogsum --dialogsum FOLDER --workers 2
     python tests/bench/curves.py prefix_e2e --num 2 --steps 8 --out /tmp/curves    # a try
 
-Each set is one JSON file in `tests/bench/curves/`: a list of configurations, each with its dev losses by step. A
-configuration that diverges is stopped, and its last training loss stands at all later steps (null where that is not
-finite). The file is written anew after each pack, and what is in it is not trained again, so that a run that was killed
-goes on. `about.txt` beside it gets the command and the machine. All configurations of a set see the same batches in the
-same order; each pack trains on one base, each worker is a process with one thread.
+Each set is one JSON file in `prefixray/planning/curves/`, which `prefixray plan` reads too: a list of configurations,
+each with its dev losses by step. A configuration that diverges is stopped, and its last training loss stands at all
+later steps (null where that is not finite). The file is written anew after each pack, and what is in it is not trained
+again, so that a run that was killed goes on. `about.txt` beside it gets the command and the machine. All
+configurations of a set see the same batches in the same order; each pack trains on one base, each worker is a process
+with one thread.
 """
 
 import argparse
@@ -29,12 +30,12 @@ import torch
 from rates import BATCH_SIZE, MID_DIM, SMOLLM2, WORDS, Trainer
 
 from prefixray.config.trials import AdapterTrial, LoraTrial, PrefixTrial, TrialConfig
+from prefixray.planning.recorded import FOLDER
 from prefixray.results.command_run import source_commit
 from prefixray.system.atomic_files import write_whole
 from prefixray.system.logs import quieten
 from prefixray.system.machine import cpu_fact
 
-FOLDER = Path(__file__).parent / "curves"
 NUM_STEPS, WARMUP_SHARE = 40, 0.1
 SHARES = tuple(step / 40 for step in (1, 2, 3, 4, 6, 8, 10, 13, 16, 20, 24, 28, 34, 40))  # of the schedule, reported
 

@@ -8,7 +8,7 @@ A curve file is a list of configurations, each with its dev losses by step under
 schedule (`curves.py` records some); other keys do not matter. In each repeat the configurations come in another order,
 as from a sampler that learns nothing. As many trials as there are seats train at once, a step each in turn. A rung lies
 at the recorded step that is nearest to its share of the schedule. A trial whose loss is not finite at a rung or at the
-end has failed. The policies are the objects that a sweep uses, but for freeze-thaw, which is tried here alone.
+end has failed. The policies are the objects that a sweep uses; `auto` is what it uses by default.
 
 Work is counted in steps of one trial, or with `--tokens` in target tokens. An evaluation at a rung or at the end counts
 as `--evaluation` steps: a forward pass over 32 pairs costs as much as 4 steps of a batch of 4. The best configuration
@@ -22,22 +22,20 @@ taken up; the mean final regret; and the share of repeats in which the very best
 """
 
 import argparse
-import json
 import math
 import random
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from freeze_thaw import FreezeThaw
-
+from prefixray.planning.recorded import FOLDER, read_curves
 from prefixray.search.policies.choice import AUTO_KEEP, AUTO_POLICY, AUTO_SHARES, named_policy
 from prefixray.search.policies.contract import Policy
+from prefixray.search.policies.freeze_thaw import FreezeThaw
 from prefixray.search.policies.halving import Halving, Promotion
 from prefixray.search.policies.replay import Curve, Search
 from prefixray.search.policies.settling import Settling
 
-FOLDER = Path(__file__).parent / "curves"
 TARGETS = (0.01, 0.02, 0.05)  # nats above the best of a file
 
 # Each with the shares of the schedule at which its rungs lie. The first is what shipped sweeps do today.
@@ -51,7 +49,7 @@ POLICIES: dict[str, tuple[tuple[float, ...], Callable[[Sequence[int], int], Poli
     "settle": ((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Settling(rungs, 0.5)),
     "settle, a third": ((0.05, 0.2, 0.5), lambda rungs, _: Settling(rungs, 0.33)),
     "freeze-thaw": ((0.05, 0.1, 0.2, 0.4, 0.7), FreezeThaw),
-    "auto": (AUTO_SHARES, lambda rungs, _: named_policy(AUTO_POLICY, rungs, AUTO_KEEP)),
+    "auto": (AUTO_SHARES, lambda rungs, num_steps: named_policy(AUTO_POLICY, rungs, AUTO_KEEP, num_steps)),
     "none": ((), lambda *_: Halving()),
 }
 
@@ -60,17 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table for each file of curves and each number of seats."""
     options = _options(arguments)
     for file in options.curves or sorted(FOLDER.glob("*.json")):
-        curves = read(file)
+        curves = read_curves(file)
         for num_seats in options.seats:
             steps = curves[0].num_steps
             print(f"\n{file.stem}: {len(curves)} curves of {steps} steps, {num_seats} seats, {options.repeats} orders")
             print(table(curves, num_seats, options))
-
-
-def read(file: Path) -> list[Curve]:
-    """The curves of a file."""
-    entries = json.loads(file.read_text(encoding="utf-8"))
-    return [Curve({int(step): _finite(loss) for step, loss in entry["curve"].items()}) for entry in entries]
 
 
 def table(curves: Sequence[Curve], num_seats: int, options: argparse.Namespace) -> str:
@@ -124,10 +116,6 @@ def _spread(values: Sequence[float], form: str) -> str:
     ranked = sorted(values)
     low, high = (ranked[round(share * (len(ranked) - 1))] for share in (0.05, 0.95))
     return f"{statistics.median_low(ranked):{form}} [{low:{form}}, {high:{form}}]"
-
-
-def _finite(loss: float | None) -> float:
-    return loss if loss is not None and math.isfinite(loss) else math.inf
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,34 +1,43 @@
 """The work of each arm: by hand on a small file, and against the rule of the rungs."""
 
-import itertools
-import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from prefixray.config.load import load_sweep
-from prefixray.config.schema import SweepConfig
-from prefixray.planning.work import arm_works, expected_passes
+from prefixray.config.schema import PolicyName, SweepConfig
+from prefixray.planning.work import arm_works
+from prefixray.search.policies.choice import AUTO_POLICY
 
 
-def test_the_counts_of_a_small_sweep_are_those_by_hand(config: SweepConfig) -> None:
-    prefix, adapter, finetune = arm_works(config, num_slots=64, num_workers=1)
-    assert (prefix.at_once, prefix.generations, prefix.together) == (2, 4, (8, 4, 2))
-    # In pairs one of two passes; then one by one 1, 1/2, 2/3 and 2/4 of a trial.
-    assert prefix.expected == pytest.approx((8, 4, 1 + 1 / 2 + 2 / 3 + 2 / 4))
-    assert prefix.search_steps == pytest.approx(8 * 2 + 4 * 2 + (8 / 3) * 4)
-    assert prefix.search_evaluations == pytest.approx(8 + 4 + 8 / 3)
+def test_the_counts_of_a_small_sweep_are_those_by_hand(file: Path) -> None:
+    whole = load_sweep(file, ["search.rungs=[]"])
+    prefix, adapter, finetune = arm_works(whole, num_slots=64, num_workers=1)
+    assert (prefix.at_once, prefix.generations, prefix.expected) == (2, 4, (8,))
+    assert (prefix.search_steps, prefix.search_evaluations) == (8 * 8, 8)
     assert (prefix.candidates, prefix.finals, prefix.final_steps, prefix.rows_per_step) == (2, 3, 5 * 8, 6)
-    assert (adapter.arm.num_trials, adapter.generations, adapter.together) == (3, 2, (3, 2, 1))
-    assert (adapter.candidates, finetune.candidates) == (0, 0), "with one full run there is nothing to compare"
+    assert (adapter.arm.num_trials, adapter.generations, adapter.expected) == (3, 2, (3,))
     assert (finetune.generations, finetune.search_steps, finetune.final_steps) == (0, 0, 3 * 8)
+    (found,) = prefix.by_policy.values()
+    assert found.regret == 0, "where all trials end the best one is found"
+
+
+def test_the_steps_are_those_of_the_trials_that_come_to_each_rung(config: SweepConfig) -> None:
+    prefix, adapter, _ = arm_works(config, num_slots=64, num_workers=1)
+    for arm, num_trials in ((prefix, 8), (adapter, 3)):
+        first, second, end = arm.expected
+        assert num_trials == first > second >= end > 0
+        assert arm.search_steps == pytest.approx(first * 2 + second * 2 + end * 4)
+        assert arm.search_evaluations == pytest.approx(first + second + end)
 
 
 def test_an_arm_with_a_schedule_of_its_own_is_counted_by_it(file: Path) -> None:
     longer = load_sweep(file, ["arms.prefix.num_steps=20"])
     prefix, adapter, _ = arm_works(longer, num_slots=64, num_workers=1)
-    assert prefix.search_steps == pytest.approx(8 * 2 + 4 * 2 + (8 / 3) * 16)
-    assert (prefix.final_steps, adapter.final_steps) == (5 * 20, 3 * 8)
+    first, second, end = prefix.expected
+    assert prefix.search_steps == pytest.approx(first * 2 + second * 2 + end * 16)
+    assert (prefix.final_steps, adapter.final_steps) == ((prefix.candidates + 3) * 20, (adapter.candidates + 3) * 8)
     assert longer.arm("prefix").trial({"preseqlen": 4, "mid_dim": None, "learning_rate": 1e-3}).num_steps == 20
     assert longer.arm("adapter").trial({"bottleneck": 4}).num_steps == 8
 
@@ -40,33 +49,17 @@ def test_full_fine_tuning_has_as_many_trials_at_once_as_workers(file: Path) -> N
     assert arm_works(config, num_slots=64, num_workers=4)[-1].at_once == 2, "a quarter of the trials at most"
 
 
-def test_each_policy_has_its_steps_and_the_one_of_the_file_is_counted(file: Path) -> None:
+def test_each_policy_is_counted_and_the_one_of_the_file_is_used(file: Path) -> None:
+    names = get_args(PolicyName)
     counted = {
-        name: arm_works(load_sweep(file, [f"search.policy={name}"]), num_slots=64, num_workers=1)
-        for name in ("stop", "promote", "settle")
+        name: arm_works(load_sweep(file, [f"search.policy={name}"]), num_slots=64, num_workers=1) for name in names
     }
-    for name, (prefix, adapter, finetune) in counted.items():
-        assert prefix.search_steps == prefix.steps_by_policy[name] and finetune.steps_by_policy == {}
-        assert prefix.steps_by_policy == counted["stop"][0].steps_by_policy and adapter.steps_by_policy.keys() == {
-            "auto",
-            *counted,
-        }
-    promote, settle = counted["promote"][0], counted["settle"][0]
-    assert promote.together == (8, 4, 2) and settle.together == (8, 4, 1), (
-        "ranks have settled: the best one goes on alone"
-    )
-    assert promote.expected[0] == 8 and 4 <= promote.expected[1] < 6 and 2 <= promote.expected[2] <= promote.expected[1]
-    assert settle.expected[1] <= promote.expected[1] + 1 and 1 <= settle.expected[2] < 2.5
-
-
-@pytest.mark.parametrize(("num_trials", "at_once", "keep"), [(6, 1, 0.5), (6, 2, 0.33), (6, 3, 0.5), (5, 2, 0.7)])
-def test_the_expected_passes_are_the_mean_over_all_orders(num_trials: int, at_once: int, keep: float) -> None:
-    passes = 0
-    for order in itertools.permutations(range(num_trials)):
-        for start in range(0, num_trials, at_once):
-            seen = sorted(order[: start + at_once])
-            passes += sum(seen.index(one) < math.ceil(keep * len(seen)) for one in order[start : start + at_once])
-    assert expected_passes(num_trials, at_once, keep) == pytest.approx(passes / math.factorial(num_trials))
+    for name, (prefix, _, finetune) in counted.items():
+        assert prefix.search_steps == prefix.by_policy[name].steps and finetune.by_policy == {}
+        assert prefix.by_policy == counted["stop"][0].by_policy and tuple(prefix.by_policy) == names
+    assert counted["promote"][0].search_steps <= counted["stop"][0].search_steps
+    named = counted["auto"][0].by_policy
+    assert named["auto"] == named[AUTO_POLICY], "the file has a share of its own"
 
 
 def test_with_documents_a_trial_has_a_member_for_each_searched_one_and_all_are_trained_in_the_end(

@@ -9,6 +9,7 @@ from typing import assert_never
 
 from prefixray.config.schema import ArmConfig, NamedPolicy, PolicyName, SweepConfig
 from prefixray.search.policies.contract import Policy
+from prefixray.search.policies.freeze_thaw import FreezeThaw
 from prefixray.search.policies.halving import Halving, Promotion
 from prefixray.search.policies.settling import Settling
 
@@ -62,11 +63,11 @@ def make_policy(rules: Rules, arm: ArmConfig) -> Policy:
 
     Trials with a model of their own are stopped in any case: a paused one would keep gigabytes on disk.
     """
-    return named_policy("stop" if arm.exclusive else rules.policy, rules.rungs, rules.keep)
+    return named_policy("stop" if arm.exclusive else rules.policy, rules.rungs, rules.keep, arm.num_steps)
 
 
-def named_policy(name: NamedPolicy, rungs: Sequence[int], keep: float) -> Policy:
-    """The policy of that name."""
+def named_policy(name: NamedPolicy, rungs: Sequence[int], keep: float, num_steps: int) -> Policy:
+    """The policy of that name, for schedules of so many steps."""
     match name:
         case "stop":
             return Halving(rungs, keep)
@@ -74,5 +75,7 @@ def named_policy(name: NamedPolicy, rungs: Sequence[int], keep: float) -> Policy
             return Promotion(rungs, keep)
         case "settle":
             return Settling(rungs, keep)
+        case "freeze_thaw":
+            return FreezeThaw(rungs, num_steps)
         case _:
             assert_never(name)

@@ -76,6 +76,10 @@ class Search:
         """How many trials came to their ends."""
         return sum(self._is_done(trial) and trial not in self.failed for trial in range(len(self.steps)))
 
+    def num_reached(self, step: int) -> int:
+        """How many trials came to a step."""
+        return sum(reached >= step for reached in self.steps)
+
     def kept_the_best(self) -> bool:
         """Whether the very best configuration has come to its end."""
         best = min(range(len(self.curves)), key=lambda trial: self.curves[trial].last)

@@ -19,6 +19,7 @@ from prefixray.search.policies.choice import (
     with_rules,
 )
 from prefixray.search.policies.contract import Policy
+from prefixray.search.policies.freeze_thaw import FreezeThaw
 from prefixray.search.policies.halving import Halving, Promotion
 from prefixray.search.policies.settling import Settling
 
@@ -28,7 +29,9 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("stop", Halving), ("promote", Promotion), ("settle", Settling)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("stop", Halving), ("promote", Promotion), ("settle", Settling), ("freeze_thaw", FreezeThaw)]
+)
 def test_a_name_stands_for_a_policy_and_fine_tuning_is_stopped_by_all(name: NamedPolicy, kind: type[Policy]) -> None:
     arm = make_arm(SPACE, 4)
     policy = make_policy(Rules(name, (10,), 0.5), arm)
@@ -45,7 +48,7 @@ def test_the_share_is_the_policys_own_where_the_file_has_none() -> None:
     assert {rules_of(auto, name).keep for name in ("stop", "promote", "settle")} == {0.5}
     assert rules_of(load(VALID, "search.keep=0.6")) == Rules(AUTO_POLICY, (10, 20), 0.6)
     assert rules_of(load(VALID, "search.policy=settle", "search.rungs=[]")) == Rules("settle", (), 0.5)
-    assert type(named_policy(AUTO_POLICY, (), AUTO_KEEP)) is type(make_policy(rules_of(auto), auto.arms[0]))
+    assert type(named_policy(AUTO_POLICY, (), AUTO_KEEP, 40)) is type(make_policy(rules_of(auto), auto.arms[0]))
 
 
 def test_rungs_lie_at_shares_of_the_shortest_searched_schedule_after_the_longest_warm_up() -> None:

@@ -3,30 +3,38 @@
 A curve is taken for a power law with an offset, c + a (t / T)^-b, of which a few exponents b are weighed by how well
 they explain the dev losses so far. Given b, the law is linear in c and a: with normal priors the loss at the end of the
 schedule is a normal mixture, whose mean and deviation are used. A trial that seems less likely than a new configuration
-to become the best one pauses; the likeliest of those that pause is taken up where a seat is free.
+to become the best one pauses; the likeliest of those that pause is taken up where a seat is free. Where no trial comes
+and none runs, trials less likely than half the mean chance are never taken up.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prefixray.search.policies.contract import Policy, Verdict
 
 EXPONENTS = (0.1, 0.3, 0.6, 1.0, 2.0)
 NOISE = 0.03  # nats: how far a dev loss lies from its law
+_SLOPE = 0.2  # nats: the prior's mean of a; that of c is the arm's lowest loss so far
 OFFSET_SPREAD, SLOPE_SPREAD = 0.5, 1.0  # nats: of the priors of c and a
+
+Floats = NDArray[np.float64]
 
 
 class FreezeThaw(Policy):
-    """Every rung is a place to pause."""
+    """Every rung is a place to pause, and a point of the curve."""
+
+    may_pause = True
 
     def __init__(self, rungs: Sequence[int], num_steps: int) -> None:
+        """`num_steps` is the last step of a schedule, up to which curves are extrapolated."""
         super().__init__(rungs)
         self._num_steps = num_steps
         self._predicted: dict[tuple[float, ...], tuple[float, float]] = {}  # by the lowest loss and a trial's losses
-
-    may_pause = True
 
     def fail(self, trial: str) -> None:
         """As `Policy.fail`; the others compete without it."""
@@ -77,21 +85,38 @@ def _chance_below(end: tuple[float, float], other: tuple[float, float]) -> float
 
 def predicted(curve: Mapping[int, float], num_steps: int, lowest: float) -> tuple[float, float]:
     """Mean and deviation of the loss at the last step, from the losses by step; `lowest` is the arm's lowest so far."""
-    steps, losses = np.array(list(curve)), np.array(list(curve.values()))
-    prior_mean = np.array([lowest, 0.2])
-    prior_precision = np.diag([OFFSET_SPREAD**-2, SLOPE_SPREAD**-2])
-    weights, means, variances = [], [], []
-    for exponent in EXPONENTS:
-        design = np.stack([np.ones(len(steps)), (steps / num_steps) ** -exponent], axis=1)
-        covariance = np.linalg.inv(prior_precision + design.T @ design / NOISE**2)
-        posterior = covariance @ (prior_precision @ prior_mean + design.T @ losses / NOISE**2)
-        residual = losses - design @ prior_mean
-        marginal = design @ np.linalg.inv(prior_precision) @ design.T + NOISE**2 * np.eye(len(steps))
-        _, log_determinant = np.linalg.slogdet(marginal)
-        weights.append(-0.5 * (residual @ np.linalg.solve(marginal, residual) + log_determinant))
-        means.append(posterior.sum())
-        variances.append(covariance.sum())
-    share = np.exp(np.array(weights) - max(weights))
+    laws = _laws(tuple(curve), num_steps)
+    prior = np.array([lowest, _SLOPE])
+    residuals = np.array(list(curve.values())) - laws.designs @ prior  # (E, n)
+    means = prior.sum() + (laws.gains * residuals).sum(axis=1)
+    weights = -0.5 * (np.einsum("en,enm,em->e", residuals, laws.precisions, residuals) + laws.log_determinants)
+    share = np.exp(weights - weights.max())
     share /= share.sum()
     mean = float(share @ means)
-    return mean, float(math.sqrt(share @ (np.array(variances) + (np.array(means) - mean) ** 2)))
+    return mean, float(math.sqrt(share @ (laws.variances + (means - mean) ** 2)))
+
+
+class _Laws(NamedTuple):
+    """What the laws of all exponents say of some steps, whatever the losses are. E exponents, n steps."""
+
+    designs: Floats  # (E, n, 2): what c and a count at each step
+    gains: Floats  # (E, n): how far the loss at the end follows the loss at each step
+    variances: Floats  # (E,): of the loss at the end
+    precisions: Floats  # (E, n, n): of the losses before any is known
+    log_determinants: Floats  # (E,): of their covariances
+
+
+@functools.cache
+def _laws(steps: tuple[int, ...], num_steps: int) -> _Laws:
+    shares = np.array(steps) / num_steps
+    designs = np.stack([np.stack([np.ones(len(steps)), shares**-b], axis=1) for b in EXPONENTS])
+    prior = np.diag([OFFSET_SPREAD**2, SLOPE_SPREAD**2])
+    covariances = np.linalg.inv(np.linalg.inv(prior) + designs.transpose(0, 2, 1) @ designs / NOISE**2)  # (E, 2, 2)
+    marginals = designs @ prior @ designs.transpose(0, 2, 1) + NOISE**2 * np.eye(len(steps))
+    return _Laws(
+        designs=designs,
+        gains=(covariances @ designs.transpose(0, 2, 1)).sum(axis=1) / NOISE**2,
+        variances=covariances.sum(axis=(1, 2)),
+        precisions=np.linalg.inv(marginals),
+        log_determinants=np.linalg.slogdet(marginals)[1],
+    )
