@@ -340,7 +340,7 @@ def test_policies_are_replayed_over_curves_in_any_order(
 
     file = tmp_path / "made.json"
     file.write_text(json.dumps(_crossing()))
-    curves = policies.read(file)
+    curves = policies.read_curves(file)
     for seats in (1, 3):
         whole = policies.replay(curves, "none", 1, seats, evaluation=4)
         assert whole.num_ended() == 9 and whole.work == 10 * 40 + 10 * 4 and whole.kept_the_best()
