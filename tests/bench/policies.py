@@ -38,9 +38,10 @@ from prefixray.search.policies.settling import Settling
 
 TARGETS = (0.01, 0.02, 0.05)  # nats above the best of a file
 
-# Each with the shares of the schedule at which its rungs lie. The first is what shipped sweeps do today.
+# Each with the shares of the schedule at which its rungs lie. The first is what sweeps did before `auto`.
 POLICIES: dict[str, tuple[tuple[float, ...], Callable[[Sequence[int], int], Policy]]] = {
     "stop": ((0.2, 0.4), lambda rungs, _: Halving(rungs, 0.33)),
+    "auto": (AUTO_SHARES, lambda rungs, num_steps: named_policy(AUTO_POLICY, rungs, AUTO_KEEP, num_steps)),
     "stop, keep 0.6": ((0.2, 0.4), lambda rungs, _: Halving(rungs, 0.6)),
     "stop, short rungs": ((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Halving(rungs, 0.5)),
     "promote": ((0.2, 0.4), lambda rungs, _: Promotion(rungs, 0.33)),
@@ -49,7 +50,6 @@ POLICIES: dict[str, tuple[tuple[float, ...], Callable[[Sequence[int], int], Poli
     "settle": ((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Settling(rungs, 0.5)),
     "settle, a third": ((0.05, 0.2, 0.5), lambda rungs, _: Settling(rungs, 0.33)),
     "freeze-thaw": ((0.05, 0.1, 0.2, 0.4, 0.7), FreezeThaw),
-    "auto": (AUTO_SHARES, lambda rungs, num_steps: named_policy(AUTO_POLICY, rungs, AUTO_KEEP, num_steps)),
     "none": ((), lambda *_: Halving()),
 }
 

@@ -14,6 +14,7 @@ from support.worker_calls import Call, wait_until
 from prefixray.cluster.worker import Worker
 from prefixray.config.schema import SearchConfig
 from prefixray.search.budget import Budget
+from prefixray.search.policies.freeze_thaw import FreezeThaw
 from prefixray.search.policies.halving import Promotion
 from prefixray.search.requests import Extend, Finish, Resume, Stop
 from prefixray.tracking.tracker import Tracker
@@ -96,6 +97,27 @@ def test_the_next_driver_knows_who_pauses_and_who_was_taken_up(driver: Driver) -
     while last.coordinator.next() != "FINISHED":
         last.report("prefix/1", 40, loss=1.2)
     assert last.states() == ["done", "done", "stopped", "done"]
+
+
+def test_under_freeze_thaw_the_next_driver_foresees_what_the_last_one_did(tmp_path: Path) -> None:
+    """A trial that disappoints is passed by one that paused; one that promises nothing is stopped at the end."""
+
+    def thawing() -> Driver:
+        return Driver(tmp_path, 3, policy=FreezeThaw((10, 20), 40))
+
+    driver = thawing()
+    driver.start()
+    assert driver.report("prefix/0", 10, loss=2.0, rung=10) and not driver.report("prefix/1", 10, loss=2.6, rung=10)
+    assert driver.start() == ["prefix/2"] and not driver.report("prefix/2", 10, loss=9.0, rung=10)
+    again = thawing()
+    assert again.states() == ["running", "paused", "paused"]
+    assert again.start() == ["prefix/0"], "the others promise less"
+    assert not again.report("prefix/0", 20, loss=3.5, rung=20)
+    assert again.start() == ["prefix/1"] and again.report("prefix/1", 20, loss=1.9, rung=20)
+    again.report("prefix/1", 40, loss=1.8)
+    assert thawing().coordinator.next() == "FINISHED"
+    assert again.study.records()[1].value == 1.8
+    assert thawing().states() == ["stopped", "done", "stopped"]
 
 
 def test_a_paused_trial_goes_on_by_hand(driver: Driver) -> None:
