@@ -17,8 +17,6 @@ import numpy as np
 import pytest
 import torch
 
-from prefixray.batching.batches import encode
-from prefixray.batching.template import make_template
 from prefixray.cluster import loop, worker
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
@@ -232,25 +230,6 @@ def test_a_part_of_the_way_to_the_first_step_is_over_when_the_last_worker_has_pa
     }
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-def test_a_whole_sweep_of_peft_and_ours_takes_trials_equally_far(tmp_path: Path) -> None:
-    options = ["--case", "tiny", "--arms", "PEFT fp32", "prefixray", "--parts", "sweep", "--out", str(tmp_path)]
-    command = [sys.executable, str(BENCH / "whole_sweep.py"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    runs = json.loads((tmp_path / "results.json").read_text())
-    assert [run["arm"] for run in runs] == ["PEFT fp32", "prefixray"]
-    for run in runs:
-        assert [trial["state"] for trial in run["trials"]] == ["ended"] * 4
-        steps = [trial["steps"] for trial in run["trials"]]
-        assert set(steps) <= {2, 4} and 4 in steps  # stopped at the rung, or taken to the end
-        assert [len(trial["losses"]) for trial in run["trials"]] == [count // 2 for count in steps]
-        assert all(trial["proposed"] < trial["first_step"] < trial["ended"] for trial in run["trials"])
-        assert run["peak_bytes"] > 2**28
-    assert "to the end" in done.stdout
-
-
 def test_the_load_tests_trainer_answers_all_that_a_worker_asks(tiny_llama: Base) -> None:
     curves = runpy.run_path(str(BENCH / "load.py"))["CurveTrainer"]
     config = TaskConfig(name="e2e", num_train=2, num_dev=2, num_test=1)
@@ -267,25 +246,6 @@ def test_a_load_test_of_a_few_trials_counts_each_once() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "12 trials: each once in the study and in MLflow, with its 20 reports" in done.stdout
-
-
-@pytest.mark.slow
-def test_both_arms_of_a_whole_sweep_see_the_same_tokens(
-    tiny_llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(BENCH))
-    import whole_sweep
-    import yaml
-    from peft_sweep import tokenise
-
-    case = replace(whole_sweep.CASES["tiny"], base=lambda _: Path(tiny_llama.name))
-    spec = whole_sweep.prepare(case, tmp_path)
-    task = TaskConfig.model_validate(yaml.safe_load(whole_sweep.sweep_file(spec, "same", 2))["task"])
-    ours = encode(load_task(task).train, make_template(tiny_llama, task))
-    theirs = tokenise(Path(spec.train), tiny_llama.tokenizer, spec)
-    assert [list(row.ids) for row in ours] == [row["input_ids"] for row in theirs]
-    assert [row.num_prompt for row in ours] == [row["labels"].count(-100) for row in theirs]
-    assert len(ours) == case.num_train
 
 
 @pytest.mark.sweeps

@@ -2,30 +2,36 @@
 
     python tests/bench/peft_sweep.py SPEC.json     # whole_sweep.py writes the file and starts this
 
-One process per trial, stock TPE, ASHA, Ray's MLflow callback on sqlite. Besides what such a script has, it notes when a
-trial was proposed, took its first step and ended. Trials must live in a module that can be imported, so what starts
-this as a script imports it again under its name.
+One process per trial, stock TPE, ASHA, Ray's MLflow callback on sqlite. It is made so that its search can be compared:
+it notes when a trial was proposed, took its first step and ended; a dev loss is a mean over all target tokens; a flat
+prefix starts as the base's keys and values over random tokens, by PEFT's own function. Trials must live in a module
+that can be imported, so what starts this as a script imports it again under its name.
 """
 
+import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import optuna
 import ray
 import torch
 from peft import PrefixTuningConfig, get_peft_model
+from peft.tuners.cartridge.utils import initialize_kv_prefix_from_past_key_values
 from ray import tune
 from ray.air.integrations.mlflow import MLflowLoggerCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
+from sweep_spec import Spec, TrialTimes
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
@@ -34,60 +40,8 @@ from transformers import (
     TrainingArguments,
 )
 
+EVAL_BATCH_SIZE = 8
 Encoded = list[dict[str, list[int]]]
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What a search is about; ours is given the same."""
-
-    base: str  # a folder
-    train: str  # JSONL of source and target
-    dev: str
-    separator: str  # text between the two
-    precision: str  # "fp32" or "bf16"
-    num_trials: int
-    at_once: int
-    num_steps: int
-    rungs: tuple[int, ...]  # grace period times powers of 2; evaluated there and at the end
-    warmup_steps: int
-    batch_size: int
-    preseqlen: tuple[int, ...]
-    mid_dim: tuple[int | None, ...]
-    learning_rate: tuple[float, float]
-    max_source_tokens: int = 512
-    max_target_tokens: int = 128
-    seed: int = 1
-    reuses_actors: bool = False
-    """Tune's own default."""
-
-    @property
-    def eval_every(self) -> int:
-        """Steps between two evaluations."""
-        return self.rungs[0] if self.rungs else self.num_steps
-
-    def save(self, file: Path) -> None:
-        """Write it as JSON."""
-        file.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, file: Path) -> "Spec":
-        """Read what `save` wrote."""
-        content = json.loads(file.read_text(encoding="utf-8"))
-        lists = {key: tuple(value) for key, value in content.items() if isinstance(value, list)}
-        return cls(**{**content, **lists})
-
-
-@dataclass
-class TrialTimes:
-    """What came of a trial, and when; UNIX times."""
-
-    proposed: float
-    first_step: float | None = None
-    ended: float | None = None
-    steps: int = 0
-    losses: list[float] = field(default_factory=list)
-    state: str = "running"
 
 
 def tokenise(file: Path, tokenizer: PreTrainedTokenizerBase, spec: Spec) -> Encoded:
@@ -108,25 +62,15 @@ def tokenise(file: Path, tokenizer: PreTrainedTokenizerBase, spec: Spec) -> Enco
 def train_trial(config: Mapping[str, Any], spec: Spec) -> None:
     """One trial, in a process of its own."""
     torch.set_num_threads(1)
-    dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
     tokenizer = AutoTokenizer.from_pretrained(spec.base)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(spec.base, dtype=dtype),
-        PrefixTuningConfig(
-            task_type="CAUSAL_LM",
-            num_virtual_tokens=config["preseqlen"],
-            prefix_projection=config["mid_dim"] is not None,
-            encoder_hidden_size=config["mid_dim"],
-        ),
-    )
-    folder = tune.get_context().get_trial_dir()
+    dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
     recipe = TrainingArguments(
-        output_dir=folder,
+        output_dir=tune.get_context().get_trial_dir(),
         max_steps=spec.num_steps,
         per_device_train_batch_size=spec.batch_size,
-        per_device_eval_batch_size=spec.batch_size,
+        per_device_eval_batch_size=EVAL_BATCH_SIZE,
         learning_rate=config["learning_rate"],
         lr_scheduler_type="linear",
         warmup_steps=spec.warmup_steps,
@@ -135,34 +79,71 @@ def train_trial(config: Mapping[str, Any], spec: Spec) -> None:
         bf16=spec.precision == "bf16",
         use_cpu=True,
         seed=spec.seed,
-        eval_strategy="steps",
-        eval_steps=spec.eval_every,
-        prediction_loss_only=True,
         label_names=["labels"],
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
         disable_tqdm=True,
     )
-    Trainer(
-        model=model,
+    TokenMeanTrainer(
+        model=with_prefix(AutoModelForCausalLM.from_pretrained(spec.base, dtype=dtype), config),
         args=recipe,
         train_dataset=tokenise(Path(spec.train), tokenizer, spec),
         eval_dataset=tokenise(Path(spec.dev), tokenizer, spec),
         data_collator=DataCollatorForSeq2Seq(tokenizer),
-        callbacks=[_Reports()],
+        callbacks=[_Reports(spec.rungs)],
     ).train()
 
 
-class _Reports(TrainerCallback):
-    """Hands every evaluation to Tune, and keeps the adapter where it is the best so far."""
+def with_prefix(base: PreTrainedModel, config: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """The base with a prefix at a random start: a network's weights, or keys and values over random tokens."""
+    model = get_peft_model(
+        base,
+        PrefixTuningConfig(
+            task_type="CAUSAL_LM",
+            num_virtual_tokens=config["preseqlen"],
+            prefix_projection=config["mid_dim"] is not None,
+            encoder_hidden_size=config["mid_dim"],
+        ),
+    )
+    if config["mid_dim"] is None:
+        ids = torch.randint(base.config.vocab_size, (1, config["preseqlen"]))
+        with torch.no_grad(), model.disable_adapter():
+            cache = model(input_ids=ids, use_cache=True).past_key_values
+        initialize_kv_prefix_from_past_key_values(model, past_key_values=cache)
+    return model
 
-    def __init__(self) -> None:
-        self._first_step, self._best = 0.0, float("inf")
+
+class TokenMeanTrainer(Trainer):
+    """Stock, but that a dev loss is the mean over all target tokens, as ours is, and not one of batches' means."""
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:  # noqa: ANN401
+        """The dev loss, which callbacks are told as well."""
+        self.model.eval()
+        total, num_tokens = 0.0, 0
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for batch in self.get_eval_dataloader():
+                num = int((batch["labels"][:, 1:] != -100).sum())
+                total += num * float(self.compute_loss(self.model, self._prepare_inputs(batch)))
+                num_tokens += num
+        metrics = {"eval_loss": total / num_tokens}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class _Reports(TrainerCallback):
+    """Has the trial evaluated at rungs and at its end, tells Tune, and keeps the adapter where it is the best."""
+
+    def __init__(self, rungs: Sequence[int]) -> None:
+        self._rungs, self._first_step, self._best = rungs, 0.0, float("inf")
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Note the first one."""
         self._first_step = self._first_step or time.time()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        """Have it evaluated."""
+        control.should_evaluate = state.global_step in (*self._rungs, state.max_steps)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:  # noqa: ANN401
         """Report."""
@@ -173,11 +154,20 @@ class _Reports(TrainerCallback):
         tune.report({"dev_loss": loss, "step": state.global_step, "first_step": self._first_step})
 
 
+def propose(trial: optuna.Trial, spec: Spec) -> dict[str, Any]:
+    """A configuration; each mid_dim has a range of rates of its own, which is a parameter of its own."""
+    preseqlen = trial.suggest_categorical("preseqlen", spec.preseqlen)
+    mid_dim = trial.suggest_categorical("mid_dim", spec.mid_dim)
+    range_ = spec.learning_rate[spec.mid_dim.index(mid_dim)]
+    rate = trial.suggest_float(f"learning_rate_{mid_dim}", *range_, log=True)
+    return {"preseqlen": preseqlen, "mid_dim": mid_dim, "learning_rate": rate}
+
+
 class _TimedSearch(OptunaSearch):
     """Stock, but that it notes when it is asked."""
 
-    def __init__(self, times: dict[str, TrialTimes], seed: int) -> None:
-        super().__init__(metric="dev_loss", mode="min", seed=seed)
+    def __init__(self, times: dict[str, TrialTimes], spec: Spec) -> None:
+        super().__init__(functools.partial(propose, spec=spec), metric="dev_loss", mode="min", seed=spec.seed)
         self._times = times
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
@@ -214,20 +204,16 @@ class _Times(tune.Callback):
 def search(spec: Spec, folder: Path) -> dict[str, TrialTimes]:
     """Run it all; what came of each trial."""
     times: dict[str, TrialTimes] = {}
-    rungs = ASHAScheduler(time_attr="step", max_t=spec.num_steps, grace_period=spec.eval_every, reduction_factor=2)
+    first = spec.first_rung
+    asha = first and ASHAScheduler(time_attr="step", max_t=spec.num_steps, grace_period=first, reduction_factor=2)
     trainable: Callable[[Mapping[str, Any]], None] = tune.with_parameters(train_trial, spec=spec)
     tune.Tuner(
         tune.with_resources(trainable, {"cpu": 1}),
-        param_space={
-            "preseqlen": tune.choice(list(spec.preseqlen)),
-            "mid_dim": tune.choice(list(spec.mid_dim)),
-            "learning_rate": tune.loguniform(*spec.learning_rate),
-        },
         tune_config=tune.TuneConfig(
             metric="dev_loss",
             mode="min",
-            search_alg=_TimedSearch(times, spec.seed),
-            scheduler=rungs if spec.rungs else None,
+            search_alg=_TimedSearch(times, spec),
+            scheduler=asha or None,
             num_samples=spec.num_trials,
             max_concurrent_trials=spec.at_once,
             reuse_actors=spec.reuses_actors,
