@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from processes import Watched
-from sweep_cases import AT_ONCE_OF_PEFT, Case, own_rungs, sweep_file
+from sweep_cases import AT_ONCE_OF_PEFT, Case, own_rules, sweep_file
 from sweep_log import logged
 from sweep_spec import Spec, TrialTimes
 from sweep_tables import Run
@@ -57,7 +57,7 @@ class Arm:
 
     def spec(self, spec: Spec) -> Spec:
         """The search as this arm has it."""
-        first = own_rungs(spec)[0] if self.is_at_our_rung else spec.first_rung
+        first = own_rules(spec).rungs[0] if self.is_at_our_rung else spec.first_rung
         return replace(spec, **self.settings, first_rung=first)
 
     def at_once(self, num_trials: int) -> int:
@@ -65,9 +65,11 @@ class Arm:
         return AT_ONCE_OF_PEFT if self.is_peft else -(-num_trials // 4)
 
     def estimate(self, spec: Spec, num_dev: int) -> float:
-        """Seconds of a search in which half of the trials go on at a rung, and a fifth more since none waits there."""
-        ends = (*(self.spec(spec).rungs if self.is_peft else own_rungs(spec)), spec.num_steps)
-        passing = [spec.num_trials / 2**number for number in range(len(ends))]
+        """Seconds of a search in which a fifth more trials go on at a rung than they should, since none waits there."""
+        rules = own_rules(spec)
+        rungs, keep = (self.spec(spec).rungs, 0.5) if self.is_peft else (rules.rungs, rules.keep)
+        ends = (*rungs, spec.num_steps)
+        passing = [spec.num_trials * keep**number for number in range(len(ends))]
         steps = sum(num * (end - begin) for num, begin, end in zip(passing, (0, *ends), ends, strict=False))
         rows = 1.2 * (steps * spec.batch_size + sum(passing) * num_dev / 2)
         return START_SECONDS + spec.num_trials * self.trial_seconds + rows * self.row_seconds

