@@ -123,7 +123,7 @@ def estimate_table(options: argparse.Namespace, spec: Spec, num_dev: int) -> str
         seconds = [ARMS[arm].estimate(replace(spec, num_trials=num), num_dev) for num in trials]
         total += options.repeats * sum(seconds)
         lines.append(f"{arm:<26}" + "".join(f"{value:12.0f}" for value in seconds))
-    return "\n".join([*lines, f"{options.repeats} repeats of these: {total / 60:.0f} min", ""])
+    return "\n".join([*lines, f"in all, with --repeats {options.repeats}: {total / 60:.0f} min", ""])
 
 
 def _say(run: Run) -> None:
