@@ -45,11 +45,12 @@ POLICIES: dict[str, tuple[tuple[float, ...], Callable[[Sequence[int], int], Poli
     "stop, keep 0.6": ((0.2, 0.4), lambda rungs, _: Halving(rungs, 0.6)),
     "stop, short rungs": ((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Halving(rungs, 0.5)),
     "promote": ((0.2, 0.4), lambda rungs, _: Promotion(rungs, 0.33)),
+    "promote, one rung": ((0.33,), lambda rungs, _: Promotion(rungs, 0.33)),
+    "promote, keep 0.5": ((0.33, 0.6), lambda rungs, _: Promotion(rungs, 0.5)),
     "promote, short rungs": ((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Promotion(rungs, 0.5)),
-    "promote, a third": ((0.05, 0.2, 0.5), lambda rungs, _: Promotion(rungs, 0.33)),
-    "settle": ((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Settling(rungs, 0.5)),
-    "settle, a third": ((0.05, 0.2, 0.5), lambda rungs, _: Settling(rungs, 0.33)),
-    "freeze-thaw": ((0.05, 0.1, 0.2, 0.4, 0.7), FreezeThaw),
+    "settle": (AUTO_SHARES, lambda rungs, _: Settling(rungs, 0.33)),
+    "settle, short rungs": ((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Settling(rungs, 0.5)),
+    "freeze-thaw": (AUTO_SHARES, FreezeThaw),
     "none": ((), lambda *_: Halving()),
 }
 

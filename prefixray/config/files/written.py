@@ -51,10 +51,10 @@ arms:
       - {{log_uniform: [2e-2, 2e-1], when: {{mid_dim: [null]}}}}
       - {{log_uniform: [2e-4, 1.5e-3], when: {{mid_dim: [512]}}}}
   lora: {{rank: {{choice: [4, 16]}}, learning_rate: {{log_uniform: [1e-3, 1e-2]}}}}
-search: {{num_trials: 8, rungs: [25, 50], keep: 0.5}}   # at a rung the better half goes on
+search: {{num_trials: 8}}   # the worse ones pause on the way
 final: {{metric: {choices.metric}, reference: lora, num_beams: 5, max_new_tokens: {choices.max_new_tokens}}}
 scale:   # with --scale small, these values stand in place of those above
-  small: {{train.num_steps: 20, train.warmup_steps: 2, search.num_trials: 2, search.rungs: [10]}}
+  small: {{train.num_steps: 20, train.warmup_steps: 2, search.num_trials: 2}}
 """
 
 
