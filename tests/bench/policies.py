@@ -38,7 +38,7 @@ from prefixray.search.policies.settling import Settling
 
 TARGETS = (0.01, 0.02, 0.05)  # nats above the best of a file
 
-# Each with the shares of the schedule at which its rungs lie. The first is what sweeps did before `auto`.
+# Each with the shares of the schedule at which its rungs lie. The first is what shipped sweeps did before `auto`.
 POLICIES: dict[str, tuple[tuple[float, ...], Callable[[Sequence[int], int], Policy]]] = {
     "stop": ((0.2, 0.4), lambda rungs, _: Halving(rungs, 0.33)),
     "auto": (AUTO_SHARES, lambda rungs, num_steps: named_policy(AUTO_POLICY, rungs, AUTO_KEEP, num_steps)),
