@@ -224,7 +224,8 @@ def _check_search(
         if max(search.rungs) >= num_steps and (arm is None or "num_steps" in arm.fixed):
             document.refuse(key, f"must be below {whose}.num_steps ({num_steps}), at which every trial ends")
         warmup = train.warmup_steps if arm is None else arm.largest("warmup_steps")
-        if search.rungs[0] < warmup:
+        is_own = arm is None or "warmup_steps" in {**arm.fixed, **arm.dimensions}
+        if search.rungs[0] < warmup and is_own:
             document.refuse(key, f"the first must be at least {whose}.warmup_steps ({warmup})")
 
 

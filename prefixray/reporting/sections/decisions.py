@@ -38,7 +38,7 @@ def decision_section(stored: Stored) -> list[Section]:
 def _rule(policy: str, keep: float | None) -> str:
     """The policy in words; an older record has no share."""
     is_auto = (policy, keep) == (AUTO_POLICY, AUTO_KEEP)
-    share = "" if keep is None else f", search.keep {keep:g}"
+    share = "" if keep is None or policy == "freeze_thaw" else f", search.keep {keep:g}"
     return f"search.policy is {policy}{share}{', as this version chooses for auto' if is_auto else ''}."
 
 

@@ -4,7 +4,7 @@ What `auto` means was chosen by `tests/bench/policies.py`, whose row `auto` is m
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import assert_never
 
 from prefixray.config.schema import ArmConfig, NamedPolicy, PolicyName, SweepConfig
@@ -15,7 +15,7 @@ from prefixray.search.policies.settling import Settling
 
 AUTO_POLICY: NamedPolicy = "promote"
 AUTO_SHARES = (0.2, 0.33, 0.6)  # of the schedule: where the rungs lie
-AUTO_KEEP = 0.33
+AUTO_KEEP = 0.25
 KEEP = 0.5  # of any other policy
 
 
@@ -58,12 +58,14 @@ def with_rules(config: SweepConfig, begun: SweepConfig | None) -> SweepConfig:
     return config.model_copy(update={"search": config.search.model_copy(update={**now, **unsaid})})
 
 
-def make_policy(rules: Rules, arm: ArmConfig) -> Policy:
-    """The policy of an arm's search, before its first trial.
+def rules_for(arm: ArmConfig, rules: Rules) -> Rules:
+    """The rules for one arm: trials with a model of their own are stopped, as pausing would keep gigabytes on disk."""
+    return replace(rules, policy="stop") if arm.exclusive else rules
 
-    Trials with a model of their own are stopped in any case: a paused one would keep gigabytes on disk.
-    """
-    return named_policy("stop" if arm.exclusive else rules.policy, rules.rungs, rules.keep, arm.num_steps)
+
+def make_policy(rules: Rules, arm: ArmConfig) -> Policy:
+    """The policy of an arm's search, before its first trial."""
+    return named_policy(rules_for(arm, rules).policy, rules.rungs, rules.keep, arm.num_steps)
 
 
 def named_policy(name: NamedPolicy, rungs: Sequence[int], keep: float, num_steps: int) -> Policy:

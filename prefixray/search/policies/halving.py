@@ -30,11 +30,7 @@ class Halving(Policy):
 
 
 class Promotion(Halving):
-    """Halving by promotion.
-
-    While trials are to come, the share is rounded down: a rung's first trials pause. Afterwards it is rounded up, so
-    that one trial at least comes to the end.
-    """
+    """Halving by promotion."""
 
     may_pause = True
 
@@ -45,18 +41,17 @@ class Promotion(Halving):
             scores.pop(trial, None)
 
     def _decide(self, trial: str, rung: int, *, more_come: bool) -> Verdict:
-        return "continue" if trial in self._best(rung, more_come=more_come) else "pause"
+        return "continue" if trial in self._best(rung) else "pause"
 
     def _choose(self, *, more_come: bool) -> str | None:
         """The best trial of the highest rung at which one that pauses is among the best share by now."""
         for rung in reversed(self.rungs):
-            for trial in self._best(rung, more_come=more_come):
+            for trial in self._best(rung):
                 if self._paused.get(trial) == rung:
                     return trial
         return None
 
-    def _best(self, rung: int, *, more_come: bool) -> list[str]:
-        """The trials that are the best share of a rung, best first; of equal ones the earlier."""
+    def _best(self, rung: int) -> list[str]:
+        """The trials that are the best share of a rung, rounded up, best first; of equal ones the earlier."""
         scores = self._scores[rung]
-        num_kept = math.floor(self._keep * len(scores)) if more_come else math.ceil(self._keep * len(scores))
-        return sorted(scores, key=scores.__getitem__)[:num_kept]
+        return sorted(scores, key=scores.__getitem__)[: math.ceil(self._keep * len(scores))]

@@ -42,7 +42,7 @@ class Settling(Promotion):
     def _choose(self, *, more_come: bool) -> str | None:
         """The best trial of the highest rung below the top that may climb; else, at the end, the best at the top."""
         for rung in reversed(self.rungs[: self._top]):
-            for trial in self._best(rung, more_come=more_come):
+            for trial in self._best(rung):
                 if self._paused.get(trial) == rung:
                     return trial
         for rung in reversed(self.rungs[self._top :]):

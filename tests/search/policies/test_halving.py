@@ -56,27 +56,27 @@ def test_a_trial_is_expected_to_take_fewer_steps_than_its_schedule_where_rungs_s
     assert Halving((10, 20), keep=1.0).expected_steps(40) == 40
 
 
-def test_by_promotion_a_rungs_first_trials_pause_and_the_best_go_on_once_others_have_come() -> None:
+def test_by_promotion_a_rungs_first_trial_goes_on_and_one_that_pauses_goes_on_once_it_is_among_the_best() -> None:
     promotion = Promotion((10, 20), keep=0.5)
-    assert promotion.judge("a", 10, {"a": 2.0}) == "pause"
-    assert promotion.take_up(more_come=True) is None, "half of one is none"
+    assert promotion.judge("a", 10, {"a": 2.0}) == "continue", "half of one is one"
     assert promotion.judge("b", 10, {"b": 3.0}) == "pause"
-    assert promotion.take_up(more_come=True) == "a"
-    assert promotion.take_up(more_come=True) is None, "it runs now"
+    assert promotion.take_up(more_come=True) is None, "half of two is one, and that one has gone on"
     assert promotion.judge("a", 10, {"a": 2.0}) == "continue", "it may come back there from its checkpoint"
-    assert promotion.judge("c", 10, {"c": 2.5}) == "pause", "half of three is one, and that one has gone on"
+    assert promotion.judge("c", 10, {"c": 4.0}) == "pause"
+    assert promotion.take_up(more_come=True) == "b", "the second of three"
+    assert promotion.take_up(more_come=True) is None, "it runs now"
     assert promotion.judge("d", 10, {"d": 1.5}) == "continue", "the best of four"
 
 
-def test_when_no_trial_comes_any_more_the_highest_rung_is_served_first_and_one_trial_comes_to_the_end() -> None:
+def test_the_highest_rung_is_served_first_and_the_worst_trial_stays_behind() -> None:
     promotion = Promotion((10, 20), keep=0.4)
-    losses = {"a": 1.0, "b": 2.0, "c": 3.0}
-    assert [promotion.judge(trial, 10, losses) for trial in "abc"] == ["continue", "pause", "pause"]
-    assert promotion.judge("a", 20, {"a": 0.9}) == "pause"
+    losses = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
+    assert [promotion.judge(trial, 10, losses) for trial in "abcd"] == ["continue", "continue", "pause", "pause"]
+    assert promotion.judge("a", 20, {"a": 0.9}) == "continue", "two fifths of one are one"
+    assert promotion.judge("b", 20, {"b": 1.9}) == "pause"
     assert promotion.take_up(more_come=True) is None
-    assert [promotion.take_up(more_come=False) for _ in range(3)] == ["a", "b", None]
-    assert promotion.judge("b", 20, {"b": 0.8}, more_come=False) == "continue"
-    assert promotion.take_up(more_come=False) is None, "c stays behind for good"
+    promotion.fail("a")
+    assert [promotion.take_up(more_come=False) for _ in range(3)] == ["b", "c", None], "d stays behind"
 
 
 def test_a_paused_trial_goes_on_by_hand_and_one_that_has_failed_leaves_its_place_to_the_next() -> None:
