@@ -14,6 +14,7 @@ from support.worker_calls import Call, wait_until
 from prefixray.cluster.worker import Worker
 from prefixray.config.schema import SearchConfig
 from prefixray.search.budget import Budget
+from prefixray.search.policies.contract import Verdict
 from prefixray.search.policies.freeze_thaw import FreezeThaw
 from prefixray.search.policies.halving import Promotion
 from prefixray.search.requests import Extend, Finish, Resume, Stop
@@ -21,9 +22,26 @@ from prefixray.tracking.tracker import Tracker
 from prefixray.trial import Report, TrialSpec
 
 
+class Waiting(Promotion):
+    """Promotion that rounds its share down while trials are to come: a rung's first trial waits for a second one."""
+
+    more_come = True
+
+    def _decide(self, trial: str, rung: int, *, more_come: bool) -> Verdict:
+        self.more_come = more_come
+        return super()._decide(trial, rung, more_come=more_come)
+
+    def _choose(self, *, more_come: bool) -> str | None:
+        self.more_come = more_come
+        return super()._choose(more_come=more_come)
+
+    def _best(self, rung: int) -> list[str]:
+        return super()._best(rung)[: len(self._scores[rung]) // 2 if self.more_come else None]
+
+
 def promoting(folder: Path, budget: Budget | None = None, num_trials: int = 4) -> Driver:
     """A search in which the better half of the trials goes on from step 10."""
-    return Driver(folder, num_trials, policy=Promotion((10,), keep=0.5), budget=budget)
+    return Driver(folder, num_trials, policy=Waiting((10,), keep=0.5), budget=budget)
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_paused_trials_outlive_workers_and_drivers_and_go_on_with_the_numbers_of
         return [trial.number for trial in running if state_of(trial) == "paused"]
 
     process = sweep.start(*options)
-    wait_long(paused, process)  # a rung's first trial pauses always
+    wait_long(paused, process)  # the worse of two at a rung
     first = paused()[0]
     for worker in workers_of(process):
         worker.kill()
