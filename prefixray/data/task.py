@@ -7,10 +7,10 @@ seed and machine, a larger one contains the smaller, and the order of the file d
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from prefixray.data.documents.read import Document
 from prefixray.data.entries import Entry, Splits, one_line
@@ -22,6 +22,9 @@ if TYPE_CHECKING:  # imports numpy
     from prefixray.data.teacher import Teacher
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Key = TypeVar("Key", str, tuple[int, str])
 
 
 _Source = tuple[str | None, str]  # the name of its document and the source
@@ -172,8 +175,8 @@ def _part(config: TaskConfig, splits: Splits, document: Document | None) -> _Par
     subsets = [replace(subset, document=document) for subset in _subsets(config, train, dev)]
     dev_texts = {example.source for example in subsets[0].dev}
     dev_sources = [sourced for sourced in _grouped(about(splits.dev)) if sourced.source in dev_texts]
-    chosen = _smallest([_hash(sourced.source) for sourced in test], config.num_test, "num_test")
-    return _Part(subsets, dev_sources, [test[i] for i in chosen], len(test), problems)
+    chosen = _smallest(test, (_hash(sourced.source) for sourced in test), config.num_test, "num_test")
+    return _Part(subsets, dev_sources, chosen, len(test), problems)
 
 
 def _name(document: Document | None) -> str | None:
@@ -205,16 +208,14 @@ def _say_empty(task: str, splits: Splits) -> None:
 
 
 def _train_part(train: Sequence[Example], count: Count, name: str, salt: str = "") -> tuple[Example, ...]:
-    if count == "all":
-        return tuple(train)
-    hashes = [_hash(salt + example.source + example.target) for example in train]
-    return tuple(train[i] for i in _smallest(hashes, count, name))
+    hashes = (_hash(salt + example.source + example.target) for example in train)
+    return tuple(_smallest(train, hashes, count, name))
 
 
 def _dev_part(dev: Sequence[Example], count: Count, name: str, salt: str = "") -> tuple[Example, ...]:
     """Each source's first reference comes before any second one, so that the part has as many sources as possible."""
-    hashes = [(rank, _hash(salt + example.source)) for rank, example in zip(_ranks(dev), dev, strict=True)]
-    return tuple(dev[i] for i in _smallest(hashes, count, name))
+    hashes = ((rank, _hash(salt + example.source)) for rank, example in zip(_ranks(dev), dev, strict=True))
+    return tuple(_smallest(dev, hashes, count, name))
 
 
 # Targets and references are one line each: a hypothesis ends at its first line break, in every arm.
@@ -252,11 +253,11 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _smallest(keys: Sequence[str] | Sequence[tuple[int, str]], count: Count, name: str) -> list[int]:
-    """The indices of the `count` smallest keys, ascending."""
+def _smallest(items: Sequence[T], keys: Iterable[Key], count: Count, name: str) -> list[T]:
+    """The `count` items with the smallest keys, in their order. Where all are taken, no key is read."""
     if count == "all":
-        return list(range(len(keys)))
-    if count > len(keys):
-        logger.warning("task.%s: %d asked for, but the split has only %d: all are used", name, count, len(keys))
-    by_key = sorted(range(len(keys)), key=lambda index: keys[index])
-    return sorted(by_key[:count])
+        return list(items)
+    if count > len(items):
+        logger.warning("task.%s: %d asked for, but the split has only %d: all are used", name, count, len(items))
+    by_key = sorted(range(len(items)), key=list(keys).__getitem__)
+    return [items[index] for index in sorted(by_key[:count])]

@@ -14,7 +14,7 @@ from prefixray.config.schema import ArmConfig, PolicyName, SweepConfig
 from prefixray.planning.recorded import Replayed, replayed
 from prefixray.planning.slots import num_at_once
 from prefixray.planning.speeds import Kind
-from prefixray.search.policies.choice import Rules, named_policy, rules_for, rules_of
+from prefixray.search.policies.choice import Rules, policy_by, rules_for, rules_of
 from prefixray.trial import report_steps
 
 
@@ -97,5 +97,5 @@ def _compared(config: SweepConfig) -> Sequence[PolicyName]:
 
 @functools.cache  # devices with as many seats, and arms with as many trials, need no replay of their own
 def _replayed(rules: Rules, num_trials: int, num_steps: int, num_seats: int) -> Replayed:
-    make = functools.partial(named_policy, rules.policy, rules.rungs, rules.keep, num_steps)
+    make = functools.partial(policy_by, rules, num_steps)
     return replayed(make, num_trials=num_trials, num_steps=num_steps, num_seats=num_seats)

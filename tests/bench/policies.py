@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prefixray.planning.recorded import FOLDER, read_curves
-from prefixray.search.policies.choice import AUTO_KEEP, AUTO_POLICY, AUTO_SHARES, named_policy
+from prefixray.search.policies.choice import AUTO_KEEP, AUTO_POLICY, AUTO_SHARES, Rules, policy_by
 from prefixray.search.policies.contract import Policy
 from prefixray.search.policies.freeze_thaw import FreezeThaw
 from prefixray.search.policies.halving import Halving, Promotion
@@ -41,7 +41,7 @@ TARGETS = (0.01, 0.02, 0.05)  # nats above the best of a file
 # Each with the shares of the schedule at which its rungs lie. The first is what shipped sweeps did before `auto`.
 POLICIES: dict[str, tuple[tuple[float, ...], Callable[[Sequence[int], int], Policy]]] = {
     "stop": ((0.2, 0.4), lambda rungs, _: Halving(rungs, 0.33)),
-    "auto": (AUTO_SHARES, lambda rungs, num_steps: named_policy(AUTO_POLICY, rungs, AUTO_KEEP, num_steps)),
+    "auto": (AUTO_SHARES, lambda rungs, num_steps: policy_by(Rules(AUTO_POLICY, tuple(rungs), AUTO_KEEP), num_steps)),
     "stop, keep 0.6": ((0.2, 0.4), lambda rungs, _: Halving(rungs, 0.6)),
     "stop, short rungs": ((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Halving(rungs, 0.5)),
     "promote": ((0.2, 0.4), lambda rungs, _: Promotion(rungs, 0.33)),

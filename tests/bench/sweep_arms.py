@@ -54,18 +54,17 @@ class Arm:
         """Whether it is the search by hand."""
         return self.run is run_peft
 
-    def spec(self, spec: Spec) -> Spec:
-        """The search as this arm has it."""
-        return replace(spec, **self.settings)
-
     def at_once(self, num_trials: int) -> int:
         """How many trials it has at once; ours by itself."""
         return AT_ONCE_OF_PEFT if self.is_peft else -(-num_trials // 4)
 
     def estimate(self, spec: Spec, num_dev: int) -> float:
         """Seconds of a search in which a fifth more trials go on at a rung than they should, since none waits there."""
-        rules = own_rules(spec)
-        rungs, keep = (self.spec(spec).rungs, 0.5) if self.is_peft else (rules.rungs, rules.keep)
+        if self.is_peft:
+            rungs, keep = spec.rungs, 0.5
+        else:
+            rules = own_rules(spec)
+            rungs, keep = rules.rungs, rules.keep
         ends = (*rungs, spec.num_steps)
         passing = [spec.num_trials * keep**number for number in range(len(ends))]
         steps = sum(num * (end - begin) for num, begin, end in zip(passing, (0, *ends), ends, strict=False))
@@ -76,7 +75,7 @@ class Arm:
 def measured(name: str, run: Run, case: Case, spec: Spec, out: Path) -> None:
     """Run an arm in a new folder; `run` says which, and gets what came of it."""
     arm = ARMS[name]
-    own, search = arm.spec(replace(spec, num_trials=run.num_trials)), dict[str, Any]()
+    own, search = replace(spec, num_trials=run.num_trials, **arm.settings), dict[str, Any]()
     if arm.is_peft:
         own = replace(own, at_once=run.at_once)
     if run.part == "memory":

@@ -60,7 +60,7 @@ def prepare(case: Case, out: Path) -> Spec:
         num_trials=case.num_trials,
         at_once=AT_ONCE_OF_PEFT,
         num_steps=case.num_steps,
-        first_rung=1,
+        first_rung=None,  # until our rules of this search are known
         warmup_steps=case.warmup_steps,
         batch_size=case.batch_size,
         preseqlen=(1, 5, 10, 20, 40, 80),

@@ -65,19 +65,19 @@ def rules_for(arm: ArmConfig, rules: Rules) -> Rules:
 
 def make_policy(rules: Rules, arm: ArmConfig) -> Policy:
     """The policy of an arm's search, before its first trial."""
-    return named_policy(rules_for(arm, rules).policy, rules.rungs, rules.keep, arm.num_steps)
+    return policy_by(rules_for(arm, rules), arm.num_steps)
 
 
-def named_policy(name: NamedPolicy, rungs: Sequence[int], keep: float, num_steps: int) -> Policy:
-    """The policy of that name, for schedules of so many steps."""
-    match name:
+def policy_by(rules: Rules, num_steps: int) -> Policy:
+    """The policy by rules, for schedules of so many steps."""
+    match rules.policy:
         case "stop":
-            return Halving(rungs, keep)
+            return Halving(rules.rungs, rules.keep)
         case "promote":
-            return Promotion(rungs, keep)
+            return Promotion(rules.rungs, rules.keep)
         case "settle":
-            return Settling(rungs, keep)
+            return Settling(rules.rungs, rules.keep)
         case "freeze_thaw":
-            return FreezeThaw(rungs, num_steps)
+            return FreezeThaw(rules.rungs, num_steps)
         case _:
-            assert_never(name)
+            assert_never(rules.policy)

@@ -78,8 +78,14 @@ class Policy(ABC):
         self._paused.pop(trial, None)
 
     def fail(self, trial: str) -> None:
-        """A trial has failed, or somebody has stopped it, whatever its losses were."""
+        """A trial has failed, or somebody has stopped it, whatever its losses were.
+
+        Where trials may pause, the others compete without it.
+        """
         self.end(trial)
+        if self.may_pause:
+            for scores in self._scores.values():
+                scores.pop(trial, None)
 
     def expected_steps(self, num_steps: int) -> float:
         """Steps that a trial takes on average."""

@@ -36,12 +36,6 @@ class FreezeThaw(Policy):
         self._num_steps = num_steps
         self._predicted: dict[tuple[float, ...], tuple[float, float]] = {}  # by the lowest loss and a trial's losses
 
-    def fail(self, trial: str) -> None:
-        """As `Policy.fail`; the others compete without it."""
-        super().fail(trial)
-        for scores in self._scores.values():
-            scores.pop(trial, None)
-
     def _decide(self, trial: str, rung: int, *, more_come: bool) -> Verdict:
         chances = self._chances()
         return "continue" if chances[trial] >= _least(len(chances), more_come=more_come) else "pause"

@@ -34,18 +34,15 @@ class Promotion(Halving):
 
     may_pause = True
 
-    def fail(self, trial: str) -> None:
-        """As `Policy.fail`; the best of the others get its place at each rung."""
-        super().fail(trial)
-        for scores in self._scores.values():
-            scores.pop(trial, None)
-
     def _decide(self, trial: str, rung: int, *, more_come: bool) -> Verdict:
         return "continue" if trial in self._best(rung) else "pause"
 
     def _choose(self, *, more_come: bool) -> str | None:
-        """The best trial of the highest rung at which one that pauses is among the best share by now."""
-        for rung in reversed(self.rungs):
+        return self._risen(self.rungs)
+
+    def _risen(self, rungs: Sequence[int]) -> str | None:
+        """The best trial of the highest of these rungs at which one that pauses is among the best share by now."""
+        for rung in reversed(rungs):
             for trial in self._best(rung):
                 if self._paused.get(trial) == rung:
                     return trial

@@ -41,10 +41,9 @@ class Settling(Promotion):
 
     def _choose(self, *, more_come: bool) -> str | None:
         """The best trial of the highest rung below the top that may climb; else, at the end, the best at the top."""
-        for rung in reversed(self.rungs[: self._top]):
-            for trial in self._best(rung):
-                if self._paused.get(trial) == rung:
-                    return trial
+        risen = self._risen(self.rungs[: self._top])
+        if risen is not None:
+            return risen
         for rung in reversed(self.rungs[self._top :]):
             if not more_come and self._scores[rung] and self._paused.get(first := self._first(rung)) == rung:
                 return first

@@ -14,7 +14,7 @@ from prefixray.search.policies.choice import (
     Rules,
     auto_rungs,
     make_policy,
-    named_policy,
+    policy_by,
     rules_of,
     with_rules,
 )
@@ -48,7 +48,7 @@ def test_the_share_is_the_policys_own_where_the_file_has_none() -> None:
     assert {rules_of(auto, name).keep for name in ("stop", "promote", "settle")} == {0.5}
     assert rules_of(load(VALID, "search.keep=0.6")) == Rules(AUTO_POLICY, (10, 20), 0.6)
     assert rules_of(load(VALID, "search.policy=settle", "search.rungs=[]")) == Rules("settle", (), 0.5)
-    assert type(named_policy(AUTO_POLICY, (), AUTO_KEEP, 40)) is type(make_policy(rules_of(auto), auto.arms[0]))
+    assert type(policy_by(Rules(AUTO_POLICY, (), AUTO_KEEP), 40)) is type(make_policy(rules_of(auto), auto.arms[0]))
 
 
 def test_rungs_lie_at_shares_of_the_shortest_searched_schedule_after_the_longest_warm_up() -> None:
