@@ -84,6 +84,11 @@ class MethodConfig(Strict):
     has_own_model: ClassVar[bool] = False
     """Whether a trial cannot share the base, and so has a copy of it and a worker to itself."""
 
+    @property
+    def kind(self) -> str:
+        """What decides how fast a trial learns at first: early dev losses are compared within one kind."""
+        return self.noun
+
     def sketch(self) -> Self:
         """The same without parts that are large and fit any base: enough to find out whether it can be built."""
         return self
@@ -125,6 +130,11 @@ class PrefixTrial(MethodConfig):
     frozen_positions: int = Field(default=0, ge=0)
     """The first positions that stay as they start, such as 1: many bases attend to their first token from everywhere,
     and a prefix that moves it is hard to train."""
+
+    @property
+    def kind(self) -> str:
+        """Flat or through a network, and where it stands."""
+        return f"{'flat' if self.mid_dim is None else 'network'}, {self.prefix_mode}, {self.format_mode}"
 
     @model_validator(mode="before")
     @classmethod

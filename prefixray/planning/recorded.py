@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prefixray.search.policies.contract import Policy
 from prefixray.search.policies.replay import Curve, Search
@@ -33,7 +34,9 @@ class Replayed:
 def read_curves(file: Path) -> list[Curve]:
     """The curves of a file: a list of configurations, each with its dev losses by step under `curve`."""
     entries = json.loads(file.read_text(encoding="utf-8"))
-    return [Curve({int(step): _finite(loss) for step, loss in entry["curve"].items()}) for entry in entries]
+    return [
+        Curve({int(step): _finite(loss) for step, loss in entry["curve"].items()}, _kind(entry)) for entry in entries
+    ]
 
 
 @functools.cache
@@ -54,7 +57,7 @@ def replayed(make: Callable[[], Policy], *, num_trials: int, num_steps: int, num
         policy = make()
         ends = (*policy.rungs, num_steps)
         drawn = random.Random(order).choices(sets[order % len(sets)], k=num_drawn)
-        curves = [Curve({end: loss_at(curve, end / num_steps) for end in ends}) for curve in drawn]
+        curves = [Curve({end: loss_at(curve, end / num_steps) for end in ends}, curve.kind) for curve in drawn]
         searches.append(Search(curves, policy, evaluation=0.0))
         searches[-1].run(max(1, round(num_seats / scale)))
     regrets = [regret for search in searches if math.isfinite(regret := search.final_regret())]
@@ -79,6 +82,11 @@ def loss_at(curve: Curve, share: float) -> float:
 def curves_text() -> str:
     """Of how many curves each set consists: `64 of prefix_e2e, 64 of lora_e2e`."""
     return ", ".join(f"{len(curves)} of {name}" for name, curves in recorded().items())
+
+
+def _kind(entry: Mapping[str, Any]) -> str:
+    """The kind of a recorded configuration, as its trial would have it."""
+    return f"{entry.get('method', '')} {'flat' if entry.get('mid_dim') is None else 'network'}"
 
 
 def _finite(loss: float | None) -> float:

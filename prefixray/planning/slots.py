@@ -5,6 +5,7 @@ import math
 from prefixray.config.schema import ArmConfig, SweepConfig
 
 MOST_SLOTS = 64  # trials in a pack at most, whatever the memory
+FIRST_AT_ONCE = 8  # trials of an arm that start together, where it has as many
 _MEMORY_SHARE = 0.6  # of the memory beside the base, for trials; the rest is for activations
 _FILLED_SHARE = 0.9  # of the memory beside the base and measured activations; the rest is for gaps between tensors
 
@@ -19,9 +20,19 @@ def num_slots(free_bytes: float, trial_bytes: float, step_bytes: int | None = No
 
 
 def num_at_once(arm: ArmConfig, concurrency: int | None, *, num_slots: int, num_workers: int) -> int:
-    """Trials of an arm at once: at most a quarter, so that the sampler learns from generation to generation."""
-    slots = num_workers if arm.exclusive else num_slots * num_workers
-    return min(slots, concurrency or math.ceil(arm.num_trials / 4))
+    """Trials of an arm at once."""
+    return min(
+        num_workers if arm.exclusive else num_slots * num_workers, concurrency or default_at_once(arm.num_trials)
+    )
+
+
+def default_at_once(num_trials: int) -> int:
+    """Trials of an arm at once where the sweep file does not say it.
+
+    It is a quarter, so that the sampler learns from generation to generation, but not less than the first few, before
+    which the sampler knows nothing.
+    """
+    return max(min(num_trials, FIRST_AT_ONCE), math.ceil(num_trials / 4))
 
 
 def most_at_once(config: SweepConfig, num_workers: int, num_documents: int = 0) -> int:
@@ -30,7 +41,7 @@ def most_at_once(config: SweepConfig, num_workers: int, num_documents: int = 0) 
     The workers' memory may allow less.
     """
     num_final = most_final_runs(config, num_documents)
-    wanted = sum((config.search.concurrency or math.ceil(arm.num_trials / 4)) + num_final for arm in config.arms)
+    wanted = sum((config.search.concurrency or default_at_once(arm.num_trials)) + num_final for arm in config.arms)
     return min(MOST_SLOTS * num_workers, wanted)
 
 

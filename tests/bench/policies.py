@@ -5,8 +5,9 @@
     python tests/bench/policies.py --policies "stop" "promote" --repeats 1000
 
 A curve file is a list of configurations, each with its dev losses by step under `curve`, up to the last step of its
-schedule (`curves.py` records some); other keys do not matter. In each repeat the configurations come in another order,
-as from a sampler that learns nothing. As many trials as there are seats train at once, a step each in turn. A rung lies
+schedule (`curves.py` records some); of its other keys, `method` and `mid_dim` say of which kind it is. In each
+repeat the configurations come in another order, as from a sampler that learns nothing. As many trials as there are
+seats train at once, a step each in turn. A rung lies
 at the recorded step that is nearest to its share of the schedule. A trial whose loss is not finite at a rung or at the
 end has failed. The policies are the objects that a sweep uses; `auto` is what it uses by default.
 
@@ -38,15 +39,26 @@ from prefixray.search.policies.settling import Settling
 
 TARGETS = (0.01, 0.02, 0.05)  # nats above the best of a file
 
-# Each with the shares of the schedule at which its rungs lie. The first is what shipped sweeps did before `auto`.
+
+class OneKind(Promotion):
+    """Promotion that takes all trials for one kind."""
+
+    def begin(self, trial: str, kind: str) -> None:
+        """Forget the kind."""
+
+
+# Each with the shares of the schedule at which its rungs lie. The first is what most shipped sweeps did before `auto`.
 POLICIES: dict[str, tuple[tuple[float, ...], Callable[[Sequence[int], int], Policy]]] = {
     "stop": ((0.2, 0.4), lambda rungs, _: Halving(rungs, 0.33)),
     "auto": (AUTO_SHARES, lambda rungs, num_steps: policy_by(Rules(AUTO_POLICY, tuple(rungs), AUTO_KEEP), num_steps)),
-    "stop, keep 0.6": ((0.2, 0.4), lambda rungs, _: Halving(rungs, 0.6)),
+    "auto, one kind": (AUTO_SHARES, lambda rungs, _: OneKind(rungs, AUTO_KEEP)),
+    "auto, keep 0.33": (AUTO_SHARES, lambda rungs, _: Promotion(rungs, 0.33)),
+    "auto, earlier rung": ((0.1, *AUTO_SHARES[1:]), lambda rungs, _: Promotion(rungs, AUTO_KEEP)),
+    "auto, later rung": ((0.2, *AUTO_SHARES[1:]), lambda rungs, _: Promotion(rungs, AUTO_KEEP)),
+    "stop, keep 0.5": ((0.2, 0.4), lambda rungs, _: Halving(rungs, 0.5)),
     "stop, short rungs": ((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Halving(rungs, 0.5)),
     "promote": ((0.2, 0.4), lambda rungs, _: Promotion(rungs, 0.33)),
     "promote, one rung": ((0.33,), lambda rungs, _: Promotion(rungs, 0.33)),
-    "promote, keep 0.5": ((0.33, 0.6), lambda rungs, _: Promotion(rungs, 0.5)),
     "promote, short rungs": ((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Promotion(rungs, 0.5)),
     "settle": (AUTO_SHARES, lambda rungs, _: Settling(rungs, 0.33)),
     "settle, short rungs": ((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Settling(rungs, 0.5)),

@@ -17,6 +17,7 @@ from sweep_log import logged
 from sweep_spec import Spec, TrialTimes
 from sweep_tables import Run
 
+from prefixray.planning.slots import default_at_once
 from prefixray.results.timeline.keeper import LOOK_SECONDS
 from prefixray.results.timeline.read import read_timeline
 from prefixray.search.storage import open_storage
@@ -56,7 +57,7 @@ class Arm:
 
     def at_once(self, num_trials: int) -> int:
         """How many trials it has at once; ours by itself."""
-        return AT_ONCE_OF_PEFT if self.is_peft else -(-num_trials // 4)
+        return AT_ONCE_OF_PEFT if self.is_peft else default_at_once(num_trials)
 
     def estimate(self, spec: Spec, num_dev: int) -> float:
         """Seconds of a search in which a fifth more trials go on at a rung than they should, since none waits there."""

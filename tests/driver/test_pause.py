@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.fake_pool import Driver
+from support.fake_pool import SPACE, Driver
 from support.worker_calls import Call, wait_until
 
 from prefixray.cluster.worker import Worker
 from prefixray.config.schema import SearchConfig
+from prefixray.config.space import Choice
 from prefixray.search.budget import Budget
 from prefixray.search.policies.contract import Verdict
 from prefixray.search.policies.freeze_thaw import FreezeThaw
@@ -78,6 +79,28 @@ def test_a_paused_trial_leaves_its_seat_and_goes_on_where_it_stood_once_it_is_am
     assert driver.report("prefix/0", 10, loss=2.0, rung=10), "its worker has died, and it comes back there"
     assert driver.report("prefix/0", 40, loss=1.5) is False
     assert driver.start() == ["prefix/3"] and driver.states() == ["done", "paused", "running", "running"]
+
+
+class Kinds(Promotion):
+    """Promotion that shows which trials it knows to be of which kind."""
+
+    def kinds(self) -> dict[str, str]:
+        return dict(self._kinds)
+
+
+def test_the_policy_knows_of_which_kind_a_trial_is_under_a_later_driver_too(tmp_path: Path) -> None:
+    space = {**SPACE, "mid_dim": Choice(choice=(None, 32))}
+    policy, later = Kinds((10, 20), keep=0.5), Kinds((10, 20), keep=0.5)
+    driver = Driver(tmp_path, 6, space, policy=policy)
+    for _ in range(3):
+        for key in driver.start():
+            driver.report(key, 40, loss=1.0)
+    values = {f"prefix/{record.number}": record.values["mid_dim"] for record in driver.study.records()}
+    assert set(values.values()) == {None, 32}
+    kinds = {key: f"{'flat' if value is None else 'network'}, activation, cat" for key, value in values.items()}
+    assert policy.kinds() == kinds
+    Driver(tmp_path, 6, space, policy=later)
+    assert later.kinds() == kinds
 
 
 def test_when_nothing_runs_any_more_what_still_pauses_is_stopped_at_its_rung_with_what_it_took(driver: Driver) -> None:

@@ -46,7 +46,16 @@ def test_full_fine_tuning_has_as_many_trials_at_once_as_workers(file: Path) -> N
     config = load_sweep(file, ["arms.finetune.learning_rate={log_uniform: [1e-5, 1e-3]}", "search.concurrency=null"])
     finetune = arm_works(config, num_slots=64, num_workers=1)[-1]
     assert (finetune.at_once, finetune.generations) == (1, 8)
-    assert arm_works(config, num_slots=64, num_workers=4)[-1].at_once == 2, "a quarter of the trials at most"
+    assert arm_works(config, num_slots=64, num_workers=4)[-1].at_once == 4
+
+
+def test_a_quarter_of_the_trials_runs_at_once_and_eight_at_least(file: Path) -> None:
+    def at_once(num_trials: int, num_slots: int = 64) -> int:
+        config = load_sweep(file, ["search.concurrency=null", f"search.num_trials={num_trials}"])
+        return arm_works(config, num_slots=num_slots, num_workers=1)[0].at_once
+
+    assert [at_once(num_trials) for num_trials in (4, 8, 32, 33, 64)] == [4, 8, 8, 9, 16]
+    assert at_once(64, num_slots=2) == 2
 
 
 def test_each_policy_is_counted_and_the_one_of_the_file_is_used(file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from prefixray.cluster.decode_queue import DecodeJob
 from prefixray.config.schema import ArmConfig, TrackingConfig
@@ -148,9 +149,9 @@ class Driver:
 
     def _spec(self) -> MakeSpec:
         def spec(trial: Proposal | Record) -> TrialSpec:
-            values = {"preseqlen": 5, "learning_rate": 1e-3, **trial.values}
-            method = PrefixTrial(preseqlen=values["preseqlen"], mid_dim=None, init_token="pub")  # type: ignore[arg-type]
-            config = TrialConfig(arm="prefix", learning_rate=values["learning_rate"], num_steps=40, method=method)  # type: ignore[arg-type]
+            values: dict[str, Any] = {"preseqlen": 5, "mid_dim": None, "learning_rate": 1e-3, **trial.values}
+            method = PrefixTrial(preseqlen=values["preseqlen"], mid_dim=values["mid_dim"], init_token="pub")
+            config = TrialConfig(arm="prefix", learning_rate=values["learning_rate"], num_steps=40, method=method)
             folder = str(self.folder / "trials" / "prefix" / str(trial.number))
             return TrialSpec(f"prefix/{trial.number}", config, 1, 0, (10,), folder, resumed_from=trial.resumed_from)
 

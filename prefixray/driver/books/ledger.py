@@ -41,6 +41,7 @@ class Ledger:
 
     def begin(self, stage: Stage, spec: TrialSpec, proposal: Proposal) -> None:
         """Note a trial that starts."""
+        stage.policy.begin(spec.key, spec.config.method.kind)
         self._board.begin(stage, spec, proposal)
         self._track(stage, spec)
 
@@ -110,6 +111,7 @@ class Ledger:
             return
         if record.is_open:
             record = _settled(stage, spec, record)
+        stage.policy.begin(spec.key, spec.config.method.kind)
         stage.policy.remember(spec.key, record.reports, _last_verdict(record))
         if record.state == "failed" or record.stopped_by is not None:
             stage.policy.fail(spec.key)

@@ -16,6 +16,7 @@ class Policy(ABC):
 
     A rung is a step at which a trial waits for a verdict: it goes on, it pauses, or it is stopped for good. A paused
     trial may be taken up again, from where it stands. `more_come` says whether there are trials that have not started.
+    Trials of one kind learn alike (`MethodConfig.kind`): early dev losses tell little between kinds.
     """
 
     may_pause = False
@@ -27,6 +28,11 @@ class Policy(ABC):
         self._scores: dict[int, dict[str, float]] = {rung: {} for rung in self.rungs}  # dev losses, by trial
         self._passed: dict[int, set[str]] = {rung: set() for rung in self.rungs}  # trials that went on
         self._paused: dict[str, int] = {}  # the rung of each trial that pauses
+        self._kinds: dict[str, str] = {}  # of each trial that has begun
+
+    def begin(self, trial: str, kind: str) -> None:
+        """A trial of this kind has begun, now or under an earlier driver."""
+        self._kinds[trial] = kind
 
     def remember(self, trial: str, losses: Mapping[int, float], verdict: Verdict | None = None) -> None:
         """Take over a trial of an earlier driver, from its dev losses by step.

@@ -3,6 +3,9 @@
 A trial goes on if its dev loss is among the best share `keep` of all trials of its arm that have reached the rung so
 far; nobody waits for trials that come later. By stopping, another trial ends there, though worse ones may pass the rung
 later or have passed it before. By promotion it pauses, and goes on once it is among the best of the rung's trials.
+
+Promotion compares trials of one kind at all rungs but the last: prefixes through a network start worse than flat ones
+and end level or ahead (docs/measurements/policies.md).
 """
 
 import math
@@ -49,6 +52,15 @@ class Promotion(Halving):
         return None
 
     def _best(self, rung: int) -> list[str]:
-        """The trials that are the best share of a rung, rounded up, best first; of equal ones the earlier."""
-        scores = self._scores[rung]
-        return sorted(scores, key=scores.__getitem__)[: math.ceil(self._keep * len(scores))]
+        """The trials that are the best share of a rung, at the last rung of all and else of each kind.
+
+        The share is rounded, and is one trial at least. The best come first, of equal ones the earlier.
+        """
+        scores, by_kind = self._scores[rung], dict[str, list[str]]()
+        for trial in sorted(scores, key=scores.__getitem__):
+            by_kind.setdefault("" if rung == self.rungs[-1] else self._kinds.get(trial, ""), []).append(trial)
+        best = [trial for trials in by_kind.values() for trial in trials[: self._num_kept(len(trials))]]
+        return sorted(best, key=scores.__getitem__)
+
+    def _num_kept(self, num_trials: int) -> int:
+        return max(1, math.floor(self._keep * num_trials + 0.5))

@@ -16,6 +16,7 @@ class Curve:
     """The dev losses of one configuration by step, infinite where they are not finite."""
 
     losses: Mapping[int, float]
+    kind: str = ""  # trials of one kind learn alike
 
     @property
     def last(self) -> float:
@@ -92,7 +93,9 @@ class Search:
                 self.seated.append(int(again))
                 self.num_taken_up += 1
             elif self._more_come():
-                self.seated.append(len(self.steps))
+                trial = len(self.steps)
+                self.policy.begin(str(trial), self.curves[trial].kind)
+                self.seated.append(trial)
                 self.steps.append(0)
             else:
                 break

@@ -76,7 +76,9 @@ def test_the_highest_rung_is_served_first_and_the_worst_trial_stays_behind() -> 
     assert promotion.judge("b", 20, {"b": 1.9}) == "pause"
     assert promotion.take_up(more_come=True) is None
     promotion.fail("a")
-    assert [promotion.take_up(more_come=False) for _ in range(3)] == ["b", "c", None], "d stays behind"
+    assert [promotion.take_up(more_come=False) for _ in range(2)] == ["b", None], "two fifths of three are one"
+    promotion.fail("b")
+    assert [promotion.take_up(more_come=False) for _ in range(2)] == ["c", None], "d stays behind"
 
 
 def test_a_paused_trial_goes_on_by_hand_and_one_that_has_failed_leaves_its_place_to_the_next() -> None:
@@ -102,3 +104,21 @@ def test_what_an_earlier_driver_has_paused_pauses_and_what_it_took_up_goes_on() 
     assert promotion.judge("unknown", 10, {"unknown": 5.0}) == "pause"
     assert promotion.take_up(more_come=True) == "paused"
     assert promotion.take_up(more_come=True) is None
+
+
+def test_trials_of_one_kind_compete_at_all_rungs_but_the_last() -> None:
+    promotion = Promotion((10, 20), keep=0.25)
+    early = {"flat 1": 1.0, "flat 2": 1.1, "flat 3": 1.2, "network 1": 3.0, "network 2": 2.0}
+    for trial in early:
+        promotion.begin(trial, trial.split()[0])
+    verdicts = {trial: promotion.judge(trial, 10, early) for trial in early}
+    assert [trial for trial, verdict in verdicts.items() if verdict == "continue"] == ["flat 1", "network 2"]
+    late = {"flat 1": 0.9, "network 2": 0.8}
+    assert [promotion.judge(trial, 20, late) for trial in late] == ["pause", "continue"], "the last rung is for all"
+
+
+def test_the_share_is_rounded() -> None:
+    for num_trials, num_kept in {1: 1, 2: 1, 4: 1, 5: 2, 8: 2, 9: 3}.items():
+        promotion = Promotion((10,), keep=0.3)
+        losses = {str(number): float(number) for number in range(num_trials)}
+        assert [promotion.judge(trial, 10, losses) for trial in losses].count("continue") == num_kept
