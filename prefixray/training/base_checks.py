@@ -6,7 +6,7 @@ whether the logits are those that it relies on.
 
 # B rows, N target tokens, V vocabulary
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -21,7 +21,7 @@ from prefixray.config.trials import AnyTrial
 from prefixray.data import Sourced
 from prefixray.errors import UserError, first_line
 from prefixray.methods import build_method
-from prefixray.methods.contract import Method
+from prefixray.methods.contract import Method, Recorder
 from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
 from prefixray.model.binding.insert import Insert
@@ -212,11 +212,12 @@ def check_arms(
     problems: dict[str, None] = {}
     for arm in arms:
         methods = [arm.trial(values).method for values in arm.corners()] if not arm.exclusive else []
-        for sketch, method in {method.sketch(): method for method in methods}.items():
+        sketches, record = {method.sketch(): method for method in methods}, recorded_once(binder.record)
+        for sketch, method in sorted(sketches.items(), key=lambda pair: -(getattr(pair[0], "preseqlen", 0) or 0)):
             try:
                 with torch.no_grad():
                     seeds = {"init_seed": 0, "dropout_seed": 0}
-                    room.check(build_method(sketch, base, binder.record, **seeds, document=document))
+                    room.check(build_method(sketch, base, record, **seeds, document=document))
             except UserError as error:
                 problems |= {f"arms.{arm.name}.{problem}": None for problem in error.problems}
             except RuntimeError as error:
@@ -225,3 +226,23 @@ def check_arms(
                 problems[f"arms.{arm.name}: out of memory while it is built: {shown(method)}; make it smaller"] = None
     if problems:
         raise UserError(*problems)
+
+
+def recorded_once(record: Recorder) -> Recorder:
+    """Record token ids as `record` does, but run no ids with which others that were run began.
+
+    An encoder sees later tokens too, so what it gives here is good for a look at shapes, not for training.
+    """
+    runs: list[tuple[list[int], Mapping[str, Tensor]]] = []
+
+    def recorded(tokens: Tensor) -> Mapping[str, Tensor]:
+        if tokens.is_floating_point():  # embeddings
+            return record(tokens)
+        (ids,) = tokens.tolist()
+        for longer, parts in runs:
+            if longer[: len(ids)] == ids:
+                return {site: part[..., : len(ids), :] for site, part in parts.items()}
+        runs.append((ids, record(tokens)))
+        return runs[-1][1]
+
+    return recorded

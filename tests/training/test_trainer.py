@@ -1,7 +1,7 @@
 """The loop: who is stepped, who waits at a rung, what is reported and kept, and coming back from a checkpoint."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.packs import run_trainer
+from torch import Tensor
 
 from prefixray.artifacts.store import load_artifact, load_checkpoint
 from prefixray.batching.rows import Row
@@ -442,6 +443,39 @@ def test_what_differs_in_its_network_alone_is_built_once_to_find_out_whether_it_
     trainer.check([arm])
     starts = {(method.preseqlen, method.init_token) for method in built if isinstance(method, PrefixTrial)}
     assert len(built) == len(starts) == 4
+
+
+def test_the_base_runs_once_over_tokens_with_which_other_prefixes_begin_to_find_out_whether_they_can_be_built(
+    make_base: MakeBase,
+) -> None:
+    trainer = Trainer(make_base("gpt2", torch.float64), TASK, TaskConfig(name="custom"))
+    record, run = trainer.pack.binder.record, list[int]()
+
+    def counted(tokens: Tensor) -> Mapping[str, Tensor]:
+        run.append(tokens.shape[1])
+        return record(tokens)
+
+    once = base_checks.recorded_once(counted)
+    for ids in ([1, 2, 3, 4], [1, 2], [1, 3], [1, 2, 3]):
+        tokens = torch.tensor([ids])
+        found = once(tokens)
+        for site, exact in record(tokens).items():
+            torch.testing.assert_close(found[site], exact)
+    assert run == [4, 2]
+
+    runs = list[int]()
+    hook = trainer.base.model.base_model.register_forward_pre_hook(lambda *_: runs.append(1))
+    arm = ArmConfig(
+        name="prefix",
+        method="prefix",
+        fixed={"learning_rate": 1e-2, "mid_dim": None},
+        dimensions={"preseqlen": Choice(choice=[1, 3, 5]), "init_token": Choice(choice=["food", None])},
+        num_trials=1,
+        train=TrainConfig(num_steps=4),
+    )
+    trainer.check([arm])
+    hook.remove()
+    assert len(runs) == 2, "one for each start, though each has three lengths"
 
 
 def test_a_prefix_starts_as_the_document_of_its_subset_and_too_long_ones_are_refused_before_the_search(
