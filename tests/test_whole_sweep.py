@@ -46,7 +46,7 @@ def test_a_whole_sweep_of_peft_and_ours_takes_trials_equally_far(tmp_path: Path)
     assert done.returncode == 0, done.stdout + done.stderr
     runs = json.loads((tmp_path / "results.json").read_text())
     assert [run["arm"] for run in runs] == arms
-    for run, rungs in zip(runs, ([4, 8, 16], [4, 7, 12]), strict=True):
+    for run, rungs in zip(runs, ([4, 8, 16], [3, 7, 12]), strict=True):
         ends = [*rungs, 20]
         assert [trial["state"] for trial in run["trials"]] == ["ended"] * 4
         steps = [trial["steps"] for trial in run["trials"]]
@@ -183,7 +183,7 @@ def test_repeats_are_in_turn_and_what_is_known_is_not_run_again(
     spec = _spec(tiny_llama, tmp_path)
     options = argparse.Namespace(arms=["PEFT fp32", "prefixray"], trials=[16, 32], repeats=2, parts=["sweep"])
     runs = list(whole_sweep.planned(options, CASES["tiny"]))
-    each = [("PEFT fp32", 16, 2), ("prefixray", 16, 4), ("PEFT fp32", 32, 2), ("prefixray", 32, 8)]
+    each = [("PEFT fp32", 16, 2), ("prefixray", 16, 8), ("PEFT fp32", 32, 2), ("prefixray", 32, 8)]
     assert [(run.arm, run.num_trials, run.at_once) for run in runs] == each * 2
     assert [run.repeat for run in runs] == [0] * 4 + [1] * 4
     assert not whole_sweep.read_known(tmp_path, spec)

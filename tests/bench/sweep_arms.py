@@ -49,6 +49,7 @@ class Arm:
     settings: Mapping[str, Any]  # changes of the spec
     row_seconds: float  # on the clock, for each row that any trial is trained on
     trial_seconds: float = 0.0  # on the clock, for each trial's start
+    has_our_rung: bool = False  # ASHA's first rung lies where our default has its own
 
     @property
     def is_peft(self) -> bool:
@@ -59,10 +60,14 @@ class Arm:
         """How many trials it has at once; ours by itself."""
         return AT_ONCE_OF_PEFT if self.is_peft else default_at_once(num_trials)
 
+    def spec(self, spec: Spec) -> Spec:
+        """The spec with what is different in this arm."""
+        return replace(spec, **self.settings, **({"first_rung": own_rules(spec).rungs[0]} if self.has_our_rung else {}))
+
     def estimate(self, spec: Spec, num_dev: int) -> float:
         """Seconds of a search in which a fifth more trials go on at a rung than they should, since none waits there."""
         if self.is_peft:
-            rungs, keep = spec.rungs, 0.5
+            rungs, keep = self.spec(spec).rungs, 0.5
         else:
             rules = own_rules(spec)
             rungs, keep = rules.rungs, rules.keep
@@ -76,7 +81,7 @@ class Arm:
 def measured(name: str, run: Run, case: Case, spec: Spec, out: Path) -> None:
     """Run an arm in a new folder; `run` says which, and gets what came of it."""
     arm = ARMS[name]
-    own, search = replace(spec, num_trials=run.num_trials, **arm.settings), dict[str, Any]()
+    own, search = replace(arm.spec(spec), num_trials=run.num_trials), dict[str, Any]()
     if arm.is_peft:
         own = replace(own, at_once=run.at_once)
     if run.part == "memory":
@@ -126,6 +131,8 @@ def run_ours(run: Run, spec: Spec, folder: Path, search: Mapping[str, Any]) -> N
 ARMS: Mapping[str, Arm] = {
     "PEFT fp32": Arm(run_peft, {"precision": "fp32"}, 0.25, 3.7),
     "PEFT bf16": Arm(run_peft, {"precision": "bf16"}, 0.17, 4.4),
+    "PEFT fp32, our rung": Arm(run_peft, {"precision": "fp32"}, 0.25, 3.7, has_our_rung=True),
+    "PEFT bf16, our rung": Arm(run_peft, {"precision": "bf16"}, 0.17, 4.4, has_our_rung=True),
     "PEFT fp32, actors reused": Arm(run_peft, {"precision": "fp32", "reuses_actors": True}, 0.25, 3.7),
     "PEFT bf16, actors reused": Arm(run_peft, {"precision": "bf16", "reuses_actors": True}, 0.17, 4.4),
     "prefixray fp32": Arm(run_ours, {"precision": "fp32"}, 0.19),

@@ -7,11 +7,11 @@
 
 Each arm searches with the same files of rows, base, space, schedule and number of trials (`sweep_cases.py`); what each
 does of it stands beside its time: trials that went to the end, steps of all, the best dev loss of those at the end. The
-arms of PEFT are `peft_sweep.py`, with the first rung where our default has it; ours is `python -m prefixray.sweep` with
-our own policy and rungs, interrupted when its last trial has ended, since a sweep of ours goes on with a final stage
-and a table. The part `memory` trains as many trials at once as it says, for a few steps, for its peak memory. Repeats
-are in turn: every arm once, then every arm again. What is known is written to results.json after every run, and the
-same command with the same --out goes on behind it.
+arms of PEFT are `peft_sweep.py`, with the first rung at a fifth of the schedule or where our default has it; ours is
+`python -m prefixray.sweep` with our own policy and rungs, interrupted when its last trial has ended, since a sweep of
+ours goes on with a final stage and a table. The part `memory` trains as many trials at once as it says, for a few
+steps, for its peak memory. Repeats are in turn: every arm once, then every arm again. What is known is written to
+results.json after every run, and the same command with the same --out goes on behind it.
 """
 
 import argparse
@@ -36,6 +36,8 @@ DEFAULT_ARMS = {
     "sweep": (
         "PEFT fp32",
         "PEFT bf16",
+        "PEFT fp32, our rung",
+        "PEFT bf16, our rung",
         "prefixray fp32",
         "prefixray",
     ),
