@@ -33,14 +33,7 @@ def encode(examples: Sequence[Example], template: Template) -> list[Row]:
     texts = list(dict.fromkeys(example.source for example in examples))
     prompts = {text: tuple(ids) for text, ids in zip(texts, template.encode_sources(texts), strict=True)}
     targets = template.encode_targets([example.target for example in examples])
-    full = template.max_source_tokens + len(template.before) + len(template.after)
-    full_target = template.max_target_tokens + 1  # with the end token
-    for what, num_full, total, limit in (
-        ("source", sum(len(prompt) == full for prompt in prompts.values()), len(texts), template.max_source_tokens),
-        ("target", sum(len(ids) == full_target for ids in targets), len(targets), template.max_target_tokens),
-    ):
-        if num_full:
-            logger.info("%d of %d %ss fill the %d %s tokens", num_full, total, what, limit, what)
+    say_full({text: len(prompt) for text, prompt in prompts.items()}, [len(ids) for ids in targets], template)
     rows = []
     for example, target in zip(examples, targets, strict=True):
         prompt = prompts[example.source]
@@ -49,6 +42,18 @@ def encode(examples: Sequence[Example], template: Template) -> list[Row]:
         row = Row((*decoder_prompt, *target), len(decoder_prompt), encoder_ids, template.num_after, teacher=teacher)
         rows.append(row)
     return rows
+
+
+def say_full(prompts: Mapping[str, int], targets: Sequence[int], template: Template) -> None:
+    """Log how many texts fill their limits, of prompts by source and of targets, whose numbers of tokens are given."""
+    full = template.max_source_tokens + len(template.before) + len(template.after)
+    full_target = template.max_target_tokens + 1  # with the end token
+    for what, lengths, whole, limit in (
+        ("source", list(prompts.values()), full, template.max_source_tokens),
+        ("target", targets, full_target, template.max_target_tokens),
+    ):
+        if num_full := sum(length == whole for length in lengths):
+            logger.info("%d of %d %ss fill the %d %s tokens", num_full, len(lengths), what, limit, what)
 
 
 def _teacher_of(example: Example, teacher: Teacher, length: int) -> Teacher:

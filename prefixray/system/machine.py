@@ -131,7 +131,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def cache_folder() -> Path:
-    """The folder of converted bases and measured speeds: $PREFIXRAY_CACHE, else ~/.cache/prefixray."""
+    """The folder of converted bases, tokenised rows and measured speeds: $PREFIXRAY_CACHE, else ~/.cache/prefixray."""
     return Path(os.environ.get("PREFIXRAY_CACHE") or Path.home() / ".cache" / "prefixray")
 
 

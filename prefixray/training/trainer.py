@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from prefixray.artifacts.store import artifact_meta, save_artifact
 from prefixray.batching.batches import encode
-from prefixray.batching.lengths import row_lengths
+from prefixray.batching.packed_rows import PackedRows, packed
 from prefixray.batching.rows import Row
 from prefixray.batching.shared_prompts import lengths_run
 from prefixray.batching.template import Template, make_template
@@ -54,10 +54,12 @@ class Trainer:
         self.base, self.task, self._task_config = base, task, config
         self.template: Template = make_template(base, config)
         self._subsets = [
-            (encode(subset.train, self.template), encode(subset.dev, self.template)) for subset in task.subsets
+            (packed(subset.train, self.template), encode(subset.dev, self.template)) for subset in task.subsets
         ]
         logger.info("the rows are tokenised")
-        longest = max(row.num_inputs for subset in self._subsets for part in subset for row in part)
+        longest = max(
+            length for train, dev in self._subsets for length in (train.longest, *(row.num_inputs for row in dev))
+        )
         self._room = Room(base, self.template, task.test_sources, longest, max_new_tokens)
         self.pack = Pack(base, self._subsets[0][0], pad_id=self.template.pad_id, token_budget=token_budget)
         self._trials: dict[str, Progress] = {}
@@ -243,7 +245,7 @@ class Trainer:
         return report
 
 
-def _facts(base: Base, task: Task, rows: tuple[list[Row], list[Row]], costs: Costs | None) -> WorkerFacts:
+def _facts(base: Base, task: Task, rows: tuple[PackedRows, list[Row]], costs: Costs | None) -> WorkerFacts:
     device, (train, dev) = base.device, rows
     cuda = device.type == "cuda"
     return WorkerFacts(
@@ -260,7 +262,7 @@ def _facts(base: Base, task: Task, rows: tuple[list[Row], list[Row]], costs: Cos
         step_bytes=None if costs is None else costs.step_bytes,
         num_dev=len(dev),
         num_test=len(task.test_sources),
-        train_lengths=row_lengths(train),
+        train_lengths=train.lengths,
         dev_lengths=lengths_run(dev),
     )
 
