@@ -19,13 +19,14 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray._private import worker
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
-from prefixray.cluster.nodes import AUTOSCALER_FILE, Devices, num_gpus, present, to_come
+from prefixray.cluster.nodes import AUTOSCALER_FILE, Devices, num_gpus, num_gpus_here, present, to_come
 from prefixray.errors import SweepFailed, UserError, first_line
 from prefixray.planning.slots import cpu_workers
 from prefixray.system.machine import ALLOCATOR, CUDA_ALLOCATOR, CUDA_ALLOCATOR_NAMES, WAITING, num_cpus
@@ -73,10 +74,16 @@ class Cluster:
     @property
     def worker_environment(self) -> dict[str, str]:
         """Extra environment variables for workers; the driver's own values win."""
-        if self.device == "cuda":
-            chosen = {name: os.environ[name] for name in CUDA_ALLOCATOR_NAMES if name in os.environ}
-            return chosen or dict(CUDA_ALLOCATOR)
-        return {key: os.environ.get(key, value) for key, value in {**ALLOCATOR, **WAITING}.items()}
+        return _worker_environment(self.device)
+
+    @property
+    def worker_options(self) -> dict[str, Any]:
+        """Ray's options for a worker.
+
+        The Ray of one machine was started with the workers' environment: so a worker gets a process that is there.
+        """
+        environment = {"runtime_env": {"env_vars": self.worker_environment}} if self.is_elastic else {}
+        return {**self.worker_resources, **environment}
 
     def count_devices(self) -> int:
         """For how many workers there are devices now, in all."""
@@ -188,11 +195,7 @@ def _authentication(address: str) -> Iterator[None]:
 
 def _set(environment: Mapping[str, str | None]) -> None:
     """Give these environment variables their values, None for none, and have Ray read them anew."""
-    for name, value in environment.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+    _put(environment)
     Config.initialize("")  # first, for Ray's threads may look for a token until they know that there is none
     AuthenticationTokenLoader.instance().reset_cache()
 
@@ -243,9 +246,41 @@ def _threads(machines: Sequence[Devices], device: str) -> int:
     return min(node.num_cpus for node in machines if node.num_cpus)
 
 
+def _worker_environment(device: str) -> dict[str, str]:
+    if device == "cuda":
+        chosen = {name: os.environ[name] for name in CUDA_ALLOCATOR_NAMES if name in os.environ}
+        return chosen or dict(CUDA_ALLOCATOR)
+    return {key: os.environ.get(key, value) for key, value in {**ALLOCATOR, **WAITING}.items()}
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Give these environment variables their values in the block, for the processes that it starts."""
+    before = {name: os.environ.get(name) for name in values}
+    _put(values)
+    try:
+        yield
+    finally:
+        _put(before)
+
+
+def _put(environment: Mapping[str, str | None]) -> None:
+    """Give these environment variables their values, None for none."""
+    for name, value in environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 def _start_here(namespace: str, num_tries: int) -> None:
-    """Start Ray on this machine."""
+    """Start Ray on this machine, whose processes have the environment of workers."""
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")
+    with _environment(_worker_environment("cuda" if num_gpus_here() else "cpu")):
+        _try_to_start(namespace, num_tries)
+
+
+def _try_to_start(namespace: str, num_tries: int) -> None:
     for tries_left in reversed(range(num_tries)):
         try:
             ray.init(

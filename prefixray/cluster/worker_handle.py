@@ -214,8 +214,7 @@ def start_worker(
         namespace=cluster.namespace,
         max_restarts=-1,
         max_concurrency=2 * MOST_SLOTS + 8,
-        runtime_env={"env_vars": cluster.worker_environment},
-        **cluster.worker_resources,
+        **cluster.worker_options,
         **away_from(shunned),
     )
     actor: ActorHandle[Worker] = options.remote(replace(setup, record=str(record)))  # type: ignore[assignment]

@@ -171,4 +171,5 @@ def test_a_worker_asks_for_a_gpu_or_for_all_its_threads() -> None:
     on_cpu = Cluster(**common, device="cpu", num_threads=4)  # type: ignore[arg-type]
     assert on_gpu.worker_resources == {"num_gpus": 1, "num_cpus": 1}
     assert on_cpu.worker_resources == {"num_cpus": 4}
+    assert on_cpu.worker_options == {"num_cpus": 4, "runtime_env": {"env_vars": on_cpu.worker_environment}}
     assert str(on_gpu) == "the Ray cluster at auto: 0 GPUs, 8 CPUs, up to 2 workers"

@@ -99,8 +99,12 @@ def test_a_worker_on_a_cpu_allocates_as_steps_do_best_and_a_raylet_that_dies_is_
 ) -> None:
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     with connected("local") as cluster:
+        assert "GLIBC_TUNABLES" not in os.environ, "it is Ray's processes that have it"
+        asked = time.time()
         worker = start_worker("worker-0", cluster, worker_setup, tmp_path / "record").actor
         found = ray.get(worker.__ray_call__.remote(lambda _, keys=list(ALLOCATOR): [os.environ[key] for key in keys]))
+        process = psutil.Process(ray.get(worker.__ray_call__.remote(lambda _: os.getpid())))
+        assert process.create_time() < asked, "Ray had started its process before"
         assert dead_service() is None
         (raylet,) = [child for child in psutil.Process().children() if child.name() == "raylet"]
         raylet.kill()

@@ -114,8 +114,7 @@ def _start(cluster: Cluster, setup: WorkerSetup) -> Any:  # noqa: ANN401
     options = ray.remote(Student).options(
         namespace=cluster.namespace,
         max_concurrency=2,
-        runtime_env={"env_vars": cluster.worker_environment},
-        **cluster.worker_resources,
+        **cluster.worker_options,
     )
     return options.remote(setup)
 
