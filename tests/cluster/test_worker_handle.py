@@ -105,6 +105,8 @@ def test_a_worker_on_a_cpu_allocates_as_steps_do_best_and_a_raylet_that_dies_is_
         found = ray.get(worker.__ray_call__.remote(lambda _, keys=list(ALLOCATOR): [os.environ[key] for key in keys]))
         process = psutil.Process(ray.get(worker.__ray_call__.remote(lambda _: os.getpid())))
         assert process.create_time() < asked, "Ray had started its process before"
+        services = [child.cmdline() for child in psutil.Process().children()]
+        assert not [line for line in services if "monitor.py" in str(line) or "dashboard.py" in str(line)]
         assert dead_service() is None
         (raylet,) = [child for child in psutil.Process().children() if child.name() == "raylet"]
         raylet.kill()
