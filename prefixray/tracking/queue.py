@@ -19,6 +19,7 @@ _logger = logging.getLogger(__name__)
 _MOST_WAITING = 50_000  # events that are kept while the server is away; points of curves beyond that are lost
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0  # seconds between attempts
 _PATIENCE, _PATIENCE_AWAY = 60.0, 10.0  # seconds without progress after which closing gives up
+_LEAD = 3.0  # seconds that the first event waits: to import MLflow takes as long, and would hold up the first trials
 _GATHERING = 5.0  # seconds for which points wait for others of their trial; MLflow's page refreshes every 30 s
 
 
@@ -81,6 +82,9 @@ class Sender:
         self._changed.notify()
 
     def _run(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._events or self._closing)
+            self._changed.wait_for(lambda: self._closing, timeout=_LEAD)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._events or self._closing)

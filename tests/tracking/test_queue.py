@@ -13,6 +13,7 @@ import pytest
 from support.tracked_sweep import free_port, local, open_sweep, run_trials
 
 from prefixray.tracking import queue
+from prefixray.tracking.events import TrialEnded
 
 
 def test_points_that_wait_go_in_one_request(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,6 +48,23 @@ def test_a_clock_that_is_set_back_holds_up_no_point(folder: Path, monkeypatch: p
         time.sleep(0.05)
     tracker.close("finished")
     assert local(folder).curve("prefix/0") == [(10, 2.0)]
+
+
+def test_the_first_event_lets_the_first_trials_begin_before_it_is_sent_unless_the_sweep_ends() -> None:
+    sent, began = list[float](), time.monotonic()
+    sender = queue.Sender(lambda *_: sent.append(time.monotonic() - began), "nowhere")
+    sender.put(TrialEnded("prefix/0", "done", None))
+    sender.put(TrialEnded("prefix/1", "done", None))
+    while len(sent) < 2:
+        time.sleep(0.01)
+    assert queue._LEAD <= sent[0] <= sent[1]
+    sender.drain()
+
+    sent, began = [], time.monotonic()
+    sender = queue.Sender(lambda *_: sent.append(time.monotonic() - began), "nowhere")
+    sender.put(TrialEnded("prefix/0", "done", None))
+    sender.drain()
+    assert len(sent) == 1 and sent[0] < queue._LEAD
 
 
 def test_what_the_store_refuses_is_said_once_and_the_rest_is_logged(
