@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -105,6 +106,9 @@ def test_a_worker_on_a_cpu_allocates_as_steps_do_best_and_a_raylet_that_dies_is_
         found = ray.get(worker.__ray_call__.remote(lambda _, keys=list(ALLOCATOR): [os.environ[key] for key in keys]))
         process = psutil.Process(ray.get(worker.__ray_call__.remote(lambda _: os.getpid())))
         assert process.create_time() < asked, "Ray had started its process before"
+        ray.get(worker.ready.remote())
+        loaded = ray.get(worker.__ray_call__.remote(lambda _: {"torch", "scipy", "boto3"} & set(sys.modules)))
+        assert loaded == {"torch"}, "what only costs time stays out"
         services = [child.cmdline() for child in psutil.Process().children()]
         assert not [line for line in services if "monitor.py" in str(line) or "dashboard.py" in str(line)]
         assert dead_service() is None
