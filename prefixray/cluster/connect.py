@@ -32,6 +32,7 @@ from prefixray.errors import SweepFailed, UserError, first_line
 from prefixray.planning.slots import cpu_workers
 from prefixray.system.machine import ALLOCATOR, CUDA_ALLOCATOR, CUDA_ALLOCATOR_NAMES, WAITING, num_cpus
 from prefixray.system.path_or_hub import find_base, is_converted
+from prefixray.system.stand_ins import standing_in
 
 logger = logging.getLogger(__name__)
 
@@ -282,21 +283,15 @@ def _put(environment: Mapping[str, str | None]) -> None:
 def _start_here(namespace: str, num_tries: int) -> None:
     """Start Ray on this machine, whose processes have the environment of workers."""
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")
-    with _environment(_worker_environment("cuda" if num_gpus_here() else "cpu")), _fewer_services():
+    with (
+        _environment(_worker_environment("cuda" if num_gpus_here() else "cpu")),
+        standing_in(Node, **dict.fromkeys(_UNUSED, _start_none)),
+    ):
         _try_to_start(namespace, num_tries)
 
 
-@contextmanager
-def _fewer_services() -> Iterator[None]:
-    """Let Ray start none of `_UNUSED` in the block; where a version of Ray lacks these names, it starts them."""
-    before = {name: getattr(Node, name) for name in _UNUSED if hasattr(Node, name)}
-    try:
-        for name in before:
-            setattr(Node, name, lambda *_, **__: None)
-        yield
-    finally:
-        for name, method in before.items():
-            setattr(Node, name, method)
+def _start_none(*_: object, **__: object) -> None:
+    """In the place of what starts a service."""
 
 
 def _try_to_start(namespace: str, num_tries: int) -> None:

