@@ -33,10 +33,17 @@ def found_enough(records: Sequence[Record], stop_when: StopWhen) -> str | None:
     loss, ended, number = min(finite)
     if stop_when.dev_loss is not None and loss <= stop_when.dev_loss:
         return f"trial {number} has reached dev/loss {loss:.4g}, and {stop_when.dev_loss:g} is enough"
-    num_since = sum(record.state != "running" and (record.ended or 0.0) > ended for record in records)
+    num_since = sum(_is_settled_since(record, ended) for record in records)
     if stop_when.no_better is not None and num_since >= stop_when.no_better:
         return f"{num_since} trials in a row were no better than trial {number} with dev/loss {loss:.4g}"
     return None
+
+
+def _is_settled_since(record: Record, moment: float) -> bool:
+    """Whether a trial has ended since then; one that pauses counts if it has begun since then."""
+    if record.state == "paused":
+        return (record.began or 0.0) > moment
+    return record.state != "running" and (record.ended or 0.0) > moment
 
 
 def ended_early(name: str, source: TrialSource, stop_when: StopWhen | None) -> str | None:

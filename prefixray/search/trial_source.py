@@ -54,7 +54,8 @@ class Record:
     reports: Mapping[int, float]  # dev losses by step
     note: str | None  # why the trial failed or was stopped
     stopped_by: str | None = None  # the request that has stopped the trial, or that will
-    ended: float | None = None  # when its study was told of its end, in seconds since 1970
+    began: float | None = None  # when it was proposed first, in seconds since 1970
+    ended: float | None = None  # when its study was told of its end
     resumed_from: int | None = None  # the step from which the trial was taken up last, after a pause
     resumed_by: str | None = None  # the request that did it
     pauses: tuple[Pause, ...] = ()
@@ -109,7 +110,7 @@ def record_of(trial: FrozenTrial, values: Mapping[str, Scalar]) -> Record:
     state = state_of(trial)
     value = None if state == "failed" else trial.value
     note = trial.user_attrs.get("note")
-    ended = None if trial.datetime_complete is None else trial.datetime_complete.timestamp()
+    began, ended = (None if at is None else at.timestamp() for at in (trial.datetime_start, trial.datetime_complete))
     return Record(
         trial.number,
         values,
@@ -118,6 +119,7 @@ def record_of(trial: FrozenTrial, values: Mapping[str, Scalar]) -> Record:
         reports=dict(trial.intermediate_values),
         note=note,
         stopped_by=trial.user_attrs.get(_STOP),
+        began=began,
         ended=ended,
         resumed_from=resumed_from(trial),
         resumed_by=trial.user_attrs.get(_RESUMED, {}).get("request"),

@@ -1,5 +1,6 @@
 """What a search has spent goes on from driver to driver."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,4 +91,7 @@ def test_trials_without_a_new_best_count_from_the_best_ones_end() -> None:
     assert found_enough(later, two) is None
     told = "2 trials in a row were no better than trial 0 with dev/loss 1.5"
     assert found_enough([*later, _record(6, "stopped", 1.4, 22.0)], two) == told  # a stopped trial's is no final loss
+    paused = [replace(_record(number, "paused", None, None), began=began) for number, began in ((7, 19.0), (8, 20.5))]
+    assert found_enough([*later, paused[0]], two) is None, "it has begun before the best one had ended"
+    assert found_enough([*later, *paused], two) == told
     assert found_enough([_record(0, "failed", None, 1.0), _record(1, "failed", None, 2.0)], two) is None
