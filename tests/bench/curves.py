@@ -19,6 +19,7 @@ import multiprocessing
 import platform
 import random
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -85,6 +86,7 @@ SETS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Record what is missing of the sets that are named."""
     options = _options(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # its workers shall not outlive it
     folders = {"e2e": None, "webnlg": None, "dialogsum": options.dialogsum}
     for name in options.sets:
         if SETS[name].data != "e2e" and folders[SETS[name].data] is None:
