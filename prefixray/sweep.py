@@ -27,6 +27,7 @@ from prefixray.errors import UserError
 from prefixray.system.command_line import Entry, Overrides, Prices, Scales, SweepFile, WrongArguments
 from prefixray.system.exit_codes import code_of, interruptible, leave
 from prefixray.system.logs import followed, quieten, to_file
+from prefixray.system.machine import uncollected
 
 if TYPE_CHECKING:
     from prefixray.driver.run import Outcome
@@ -87,7 +88,8 @@ def _run(
     log = Path("runs") / config.name / "sweep.log"
     quieten()
     to_file(log, terminal=None if verbose else logging.ERROR if quiet else logging.WARNING)
-    from prefixray.driver.run import drive
+    with uncollected():
+        from prefixray.driver.run import drive
 
     with ExitStack() as stack:
         stack.enter_context(interruptible())

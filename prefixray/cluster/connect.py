@@ -52,7 +52,13 @@ from ray._raylet import GcsClient
 GcsClient(address=canonicalize_bootstrap_address_or_die(sys.argv[1]))
 """
 
-_CONVERT = "import sys; from prefixray.model.base_files import find_weights; find_weights(sys.argv[1])"
+_CONVERT = """
+import gc
+gc.disable()
+import sys
+from prefixray.model.base_files import find_weights
+find_weights(sys.argv[1])
+"""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from prefixray.errors import SweepFailed, UserError, disk_problem, first_line
 from prefixray.results.hypotheses import Split
 from prefixray.system.hidden_packages import hidden
 from prefixray.system.logs import quieten, to_file
+from prefixray.system.machine import uncollected
 from prefixray.training.facts import WorkerFacts
 from prefixray.trial import Admission, Report, TrialSpec, WorkerStatus
 
@@ -64,7 +65,7 @@ class Worker:
         self._refusal: UserError | None = None
         self._decoded = (0, 0)
         try:
-            with hidden(*_NOT_NEEDED):
+            with hidden(*_NOT_NEEDED), uncollected():
                 from prefixray.training.trainer import load_trainer  # a broken CUDA fails here
 
             self._trainer = load_trainer(

@@ -88,7 +88,7 @@ def give_back() -> None:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Let Python look for no garbage in the block, which makes many objects that stay, such as tokenised rows."""
+    """Let Python look for no garbage in the block, which makes many objects that stay, such as modules."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
