@@ -311,13 +311,13 @@ def load_trainer(
         torch.set_num_threads(num_threads)
     else:
         torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew for every shape, and nearly each step has new ones
-    problems: list[str] = []
-    base = _or_problems(lambda: load_in(name, train.precision, device, trust_remote_code=trust_remote_code), problems)
-    logger.info("the base is loaded")
-    data = _or_problems(lambda: load_task(task), problems)
+    of_base, of_data = list[str](), list[str]()
+    data = _or_problems(lambda: load_task(task), of_data)  # first, since the base may still be converted
     logger.info("the data is read")
+    base = _or_problems(lambda: load_in(name, train.precision, device, trust_remote_code=trust_remote_code), of_base)
+    logger.info("the base is loaded")
     if base is None or data is None:
-        raise UserError(*problems)
+        raise UserError(*of_base, *of_data)
     base = checkpointed(base) if train.gradient_checkpointing else base
     trainer = Trainer(base, data, task, max_new_tokens=max_new_tokens)
     if device != "cpu":
