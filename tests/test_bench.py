@@ -308,6 +308,8 @@ def test_policies_are_replayed_over_curves_in_any_order(
         assert stopped.work < whole.work and stopped.num_taken_up == 0 and stopped.final_regret() >= 0
         promoted = [policies.replay(curves, "promote", order, seats, evaluation=4) for order in range(10)]
         assert any(search.num_taken_up for search in promoted) and all(search.work < whole.work for search in promoted)
+    drawn = policies.replay(curves, "none", 1, seats, evaluation=4, num_trials=4)
+    assert drawn.work == 4 * 44 and drawn.final_regret() == 0, "its own best one is the best there is"
     policies.main(["--curves", str(file), "--repeats", "20", "--seats", "1", "3", "--tokens", "100"])
     first, *others = (part.splitlines() for part in capsys.readouterr().out.strip().split("\n\n"))
     assert first[0] == "made: 10 curves of 40 steps, 1 seats, 20 orders" and len(others) == 1

@@ -2,19 +2,19 @@
 
     python tests/bench/policies.py                                    # the repository's curves
     python tests/bench/policies.py --curves FILE ... --seats 1 4 16   # others, for packs of other sizes
-    python tests/bench/policies.py --policies "stop" "promote" --repeats 1000
+    python tests/bench/policies.py --policies "stop" "auto" --trials 16 --seats 8 --repeats 1000
 
 A curve file is a list of configurations, each with its dev losses by step under `curve`, up to the last step of its
-schedule (`curves.py` records some); of its other keys, `method` and `mid_dim` say of which kind it is. In each
-repeat the configurations come in another order, as from a sampler that learns nothing. As many trials as there are
-seats train at once, a step each in turn. A rung lies
-at the recorded step that is nearest to its share of the schedule. A trial whose loss is not finite at a rung or at the
-end has failed. The policies are the objects that a sweep uses; `auto` is what it uses by default.
+schedule (`curves.py` records some). Of its other keys, `method` and `mid_dim` say of which kind it is. In each repeat
+the configurations come in another order, as from a sampler that learns nothing; with `--trials` so many of them are
+drawn. As many trials as there are seats train at once, a step each in turn. A rung lies at the recorded step that is
+nearest to its share of the schedule. A trial whose loss is not finite at a rung or at the end has failed. The policies
+are the objects that a sweep uses; `auto` is what it uses by default.
 
 Work is counted in steps of one trial, or with `--tokens` in target tokens. An evaluation at a rung or at the end counts
 as `--evaluation` steps: a forward pass over 32 pairs costs as much as 4 steps of a batch of 4. The best configuration
 is the one with the lowest dev loss among the trials at the end of the schedule; while there is none, among those at the
-highest rung. Regret is how far its loss at the end of the schedule lies above the lowest in the file.
+highest rung. Regret is how far its loss at the end of the schedule lies above the lowest one of the search.
 
 The table has, for each policy, the median over the repeats of the work after which the regret stays within 0.01, 0.02
 and 0.05 nats, with the middle nine tenths of the repeats in brackets (inf: never); the same for 0.02 nats as a share of
@@ -73,8 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for file in options.curves or sorted(FOLDER.glob("*.json")):
         curves = read_curves(file)
         for num_seats in options.seats:
-            steps = curves[0].num_steps
-            print(f"\n{file.stem}: {len(curves)} curves of {steps} steps, {num_seats} seats, {options.repeats} orders")
+            drawn = f"{options.trials} of " if options.trials else ""
+            what = f"{drawn}{len(curves)} curves of {curves[0].num_steps} steps"
+            print(f"\n{file.stem}: {what}, {num_seats} seats, {options.repeats} orders")
             print(table(curves, num_seats, options))
 
 
@@ -85,7 +86,10 @@ def table(curves: Sequence[Curve], num_seats: int, options: argparse.Namespace) 
     lines = [row.format("policy", *heads, "all work", "ended", "resumed", "regret", "best kept")]
     first: list[float] = []
     for name in options.policies:
-        searches = [replay(curves, name, order, num_seats, options.evaluation) for order in range(options.repeats)]
+        searches = [
+            replay(curves, name, order, num_seats, options.evaluation, options.trials)
+            for order in range(options.repeats)
+        ]
         works = [[search.work_until(target) * options.tokens for search in searches] for target in TARGETS]
         first = first or works[1]
         shares = [
@@ -106,9 +110,11 @@ def table(curves: Sequence[Curve], num_seats: int, options: argparse.Namespace) 
     return "\n".join(lines)
 
 
-def replay(curves: Sequence[Curve], name: str, order: int, num_seats: int, evaluation: float) -> Search:
-    """One search by one policy over the curves in one order."""
-    shuffled = random.Random(order).sample(curves, len(curves))
+def replay(
+    curves: Sequence[Curve], name: str, order: int, num_seats: int, evaluation: float, num_trials: int | None = None
+) -> Search:
+    """One search by one policy over the curves in one order, or over so many of them."""
+    shuffled = random.Random(order).sample(curves, num_trials or len(curves))
     shares, make = POLICIES[name]
     search = Search(shuffled, make(_rungs(curves, shares), shuffled[0].num_steps), evaluation)
     search.run(num_seats)
@@ -135,6 +141,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--curves", nargs="+", type=Path, metavar="FILE", help="instead of the repository's")
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES), metavar="POLICY")
+    parser.add_argument("--trials", type=int, help="of each search, drawn from a file; without, all that it has")
     parser.add_argument("--seats", nargs="+", type=int, default=[4, 16], help="trials that train at once")
     parser.add_argument("--repeats", type=int, default=300, help="orders of the configurations")
     parser.add_argument("--evaluation", type=float, default=4.0, help="what an evaluation costs, in steps")
