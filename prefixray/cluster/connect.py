@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray._private import worker
+from ray._private import utils, worker
 from ray._private.node import Node
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
@@ -44,6 +44,8 @@ _UNUSED = ("start_monitor", "start_log_monitor", "start_api_server")
 
 Each takes 0.4 to 0.8 CPU seconds, and Ray waits for the last.
 """
+_NO_DASHBOARD = ImportError("is not looked for")
+"""In place of Ray's look whether its dashboard is installed; so its agent does without what only the dashboard asks."""
 _NOBODY = "no Ray cluster answers there"
 _ASK = """
 import sys
@@ -292,6 +294,7 @@ def _start_here(namespace: str, num_tries: int) -> None:
     with (
         _environment(_worker_environment("cuda" if num_gpus_here() else "cpu")),
         standing_in(Node, **dict.fromkeys(_UNUSED, _start_none)),
+        standing_in(utils, get_dashboard_dependency_error=lambda: _NO_DASHBOARD),
     ):
         _try_to_start(namespace, num_tries)
 

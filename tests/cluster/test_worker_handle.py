@@ -113,6 +113,7 @@ def test_a_worker_on_a_cpu_allocates_as_steps_do_best_and_a_raylet_that_dies_is_
         assert not [line for line in services if "monitor.py" in str(line) or "dashboard.py" in str(line)]
         assert dead_service() is None
         (raylet,) = [child for child in psutil.Process().children() if child.name() == "raylet"]
+        assert any("--minimal" in word for word in raylet.cmdline()), "its agent does without a dashboard"
         raylet.kill()
         deadline = time.monotonic() + 10
         while dead_service() is None and time.monotonic() < deadline:
