@@ -46,7 +46,7 @@ def test_a_whole_sweep_of_peft_and_ours_takes_trials_equally_far(tmp_path: Path)
     assert done.returncode == 0, done.stdout + done.stderr
     runs = json.loads((tmp_path / "results.json").read_text())
     assert [run["arm"] for run in runs] == arms
-    for run, rungs in zip(runs, ([4, 8, 16], [3, 7, 12]), strict=True):
+    for run, rungs in zip(runs, ([4, 8, 16], [2, 7, 12]), strict=True):
         ends = [*rungs, 20]
         assert [trial["state"] for trial in run["trials"]] == ["ended"] * 4
         steps = [trial["steps"] for trial in run["trials"]]

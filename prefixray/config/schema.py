@@ -122,10 +122,10 @@ class SearchConfig(Strict):
     trial, and go on once they promise more; keep does not count. Fine-tuning is stopped in any case. auto: promote,
     which was chosen on recorded curves."""
     rungs: Literal["auto"] | tuple[PositiveInt, ...] = "auto"
-    """Steps at which the worse trials are stopped, or pause; none before the end of a warm-up. auto: at 0.15,
+    """Steps at which the worse trials are stopped, or pause; none before the end of a warm-up. auto: at 0.1,
     0.33 and 0.6 of the shortest schedule of the arms that are searched. []: every trial comes to its end."""
     keep: float | None = Field(default=None, gt=0.0, le=1.0)
-    """The share of trials that goes on at a rung; null: 0.2 by policy auto, 0.5 by the others."""
+    """The share of trials that goes on at a rung; null: 0.33 by policy auto, 0.5 by the others."""
     sampler: SamplerName = "tpe"
     """How configurations are proposed. tpe takes every space. gp: no conditions. cmaes: at least two ranges per arm, no
     choices, no conditions; needs the extra cmaes. random takes every space. grid: no float ranges; points in any

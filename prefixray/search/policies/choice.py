@@ -14,8 +14,8 @@ from prefixray.search.policies.halving import Halving, Promotion
 from prefixray.search.policies.settling import Settling
 
 AUTO_POLICY: NamedPolicy = "promote"
-AUTO_SHARES = (0.15, 0.33, 0.6)  # of the schedule: where the rungs lie
-AUTO_KEEP = 0.2
+AUTO_SHARES = (0.1, 0.33, 0.6)  # of the schedule: where the rungs lie
+AUTO_KEEP = 0.33
 KEEP = 0.5  # of any other policy
 
 
