@@ -310,7 +310,7 @@ def test_a_pack_that_is_as_large_as_was_measured_does_not_run_out_of_memory(
     trainer = Trainer(make_on("gpt2", torch.float32, "cuda"), task, TaskConfig(name="custom"))
     network = PrefixTrial(preseqlen=2, mid_dim=4000, init_token=None)
     with memory_for(128 * MIB):
-        measure(trainer.pack)
+        measure(trainer.pack, trainer.train_lengths)
         facts, costs = trainer.describe(), trainer.pack.layout.costs
         assert costs is not None and costs.step_bytes == facts.step_bytes
         assert costs.token_budget == trainer.pack.token_budget < 1 << 16 and facts.free_bytes <= 128 * MIB

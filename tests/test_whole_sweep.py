@@ -178,9 +178,12 @@ def test_repeats_are_in_turn_and_what_is_known_is_not_run_again(
     tiny_llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import whole_sweep
-    from sweep_cases import CASES
+    from sweep_arms import ARMS
+    from sweep_cases import CASES, own_rules
 
     spec = _spec(tiny_llama, tmp_path)
+    rungs = [ARMS[name].spec(spec).rungs[0] for name in ("PEFT fp32", "PEFT fp32, our rung")]
+    assert rungs == [4, own_rules(spec).rungs[0]] == [4, 2]
     options = argparse.Namespace(arms=["PEFT fp32", "prefixray"], trials=[16, 32], repeats=2, parts=["sweep"])
     runs = list(whole_sweep.planned(options, CASES["tiny"]))
     each = [("PEFT fp32", 16, 2), ("prefixray", 16, 8), ("PEFT fp32", 32, 2), ("prefixray", 32, 8)]

@@ -4,6 +4,7 @@ A file of the cache is named after all that its rows come from: the texts, the t
 the libraries' versions. It begins with a digest of the rest, so one that is damaged is never used.
 """
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -170,7 +171,9 @@ def _keep(rows: PackedRows, file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, hashlib.sha256(content.getvalue()).digest() + content.getvalue())
-        for old in sorted(file.parent.glob("*.rows"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
-            old.unlink(missing_ok=True)
     except OSError as error:
         logger.info("tokenised rows are not kept in %s: %s", file.parent, error)
+        return
+    with contextlib.suppress(OSError):  # another process may delete the same files
+        for old in sorted(file.parent.glob("*.rows"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+            old.unlink(missing_ok=True)

@@ -94,7 +94,7 @@ class StopWhen(Strict):
     """When an arm's search has found enough: it starts no more trials, and those that run end as they would."""
 
     no_better: PositiveInt | None = None
-    """Once this many trials in a row have ended without a new best dev loss; null: never."""
+    """Once this many trials in a row have ended, or pause, without a new best dev loss; null: never."""
     dev_loss: PositiveFloat | None = Field(default=None, alias="dev/loss")
     """Once a finished trial's dev loss is at most this; null: never."""
 
@@ -117,13 +117,13 @@ class SearchConfig(Strict):
     sampler)."""
     policy: PolicyName = "auto"
     """What becomes of the worse trials at a rung. stop: they end there. promote: they pause there, and go on once they
-    are among the best of the rung. settle: as promote, but no higher than the rung that orders its trials as the rung
-    below does; then the best one goes on alone. freeze_thaw: they pause where their curves promise less than a new
-    trial, and go on once they promise more; keep does not count. Fine-tuning is stopped in any case. auto: promote,
-    which was chosen on recorded curves."""
+    are among the best of their kind (flat, or through a network), at the last rung of all. settle: as promote, but no
+    higher than the rung that orders its trials as the rung below does; then the best one goes on alone. freeze_thaw:
+    they pause where their curves promise less than a new trial, and go on once they promise more; keep does not count.
+    Fine-tuning is stopped in any case. auto: promote, which was chosen on recorded curves."""
     rungs: Literal["auto"] | tuple[PositiveInt, ...] = "auto"
-    """Steps at which the worse trials are stopped, or pause; none before the end of a warm-up. auto: at 0.1,
-    0.33 and 0.6 of the shortest schedule of the arms that are searched. []: every trial comes to its end."""
+    """Steps at which the worse trials are stopped, or pause; none before the end of a warm-up. auto: at 0.1, 0.33 and
+    0.6 of the shortest schedule of the arms that are searched. []: every trial comes to its end."""
     keep: float | None = Field(default=None, gt=0.0, le=1.0)
     """The share of trials that goes on at a rung; null: 0.33 by policy auto, 0.5 by the others."""
     sampler: SamplerName = "tpe"

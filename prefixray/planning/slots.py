@@ -29,8 +29,8 @@ def num_at_once(arm: ArmConfig, concurrency: int | None, *, num_slots: int, num_
 def default_at_once(num_trials: int) -> int:
     """Trials of an arm at once where the sweep file does not say it.
 
-    It is a quarter, so that the sampler learns from generation to generation, but not less than the first few, before
-    which the sampler knows nothing.
+    It is a quarter, so that the sampler learns from generation to generation, but at least 8: the first ones are drawn
+    at random anyway.
     """
     return max(min(num_trials, FIRST_AT_ONCE), math.ceil(num_trials / 4))
 

@@ -229,7 +229,7 @@ def check_arms(
 
 
 def recorded_once(record: Recorder) -> Recorder:
-    """Record token ids as `record` does, but run no ids with which others that were run began.
+    """Record token ids as `record` does; where others that have run begin with them, take their part of that.
 
     An encoder sees later tokens too, so what it gives here is good for a look at shapes, not for training.
     """

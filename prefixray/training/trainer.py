@@ -62,6 +62,7 @@ class Trainer:
         )
         self._room = Room(base, self.template, task.test_sources, longest, max_new_tokens)
         self.pack = Pack(base, self._subsets[0][0], pad_id=self.template.pad_id, token_budget=token_budget)
+        self.train_lengths = self._subsets[0][0].lengths
         self._trials: dict[str, Progress] = {}
         self.last_tokens = 0  # target tokens that the last step trained on
         self.evaluating = 0.0  # seconds of evaluations so far
@@ -321,7 +322,7 @@ def load_trainer(
     base = checkpointed(base) if train.gradient_checkpointing else base
     trainer = Trainer(base, data, task, max_new_tokens=max_new_tokens)
     if device != "cpu":
-        measure(trainer.pack)
+        measure(trainer.pack, trainer.train_lengths)
     return trainer
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -127,7 +128,7 @@ def test_a_sweep_does_without_a_cache_that_cannot_be_written(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(packed_rows, "write_whole", full)
+    monkeypatch.setattr(os, "fsync", full)
     assert _same(packed(EXAMPLES, template), exact)
     assert not list(cache.iterdir())
 

@@ -6,7 +6,7 @@ of its embedding), and for a flat prefix its own function that loads keys and va
 
 A schedule has 40 steps of batch 4, with a warm-up of a tenth, since a rung may not lie within the warm-up: in the 12
 steps that this had before, no rung could lie earlier than at a third. By hand the rungs are those of an ASHA whose
-first rung lies where prefixray's own does.
+first rung lies at a fifth of the schedule, or where prefixray's own does.
 """
 
 import json

@@ -1,12 +1,13 @@
 """Measures what a step takes on a GPU: a small one and a large one of a trial that is there for that alone."""
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 
 import torch
 
-from prefixray.batching.lengths import row_lengths
+from prefixray.batching.lengths import Lengths
 from prefixray.batching.rows import Row
 from prefixray.config.trials import PrefixTrial, TrialConfig
 from prefixray.system.machine import available_bytes, give_back
@@ -21,29 +22,29 @@ METHOD = PrefixTrial(preseqlen=1, mid_dim=None, init_token=None)
 _KEY = "measured"
 
 
-def measure(pack: Pack) -> None:
+def measure(pack: Pack, mean: Lengths) -> None:
     """Have a pack on a GPU, which holds no trial yet, cut rows by what two steps take there.
 
-    Where not even one row has room, nothing changes: a trial will tell its user so.
+    `mean` is how long the rows are on average. Where not even one row has room, nothing changes: a trial will tell its
+    user so.
     """
-    costs = _costs(pack)
+    costs = _costs(pack, mean)
     if costs is not None:
         pack.layout.costs = costs
         pack.token_budget = pack.first_budget = costs.token_budget
 
 
-def _costs(pack: Pack) -> Costs | None:
+def _costs(pack: Pack, mean: Lengths) -> Costs | None:
     assert not pack.members, "trials would be measured, too"
-    rows = pack.train
-    mean = row_lengths(rows)
-    length = max(1.0, mean.encoder + mean.decoder)
+    rows, length = pack.train, max(1.0, mean.encoder + mean.decoder)
+    enough = 2 * math.ceil(length * len(rows))  # tokens, for all rows in one piece
     free, first_budget = free_bytes(pack.base.device), pack.token_budget
     num_rows = max(2, min(len(rows), round(LARGE / length)))
-    small = _step(pack, rows, 1)
-    large = None if small is None else _step(pack, rows, num_rows)
+    small = _step(pack, rows, 1, enough)
+    large = None if small is None else _step(pack, rows, num_rows, enough)
     while small is not None and large is None and num_rows > 2:
         num_rows //= 2
-        large = _step(pack, rows, num_rows)
+        large = _step(pack, rows, num_rows, enough)
     pack.token_budget = first_budget
     if small is None or large is None or large.tokens <= small.tokens:
         return None
@@ -67,11 +68,11 @@ def free_bytes(device: torch.device) -> int:
     return max(0, min(free, allowed) + unused)
 
 
-def _step(pack: Pack, rows: Sequence[Row], num_rows: int) -> MeasuredStep | None:
+def _step(pack: Pack, rows: Sequence[Row], num_rows: int, enough: int) -> MeasuredStep | None:
     """A step of a trial over so many rows; the first one warms up. None where they do not fit in one piece."""
     device, recipe = pack.base.device, {"num_steps": 2, "learning_rate": 1e-6}
     config = TrialConfig(arm=_KEY, method=METHOD, batch_size=num_rows, **recipe)  # type: ignore[arg-type]
-    pack.token_budget = budget = 2 * sum(sum(row.lengths) for row in rows) * (1 + num_rows // len(rows))
+    pack.token_budget = budget = enough * (1 + num_rows // len(rows))
     member = pack.admit(_KEY, config, Seeds.derive(0, 0), train=rows)
     try:
         tokens = sum(sum(row.lengths) for row in member.next_rows())
