@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 from support.sweep_process import DrivenSweep, end_all
 
-pytestmark = [pytest.mark.ray, pytest.mark.sweeps]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.sweeps,
+    pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux says on which CPUs a process may run"),
+]
 
 SWEEP = """
 name: small

@@ -33,7 +33,7 @@ def encode(examples: Sequence[Example], template: Template) -> list[Row]:
     texts = list(dict.fromkeys(example.source for example in examples))
     prompts = {text: tuple(ids) for text, ids in zip(texts, template.encode_sources(texts), strict=True)}
     targets = template.encode_targets([example.target for example in examples])
-    say_full({text: len(prompt) for text, prompt in prompts.items()}, [len(ids) for ids in targets], template)
+    say_full([len(prompt) for prompt in prompts.values()], [len(ids) for ids in targets], template)
     rows = []
     for example, target in zip(examples, targets, strict=True):
         prompt = prompts[example.source]
@@ -44,12 +44,12 @@ def encode(examples: Sequence[Example], template: Template) -> list[Row]:
     return rows
 
 
-def say_full(prompts: Mapping[str, int], targets: Sequence[int], template: Template) -> None:
-    """Log how many texts fill their limits, of prompts by source and of targets, whose numbers of tokens are given."""
+def say_full(prompts: Sequence[int], targets: Sequence[int], template: Template) -> None:
+    """Log how many texts fill their limits, of different prompts and of targets, whose numbers of tokens are given."""
     full = template.max_source_tokens + len(template.before) + len(template.after)
     full_target = template.max_target_tokens + 1  # with the end token
     for what, lengths, whole, limit in (
-        ("source", list(prompts.values()), full, template.max_source_tokens),
+        ("source", prompts, full, template.max_source_tokens),
         ("target", targets, full_target, template.max_target_tokens),
     ):
         if num_full := sum(length == whole for length in lengths):

@@ -92,7 +92,7 @@ class PackedRows(Sequence[Row]):
         """Tokens that go into the decoder, of the longest row."""
         return int(self._num_inputs.max(initial=0))
 
-    @property
+    @cached_property
     def lengths(self) -> Lengths:
         """How long the rows are on average: what `row_lengths` says, without making them."""
         count, arrays = max(1, len(self)), self.arrays
@@ -122,8 +122,8 @@ def packed(examples: Sequence[Example], template: Template) -> PackedRows:
     else:
         sides = rows.arrays["encoder_ends"] if template.is_encoder_decoder else None
         prompts = rows.arrays["num_prompt"] if sides is None else np.diff(sides, prepend=0)
-        sources = (example.source for example in examples)
-        say_full(dict(zip(sources, prompts.tolist(), strict=True)), rows.num_targets.tolist(), template)
+        by_source = dict(zip((example.source for example in examples), prompts.tolist(), strict=True))
+        say_full(list(by_source.values()), rows.num_targets.tolist(), template)
     return rows
 
 
@@ -166,11 +166,12 @@ def _read(file: Path) -> PackedRows | None:
 
 def _keep(rows: PackedRows, file: Path) -> None:
     """Write a file of the cache, and delete those that were not used for long; do without where that cannot be."""
-    content = io.BytesIO()
-    np.savez(content, **rows.arrays)  # type: ignore[arg-type]  # its other argument is a switch
+    file_of_arrays = io.BytesIO()
+    np.savez(file_of_arrays, **rows.arrays)  # type: ignore[arg-type]  # its other argument is a switch
+    content = file_of_arrays.getvalue()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, hashlib.sha256(content.getvalue()).digest() + content.getvalue())
+        write_whole(file, hashlib.sha256(content).digest() + content)
     except OSError as error:
         logger.info("tokenised rows are not kept in %s: %s", file.parent, error)
         return

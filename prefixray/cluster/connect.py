@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -200,17 +200,12 @@ def _authentication(address: str) -> Iterator[None]:
         rule: dict[str, str | None] = {_MODE: "token", _TOKEN: secrets.token_hex(32), "RAY_AUTH_TOKEN_PATH": None}
     else:
         rule = {_MODE: os.environ.get(_MODE) or ("token" if requires_token(address) else "disabled")}
-    before = {name: os.environ.get(name) for name in rule}
-    try:
-        _set(rule)
+    with _environment(rule, then=_read_anew):
         yield
-    finally:
-        _set(before)
 
 
-def _set(environment: Mapping[str, str | None]) -> None:
-    """Give these environment variables their values, None for none, and have Ray read them anew."""
-    _put(environment)
+def _read_anew() -> None:
+    """Have Ray read its environment variables anew."""
     Config.initialize("")  # first, for Ray's threads may look for a token until they know that there is none
     AuthenticationTokenLoader.instance().reset_cache()
 
@@ -269,18 +264,19 @@ def _worker_environment(device: str) -> dict[str, str]:
 
 
 @contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Give these environment variables their values in the block, for the processes that it starts."""
+def _environment(values: Mapping[str, str | None], then: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Give these environment variables their values in the block, None for none; `then` follows each change of them."""
     before = {name: os.environ.get(name) for name in values}
-    _put(values)
     try:
+        _put(values)
+        then()
         yield
     finally:
         _put(before)
+        then()
 
 
 def _put(environment: Mapping[str, str | None]) -> None:
-    """Give these environment variables their values, None for none."""
     for name, value in environment.items():
         if value is None:
             os.environ.pop(name, None)

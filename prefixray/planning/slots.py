@@ -21,9 +21,8 @@ def num_slots(free_bytes: float, trial_bytes: float, step_bytes: int | None = No
 
 def num_at_once(arm: ArmConfig, concurrency: int | None, *, num_slots: int, num_workers: int) -> int:
     """Trials of an arm at once."""
-    return min(
-        num_workers if arm.exclusive else num_slots * num_workers, concurrency or default_at_once(arm.num_trials)
-    )
+    slots = num_workers if arm.exclusive else num_slots * num_workers
+    return min(slots, concurrency or default_at_once(arm.num_trials))
 
 
 def default_at_once(num_trials: int) -> int:

@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from prefixray.artifacts.store import artifact_meta, save_artifact
 from prefixray.batching.batches import encode
+from prefixray.batching.lengths import Lengths
 from prefixray.batching.packed_rows import PackedRows, packed
 from prefixray.batching.rows import Row
 from prefixray.batching.shared_prompts import lengths_run
@@ -62,10 +63,14 @@ class Trainer:
         )
         self._room = Room(base, self.template, task.test_sources, longest, max_new_tokens)
         self.pack = Pack(base, self._subsets[0][0], pad_id=self.template.pad_id, token_budget=token_budget)
-        self.train_lengths = self._subsets[0][0].lengths
         self._trials: dict[str, Progress] = {}
         self.last_tokens = 0  # target tokens that the last step trained on
         self.evaluating = 0.0  # seconds of evaluations so far
+
+    @property
+    def train_lengths(self) -> Lengths:
+        """How long the rows to train on are on average."""
+        return self._subsets[0][0].lengths
 
     def describe(self) -> WorkerFacts:
         """What a sweep wants to know of the base and the device."""

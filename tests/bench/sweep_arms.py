@@ -62,7 +62,8 @@ class Arm:
 
     def spec(self, spec: Spec) -> Spec:
         """The spec with what is different in this arm."""
-        return replace(spec, **self.settings, **({"first_rung": own_rules(spec).rungs[0]} if self.has_our_rung else {}))
+        own = replace(spec, **self.settings)
+        return replace(own, first_rung=own_rules(spec).rungs[0]) if self.has_our_rung else own
 
     def estimate(self, spec: Spec, num_dev: int) -> float:
         """Seconds of a search in which a fifth more trials go on at a rung than they should, since none waits there."""
