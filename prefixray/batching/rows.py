@@ -1,10 +1,16 @@
 """Tokenised examples: a row for each, and trees of rows that share their prompt."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from prefixray.data.teacher import Teacher
+
+T = TypeVar("T")
+
+LEAST_SAMPLED = 8
 
 
 @dataclass(frozen=True)
@@ -130,3 +136,9 @@ class Tree:
 def make_room(ids: Sequence[int], start: int, num_positions: int, fill: int) -> tuple[int, ...]:
     """Token ids with columns for an infix, which hold the id `fill`."""
     return (*ids[:start], *[fill] * num_positions, *ids[start:])
+
+
+def sampled(rows: Sequence[T], share: float) -> list[T]:
+    """This share of the rows, evenly spaced; at least 8, or all there are."""
+    num = min(len(rows), max(LEAST_SAMPLED, math.ceil(share * len(rows))))
+    return [rows[index * len(rows) // num] for index in range(num)]

@@ -5,11 +5,15 @@
     python tests/bench/curves.py prefix_e2e --num 2 --steps 8 --out /tmp/curves    # a try
 
 Each set is one JSON file in `prefixray/planning/curves/`, which `prefixray plan` reads too: a list of configurations,
-each with its dev losses by step. A configuration that diverges is stopped, and its last training loss stands at all
-later steps (null where that is not finite). The file is written anew after each pack, and what is in it is not trained
+each with its dev losses by step: over all of dev under `curve`, and over a sample of a quarter of it, on which a rung
+may judge, under `sample`. A configuration that diverges is stopped, and its last training loss stands at all later
+steps (null where that is not finite). The file is written anew after each pack, and what is in it is not trained
 again, so that a run that was killed goes on. `about.txt` beside it gets the command and the machine. All
 configurations of a set see the same batches in the same order; each pack trains on one base, each worker is a process
 with one thread.
+
+With `--samples` no configuration is added: those of a file that have no sample are trained again up to the last rung of
+the default, for the losses over the sample alone.
 """
 
 import argparse
@@ -33,6 +37,7 @@ from rates import BATCH_SIZE, MID_DIM, SMOLLM2, WORDS, Trainer
 from prefixray.config.trials import AdapterTrial, LoraTrial, PrefixTrial, TrialConfig
 from prefixray.planning.recorded import FOLDER
 from prefixray.results.command_run import source_commit
+from prefixray.search.policies.choice import AUTO_SHARES
 from prefixray.system.atomic_files import write_whole
 from prefixray.system.logs import quieten
 from prefixray.system.machine import cpu_fact
@@ -83,6 +88,16 @@ SETS = {
 }
 
 
+@dataclass(frozen=True)
+class Work:
+    """A pack of configurations, and how far it is trained."""
+
+    data: str
+    num_steps: int  # of the schedule
+    reported: Sequence[int]  # steps
+    pack: Sequence[Values]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Record what is missing of the sets that are named."""
     options = _options(arguments)
@@ -97,16 +112,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in options.sets:
             file = options.out / f"{name}.json"
             entries = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-            packs, started, num_before = _missing(name, entries, options), time.monotonic(), len(entries)
+            packs, started = _missing(name, entries, options), time.monotonic()
+            num_before = sum("sample" in entry for entry in entries)
             if not packs:
                 print(f"{name}: nothing is missing")
             for pack in pool.imap_unordered(_record, packs):
-                entries += pack
+                entries = _with(entries, pack)
                 lines = ",\n".join(json.dumps(entry, allow_nan=False) for entry in entries)
                 write_whole(file, f"[\n{lines}\n]\n")
                 minutes = (time.monotonic() - started) / 60
                 print(f"{name}: {len(entries)} of {options.num}, {minutes:.1f} min", flush=True)
-                note = _note(name, len(entries) - num_before, minutes, options)
+                num_recorded = sum("sample" in entry for entry in entries) - num_before
+                note = _note(name, num_recorded, minutes, options)
             if packs:
                 with (options.out / "about.txt").open("a", encoding="utf-8") as about:
                     about.write(note)
@@ -133,12 +150,31 @@ def reported(num_steps: int) -> list[int]:
     return sorted({max(1, round(share * num_steps)) for share in SHARES})
 
 
-def _missing(name: str, entries: Sequence[Values], options: argparse.Namespace) -> list[tuple[str, int, list[Values]]]:
-    """Packs of what is not in the file, each with its data set and schedule."""
-    done = [{key: value for key, value in entry.items() if key != "curve"} for entry in entries]
-    left = [values for values in configurations(name, options.num) if values not in done]
+def _missing(name: str, entries: Sequence[Values], options: argparse.Namespace) -> list[Work]:
+    """Packs of what is not in the file; with `--samples`, of what has no sample there."""
+    steps = reported(options.steps)
+    if options.samples:
+        left = [_values(entry) for entry in entries if "sample" not in entry]
+        steps = [step for step in steps if step <= AUTO_SHARES[-1] * options.steps]
+    else:
+        done = [_values(entry) for entry in entries]
+        left = [values for values in configurations(name, options.num) if values not in done]
     packs = [left[start : start + options.pack] for start in range(0, len(left), options.pack)]
-    return [(SETS[name].data, options.steps, pack) for pack in packs]
+    return [Work(SETS[name].data, options.steps, steps, pack) for pack in packs]
+
+
+def _values(entry: Values) -> Values:
+    """A configuration without what was recorded of it."""
+    return {key: value for key, value in entry.items() if key not in ("curve", "sample")}
+
+
+def _with(entries: Sequence[Values], pack: Sequence[Values]) -> list[Values]:
+    """The entries with those of a pack: what is known of a configuration stays."""
+    known = {json.dumps(_values(entry)): entry for entry in entries}
+    for entry in pack:
+        key = json.dumps(_values(entry))
+        known[key] = {**entry, **known.get(key, {})}
+    return list(known.values())
 
 
 def _begin(base: str, folders: dict[str, str | None], num_train: Any) -> None:  # noqa: ANN401
@@ -148,20 +184,21 @@ def _begin(base: str, folders: dict[str, str | None], num_train: Any) -> None:  
     _trainer = Trainer(base, folders, num_train)
 
 
-def _record(work: tuple[str, int, list[Values]]) -> list[Values]:
-    data, num_steps, pack = work
-    configs = {str(number): trial(values, num_steps) for number, values in enumerate(pack)}
-    curves, losses, _ = _trainer.follow(data, configs, reported(num_steps))
-    return [
-        {**values, "curve": _whole(curves[key], losses[key], num_steps)}
-        for key, values in zip(configs, pack, strict=True)
-    ]
+def _record(work: Work) -> list[Values]:
+    configs = {str(number): trial(values, work.num_steps) for number, values in enumerate(work.pack)}
+    followed, _ = _trainer.follow(work.data, configs, work.reported)
+    lines = []
+    for values, each in zip(work.pack, followed.values(), strict=True):
+        lasting = each.training_losses[-1]
+        curves = {"curve": each.curve, "sample": each.sample}
+        lines.append(values | {name: _whole(curve, lasting, work.reported) for name, curve in curves.items()})
+    return lines
 
 
-def _whole(curve: dict[int, float], losses: Sequence[float], num_steps: int) -> dict[int, float | None]:
-    """The curve at all reported steps; after a trial was stopped, its last training loss."""
-    whole = {step: curve.get(step, losses[-1]) for step in reported(num_steps)}
-    return {step: round(loss, 4) if math.isfinite(loss) else None for step, loss in whole.items()}
+def _whole(curve: dict[int, float], lasting: float, steps: Sequence[int]) -> dict[int, float | None]:
+    """The curve at all these steps; after a trial was stopped, its last training loss."""
+    losses = {step: curve.get(step, lasting) for step in steps}
+    return {step: round(loss, 4) if math.isfinite(loss) else None for step, loss in losses.items()}
 
 
 def _note(name: str, num_recorded: int, minutes: float, options: argparse.Namespace) -> str:
@@ -185,6 +222,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-train", type=int, help="examples to train on; without, all, as a sweep has them")
     parser.add_argument("--pack", type=int, default=8, help="configurations that are trained together")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--samples", action="store_true", help="of recorded configurations that have none; see above")
     parser.add_argument("--out", type=Path, default=FOLDER)
     return parser.parse_args(arguments)
 

@@ -23,7 +23,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ import torch
 from rates_report import figure, table
 
 from prefixray.batching.batches import encode
+from prefixray.batching.rows import sampled
 from prefixray.batching.template import make_template
 from prefixray.config.trials import AdapterTrial, AnyTrial, FinetuneTrial, LoraTrial, PrefixTrial, TrialConfig
 from prefixray.data import load_task
@@ -48,6 +49,7 @@ BATCH_SIZE, SEED, MID_DIM = 4, 1, 512
 LENGTHS, USUAL_LENGTH = (1, 10, 20), 10
 EARLY = (1, 8)  # steps after which dev is evaluated as well, of a random start; of others the second alone
 TOO_HIGH, WINDOW = 1.0, 4  # nats, steps: see the top
+SAMPLE = 0.25  # of dev
 RANDOM = "random tokens"  # what a random start of flat numbers is in this version
 
 DATA: dict[str, dict[str, Any]] = {
@@ -228,6 +230,15 @@ def _train_pack(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     return _trainer.train(cells)
 
 
+@dataclass
+class Followed:
+    """How a configuration has trained."""
+
+    curve: dict[int, float] = field(default_factory=dict)  # dev losses by step
+    sample: dict[int, float] = field(default_factory=dict)  # dev losses over the sample that a rung takes, by step
+    training_losses: list[float] = field(default_factory=list)  # of each step
+
+
 class Trainer:
     """One base, and the data sets that it has met."""
 
@@ -254,36 +265,45 @@ class Trainer:
         started = time.monotonic()
         configs = {key: cell.config() for key, cell in by_key.items()}
         reported = {0, *(EARLY if ARMS[cells[0].arm].start == RANDOM else EARLY[1:]), steps}
-        curves, losses, untuned = self.follow(cells[0].data, configs, reported)
+        followed, untuned = self.follow(cells[0].data, configs, reported)
         seconds = (time.monotonic() - started) / len(cells)
-        return [self._line(by_key[key], curves[key], losses[key], untuned, seconds) for key in by_key]
+        return [
+            self._line(by_key[key], each.curve, each.training_losses, untuned, seconds)
+            for key, each in followed.items()
+        ]
 
     def follow(
         self, data: str, configs: Mapping[str, TrialConfig], reported: Collection[int]
-    ) -> tuple[dict[str, dict[int, float]], dict[str, list[float]], float]:
-        """Train configurations of one schedule together: dev losses at the steps `reported`, losses of all steps.
+    ) -> tuple[dict[str, "Followed"], float]:
+        """Train configurations of one schedule together, up to the last of the steps `reported`.
 
-        The third is the untuned base's dev loss. A trial that has diverged is dropped, and has no later losses.
+        With them comes the untuned base's dev loss. A trial that has diverged is dropped, and has no later losses.
         """
         pack, dev, untuned = self._data(data)
+        in_sample = {id(row) for row in sampled(dev, SAMPLE)}
+        parts = [[row for row in dev if (id(row) in in_sample) == wanted] for wanted in (True, False)]
+        counts = [sum(row.num_targets for row in part) for part in parts]
         steps = next(iter(configs.values())).num_steps
         for key, config in configs.items():
             pack.admit(key, config, Seeds.derive(SEED, 0))
-        curves: dict[str, dict[int, float]] = {key: {} for key in configs}
-        losses: dict[str, list[float]] = {key: [] for key in configs}
-        for step in range(steps + 1):
+        followed = {key: Followed() for key in configs}
+        for step in range(max(reported) + 1):
             if step > 0:
                 for key, result in pack.step(list(pack.members)).items():
-                    losses[key].append(result.loss if result.failed is None else math.nan)
-                    if _has_diverged(losses[key], untuned, steps):
+                    losses = followed[key].training_losses
+                    losses.append(result.loss if result.failed is None else math.nan)
+                    if _has_diverged(losses, untuned, steps):
                         pack.drop(key)
             if step in reported:
-                for key, loss in pack.evaluate(list(pack.members), dev).items():
-                    curves[key][step] = loss
+                of_sample, of_others = (pack.evaluate(list(pack.members), part) for part in parts)
+                for key in pack.members:
+                    of_both = counts[0] * of_sample[key] + counts[1] * of_others[key]
+                    followed[key].curve[step] = of_both / sum(counts)
+                    followed[key].sample[step] = of_sample[key]
         for key in list(pack.members):
             pack.drop(key)
         give_back()
-        return curves, losses, untuned
+        return followed, untuned
 
     def _line(
         self, cell: Cell, curve: dict[int, float], losses: Sequence[float], untuned: float, seconds: float
