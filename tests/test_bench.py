@@ -335,6 +335,13 @@ def test_a_search_is_charged_for_steps_and_evaluations_and_judged_by_what_it_kne
     search = policies.Search([second, third, first], policies.Promotion((2,), keep=0.5), evaluation=0.5)
     search.run(1)
     assert search.steps == [4, 4, 2] and search.num_taken_up == 1, "once it was the second of three"
+    sampled = [policies.Curve(curve.losses, sample={2: 5 - curve.losses[2]}) for curve in curves]
+    search = policies.Search(sampled, policies.Halving((2,), keep=0.5), evaluation=0.5, dev_sample=0.5)
+    search.run(3)
+    assert search.steps == [4, 2, 4] and search.work == 10 + 0.25 * 3 + 0.5 * 2, "by the sample, at half of the price"
+    search = policies.Search([*sampled[:2], third], policies.Halving((2,), keep=0.5), evaluation=0.5, dev_sample=0.5)
+    search.run(3)
+    assert search.steps == [2, 4, 4], "by all of dev, since not all have losses over the sample"
 
 
 @pytest.mark.sweeps

@@ -126,6 +126,9 @@ class SearchConfig(Strict):
     0.6 of the shortest schedule of the arms that are searched. []: every trial comes to its end."""
     keep: float | None = Field(default=None, gt=0.0, le=1.0)
     """The share of trials that goes on at a rung; null: 0.33 by policy auto, 0.5 by the others."""
+    dev_sample: float | None = Field(default=None, gt=0.0, le=1.0)
+    """The share of the dev examples on which trials are compared at rungs, at least 8 of them; the end of a schedule
+    and train.eval_every take all. null: 0.25, which was chosen on recorded curves."""
     sampler: SamplerName = "tpe"
     """How configurations are proposed. tpe takes every space. gp: no conditions. cmaes: at least two ranges per arm, no
     choices, no conditions; needs the extra cmaes. random takes every space. grid: no float ranges; points in any

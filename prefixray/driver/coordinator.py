@@ -96,7 +96,7 @@ class Coordinator:
             if report.state == "failed":
                 self._end(report, "failed")
                 return False
-            if "dev/loss" in report.metrics:
+            if report.loss is not None:
                 self._ledger.add_losses(running, report)
             if report.state == "done":
                 self._end(report, "done", report.metrics["dev/best_loss"])
@@ -205,7 +205,7 @@ class Coordinator:
 
     def _judge(self, running: RunningTrial, report: Report, rung: int) -> bool:
         """Whether a trial goes on from a rung; all trials that have reached the rung with it count first."""
-        stage, losses = running.stage, {**report.packmates, report.key: report.metrics["dev/loss"]}
+        stage, losses = running.stage, report.packmates
         verdict = stage.policy.judge(report.key, rung, losses, more_come=self._schedule.more_come(stage))
         if verdict == "pause":
             self._ledger.pause(running, report)

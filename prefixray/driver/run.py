@@ -214,7 +214,8 @@ class _Sweep:
         return studies
 
     def _search_stage(self, arm: ArmConfig) -> Stage:
-        search, policy, pool = self._config.search, make_policy(rules_of(self._config), arm), self._pool
+        search, rules, pool = self._config.search, rules_of(self._config), self._pool
+        policy = make_policy(rules, arm)
         num_searched = search.num_searched(len(self._documents))
         concurrency = num_at_once(arm, search.concurrency, num_slots=pool.num_slots, num_workers=pool.most_workers)
         study = ArmStudy(
@@ -239,6 +240,7 @@ class _Sweep:
                 subsets=tuple(range(num_searched)),
                 keep_artifact=not arm.exclusive and num_searched == 1,
                 decoding=self._config.final.decoding.model_dump(),
+                dev_sample=rules.dev_sample,
                 may_pause=policy.may_pause,
                 resumed_from=trial.resumed_from,
             )

@@ -32,11 +32,12 @@ class Replayed:
 
 
 def read_curves(file: Path) -> list[Curve]:
-    """The curves of a file: a list of configurations, each with its dev losses by step under `curve`."""
+    """The curves of a file: a list of configurations, each with its dev losses by step under `curve`.
+
+    Those over a sample of dev are under `sample`, as far as they are known.
+    """
     entries = json.loads(file.read_text(encoding="utf-8"))
-    return [
-        Curve({int(step): _finite(loss) for step, loss in entry["curve"].items()}, _kind(entry)) for entry in entries
-    ]
+    return [Curve(_losses(entry["curve"]), _kind(entry), _losses(entry.get("sample", {}))) for entry in entries]
 
 
 @functools.cache
@@ -87,6 +88,10 @@ def curves_text() -> str:
 def _kind(entry: Mapping[str, Any]) -> str:
     """The kind of a recorded configuration, as its trial would have it."""
     return f"{entry.get('method', '')} {'flat' if entry.get('mid_dim') is None else 'network'}"
+
+
+def _losses(recorded: Mapping[str, float | None]) -> dict[int, float]:
+    return {int(step): _finite(loss) for step, loss in recorded.items()}
 
 
 def _finite(loss: float | None) -> float:

@@ -19,7 +19,7 @@ from prefixray.search.policies.choice import rules_of
 from prefixray.system.atomic_files import write_whole
 from prefixray.system.machine import cache_folder
 from prefixray.training.facts import WorkerFacts
-from prefixray.trial import RESULT_FILE, report_steps
+from prefixray.trial import RESULT_FILE, evaluated_shares
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +126,10 @@ class _Total:
 def _trained(config: SweepConfig, facts: WorkerFacts, result: Mapping[str, Any]) -> float:
     """Operations of a trial, as far as it came: its steps and its evaluations on dev."""
     trial, step = TrialConfig.model_validate(result["config"]), result["step"]
-    steps = report_steps(config.train.eval_every, rules_of(config).rungs, trial.num_steps)
-    num_evaluations = sum(reported <= step for reported in steps)
+    rules, is_searched = rules_of(config), result["replicate"] == 0
+    sample = rules.dev_sample if is_searched else 1.0
+    shares = evaluated_shares(config.train.eval_every, rules.rungs, trial.num_steps, sample)
+    num_evaluations = sum(share for reported, share in shares.items() if reported <= step)
     each = training_flops(facts.shape, facts.train_lengths, trial.method, is_checkpointed=trial.gradient_checkpointing)
     num_examples = step * trial.batch_size * trial.grad_accumulation
     return float(num_examples * each + num_evaluations * facts.num_dev * forward_flops(facts.shape, facts.dev_lengths))

@@ -15,7 +15,7 @@ from prefixray.planning.recorded import Replayed, replayed
 from prefixray.planning.slots import num_at_once
 from prefixray.planning.speeds import Kind
 from prefixray.search.policies.choice import Rules, policy_by, rules_for, rules_of
-from prefixray.trial import report_steps
+from prefixray.trial import evaluated_shares
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,11 @@ def _arm_work(config: SweepConfig, arm: ArmConfig, slots: int, num_workers: int,
         for name in _compared(config)
     }
     found = by_policy[search.policy]
-    # How many evaluations that makes.
+    # How many evaluations that makes; one on a sample of dev counts as its share.
+    shares = evaluated_shares(config.train.eval_every, rules.rungs, arm.num_steps, rules.dev_sample)
     evaluations = sum(
-        next(count for count, end in zip(found.reached, ends, strict=True) if step <= end)
-        for step in report_steps(config.train.eval_every, rules.rungs, arm.num_steps)
+        share * next(count for count, end in zip(found.reached, ends, strict=True) if step <= end)
+        for step, share in shares.items()
     )
     candidates = min(final.candidates, round(found.reached[-1]))
     return ArmWork(

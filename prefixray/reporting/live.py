@@ -171,7 +171,7 @@ def duration_text(seconds: float) -> str:
 
 def _row_events(before: Row | None, row: Row) -> list[str]:
     """The events of one trial. A trial that had ended and runs again belongs to the final stage and is a new one."""
-    score = "" if row.score is None else f"  dev/loss {row.score:.3f}"
+    score = "" if row.score is None else f"  dev/loss {row.score_text}"
     at = f"step {row.step}/{row.num_steps}{score}"
     if row.state in _AT_REST:
         changed = before is None or before.state != row.state
@@ -221,7 +221,7 @@ def _table(view: View, shown: Sequence[Row], width: int) -> Table:
     ends = {"trial": [row.short_name if one_arm else row.name for row in shown]}
     ends |= {
         "step": [f"{row.step}/{row.num_steps}" for row in shown],
-        "dev/loss": ["-" if row.score is None else f"{row.score:.3f}" for row in shown],
+        "dev/loss": [row.score_text for row in shown],
         "state": [row.state_text + ("  * best" if row.name in best else "") for row in shown],
     }
     values = {SHORT.get(k, k): [value_text(k, row.values[k]) if k in row.values else "" for row in shown] for k in keys}
@@ -260,7 +260,7 @@ def _best(rows: Sequence[Row]) -> set[str]:
 def _foot(view: View) -> list[str]:
     """The parts of the lines below the rows."""
     best = _best(view.rows)
-    scores = [f"best {row.name} {row.score:.3f}" for row in view.rows if row.name in best and row.score is not None]
+    scores = [f"best {row.name} {row.score_text}" for row in view.rows if row.name in best and row.score is not None]
     parts = [view.stage, view.budget, _counts(view.rows), *(scores if len(view.rows) > 1 else [])]
     if view.tokens_per_second:
         parts.append(f"{view.tokens_per_second:,.0f} tok/s")

@@ -159,9 +159,9 @@ def state_text(trial: SearchTrial) -> str:
 
 
 def loss_text(trial: SearchTrial) -> str:
-    """The last dev loss of a trial, or a dash."""
-    loss = trial["dev_loss"]
-    return "-" if loss is None or not math.isfinite(loss) else f"{loss:.3f}"
+    """The last dev loss of a trial, with ~ where it is over a sample of dev, or a dash."""
+    loss, about = trial["dev_loss"], "~" if trial.get("is_sampled") else ""
+    return "-" if loss is None or not math.isfinite(loss) else f"{about}{loss:.3f}"
 
 
 def final_grid(results: Results) -> Grid:

@@ -28,6 +28,7 @@ class Row:
     note: str | None = None  # "at rung 2", or why it failed
     adopted: bool = False  # whether it goes on: an earlier driver had it running, or it has paused
     own_name: str | None = None  # of a final run: final/ARM-TRIAL-SEED
+    is_sampled: bool = False  # whether the score is over a sample of dev
 
     @property
     def name(self) -> str:
@@ -44,6 +45,11 @@ class Row:
         """The state with its note."""
         between = ": " if self.state == "failed" else " "
         return self.state + (between + self.note if self.note else "")
+
+    @property
+    def score_text(self) -> str:
+        """`1.596`, over a sample of dev `~1.596`, or a dash."""
+        return "-" if self.score is None else f"{'~' if self.is_sampled else ''}{self.score:.3f}"
 
     @property
     def comparable(self) -> float:

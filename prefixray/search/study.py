@@ -256,6 +256,7 @@ def search_so_far(storage: Storage, config: SweepConfig) -> Stored:
         policy=rules.policy,
         rungs=list(rules.rungs),
         keep=rules.keep,
+        dev_sample=rules.dev_sample,
         importance=[importance for importance in found if importance is not None],
     )
 
@@ -271,9 +272,9 @@ def search_trials(storage: Storage, config: SweepConfig) -> list[SearchTrial]:
 
 def search_trial(config: SweepConfig, arm: ArmConfig, record: Record) -> SearchTrial:
     """A trial of the search as the sweep's record holds it."""
-    last, rungs = record.last_step, rules_of(config).rungs
-    at_rung = record.state in ("stopped", "paused") and record.stopped_by is None and last in rungs
-    rung = rungs.index(last) + 1 if at_rung else None
+    last, rules = record.last_step, rules_of(config)
+    at_rung = record.state in ("stopped", "paused") and record.stopped_by is None and last in rules.rungs
+    rung = rules.rungs.index(last) + 1 if at_rung else None
     value = record.reports.get(last) if record.is_open else record.value
     found = SearchTrial(
         arm=arm.name,
@@ -288,6 +289,8 @@ def search_trial(config: SweepConfig, arm: ArmConfig, record: Record) -> SearchT
     )
     if record.pauses:
         found["pauses"] = list(record.pauses)
+    if value is not None and record.state != "done" and rules.dev_sample < 1:
+        found["is_sampled"] = True
     if record.values.get("objective", arm.fixed.get("objective", arm.train.objective)) == "distill":
         found["is_divergence"] = True
     return found

@@ -31,13 +31,14 @@ from prefixray.errors import NoMemory, UserError
 from prefixray.model.base import Base, checkpointed, choose_device, load_in
 from prefixray.system.machine import give_back, uncollected
 from prefixray.training.base_checks import Room, check_arms, is_out_of_memory, shown
+from prefixray.training.dev_losses import DevLosses
 from prefixray.training.device.costs import Costs
 from prefixray.training.device.measure import free_bytes, measure
 from prefixray.training.facts import WorkerFacts
 from prefixray.training.member import Member, Seeds
 from prefixray.training.pack import Pack
 from prefixray.training.progress import Progress
-from prefixray.trial import Report, TrialSpec
+from prefixray.trial import LOSS, Report, TrialSpec, compared
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,12 @@ class Trainer:
         self.pack = Pack(base, self._subsets[0][0], pad_id=self.template.pad_id, token_budget=token_budget)
         self._trials: dict[str, Progress] = {}
         self.last_tokens = 0  # target tokens that the last step trained on
-        self.evaluating = 0.0  # seconds of evaluations so far
+        self._dev_losses = DevLosses(self.pack, [dev for _, dev in self._subsets])
+
+    @property
+    def evaluating(self) -> float:
+        """Seconds of evaluations so far."""
+        return self._dev_losses.seconds
 
     @property
     def train_lengths(self) -> Lengths:
@@ -101,7 +107,7 @@ class Trainer:
         """A trial as new members of the pack, at its newest valid checkpoint."""
         seeds, members = Seeds.derive(spec.seed, spec.replicate), list[Member]()
         try:
-            for key, subset in _member_keys(spec).items():
+            for key, subset in spec.member_keys().items():
                 train, document = self._subsets[subset][0], self.task.subsets[subset].document
                 text = None if document is None else document.text
                 members.append(self.pack.admit(key, spec.config, seeds, train=train, document=text))
@@ -161,7 +167,8 @@ class Trainer:
         ended = self._step([key for key in running if not self._trials[key].owes_report])
 
         # Evaluate the trials that have a report to make.
-        dev_losses = self._evaluate([key for key in running if key in self._trials and self._trials[key].is_due])
+        due = [trial for key in running if (trial := self._trials.get(key)) is not None and trial.is_due]
+        dev_losses = self._dev_losses.of(due)
 
         # A trial that is about to write ends here where its folder is no longer its own. The others write checkpoints
         # where the last one is old.
@@ -173,7 +180,7 @@ class Trainer:
         share = (time.monotonic() - started) / num_members
         for key in going_on:
             self._trials[key].seconds += share * len(self._trials[key].members)
-        return ended + self._reports({key: loss for key, loss in dev_losses.items() if key in self._trials})
+        return ended + self._reports({key: losses for key, losses in dev_losses.items() if key in self._trials})
 
     def give_up_lost(self, keys: Iterable[str]) -> list[Report]:
         """Drop those of the trials whose folders are no longer their own; last reports where a folder is deleted."""
@@ -195,20 +202,9 @@ class Trainer:
             ended += [] if failed is None else [self._failed(key, failed)]
         return ended
 
-    def _evaluate(self, keys: Sequence[str]) -> dict[str, float]:
-        """Dev loss per trial, the mean over its members; members on the same subset share one pass."""
-        subsets = {member: subset for key in keys for member, subset in _member_keys(self._trials[key].spec).items()}
-        dev_losses, began = dict[str, float](), time.monotonic()
-        for subset in dict.fromkeys(subsets.values()):
-            on_subset = [member for member in subsets if subsets[member] == subset]
-            dev_losses |= self.pack.evaluate(on_subset, self._subsets[subset][1])
-        self.evaluating += time.monotonic() - began
-        of_trials = {key: [dev_losses[member.key] for member in self._trials[key].members] for key in keys}
-        return {key: sum(losses) / len(losses) for key, losses in of_trials.items()}
-
-    def _reports(self, dev_losses: Mapping[str, float]) -> list[Report]:
+    def _reports(self, dev_losses: Mapping[str, Mapping[str, float]]) -> list[Report]:
         """Reports of the trials that were evaluated; those that end are dropped, those at a rung are parked."""
-        finite = {key: loss for key, loss in dev_losses.items() if math.isfinite(loss)}
+        finite = {key: losses for key, losses in dev_losses.items() if all(map(math.isfinite, losses.values()))}
         failure = "dev loss is not finite at step {}"
         reports = [
             self._report(key, finite) if key in finite else self._failed(key, failure.format(self.steps()[key]))
@@ -223,25 +219,29 @@ class Trainer:
                 self.drop(report.key)
         return reports
 
-    def _report(self, key: str, dev_losses: Mapping[str, float]) -> Report:
+    def _report(self, key: str, dev_losses: Mapping[str, Mapping[str, float]]) -> Report:
         """The report of a trial; at a rung, with the dev losses of all trials that reached it together."""
         trial = self._trials[key]
-        step, dev_loss = trial.step, dev_losses[key]
+        step, losses = trial.step, dict(dev_losses[key])
         trial.owes_report = False
-        if dev_loss < trial.best:
-            trial.best = dev_loss
+        if LOSS in losses and losses[LOSS] < trial.best:
+            trial.best = losses[LOSS]
             if trial.spec.keep_artifact:
                 _save_artifact(trial, self.base, self.task, self._task_config, self.template)
-        metrics = trial.metrics(dev_loss)
-        earlier = {before: loss for before, loss in trial.curve.items() if before < step}  # a trial may report again
+        metrics = trial.metrics(losses)
+        earlier = {before: known for before, known in trial.curve.items() if before < step}  # it may report again
         trial.losses, trial.norms = [], []
-        trial.curve[step] = dev_loss
+        trial.curve[step] = losses
         if step == trial.spec.config.num_steps:
             return Report(key, step, "done", metrics, earlier=earlier)
         if trial.rung is None:
             return Report(key, step, "running", metrics, earlier=earlier)
         trial.is_parked = True
-        packmates = {other: loss for other, loss in dev_losses.items() if self._trials[other].rung == trial.rung}
+        packmates = {
+            other: loss
+            for other, known in dev_losses.items()
+            if self._trials[other].rung == trial.rung and (loss := compared(known)) is not None
+        }
         return Report(key, step, "running", metrics, rung=step, packmates=packmates, earlier=earlier)
 
     def _failed(self, key: str, reason: str) -> Report:
@@ -287,13 +287,6 @@ def _save_artifact(trial: Progress, base: Base, task: Task, config: TaskConfig, 
         document=None if document is None else document.name,
     )
     save_artifact(trial.spec.files.artifact, member.method.artifact(), meta)
-
-
-def _member_keys(spec: TrialSpec) -> dict[str, int]:
-    """The keys of a trial's members, each with its subset; a lone member has the trial's."""
-    if len(spec.subsets) == 1:
-        return {spec.key: spec.subsets[0]}
-    return {f"{spec.key}@{subset}": subset for subset in spec.subsets}
 
 
 @uncollected()

@@ -15,7 +15,7 @@ from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 from prefixray.batching.batches import collate, encode
 from prefixray.batching.lengths import cut_by_length
 from prefixray.batching.lessons import teach
-from prefixray.batching.rows import Row, Tree
+from prefixray.batching.rows import Row, Tree, sampled
 from prefixray.batching.shared_prompts import trees
 from prefixray.batching.template import Template, make_template
 from prefixray.data import Example
@@ -246,3 +246,9 @@ def test_a_teacher_goes_with_its_row_through_rooms_trees_and_cuts(tiny_llama: Ba
     short = replace(EAGLE, teacher=taught.teacher.cut(3))
     with pytest.raises(UserError, match=r"'The Eagle .* has seen 3 of its \d+ tokens: .*; make it again"):
         encode([short], _template(tiny_llama))
+
+
+def test_a_sample_is_evenly_spaced_and_not_too_small() -> None:
+    assert sampled(range(40), 0.25) == [0, 4, 8, 12, 16, 20, 24, 28, 32, 36]
+    assert sampled(range(12), 0.25) == [0, 1, 3, 4, 6, 7, 9, 10], "eight at least"
+    assert sampled(range(5), 0.25) == [0, 1, 2, 3, 4] and sampled(range(9), 1.0) == list(range(9))

@@ -5,14 +5,18 @@
     python tests/bench/policies.py --policies "stop" "auto" --trials 16 --seats 8 --repeats 1000
 
 A curve file is a list of configurations, each with its dev losses by step under `curve`, up to the last step of its
-schedule (`curves.py` records some). Of its other keys, `method` and `mid_dim` say of which kind it is. In each repeat
+schedule (`curves.py` records some), and perhaps those over a sample of a quarter of dev under `sample`. Of its other
+keys, `method` and `mid_dim` say of which kind it is. In each repeat
 the configurations come in another order, as from a sampler that learns nothing; with `--trials` so many of them are
 drawn. As many trials as there are seats train at once, a step each in turn. A rung lies at the recorded step that is
 nearest to its share of the schedule. A trial whose loss is not finite at a rung or at the end has failed. The policies
 are the objects that a sweep uses; `auto` is what it uses by default.
 
-Work is counted in steps of one trial, or with `--tokens` in target tokens. An evaluation at a rung or at the end counts
-as `--evaluation` steps: a forward pass over 32 pairs costs as much as 4 steps of a batch of 4. The best configuration
+Work is counted in steps of one trial, or with `--tokens` in target tokens. An evaluation on all of dev counts as
+`--evaluation` steps: a forward pass over 32 pairs costs as much as 4 steps of a batch of 4. `auto` and the policies
+beside it evaluate a quarter of dev at a rung, for a quarter of the work. They are replayed with the losses over that
+sample where all curves of a file have them at the rung; else its ranks are taken for those of all of dev. Other
+policies, and all at the end, evaluate all of dev. The best configuration
 is the one with the lowest dev loss among the trials at the end of the schedule; while there is none, among those at the
 highest rung. Regret is how far its loss at the end of the schedule lies above the lowest one of the search.
 
@@ -27,10 +31,11 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from prefixray.planning.recorded import FOLDER, read_curves
-from prefixray.search.policies.choice import AUTO_KEEP, AUTO_POLICY, AUTO_SHARES, Rules, policy_by
+from prefixray.search.policies.choice import AUTO_KEEP, AUTO_POLICY, AUTO_SHARES, DEV_SAMPLE, Rules, policy_by
 from prefixray.search.policies.contract import Policy
 from prefixray.search.policies.freeze_thaw import FreezeThaw
 from prefixray.search.policies.halving import Halving, Promotion
@@ -47,24 +52,48 @@ class OneKind(Promotion):
         """Forget the kind."""
 
 
-# Each with the shares of the schedule at which its rungs lie. The first is what most shipped sweeps did before `auto`.
-POLICIES: dict[str, tuple[tuple[float, ...], Callable[[Sequence[int], int], Policy]]] = {
-    "stop": ((0.2, 0.4), lambda rungs, _: Halving(rungs, 0.33)),
-    "auto": (AUTO_SHARES, lambda rungs, num_steps: policy_by(Rules(AUTO_POLICY, tuple(rungs), AUTO_KEEP), num_steps)),
-    "auto, one kind": (AUTO_SHARES, lambda rungs, _: OneKind(rungs, AUTO_KEEP)),
-    "auto, keep 0.2": (AUTO_SHARES, lambda rungs, _: Promotion(rungs, 0.2)),
-    "auto, keep 0.5": (AUTO_SHARES, lambda rungs, _: Promotion(rungs, 0.5)),
-    "auto, rung at 0.05": ((0.05, *AUTO_SHARES[1:]), lambda rungs, _: Promotion(rungs, AUTO_KEEP)),
-    "auto, rung at 0.2": ((0.2, *AUTO_SHARES[1:]), lambda rungs, _: Promotion(rungs, AUTO_KEEP)),
-    "stop, keep 0.5": ((0.2, 0.4), lambda rungs, _: Halving(rungs, 0.5)),
-    "stop, short rungs": ((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Halving(rungs, 0.5)),
-    "promote": ((0.2, 0.4), lambda rungs, _: Promotion(rungs, 0.33)),
-    "promote, one rung": ((0.33,), lambda rungs, _: Promotion(rungs, 0.33)),
-    "promote, short rungs": ((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Promotion(rungs, 0.5)),
-    "settle": (AUTO_SHARES, lambda rungs, _: Settling(rungs, 0.33)),
-    "settle, short rungs": ((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Settling(rungs, 0.5)),
-    "freeze-thaw": (AUTO_SHARES, FreezeThaw),
-    "none": ((), lambda *_: Halving()),
+class Unopposed(Promotion):
+    """Promotion that always lets one trial go on from a rung, also the first one there."""
+
+    def _num_kept(self, num_trials: int, *, is_strict: bool) -> int:
+        return super()._num_kept(num_trials, is_strict=False)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A policy of the table."""
+
+    shares: tuple[float, ...]  # of the schedule, at which its rungs lie
+    make: Callable[[Sequence[int], int], Policy]  # from its rungs and the steps of a schedule
+    dev_sample: float = 1.0  # the share of dev on which its rungs compare trials
+
+
+def auto(rungs: Sequence[int], num_steps: int) -> Policy:
+    """What a sweep uses by default."""
+    return policy_by(Rules(AUTO_POLICY, tuple(rungs), AUTO_KEEP, DEV_SAMPLE), num_steps)
+
+
+# The first is what most shipped sweeps did before `auto`.
+POLICIES = {
+    "stop": Row((0.2, 0.4), lambda rungs, _: Halving(rungs, 0.33)),
+    "auto": Row(AUTO_SHARES, auto, DEV_SAMPLE),
+    "auto, all of dev": Row(AUTO_SHARES, auto),
+    "auto, unopposed": Row(AUTO_SHARES, lambda rungs, _: Unopposed(rungs, AUTO_KEEP), DEV_SAMPLE),
+    "auto, one kind": Row(AUTO_SHARES, lambda rungs, _: OneKind(rungs, AUTO_KEEP), DEV_SAMPLE),
+    "auto, keep 0.2": Row(AUTO_SHARES, lambda rungs, _: Promotion(rungs, 0.2), DEV_SAMPLE),
+    "auto, keep 0.5": Row(AUTO_SHARES, lambda rungs, _: Promotion(rungs, 0.5), DEV_SAMPLE),
+    "auto, rung at 0.05": Row((0.05, *AUTO_SHARES[1:]), lambda rungs, _: Promotion(rungs, AUTO_KEEP), DEV_SAMPLE),
+    "auto, rung at 0.2": Row((0.2, *AUTO_SHARES[1:]), lambda rungs, _: Promotion(rungs, AUTO_KEEP), DEV_SAMPLE),
+    "stop, sample": Row((0.2, 0.4), lambda rungs, _: Halving(rungs, 0.33), DEV_SAMPLE),
+    "stop, keep 0.5": Row((0.2, 0.4), lambda rungs, _: Halving(rungs, 0.5)),
+    "stop, short rungs": Row((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Halving(rungs, 0.5)),
+    "promote": Row((0.2, 0.4), lambda rungs, _: Promotion(rungs, 0.33)),
+    "promote, one rung": Row((0.33,), lambda rungs, _: Promotion(rungs, 0.33)),
+    "promote, short rungs": Row((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Promotion(rungs, 0.5)),
+    "settle": Row(AUTO_SHARES, lambda rungs, _: Settling(rungs, 0.33), DEV_SAMPLE),
+    "settle, short rungs": Row((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Settling(rungs, 0.5), DEV_SAMPLE),
+    "freeze-thaw": Row(AUTO_SHARES, FreezeThaw, DEV_SAMPLE),
+    "none": Row((), lambda *_: Halving()),
 }
 
 
@@ -116,8 +145,9 @@ def replay(
 ) -> Search:
     """One search by one policy over the curves in one order, or over so many of them."""
     shuffled = random.Random(order).sample(curves, num_trials or len(curves))
-    shares, make = POLICIES[name]
-    search = Search(shuffled, make(_rungs(curves, shares), shuffled[0].num_steps), evaluation)
+    row = POLICIES[name]
+    policy = row.make(_rungs(curves, row.shares), shuffled[0].num_steps)
+    search = Search(shuffled, policy, evaluation, row.dev_sample)
     search.run(num_seats)
     return search
 

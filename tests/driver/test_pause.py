@@ -15,7 +15,6 @@ from prefixray.cluster.worker import Worker
 from prefixray.config.schema import SearchConfig
 from prefixray.config.space import Choice
 from prefixray.search.budget import Budget
-from prefixray.search.policies.contract import Verdict
 from prefixray.search.policies.freeze_thaw import FreezeThaw
 from prefixray.search.policies.halving import Promotion
 from prefixray.search.requests import Extend, Finish, Resume, Stop
@@ -24,20 +23,10 @@ from prefixray.trial import Report, TrialSpec
 
 
 class Waiting(Promotion):
-    """Promotion that rounds its share down while trials are to come: a rung's first trial waits for a second one."""
+    """Promotion that rounds down at the first rung as well: its first trial waits for a second one."""
 
-    more_come = True
-
-    def _decide(self, trial: str, rung: int, *, more_come: bool) -> Verdict:
-        self.more_come = more_come
-        return super()._decide(trial, rung, more_come=more_come)
-
-    def _choose(self, *, more_come: bool) -> str | None:
-        self.more_come = more_come
-        return super()._choose(more_come=more_come)
-
-    def _best(self, rung: int) -> list[str]:
-        return super()._best(rung)[: len(self._scores[rung]) // 2 if self.more_come else None]
+    def _best(self, rung: int, *, more_come: bool) -> list[str]:
+        return super()._best(rung, more_come=more_come)[: len(self._scores[rung]) // 2 if more_come else None]
 
 
 def promoting(folder: Path, budget: Budget | None = None, num_trials: int = 4) -> Driver:
@@ -110,7 +99,7 @@ def test_when_nothing_runs_any_more_what_still_pauses_is_stopped_at_its_rung_wit
     driver.start()
     assert driver.report("prefix/2", 10, loss=1.0, rung=10), "no trial comes any more: half of three is two"
     metrics = {"dev/loss": 5.0, "dev/best_loss": 5.0, "train/seconds": 7.0}
-    assert not driver.coordinator.on_report(Report("prefix/3", 10, "running", metrics, rung=10))
+    assert not driver.coordinator.on_report(Report("prefix/3", 10, "running", metrics, 10, {"prefix/3": 5.0}))
     assert driver.coordinator.next() is None, "one runs still"
     driver.report("prefix/2", 40, loss=0.9)
     assert driver.coordinator.next() == "FINISHED"

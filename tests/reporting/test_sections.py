@@ -50,6 +50,9 @@ def test_the_report_says_what_was_decided_at_each_rung_and_who_came_back(results
     stopping = section(results, "decisions").grid
     assert stopping is not None and list(stopping.header)[-2:] == ["went on", "stopped"]
     assert [list(row)[3:] for row in stopping.rows] == [["12", "8", "4"], ["8", "6", "2"]]
+    assert "sample" not in section(results, "decisions").text[0], "an older record compared them on all of dev"
+    results["dev_sample"] = 0.25
+    assert "over a sample of dev (search.dev_sample 0.25)" in section(results, "decisions").text[0]
     results["policy"] = "promote"
     trials = results["search"]
     trials[0]["pauses"] = [{"step": 8, "resumed": "by policy"}, {"step": 16, "resumed": "by hand"}]
@@ -62,7 +65,8 @@ def test_the_report_says_what_was_decided_at_each_rung_and_who_came_back(results
         ["12", "6", "3", "3", "2", "0"],
         ["8", "5", "2", "1", "1", "1"],
     ]
-    assert promoting.text[0].startswith("search.policy is promote. Trials paused 4 times, and 3 times one came back.")
+    assert promoting.text[0].startswith("search.policy is promote. Losses at the rungs")
+    assert " Trials paused 4 times, and 3 times one came back." in promoting.text[0]
     results |= {"policy": AUTO_POLICY, "keep": AUTO_KEEP}
     chosen = f"search.policy is {AUTO_POLICY}, search.keep {AUTO_KEEP:g}, as this version chooses for auto."
     assert section(results, "decisions").text[0].startswith(chosen)

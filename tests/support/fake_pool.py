@@ -128,7 +128,9 @@ class Driver:
     def report(self, key: str, step: int, loss: float = 2.0, rung: int | None = None) -> bool:
         state = "done" if step == 40 else "running"
         metrics = {"dev/loss": loss, "dev/best_loss": loss}
-        return self.coordinator.on_report(Report(key, step, state, metrics, rung=rung))  # type: ignore[arg-type]
+        packmates = {} if rung is None else {key: loss}
+        report = Report(key, step, state, metrics, rung=rung, packmates=packmates)  # type: ignore[arg-type]
+        return self.coordinator.on_report(report)
 
     def ask(self, request: Request) -> Answer:
         """Post, serve, and read the answer."""

@@ -12,7 +12,7 @@ from prefixray.search.status import Row, View
 from prefixray.search.study import ArmStudy
 from prefixray.search.trial_source import Proposal, Record
 from prefixray.system.records import Scalar
-from prefixray.trial import Ended, Report, TrialSpec, WorkerStatus
+from prefixray.trial import LOSS, SAMPLE_LOSS, Ended, Report, TrialSpec, WorkerStatus
 
 
 class StatusBoard:
@@ -42,9 +42,8 @@ class StatusBoard:
         if spec.key not in self._rows:
             self._steps_at_start += record.last_step
         score = record.reports.get(record.last_step) if record.state == "paused" else record.value
-        self._rows[spec.key] = replace(
-            _row(stage, spec, record), step=record.last_step, score=score, state=record.state, note=note
-        )
+        row = replace(_row(stage, spec, record), step=record.last_step, score=score, state=record.state, note=note)
+        self._rows[spec.key] = replace(row, is_sampled=record.state != "done" and spec.compared_by == SAMPLE_LOSS)
 
     def add_unbuilt(self, stage: Stage, record: Record) -> None:
         """Show a trial that has failed because its values do not go together."""
@@ -55,7 +54,8 @@ class StatusBoard:
     def report(self, report: Report) -> None:
         """Show a trial's newest dev loss."""
         row = self._rows[report.key]
-        self._rows[report.key] = replace(row, step=report.step, score=report.metrics["dev/loss"])
+        score, is_sampled = report.metrics.get(LOSS, report.loss), LOSS not in report.metrics
+        self._rows[report.key] = replace(row, step=report.step, score=score, is_sampled=is_sampled)
 
     def note_workers(self, statuses: Sequence[WorkerStatus], running: Collection[str]) -> None:
         """Take over what workers say of their speed, their memory and the steps of the trials that run."""
@@ -72,9 +72,9 @@ class StatusBoard:
     def end(self, report: Report, state: Ended, value: float | None) -> None:
         """Show how a trial ended; without a value its last dev loss stands."""
         row = self._rows[report.key]
-        score = row.score if value is None else value
-        step = max(report.step, row.step)
-        self._rows[report.key] = replace(row, state=state, note=report.note, step=step, score=score)
+        score, is_sampled = (row.score, row.is_sampled) if value is None else (value, False)
+        row = replace(row, state=state, note=report.note, step=max(report.step, row.step))
+        self._rows[report.key] = replace(row, score=score, is_sampled=is_sampled)
 
     def view(self, title: str, stage: str, *, num_slots: int, is_running: bool) -> View:
         """A picture of all rows; where no trial runs, the workers' speed is 0."""

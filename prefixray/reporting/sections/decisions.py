@@ -25,7 +25,7 @@ def decision_section(stored: Stored) -> list[Section]:
     pauses = [pause for trial in stored["search"] for pause in trial.get("pauses", ())]
     width = len(_HEADER) if policy != "stop" or pauses else _WITHOUT_PAUSES
     grid = Grid(_HEADER[:width], [row[:width] for row in rows], frozenset({"arm"}))
-    text = [_rule(policy, stored.get("keep"))]
+    text = [_rule(policy, stored.get("keep")) + sample_text(stored)]
     if width > _WITHOUT_PAUSES:
         num_resumed = sum(pause["resumed"] is not None for pause in pauses)
         text[0] += (
@@ -40,6 +40,14 @@ def _rule(policy: str, keep: float | None) -> str:
     is_auto = (policy, keep) == (AUTO_POLICY, AUTO_KEEP)
     share = "" if keep is None or policy == "freeze_thaw" else f", search.keep {keep:g}"
     return f"search.policy is {policy}{share}{', as this version chooses for auto' if is_auto else ''}."
+
+
+def sample_text(stored: Stored) -> str:
+    """On how much of dev trials were compared; nothing where it was all, as in an older record."""
+    share = stored.get("dev_sample", 1.0)
+    if share == 1:
+        return ""
+    return f" Losses at the rungs are over a sample of dev (search.dev_sample {share:g}); the tables mark them with ~."
 
 
 def _counts(trials: Sequence[SearchTrial], rung: int, step: int) -> list[str]:

@@ -17,6 +17,7 @@ AUTO_POLICY: NamedPolicy = "promote"
 AUTO_SHARES = (0.1, 0.33, 0.6)  # of the schedule: where the rungs lie
 AUTO_KEEP = 0.33
 KEEP = 0.5  # of any other policy
+DEV_SAMPLE = 0.25  # the share of dev on which trials are compared at rungs
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Rules:
     policy: NamedPolicy
     rungs: tuple[int, ...]  # ascending
     keep: float
+    dev_sample: float
 
 
 def rules_of(config: SweepConfig, policy: PolicyName | None = None) -> Rules:
@@ -33,7 +35,8 @@ def rules_of(config: SweepConfig, policy: PolicyName | None = None) -> Rules:
     search, policy = config.search, policy or config.search.policy
     name, keep = (AUTO_POLICY, AUTO_KEEP) if policy == "auto" else (policy, KEEP)
     rungs = auto_rungs(config.arms) if search.rungs == "auto" else search.rungs
-    return Rules(name, rungs, keep if search.keep is None else search.keep)
+    keep = keep if search.keep is None else search.keep
+    return Rules(name, rungs, keep, DEV_SAMPLE if search.dev_sample is None else search.dev_sample)
 
 
 def auto_rungs(arms: Sequence[ArmConfig]) -> tuple[int, ...]:

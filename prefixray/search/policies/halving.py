@@ -5,7 +5,9 @@ far; nobody waits for trials that come later. By stopping, another trial ends th
 later or have passed it before. By promotion it pauses, and goes on once it is among the best of the rung's trials.
 
 Promotion compares trials of one kind at all rungs but the last: prefixes through a network start worse than flat ones
-and end level or ahead (docs/measurements/policies.md).
+and end level or ahead. The share is rounded, and is one trial at least. Above the first rung it is rounded down while
+trials are still to come: the first trial there, or the second, has no rivals to beat yet, and would go on to the end
+whatever it is worth (docs/measurements/policies.md).
 """
 
 import math
@@ -38,29 +40,33 @@ class Promotion(Halving):
     may_pause = True
 
     def _decide(self, trial: str, rung: int, *, more_come: bool) -> Verdict:
-        return "continue" if trial in self._best(rung) else "pause"
+        return "continue" if trial in self._best(rung, more_come=more_come) else "pause"
 
     def _choose(self, *, more_come: bool) -> str | None:
-        return self._risen(self.rungs)
+        return self._risen(self.rungs, more_come=more_come)
 
-    def _risen(self, rungs: Sequence[int]) -> str | None:
+    def _risen(self, rungs: Sequence[int], *, more_come: bool) -> str | None:
         """The best trial of the highest of these rungs at which one that pauses is among the best share by now."""
         for rung in reversed(rungs):
-            for trial in self._best(rung):
+            for trial in self._best(rung, more_come=more_come):
                 if self._paused.get(trial) == rung:
                     return trial
         return None
 
-    def _best(self, rung: int) -> list[str]:
+    def _best(self, rung: int, *, more_come: bool) -> list[str]:
         """The trials that are the best share of a rung, at the last rung of all and else of each kind.
 
-        The share is rounded, and is one trial at least. The best come first, of equal ones the earlier.
+        The best come first, of equal ones the earlier.
         """
         scores, by_kind = self._scores[rung], dict[str, list[str]]()
         for trial in sorted(scores, key=scores.__getitem__):
             by_kind.setdefault("" if rung == self.rungs[-1] else self._kinds.get(trial, ""), []).append(trial)
-        best = [trial for trials in by_kind.values() for trial in trials[: self._num_kept(len(trials))]]
+        is_strict = more_come and rung > self.rungs[0]
+        best = [
+            trial for trials in by_kind.values() for trial in trials[: self._num_kept(len(trials), is_strict=is_strict)]
+        ]
         return sorted(best, key=scores.__getitem__)
 
-    def _num_kept(self, num_trials: int) -> int:
-        return max(1, math.floor(self._keep * num_trials + 0.5))
+    def _num_kept(self, num_trials: int, *, is_strict: bool) -> int:
+        share = self._keep * num_trials
+        return math.floor(share) if is_strict else max(1, math.floor(share + 0.5))

@@ -7,6 +7,7 @@ together. Nothing is trained, and time does not pass.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from prefixray.search.policies.contract import Policy
 
@@ -17,6 +18,7 @@ class Curve:
 
     losses: Mapping[int, float]
     kind: str = ""  # trials of one kind learn alike
+    sample: Mapping[int, float] = field(default_factory=dict)  # over a sample of dev, at steps where it is known
 
     @property
     def last(self) -> float:
@@ -33,14 +35,16 @@ class Curve:
 class Search:
     """One replayed search: its trials, the work so far, and how the regret fell.
 
-    Work is counted in steps of one trial; an evaluation at a rung or at the end counts as `evaluation` steps. The best
-    trial is the one with the lowest loss of those that have come furthest; regret is how far its loss at the end of the
-    schedule lies above the lowest there is.
+    Work is counted in steps of one trial; an evaluation on all of dev counts as `evaluation` steps. At a rung trials
+    are evaluated on the share `dev_sample` of dev: where all curves have losses over a sample, these are compared; else
+    those over all of dev, as if they had the same order. The best trial is the one with the lowest loss of those that
+    have come furthest; regret is how far its loss at the end of the schedule lies above the lowest there is.
     """
 
     curves: Sequence[Curve]
     policy: Policy
     evaluation: float
+    dev_sample: float = 1.0
     steps: list[int] = field(default_factory=list)  # of each trial that has started
     seated: list[int] = field(default_factory=list)
     failed: set[int] = field(default_factory=set)
@@ -58,7 +62,7 @@ class Search:
                 self.work += num_steps
                 if self.steps[trial] in self.policy.rungs or self._is_done(trial):
                     arrived.setdefault(self.steps[trial], []).append(trial)
-                    self.work += self.evaluation
+                    self.work += self.evaluation * (1.0 if self._is_done(trial) else self.dev_sample)
             for step, trials in arrived.items():
                 self._judge(step, trials)
 
@@ -105,7 +109,7 @@ class Search:
         return len(self.steps) < len(self.curves)
 
     def _judge(self, step: int, trials: Sequence[int]) -> None:
-        finite = {str(trial): loss for trial in trials if math.isfinite(loss := self.curves[trial].losses[step])}
+        finite = {str(trial): loss for trial in trials if math.isfinite(loss := self._loss(trial, step))}
         for trial in trials:
             if str(trial) not in finite:
                 self.failed.add(trial)
@@ -125,7 +129,17 @@ class Search:
         ends = {trial: self._judged_at(trial) for trial in range(len(self.steps)) if trial not in self.failed}
         most = max(ends.values(), default=0)
         furthest = [trial for trial, end in ends.items() if end == most > 0]
-        return min(furthest, key=lambda trial: self.curves[trial].losses[most], default=None)
+        return min(furthest, key=lambda trial: self._loss(trial, most), default=None)
+
+    def _loss(self, trial: int, step: int) -> float:
+        """The loss by which trials are compared at a step."""
+        curve = self.curves[trial]
+        return curve.sample[step] if step in self._sampled and step < curve.num_steps else curve.losses[step]
+
+    @cached_property
+    def _sampled(self) -> set[int]:
+        """The steps at which trials are compared by losses over a sample: all curves have them."""
+        return set.intersection(*(set(curve.sample) for curve in self.curves)) if self.dev_sample < 1 else set()
 
     def _judged_at(self, trial: int) -> int:
         """The last step at which the trial was evaluated; 0 before its first rung."""

@@ -41,7 +41,7 @@ class Settling(Promotion):
 
     def _choose(self, *, more_come: bool) -> str | None:
         """The best trial of the highest rung below the top that may climb; else, at the end, the best at the top."""
-        risen = self._risen(self.rungs[: self._top])
+        risen = self._risen(self.rungs[: self._top], more_come=more_come)
         if risen is not None:
             return risen
         for rung in reversed(self.rungs[self._top :]):

@@ -22,6 +22,7 @@ from prefixray.data.documents import read_documents
 from prefixray.data.documents.made import FOLDER, SEARCHED, is_of_another_text
 from prefixray.errors import UserError
 from prefixray.results.record import Provenance, SearchTrial, Stored, load_results
+from prefixray.search.policies.choice import rules_of
 from prefixray.system.path_or_hub import local_path
 from prefixray.system.records import Scalar
 from prefixray.system.yaml_document import shown
@@ -61,7 +62,7 @@ def read_warm_start(config: SweepConfig, facts: Provenance | None = None) -> dic
         problems += [f"{place}: {line}" for line in _other_texts(config, folder)]
     known: dict[str, list[KnownTrial]] = {}
     for arm in searched if not problems else ():
-        trials, misfits, num_ended = _fitting(arm, other, stored)
+        trials, misfits, num_ended = _fitting(arm, other, stored, rules_of(config).dev_sample)
         known[arm.name] = trials
         if num_ended and not trials:
             reason = misfits.most_common(1)[0][0]
@@ -142,7 +143,9 @@ def _other_digests(stored: Stored, facts: Provenance, same: Collection[str]) -> 
     ]
 
 
-def _fitting(arm: ArmConfig, other: SweepConfig, stored: Stored) -> tuple[list[KnownTrial], Counter[str], int]:
+def _fitting(
+    arm: ArmConfig, other: SweepConfig, stored: Stored, dev_sample: float
+) -> tuple[list[KnownTrial], Counter[str], int]:
     """The other sweep's trials that fit an arm, why others do not, and the number of ended trials of its method."""
     theirs = {one.name: one for one in other.arms if one.method == arm.method}
     known: list[KnownTrial] = []
@@ -150,6 +153,8 @@ def _fitting(arm: ArmConfig, other: SweepConfig, stored: Stored) -> tuple[list[K
     ended = [trial for trial in stored["search"] if trial["arm"] in theirs and trial["state"] != "running"]
     for trial in ended:
         fitted = _fit(arm, theirs[trial["arm"]], trial)
+        if trial["state"] in ("stopped", "paused") and stored.get("dev_sample", 1.0) != dev_sample:
+            fitted = "its losses at rungs are over another share of dev (search.dev_sample)"
         if isinstance(fitted, str):
             misfits[fitted] += 1
         else:

@@ -11,6 +11,7 @@ from prefixray.search.policies.choice import (
     AUTO_KEEP,
     AUTO_POLICY,
     AUTO_SHARES,
+    DEV_SAMPLE,
     Rules,
     auto_rungs,
     make_policy,
@@ -34,21 +35,24 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_name_stands_for_a_policy_and_fine_tuning_is_stopped_by_all(name: NamedPolicy, kind: type[Policy]) -> None:
     arm = make_arm(SPACE, 4)
-    policy = make_policy(Rules(name, (10,), 0.5), arm)
+    policy = make_policy(Rules(name, (10,), 0.5, 1.0), arm)
     assert type(policy) is kind and policy.rungs == (10,) and policy.may_pause == (name != "stop")
     alone = ArmConfig.model_validate(
         {**arm.model_dump(exclude={"dimensions"}), "dimensions": SPACE, "method": "finetune"}
     )
-    assert alone.exclusive and type(make_policy(Rules(name, (10,), 0.5), alone)) is Halving
+    assert alone.exclusive and type(make_policy(Rules(name, (10,), 0.5, 1.0), alone)) is Halving
 
 
 def test_the_share_is_the_policys_own_where_the_file_has_none() -> None:
     auto = load()
-    assert rules_of(auto) == Rules(AUTO_POLICY, (10, 20), AUTO_KEEP)
+    assert rules_of(auto) == Rules(AUTO_POLICY, (10, 20), AUTO_KEEP, DEV_SAMPLE)
     assert {rules_of(auto, name).keep for name in ("stop", "promote", "settle")} == {0.5}
-    assert rules_of(load(VALID, "search.keep=0.6")) == Rules(AUTO_POLICY, (10, 20), 0.6)
-    assert rules_of(load(VALID, "search.policy=settle", "search.rungs=[]")) == Rules("settle", (), 0.5)
-    assert type(policy_by(Rules(AUTO_POLICY, (), AUTO_KEEP), 40)) is type(make_policy(rules_of(auto), auto.arms[0]))
+    assert rules_of(load(VALID, "search.dev_sample=1.0")).dev_sample == 1
+    assert rules_of(load(VALID, "search.keep=0.6")) == Rules(AUTO_POLICY, (10, 20), 0.6, DEV_SAMPLE)
+    assert rules_of(load(VALID, "search.policy=settle", "search.rungs=[]")) == Rules("settle", (), 0.5, DEV_SAMPLE)
+    assert type(policy_by(Rules(AUTO_POLICY, (), AUTO_KEEP, DEV_SAMPLE), 40)) is type(
+        make_policy(rules_of(auto), auto.arms[0])
+    )
 
 
 def test_rungs_lie_at_shares_of_the_shortest_searched_schedule_after_the_longest_warm_up() -> None:
@@ -74,8 +78,12 @@ def test_rungs_lie_at_shares_of_the_shortest_searched_schedule_after_the_longest
 
 def test_a_sweep_that_has_begun_keeps_what_auto_meant_then() -> None:
     text = changed(", rungs: [10, 20]", "")
-    begun = with_rules(load(text, "search.policy=settle", "search.keep=0.7", "search.rungs=[12]"), None)
-    assert rules_of(with_rules(load(text), begun)) == Rules("settle", (12,), 0.7)
+    begun = with_rules(
+        load(text, "search.policy=settle", "search.keep=0.7", "search.rungs=[12]", "search.dev_sample=0.5"), None
+    )
+    assert rules_of(with_rules(load(text), begun)) == Rules("settle", (12,), 0.7, 0.5)
     said = load(text, "search.policy=stop", "search.rungs=[]")
-    assert rules_of(with_rules(said, begun)) == Rules("stop", (), 0.7), "what the file says is for the folder to refuse"
+    assert rules_of(with_rules(said, begun)) == Rules("stop", (), 0.7, 0.5), (
+        "what the file says is for the folder to refuse"
+    )
     assert with_rules(load(text), None).search.rungs == auto_rungs(load(text).arms)

@@ -72,9 +72,9 @@ def test_the_highest_rung_is_served_first_and_the_worst_trial_stays_behind() -> 
     promotion = Promotion((10, 20), keep=0.4)
     losses = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
     assert [promotion.judge(trial, 10, losses) for trial in "abcd"] == ["continue", "continue", "pause", "pause"]
-    assert promotion.judge("a", 20, {"a": 0.9}) == "continue", "two fifths of one are one"
-    assert promotion.judge("b", 20, {"b": 1.9}) == "pause"
-    assert promotion.take_up(more_come=True) is None
+    assert promotion.judge("a", 20, {"a": 0.9}, more_come=False) == "continue", "two fifths of one are one"
+    assert promotion.judge("b", 20, {"b": 1.9}, more_come=False) == "pause"
+    assert promotion.take_up(more_come=False) is None
     promotion.fail("a")
     assert [promotion.take_up(more_come=False) for _ in range(2)] == ["b", None], "two fifths of three are one"
     promotion.fail("b")
@@ -114,7 +114,20 @@ def test_trials_of_one_kind_compete_at_all_rungs_but_the_last() -> None:
     verdicts = {trial: promotion.judge(trial, 10, early) for trial in early}
     assert [trial for trial, verdict in verdicts.items() if verdict == "continue"] == ["flat 1", "network 2"]
     late = {"flat 1": 0.9, "network 2": 0.8}
-    assert [promotion.judge(trial, 20, late) for trial in late] == ["pause", "continue"], "the last rung is for all"
+    verdicts = {trial: promotion.judge(trial, 20, late, more_come=False) for trial in late}
+    assert list(verdicts.values()) == ["pause", "continue"], "the last rung is for all"
+
+
+def test_above_the_first_rung_a_trial_waits_for_rivals_while_trials_are_to_come() -> None:
+    promotion = Promotion((10, 20), keep=0.4)
+    promotion.remember("a", {20: 2.0}, "pause")
+    assert promotion.take_up(more_come=True) is None, "two fifths of one are none"
+    assert promotion.judge("b", 20, {"b": 1.9}) == "pause", "nor of two"
+    assert promotion.judge("c", 20, {"c": 2.5}) == "pause" and promotion.take_up(more_come=True) == "b", "but of three"
+    assert promotion.take_up(more_come=False) is None
+    alone = Promotion((10, 20), keep=0.4)
+    alone.remember("a", {20: 2.0}, "pause")
+    assert alone.take_up(more_come=False) == "a", "nobody else comes"
 
 
 def test_the_share_is_rounded() -> None:
