@@ -163,6 +163,7 @@ def _note_use(run: Run, watched: Watched) -> None:
 def _read_ours(run: Run, results: Path) -> None:
     """What the study and the log say."""
     import optuna
+    from optuna.trial import TrialState
 
     study = optuna.load_study(study_name="search/prefix", storage=open_storage(results / "study.journal"))
     log = results / "sweep.log"
@@ -171,14 +172,16 @@ def _read_ours(run: Run, results: Path) -> None:
         assert trial.datetime_start is not None, "it was started"
         key, proposed = f"prefix/{trial.number}", trial.datetime_start.timestamp()
         ended = trial.datetime_complete
-        curve = trial.intermediate_values
+        curve = dict(sorted(trial.intermediate_values.items()))  # at rungs over a sample of dev
+        if trial.state is TrialState.COMPLETE:
+            curve[max(curve)] = trial.value
         run.trials.append(
             TrialTimes(
                 proposed=proposed,
                 first_step=begun.get(key),
                 ended=ended.timestamp() if ended else (results / "trials" / key / "result.json").stat().st_mtime,
                 steps=max(curve, default=0),
-                losses=[curve[step] for step in sorted(curve)],
+                losses=list(curve.values()),
                 state="failed" if state_of(trial) == "failed" else "ended",
             )
         )
