@@ -13,7 +13,7 @@ configurations of a set see the same batches in the same order; each pack trains
 with one thread.
 
 With `--samples` no configuration is added: those of a file that have no sample are trained again up to the last rung of
-the default, for the losses over the sample alone.
+the default, for the losses over the sample at its rungs.
 """
 
 import argparse
@@ -155,7 +155,7 @@ def _missing(name: str, entries: Sequence[Values], options: argparse.Namespace) 
     steps = reported(options.steps)
     if options.samples:
         left = [_values(entry) for entry in entries if "sample" not in entry]
-        steps = [step for step in steps if step <= AUTO_SHARES[-1] * options.steps]
+        steps = [round(share * options.steps) for share in AUTO_SHARES]
     else:
         done = [_values(entry) for entry in entries]
         left = [values for values in configurations(name, options.num) if values not in done]
