@@ -12,8 +12,8 @@ again, so that a run that was killed goes on. `about.txt` beside it gets the com
 configurations of a set see the same batches in the same order; each pack trains on one base, each worker is a process
 with one thread.
 
-With `--samples` no configuration is added: those of a file that have no sample are trained again up to the last rung of
-the default, for the losses over the sample at its rungs.
+With `--samples` no configuration is added: those of a file that have no sample are trained again up to the first rung
+of the default, for the losses over the sample there.
 """
 
 import argparse
@@ -155,7 +155,7 @@ def _missing(name: str, entries: Sequence[Values], options: argparse.Namespace) 
     steps = reported(options.steps)
     if options.samples:
         left = [_values(entry) for entry in entries if "sample" not in entry]
-        steps = [round(share * options.steps) for share in AUTO_SHARES]
+        steps = [max(1, round(AUTO_SHARES[0] * options.steps))]
     else:
         done = [_values(entry) for entry in entries]
         left = [values for values in configurations(name, options.num) if values not in done]
