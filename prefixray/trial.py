@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from prefixray.config.trials import TrialConfig
 from prefixray.system.atomic_files import clear_scratch, write_whole
 
 Ended = Literal["done", "stopped", "failed"]
-LOSS, SAMPLE_LOSS = "dev/loss", "dev/sample_loss"  # metrics: over all of dev, and over the sample that a search takes
+LOSS, SAMPLE_LOSS = "dev/loss", "dev/sample_loss"  # metrics: over all of dev, and over a sample of it
 RESULT_FILE = "result.json"
 _CHECKPOINT = re.compile(r"step-(\d+)")
 
@@ -32,11 +32,15 @@ def report_steps(eval_every: int | None, also: Iterable[int], num_steps: int) ->
 
 
 def evaluated_shares(
-    eval_every: int | None, rungs: Iterable[int], num_steps: int, dev_sample: float
+    eval_every: int | None, rungs: Sequence[int], num_steps: int, dev_sample: float, also: Iterable[int] = ()
 ) -> dict[int, float]:
-    """The steps after which a trial of a search is evaluated, each with the share of dev: a sample at rungs."""
-    whole = report_steps(eval_every, (), num_steps)
-    return {step: 1.0 if step in whole else dev_sample for step in report_steps(eval_every, rungs, num_steps)}
+    """The steps after which a trial is evaluated, ascending, each with the share of dev: a sample at the first rung.
+
+    It is evaluated on all of dev at the other rungs, each `eval_every`, `also`, and the last step.
+    """
+    shares = dict.fromkeys(report_steps(eval_every, (*rungs[1:], *also), num_steps), 1.0)
+    shares |= {step: dev_sample for step in rungs[:1] if step < num_steps and step not in shares}
+    return dict(sorted(shares.items()))
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ class TrialSpec:
     subsets: tuple[int, ...] = (0,)  # of the task's subsets those that it trains on, with a member for each
     keep_artifact: bool = True  # whether the best state is kept for decoding; of one member alone
     eval_at: tuple[int, ...] = ()  # further steps at which it is evaluated, without a verdict
-    dev_sample: float = 1.0  # the share of dev that it is evaluated on at a rung
+    dev_sample: float = 1.0  # the share of dev that it is evaluated on at its first rung
     decoding: Mapping[str, Any] | None = None  # the settings that its artifact shall record
     may_pause: bool = False  # whether the verdict at a rung may be to pause: then a checkpoint is kept there
     resumed_from: int | None = None  # the step at which the trial has paused last, whose report the driver has
@@ -144,24 +148,20 @@ class TrialSpec:
             return self.config.arm
         return f"{'candidates' if self.replicate == CANDIDATE_REPLICATE else 'final'}/{self.config.arm}"
 
-    def report_steps(self) -> tuple[int, ...]:
-        """The steps after which the trial is evaluated, ascending; the last is the end of its schedule."""
-        return report_steps(self.config.eval_every, (*self.rungs, *self.eval_at), self.config.num_steps)
+    def report_steps(self) -> dict[int, float]:
+        """The steps after which the trial is evaluated, ascending, each with the share of dev; the last is the end."""
+        config = self.config
+        return evaluated_shares(config.eval_every, self.rungs, config.num_steps, self.dev_sample, self.eval_at)
 
-    def whole_steps(self) -> tuple[int, ...]:
-        """Those of them after which it is evaluated on all of dev."""
-        return report_steps(self.config.eval_every, self.eval_at, self.config.num_steps)
+    def loss_at(self, step: int) -> str:
+        """The metric that is reported after this step."""
+        return LOSS if self.report_steps().get(step, 1.0) == 1 else SAMPLE_LOSS
 
     def member_keys(self) -> dict[str, int]:
         """The keys of the trial's members, each with its subset; a lone member has the trial's."""
         if len(self.subsets) == 1:
             return {self.key: self.subsets[0]}
         return {f"{self.key}@{subset}": subset for subset in self.subsets}
-
-    @property
-    def compared_by(self) -> str:
-        """The metric of its reports by which a search compares trials at a step."""
-        return LOSS if self.dev_sample == 1 else SAMPLE_LOSS
 
     def place_on(self, worker: str) -> None:
         """Write down which worker trains the trial; it changes when the worker's machine is gone."""
@@ -195,25 +195,15 @@ class Report:
     state: Literal["running", "done", "stopped", "failed"]  # stopped: on the driver's request
     metrics: Mapping[str, float] = field(default_factory=dict)
     rung: int | None = None  # the rung at which the trial waits
-    packmates: Mapping[str, float] = field(default_factory=dict)  # losses of all trials that reached it together
-    earlier: Mapping[int, Mapping[str, float]] = field(default_factory=dict)  # losses by step, if reports were lost
+    packmates: Mapping[str, float] = field(default_factory=dict)  # dev losses of all trials that reached it together
+    earlier: Mapping[int, float] = field(default_factory=dict)  # dev losses by step, in case reports were lost
     note: str | None = None  # why the trial failed
     lost: bool = False  # the trial did not fail, but nobody can run it now
 
     @property
     def loss(self) -> float | None:
-        """The dev loss by which a search compares trials at this step; None where the trial was not evaluated."""
-        return compared(self.metrics)
-
-
-def by_step(written: Mapping[str, Any]) -> dict[int, dict[str, float]]:
-    """Dev losses by step, as metrics, from a JSON file; earlier versions wrote one number for a step."""
-    return {int(step): known if isinstance(known, dict) else {LOSS: known} for step, known in written.items()}
-
-
-def compared(metrics: Mapping[str, float]) -> float | None:
-    """Of a report's metrics, the dev loss by which a search compares trials."""
-    return metrics.get(SAMPLE_LOSS, metrics.get(LOSS))
+        """The dev loss, over all of dev or a sample; None where the trial was not evaluated."""
+        return self.metrics.get(LOSS, self.metrics.get(SAMPLE_LOSS))
 
 
 @dataclass(frozen=True)

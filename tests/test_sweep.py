@@ -28,7 +28,7 @@ from prefixray.config.load import load_sweep
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.results.timeline.read import KINDS, read_timeline
-from prefixray.search.policies.choice import AUTO_POLICY
+from prefixray.search.policies.choice import AUTO_POLICY, DEV_SAMPLE
 
 pytestmark = pytest.mark.ray
 
@@ -153,6 +153,8 @@ def test_a_sweep_runs_from_its_file_to_its_table(finished: Finished) -> None:
     assert run["command"][:3] == ["prefixray", "sweep", "small.yaml"] and run["minutes"] > 0
     assert results["budget"]["minutes"] == run["minutes"]
     assert (results["policy"], results["keep"], results["rungs"]) == (AUTO_POLICY, 0.5, [10, 20])
+    assert results["dev_sample"] == DEV_SAMPLE
+    assert all(trial.get("is_sampled", False) is (trial["step"] == 10) for trial in results["search"])
     assert results["importance"] == []  # five trials say nothing of that
     for trial in results["search"]:
         steps = [step for step, _ in trial["curve"]]

@@ -96,8 +96,8 @@ class Coordinator:
             if report.state == "failed":
                 self._end(report, "failed")
                 return False
-            if report.loss is not None:
-                self._ledger.add_losses(running, report)
+            if (loss := report.loss) is not None:
+                self._ledger.add_losses(running, report, loss)
             if report.state == "done":
                 self._end(report, "done", report.metrics["dev/best_loss"])
                 return False

@@ -101,7 +101,7 @@ class RequestHandler:
             why = record.state + (f": {record.note}" if record.note else "")
             raise UserError(f"stop {key}: has ended already ({why})")
         last_step = record.last_step
-        loss = f" with dev/loss {record.reports[last_step]:.3f} of step {last_step}" if last_step else ""
+        loss = f" with a dev loss of {record.reports[last_step]:.3f} at step {last_step}" if last_step else ""
         return f"{key} is stopped{loss}"
 
     def _resume(self, key: str, request_id: str) -> str:
@@ -129,7 +129,7 @@ class RequestHandler:
             raise UserError("finish: the search is over already; the final stage is running")
         if unscored := [arm for arm, (_, study) in self._searches.items() if _awaits_first_score(study)]:
             arms = ", ".join(unscored)
-            raise UserError(f"finish: {arms}: has no dev/loss yet that the final stage needs; wait for one")
+            raise UserError(f"finish: {arms}: has no dev loss yet that the final stage needs; wait for one")
         stopped = Counter[State]()
         for stage, study in self._searches.values():
             study.close(request_id)

@@ -306,8 +306,8 @@ class _Sweep:
             num_train=len(task.train),
         )
         results, every = make_results(facts, runs, self._final.untrained, task.test_sources)
-        results["policy"], results["rungs"] = searched["policy"], searched["rungs"]
-        results["keep"], results["importance"] = searched["keep"], searched["importance"]
+        results["policy"], results["rungs"], results["keep"] = searched["policy"], searched["rungs"], searched["keep"]
+        results["dev_sample"], results["importance"] = searched["dev_sample"], searched["importance"]
         results["runs"] = self._runs(results)
         results["budget"] = {"minutes": sum(run["minutes"] for run in results["runs"])}
         return results, every

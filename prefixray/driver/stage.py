@@ -121,7 +121,9 @@ class Schedule:
 
     def more_come(self, stage: Stage) -> bool:
         """Whether a stage will start new trials."""
-        return stage.name not in self._closed and self._num_begun(stage) < stage.source.num_wanted()
+        if stage.name in self._closed or self._is_spent(stage) or stage.enough():
+            return False
+        return self._num_begun(stage) < stage.source.num_wanted()
 
     def is_done(self, stage: Stage) -> bool:
         """Whether none of a stage's paused trials will be taken up; to be asked after `propose` has found none."""

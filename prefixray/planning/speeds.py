@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from prefixray.batching.rows import sampled
 from prefixray.config.schema import SweepConfig
 from prefixray.config.trials import METHODS, TrialConfig
 from prefixray.planning.flops import decoding_flops, forward_flops, training_flops
@@ -127,7 +128,7 @@ def _trained(config: SweepConfig, facts: WorkerFacts, result: Mapping[str, Any])
     """Operations of a trial, as far as it came: its steps and its evaluations on dev."""
     trial, step = TrialConfig.model_validate(result["config"]), result["step"]
     rules, is_searched = rules_of(config), result["replicate"] == 0
-    sample = rules.dev_sample if is_searched else 1.0
+    sample = len(sampled(range(facts.num_dev), rules.dev_sample)) / facts.num_dev if is_searched else 1.0
     shares = evaluated_shares(config.train.eval_every, rules.rungs, trial.num_steps, sample)
     num_evaluations = sum(share for reported, share in shares.items() if reported <= step)
     each = training_flops(facts.shape, facts.train_lengths, trial.method, is_checkpointed=trial.gradient_checkpointing)

@@ -37,7 +37,6 @@ from prefixray.results.scores import Scores, add_group, as_interval, groups_of
 from prefixray.results.space_notes import space_notes
 from prefixray.results.statistics import Comparison, Draws, resolution, sd
 from prefixray.system.machine import cpu_fact, num_cpus, total_bytes
-from prefixray.trial import LOSS, by_step
 
 logger = logging.getLogger(__name__)
 
@@ -271,11 +270,10 @@ def _arm_result(
 
 def _curve(result: Mapping[str, Any]) -> list[tuple[int, float]]:
     """The dev losses of a final run by step, the last one among them."""
-    reports = by_step(result.get("earlier", {}))
-    if "step" in result:
-        reports[result["step"]] = result["metrics"]
-    losses = ((step, metrics.get(LOSS, math.nan)) for step, metrics in sorted(reports.items()))
-    return [(step, loss) for step, loss in losses if math.isfinite(loss)]
+    losses = {int(step): loss for step, loss in result.get("earlier", {}).items()}
+    if "step" in result and "dev/loss" in result["metrics"]:
+        losses[result["step"]] = result["metrics"]["dev/loss"]
+    return [(step, loss) for step, loss in sorted(losses.items()) if math.isfinite(loss)]
 
 
 def _machine(provenance: Provenance) -> dict[str, object]:

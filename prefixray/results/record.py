@@ -108,7 +108,7 @@ class SearchTrial(TypedDict):
     dev_loss: float | None
     state: str
     rung: int | None
-    curve: NotRequired[list[tuple[int, float]]]  # (step, dev loss) of every report, over `dev_sample` of dev
+    curve: NotRequired[list[tuple[int, float]]]  # (step, dev loss) of every report
     pauses: NotRequired[list[Pause]]  # only where there were any
     is_sampled: NotRequired[bool]  # whether dev_loss is over a sample of dev; true or not there
     is_divergence: NotRequired[bool]  # whether its dev losses are divergences from a teacher; true or not there
@@ -153,7 +153,7 @@ class Stored(TypedDict):
     policy: NotRequired[str]  # never auto
     rungs: NotRequired[list[int]]
     keep: NotRequired[float]
-    dev_sample: NotRequired[float]  # the share of dev on which trials were compared at rungs
+    dev_sample: NotRequired[float]  # the share of dev on which trials were compared at the first rung
     importance: NotRequired[list[Importance]]
 
 

@@ -37,6 +37,7 @@ from prefixray.search.trial_source import (
     state_of,
 )
 from prefixray.system.records import Scalar
+from prefixray.trial import evaluated_shares
 
 _ADDED = "added_by"  # user attribute: the request that added a trial
 _BUDGET = "budget"  # user attribute of a study: the number of trials after requests
@@ -289,7 +290,8 @@ def search_trial(config: SweepConfig, arm: ArmConfig, record: Record) -> SearchT
     )
     if record.pauses:
         found["pauses"] = list(record.pauses)
-    if value is not None and record.state != "done" and rules.dev_sample < 1:
+    shares = evaluated_shares(arm.train.eval_every, rules.rungs, arm.num_steps, rules.dev_sample)
+    if value is not None and shares.get(last, 1.0) < 1:
         found["is_sampled"] = True
     if record.values.get("objective", arm.fixed.get("objective", arm.train.objective)) == "distill":
         found["is_divergence"] = True

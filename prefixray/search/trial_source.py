@@ -184,12 +184,10 @@ class TrialSource(ABC):
         First come those that an earlier driver had running and paused ones that were taken up, then new ones.
         """
 
-    def report(self, number: int, step: int, value: float | None) -> None:
+    def report(self, number: int, step: int, value: float) -> None:
         """Store a running trial's dev loss; nothing where it is not finite, is known, or where the trial has ended."""
         frozen = self._frozen(number)
-        if value is None or not math.isfinite(value):
-            return
-        if frozen.state is TrialState.RUNNING and step not in frozen.intermediate_values:
+        if frozen.state is TrialState.RUNNING and math.isfinite(value) and step not in frozen.intermediate_values:
             Trial(self._study, frozen._trial_id).report(value, step)
 
     def tell(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prefixray.artifacts.store import load_checkpoint, save_checkpoint
 from prefixray.training.member import Member, StepResult, learning_rate
-from prefixray.trial import TrialSpec, by_step
+from prefixray.trial import TrialSpec
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Progress:
     is_parked: bool = False  # it waits at a rung
     owes_report: bool = False  # it came back to a step whose report may never have arrived
     best: float = math.inf
-    curve: dict[int, dict[str, float]] = field(default_factory=dict)  # dev losses by step, as metrics
+    curve: dict[int, float] = field(default_factory=dict)  # dev loss by step
     losses: list[float] = field(default_factory=list)  # since the last report
     norms: list[float] = field(default_factory=list)  # since the last report
     num_clipped: int = 0  # in all; a step counts for each member
@@ -72,14 +72,14 @@ class Progress:
         """What the trial has taken so far, as metrics: whatever comes of it, it was spent."""
         return {"train/tokens": self.num_tokens, "train/seconds": self.seconds}
 
-    def metrics(self, dev_losses: Mapping[str, float]) -> dict[str, float]:
+    def metrics(self, dev_loss: float) -> dict[str, float]:
         """What a report says; means are over the steps since the last report."""
         recent = {}
         if self.losses:
             recent["train/loss"] = sum(self.losses) / len(self.losses)
             recent["train/grad_norm"] = sum(self.norms) / len(self.norms)
         return {
-            **dev_losses,
+            self.spec.loss_at(self.step): dev_loss,
             **({"dev/best_loss": self.best} if math.isfinite(self.best) else {}),
             **recent,
             "train/clipped_share": self.num_clipped / (max(1, self.step) * len(self.members)),
@@ -149,7 +149,7 @@ class Progress:
             _restore_tensors(member, tensors, before)
         self.best, self.seconds = state["best"], state["seconds"]
         self.num_clipped, self.num_tokens = state["num_clipped"], state["num_tokens"]
-        self.curve = by_step(state.get("curve", {}))
+        self.curve = {int(step): loss for step, loss in state.get("curve", {}).items()}  # JSON's keys are texts
 
     def _named_members(self) -> list[tuple[str, Member]]:
         """The members, with what stands before the names of their tensors in a checkpoint."""

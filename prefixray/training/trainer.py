@@ -20,7 +20,7 @@ from prefixray.artifacts.store import artifact_meta, save_artifact
 from prefixray.batching.batches import encode
 from prefixray.batching.lengths import Lengths
 from prefixray.batching.packed_rows import PackedRows, packed
-from prefixray.batching.rows import Row
+from prefixray.batching.rows import Row, sampled
 from prefixray.batching.shared_prompts import lengths_run
 from prefixray.batching.template import Template, make_template
 from prefixray.config.schema import ArmConfig
@@ -31,14 +31,13 @@ from prefixray.errors import NoMemory, UserError
 from prefixray.model.base import Base, checkpointed, choose_device, load_in
 from prefixray.system.machine import give_back, uncollected
 from prefixray.training.base_checks import Room, check_arms, is_out_of_memory, shown
-from prefixray.training.dev_losses import DevLosses
 from prefixray.training.device.costs import Costs
 from prefixray.training.device.measure import free_bytes, measure
 from prefixray.training.facts import WorkerFacts
 from prefixray.training.member import Member, Seeds
 from prefixray.training.pack import Pack
 from prefixray.training.progress import Progress
-from prefixray.trial import LOSS, Report, TrialSpec, compared
+from prefixray.trial import LOSS, Report, TrialSpec
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +65,7 @@ class Trainer:
         self.pack = Pack(base, self._subsets[0][0], pad_id=self.template.pad_id, token_budget=token_budget)
         self._trials: dict[str, Progress] = {}
         self.last_tokens = 0  # target tokens that the last step trained on
-        self._dev_losses = DevLosses(self.pack, [dev for _, dev in self._subsets])
-
-    @property
-    def evaluating(self) -> float:
-        """Seconds of evaluations so far."""
-        return self._dev_losses.seconds
+        self.evaluating = 0.0  # seconds of evaluations so far
 
     @property
     def train_lengths(self) -> Lengths:
@@ -167,8 +161,7 @@ class Trainer:
         ended = self._step([key for key in running if not self._trials[key].owes_report])
 
         # Evaluate the trials that have a report to make.
-        due = [trial for key in running if (trial := self._trials.get(key)) is not None and trial.is_due]
-        dev_losses = self._dev_losses.of(due)
+        dev_losses = self._evaluate([key for key in running if key in self._trials and self._trials[key].is_due])
 
         # A trial that is about to write ends here where its folder is no longer its own. The others write checkpoints
         # where the last one is old.
@@ -180,7 +173,7 @@ class Trainer:
         share = (time.monotonic() - started) / num_members
         for key in going_on:
             self._trials[key].seconds += share * len(self._trials[key].members)
-        return ended + self._reports({key: losses for key, losses in dev_losses.items() if key in self._trials})
+        return ended + self._reports({key: loss for key, loss in dev_losses.items() if key in self._trials})
 
     def give_up_lost(self, keys: Iterable[str]) -> list[Report]:
         """Drop those of the trials whose folders are no longer their own; last reports where a folder is deleted."""
@@ -202,9 +195,24 @@ class Trainer:
             ended += [] if failed is None else [self._failed(key, failed)]
         return ended
 
-    def _reports(self, dev_losses: Mapping[str, Mapping[str, float]]) -> list[Report]:
+    def _evaluate(self, keys: Sequence[str]) -> dict[str, float]:
+        """Dev loss per trial, the mean over its members; members that need the same rows share one pass."""
+        parts: dict[tuple[int, float], list[str]] = {}
+        for key in keys:
+            spec = self._trials[key].spec
+            share = spec.report_steps()[self._trials[key].step]
+            for member, subset in spec.member_keys().items():
+                parts.setdefault((subset, share), []).append(member)
+        dev_losses, began = dict[str, float](), time.monotonic()
+        for (subset, share), members in parts.items():
+            dev_losses |= self.pack.evaluate(members, sampled(self._subsets[subset][1], share))
+        self.evaluating += time.monotonic() - began
+        of_trials = {key: [dev_losses[member.key] for member in self._trials[key].members] for key in keys}
+        return {key: sum(losses) / len(losses) for key, losses in of_trials.items()}
+
+    def _reports(self, dev_losses: Mapping[str, float]) -> list[Report]:
         """Reports of the trials that were evaluated; those that end are dropped, those at a rung are parked."""
-        finite = {key: losses for key, losses in dev_losses.items() if all(map(math.isfinite, losses.values()))}
+        finite = {key: loss for key, loss in dev_losses.items() if math.isfinite(loss)}
         failure = "dev loss is not finite at step {}"
         reports = [
             self._report(key, finite) if key in finite else self._failed(key, failure.format(self.steps()[key]))
@@ -219,29 +227,25 @@ class Trainer:
                 self.drop(report.key)
         return reports
 
-    def _report(self, key: str, dev_losses: Mapping[str, Mapping[str, float]]) -> Report:
+    def _report(self, key: str, dev_losses: Mapping[str, float]) -> Report:
         """The report of a trial; at a rung, with the dev losses of all trials that reached it together."""
         trial = self._trials[key]
-        step, losses = trial.step, dict(dev_losses[key])
+        step, dev_loss = trial.step, dev_losses[key]
         trial.owes_report = False
-        if LOSS in losses and losses[LOSS] < trial.best:
-            trial.best = losses[LOSS]
+        if trial.spec.loss_at(step) == LOSS and dev_loss < trial.best:
+            trial.best = dev_loss
             if trial.spec.keep_artifact:
                 _save_artifact(trial, self.base, self.task, self._task_config, self.template)
-        metrics = trial.metrics(losses)
-        earlier = {before: known for before, known in trial.curve.items() if before < step}  # it may report again
+        metrics = trial.metrics(dev_loss)
+        earlier = {before: loss for before, loss in trial.curve.items() if before < step}  # a trial may report again
         trial.losses, trial.norms = [], []
-        trial.curve[step] = losses
+        trial.curve[step] = dev_loss
         if step == trial.spec.config.num_steps:
             return Report(key, step, "done", metrics, earlier=earlier)
         if trial.rung is None:
             return Report(key, step, "running", metrics, earlier=earlier)
         trial.is_parked = True
-        packmates = {
-            other: loss
-            for other, known in dev_losses.items()
-            if self._trials[other].rung == trial.rung and (loss := compared(known)) is not None
-        }
+        packmates = {other: loss for other, loss in dev_losses.items() if self._trials[other].rung == trial.rung}
         return Report(key, step, "running", metrics, rung=step, packmates=packmates, earlier=earlier)
 
     def _failed(self, key: str, reason: str) -> Report:

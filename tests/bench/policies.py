@@ -13,10 +13,10 @@ nearest to its share of the schedule. A trial whose loss is not finite at a rung
 are the objects that a sweep uses; `auto` is what it uses by default.
 
 Work is counted in steps of one trial, or with `--tokens` in target tokens. An evaluation on all of dev counts as
-`--evaluation` steps: a forward pass over 32 pairs costs as much as 4 steps of a batch of 4. `auto` and the policies
-beside it evaluate a quarter of dev at a rung, for a quarter of the work. They are replayed with the losses over that
-sample where all curves of a file have them at the rung; else its ranks are taken for those of all of dev. Other
-policies, and all at the end, evaluate all of dev. The best configuration
+`--evaluation` steps: a forward pass over 32 pairs costs as much as 4 steps of a batch of 4. `auto` and the rows
+that are made of it evaluate a quarter of dev at the first rung, for a quarter of the work. They are replayed with the
+losses over that sample where all curves of a file have them there; else its order is taken for that of all of dev.
+The best configuration
 is the one with the lowest dev loss among the trials at the end of the schedule; while there is none, among those at the
 highest rung. Regret is how far its loss at the end of the schedule lies above the lowest one of the search.
 
@@ -53,10 +53,9 @@ class OneKind(Promotion):
 
 
 class Unopposed(Promotion):
-    """Promotion that always lets one trial go on from a rung, also the first one there."""
+    """Promotion that lets the first trial of each rung go on at once."""
 
-    def _num_kept(self, num_trials: int, *, is_strict: bool) -> int:
-        return super()._num_kept(num_trials, is_strict=False)
+    _fewest = 1
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Row:
 
     shares: tuple[float, ...]  # of the schedule, at which its rungs lie
     make: Callable[[Sequence[int], int], Policy]  # from its rungs and the steps of a schedule
-    dev_sample: float = 1.0  # the share of dev on which its rungs compare trials
+    dev_sample: float = 1.0  # the share of dev on which its first rung compares trials
 
 
 def auto(rungs: Sequence[int], num_steps: int) -> Policy:
@@ -92,7 +91,7 @@ POLICIES = {
     "promote, short rungs": Row((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Promotion(rungs, 0.5)),
     "settle": Row(AUTO_SHARES, lambda rungs, _: Settling(rungs, 0.33), DEV_SAMPLE),
     "settle, short rungs": Row((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Settling(rungs, 0.5), DEV_SAMPLE),
-    "freeze-thaw": Row(AUTO_SHARES, FreezeThaw, DEV_SAMPLE),
+    "freeze-thaw": Row(AUTO_SHARES, FreezeThaw),
     "none": Row((), lambda *_: Halving()),
 }
 

@@ -177,7 +177,7 @@ def test_a_request_to_resume_that_was_not_answered_is_executed_once(driver: Driv
 
 def test_a_paused_trial_is_stopped_by_hand_and_with_the_search(driver: Driver) -> None:
     pause_two(driver)
-    assert driver.ask(Stop(trial="prefix/0")).text == "prefix/0 is stopped with dev/loss 2.000 of step 10"
+    assert driver.ask(Stop(trial="prefix/0")).text == "prefix/0 is stopped with a dev loss of 2.000 at step 10"
     assert driver.states() == ["stopped", "paused", "running"] and driver.pool.stopped == []
     assert driver.start() == ["prefix/3"], "the other is no half of one"
     text = driver.ask(Finish()).text

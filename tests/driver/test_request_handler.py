@@ -37,7 +37,7 @@ def test_a_full_disk_is_not_the_requests_fault_which_waits(driver: Driver, monke
 def test_a_stopped_trial_is_told_with_its_last_value_and_its_slot_goes_on(driver: Driver) -> None:
     assert driver.start() == ["prefix/0", "prefix/1"]
     assert driver.report("prefix/0", 5, loss=2.25)
-    assert driver.ask(Stop(trial="prefix/0")).text == "prefix/0 is stopped with dev/loss 2.250 of step 5"
+    assert driver.ask(Stop(trial="prefix/0")).text == "prefix/0 is stopped with a dev loss of 2.250 at step 5"
     assert driver.pool.stopped == ["prefix/0"]
     driver.coordinator.tick()  # it may not have reached its worker yet
     assert driver.pool.stopped == ["prefix/0", "prefix/0"]
@@ -194,7 +194,7 @@ def test_what_requests_made_of_the_budget_outlives_the_driver_and_a_larger_file_
 def test_a_finished_search_stops_what_runs_and_stays_finished_until_the_budget_grows(driver: Driver) -> None:
     driver.start()
     early = driver.ask(Finish())
-    assert not early.ok and "prefix: has no dev/loss yet" in early.text
+    assert not early.ok and "prefix: has no dev loss yet" in early.text
     driver.report("prefix/0", 5)
     assert driver.ask(Finish()).ok
     assert driver.pool.stopped == ["prefix/0", "prefix/1"] and driver.start() == []

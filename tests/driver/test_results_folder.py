@@ -84,7 +84,7 @@ def test_a_sweep_goes_on_by_the_rules_it_began_with(folder: ResultsFolder, file:
         earlier = stored(folder, "sweep.json")
         earlier["search"] = {"num_trials": 4, "seed": 1, **rules}
         (folder.path / "sweep.json").write_text(json.dumps(earlier))
-        expected = {"policy": "stop", "rungs": [], "keep": 0.5, **rules}
+        expected = {"policy": "stop", "rungs": [], "keep": 0.5, "dev_sample": 1.0, **rules}
         for _ in range(2):
             search = folder.store_config(load_sweep(str(file)), file).search
             assert {key: search.model_dump(mode="json")[key] for key in expected} == expected

@@ -11,7 +11,6 @@ from prefixray.config.schema import SweepConfig
 from prefixray.model.base import Base
 from prefixray.planning.flops import forward_flops
 from prefixray.planning.speeds import load_speeds, measured_speeds, store_speeds
-from prefixray.search.policies.choice import DEV_SAMPLE
 from prefixray.training.facts import WorkerFacts
 
 
@@ -55,7 +54,6 @@ def test_the_speed_of_a_sweep_is_its_work_over_its_seconds(
     (folder / "result.json").write_text(json.dumps({"config": trial, "step": 4, "metrics": metrics, "replicate": 0}))
     (one,) = measured_speeds(config, tmp_path, facts, since=0.0)
     once = forward_flops(shape, lengths)
-    dev = 2 * DEV_SAMPLE * 2 * once
-    assert one.flops == 4 * 6 * 2 * once + dev, "four steps of six rows, and a sample of dev twice: at 2 and at 4"
+    assert one.flops == 4 * 6 * 2 * once + 2 * 2 * once, "four steps of six rows, and dev twice: at 2 and at 4"
     assert (one.kind, one.seconds, one.target_tokens, one.flops_per_second) == ("shared", 5.0, 192, one.flops / 5)
     assert measured_speeds(config, tmp_path, facts, since=math.inf) == []

@@ -29,7 +29,7 @@ def test_the_steps_are_those_of_the_trials_that_come_to_each_rung(config: SweepC
         first, second, end = arm.expected
         assert num_trials == first > second >= end > 0
         assert arm.search_steps == pytest.approx(first * 2 + second * 2 + end * 4)
-        assert arm.search_evaluations == pytest.approx(DEV_SAMPLE * (first + second) + end)
+        assert arm.search_evaluations == pytest.approx(DEV_SAMPLE * first + second + end)
 
 
 def test_an_arm_with_a_schedule_of_its_own_is_counted_by_it(file: Path) -> None:

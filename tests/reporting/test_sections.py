@@ -65,7 +65,7 @@ def test_the_report_says_what_was_decided_at_each_rung_and_who_came_back(results
         ["12", "6", "3", "3", "2", "0"],
         ["8", "5", "2", "1", "1", "1"],
     ]
-    assert promoting.text[0].startswith("search.policy is promote. Losses at the rungs")
+    assert promoting.text[0].startswith("search.policy is promote. Losses at the first rung")
     assert " Trials paused 4 times, and 3 times one came back." in promoting.text[0]
     results |= {"policy": AUTO_POLICY, "keep": AUTO_KEEP}
     chosen = f"search.policy is {AUTO_POLICY}, search.keep {AUTO_KEEP:g}, as this version chooses for auto."

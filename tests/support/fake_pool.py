@@ -92,8 +92,10 @@ class Driver:
         space: Mapping[str, AnyDimension] = SPACE,
         budget: Budget | None = None,
         policy: Policy | None = None,
+        dev_sample: float = 1.0,
     ) -> None:
         """Without a policy, half of the trials is stopped at step 10."""
+        self.dev_sample = dev_sample
         self.folder = folder
         self.pool = PlayedPool()
         self.inbox = Inbox(folder)
@@ -127,7 +129,8 @@ class Driver:
 
     def report(self, key: str, step: int, loss: float = 2.0, rung: int | None = None) -> bool:
         state = "done" if step == 40 else "running"
-        metrics = {"dev/loss": loss, "dev/best_loss": loss}
+        metrics = {"dev/sample_loss": loss} if step == 10 and self.dev_sample < 1 else {"dev/loss": loss}
+        metrics["dev/best_loss"] = loss
         packmates = {} if rung is None else {key: loss}
         report = Report(key, step, state, metrics, rung=rung, packmates=packmates)  # type: ignore[arg-type]
         return self.coordinator.on_report(report)
@@ -155,6 +158,7 @@ class Driver:
             method = PrefixTrial(preseqlen=values["preseqlen"], mid_dim=values["mid_dim"], init_token="pub")
             config = TrialConfig(arm="prefix", learning_rate=values["learning_rate"], num_steps=40, method=method)
             folder = str(self.folder / "trials" / "prefix" / str(trial.number))
-            return TrialSpec(f"prefix/{trial.number}", config, 1, 0, (10,), folder, resumed_from=trial.resumed_from)
+            shared = {"dev_sample": self.dev_sample, "resumed_from": trial.resumed_from}
+            return TrialSpec(f"prefix/{trial.number}", config, 1, 0, (10,), folder, **shared)  # type: ignore[arg-type]
 
         return spec

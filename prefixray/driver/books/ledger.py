@@ -16,7 +16,7 @@ from prefixray.driver.stage import Stage
 from prefixray.search.policies.contract import Verdict
 from prefixray.search.trial_source import Proposal, Record
 from prefixray.tracking.tracker import Tracker
-from prefixray.trial import Ended, Report, TrialSpec, compared
+from prefixray.trial import Ended, Report, TrialSpec
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +52,16 @@ class Ledger:
         stage.source.tell(proposal.number, "failed", None, note)
         self._board.add_unbuilt(stage, stage.record(proposal.number))
 
-    def add_losses(self, running: RunningTrial, report: Report) -> None:
+    def add_losses(self, running: RunningTrial, report: Report, loss: float) -> None:
         """Note a trial's dev loss, and earlier ones whose reports were lost when a driver or a worker died."""
         source, number = running.stage.source, running.number
-        for step, metrics in {**report.earlier, report.step: report.metrics}.items():
-            if step not in running.reported:  # a trial that goes on from a checkpoint may report a step again
-                source.report(number, step, compared(metrics))
-                self._tracker.log(report.key, step, metrics)
-                running.reported.add(step)
+        for step in report.earlier.keys() - running.reported:
+            source.report(number, step, report.earlier[step])
+            self._tracker.log(report.key, step, {running.spec.loss_at(step): report.earlier[step]})
+        source.report(number, report.step, loss)
+        if report.step not in running.reported:  # a trial that goes on from a checkpoint may report a step again
+            self._tracker.log(report.key, report.step, report.metrics)
+        running.reported |= {*report.earlier, report.step}
         self._board.report(report)
 
     def pause(self, running: RunningTrial, report: Report) -> None:
@@ -119,7 +121,7 @@ class Ledger:
         self._board.add_left(stage, spec, record, note)
         self._track(stage, spec)
         for step, loss in record.reports.items():
-            self._tracker.log(spec.key, step, {spec.compared_by: loss})
+            self._tracker.log(spec.key, step, {spec.loss_at(step): loss})
         if record.state == "paused":
             self._tracker.pause(spec.key)
             return

@@ -12,7 +12,7 @@ from prefixray.search.status import Row, View
 from prefixray.search.study import ArmStudy
 from prefixray.search.trial_source import Proposal, Record
 from prefixray.system.records import Scalar
-from prefixray.trial import LOSS, SAMPLE_LOSS, Ended, Report, TrialSpec, WorkerStatus
+from prefixray.trial import LOSS, Ended, Report, TrialSpec, WorkerStatus
 
 
 class StatusBoard:
@@ -43,7 +43,7 @@ class StatusBoard:
             self._steps_at_start += record.last_step
         score = record.reports.get(record.last_step) if record.state == "paused" else record.value
         row = replace(_row(stage, spec, record), step=record.last_step, score=score, state=record.state, note=note)
-        self._rows[spec.key] = replace(row, is_sampled=record.state != "done" and spec.compared_by == SAMPLE_LOSS)
+        self._rows[spec.key] = replace(row, is_sampled=spec.loss_at(record.last_step) != LOSS)
 
     def add_unbuilt(self, stage: Stage, record: Record) -> None:
         """Show a trial that has failed because its values do not go together."""
@@ -54,8 +54,8 @@ class StatusBoard:
     def report(self, report: Report) -> None:
         """Show a trial's newest dev loss."""
         row = self._rows[report.key]
-        score, is_sampled = report.metrics.get(LOSS, report.loss), LOSS not in report.metrics
-        self._rows[report.key] = replace(row, step=report.step, score=score, is_sampled=is_sampled)
+        is_sampled = LOSS not in report.metrics
+        self._rows[report.key] = replace(row, step=report.step, score=report.loss, is_sampled=is_sampled)
 
     def note_workers(self, statuses: Sequence[WorkerStatus], running: Collection[str]) -> None:
         """Take over what workers say of their speed, their memory and the steps of the trials that run."""

@@ -25,7 +25,7 @@ def decision_section(stored: Stored) -> list[Section]:
     pauses = [pause for trial in stored["search"] for pause in trial.get("pauses", ())]
     width = len(_HEADER) if policy != "stop" or pauses else _WITHOUT_PAUSES
     grid = Grid(_HEADER[:width], [row[:width] for row in rows], frozenset({"arm"}))
-    text = [_rule(policy, stored.get("keep")) + sample_text(stored)]
+    text = [_rule(policy, stored.get("keep")) + _sample(stored)]
     if width > _WITHOUT_PAUSES:
         num_resumed = sum(pause["resumed"] is not None for pause in pauses)
         text[0] += (
@@ -42,12 +42,15 @@ def _rule(policy: str, keep: float | None) -> str:
     return f"search.policy is {policy}{share}{', as this version chooses for auto' if is_auto else ''}."
 
 
-def sample_text(stored: Stored) -> str:
-    """On how much of dev trials were compared; nothing where it was all, as in an older record."""
+def _sample(stored: Stored) -> str:
+    """On how much of dev trials were compared at the first rung; nothing where it was all, as in an older record."""
     share = stored.get("dev_sample", 1.0)
     if share == 1:
         return ""
-    return f" Losses at the rungs are over a sample of dev (search.dev_sample {share:g}); the tables mark them with ~."
+    return (
+        f" Losses at the first rung are over a sample of dev (search.dev_sample {share:g}); the table of trials marks "
+        "them with ~."
+    )
 
 
 def _counts(trials: Sequence[SearchTrial], rung: int, step: int) -> list[str]:

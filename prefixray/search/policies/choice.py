@@ -17,7 +17,7 @@ AUTO_POLICY: NamedPolicy = "promote"
 AUTO_SHARES = (0.1, 0.33, 0.6)  # of the schedule: where the rungs lie
 AUTO_KEEP = 0.33
 KEEP = 0.5  # of any other policy
-DEV_SAMPLE = 0.25  # the share of dev on which trials are compared at rungs
+DEV_SAMPLE = 0.25  # the share of dev on which trials are compared at the first rung
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ def rules_of(config: SweepConfig, policy: PolicyName | None = None) -> Rules:
     name, keep = (AUTO_POLICY, AUTO_KEEP) if policy == "auto" else (policy, KEEP)
     rungs = auto_rungs(config.arms) if search.rungs == "auto" else search.rungs
     keep = keep if search.keep is None else search.keep
-    return Rules(name, rungs, keep, DEV_SAMPLE if search.dev_sample is None else search.dev_sample)
+    sample = 1.0 if name == "freeze_thaw" else DEV_SAMPLE
+    return Rules(name, rungs, keep, sample if search.dev_sample is None else search.dev_sample)
 
 
 def auto_rungs(arms: Sequence[ArmConfig]) -> tuple[int, ...]:

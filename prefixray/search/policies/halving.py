@@ -5,9 +5,9 @@ far; nobody waits for trials that come later. By stopping, another trial ends th
 later or have passed it before. By promotion it pauses, and goes on once it is among the best of the rung's trials.
 
 Promotion compares trials of one kind at all rungs but the last: prefixes through a network start worse than flat ones
-and end level or ahead. The share is rounded, and is one trial at least. Above the first rung it is rounded down while
-trials are still to come: the first trial there, or the second, has no rivals to beat yet, and would go on to the end
-whatever it is worth (docs/measurements/policies.md).
+and end level or ahead. The share is rounded, and is one trial at least. Above the first rung nobody goes on before
+three trials have come there, as long as trials are still to begin: one that comes alone would go on to the end whatever
+it is worth (docs/measurements/policies.md).
 """
 
 import math
@@ -38,6 +38,7 @@ class Promotion(Halving):
     """Halving by promotion."""
 
     may_pause = True
+    _fewest = 3  # trials of a rung above the first, from which on one of them goes on
 
     def _decide(self, trial: str, rung: int, *, more_come: bool) -> Verdict:
         return "continue" if trial in self._best(rung, more_come=more_come) else "pause"
@@ -61,12 +62,11 @@ class Promotion(Halving):
         scores, by_kind = self._scores[rung], dict[str, list[str]]()
         for trial in sorted(scores, key=scores.__getitem__):
             by_kind.setdefault("" if rung == self.rungs[-1] else self._kinds.get(trial, ""), []).append(trial)
-        is_strict = more_come and rung > self.rungs[0]
+        fewest = self._fewest if more_come and rung > self.rungs[0] else 1
         best = [
-            trial for trials in by_kind.values() for trial in trials[: self._num_kept(len(trials), is_strict=is_strict)]
+            trial
+            for trials in by_kind.values()
+            if len(trials) >= fewest
+            for trial in trials[: max(1, math.floor(self._keep * len(trials) + 0.5))]
         ]
         return sorted(best, key=scores.__getitem__)
-
-    def _num_kept(self, num_trials: int, *, is_strict: bool) -> int:
-        share = self._keep * num_trials
-        return math.floor(share) if is_strict else max(1, math.floor(share + 0.5))

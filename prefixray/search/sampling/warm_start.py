@@ -154,7 +154,7 @@ def _fitting(
     for trial in ended:
         fitted = _fit(arm, theirs[trial["arm"]], trial)
         if trial["state"] in ("stopped", "paused") and stored.get("dev_sample", 1.0) != dev_sample:
-            fitted = "its losses at rungs are over another share of dev (search.dev_sample)"
+            fitted = "its loss at a rung may be over another share of dev (search.dev_sample)"
         if isinstance(fitted, str):
             misfits[fitted] += 1
         else:

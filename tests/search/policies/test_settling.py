@@ -52,6 +52,7 @@ def test_trials_that_keep_overtaking_each_other_show_the_noise_within_which_any_
     policy = Settling(RUNGS, keep=1.0)
     policy.remember("a", {2: 2.0, 4: 1.5 - apart, 8: 1.05})
     policy.remember("b", {2: 1.9, 4: 1.5, 8: 1.0})
+    policy.remember("far behind", {2: 9.0, 4: 9.0, 8: 9.0})
     assert policy.judge("b", 8, {"b": 1.0}) == verdict, "at step 8 they lie 0.05 apart"
 
 

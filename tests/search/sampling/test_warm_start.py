@@ -93,7 +93,7 @@ def test_losses_at_rungs_over_another_share_of_dev_are_no_evidence() -> None:
     assert [trial["state"] for trial in known["prefix"]] == ["done", "done", "done", "failed"]
     assert len(read_warm_start(load(WARM, "search.dev_sample=1.0"))["prefix"]) == 5
     write_sweep(trials=TRIALS[3:4], dev_sample=0.5)
-    assert "its losses at rungs are over another share of dev (search.dev_sample)" in refusal()
+    assert "its loss at a rung may be over another share of dev (search.dev_sample)" in refusal()
 
 
 def test_a_trial_fits_where_the_arm_could_have_it_whatever_is_searched_here_or_there() -> None:
