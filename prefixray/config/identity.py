@@ -16,12 +16,8 @@ from prefixray.system.yaml_document import shown
 _BUDGETS = frozenset({"num_trials", "stop_when", "max_hours", "max_gpu_hours", "max_wait_hours"})
 _BUDGETS |= {"concurrency", "max_failures"}
 _NOT_TRAINED = frozenset({"evaluation", "final", "tracking"})
-_ONCE: Mapping[str, Any] = {
-    "policy": "stop",
-    "rungs": [],
-    "keep": 0.5,
-    "dev_sample": 1.0,
-}  # of `search`, before it had these keys
+# Of `search`, before it had these keys.
+_ONCE: Mapping[str, Any] = {"policy": "stop", "rungs": [], "keep": 0.5, "dev_sample": 1.0}
 
 
 def dump(config: SweepConfig) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def read_warm_start(config: SweepConfig, facts: Provenance | None = None) -> dic
         problems += [f"{place}: {line}" for line in _other_texts(config, folder)]
     known: dict[str, list[KnownTrial]] = {}
     for arm in searched if not problems else ():
-        trials, misfits, num_ended = _fitting(arm, other, stored, rules_of(config).dev_sample)
+        trials, misfits, num_ended = _fitting(config, arm, other, stored)
         known[arm.name] = trials
         if num_ended and not trials:
             reason = misfits.most_common(1)[0][0]
@@ -144,16 +144,17 @@ def _other_digests(stored: Stored, facts: Provenance, same: Collection[str]) -> 
 
 
 def _fitting(
-    arm: ArmConfig, other: SweepConfig, stored: Stored, dev_sample: float
+    config: SweepConfig, arm: ArmConfig, other: SweepConfig, stored: Stored
 ) -> tuple[list[KnownTrial], Counter[str], int]:
     """The other sweep's trials that fit an arm, why others do not, and the number of ended trials of its method."""
     theirs = {one.name: one for one in other.arms if one.method == arm.method}
+    is_like = rules_of(config).dev_sample == rules_of(other).dev_sample
     known: list[KnownTrial] = []
     misfits: Counter[str] = Counter()
     ended = [trial for trial in stored["search"] if trial["arm"] in theirs and trial["state"] != "running"]
     for trial in ended:
         fitted = _fit(arm, theirs[trial["arm"]], trial)
-        if trial["state"] in ("stopped", "paused") and stored.get("dev_sample", 1.0) != dev_sample:
+        if trial["state"] in ("stopped", "paused") and not is_like:
             fitted = "its loss at a rung may be over another share of dev (search.dev_sample)"
         if isinstance(fitted, str):
             misfits[fitted] += 1

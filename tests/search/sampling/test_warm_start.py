@@ -18,7 +18,6 @@ from prefixray.data.documents.made import made_from
 from prefixray.errors import UserError
 from prefixray.results.record import Provenance, SearchTrial
 from prefixray.search.importance import parameter_importance
-from prefixray.search.policies.choice import DEV_SAMPLE
 from prefixray.search.sampling.warm_start import KnownTrial, best_first, read_warm_start, warm_start_text
 from prefixray.search.storage import open_storage
 from prefixray.search.study import ArmStudy
@@ -52,12 +51,12 @@ TRIALS = [
 ]
 
 
-def write_sweep(text: str = OTHER, trials: list[SearchTrial] = TRIALS, **results: str | float) -> SweepConfig:
+def write_sweep(text: str = OTHER, trials: list[SearchTrial] = TRIALS, **results: str) -> SweepConfig:
     config = load(text)
     folder = Path("runs", config.name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sweep.json").write_text(json.dumps(dump(config)))
-    (folder / "results.json").write_text(json.dumps({"search": trials, "dev_sample": DEV_SAMPLE} | results))
+    (folder / "results.json").write_text(json.dumps({"search": trials, **results}))
     return config
 
 
@@ -88,11 +87,12 @@ def test_the_trials_that_have_ended_fit_the_same_space_and_the_best_come_first()
 
 
 def test_losses_at_rungs_over_another_share_of_dev_are_no_evidence() -> None:
-    write_sweep(dev_sample=1.0)
+    whole, half = (OTHER.replace("rungs:", f"dev_sample: {share}, rungs:") for share in (1.0, 0.5))
+    write_sweep(whole)
     known = read_warm_start(load(WARM))
     assert [trial["state"] for trial in known["prefix"]] == ["done", "done", "done", "failed"]
     assert len(read_warm_start(load(WARM, "search.dev_sample=1.0"))["prefix"]) == 5
-    write_sweep(trials=TRIALS[3:4], dev_sample=0.5)
+    write_sweep(half, TRIALS[3:4])
     assert "its loss at a rung may be over another share of dev (search.dev_sample)" in refusal()
 
 
