@@ -247,12 +247,12 @@ class TrialSource(ABC):
         return [self._record(trial) for trial in started_trials(self._study)]
 
     def best(self, k: int) -> list[Record]:
-        """The `k` best done trials, lowest value first; the best stopped ones where none is done."""
+        """The `k` best done trials, lowest value first; where none is done, of the stopped ones first the furthest."""
         records = self.records()
-        done = [record for record in records if record.state == "done"]
-        ranked = done or [record for record in records if record.state == "stopped"]
-        finite = [(record.value, record.number, record) for record in ranked if record.value is not None]
-        return [record for _, _, record in sorted(finite, key=lambda entry: entry[:2])[:k]]
+        done = [(0, record) for record in records if record.state == "done"]
+        ranked = done or [(-record.last_step, record) for record in records if record.state == "stopped"]
+        finite = [(step, record.value, record.number, record) for step, record in ranked if record.value is not None]
+        return [record for *_, record in sorted(finite, key=lambda entry: entry[:3])[:k]]
 
     @abstractmethod
     def _values(self, trial: FrozenTrial) -> dict[str, Scalar]:

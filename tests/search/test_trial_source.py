@@ -46,15 +46,15 @@ def test_telling_and_reporting_again_are_harmless(tmp_path: Path) -> None:
 
 
 def test_the_best_are_the_lowest_done_and_stopped_ones_only_without_any(tmp_path: Path) -> None:
-    study = open_study(tmp_path, make_arm(SPACE, 5))
-    numbers = [ask(study).number for _ in range(5)]
-    for number, value in zip(numbers[:2], (1.0, 0.5), strict=True):
-        study.report(number, 10, value)
+    study = open_study(tmp_path, make_arm(SPACE, 6))
+    numbers = [ask(study).number for _ in range(6)]
+    for number, step, value in zip(numbers[:3], (10, 10, 20), (1.0, 0.5, 0.7), strict=True):
+        study.report(number, step, value)
         study.tell(number, "stopped", value)
-    assert [record.number for record in study.best(5)] == [1, 0]
-    for number, value in zip(numbers[2:], (3.0, 2.0, 2.0), strict=True):
+    assert [record.number for record in study.best(6)] == [2, 1, 0], "the one that has come further comes first"
+    for number, value in zip(numbers[3:], (3.0, 2.0, 2.0), strict=True):
         study.tell(number, "done", value)
-    assert [record.number for record in study.best(2)] == [3, 4]
+    assert [record.number for record in study.best(2)] == [4, 5]
 
 
 def test_a_paused_trial_runs_to_optuna_and_is_asked_for_again_only_once_it_is_resumed(tmp_path: Path) -> None:
