@@ -89,7 +89,7 @@ def train(
 
 def _train(trainer: "Trainer", spec: TrialSpec, profile: str | None) -> Report:
     """Run a trial to its end; returns its last report."""
-    from prefixray.training.trainer import profiled
+    from prefixray.training.profiling import profiled
 
     first = report = Report(spec.key, trainer.admit(spec), "running")
     while trainer.keys():

@@ -10,6 +10,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,14 +149,15 @@ class TrialSpec:
             return self.config.arm
         return f"{'candidates' if self.replicate == CANDIDATE_REPLICATE else 'final'}/{self.config.arm}"
 
-    def report_steps(self) -> dict[int, float]:
+    @cached_property
+    def report_steps(self) -> Mapping[int, float]:
         """The steps after which the trial is evaluated, ascending, each with the share of dev; the last is the end."""
         config = self.config
         return evaluated_shares(config.eval_every, self.rungs, config.num_steps, self.dev_sample, self.eval_at)
 
     def loss_at(self, step: int) -> str:
         """The metric that is reported after this step."""
-        return LOSS if self.report_steps().get(step, 1.0) == 1 else SAMPLE_LOSS
+        return LOSS if self.report_steps.get(step, 1.0) == 1 else SAMPLE_LOSS
 
     def member_keys(self) -> dict[str, int]:
         """The keys of the trial's members, each with its subset; a lone member has the trial's."""

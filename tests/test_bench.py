@@ -21,7 +21,8 @@ from prefixray.cluster import loop, worker
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.model.base import Base
-from prefixray.training.trainer import Trainer, profiled
+from prefixray.training.profiling import profiled
+from prefixray.training.trainer import Trainer
 
 BENCH = Path(__file__).parent / "bench"
 LEFT_ALONE = """

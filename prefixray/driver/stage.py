@@ -121,9 +121,8 @@ class Schedule:
 
     def more_come(self, stage: Stage) -> bool:
         """Whether a stage will start new trials."""
-        if stage.name in self._closed or self._is_spent(stage) or stage.enough():
-            return False
-        return self._num_begun(stage) < stage.source.num_wanted()
+        is_open = stage.name not in self._closed and self._num_begun(stage) < stage.source.num_wanted()
+        return is_open and not (self._is_spent(stage) or stage.enough())
 
     def is_done(self, stage: Stage) -> bool:
         """Whether none of a stage's paused trials will be taken up; to be asked after `propose` has found none."""

@@ -52,7 +52,7 @@ class Progress:
     @property
     def is_due(self) -> bool:
         """Whether the trial reports at its step."""
-        return self.step in self.spec.report_steps()
+        return self.step in self.spec.report_steps
 
     @property
     def rung(self) -> tuple[str, int] | None:

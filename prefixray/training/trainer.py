@@ -8,13 +8,10 @@ trial may pause there.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from prefixray.artifacts.store import artifact_meta, save_artifact
 from prefixray.batching.batches import encode
@@ -42,8 +39,6 @@ from prefixray.trial import LOSS, Report, TrialSpec
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-PROFILE_LINES = 15  # of the table that `profiled` prints
 
 
 class Trainer:
@@ -197,14 +192,8 @@ class Trainer:
 
     def _evaluate(self, keys: Sequence[str]) -> dict[str, float]:
         """Dev loss per trial, the mean over its members; members that need the same rows share one pass."""
-        parts: dict[tuple[int, float], list[str]] = {}
-        for key in keys:
-            spec = self._trials[key].spec
-            share = spec.report_steps()[self._trials[key].step]
-            for member, subset in spec.member_keys().items():
-                parts.setdefault((subset, share), []).append(member)
         dev_losses, began = dict[str, float](), time.monotonic()
-        for (subset, share), members in parts.items():
+        for (subset, share), members in _evaluated([self._trials[key] for key in keys]).items():
             dev_losses |= self.pack.evaluate(members, sampled(self._subsets[subset][1], share))
         self.evaluating += time.monotonic() - began
         of_trials = {key: [dev_losses[member.key] for member in self._trials[key].members] for key in keys}
@@ -240,10 +229,9 @@ class Trainer:
         earlier = {before: loss for before, loss in trial.curve.items() if before < step}  # a trial may report again
         trial.losses, trial.norms = [], []
         trial.curve[step] = dev_loss
-        if step == trial.spec.config.num_steps:
-            return Report(key, step, "done", metrics, earlier=earlier)
         if trial.rung is None:
-            return Report(key, step, "running", metrics, earlier=earlier)
+            state: Literal["done", "running"] = "done" if step == trial.spec.config.num_steps else "running"
+            return Report(key, step, state, metrics, earlier=earlier)
         trial.is_parked = True
         packmates = {other: loss for other, loss in dev_losses.items() if self._trials[other].rung == trial.rung}
         return Report(key, step, "running", metrics, rung=step, packmates=packmates, earlier=earlier)
@@ -275,6 +263,15 @@ def _facts(base: Base, task: Task, rows: tuple[PackedRows, list[Row]], costs: Co
         train_lengths=train.lengths,
         dev_lengths=lengths_run(dev),
     )
+
+
+def _evaluated(trials: Sequence[Progress]) -> dict[tuple[int, float], list[str]]:
+    """The members of trials that are evaluated now, by their subset and the share of its dev rows."""
+    parts: dict[tuple[int, float], list[str]] = {}
+    for trial in trials:
+        for member, subset in trial.spec.member_keys().items():
+            parts.setdefault((subset, trial.spec.report_steps[trial.step]), []).append(member)
+    return parts
 
 
 def _save_artifact(trial: Progress, base: Base, task: Task, config: TaskConfig, template: Template) -> None:
@@ -334,18 +331,3 @@ def _or_problems(load: Callable[[], T], problems: list[str]) -> T | None:
     except UserError as error:
         problems += error.problems
         return None
-
-
-@contextmanager
-def profiled(file: Path | str) -> Iterator[None]:
-    """Profile a step of a trial or a pack: write its trace (for chrome://tracing or Perfetto), print what took longest.
-
-    `prefixray train --profile FILE` does so, and the benchmarks.
-    """
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-    with profile(activities=activities) as profiler:
-        yield
-    profiler.export_chrome_trace(str(file))
-    by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-    print(profiler.key_averages().table(sort_by=by, row_limit=PROFILE_LINES, max_name_column_width=40))
-    print(f"trace: {file}")

@@ -27,7 +27,7 @@ from prefixray.batching.template import Template
 from prefixray.config.schema import DecodingSettings
 from prefixray.decoding.generate import generate
 from prefixray.system.logs import quieten
-from prefixray.training.trainer import profiled
+from prefixray.training.profiling import profiled
 
 CASES = ("6-layer, E2E, 5", "6-layer, E2E, 200", "GPT-2-small, E2E, 5", "SmolLM2-135M, E2E, 5")
 PEFT_BATCH = 16

@@ -6,19 +6,19 @@
 
 A curve file is a list of configurations, each with its dev losses by step under `curve`, up to the last step of its
 schedule (`curves.py` records some), and perhaps those over a sample of a quarter of dev under `sample`. Of its other
-keys, `method` and `mid_dim` say of which kind it is. In each repeat
-the configurations come in another order, as from a sampler that learns nothing; with `--trials` so many of them are
-drawn. As many trials as there are seats train at once, a step each in turn. A rung lies at the recorded step that is
-nearest to its share of the schedule. A trial whose loss is not finite at a rung or at the end has failed. The policies
-are the objects that a sweep uses; `auto` is what it uses by default.
+keys, `method` and `mid_dim` say of which kind it is. In each repeat the configurations come in another order, as from a
+sampler that learns nothing; with `--trials` so many of them are drawn. As many trials as there are seats train at once,
+a step each in turn. A rung lies at the recorded step that is nearest to its share of the schedule. A trial whose loss
+is not finite at a rung or at the end has failed. The policies are the objects that a sweep uses; `auto` is what it uses
+by default.
 
 Work is counted in steps of one trial, or with `--tokens` in target tokens. An evaluation on all of dev counts as
-`--evaluation` steps: a forward pass over 32 pairs costs as much as 4 steps of a batch of 4. `auto` and the rows
-that are made of it evaluate a quarter of dev at the first rung, for a quarter of the work. They are replayed with the
-losses over that sample where all curves of a file have them there; else its order is taken for that of all of dev.
-The best configuration
-is the one with the lowest dev loss among the trials at the end of the schedule; while there is none, among those at the
-highest rung. Regret is how far its loss at the end of the schedule lies above the lowest one of the search.
+`--evaluation` steps: a forward pass over 32 pairs costs as much as 4 steps of a batch of 4. Where a row of the table
+has a sample, a quarter of dev is evaluated at the first rung, for a quarter of the work. It is replayed with the losses
+over that sample where all curves of a file have them there; else its order is taken for that of all of dev. The best
+configuration is the one with the lowest dev loss among the trials at the end of the schedule; while there is none,
+among those at the highest rung. Regret is how far its loss at the end of the schedule lies above the lowest one of the
+search.
 
 The table has, for each policy, the median over the repeats of the work after which the regret stays within 0.01, 0.02
 and 0.05 nats, with the middle nine tenths of the repeats in brackets (inf: never); the same for 0.02 nats as a share of

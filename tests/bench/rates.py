@@ -38,6 +38,7 @@ from prefixray.config.trials import AdapterTrial, AnyTrial, FinetuneTrial, LoraT
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.model.base import load_in
+from prefixray.search.policies.choice import DEV_SAMPLE
 from prefixray.system.logs import quieten
 from prefixray.system.machine import give_back
 from prefixray.system.records import Count
@@ -49,7 +50,6 @@ BATCH_SIZE, SEED, MID_DIM = 4, 1, 512
 LENGTHS, USUAL_LENGTH = (1, 10, 20), 10
 EARLY = (1, 8)  # steps after which dev is evaluated as well, of a random start; of others the second alone
 TOO_HIGH, WINDOW = 1.0, 4  # nats, steps: see the top
-SAMPLE = 0.25  # of dev
 RANDOM = "random tokens"  # what a random start of flat numbers is in this version
 
 DATA: dict[str, dict[str, Any]] = {
@@ -274,13 +274,13 @@ class Trainer:
 
     def follow(
         self, data: str, configs: Mapping[str, TrialConfig], reported: Collection[int]
-    ) -> tuple[dict[str, "Followed"], float]:
+    ) -> tuple[dict[str, Followed], float]:
         """Train configurations of one schedule together, up to the last of the steps `reported`.
 
         With them comes the untuned base's dev loss. A trial that has diverged is dropped, and has no later losses.
         """
         pack, dev, untuned = self._data(data)
-        in_sample = {id(row) for row in sampled(dev, SAMPLE)}
+        in_sample = {id(row) for row in sampled(dev, DEV_SAMPLE)}
         parts = [[row for row in dev if (id(row) in in_sample) == wanted] for wanted in (True, False)]
         counts = [sum(row.num_targets for row in part) for part in parts]
         steps = next(iter(configs.values())).num_steps

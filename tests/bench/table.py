@@ -31,7 +31,7 @@ from prefixray.model.describe import describe
 from prefixray.model.fast_cpu.onednn import linear
 from prefixray.planning.flops import forward_flops
 from prefixray.system.logs import quieten
-from prefixray.training.trainer import profiled
+from prefixray.training.profiling import profiled
 
 Value = TypeVar("Value")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -15,7 +15,7 @@ def test_the_package_has_whole_curves() -> None:
     assert recorded() and all(curves_text().count(f" of {name}") == 1 for name in recorded())
     for curves in recorded().values():
         steps = sorted(curves[0].losses)
-        assert len(curves) >= 16 and len(steps) > 8 and all(sorted(curve.losses) == steps for curve in curves)
+        assert len(curves) >= 64 and len(steps) > 8 and all(sorted(curve.losses) == steps for curve in curves)
         assert any(curve.last < curve.losses[steps[0]] for curve in curves)
 
 

@@ -90,8 +90,8 @@ def test_the_best_state_is_kept_by_the_loss_over_all_of_dev(make_base: MakeBase,
 
 
 def test_where_all_of_dev_is_due_at_the_first_rung_it_is_seen(tmp_path: Path) -> None:
-    assert _spec(tmp_path, "one").report_steps() == {1: 0.25, 4: 1, 6: 1}
-    assert _spec(tmp_path, "one", eval_every=2).report_steps() == {1: 0.25, 2: 1, 4: 1, 6: 1}
-    assert _spec(tmp_path, "one", eval_every=1).report_steps() == dict.fromkeys(range(1, 7), 1.0)
-    assert _spec(tmp_path, "one", rungs=(), eval_at=(1,)).report_steps() == {1: 1, 6: 1}
-    assert _spec(tmp_path, "one", rungs=(6,)).report_steps() == {6: 1}, "the end is no rung"
+    assert _spec(tmp_path, "one").report_steps == {1: 0.25, 4: 1, 6: 1}
+    assert _spec(tmp_path, "one", eval_every=2).report_steps == {1: 0.25, 2: 1, 4: 1, 6: 1}
+    assert _spec(tmp_path, "one", eval_every=1).report_steps == dict.fromkeys(range(1, 7), 1.0)
+    assert _spec(tmp_path, "one", rungs=(), eval_at=(1,)).report_steps == {1: 1, 6: 1}
+    assert _spec(tmp_path, "one", rungs=(6,)).report_steps == {6: 1}, "the end is no rung"

@@ -42,8 +42,9 @@ class StatusBoard:
         if spec.key not in self._rows:
             self._steps_at_start += record.last_step
         score = record.reports.get(record.last_step) if record.state == "paused" else record.value
-        row = replace(_row(stage, spec, record), step=record.last_step, score=score, state=record.state, note=note)
-        self._rows[spec.key] = replace(row, is_sampled=spec.loss_at(record.last_step) != LOSS)
+        step, is_sampled = record.last_step, spec.loss_at(record.last_step) != LOSS
+        row = replace(_row(stage, spec, record), step=step, score=score, is_sampled=is_sampled)
+        self._rows[spec.key] = replace(row, state=record.state, note=note)
 
     def add_unbuilt(self, stage: Stage, record: Record) -> None:
         """Show a trial that has failed because its values do not go together."""
@@ -72,9 +73,8 @@ class StatusBoard:
     def end(self, report: Report, state: Ended, value: float | None) -> None:
         """Show how a trial ended; without a value its last dev loss stands."""
         row = self._rows[report.key]
-        score, is_sampled = (row.score, row.is_sampled) if value is None else (value, False)
-        row = replace(row, state=state, note=report.note, step=max(report.step, row.step))
-        self._rows[report.key] = replace(row, score=score, is_sampled=is_sampled)
+        row = row if value is None else replace(row, score=value, is_sampled=False)
+        self._rows[report.key] = replace(row, state=state, note=report.note, step=max(report.step, row.step))
 
     def view(self, title: str, stage: str, *, num_slots: int, is_running: bool) -> View:
         """A picture of all rows; where no trial runs, the workers' speed is 0."""
