@@ -1,0 +1,69 @@
+"""What a second thread is worth to the last trials of a search, whose worker borrows it from one that is idle.
+
+    python tests/bench/threads.py                                # the default cases of --case
+    python tests/bench/threads.py --case "6-layer, E2E, 5" --precision fp32 --threads 1 4
+
+Steps of a pack of 1, 2 and 4 trials with each number of threads, in turn, on the same rows and from the same weights;
+their losses stand beside the times. Times are the clock's, so nothing else may run.
+"""
+
+import argparse
+import statistics
+import threading
+import time
+
+import torch
+from arms import PackArm, Setting
+from cases import ALL_CASES, make_model
+from table import PRECISIONS, ratios, spread
+
+from prefixray.system.logs import quieten
+
+DEFAULT_CASES = ["6-layer, E2E, 5", "SmolLM2-135M, E2E, 5"]
+SIZES = (1, 2, 4)
+WARM_UP = 2  # rounds in which kernels are made
+
+
+def main() -> None:
+    """Time the cases one after the other, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=ALL_CASES, action="append", metavar="CASE", help="; ".join(ALL_CASES))
+    parser.add_argument("--precision", choices=PRECISIONS, action="append")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--batch-size", type=int, default=4, help="rows of a trial")
+    options = parser.parse_args()
+    quieten()
+    columns = "".join(f"{f'{count} thr. s':>10}" for count in options.threads)
+    print(f"{'case':<22} {'':<5} trials{columns}  {'first / last':<17}  losses of the last step")
+    for case in options.case or DEFAULT_CASES:
+        for precision in options.precision or ["bf16", "fp32"]:
+            loop = threading.Thread(target=_time, args=(case, precision, options))  # as a worker has one
+            loop.start()
+            loop.join()
+
+
+def _time(name: str, precision: str, options: argparse.Namespace) -> None:
+    """A line for each size of a pack."""
+    case, device = ALL_CASES[name], torch.device("cpu")
+    setting = Setting(case.data()[0], options.batch_size, case.preseqlen, device)
+    arms = {
+        count: PackArm(make_model(case, PRECISIONS[precision], device), setting, SIZES) for count in options.threads
+    }
+    for size in SIZES:
+        seconds: dict[int, list[float]] = {count: [] for count in arms}
+        losses = dict.fromkeys(arms, 0.0)
+        for number in range(WARM_UP + options.rounds):
+            for count, arm in arms.items():
+                torch.set_num_threads(count)
+                started = time.perf_counter()
+                losses[count] = arm.step(size)
+                seconds[count] += [time.perf_counter() - started] if number >= WARM_UP else []
+        medians = "".join(f"{statistics.median(own):>10.3f}" for own in seconds.values())
+        first, *_, last = seconds.values()
+        found = ", ".join(f"{loss:.4f}" for loss in losses.values())
+        print(f"{name:<22} {precision:<5} {size:>6}{medians}  {spread(ratios(first, last)):<17}  {found}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
