@@ -15,7 +15,6 @@ import ray
 from prefixray.cluster.connect import Cluster
 from prefixray.cluster.decode_queue import DecodeJob, DecodeQueue
 from prefixray.cluster.fleet import Fleet
-from prefixray.cluster.threads import borrowed_threads
 from prefixray.cluster.worker import WorkerSetup
 from prefixray.cluster.worker_handle import WorkerHandle
 from prefixray.config.schema import ArmConfig
@@ -109,15 +108,8 @@ class Pool(Fleet):
         self._decodings.add_early(job)
 
     def use_idle(self, *, may_begin: bool = True) -> None:
-        """Give workers without trials something to decode, unless trials could still begin there.
-
-        On CPUs, those that have nothing to do lend their threads.
-        """
+        """Give workers without trials something to decode, unless trials could still begin there."""
         self._decodings.use_idle(may_begin=may_begin)
-        if self._cluster.device == "cpu":
-            borrowed = borrowed_threads(self.workers, self._setup.num_threads) if may_begin else {}
-            for worker in self.workers:
-                worker.borrow_threads(borrowed.get(worker.name, 0))
 
     def decode(
         self, jobs: Sequence[DecodeJob], on_progress: Callable[[str], None] = lambda _: None

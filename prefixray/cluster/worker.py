@@ -64,7 +64,6 @@ class Worker:
         logger.info("a worker's process begins")
         self._refusal: UserError | None = None
         self._decoded = (0, 0)
-        self._num_threads = setup.num_threads
         try:
             with hidden(*_NOT_NEEDED), uncollected():
                 from prefixray.training.trainer import load_trainer  # a broken CUDA fails here
@@ -136,10 +135,6 @@ class Worker:
         """Expect trials of another worker, whose deaths are in its record."""
         self._loop.call(self._loop.inherit, Path(record), keys)
 
-    def borrow_threads(self, count: int) -> None:
-        """Train with so many threads more than its own on a CPU, from the next step on."""
-        self._loop.call(self._compute_with, count)
-
     def decode(
         self,
         model: str,
@@ -151,18 +146,14 @@ class Worker:
     ) -> None:
         """Decode a split into `folder`, with an artifact or an untrained arm, between two steps of the pack.
 
-        It does so with its own threads, as their number decides on hypotheses.
         Where a document is named, what the split has about it is decoded. What the metrics are computed from is kept
         there. What `folder` holds already is not made again.
         """
         from prefixray.decoding.evaluate import decode_for_sweep
 
-        def decode_alone() -> None:
-            self._compute_with(0)
-            decode_for_sweep(self._trainer, model, Path(folder), split, settings, metrics, document, self._note_decoded)
-
+        job = model, Path(folder), split, settings, metrics, document
         try:
-            self._loop.call(decode_alone)
+            self._loop.call(decode_for_sweep, self._trainer, *job, self._note_decoded)
         except OSError as error:
             raise SweepFailed(disk_problem(error)) from error
 
@@ -172,10 +163,3 @@ class Worker:
 
     def _note_decoded(self, num_done: int, num_in_all: int) -> None:
         self._decoded = (num_done, num_in_all)
-
-    def _compute_with(self, num_borrowed: int) -> None:
-        """In the loop's thread: compute with so many threads beside the worker's own."""
-        import torch
-
-        if self._trainer.base.device.type == "cpu":
-            torch.set_num_threads(self._num_threads + num_borrowed)

@@ -107,7 +107,6 @@ class WorkerHandle:
     status: WorkerStatus | None = None  # its last answer
     heard_at: float | None = None  # the `time.monotonic()` of that; None before the first time and after a death
     busy_at: float = field(default_factory=time.monotonic)  # when it last had something to do
-    _num_borrowed: int = 0  # threads of other workers with which it trains
     _ready: Any = None  # Ray's reference to its answer when it is ready
     _retired: Any = None  # Ray's reference to its answer when its trials are checkpointed
 
@@ -160,7 +159,6 @@ class WorkerHandle:
         self.state, self.node = advance(before, actor, time.monotonic()), actor.node
         if self.state.num_restarts != before.num_restarts:
             self._ready = self._retired = self.heard_at = None
-            self._num_borrowed = 0
         if self._retired is not None and ray.wait([self._retired], timeout=0)[0]:
             self._retired = None
             ray.kill(self.actor, no_restart=False)
@@ -185,12 +183,6 @@ class WorkerHandle:
         self.state = replace(self.state.to(Phase.READY, now), num_failed=0, has_served=True)
         self.heard_at = now
         return facts
-
-    def borrow_threads(self, count: int) -> None:
-        """Have it train with so many threads more than its own."""
-        if count != self._num_borrowed:
-            self._num_borrowed = count
-            self.actor.borrow_threads.remote(count)
 
     def note_failed_call(self) -> None:
         """Give it nothing more until it has answered again: a call has failed."""

@@ -128,7 +128,8 @@ class SearchConfig(Strict):
     """The share of trials that goes on at a rung; null: 0.33 by policy auto, 0.5 by the others."""
     dev_sample: float | None = Field(default=None, gt=0.0, le=1.0)
     """The share of the dev examples on which trials are compared at the first rung, at least 8 of them. The other
-    rungs, each train.eval_every and the end take all. null: 0.25, and 1 by freeze_thaw, which looks at whole curves."""
+    rungs, each train.eval_every and the end take all. null: 0.25, and 1 by freeze_thaw, which looks at whole curves, or
+    where train.eval_every takes all at the first rung anyway."""
     sampler: SamplerName = "tpe"
     """How configurations are proposed. tpe takes every space. gp: no conditions. cmaes: at least two ranges per arm, no
     choices, no conditions; needs the extra cmaes. random takes every space. grid: no float ranges; points in any

@@ -251,7 +251,7 @@ def _best(rows: Sequence[Row]) -> set[str]:
     for arm in {row.arm for row in rows}:
         of_arm = [row for row in rows if row.arm == arm]
         candidates = [row for row in of_arm if row.state == "done"] or of_arm
-        best = min(candidates, key=lambda row: row.comparable)
+        best = min(candidates, key=lambda row: (math.isinf(row.comparable), row.is_sampled, row.comparable))
         if len(of_arm) > 1 and math.isfinite(best.comparable):
             names.add(best.name)
     return names

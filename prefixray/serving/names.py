@@ -105,11 +105,12 @@ def _final_runs(results: Results) -> dict[str, str]:
 
 
 def _best_trials(sweep: Path, results: Stored) -> Iterator[tuple[str, Path]]:
-    """Of each arm the trial with the lowest dev loss among those whose artifacts are there."""
-    best: dict[str, tuple[float, str, Path]] = {}
+    """Of each arm the trial with the lowest dev loss among those whose artifacts are there, samples of dev last."""
+    best: dict[str, tuple[bool, float, str, Path]] = {}
     for trial in results["search"]:
         name, loss = f"{trial['arm']}/{trial['number']}", trial["dev_loss"]
         folder = TrialFolder(sweep / "trials" / name).artifact
         if loss is not None and folder.is_dir():
-            best[trial["arm"]] = min(best.get(trial["arm"], (loss, name, folder)), (loss, name, folder))
-    yield from ((name, folder) for _, name, folder in best.values())
+            found = trial.get("is_sampled", False), loss, name, folder
+            best[trial["arm"]] = min(best.get(trial["arm"], found), found)
+    yield from ((name, folder) for *_, name, folder in best.values())

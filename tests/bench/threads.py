@@ -1,23 +1,32 @@
-"""What a second thread is worth to the last trials of a search, whose worker borrows it from one that is idle.
+"""What further threads are worth to a worker on a CPU.
 
-    python tests/bench/threads.py                                # the default cases of --case
+    python tests/bench/threads.py                                # the default cases of --case, 1 and 2 threads
     python tests/bench/threads.py --case "6-layer, E2E, 5" --precision fp32 --threads 1 4
+    GOMP_SPINCOUNT=300000 python tests/bench/threads.py          # threads that wait spin for a while
+    python tests/bench/threads.py --busy 1                       # another process computes meanwhile
 
 Steps of a pack of 1, 2 and 4 trials with each number of threads, in turn, on the same rows and from the same weights;
-their losses stand beside the times. Times are the clock's, so nothing else may run.
+their losses stand beside the times. Times are the clock's, so nothing else may run. Threads that wait sleep, as in a
+worker, unless the environment says otherwise.
 """
 
 import argparse
 import statistics
+import subprocess
+import sys
 import threading
 import time
 
-import torch
-from arms import PackArm, Setting
-from cases import ALL_CASES, make_model
-from table import PRECISIONS, ratios, spread
+from prefixray.system.machine import wait_passively
 
-from prefixray.system.logs import quieten
+wait_passively()  # before torch is there
+
+import torch  # noqa: E402
+from arms import PackArm, Setting  # noqa: E402
+from cases import ALL_CASES, make_model  # noqa: E402
+from table import PRECISIONS, ratios, spread  # noqa: E402
+
+from prefixray.system.logs import quieten  # noqa: E402
 
 DEFAULT_CASES = ["6-layer, E2E, 5", "SmolLM2-135M, E2E, 5"]
 SIZES = (1, 2, 4)
@@ -32,8 +41,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=4, help="rows of a trial")
+    parser.add_argument("--busy", type=int, default=0, help="processes that compute meanwhile")
     options = parser.parse_args()
     quieten()
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(options.busy)]
+    try:
+        _time_all(options)
+    finally:
+        for process in busy:
+            process.kill()
+
+
+def _time_all(options: argparse.Namespace) -> None:
+    """A part of the table for each case and precision."""
     columns = "".join(f"{f'{count} thr. s':>10}" for count in options.threads)
     print(f"{'case':<22} {'':<5} trials{columns}  {'first / last':<17}  losses of the last step")
     for case in options.case or DEFAULT_CASES:

@@ -16,7 +16,6 @@ from prefixray.config.schema import ArmConfig
 from prefixray.config.space import Choice
 from prefixray.config.trials import TrainConfig
 from prefixray.errors import UserError
-from prefixray.training.trainer import Trainer
 from prefixray.trial import Admission, Report
 
 SETTINGS = {"num_beams": 2, "max_new_tokens": 6}
@@ -66,25 +65,6 @@ def test_a_stopped_trial_ends_with_a_last_report_and_the_others_train_on(
     assert blocked.state() == "stopped"
     assert Call(worker, "waits").report() is Call(worker, "runs").report() is None
     assert Call(worker, "on").state() == "done"
-
-
-def test_borrowed_threads_count_from_the_next_step_on_and_a_decoding_has_the_workers_own(
-    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own, used = torch.get_num_threads(), list[int]()
-    step = Trainer.run
-
-    def noting(trainer: Trainer) -> list[Report]:
-        used.append(torch.get_num_threads())
-        return step(trainer)
-
-    monkeypatch.setattr(Trainer, "run", noting)
-    worker.join(trial_spec(tmp_path, "one", 10_000), "token")
-    worker.borrow_threads(2)
-    wait_until(lambda: bool(used) and used[-1] == own + 2)
-    worker.leave("one")
-    worker.decode("untuned", str(tmp_path / "out"), "test", SETTINGS)
-    assert json.loads((tmp_path / "out" / "test.json").read_text())["num_threads"] == own
 
 
 def test_leaving_twice_is_harmless(worker: Worker, tmp_path: Path) -> None:

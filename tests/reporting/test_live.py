@@ -290,6 +290,19 @@ def test_a_budget_is_told_with_its_stage_and_the_best_when_it_is_done() -> None:
     ]
 
 
+def test_a_loss_over_a_sample_of_dev_is_compared_last() -> None:
+    _, final = shown(
+        f"""
+        rows = [Row("prefix", 2, {{}}, 9, 40, 1.9, "running"), Row("prefix", 4, {{}}, 0, 40, None, "running")]
+        rows.append(Row("prefix", 3, {{}}, 4, 40, 1.8, "paused", is_sampled=True))
+        live = LiveView()
+        live.update(View({TITLE!r}, "search", rows))
+        live.close()
+        """
+    )
+    assert "best prefix/2 1.900" in final and "~1.800  paused" in final
+
+
 def test_a_forced_colour_does_not_make_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     file = io.StringIO()

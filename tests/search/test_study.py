@@ -9,6 +9,7 @@ from support.studies import GRID, SPACE, ask, distinct, make_arm, open_study, ru
 
 from prefixray.config.schema import SamplerName, SearchConfig, SweepConfig
 from prefixray.config.space import AnyDimension, Cases, Choice, Int, LogUniform, Uniform
+from prefixray.config.trials import TrainConfig
 from prefixray.errors import UserError
 from prefixray.search.storage import open_storage, repair_journal
 from prefixray.search.study import ArmStudy, search_trial
@@ -230,7 +231,7 @@ def test_the_sampler_learns_from_paused_trials_as_from_stopped_ones(tmp_path: Pa
 
 
 def test_the_record_of_a_trial_says_where_its_losses_are_divergences(tmp_path: Path) -> None:
-    config = SweepConfig.model_construct(search=SearchConfig(num_trials=1, rungs=()))
+    config = SweepConfig.model_construct(search=SearchConfig(num_trials=1, rungs=()), train=TrainConfig(num_steps=40))
     for fixed, is_divergence in ({"objective": "distill"}, True), ({}, None):
         arm = make_arm(SPACE, 1, fixed=fixed)
         (tmp_path / str(is_divergence)).mkdir()

@@ -42,6 +42,11 @@ def test_a_sweep_gives_its_arms_its_final_runs_and_each_arms_best_trial(sweep: P
     assert named.left_out == ("finetune", "final/finetune-1")
     again = find_models([f"first={sweep}", str(sweep)]).folders
     assert again["first/prefix"] == again["prefix"]
+    results = quickstart_sweep()
+    sampled = next(trial for trial in results["search"] if (trial["arm"], trial["number"]) == ("prefix", 6))
+    sampled["is_sampled"] = True
+    (sweep / "results.json").write_text(json.dumps(results))
+    assert "prefix/7" in find_models([str(sweep)]).folders, "a loss over a sample of dev is compared last"
 
 
 def test_an_artifact_has_the_name_of_its_run_or_the_one_that_is_given(sweep: Path, tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ def rules_of(config: SweepConfig, policy: PolicyName | None = None) -> Rules:
     name, keep = (AUTO_POLICY, AUTO_KEEP) if policy == "auto" else (policy, KEEP)
     rungs = auto_rungs(config.arms) if search.rungs == "auto" else search.rungs
     keep = keep if search.keep is None else search.keep
-    sample = 1.0 if name == "freeze_thaw" else DEV_SAMPLE
+    every = config.train.eval_every
+    is_whole = name == "freeze_thaw" or (every is not None and any(rung % every == 0 for rung in rungs[:1]))
+    sample = 1.0 if is_whole else DEV_SAMPLE
     return Rules(name, rungs, keep, sample if search.dev_sample is None else search.dev_sample)
 
 
@@ -55,7 +57,7 @@ def auto_rungs(arms: Sequence[ArmConfig]) -> tuple[int, ...]:
 def with_rules(config: SweepConfig, begun: SweepConfig | None) -> SweepConfig:
     """The configuration with rules instead of `auto` and null: those by which the sweep has begun, if it has.
 
-    So a sweep goes on as it began, also where an earlier version has begun it.
+    So a sweep goes on with the rules that it began with, also where an earlier version has begun it.
     """
     now, before = asdict(rules_of(config)), {} if begun is None else asdict(rules_of(begun))
     unsaid = {key: before[key] for key in before if getattr(config.search, key) in ("auto", None)}

@@ -6,8 +6,8 @@ later or have passed it before. By promotion it pauses, and goes on once it is a
 
 Promotion compares trials of one kind at all rungs but the last: prefixes through a network start worse than flat ones
 and end level or ahead. The share is rounded, and is one trial at least. Above the first rung nobody goes on before
-three trials have come there, as long as trials are still to begin: one that comes alone would go on to the end whatever
-it is worth (docs/measurements/policies.md).
+three that compete there have come, as long as trials are still to begin: one that comes alone would go on to the end
+whatever it is worth (docs/measurements/policies.md).
 """
 
 import math

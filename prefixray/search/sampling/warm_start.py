@@ -26,9 +26,10 @@ from prefixray.search.policies.choice import rules_of
 from prefixray.system.path_or_hub import local_path
 from prefixray.system.records import Scalar
 from prefixray.system.yaml_document import shown
+from prefixray.trial import evaluated_shares
 
 _MOST_FIRST = 3  # of the other sweep's best configurations that are tried first
-_NOT_OF_LOSS = frozenset({"arm", "eval_every", "gradient_checkpointing"})  # keys that leave a trial's loss as it is
+_NOT_OF_LOSS = frozenset({"arm", "eval_every", "gradient_checkpointing"})  # keys that leave how a trial trains as it is
 
 
 class KnownTrial(TypedDict):
@@ -148,14 +149,18 @@ def _fitting(
 ) -> tuple[list[KnownTrial], Counter[str], int]:
     """The other sweep's trials that fit an arm, why others do not, and the number of ended trials of its method."""
     theirs = {one.name: one for one in other.arms if one.method == arm.method}
-    is_like = rules_of(config).dev_sample == rules_of(other).dev_sample
+    rules, their_sample = rules_of(config), rules_of(other).dev_sample
+    shares = evaluated_shares(arm.train.eval_every, rules.rungs, arm.num_steps, rules.dev_sample)
     known: list[KnownTrial] = []
     misfits: Counter[str] = Counter()
     ended = [trial for trial in stored["search"] if trial["arm"] in theirs and trial["state"] != "running"]
     for trial in ended:
         fitted = _fit(arm, theirs[trial["arm"]], trial)
-        if trial["state"] in ("stopped", "paused") and not is_like:
-            fitted = "its loss at a rung may be over another share of dev (search.dev_sample)"
+        share = their_sample if trial.get("is_sampled") else 1.0
+        if trial["state"] in ("stopped", "paused") and shares.get(trial["step"], share) != share:
+            fitted = (
+                "its loss at a rung is over another share of dev (search.dev_sample, search.rungs, train.eval_every)"
+            )
         if isinstance(fitted, str):
             misfits[fitted] += 1
         else:

@@ -48,6 +48,10 @@ def test_the_share_is_the_policys_own_where_the_file_has_none() -> None:
     assert rules_of(auto) == Rules(AUTO_POLICY, (10, 20), AUTO_KEEP, DEV_SAMPLE)
     assert {rules_of(auto, name).keep for name in ("stop", "promote", "settle")} == {0.5}
     assert rules_of(load(VALID, "search.dev_sample=1.0")).dev_sample == 1
+    assert rules_of(load(VALID, "train.eval_every=5")).dev_sample == 1, (
+        "all of dev is evaluated at the first rung anyway"
+    )
+    assert rules_of(load(VALID, "train.eval_every=4")).dev_sample == DEV_SAMPLE
     assert rules_of(load(VALID, "search.keep=0.6")) == Rules(AUTO_POLICY, (10, 20), 0.6, DEV_SAMPLE)
     assert rules_of(load(VALID, "search.policy=settle", "search.rungs=[]")) == Rules("settle", (), 0.5, DEV_SAMPLE)
     assert type(policy_by(Rules(AUTO_POLICY, (), AUTO_KEEP, DEV_SAMPLE), 40)) is type(

@@ -86,14 +86,20 @@ def test_the_trials_that_have_ended_fit_the_same_space_and_the_best_come_first()
     assert read_warm_start(load()) == {"prefix": []} and warm_start_text({"prefix": []}, load()) == []
 
 
-def test_losses_at_rungs_over_another_share_of_dev_are_no_evidence() -> None:
-    whole, half = (OTHER.replace("rungs:", f"dev_sample: {share}, rungs:") for share in (1.0, 0.5))
-    write_sweep(whole)
-    known = read_warm_start(load(WARM))
-    assert [trial["state"] for trial in known["prefix"]] == ["done", "done", "done", "failed"]
-    assert len(read_warm_start(load(WARM, "search.dev_sample=1.0"))["prefix"]) == 5
-    write_sweep(half, TRIALS[3:4])
-    assert "its loss at a rung may be over another share of dev (search.dev_sample)" in refusal()
+def test_a_loss_at_a_rung_over_another_share_of_dev_than_here_is_no_evidence() -> None:
+    sampled = _trial(6, 2.4, "stopped", learning_rate=4e-3)
+    sampled |= {"step": 10, "is_sampled": True}
+    write_sweep(trials=[*TRIALS, sampled])
+
+    def num_known(*overrides: str) -> int:
+        return len(read_warm_start(load(WARM, *overrides))["prefix"])
+
+    assert num_known() == num_known("search.rungs=[5, 20]") == 6, "the same share, or no loss at that step"
+    assert num_known("search.dev_sample=1.0") == num_known("search.dev_sample=0.5") == 5
+    assert num_known("search.rungs=[5, 10]") == num_known("train.eval_every=10") == 5, "all of dev at step 10"
+    assert num_known("search.rungs=[20]") == 5, "a sample at step 20"
+    write_sweep(trials=[sampled])
+    assert "its loss at a rung is over another share of dev" in refusal(WARM, "search.dev_sample=1.0")
 
 
 def test_a_trial_fits_where_the_arm_could_have_it_whatever_is_searched_here_or_there() -> None:
