@@ -92,9 +92,8 @@ class Schedule:
         While a stage that is due waits for an empty worker, one worker gets no more trials that share it.
         """
         sharing = [stage for stage in self._stages if stage.is_search and not stage.arm.exclusive]
-        due = [stage for stage in self._stages if stage.arm.exclusive and self._is_due(stage)]
-        if not all(map(self._is_half_begun, sharing)):
-            due = []
+        is_time = all(map(self._is_half_begun, sharing))
+        due = [stage for stage in self._stages if is_time and stage.arm.exclusive and self._is_due(stage)]
         self._pool.reserve(any(self._num_active(stage) < stage.concurrency for stage in due))
         turns = {stage.name: 0 if stage in due else _turn(stage) for stage in self._stages}
         return sorted(self._stages, key=lambda stage: turns[stage.name])

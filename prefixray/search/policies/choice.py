@@ -59,9 +59,11 @@ def with_rules(config: SweepConfig, begun: SweepConfig | None) -> SweepConfig:
 
     So a sweep goes on with the rules that it began with, also where an earlier version has begun it.
     """
-    now, before = asdict(rules_of(config)), {} if begun is None else asdict(rules_of(begun))
-    unsaid = {key: before[key] for key in before if getattr(config.search, key) in ("auto", None)}
-    return config.model_copy(update={"search": config.search.model_copy(update={**now, **unsaid})})
+    rules = asdict(rules_of(config))
+    if begun is not None:
+        before = asdict(rules_of(begun))
+        rules |= {key: before[key] for key in before if getattr(config.search, key) in ("auto", None)}
+    return config.model_copy(update={"search": config.search.model_copy(update=rules)})
 
 
 def rules_for(arm: ArmConfig, rules: Rules) -> Rules:

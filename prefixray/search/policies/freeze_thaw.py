@@ -4,7 +4,7 @@ A curve is taken for a power law with an offset, c + a (t / T)^-b, of which a fe
 they explain the dev losses so far. Given b, the law is linear in c and a: with normal priors the loss at the end of the
 schedule is a normal mixture, whose mean and deviation are used. A trial that seems less likely than a new configuration
 to become the best one pauses; the likeliest of those that pause is taken up where a seat is free. Where no trial comes
-and none runs, trials less likely than half the mean chance are never taken up.
+and none runs, a trial with a chance below 1 in twice as many as there are is never taken up.
 """
 
 import functools
@@ -67,7 +67,7 @@ class FreezeThaw(Policy):
 
 
 def _least(num_trials: int, *, more_come: bool) -> float:
-    """The chance at which a trial is as likely the best as a new one; half of the mean one where none comes."""
+    """The chance from which on a trial goes on: that of a new one among them; where none comes, half of 1 in all."""
     return 1 / (num_trials + 1) if more_come else 0.5 / num_trials
 
 
