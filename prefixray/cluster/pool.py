@@ -108,7 +108,7 @@ class Pool(Fleet):
         self._decodings.add_early(job)
 
     def use_idle(self, *, may_begin: bool = True) -> None:
-        """Give workers without trials something to decode, unless trials could still begin there."""
+        """Give workers without trials something to decode; `may_begin`: no trial could start there instead."""
         self._decodings.use_idle(may_begin=may_begin)
 
     def decode(

@@ -103,46 +103,28 @@ class Schedule:
 
         First come trials that an earlier driver had running, then paused ones that the policy takes up, then new ones.
         """
-        while self._has_seat(stage):
-            may_start = self.may_start(stage)
-            if not (self._is_spent(stage) or stage.enough() or stage.source.num_orphans()):
-                key = stage.policy.take_up(more_come=self.more_come(stage))
+        while self._has_seat(stage) and not self._ends_early(stage):
+            if not stage.source.num_orphans():
+                key = stage.policy.take_up(more_come=self._has_new(stage))
                 if key is not None:
                     stage.source.resume(number_of(key))
-            if may_start or stage.source.num_orphans():
+            is_closed = stage.name in self._closed
+            if not is_closed or stage.source.num_orphans():
                 proposal = stage.source.ask()
                 if proposal is not None:
                     return proposal
-            if stage.name in self._closed:
+            if is_closed:
                 return None
             self.close(stage)
         return None
 
     def more_come(self, stage: Stage) -> bool:
         """Whether a stage will start new trials."""
-        is_open = stage.name not in self._closed and self._num_begun(stage) < stage.source.num_wanted()
-        return is_open and not (self._is_spent(stage) or stage.enough())
+        return self._has_new(stage) and not (self._is_spent(stage) or stage.enough())
 
     def is_done(self, stage: Stage) -> bool:
         """Whether none of a stage's paused trials will be taken up; to be asked after `propose` has found none."""
         return stage.name in self._closed and not self._num_active(stage) and self._has_seat(stage)
-
-    def may_start(self, stage: Stage) -> bool:
-        """Whether a trial more may run in this stage, and a worker has room for it.
-
-        A spent budget closes the stage, and so does `search.stop_when`.
-        """
-        if stage.name in self._closed or self._num_active(stage) >= stage.concurrency:
-            return False
-        if self._is_spent(stage) and not stage.source.num_orphans():
-            self.close(stage)
-            return False
-        news = None if stage.source.num_orphans() else ended_early(stage.name, stage.source, stage.stop_when)
-        if news is not None:
-            self._news.append(news)
-            self.close(stage)
-            return False
-        return self._pool.has_room(exclusive=stage.arm.exclusive)
 
     def news(self) -> list[str]:
         """What a user should hear, once: which searches have found enough."""
@@ -209,6 +191,26 @@ class Schedule:
             else:
                 num_sharing += num_at_once
         return num_sharing, num_exclusive
+
+    def _ends_early(self, stage: Stage) -> bool:
+        """Whether a spent budget or `search.stop_when` lets a stage start and take up nothing; it is closed then.
+
+        Trials that an earlier driver had running go on in any case.
+        """
+        if stage.source.num_orphans():
+            return False
+        is_spent = self._is_spent(stage)
+        if not (is_spent or stage.enough()):
+            return False
+        if stage.name not in self._closed:
+            news = None if is_spent else ended_early(stage.name, stage.source, stage.stop_when)
+            self._news += [] if news is None else [news]
+            self.close(stage)
+        return True
+
+    def _has_new(self, stage: Stage) -> bool:
+        """Whether new trials of a stage are left, and it is open."""
+        return stage.name not in self._closed and self._num_begun(stage) < stage.source.num_wanted()
 
     def _num_left(self, stage: Stage) -> int:
         """How many trials of a stage are still to begin, or pause while none of it runs."""
