@@ -103,7 +103,7 @@ class Schedule:
 
         First come trials that an earlier driver had running, then paused ones that the policy takes up, then new ones.
         """
-        while self._has_seat(stage) and not self._ends_early(stage):
+        while self._has_seat(stage) and not self._end_early(stage):
             if not stage.source.num_orphans():
                 key = stage.policy.take_up(more_come=self._has_new(stage))
                 if key is not None:
@@ -192,8 +192,8 @@ class Schedule:
                 num_sharing += num_at_once
         return num_sharing, num_exclusive
 
-    def _ends_early(self, stage: Stage) -> bool:
-        """Whether a spent budget or `search.stop_when` lets a stage start and take up nothing; it is closed then.
+    def _end_early(self, stage: Stage) -> bool:
+        """Close a stage that a spent budget or `search.stop_when` ends; whether it may start and take up nothing.
 
         Trials that an earlier driver had running go on in any case.
         """
@@ -204,7 +204,8 @@ class Schedule:
             return False
         if stage.name not in self._closed:
             news = None if is_spent else ended_early(stage.name, stage.source, stage.stop_when)
-            self._news += [] if news is None else [news]
+            if news is not None:
+                self._news.append(news)
             self.close(stage)
         return True
 

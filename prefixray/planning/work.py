@@ -14,8 +14,7 @@ from prefixray.config.schema import ArmConfig, PolicyName, SweepConfig
 from prefixray.planning.recorded import Replayed, replayed
 from prefixray.planning.slots import num_at_once
 from prefixray.planning.speeds import Kind
-from prefixray.search.policies.choice import Rules, policy_by, rules_for, rules_of
-from prefixray.trial import evaluated_shares
+from prefixray.search.policies.choice import Rules, evaluated, policy_by, rules_for, rules_of
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def _arm_work(config: SweepConfig, arm: ArmConfig, slots: int, num_workers: int,
     }
     found = by_policy[search.policy]
     # How many evaluations that makes; one on a sample of dev counts as its share.
-    shares = evaluated_shares(config.train.eval_every, rules.rungs, arm.num_steps, rules.dev_sample)
+    shares = evaluated(arm, rules)
     evaluations = sum(
         share * next(count for count, end in zip(found.reached, ends, strict=True) if step <= end)
         for step, share in shares.items()

@@ -200,9 +200,9 @@ def _draw(view: View, took: str, width: int, height: int) -> Group:
     return Group(*parts)
 
 
-def _order(row: Row) -> tuple[int, float, str, int]:
+def _order(row: Row) -> tuple[int, tuple[bool, float], str, int]:
     """A key for sorting: running trials first, by name, so that they keep their lines; the others by score."""
-    return ORDER.index(row.state), row.comparable if row.state in _AT_REST else 0.0, row.arm, row.number
+    return ORDER.index(row.state), row.comparable if row.state in _AT_REST else (False, 0.0), row.arm, row.number
 
 
 def _choose(rows: Sequence[Row], room: int) -> list[Row]:
@@ -251,8 +251,8 @@ def _best(rows: Sequence[Row]) -> set[str]:
     for arm in {row.arm for row in rows}:
         of_arm = [row for row in rows if row.arm == arm]
         candidates = [row for row in of_arm if row.state == "done"] or of_arm
-        best = min(candidates, key=lambda row: (math.isinf(row.comparable), row.is_sampled, row.comparable))
-        if len(of_arm) > 1 and math.isfinite(best.comparable):
+        best = min(candidates, key=lambda row: row.comparable)
+        if len(of_arm) > 1 and math.isfinite(best.comparable[1]):
             names.add(best.name)
     return names
 

@@ -52,9 +52,10 @@ class Row:
         return "-" if self.score is None else f"{'~' if self.is_sampled else ''}{self.score:.3f}"
 
     @property
-    def comparable(self) -> float:
-        """The score for sorting: infinite where the trial has none."""
-        return self.score if self.score is not None and math.isfinite(self.score) else math.inf
+    def comparable(self) -> tuple[bool, float]:
+        """A key for sorting by score: losses over a sample of dev come after the others, trials without one last."""
+        score = self.score if self.score is not None and math.isfinite(self.score) else math.inf
+        return self.is_sampled or math.isinf(score), score
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from prefixray.config.space import LARGEST_GRID, LogUniform, Uniform, configurat
 from prefixray.errors import UserError
 from prefixray.results.record import SearchTrial, Stored
 from prefixray.search.importance import parameter_importance
-from prefixray.search.policies.choice import rules_of
+from prefixray.search.policies.choice import evaluated, rules_of
 from prefixray.search.sampling.evidence import evidence_of
 from prefixray.search.sampling.parameters import identity_of, parameter_name, suggest, values_by_key
 from prefixray.search.sampling.samplers import class_name, make_sampler
@@ -37,7 +37,6 @@ from prefixray.search.trial_source import (
     state_of,
 )
 from prefixray.system.records import Scalar
-from prefixray.trial import evaluated_shares
 
 _ADDED = "added_by"  # user attribute: the request that added a trial
 _BUDGET = "budget"  # user attribute of a study: the number of trials after requests
@@ -290,7 +289,7 @@ def search_trial(config: SweepConfig, arm: ArmConfig, record: Record) -> SearchT
     )
     if record.pauses:
         found["pauses"] = list(record.pauses)
-    shares = evaluated_shares(arm.train.eval_every, rules.rungs, arm.num_steps, rules.dev_sample)
+    shares = evaluated(arm, rules)
     if value is not None and shares.get(last, 1.0) < 1:
         found["is_sampled"] = True
     if record.values.get("objective", arm.fixed.get("objective", arm.train.objective)) == "distill":

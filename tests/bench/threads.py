@@ -80,7 +80,7 @@ def _time(name: str, precision: str, options: argparse.Namespace) -> None:
                 losses[count] = arm.step(size)
                 seconds[count] += [time.perf_counter() - started] if number >= WARM_UP else []
         medians = "".join(f"{statistics.median(own):>10.3f}" for own in seconds.values())
-        first, *_, last = seconds.values()
+        first, last = seconds[options.threads[0]], seconds[options.threads[-1]]
         found = ", ".join(f"{loss:.4f}" for loss in losses.values())
         print(f"{name:<22} {precision:<5} {size:>6}{medians}  {spread(ratios(first, last)):<17}  {found}", flush=True)
 

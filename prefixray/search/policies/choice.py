@@ -12,6 +12,7 @@ from prefixray.search.policies.contract import Policy
 from prefixray.search.policies.freeze_thaw import FreezeThaw
 from prefixray.search.policies.halving import Halving, Promotion
 from prefixray.search.policies.settling import Settling
+from prefixray.trial import evaluated_shares
 
 AUTO_POLICY: NamedPolicy = "promote"
 AUTO_SHARES = (0.1, 0.33, 0.6)  # of the schedule: where the rungs lie
@@ -37,9 +38,14 @@ def rules_of(config: SweepConfig, policy: PolicyName | None = None) -> Rules:
     rungs = auto_rungs(config.arms) if search.rungs == "auto" else search.rungs
     keep = keep if search.keep is None else search.keep
     every = config.train.eval_every
-    is_whole = name == "freeze_thaw" or (every is not None and any(rung % every == 0 for rung in rungs[:1]))
+    is_whole = name == "freeze_thaw" or bool(every and rungs and rungs[0] % every == 0)
     sample = 1.0 if is_whole else DEV_SAMPLE
     return Rules(name, rungs, keep, sample if search.dev_sample is None else search.dev_sample)
+
+
+def evaluated(arm: ArmConfig, rules: Rules) -> dict[int, float]:
+    """The steps after which a trial of an arm's search is evaluated, ascending, each with the share of dev."""
+    return evaluated_shares(arm.train.eval_every, rules.rungs, arm.num_steps, rules.dev_sample)
 
 
 def auto_rungs(arms: Sequence[ArmConfig]) -> tuple[int, ...]:

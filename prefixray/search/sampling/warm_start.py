@@ -22,11 +22,10 @@ from prefixray.data.documents import read_documents
 from prefixray.data.documents.made import FOLDER, SEARCHED, is_of_another_text
 from prefixray.errors import UserError
 from prefixray.results.record import Provenance, SearchTrial, Stored, load_results
-from prefixray.search.policies.choice import rules_of
+from prefixray.search.policies.choice import evaluated, rules_of
 from prefixray.system.path_or_hub import local_path
 from prefixray.system.records import Scalar
 from prefixray.system.yaml_document import shown
-from prefixray.trial import evaluated_shares
 
 _MOST_FIRST = 3  # of the other sweep's best configurations that are tried first
 _NOT_OF_LOSS = frozenset({"arm", "eval_every", "gradient_checkpointing"})  # keys that leave how a trial trains as it is
@@ -150,7 +149,7 @@ def _fitting(
     """The other sweep's trials that fit an arm, why others do not, and the number of ended trials of its method."""
     theirs = {one.name: one for one in other.arms if one.method == arm.method}
     rules, their_sample = rules_of(config), rules_of(other).dev_sample
-    shares = evaluated_shares(arm.train.eval_every, rules.rungs, arm.num_steps, rules.dev_sample)
+    shares = evaluated(arm, rules)
     known: list[KnownTrial] = []
     misfits: Counter[str] = Counter()
     ended = [trial for trial in stored["search"] if trial["arm"] in theirs and trial["state"] != "running"]
