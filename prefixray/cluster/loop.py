@@ -195,6 +195,19 @@ class TrainingLoop:
             self._vacate(1)
             self._members.deliver([last])
 
+    def hand_over(self, spec: TrialSpec, worker: str) -> bool:
+        """Checkpoint a trial, place it on another worker and drop it, so that its seat joins there; whether it went.
+
+        A trial stays that owes the report of its step, or of which this worker may have died.
+        """
+        step = self._trainer.steps().get(spec.key)
+        if step is None or step in spec.report_steps or self._quarantine.suspects(spec.key):
+            return False
+        self._trainer.checkpoint([spec.key])
+        spec.place_on(worker)
+        self._forget(spec.key)
+        return True
+
     def suspend(self) -> list[str]:
         """Checkpoint all trials and drop them; the seats that wait for their reports get None. Returns their keys.
 

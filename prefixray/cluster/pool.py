@@ -2,11 +2,14 @@
 
 It lives in the driver and is the one arbiter. A trial takes a slot of a worker until it is released, and an exclusive
 trial takes a whole worker. The worker's name is written into the trial's folder, where the trial's seat finds it.
-The trials of a worker that is over, or without a process for a while, move to other workers.
+The trials of a worker that is over, or without a process for a while, move to other workers. So does a trial of the
+fullest worker, where nothing is left to start on an emptier one.
 """
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,16 @@ from prefixray.trial import TrialSpec
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Move:
+    """A trial that one worker is asked to hand over to another; it has a slot on both until the answer is there."""
+
+    spec: TrialSpec
+    source: WorkerHandle
+    target: WorkerHandle
+    answer: Any  # Ray's reference to the source's answer
+
+
 class Pool(Fleet):
     """The workers of a sweep, and what runs on them."""
 
@@ -36,6 +49,7 @@ class Pool(Fleet):
         self._exclusive_bytes = 0  # that the largest exclusive trial takes beside the base
         self._reserved: WorkerHandle | None = None  # gets no more trials that share it: an exclusive one waits for it
         self._stops: dict[str, Any] = {}  # by trial: Ray's reference to its worker's answer that it is stopped
+        self._move: _Move | None = None
 
     def wait(self, arms: Sequence[ArmConfig]) -> None:
         """As `Fleet.wait`; and refuse fine-tuning for which no worker has the memory."""
@@ -77,6 +91,7 @@ class Pool(Fleet):
     def release(self, key: str) -> None:
         """Free a trial's slot, and tell the worker, in whose pack the trial may still be."""
         self._stops.pop(key, None)
+        self._move = None if self._is_moving(key) else self._move
         for worker in self.workers:
             if key in worker.trials:
                 del worker.trials[key]
@@ -108,8 +123,15 @@ class Pool(Fleet):
         self._decodings.add_early(job)
 
     def use_idle(self, *, may_begin: bool = True) -> None:
-        """Give workers without trials something to decode; `may_begin`: no trial could start there instead."""
+        """Give workers without trials something to decode, and one with two fewer than another a trial of that one.
+
+        `may_begin`: no trial could start there instead.
+        """
         self._decodings.use_idle(may_begin=may_begin)
+        if self._move is not None and ray.wait([self._move.answer], timeout=0)[0]:
+            self._end_move(self._move)
+        if self._move is None and may_begin:
+            self._begin_move()
 
     def decode(
         self, jobs: Sequence[DecodeJob], on_progress: Callable[[str], None] = lambda _: None
@@ -130,11 +152,36 @@ class Pool(Fleet):
         with_room = [w for w in ready if not w.exclusive and len(w.trials) < w.num_slots and w is not closed]
         return min(with_room, key=lambda worker: len(worker.trials) / worker.num_slots, default=None)
 
+    def _begin_move(self) -> None:
+        """Ask the fullest worker for a trial, if the emptiest one has two fewer at least."""
+        target = self._choose(exclusive=False)
+        sharing = [worker for worker in self.workers if worker.is_ready and not worker.exclusive]
+        source = max(sharing, key=lambda worker: len(worker.trials), default=None)
+        if target is None or source is None or len(source.trials) < len(target.trials) + 2:
+            return
+        spec = source.furthest_from_end()
+        if spec is not None:
+            target.trials[spec.key] = spec
+            self._move = _Move(spec, source, target, source.actor.hand_over.remote(spec, target.name))
+
+    def _end_move(self, move: _Move) -> None:
+        """Free the slot where the trial is not; where the source has died, only the trial's folder says which it is."""
+        self._move, placed_on = None, None
+        with suppress(OSError):
+            placed_on = move.spec.placed_on()
+        has_moved = placed_on == move.target.name
+        del (move.source if has_moved else move.target).trials[move.spec.key]
+        if has_moved:
+            logger.info("%s has moved from %s to %s", move.spec.key, move.source.name, move.target.name)
+
+    def _is_moving(self, key: str) -> bool:
+        return self._move is not None and self._move.spec.key == key
+
     def _move_stranded(self) -> None:
         """Let the trials of stranded workers go on where there is room."""
         for stranded in (worker for worker in self.workers if worker.is_stranded):
             moved: dict[str, list[TrialSpec]] = {}  # by the name of their new worker
-            for key, spec in list(stranded.trials.items()):
+            for key, spec in [entry for entry in stranded.trials.items() if not self._is_moving(entry[0])]:
                 other = self._choose(exclusive=stranded.exclusive, reserved_too=True)
                 if other is not None:
                     other.exclusive, stranded.exclusive = stranded.exclusive, False

@@ -94,6 +94,10 @@ class Quarantine:
             return None
         return f"its worker died {num_deaths} times with no other trial in the pack ({self.last_death})"
 
+    def suspects(self, key: str) -> bool:
+        """Whether this worker may have died of a trial."""
+        return key in self._record.alone or any(key in group for group in self._record.groups)
+
     def may_join(self, key: str, present: Collection[str]) -> bool:
         """Whether a trial may join now those that are present in the pack."""
         record = self._record

@@ -123,6 +123,10 @@ class Worker:
         """End a trial with a last report; one that is not in the pack (yet) is passed over."""
         self._loop.call(self._loop.stop, key)
 
+    def hand_over(self, spec: TrialSpec, worker: str) -> bool:
+        """Checkpoint a trial, place it on another worker and drop it; whether that was possible now."""
+        return self._loop.call(self._loop.hand_over, spec, worker)
+
     def suspend(self) -> list[str]:
         """Checkpoint all trials and drop them; returns their keys, which may join again."""
         return self._loop.call(self._loop.suspend)

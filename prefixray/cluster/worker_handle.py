@@ -153,6 +153,12 @@ class WorkerHandle:
         is_late = self.state.phase is Phase.STARTING and time.monotonic() > self.state.since + MOVE_SECONDS
         return self.is_over or (is_late and bool(self.trials))
 
+    def furthest_from_end(self) -> TrialSpec | None:
+        """Of the trials that are in its pack, by its last answer, the one with the most steps left."""
+        steps = {} if self.status is None else self.status.steps
+        in_pack = [spec for key, spec in self.trials.items() if key in steps]
+        return max(in_pack, key=lambda spec: spec.config.num_steps - steps[spec.key], default=None)
+
     def refresh(self) -> WorkerFacts | None:
         """Bring the state up to date; returns the worker's facts when it has just become ready."""
         before, actor = self.state, actor_state_of(self.actor)

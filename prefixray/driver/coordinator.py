@@ -125,8 +125,8 @@ class Coordinator:
     def tick(self) -> None:
         """Do what recurs: the driver's loop calls this every moment, whether it draws or not.
 
-        Asks the workers for their status, starts and ends workers as the trials need, charges the budget, hands out
-        decodings to idle workers, and repeats each request to stop a trial, which may have missed the trial's worker.
+        Asks the workers for their status, starts and ends workers as the trials need, charges the budget, gives idle
+        workers something to do, and repeats each request to stop a trial, which may have missed the trial's worker.
         """
         statuses = self._pool.status(timeout=1.0)  # without the lock, since a worker may not answer
         with self._lock, self._noting_end():

@@ -133,6 +133,8 @@ class Progress:
             "best": self.best,
             "curve": self.curve,
             "seconds": self.seconds,
+            "losses": self.losses,
+            "norms": self.norms,
         }
         save_checkpoint(self.spec.files.path, self.step, tensors, state)
         self.saved_at = time.monotonic()
@@ -149,6 +151,7 @@ class Progress:
             _restore_tensors(member, tensors, before)
         self.best, self.seconds = state["best"], state["seconds"]
         self.num_clipped, self.num_tokens = state["num_clipped"], state["num_tokens"]
+        self.losses, self.norms = state.get("losses", []), state.get("norms", [])  # an older checkpoint has none
         self.curve = {int(step): loss for step, loss in state.get("curve", {}).items()}  # JSON's keys are texts
 
     def _named_members(self) -> list[tuple[str, Member]]:

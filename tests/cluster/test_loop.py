@@ -2,12 +2,14 @@
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.worker_calls import MOMENT, SECONDS, Call, MakeWorker, hold_first_step, trial_spec, wait_until
 
 from prefixray.cluster import loop as loop_module
+from prefixray.cluster.quarantine import Quarantine
 from prefixray.cluster.worker import Worker, WorkerSetup
 from prefixray.trial import Admission, Report
 
@@ -201,3 +203,44 @@ def test_a_file_system_that_has_gone_loses_its_trials_and_fails_none(worker: Wor
         assert report is not None and report.state == "failed" and report.lost
         assert report.note is not None and report.note.startswith(f"{there}: No such file or directory; ")
     assert not there.exists()
+
+
+def test_a_trial_that_is_handed_over_goes_on_on_the_other_worker_with_the_numbers_of_one_that_stayed(
+    make_worker: MakeWorker, tmp_path: Path
+) -> None:
+    source, target = make_worker(), make_worker()
+    alone = trial_spec(tmp_path / "alone", "moved", 60)
+    source.join(alone, "token")
+    expected = Call(source, "moved").report()
+    moved, stays = trial_spec(tmp_path, "moved", 60), trial_spec(tmp_path, "stays", 10_000)
+    hold_first_step(source, [moved, stays])
+    seat = Call(source, "moved")
+    wait_until(lambda: source.status().steps.get("moved", 0) > 2)
+    assert source.hand_over(moved, "worker-1")
+    assert seat.report() is None and moved.placed_on() == "worker-1"
+    assert 2 < moved.files.checkpoint_steps()[0] < 60
+    assert source._loop.call(source._trainer.keys) == ["stays"]
+    target.join(moved, "token")
+    report = Call(target, "moved").report()
+    assert report is not None and expected is not None
+    timeless = {key: value for key, value in report.metrics.items() if key != "train/seconds"}
+    assert timeless == {key: expected.metrics[key] for key in timeless}
+    source.suspend()
+
+
+def test_a_trial_stays_that_owes_a_report_or_is_suspected_or_has_not_come(
+    worker_setup: WorkerSetup, tmp_path: Path, patient: None
+) -> None:
+    recorded = replace(worker_setup, record=str(tmp_path / "worker-0.json"))
+    Quarantine(tmp_path / "worker-0.json", 3).note_running({"suspected": 10_000})
+    worker = Worker(recorded, on_crash=lambda: None)
+    at_rung, suspected = trial_spec(tmp_path, "at rung", 4, 2), trial_spec(tmp_path, "suspected", 10_000)
+    worker.join(suspected, "token")
+    wait_until(lambda: worker.status().steps.get("suspected", 0) > 0)
+    assert not worker.hand_over(suspected, "worker-1")
+    worker.leave("suspected")
+    assert worker.join(at_rung, "token") == Admission("joined")
+    assert Call(worker, "at rung").report() is not None
+    assert not worker.hand_over(at_rung, "worker-1")
+    assert not worker.hand_over(trial_spec(tmp_path, "elsewhere", 4), "worker-1")
+    assert not (tmp_path / "elsewhere").exists() and Call(worker, "at rung").state() == "done"

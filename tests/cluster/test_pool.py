@@ -7,7 +7,7 @@ from support.fake_ray import FACTS, FakeRay, FakeWorker, fake_workers, make_arm,
 
 from prefixray.cluster.connect import Cluster
 from prefixray.cluster.nodes import ActorState
-from prefixray.cluster.pool import check_exclusive
+from prefixray.cluster.pool import Pool, check_exclusive
 from prefixray.errors import SweepFailed, UserError
 
 
@@ -154,3 +154,97 @@ def test_room_is_kept_for_the_trials_of_a_worker_that_has_no_process(
         ray.now += 3
         pool.rescale(2, 0)
     assert pool.has_room(exclusive=False)
+
+
+@pytest.fixture
+def unequal(tmp_path: Path, ray: FakeRay) -> tuple[Pool, FakeWorker]:
+    """Four trials, three of them on the first worker, which does not say yet whether it hands one over."""
+    pool = make_pool(tmp_path)
+    pool.wait([make_arm("lora", rank=2)])
+    for number in range(6):
+        pool.place(make_spec(tmp_path, number), exclusive=False)
+    for number in (1, 3):
+        pool.release(f"lora/{number}")
+    source = fake_workers(pool)[0]
+    source.steps = {"lora/0": 5, "lora/2": 3, "lora/4": 4}
+    source.silent = {"hand_over"}
+    pool.status(timeout=1.0)
+    return pool, source
+
+
+def test_a_trial_of_the_fullest_worker_goes_on_on_one_that_has_two_fewer(unequal: tuple[Pool, FakeWorker]) -> None:
+    pool, source = unequal
+    pool.use_idle(may_begin=False)
+    assert "hand_over" not in dict(source.given), "a trial could start there"
+    pool.use_idle()
+    spec, target = dict(source.given)["hand_over"]
+    assert (spec.key, target) == ("lora/2", "worker-1"), "the one with the most steps left"
+    pool.use_idle()
+    assert [method for method, _ in source.given].count("hand_over") == 1, "one at a time"
+    assert [set(worker.trials) for worker in pool.workers] == [{"lora/0", "lora/2", "lora/4"}, {"lora/2", "lora/5"}]
+    spec.place_on("worker-1")
+    dict(source.asked)["hand_over"].answer = [True]
+    for _ in range(2):
+        pool.use_idle()
+        assert [set(worker.trials) for worker in pool.workers] == [{"lora/0", "lora/4"}, {"lora/2", "lora/5"}]
+    assert [method for method, _ in source.given].count("hand_over") == 1, "they have as many now"
+
+
+def test_a_trial_that_could_not_be_handed_over_stays_and_is_asked_for_again(
+    unequal: tuple[Pool, FakeWorker],
+) -> None:
+    pool, source = unequal
+    pool.use_idle()
+    dict(source.asked)["hand_over"].answer = [False]
+    pool.use_idle()
+    assert [method for method, _ in source.given].count("hand_over") == 2
+    dict(source.asked)["hand_over"].answer = [False]
+    pool.use_idle(may_begin=False)
+    assert [set(worker.trials) for worker in pool.workers] == [{"lora/0", "lora/2", "lora/4"}, {"lora/5"}]
+
+
+def test_a_trial_that_ends_while_it_is_handed_over_has_no_slot_any_more(unequal: tuple[Pool, FakeWorker]) -> None:
+    pool, source = unequal
+    pool.use_idle()
+    pool.release("lora/2")
+    assert [set(worker.trials) for worker in pool.workers] == [{"lora/0", "lora/4"}, {"lora/5"}]
+    assert all("leave" in dict(worker.given) for worker in fake_workers(pool))
+    dict(source.asked)["hand_over"].answer = [False]
+    pool.use_idle()
+    assert [set(worker.trials) for worker in pool.workers] == [{"lora/0", "lora/4"}, {"lora/5"}]
+
+
+@pytest.mark.parametrize("has_written", [False, True])
+def test_where_the_worker_dies_that_hands_a_trial_over_the_folder_says_who_has_it(
+    unequal: tuple[Pool, FakeWorker], ray: FakeRay, has_written: bool
+) -> None:
+    pool, source = unequal
+    pool.use_idle()
+    spec, _ = dict(source.given)["hand_over"]
+    if has_written:
+        spec.place_on("worker-1")
+    source.die("RESTARTING")
+    pool.use_idle(may_begin=False)
+    assert [spec.key in worker.trials for worker in pool.workers] == [not has_written, has_written]
+
+
+def test_a_trial_that_is_handed_over_moves_nowhere_else_meanwhile(
+    unequal: tuple[Pool, FakeWorker], ray: FakeRay
+) -> None:
+    pool, source = unequal
+    pool.use_idle()
+    target = fake_workers(pool)[1]
+    target.die("DEAD")
+    for _ in range(3):
+        ray.now += 3
+        pool.rescale(4, 0)
+    spec, _ = dict(source.given)["hand_over"]
+    assert spec.placed_on() == "worker-0"
+    spec.place_on("worker-1")
+    dict(source.asked)["hand_over"].answer = [True]
+    pool.use_idle(may_begin=False)
+    for _ in range(3):
+        ray.now += 3
+        pool.rescale(4, 0)
+    (holder,) = [worker for worker in pool.workers if spec.key in worker.trials]
+    assert spec.placed_on() == holder.name != "worker-1"

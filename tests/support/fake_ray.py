@@ -109,6 +109,7 @@ class FakeWorker:
         self.asked: list[tuple[str, Later]] = []
         self.given: list[tuple[str, tuple[Any, ...]]] = []
         self.silent: set[str] = set()
+        self.steps: dict[str, int] = {}  # of the trials in its pack
         self.num_deaths: dict[str, int] = {}  # that it dies of a decoding, by folder, or of the check
         self.no_memory_for: set[str] = set()  # folders of decodings for which it has too little
 
@@ -136,7 +137,7 @@ class FakeWorker:
             case "ready":
                 return replace(FACTS, device="cpu", free_bytes=self.free_bytes, data_digest=self.data_digest)
             case "status":
-                return WorkerStatus({}, 0.0, 0)
+                return WorkerStatus(dict(self.steps), 0.0, 0)
             case "check" if self.num_deaths.get("check", 0):
                 self.num_deaths["check"] -= 1
                 return died()

@@ -7,6 +7,7 @@ trial its death was due to.
 
 import threading
 import uuid
+from contextlib import suppress
 from typing import Any, cast
 
 import ray
@@ -32,6 +33,7 @@ class TrialTrainable(tune.Trainable):
         self._spec: TrialSpec = config["spec"]
         self._namespace: str = config["namespace"]
         self._token = uuid.uuid4().hex
+        self._worker = ""  # the name of the worker that was asked last
         self._joined = False
         self._closed = threading.Event()
 
@@ -54,7 +56,8 @@ class TrialTrainable(tune.Trainable):
             else:
                 if report is not None:
                     return report
-            self._closed.wait(PAUSE_SECONDS)
+            if not self._has_moved():
+                self._closed.wait(PAUSE_SECONDS)
         return self._lost("its Tune run has ended")
 
     def _try_report(self) -> Report | None:
@@ -77,9 +80,16 @@ class TrialTrainable(tune.Trainable):
     def _find_worker(self) -> ActorHandle[Any]:
         """The worker; the pool may place the trial elsewhere meanwhile."""
         try:
-            return ray.get_actor(self._spec.placed_on(), namespace=self._namespace)
+            self._worker = self._spec.placed_on()
+            return ray.get_actor(self._worker, namespace=self._namespace)
         except (ValueError, OSError) as error:  # from Ray, for an unknown name; from the file system
             raise _Away(str(error)) from error
+
+    def _has_moved(self) -> bool:
+        """Whether the trial has been placed on another worker than the one that was asked last."""
+        with suppress(OSError):
+            return self._spec.placed_on() != self._worker
+        return False
 
     def _unable(self, error: RayTaskError) -> Report:
         """The report of a trial that cannot be built: a `UserError` ends the sweep, any other error only the trial."""

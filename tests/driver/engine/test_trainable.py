@@ -75,3 +75,15 @@ def test_a_seat_that_tune_has_closed_does_not_join_again(
 ) -> None:
     _find(monkeypatch, lambda: trial.cleanup() or _no_such(), lambda: pytest.fail("it has looked for its worker again"))
     assert trial.step()["report"].lost
+
+
+def test_a_trial_that_has_moved_joins_its_new_worker_at_once(
+    trial: TrialTrainable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hand_over(key: str, token: str) -> None:
+        trial._spec.place_on("worker-1")
+
+    source = SimpleNamespace(join=PlayedWorker.join, next_report=SimpleNamespace(remote=hand_over))
+    _find(monkeypatch, lambda: source, PlayedWorker)
+    monkeypatch.setattr(trial._closed, "wait", lambda seconds: pytest.fail("it waits"))
+    assert trial.step() == {"report": LAST, "done": True}
