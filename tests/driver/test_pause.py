@@ -23,7 +23,9 @@ from prefixray.trial import Report, TrialSpec
 
 
 class Waiting(Promotion):
-    """Promotion that rounds down at the first rung as well: its first trial waits for a second one."""
+    """Promotion that rounds down while trials are to come, and for which two trials are enough."""
+
+    _fewest = 1
 
     def _best(self, rung: int, *, more_come: bool) -> list[str]:
         return super()._best(rung, more_come=more_come)[: len(self._scores[rung]) // 2 if more_come else None]

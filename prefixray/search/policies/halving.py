@@ -5,9 +5,9 @@ far; nobody waits for trials that come later. By stopping, another trial ends th
 later or have passed it before. By promotion it pauses, and goes on once it is among the best of the rung's trials.
 
 Promotion compares trials of one kind at all rungs but the last: prefixes through a network start worse than flat ones
-and end level or ahead. The share is rounded, and is one trial at least. Above the first rung nobody goes on before
-three that compete there have come, as long as trials are still to begin: one that comes alone would go on to the end
-whatever it is worth (docs/measurements/policies.md).
+and end level or ahead. The share is rounded, and is one trial at least. Nobody goes on before three that compete at a
+rung have come there, as long as trials are still to begin: one that comes alone would go on whatever it is worth
+(docs/measurements/policies.md).
 """
 
 import math
@@ -38,7 +38,7 @@ class Promotion(Halving):
     """Halving by promotion."""
 
     may_pause = True
-    _fewest = 3  # trials of a rung above the first, from which on one of them goes on
+    _fewest = 3  # trials that compete at a rung, from which on one of them goes on
 
     def _decide(self, trial: str, rung: int, *, more_come: bool) -> Verdict:
         return "continue" if trial in self._best(rung, more_come=more_come) else "pause"
@@ -62,7 +62,7 @@ class Promotion(Halving):
         scores, by_kind = self._scores[rung], dict[str, list[str]]()
         for trial in sorted(scores, key=scores.__getitem__):
             by_kind.setdefault("" if rung == self.rungs[-1] else self._kinds.get(trial, ""), []).append(trial)
-        fewest = self._fewest if more_come and rung > self.rungs[0] else 1
+        fewest = self._fewest if more_come else 1
         best = [
             trial
             for trials in by_kind.values()

@@ -56,15 +56,14 @@ def test_a_trial_is_expected_to_take_fewer_steps_than_its_schedule_where_rungs_s
     assert Halving((10, 20), keep=1.0).expected_steps(40) == 40
 
 
-def test_by_promotion_a_rungs_first_trial_goes_on_and_one_that_pauses_goes_on_once_it_is_among_the_best() -> None:
+def test_by_promotion_a_trial_that_pauses_goes_on_once_it_is_among_the_best_of_three_or_more() -> None:
     promotion = Promotion((10, 20), keep=0.5)
-    assert promotion.judge("a", 10, {"a": 2.0}) == "continue", "half of one is one"
+    assert promotion.judge("a", 10, {"a": 2.0}) == "pause"
     assert promotion.judge("b", 10, {"b": 3.0}) == "pause"
-    assert promotion.take_up(more_come=True) is None, "half of two is one, and that one has gone on"
-    assert promotion.judge("a", 10, {"a": 2.0}) == "continue", "it may come back there from its checkpoint"
+    assert promotion.take_up(more_come=True) is None, "it waits for a third one"
     assert promotion.judge("c", 10, {"c": 4.0}) == "pause"
-    assert promotion.take_up(more_come=True) == "b", "the second of three"
-    assert promotion.take_up(more_come=True) is None, "it runs now"
+    assert [promotion.take_up(more_come=True) for _ in range(3)] == ["a", "b", None], "half of three are two"
+    assert promotion.judge("a", 10, {"a": 2.0}) == "continue", "it may come back there from its checkpoint"
     assert promotion.judge("d", 10, {"d": 1.5}) == "continue", "the best of four"
 
 
@@ -89,7 +88,8 @@ def test_a_paused_trial_goes_on_by_hand_and_one_that_has_failed_leaves_its_place
     assert promotion.judge("d", 10, {"d": 4.0}) == "continue"
     promotion.fail("a")
     promotion.fail("b")
-    assert promotion.take_up(more_come=True) == "c"
+    assert promotion.take_up(more_come=True) is None, "two are left there"
+    assert promotion.take_up(more_come=False) == "c"
     promotion.fail("nobody")
 
 
@@ -108,7 +108,7 @@ def test_what_an_earlier_driver_has_paused_pauses_and_what_it_took_up_goes_on() 
 
 def test_trials_of_one_kind_compete_at_all_rungs_but_the_last() -> None:
     promotion = Promotion((10, 20), keep=0.25)
-    early = {"flat 1": 1.0, "flat 2": 1.1, "flat 3": 1.2, "network 1": 3.0, "network 2": 2.0}
+    early = {"flat 1": 1.0, "flat 2": 1.1, "flat 3": 1.2, "network 1": 3.0, "network 2": 2.0, "network 3": 2.5}
     for trial in early:
         promotion.begin(trial, trial.split()[0])
     verdicts = {trial: promotion.judge(trial, 10, early) for trial in early}
@@ -118,20 +118,17 @@ def test_trials_of_one_kind_compete_at_all_rungs_but_the_last() -> None:
     assert list(verdicts.values()) == ["pause", "continue"], "the last rung is for all"
 
 
-def test_above_the_first_rung_a_trial_waits_for_rivals_while_trials_are_to_come() -> None:
+def test_a_trial_that_comes_alone_goes_on_where_no_other_is_to_come() -> None:
     promotion = Promotion((10, 20), keep=0.4)
-    promotion.remember("a", {20: 2.0}, "pause")
+    promotion.remember("a", {10: 2.0}, "pause")
     assert promotion.take_up(more_come=True) is None
-    assert promotion.judge("b", 20, {"b": 1.9}) == "pause"
-    assert promotion.judge("c", 20, {"c": 2.5}) == "pause" and promotion.take_up(more_come=True) == "b", "of three"
-    assert promotion.take_up(more_come=False) is None
-    alone = Promotion((10, 20), keep=0.4)
-    alone.remember("a", {20: 2.0}, "pause")
-    assert alone.take_up(more_come=False) == "a", "nobody else comes"
+    assert promotion.take_up(more_come=False) == "a"
+    assert promotion.judge("a", 20, {"a": 2.0}, more_come=False) == "continue"
 
 
 def test_the_share_is_rounded() -> None:
     for num_trials, num_kept in {1: 1, 2: 1, 4: 1, 5: 2, 8: 2, 9: 3}.items():
         promotion = Promotion((10,), keep=0.3)
         losses = {str(number): float(number) for number in range(num_trials)}
-        assert [promotion.judge(trial, 10, losses) for trial in losses].count("continue") == num_kept
+        verdicts = [promotion.judge(trial, 10, losses, more_come=False) for trial in losses]
+        assert verdicts.count("continue") == num_kept
