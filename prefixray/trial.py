@@ -166,7 +166,7 @@ class TrialSpec:
         return {f"{self.key}@{subset}": subset for subset in self.subsets}
 
     def place_on(self, worker: str) -> None:
-        """Write down which worker trains the trial; it changes when the worker's machine is gone."""
+        """Write down which worker trains the trial; it changes when the trial moves."""
         self._write(self.files.worker_file, worker)
 
     def placed_on(self) -> str:

@@ -156,7 +156,7 @@ def test_a_search_is_charged_for_steps_and_evaluations_and_judged_by_what_it_kne
     first, second, third = curves
     search = policies.Search([second, third, first], policies.Promotion((2,), keep=0.5), evaluation=0.5)
     search.run(1)
-    assert search.steps == [4, 4, 2] and search.num_taken_up == 1, "once it was the second of three"
+    assert search.steps == [4, 4, 2] and search.num_taken_up == 2, "the better two of three"
     sampled = [policies.Curve(curve.losses, sample={2: 5 - curve.losses[2]}) for curve in curves]
     search = policies.Search(sampled, policies.Halving((2,), keep=0.5), evaluation=0.5, dev_sample=0.5)
     search.run(3)

@@ -1,8 +1,7 @@
 """A worker's training loop: the one thread that touches the trainer, and steps the pack.
 
 Other threads hand it jobs with `call`; it does them between two steps. After a step it may wait a moment before the
-next: for the verdicts on trials at a rung, and for trials that come in place of those that ended. A trial's membership
-is its key and a token, so a call from a seat (`driver/engine`) that has been replaced is recognised, and ignored.
+next: for the verdicts on trials at a rung, and for trials that come in place of those that ended.
 """
 
 import logging
@@ -12,13 +11,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import psutil
 
+from prefixray.cluster.members import Members
 from prefixray.cluster.quarantine import JOINING, Quarantine
 from prefixray.errors import NoMemory, SweepFailed, UserError, disk_problem
 from prefixray.system.heartbeat import last_beat
@@ -39,15 +39,6 @@ IDLE_SECONDS = 10.0  # without work, after which the loop gives back memory that
 SPEED_SECONDS = 30.0  # the window over which tokens per second are counted
 
 
-@dataclass
-class _Membership:
-    """A trial in the pack, and the seat that asks for its reports."""
-
-    token: str
-    reports: deque[Report] = field(default_factory=deque)  # that the seat has not fetched yet
-    verdict_due: bool = False  # the seat has the report of a rung, and has not come back yet
-
-
 class _SpeedMeter:
     """Tokens per second over the last `SPEED_SECONDS`."""
 
@@ -63,58 +54,6 @@ class _SpeedMeter:
         return sum(num for _, num in self._steps) / max(1e-9, now - self._steps[0][0] + seconds)
 
 
-class _Members:
-    """The trials in the pack and their reports; used by several threads, under one condition."""
-
-    def __init__(self, changed: threading.Condition) -> None:
-        self._changed = changed
-        self._members: dict[str, _Membership] = {}
-        self.may_go_on: set[str] = set()  # trials at a rung whose verdict is to go on
-
-    def join(self, key: str, token: str) -> None:
-        """Make a trial a member."""
-        with self._changed:
-            self._members[key] = _Membership(token)
-
-    def forget(self, *keys: str) -> None:
-        """Let trials be no members any more; their seats get None."""
-        with self._changed:
-            for key in keys:
-                self._members.pop(key, None)
-                self.may_go_on.discard(key)
-            self._changed.notify_all()
-
-    def deliver(self, reports: Sequence[Report]) -> None:
-        """Have reports ready for the seats of their trials."""
-        with self._changed:
-            for report in reports:
-                if report.key in self._members:
-                    self._members[report.key].reports.append(report)
-            self._changed.notify_all()
-
-    def next_report(self, key: str, token: str) -> Report | None:
-        """Wait for a trial's next report. To ask again after the report of a rung is the verdict to go on.
-
-        None: the trial is no member (any more) under this token.
-        """
-        with self._changed:
-            while True:
-                member = self._members.get(key)
-                if member is None or member.token != token:
-                    return None
-                if member.verdict_due:
-                    member.verdict_due = False
-                    self.may_go_on.add(key)
-                    self._changed.notify_all()
-                if member.reports:
-                    report = member.reports.popleft()
-                    member.verdict_due = report.rung is not None
-                    if report.state != "running":
-                        del self._members[key]
-                    return report
-                self._changed.wait()
-
-
 class TrainingLoop:
     """Trains the pack in a thread of its own. An error there ends the process; those who wait learn it from Ray."""
 
@@ -122,7 +61,7 @@ class TrainingLoop:
         self._trainer, self._quarantine, self._on_crash = trainer, quarantine, on_crash
         self._changed = threading.Condition()  # guards the jobs and the members
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._members = _Members(self._changed)
+        self._members = Members(self._changed)
         self.next_report = self._members.next_report
         self._verdicts_until = 0.0  # `time.monotonic()` until which the pack waits for verdicts
         self._num_vacant = 0  # places that trials have left and no trial has taken yet
@@ -198,14 +137,16 @@ class TrainingLoop:
     def hand_over(self, spec: TrialSpec, worker: str) -> bool:
         """Checkpoint a trial, place it on another worker and drop it, so that its seat joins there; whether it went.
 
-        A trial stays that owes the report of its step, or of which this worker may have died.
+        A trial stays that owes the report of its step, whose seat has not fetched one, whose folder is not its own, or
+        of which this worker may have died.
         """
-        step = self._trainer.steps().get(spec.key)
-        if step is None or step in spec.report_steps or self._quarantine.suspects(spec.key):
+        key, step = spec.key, self._trainer.steps().get(spec.key)
+        if step is None or step in spec.report_steps or self._members.has_report(key) or self._quarantine.suspects(key):
             return False
-        self._trainer.checkpoint([spec.key])
+        if not self._trainer.checkpoint([key]):
+            return False
         spec.place_on(worker)
-        self._forget(spec.key)
+        self._forget(key)
         return True
 
     def suspend(self) -> list[str]:

@@ -9,11 +9,12 @@ fullest worker, where nothing is left to start on an emptier one.
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError, RayTaskError
 
 from prefixray.cluster.connect import Cluster
 from prefixray.cluster.decode_queue import DecodeJob, DecodeQueue
@@ -50,6 +51,8 @@ class Pool(Fleet):
         self._reserved: WorkerHandle | None = None  # gets no more trials that share it: an exclusive one waits for it
         self._stops: dict[str, Any] = {}  # by trial: Ray's reference to its worker's answer that it is stopped
         self._move: _Move | None = None
+        self._refused: set[str] = set()  # trials that could not be handed over, since a trial was released last
+        self._awaits_empty = False  # whether an exclusive trial is still to start
 
     def wait(self, arms: Sequence[ArmConfig]) -> None:
         """As `Fleet.wait`; and refuse fine-tuning for which no worker has the memory."""
@@ -60,6 +63,7 @@ class Pool(Fleet):
     def rescale(self, num_sharing: int, num_exclusive: int) -> None:
         """As `Fleet.rescale`; and move the trials that are stranded."""
         super().rescale(num_sharing, num_exclusive)
+        self._awaits_empty = num_exclusive > sum(worker.exclusive for worker in self.workers)
         self._move_stranded()
 
     def has_room(self, *, exclusive: bool) -> bool:
@@ -91,7 +95,9 @@ class Pool(Fleet):
     def release(self, key: str) -> None:
         """Free a trial's slot, and tell the worker, in whose pack the trial may still be."""
         self._stops.pop(key, None)
-        self._move = None if self._is_moving(key) else self._move
+        self._refused.clear()
+        if self._is_moving(key):
+            self._move = None
         for worker in self.workers:
             if key in worker.trials:
                 del worker.trials[key]
@@ -123,14 +129,14 @@ class Pool(Fleet):
         self._decodings.add_early(job)
 
     def use_idle(self, *, may_begin: bool = True) -> None:
-        """Give workers without trials something to decode, and one with two fewer than another a trial of that one.
+        """Give workers without trials something to decode; else move a trial from the fullest worker to the emptiest.
 
         `may_begin`: no trial could start there instead.
         """
         self._decodings.use_idle(may_begin=may_begin)
-        if self._move is not None and ray.wait([self._move.answer], timeout=0)[0]:
+        if self._move is not None:
             self._end_move(self._move)
-        if self._move is None and may_begin:
+        elif may_begin and not self._awaits_empty:
             self._begin_move()
 
     def decode(
@@ -153,26 +159,41 @@ class Pool(Fleet):
         return min(with_room, key=lambda worker: len(worker.trials) / worker.num_slots, default=None)
 
     def _begin_move(self) -> None:
-        """Ask the fullest worker for a trial, if the emptiest one has two fewer at least."""
+        """Ask the fullest worker for a trial, if the emptiest one has two fewer at least, all of them in its pack."""
         target = self._choose(exclusive=False)
         sharing = [worker for worker in self.workers if worker.is_ready and not worker.exclusive]
         source = max(sharing, key=lambda worker: len(worker.trials), default=None)
         if target is None or source is None or len(source.trials) < len(target.trials) + 2:
             return
-        spec = source.furthest_from_end()
-        if spec is not None:
+        spec = source.furthest_from_end(besides=self._refused)
+        if spec is not None and len(target.in_pack()) == len(target.trials):
             target.trials[spec.key] = spec
             self._move = _Move(spec, source, target, source.actor.hand_over.remote(spec, target.name))
 
     def _end_move(self, move: _Move) -> None:
-        """Free the slot where the trial is not; where the source has died, only the trial's folder says which it is."""
+        """Once the source has answered, free the slot where the trial is not: the trial's folder says where it is.
+
+        A source that did not get the question, or from which no answer came, is asked again as long as it may live.
+        """
+        if not ray.wait([move.answer], timeout=0)[0]:
+            return
+        with suppress(RayTaskError):  # for instance of a full disk: the trial has stayed
+            try:
+                ray.get(move.answer)
+            except RayActorError:
+                if not move.source.is_stranded:
+                    answer = move.source.actor.hand_over.remote(move.spec, move.target.name)
+                    self._move = replace(move, answer=answer)
+                    return
         self._move, placed_on = None, None
         with suppress(OSError):
             placed_on = move.spec.placed_on()
-        has_moved = placed_on == move.target.name
-        del (move.source if has_moved else move.target).trials[move.spec.key]
-        if has_moved:
+        if placed_on == move.target.name:
             logger.info("%s has moved from %s to %s", move.spec.key, move.source.name, move.target.name)
+            del move.source.trials[move.spec.key]
+        else:
+            self._refused.add(move.spec.key)
+            del move.target.trials[move.spec.key]
 
     def _is_moving(self, key: str) -> bool:
         return self._move is not None and self._move.spec.key == key

@@ -153,11 +153,19 @@ class WorkerHandle:
         is_late = self.state.phase is Phase.STARTING and time.monotonic() > self.state.since + MOVE_SECONDS
         return self.is_over or (is_late and bool(self.trials))
 
-    def furthest_from_end(self) -> TrialSpec | None:
-        """Of the trials that are in its pack, by its last answer, the one with the most steps left."""
+    def in_pack(self) -> dict[str, int]:
+        """The trials that are in its pack, by its last answer, and how many steps each has done."""
         steps = {} if self.status is None else self.status.steps
-        in_pack = [spec for key, spec in self.trials.items() if key in steps]
-        return max(in_pack, key=lambda spec: spec.config.num_steps - steps[spec.key], default=None)
+        return {key: steps[key] for key in self.trials if key in steps}
+
+    def furthest_from_end(self, besides: Collection[str]) -> TrialSpec | None:
+        """The trial with the most steps left, of those in its pack that owe no report; none of `besides`."""
+        left = {
+            key: self.trials[key].config.num_steps - step
+            for key, step in self.in_pack().items()
+            if key not in besides and step not in self.trials[key].report_steps
+        }
+        return self.trials[max(left, key=left.__getitem__)] if left else None
 
     def refresh(self) -> WorkerFacts | None:
         """Bring the state up to date; returns the worker's facts when it has just become ready."""

@@ -138,11 +138,12 @@ class Trainer:
         """What a trial has taken so far, as metrics."""
         return self._trials[key].costs()
 
-    def checkpoint(self, keys: Iterable[str]) -> None:
-        """Write a resumable checkpoint of each of these trials, as far as their folders are their own."""
-        for key in keys:
-            if self._trials[key].is_held():
-                self._trials[key].save()
+    def checkpoint(self, keys: Iterable[str]) -> list[str]:
+        """Write a resumable checkpoint of each of these trials whose folder is its own; returns their keys."""
+        held = [key for key in keys if self._trials[key].is_held()]
+        for key in held:
+            self._trials[key].save()
+        return held
 
     def run(self) -> list[Report]:
         """One step of every trial that is not parked, and the reports that are due after it. Ended trials are gone."""

@@ -130,7 +130,7 @@ class CurveTrainer:
         """What a trial has taken: nothing was trained."""
         return {}
 
-    def checkpoint(self, keys: Iterable[str]) -> None:
+    def checkpoint(self, keys: Iterable[str]) -> list[str]:
         """Nothing to keep: a trial that comes back begins anew, and its study knows its reports."""
 
     def run(self) -> list[Report]:

@@ -1,5 +1,6 @@
 """The training loop: what the pack waits for between two steps, and what the loop does without work and in trouble."""
 
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -226,6 +227,20 @@ def test_a_trial_that_is_handed_over_goes_on_on_the_other_worker_with_the_number
     timeless = {key: value for key, value in report.metrics.items() if key != "train/seconds"}
     assert timeless == {key: expected.metrics[key] for key in timeless}
     source.suspend()
+
+
+def test_a_trial_stays_whose_report_waits_or_whose_folder_is_not_its_own(
+    worker: Worker, tmp_path: Path, patient: None
+) -> None:
+    reported, deleted = trial_spec(tmp_path, "reported", 10_000, eval_every=2), trial_spec(tmp_path, "deleted", 10_000)
+    for spec in (reported, deleted):
+        spec.place_on("worker-0")
+    hold_first_step(worker, [reported, deleted])
+    wait_until(lambda: worker.status().steps.get("reported", 0) > 2)
+    assert not any(worker.hand_over(reported, "worker-1") for _ in range(10)), "its seat has not fetched it"
+    shutil.rmtree(tmp_path / "deleted")
+    assert not worker.hand_over(deleted, "worker-1") and not (tmp_path / "deleted").exists()
+    worker.suspend()
 
 
 def test_a_trial_stays_that_owes_a_report_or_is_suspected_or_has_not_come(

@@ -165,8 +165,8 @@ def unequal(tmp_path: Path, ray: FakeRay) -> tuple[Pool, FakeWorker]:
         pool.place(make_spec(tmp_path, number), exclusive=False)
     for number in (1, 3):
         pool.release(f"lora/{number}")
-    source = fake_workers(pool)[0]
-    source.steps = {"lora/0": 5, "lora/2": 3, "lora/4": 4}
+    source, target = fake_workers(pool)
+    source.steps, target.steps = {"lora/0": 5, "lora/2": 3, "lora/4": 4}, {"lora/5": 1}
     source.silent = {"hand_over"}
     pool.status(timeout=1.0)
     return pool, source
@@ -190,17 +190,50 @@ def test_a_trial_of_the_fullest_worker_goes_on_on_one_that_has_two_fewer(unequal
     assert [method for method, _ in source.given].count("hand_over") == 1, "they have as many now"
 
 
-def test_a_trial_that_could_not_be_handed_over_stays_and_is_asked_for_again(
+def test_a_trial_that_could_not_be_handed_over_is_asked_for_again_once_a_trial_has_left(
     unequal: tuple[Pool, FakeWorker],
 ) -> None:
     pool, source = unequal
+
+    def asked_for() -> list[str]:
+        return [given[0].key for method, given in source.given if method == "hand_over"]
+
+    for number in range(1, 5):
+        pool.use_idle()
+        assert len(asked_for()) == min(number, 3)
+        for method, later in source.asked:
+            later.answer = [False] if method == "hand_over" else later.answer
+        pool.use_idle()
+        assert [set(worker.trials) for worker in pool.workers] == [{"lora/0", "lora/2", "lora/4"}, {"lora/5"}]
+    assert asked_for() == ["lora/2", "lora/4", "lora/0"]
+    pool.release("lora/5")
     pool.use_idle()
-    dict(source.asked)["hand_over"].answer = [False]
+    assert asked_for()[3:] == ["lora/2"]
+
+
+def test_none_moves_to_a_worker_whose_own_wait_or_that_an_exclusive_trial_waits_for_nor_one_that_owes_a_report(
+    unequal: tuple[Pool, FakeWorker], ray: FakeRay
+) -> None:
+    pool, source = unequal
+    target = fake_workers(pool)[1]
+    target.steps = {}
+    pool.status(timeout=1.0)
     pool.use_idle()
-    assert [method for method, _ in source.given].count("hand_over") == 2
-    dict(source.asked)["hand_over"].answer = [False]
-    pool.use_idle(may_begin=False)
-    assert [set(worker.trials) for worker in pool.workers] == [{"lora/0", "lora/2", "lora/4"}, {"lora/5"}]
+    target.steps = {"lora/5": 1}
+    pool.status(timeout=1.0)
+    ray.now += 3
+    pool.rescale(4, 1)
+    pool.use_idle()
+    ray.now += 3
+    pool.rescale(4, 0)
+    source.steps = {"lora/0": 10, "lora/2": 10, "lora/4": 10}
+    pool.status(timeout=1.0)
+    pool.use_idle()
+    assert "hand_over" not in dict(source.given)
+    source.steps = {"lora/0": 9, "lora/2": 10, "lora/4": 10}
+    pool.status(timeout=1.0)
+    pool.use_idle()
+    assert dict(source.given)["hand_over"][0].key == "lora/0"
 
 
 def test_a_trial_that_ends_while_it_is_handed_over_has_no_slot_any_more(unequal: tuple[Pool, FakeWorker]) -> None:
@@ -224,7 +257,8 @@ def test_where_the_worker_dies_that_hands_a_trial_over_the_folder_says_who_has_i
     if has_written:
         spec.place_on("worker-1")
     source.die("RESTARTING")
-    pool.use_idle(may_begin=False)
+    for _ in range(2):  # it is asked again, as it might only have been out of reach
+        pool.use_idle(may_begin=False)
     assert [spec.key in worker.trials for worker in pool.workers] == [not has_written, has_written]
 
 

@@ -5,8 +5,8 @@ far; nobody waits for trials that come later. By stopping, another trial ends th
 later or have passed it before. By promotion it pauses, and goes on once it is among the best of the rung's trials.
 
 Promotion compares trials of one kind at all rungs but the last: prefixes through a network start worse than flat ones
-and end level or ahead. The share is rounded, and is one trial at least. Nobody goes on before three that compete at a
-rung have come there, as long as trials are still to begin: one that comes alone would go on whatever it is worth
+and end level or ahead. The share is rounded, and is one trial at least. As long as trials are still to begin, nobody
+goes on from a rung before three have come there that compete: one that comes alone would go on whatever it is worth
 (docs/measurements/policies.md).
 """
 
