@@ -9,7 +9,7 @@ fullest worker, where nothing is left to start on an emptier one.
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,10 @@ class Pool(Fleet):
         spec = source.furthest_from_end(besides=self._refused)
         if spec is not None and len(target.in_pack()) == len(target.trials):
             target.trials[spec.key] = spec
-            self._move = _Move(spec, source, target, source.actor.hand_over.remote(spec, target.name))
+            self._ask_to_move(spec, source, target)
+
+    def _ask_to_move(self, spec: TrialSpec, source: WorkerHandle, target: WorkerHandle) -> None:
+        self._move = _Move(spec, source, target, source.actor.hand_over.remote(spec, target.name))
 
     def _end_move(self, move: _Move) -> None:
         """Once the source has answered, free the slot where the trial is not: the trial's folder says where it is.
@@ -182,8 +185,7 @@ class Pool(Fleet):
                 ray.get(move.answer)
             except RayActorError:
                 if not move.source.is_stranded:
-                    answer = move.source.actor.hand_over.remote(move.spec, move.target.name)
-                    self._move = replace(move, answer=answer)
+                    self._ask_to_move(move.spec, move.source, move.target)
                     return
         self._move, placed_on = None, None
         with suppress(OSError):
