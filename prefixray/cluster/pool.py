@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from prefixray.cluster.connect import Cluster
 from prefixray.cluster.decode_queue import DecodeJob, DecodeQueue
@@ -180,13 +180,14 @@ class Pool(Fleet):
         """
         if not ray.wait([move.answer], timeout=0)[0]:
             return
-        with suppress(RayTaskError):  # for instance of a full disk: the trial has stayed
-            try:
-                ray.get(move.answer)
-            except RayActorError:
-                if not move.source.is_stranded:
-                    self._ask_to_move(move.spec, move.source, move.target)
-                    return
+        try:
+            ray.get(move.answer)
+        except RayTaskError:  # of a full disk, for instance: the trial has stayed
+            pass
+        except RayError:
+            if not move.source.is_stranded:
+                self._ask_to_move(move.spec, move.source, move.target)
+                return
         self._move, placed_on = None, None
         with suppress(OSError):
             placed_on = move.spec.placed_on()
