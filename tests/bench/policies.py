@@ -58,6 +58,12 @@ class Unopposed(Promotion):
     _fewest = 1
 
 
+class Whole(Promotion):
+    """Promotion that lets the whole share go on from the first."""
+
+    _early = 1.0
+
+
 @dataclass(frozen=True)
 class Row:
     """A policy of the table."""
@@ -78,6 +84,7 @@ POLICIES = {
     "auto": Row(AUTO_SHARES, auto, DEV_SAMPLE),
     "auto, all of dev": Row(AUTO_SHARES, auto),
     "auto, unopposed": Row(AUTO_SHARES, lambda rungs, _: Unopposed(rungs, AUTO_KEEP), DEV_SAMPLE),
+    "auto, whole share": Row(AUTO_SHARES, lambda rungs, _: Whole(rungs, AUTO_KEEP), DEV_SAMPLE),
     "auto, one kind": Row(AUTO_SHARES, lambda rungs, _: OneKind(rungs, AUTO_KEEP), DEV_SAMPLE),
     "auto, keep 0.2": Row(AUTO_SHARES, lambda rungs, _: Promotion(rungs, 0.2), DEV_SAMPLE),
     "auto, keep 0.5": Row(AUTO_SHARES, lambda rungs, _: Promotion(rungs, 0.5), DEV_SAMPLE),
@@ -89,7 +96,7 @@ POLICIES = {
     "promote": Row((0.2, 0.4), lambda rungs, _: Promotion(rungs, 0.33)),
     "promote, one rung": Row((0.33,), lambda rungs, _: Promotion(rungs, 0.33)),
     "promote, short rungs": Row((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Promotion(rungs, 0.5)),
-    "settle": Row(AUTO_SHARES, lambda rungs, _: Settling(rungs, 0.33), DEV_SAMPLE),
+    "settle": Row(AUTO_SHARES, lambda rungs, _: Settling(rungs, AUTO_KEEP), DEV_SAMPLE),
     "settle, short rungs": Row((0.05, 0.1, 0.2, 0.4), lambda rungs, _: Settling(rungs, 0.5), DEV_SAMPLE),
     "freeze-thaw": Row(AUTO_SHARES, FreezeThaw),
     "none": Row((), lambda *_: Halving()),

@@ -6,8 +6,8 @@ later or have passed it before. By promotion it pauses, and goes on once it is a
 
 Promotion compares trials of one kind at all rungs but the last: prefixes through a network start worse than flat ones
 and end level or ahead. The share is rounded, and is one trial at least. As long as trials are still to begin, nobody
-goes on from a rung before three have come there that compete: one that comes alone would go on whatever it is worth
-(docs/measurements/policies.md).
+goes on from a rung before three have come there that compete, and then three fifths of the share: one that is good
+among few may be mediocre among many, and who pauses may still go on in the end (docs/measurements/policies.md).
 """
 
 import math
@@ -38,7 +38,8 @@ class Promotion(Halving):
     """Halving by promotion."""
 
     may_pause = True
-    _fewest = 3  # trials that compete at a rung, from which on one of them goes on
+    _fewest = 3  # trials that compete at a rung, from which on one of them goes on while others are to begin
+    _early = 0.6  # of the share that goes on in the end, what goes on while others are to begin
 
     def _decide(self, trial: str, rung: int, *, more_come: bool) -> Verdict:
         return "continue" if trial in self._best(rung, more_come=more_come) else "pause"
@@ -62,11 +63,11 @@ class Promotion(Halving):
         scores, by_kind = self._scores[rung], dict[str, list[str]]()
         for trial in sorted(scores, key=scores.__getitem__):
             by_kind.setdefault("" if rung == self.rungs[-1] else self._kinds.get(trial, ""), []).append(trial)
-        fewest = self._fewest if more_come else 1
+        fewest, keep = (self._fewest, self._early * self._keep) if more_come else (1, self._keep)
         best = [
             trial
             for trials in by_kind.values()
             if len(trials) >= fewest
-            for trial in trials[: max(1, math.floor(self._keep * len(trials) + 0.5))]
+            for trial in trials[: max(1, math.floor(keep * len(trials) + 0.5))]
         ]
         return sorted(best, key=scores.__getitem__)

@@ -62,15 +62,19 @@ def test_by_promotion_a_trial_that_pauses_goes_on_once_it_is_among_the_best_of_t
     assert promotion.judge("b", 10, {"b": 3.0}) == "pause"
     assert promotion.take_up(more_come=True) is None, "it waits for a third one"
     assert promotion.judge("c", 10, {"c": 4.0}) == "pause"
-    assert [promotion.take_up(more_come=True) for _ in range(3)] == ["a", "b", None], "half of three are two"
+    assert [promotion.take_up(more_come=True) for _ in range(2)] == ["a", None], "0.3 of three is one as yet"
     assert promotion.judge("a", 10, {"a": 2.0}) == "continue", "it may come back there from its checkpoint"
     assert promotion.judge("d", 10, {"d": 1.5}) == "continue", "the best of four"
+    assert promotion.take_up(more_come=True) is None
+    assert promotion.judge("e", 10, {"e": 2.5}, more_come=False) == "continue", "half of five are three in the end"
+    assert promotion.take_up(more_come=False) is None
 
 
 def test_the_highest_rung_is_served_first_and_the_worst_trial_stays_behind() -> None:
     promotion = Promotion((10, 20), keep=0.4)
     losses = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
-    assert [promotion.judge(trial, 10, losses) for trial in "abcd"] == ["continue", "continue", "pause", "pause"]
+    verdicts = [promotion.judge(trial, 10, losses, more_come=False) for trial in "abcd"]
+    assert verdicts == ["continue", "continue", "pause", "pause"]
     assert promotion.judge("a", 20, {"a": 0.9}, more_come=False) == "continue", "two fifths of one are one"
     assert promotion.judge("b", 20, {"b": 1.9}, more_come=False) == "pause"
     assert promotion.take_up(more_come=False) is None
@@ -83,7 +87,8 @@ def test_the_highest_rung_is_served_first_and_the_worst_trial_stays_behind() -> 
 def test_a_paused_trial_goes_on_by_hand_and_one_that_has_failed_leaves_its_place_to_the_next() -> None:
     promotion = Promotion((10,), keep=0.5)
     losses = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
-    assert [promotion.judge(trial, 10, losses) for trial in "abcd"] == ["continue", "continue", "pause", "pause"]
+    verdicts = [promotion.judge(trial, 10, losses, more_come=False) for trial in "abcd"]
+    assert verdicts == ["continue", "continue", "pause", "pause"]
     promotion.resume("d")
     assert promotion.judge("d", 10, {"d": 4.0}) == "continue"
     promotion.fail("a")

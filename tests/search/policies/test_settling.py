@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from prefixray.search.policies.halving import Promotion
 from prefixray.search.policies.settling import Settling
 
 RUNGS = (2, 4, 8, 16)
@@ -32,9 +31,7 @@ def climb(policy: Settling, curves: Mapping[str, Sequence[float]]) -> dict[str, 
 
 def test_where_ranks_have_settled_trials_climb_to_the_second_rung_and_the_best_one_alone_to_the_end() -> None:
     ever_better = {name: (9.0 - n, 8.0 - n, 7.0 - n, 6.0 - n) for n, name in enumerate("abcdefgh")}
-    assert climb(Settling(RUNGS, keep=0.5), ever_better) == {"a": 0, **dict.fromkeys("bcdefg", 1), "h": 4}
-    promoted = climb(Promotion(RUNGS, keep=0.5), ever_better)
-    assert sum(passed == 4 for passed in promoted.values()) == 4, "promotion takes half of them to the end"
+    assert climb(Settling(RUNGS, keep=0.5), ever_better) == {"a": 0, "b": 0, **dict.fromkeys("cdefg", 1), "h": 4}
 
 
 def test_where_the_second_rung_orders_trials_anew_they_climb_to_the_third() -> None:
