@@ -82,7 +82,8 @@ class Arm:
 def measured(name: str, run: Run, case: Case, spec: Spec, out: Path) -> None:
     """Run an arm in a new folder; `run` says which, and gets what came of it."""
     arm = ARMS[name]
-    own, search = replace(arm.spec(spec), num_trials=run.num_trials), dict[str, Any]()
+    seed = spec.seed + run.repeat  # else every repeat would draw the same first configurations
+    own, search = replace(arm.spec(spec), num_trials=run.num_trials, seed=seed), dict[str, Any]()
     if arm.is_peft:
         own = replace(own, at_once=run.at_once)
     if run.part == "memory":
