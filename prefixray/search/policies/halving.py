@@ -1,13 +1,13 @@
 """Asynchronous successive halving (Li et al. 2020, section 3) in two forms: by stopping, and by promotion.
 
 A trial goes on if its dev loss is among the best share `keep` of all trials of its arm that have reached the rung so
-far; nobody waits for trials that come later. By stopping, another trial ends there, though worse ones may pass the rung
-later or have passed it before. By promotion it pauses, and goes on once it is among the best of the rung's trials.
+far. By stopping, another trial ends there at once, though worse ones may pass the rung later or have passed it before.
+By promotion it pauses, and goes on once it is among the best of the rung's trials.
 
 Promotion compares trials of one kind at all rungs but the last: prefixes through a network start worse than flat ones
 and end level or ahead. The share is rounded, and is one trial at least. As long as trials are still to begin, nobody
-goes on from a rung before three have come there that compete, and then three fifths of the share: one that is good
-among few may be mediocre among many, and who pauses may still go on in the end (docs/measurements/policies.md).
+goes on from a rung before three have come there that compete, and only three fifths of the share go on: one that is
+good among few may be mediocre among many, and who pauses may still go on later (docs/measurements/policies.md).
 """
 
 import math
