@@ -123,6 +123,18 @@ def test_trials_of_one_kind_compete_at_all_rungs_but_the_last() -> None:
     assert list(verdicts.values()) == ["pause", "continue"], "the last rung is for all"
 
 
+def test_above_the_first_rung_a_trial_waits_for_rivals_while_trials_are_to_come() -> None:
+    promotion = Promotion((10, 20), keep=0.4)
+    promotion.remember("a", {20: 2.0}, "pause")
+    assert promotion.take_up(more_come=True) is None
+    assert promotion.judge("b", 20, {"b": 1.9}) == "pause"
+    assert promotion.judge("c", 20, {"c": 2.5}) == "pause" and promotion.take_up(more_come=True) == "b", "of three"
+    assert promotion.take_up(more_come=False) is None
+    alone = Promotion((10, 20), keep=0.4)
+    alone.remember("a", {20: 2.0}, "pause")
+    assert alone.take_up(more_come=False) == "a", "nobody else comes"
+
+
 def test_a_trial_that_comes_alone_goes_on_where_no_other_is_to_come() -> None:
     promotion = Promotion((10, 20), keep=0.4)
     promotion.remember("a", {10: 2.0}, "pause")
