@@ -39,6 +39,60 @@ IDLE_SECONDS = 10.0  # without work, after which the loop gives back memory that
 SPEED_SECONDS = 30.0  # the window over which tokens per second are counted
 
 
+class _Jobs:
+    """What other threads want done in the loop's thread, under the condition that the loop waits on."""
+
+    def __init__(self, changed: threading.Condition) -> None:
+        self._changed = changed
+        self._waiting: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, job: Callable[[], T]) -> Future[T]:
+        """Have a job done; its result, once it is."""
+        future: Future[T] = Future()
+        with self._changed:
+            self._waiting.append((job, future))
+            self._changed.notify_all()
+        return future
+
+    def do(self) -> None:
+        """Do all that wait; a job's error is its caller's."""
+        with self._changed:
+            jobs, self._waiting = self._waiting, deque()
+        for job, future in jobs:
+            try:
+                future.set_result(job())
+            except Exception as error:
+                future.set_exception(error)
+
+
+class _Vacancies:
+    """The places that trials have left in the pack, and how long it waits for others to take them."""
+
+    def __init__(self) -> None:
+        self._num = 0
+        self._until = 0.0  # `time.monotonic()`
+
+    def add(self, num_places: int, step_seconds: float) -> None:
+        """Trials have left; a step takes so long, and the pack waits no longer."""
+        if num_places:
+            self._num += num_places
+            self._until = time.monotonic() + min(NEWCOMER_SECONDS, step_seconds)
+
+    def take(self) -> None:
+        """A trial has joined."""
+        self._num = max(0, self._num - 1)
+
+    def seconds_left(self) -> float:
+        """How long to wait from now on; 0 where no place is left to be taken."""
+        seconds = self._until - time.monotonic()
+        if seconds <= 0:
+            self._num = 0
+        return seconds if self._num else 0.0
+
+
 class _SpeedMeter:
     """Tokens per second over the last `SPEED_SECONDS`."""
 
@@ -60,12 +114,11 @@ class TrainingLoop:
     def __init__(self, trainer: "Trainer", quarantine: Quarantine, on_crash: Callable[[], None]) -> None:
         self._trainer, self._quarantine, self._on_crash = trainer, quarantine, on_crash
         self._changed = threading.Condition()  # guards the jobs and the members
-        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._jobs = _Jobs(self._changed)
         self._members = Members(self._changed)
         self.next_report = self._members.next_report
         self._verdicts_until = 0.0  # `time.monotonic()` until which the pack waits for verdicts
-        self._num_vacant = 0  # places that trials have left and no trial has taken yet
-        self._newcomers_until = 0.0  # `time.monotonic()` until which the pack waits for trials to take them
+        self._vacancies = _Vacancies()
         self._step_seconds = 0.0  # of the last step
         self._speed_meter = _SpeedMeter()
         self._is_retired = False
@@ -77,11 +130,7 @@ class TrainingLoop:
 
     def call(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do a job in the loop's thread, between two steps, and wait for its result; its errors are the caller's."""
-        future: Future[T] = Future()
-        with self._changed:
-            self._jobs.append((partial(job, *args, **kwargs), future))
-            self._changed.notify_all()
-        return future.result()
+        return self._jobs.add(partial(job, *args, **kwargs)).result()
 
     def status(self) -> WorkerStatus:
         """Where the trials stood after the last step, and how long the loop has been busy without a sign of life."""
@@ -116,12 +165,12 @@ class TrainingLoop:
         finally:
             self._quarantine.note_running({})
         self._members.join(spec.key, token)
-        self._num_vacant = max(0, self._num_vacant - 1)
+        self._vacancies.take()
         return Admission("joined")
 
     def leave(self, key: str) -> None:
         """Drop a trial for good; one that is not in the pack has left already."""
-        self._vacate(int(key in self._trainer.steps()))
+        self._vacancies.add(int(key in self._trainer.steps()), self._step_seconds)
         self._forget(key)
         self._quarantine.forget(key)
 
@@ -131,7 +180,7 @@ class TrainingLoop:
         if key in steps:
             last = Report(key, steps[key], "stopped", self._trainer.costs(key))
             self._trainer.drop(key)
-            self._vacate(1)
+            self._vacancies.add(1, self._step_seconds)
             self._members.deliver([last])
 
     def hand_over(self, spec: TrialSpec, worker: str) -> bool:
@@ -190,12 +239,7 @@ class TrainingLoop:
                 give_back()
                 self._changed.wait_for(self._has_work)
             self._busy_since = time.monotonic()
-            jobs, self._jobs = self._jobs, deque()
-        for job, future in jobs:
-            try:
-                future.set_result(job())
-            except Exception as error:
-                future.set_exception(error)
+        self._jobs.do()
         self._await_verdicts()
         self._await_newcomers()
         if not (self._jobs or self._members.may_go_on):
@@ -206,7 +250,7 @@ class TrainingLoop:
         reports = self._step()
         seconds = time.monotonic() - started
         self._step_seconds = seconds if self._trainer.last_tokens else self._step_seconds
-        self._vacate(sum(report.state != "running" for report in reports))
+        self._vacancies.add(sum(report.state != "running" for report in reports), self._step_seconds)
         if any(report.rung is not None for report in reports):
             self._verdicts_until = time.monotonic() + VERDICT_SECONDS
         self._members.deliver(reports)
@@ -252,17 +296,10 @@ class TrainingLoop:
                     return
                 self._changed.wait(seconds)
 
-    def _vacate(self, num_places: int) -> None:
-        if num_places:
-            self._num_vacant += num_places
-            self._newcomers_until = time.monotonic() + min(NEWCOMER_SECONDS, self._step_seconds)
-
     def _await_newcomers(self) -> None:
         """Wait a moment for trials to take the places that others have left, so that they are in the next step."""
-        seconds = self._newcomers_until - time.monotonic()
-        if seconds <= 0:
-            self._num_vacant = 0
-        elif self._num_vacant and self._can_step():
+        seconds = self._vacancies.seconds_left()
+        if seconds and self._can_step():
             with self._changed:
                 self._changed.wait_for(lambda: self._jobs or self._members.may_go_on, seconds)
 

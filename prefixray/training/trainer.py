@@ -53,9 +53,7 @@ class Trainer:
             (packed(subset.train, self.template), encode(subset.dev, self.template)) for subset in task.subsets
         ]
         logger.info("the rows are tokenised")
-        longest = max(
-            length for train, dev in self._subsets for length in (train.longest, *(row.num_inputs for row in dev))
-        )
+        longest = max(_longest(train, dev) for train, dev in self._subsets)
         self._room = Room(base, self.template, task.test_sources, longest, max_new_tokens)
         self.pack = Pack(base, self._subsets[0][0], pad_id=self.template.pad_id, token_budget=token_budget)
         self._trials: dict[str, Progress] = {}
@@ -242,6 +240,11 @@ class Trainer:
         report = Report(key, self.steps()[key], "failed", self.costs(key), note=reason)
         self.drop(key)
         return report
+
+
+def _longest(train: PackedRows, dev: Sequence[Row]) -> int:
+    """Tokens of the longest row."""
+    return max([train.longest, *(row.num_inputs for row in dev)])
 
 
 def _facts(base: Base, task: Task, rows: tuple[PackedRows, list[Row]], costs: Costs | None) -> WorkerFacts:
