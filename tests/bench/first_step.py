@@ -12,7 +12,6 @@ lengthens them less than the wall time.
 
 import argparse
 import json
-import os
 import re
 import sys
 import tempfile
@@ -20,12 +19,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from processes import Watched
+from processes import REPOSITORY, Watched
 from sweep_log import lines
 
 from prefixray.results.timeline.keeper import FILE
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 GIVES_UP_SECONDS = 600.0
 LOOK_SECONDS = 0.1
 PARTS: Mapping[str, str] = {
@@ -80,8 +78,7 @@ def main() -> None:
 
 def timed(command: Sequence[str], folder: Path, cache: Path) -> tuple[dict[str, float], dict[str, float]]:
     """Run the command in `folder` up to its first step: seconds until each part is over, CPU seconds by process."""
-    paths = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {"PREFIXRAY_CACHE": str(cache), "PYTHONPATH": paths, "RAY_raylet_start_wait_time_s": "120"}
+    environment = {"PREFIXRAY_CACHE": str(cache), "RAY_raylet_start_wait_time_s": "120"}
     began = time.time()
     with Watched(command, folder, environment) as watched:
         while not (marks := passed(folder, began)).get("the first step begins"):

@@ -10,7 +10,6 @@ as the sweep's files say. The losses of both searches stand beside the times.
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import yaml
 from processes import Watched
-from sweep_arms import ENVIRONMENT, REPOSITORY
+from sweep_arms import ENVIRONMENT
 from sweep_cases import CASES, prepare, sweep_file
 from sweep_log import lines
 from table import ratios, spread
@@ -74,9 +73,7 @@ def main() -> None:
 def timed(driver: str, folder: Path) -> tuple[float, list[float]]:
     """Seconds from the first trial's place to the last one's end, and the trials' dev losses."""
     results = folder / "runs" / "search"
-    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command, environment = [sys.executable, "-c", driver, "sweep.yaml"], {**ENVIRONMENT, "PYTHONPATH": path}
-    with Watched(command, folder, environment) as watched:
+    with Watched([sys.executable, "-c", driver, "sweep.yaml"], folder, ENVIRONMENT) as watched:
         began = time.monotonic()
         while len(files := sorted((results / "trials").glob("*/*/result.json"))) < len(ARMS):
             if watched.process.poll() is not None or time.monotonic() > began + GIVES_UP_SECONDS:

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 _MARK = "WHOLE_SWEEP_COMMAND"
+REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLE_SECONDS = 1.0
 
 
@@ -23,14 +24,15 @@ class Watched:
     """A command that runs, and the peak memory of all its processes (proportional set size: shared pages once)."""
 
     def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
-        """Start it in a folder; what it prints goes to `output.txt` there."""
+        """Start it in a folder, with the repository's modules; what it prints goes to `output.txt` there."""
+        path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._mark = f"{_MARK}={uuid.uuid4().hex}"
         name, _, value = self._mark.partition("=")
         with (folder / "output.txt").open("w") as output:
             self.process = subprocess.Popen(
                 command,
                 cwd=folder,
-                env={**os.environ, **environment, name: value},
+                env={**os.environ, "PYTHONPATH": path, **environment, name: value},
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),

@@ -1,7 +1,6 @@
 """The arms of `whole_sweep.py`: how each is run, what came of it, and about how long it takes."""
 
 import json
-import os
 import re
 import sys
 import tempfile
@@ -23,7 +22,6 @@ from prefixray.results.timeline.read import read_timeline
 from prefixray.search.storage import open_storage
 from prefixray.search.trial_source import started_trials, state_of
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 GIVES_UP_SECONDS = 3600.0  # after which an arm is ended
 START_SECONDS = 15.0  # of any arm, for the estimate
 ENVIRONMENT = {
@@ -143,9 +141,8 @@ ARMS: Mapping[str, Arm] = {
 
 
 def _started(run: Run, command: list[str], folder: Path) -> Watched:
-    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     run.started = time.time()
-    return Watched(command, folder, {**ENVIRONMENT, "PYTHONPATH": path})
+    return Watched(command, folder, ENVIRONMENT)
 
 
 def _wait(watched: Watched, is_over: Callable[[], bool]) -> None:
