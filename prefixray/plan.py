@@ -1,4 +1,4 @@
-"""Print what a sweep would do, take and cost. Nothing is started, and only the base's configuration is downloaded.
+"""Print what a sweep would do, take and cost. Nothing is started, nor are the base's weights downloaded.
 
 prefixray plan sweeps/quickstart.yaml
 prefixray plan sweeps/xsum.yaml --set base=FOLDER --prices prices.yaml     # prices.yaml: A10G: 1.5

@@ -1,10 +1,10 @@
-"""Serve what sweeps have trained, in OpenAI's form: artifacts are models that share each batch, but fine-tuned ones.
+"""Serve what sweeps have trained, in OpenAI's form: each artifact is a model, and all of them share one batch.
 
 prefixray serve runs/quickstart                      # at http://127.0.0.1:8000/v1
-prefixray serve runs/quickstart/final/prefix-0-1/artifact my=runs/e2e_small/trials/lora/2/artifact
+prefixray serve runs/quickstart/final/lora-0-1/artifact my=runs/e2e_small/trials/lora/2/artifact
 
-`model` is a name of /v1/models: an arm's (its best final run), a final run's (final/prefix-0-1), that of an arm's best
-trial (prefix/0), or untuned. Ctrl-C ends the server.
+`model` is a name of /v1/models: an arm's (its first final run), a final run's (final/lora-0-1), that of an arm's best
+trial (prefix/0), or untuned. Fine-tuned models are left out. Ctrl-C ends the server.
 """
 
 from typing import Annotated

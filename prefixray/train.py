@@ -1,4 +1,4 @@
-"""Train one configuration, without Ray. Values that the file searches come from --set, or lie in the middle of a range.
+"""Train one configuration, without Ray. Searched values come from --set, else from `first`, else from mid-range.
 
 prefixray train sweeps/quickstart.yaml --arm prefix --set preseqlen=20 --set learning_rate=1e-2
 """

@@ -106,6 +106,16 @@ class TrialFolder:
         """Delete the checkpoints that a killed process has left half written."""
         clear_scratch(self.path, "step-*")
 
+    def costs(self) -> dict[str, float]:
+        """What the trial had taken at its newest checkpoint, as metrics; nothing where none can be read."""
+        for step in self.checkpoint_steps():
+            try:
+                state = json.loads((self.checkpoint(step) / "checkpoint.json").read_text(encoding="utf-8"))["state"]
+                return {"train/tokens": state["num_tokens"], "train/seconds": state["seconds"]}
+            except (OSError, ValueError, KeyError):  # it is damaged, or its worker deletes it
+                continue
+        return {}
+
     def result(self) -> dict[str, Any] | None:
         """The content of `result.json`; None where the trial has not ended."""
         return json.loads(self.result_file.read_text(encoding="utf-8")) if self.result_file.is_file() else None

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from support.tiny_bases import SPECIAL_TOKENS, MakeBase, random_model, train_tokenizer
+from support.tiny_bases import SPECIAL_TOKENS, MakeBase, MakeOn, random_model, train_tokenizer
 from support.worker_calls import SECONDS, MakeWorker
 
 from prefixray.cluster import loop as loop_module
@@ -67,6 +67,17 @@ def make_base(base_folders: Mapping[str, Path], device: str) -> MakeBase:
         folder = base_folders[name]
         loaded = load_base(str(folder), dtype=dtype, device=device)
         return wrap_model(loaded.model, loaded.tokenizer, name=str(folder), digest=loaded.digest)
+
+    return make
+
+
+@pytest.fixture
+def make_on(base_folders: Mapping[str, Path]) -> MakeOn:
+    """A function from an architecture, a dtype and a device to a base of its own."""
+
+    def make(architecture: str, dtype: torch.dtype, device: str) -> Base:
+        loaded = load_base(str(base_folders[architecture]), dtype=dtype, device=device)
+        return wrap_model(loaded.model, loaded.tokenizer, name=loaded.name, digest=loaded.digest)
 
     return make
 

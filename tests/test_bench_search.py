@@ -53,7 +53,7 @@ def test_a_part_of_the_way_to_the_first_step_is_over_when_the_last_worker_has_pa
 
 
 def test_the_load_tests_trainer_answers_all_that_a_worker_asks(tiny_llama: Base) -> None:
-    curves = runpy.run_path(str(BENCH / "load.py"))["CurveTrainer"]
+    curves = runpy.run_path(str(BENCH / "curve_worker.py"))["CurveTrainer"]
     config = TaskConfig(name="e2e", num_train=2, num_dev=2, num_test=1)
     stand_in = curves(load_task(config))
     asked = set(re.findall(r"self\._trainer\.(\w+)", inspect.getsource(worker) + inspect.getsource(loop)))

@@ -1,4 +1,4 @@
-"""The main job as a user runs it: a whole sweep, killed and started again, a worker killed, bad input.
+"""The main job as a user runs it: a whole sweep, bad input, a larger budget, and requests from outside.
 
 A tiny real model is trained on a few E2E sentences through the real driver, Ray Tune, Optuna and MLflow. Starting the
 driver, Ray and the workers takes most of the time, so tests that need no more than a sweep that has ended
@@ -8,7 +8,6 @@ share one.
 import json
 import math
 import shutil
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -16,12 +15,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from optuna.trial import FrozenTrial, TrialState
-from support.sweep_process import DrivenSweep, end_all, kill, wait_for, workers_of
+from support.sweep_process import end_all, wait_for, workers_of
+from support.table_sweep import NUM_SEEDS, NUM_TRIALS, Sweep, assert_complete, results_of
 
 from prefixray.cluster.connect import requires_token
 from prefixray.config.load import load_sweep
@@ -33,53 +32,6 @@ from prefixray.search.policies.choice import AUTO_POLICY, DEV_SAMPLE
 pytestmark = pytest.mark.ray
 
 _wait_for = partial(wait_for, seconds=120)
-
-NUM_TRIALS = 5
-NUM_SEEDS = 2
-SWEEP = """
-name: small
-base: {base}
-task: {{name: e2e, num_train: 200, num_dev: 16, num_test: 6}}
-train: {{batch_size: 4, num_steps: {num_steps}, warmup_steps: 1, precision: fp32}}
-arms:
-  prefix:
-    preseqlen: {{choice: [1, 3, 8]}}
-    mid_dim: {{choice: [null, 16]}}
-    init_token: {{choice: [pub, null]}}
-    learning_rate:
-      - {{log_uniform: [1e-3, 3e-2], when: {{mid_dim: [null]}}}}
-      - {{log_uniform: [3e-4, 1e-2], when: {{mid_dim: [16]}}}}
-  lora: {{rank: {{choice: [1, 2, 4, 8]}}, learning_rate: {{log_uniform: [1e-3, 1e-2]}}, num_trials: 3}}
-  finetune: {{learning_rate: 1e-3}}
-search: {{num_trials: {num_trials}, concurrency: 2, rungs: [{first}, {second}], keep: 0.5, seed: 3}}
-final: {{num_seeds: {num_seeds}, metric: test/bleu, reference: finetune, num_beams: 2, max_new_tokens: 8}}
-"""
-
-
-class Sweep(DrivenSweep):
-    """The sweep of this file."""
-
-    def write(self, *, num_steps: int = 40, num_trials: int = NUM_TRIALS, num_seeds: int = NUM_SEEDS) -> None:
-        """Write the sweep file."""
-        numbers = {"num_steps": num_steps, "num_trials": num_trials, "num_seeds": num_seeds}
-        text = SWEEP.format(base=self.base, first=num_steps // 4, second=num_steps // 2, **numbers)
-        (self.folder / "small.yaml").write_text(text)
-
-    def finish(self, *options: str) -> str:
-        """Run the driver to its end; what it printed."""
-        process = self.start(*options)
-        output, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, output
-        return output
-
-    def result_texts(self) -> dict[Path, str]:
-        """What the result files of all trials that have ended hold."""
-        return {path: path.read_text() for path in self.result_files()}
-
-    def control(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        """Ask something of the driver, from another process."""
-        command = [sys.executable, "-m", "prefixray.control", "small", "--wait", "60", *arguments]
-        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -118,31 +70,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, base_folders: Mapping[str
     end_all()
 
 
-def _assert_complete(sweep: Sweep, *, num_seeds: int = NUM_SEEDS, num_failed: int = 0) -> None:
-    """Exactly the trials that were asked for, each ended once, each with one run in MLflow, nothing left running."""
-    states = sweep.states()
-    assert {name: sum(counts.values()) for name, counts in states.items()} == {
-        "prefix": NUM_TRIALS,
-        "lora": 3,
-        "final/prefix": num_seeds,
-        "final/lora": num_seeds,
-        "final/finetune": num_seeds,
-    }
-    assert not any(counts["RUNNING"] or counts["WAITING"] for counts in states.values()), states
-    assert sum(counts["FAIL"] for counts in states.values()) == num_failed, states
-    runs = sweep.runs()
-    keys = Counter(run.data.tags.get("prefixray.key", "sweep") for run in runs)
-    assert set(keys.values()) == {1} and len(keys) == NUM_TRIALS + 3 + 3 * num_seeds + 2, keys
-    folders = {path.relative_to(sweep.results).as_posix() for path in sweep.results.glob("final/*-*/")}
-    assert {key for key in keys if key.startswith("final/")} == folders, "a final run has one name everywhere"
-    statuses = Counter(run.info.status for run in runs)
-    assert statuses == Counter(FINISHED=len(runs) - num_failed, FAILED=num_failed)
-
-
 def test_a_sweep_runs_from_its_file_to_its_table(finished: Finished) -> None:
     sweep, output = finished.sweep, finished.printed
-    _assert_complete(sweep, num_failed=1)
-    results = _results(sweep)
+    assert_complete(sweep, num_failed=1)
+    results = results_of(sweep)
     assert [arm["arm"] for arm in results["arms"]] == ["untuned", "prefix", "lora", "finetune"]
     assert results["reference"] == "finetune" and results["num_sources"] == 6
     for arm in results["arms"][1:]:
@@ -202,7 +133,7 @@ def test_decoding_again_gives_the_same_hypotheses_and_a_changed_sweep_is_refused
     printed = subprocess.run(decode, cwd=sweep.folder, capture_output=True, text=True, check=True).stdout
     assert "6 of 6 hypotheses are those of the final stage" in printed
     recorded = json.loads(next((sweep.results / "final").glob("prefix-*/test.json")).read_text())
-    assert recorded["num_threads"] == _results(sweep)["machine"]["num_threads"]
+    assert recorded["num_threads"] == results_of(sweep)["machine"]["num_threads"]
     assert f"on {recorded['num_threads']} thread" in printed
     report = [sys.executable, "-m", "prefixray.report", "runs/small"]
     assert "vs finetune" in subprocess.run(report, cwd=sweep.folder, capture_output=True, text=True, check=True).stdout
@@ -220,7 +151,7 @@ def test_a_trial_whose_loss_is_not_finite_ends_alone_and_the_sweep_goes_on(finis
     assert states["FAIL"] >= 1 and sum(states.values()) == NUM_TRIALS and states["RUNNING"] == 0
     failed = [run for run in finished.sweep.runs() if run.data.tags.get("prefixray.state") == "failed"]
     assert failed and all(run.info.status == "FAILED" for run in failed)
-    scores = [trial["dev_loss"] for trial in _results(finished.sweep)["search"]]
+    scores = [trial["dev_loss"] for trial in results_of(finished.sweep)["search"]]
     assert any(score is not None and math.isfinite(score) for score in scores)
 
 
@@ -238,7 +169,7 @@ def test_a_larger_budget_candidates_compared_on_dev_and_more_seeds_go_on_from_a_
 ) -> None:
     shutil.copytree(finished.sweep.folder, sweep.folder, dirs_exist_ok=True)
     original = _files(finished.sweep.folder)
-    first, ended = _results(sweep), sweep.result_texts()
+    first, ended = results_of(sweep), sweep.result_texts()
     more = (f"search.num_trials={NUM_TRIALS + 2}", "final.candidates=2", "final.num_seeds=3")
     calls = f"from prefixray import run_sweep\nprint(run_sweep('small', overrides={more}).folder)"
     process = sweep.start(command=(sys.executable, "-c", calls))
@@ -249,59 +180,13 @@ def test_a_larger_budget_candidates_compared_on_dev_and_more_seeds_go_on_from_a_
     assert sweep.states()["candidates/prefix"]["COMPLETE"] >= 1
     dev = [path.parent.name for path in sweep.results.glob("final/prefix-*-1000/dev.hyp")]
     assert len(dev) == sweep.states()["candidates/prefix"]["COMPLETE"]
-    assert [len(arm["seeds"]) for arm in _results(sweep)["arms"]] == [1, 3, 3, 3]
-    assert _results(sweep)["runs"][-1]["overrides"] == list(more)
+    assert [len(arm["seeds"]) for arm in results_of(sweep)["arms"]] == [1, 3, 3, 3]
+    assert results_of(sweep)["runs"][-1]["overrides"] == list(more)
     assert load_sweep(sweep.results / "sweep.yaml") == load_sweep(sweep.folder / "small.yaml", more)
     assert " slots on " in (sweep.results / "sweep.log").read_text()
     assert (sweep.results / "results.1.json").read_text() == "{"
     assert json.loads((sweep.results / "results.2.json").read_text())["arms"] == first["arms"]
     assert _files(finished.sweep.folder) == original  # what was copied is left as it was
-
-
-@pytest.mark.faults
-def test_a_driver_killed_in_the_final_stage_goes_on_there(sweep: Sweep) -> None:
-    process = sweep.start()
-    _wait_for(lambda: len(list(sweep.results.glob("final/*/result.json"))) >= 1, process)
-    kill(process)
-    ended = sweep.result_texts()
-    sweep.finish()
-    _assert_complete(sweep)
-    assert {path: path.read_text() for path in ended} == ended
-
-
-@pytest.mark.faults
-def test_all_workers_killed_in_the_middle_of_a_pack_cost_no_trial_a_retry(sweep: Sweep) -> None:
-    sweep.write(num_steps=200)
-    process = sweep.start()
-    _wait_for(sweep.has_checkpoints, process)
-    workers = workers_of(process)
-    assert 1 <= len(workers) <= 2
-    for worker in workers:
-        worker.kill()
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    _assert_complete(sweep)
-
-
-@pytest.mark.sweeps
-def test_a_driver_that_is_terminated_then_killed_twice_goes_on_loses_no_trial_and_repeats_none(sweep: Sweep) -> None:
-    sweep.write(num_steps=200, num_seeds=1)
-    process = sweep.start("--verbose")
-    _wait_for(lambda: sweep.ended() >= 1, process)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 143 and " slots on " in output and "Traceback" not in output, output
-    assert "prefixray sweep small.yaml" in output.splitlines()[-1]
-    assert any(sweep.results.glob("trials/*/*/step-*"))
-    assert {run.info.status for run in sweep.runs()} <= {"FINISHED", "KILLED", "SCHEDULED"}, "paused ones wait"
-    spent = json.loads((sweep.results / "spent.json").read_text())
-    assert 0.001 < spent["max_gpu_hours"] < 2 * spent["max_hours"], "two workers, but none while Ray starts"
-    ended = _kill_when_another_trial_has_ended(sweep, sweep.result_texts())
-    ended = _kill_when_another_trial_has_ended(sweep, ended)
-    assert sweep.finish("--quiet").startswith("E2E test, 6 of 630 sources")
-    _assert_complete(sweep, num_seeds=1)
-    assert {path: path.read_text() for path in ended} == ended  # what had ended was not run again
-    assert _num_that_worked(sweep) == 4, "each driver has its part in the timeline"
 
 
 @pytest.mark.sweeps
@@ -331,45 +216,16 @@ def test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_
     assert process.returncode == 0 and "is extended" in output and "stopped by request" in output, output
     trials = [*own("prefix"), *own("lora")]
     assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
-    assert len(own("prefix")) < 46 and len(_results(sweep)["search"]) == len(trials)
+    assert len(own("prefix")) < 46 and len(results_of(sweep)["search"]) == len(trials)
     stopped = [t for t in trials if "stopped_by" in t.user_attrs and t.state is TrialState.PRUNED]
     assert len({trial.user_attrs["stopped_by"] for trial in stopped}) == 2  # by stop, and by finish
     values = {"preseqlen": 8, "mid_dim": None, "init_token": "pub", "learning_rate if mid_dim=None": 2e-3}
     assert [trial.params for trial in trials if "added_by" in trial.user_attrs] == [values]
-    assert [arm["arm"] for arm in _results(sweep)["arms"]] == ["untuned", "prefix", "lora", "finetune"]
+    assert [arm["arm"] for arm in results_of(sweep)["arms"]] == ["untuned", "prefix", "lora", "finetune"]
     assert not list(sweep.results.glob("control/*.json"))
     logs = [file for folder in (session, sweep.results) for file in folder.rglob("*") if file.is_file()]
     assert any(file.name == "runtime_env_agent.log" for file in logs)
     assert not [file for file in logs for word in ("secret-AWS", token) if word.encode() in file.read_bytes()]
-
-
-def test_a_second_driver_says_who_holds_the_sweep_and_leaves(sweep: Sweep) -> None:
-    process = sweep.start()
-    _wait_for(lambda: (sweep.results / "sweep.json").is_file(), process)
-    process.send_signal(signal.SIGSTOP)  # as good as one that runs: it holds the sweep
-    second = sweep.start()
-    message, _ = second.communicate(timeout=60)
-    assert second.returncode == 2
-    assert message.startswith(f"runs/small: another driver runs this sweep: process {process.pid} on ")
-    kill(process)
-
-
-def _kill_when_another_trial_has_ended(sweep: Sweep, ended: Mapping[Path, str]) -> dict[Path, str]:
-    """Start the driver, and kill it while its workers train and after a trial has ended.
-
-    Returns the result files of `ended` as they were, and those of trials that ended now.
-    """
-    num_before, process = _num_that_worked(sweep), sweep.start()
-    # a paused trial may end before a worker has trained anything
-    _wait_for(lambda: sweep.ended() > len(ended) and _num_that_worked(sweep) > num_before, process)
-    kill(process)
-    return {**sweep.result_texts(), **ended}
-
-
-def _num_that_worked(sweep: Sweep) -> int:
-    """How many drivers had work for their workers, as the timeline tells."""
-    timeline = read_timeline(sweep.results)
-    return 0 if timeline is None else len(timeline.begins)
 
 
 def _files(folder: Path) -> dict[Path, bytes]:
@@ -381,8 +237,3 @@ def _session(driver: "subprocess.Popen[str]") -> Path:
     children = psutil.Process(driver.pid).children(recursive=True)
     arguments = next(child.cmdline() for child in children if child.name() == "gcs_server")
     return Path(next(word.partition("=")[2] for word in arguments if word.startswith("--session-dir=")))
-
-
-def _results(sweep: Sweep) -> dict[str, Any]:
-    results: dict[str, Any] = json.loads((sweep.results / "results.json").read_text())
-    return results

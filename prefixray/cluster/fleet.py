@@ -48,8 +48,9 @@ class NoWorkers(SweepFailed):
 class DeviceWait:
     """The wait for a device while there is none at all: a line a minute, and an end where one is set."""
 
-    def __init__(self, cluster: Cluster, max_hours: float | None) -> None:
-        self._device, self._max_hours = "GPU" if cluster.device == "cuda" else "machine", max_hours
+    def __init__(self, cluster: Cluster, max_hours: float | None, that: str = "") -> None:
+        """`that` says what the device must have, as behind its name."""
+        self._device, self._max_hours = ("GPU" if cluster.device == "cuda" else "machine") + that, max_hours
         self._since = self._said_at = math.nan  # `time.monotonic()`; not a number while there is a device
 
     def look(self, num_there: int, num_wanted: int) -> None:

@@ -18,7 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from prefixray.cluster.connect import Cluster
 from prefixray.cluster.decode_queue import DecodeJob, DecodeQueue
-from prefixray.cluster.fleet import Fleet
+from prefixray.cluster.fleet import DeviceWait, Fleet
 from prefixray.cluster.worker import WorkerSetup
 from prefixray.cluster.worker_handle import WorkerHandle
 from prefixray.config.schema import ArmConfig
@@ -48,6 +48,7 @@ class Pool(Fleet):
         super().__init__(cluster, setup, records)
         self._decodings = DecodeQueue(self)
         self._exclusive_bytes = 0  # that the largest exclusive trial takes beside the base
+        self._large_wait: DeviceWait | None = None  # where the machines that come may be too small for that
         self._reserved: WorkerHandle | None = None  # gets no more trials that share it: an exclusive one waits for it
         self._stops: dict[str, Any] = {}  # by trial: Ray's reference to its worker's answer that it is stopped
         self._move: _Move | None = None
@@ -59,10 +60,16 @@ class Pool(Fleet):
         super().wait(arms)
         check_exclusive(arms, self.facts, max(worker.free_bytes for worker in self.workers if worker.is_ready))
         self._exclusive_bytes = max(exclusive_bytes(arms, self.facts).values(), default=0)
+        that = f" with {self._exclusive_bytes / 2**30:.1f} GiB free for fine-tuning"
+        self._large_wait = DeviceWait(self._cluster, self._setup.max_wait_hours, that)
 
     def rescale(self, num_sharing: int, num_exclusive: int) -> None:
-        """As `Fleet.rescale`; and move the trials that are stranded."""
+        """As `Fleet.rescale`; and move the trials that are stranded, and wait for a device for exclusive ones."""
         super().rescale(num_sharing, num_exclusive)
+        ready = [worker for worker in self.workers if worker.is_ready]
+        num_large = sum(self._exclusive_bytes <= worker.free_bytes for worker in ready)
+        if self._large_wait is not None and ready:
+            self._large_wait.look(num_large, num_exclusive)
         self._awaits_empty = num_exclusive > sum(worker.exclusive for worker in self.workers)
         self._move_stranded()
 
@@ -81,13 +88,21 @@ class Pool(Fleet):
         return num_free > num_kept and self._choose(exclusive=False) is not None
 
     @property
+    def num_ready(self) -> int:
+        """How many workers have loaded the base, and answer."""
+        return sum(worker.is_ready for worker in self.workers)
+
+    @property
     def namespace(self) -> str:
         """Ray's namespace, in which the workers are found by name."""
         return self._cluster.namespace
 
     def place(self, spec: TrialSpec, *, exclusive: bool) -> None:
-        """Take a slot for a trial, and write down on which worker."""
-        worker = self._choose(exclusive=exclusive)
+        """Take a slot for a trial, and write down on which worker.
+
+        A worker that has become silent since `has_room` was asked may get it: its trials wait for it, or move.
+        """
+        worker = self._choose(exclusive=exclusive) or self._choose(exclusive=exclusive, silent_too=True)
         assert worker is not None, "has_room comes first"
         worker.trials[spec.key], worker.exclusive = spec, exclusive
         _write_placement(spec, worker)
@@ -149,9 +164,9 @@ class Pool(Fleet):
         """
         return self._decodings.run(jobs, on_progress)
 
-    def _choose(self, *, exclusive: bool, reserved_too: bool = False) -> WorkerHandle | None:
+    def _choose(self, *, exclusive: bool, reserved_too: bool = False, silent_too: bool = False) -> WorkerHandle | None:
         """The worker for a trial: of those with room for it, the emptiest."""
-        ready = [worker for worker in self.workers if worker.takes_trials]
+        ready = [worker for worker in self.workers if worker.takes_trials or (silent_too and worker.is_silent)]
         if exclusive:
             return next((w for w in ready if not w.trials and self._exclusive_bytes <= w.free_bytes), None)
         closed = None if reserved_too else self._reserved

@@ -121,6 +121,11 @@ class WorkerHandle:
         return self.is_ready and self.decoding is None
 
     @property
+    def is_silent(self) -> bool:
+        """Whether it was ready and had nothing to decode, and a call has failed since."""
+        return self.state.phase is Phase.SILENT and self.decoding is None
+
+    @property
     def is_over(self) -> bool:
         """Whether it will never be ready (again)."""
         return self.state.phase in _OVER

@@ -126,10 +126,10 @@ class Tuned:
     def best(
         cls, sweep: Path | str, arm: str | None = None, *, document: str | None = None, device: str = "auto"
     ) -> "Tuned":
-        """The best final run of a sweep's prefix arm, or of the arm called `arm`, with the sweep's decoding settings.
+        """The winner of a sweep's prefix arm, or of the arm called `arm`: its final run with the first seed.
 
-        `sweep` is a sweep's folder or file; of a sweep over several documents `document` names one. Raises `UserError`
-        as `load` does, and where the sweep has no such run.
+        It decodes with the sweep's settings. `sweep` is a sweep's folder or file; of a sweep over several documents
+        `document` names one. Raises `UserError` as `load` does, and where the sweep has no such run.
         """
         found = best_artifact(find_sweep(sweep), arm, document)
         return cls.load(found.artifact, device=device, decoding=found.decoding)

@@ -64,6 +64,7 @@ class FinalStage:
 
         `studies` are the searches, by arm. Untrained arms decode test too, each into a folder of its own.
         """
+        self._queue_untrained()
         best = {arm.name: self._best(arm, studies.get(arm.name)) for arm in self._config.arms}
         candidates = {arm: records for arm, records in best.items() if len(records) > 1}
         if candidates:
@@ -79,11 +80,9 @@ class FinalStage:
     def early(self, arm: ArmConfig, study: ArmStudy | None) -> Stage | None:
         """The runs of an arm whose search has ended, or that has none; None where no trial has a score.
 
-        They are the final runs, or those of its candidates, which are compared once all searches have ended. Workers
-        that have nothing to train decode with the untrained arms from now on.
+        They are the final runs, or those of its candidates, which are compared once all searches have ended.
         """
-        for job in self._untrained_jobs:
-            self._engine.pool.decode_when_idle(job)
+        self._queue_untrained()
         best = self._best(arm, study)
         if len(best) > 1:
             runs = self._runs(arm.name, best, [CANDIDATE_REPLICATE], self._searched)
@@ -103,6 +102,11 @@ class FinalStage:
         if CATALOG[self._config.task.name].is_studied:
             parts[IN_CONTEXT] = [Part(self._folder.untrained(IN_CONTEXT, each), each) for each in self._documents]
         return parts
+
+    def _queue_untrained(self) -> None:
+        """Have workers that have nothing to train decode with the untrained arms from now on."""
+        for job in self._untrained_jobs:
+            self._engine.pool.decode_when_idle(job)
 
     @property
     def _untrained_jobs(self) -> list[DecodeJob]:

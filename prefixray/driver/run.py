@@ -15,7 +15,7 @@ from prefixray.cluster.connect import Cluster, chosen_address, connected, dead_s
 from prefixray.cluster.nodes import num_gpus_here
 from prefixray.cluster.pool import Pool
 from prefixray.config.files.given import Given, given_sweep
-from prefixray.config.schema import ArmConfig, SweepConfig
+from prefixray.config.schema import SweepConfig
 from prefixray.data import Task, load_task
 from prefixray.data.own.rows import Rows
 from prefixray.driver.documents.make import (
@@ -29,9 +29,9 @@ from prefixray.driver.documents.make import (
 from prefixray.driver.final_stage import FinalStage
 from prefixray.driver.restart import has_started_anew, watched
 from prefixray.driver.results_folder import ResultsFolder
+from prefixray.driver.search_stages import SearchStages
 from prefixray.driver.setup import worker_setup
-from prefixray.driver.stage import Stage
-from prefixray.planning.slots import most_at_once, most_final_runs, num_at_once
+from prefixray.planning.slots import most_at_once
 from prefixray.planning.speeds import keep_speeds
 from prefixray.reporting.live import LiveView
 from prefixray.reporting.tables import render_note
@@ -41,20 +41,16 @@ from prefixray.results.final_run import FinalRun
 from prefixray.results.record import CommandRun, ExampleOutputs, Results, Stored, runs_of
 from prefixray.results.timeline.keeper import FILE, Timekeeper
 from prefixray.search.budget import Budget, early_endings
-from prefixray.search.policies.choice import make_policy, rules_of
 from prefixray.search.requests import Inbox
-from prefixray.search.sampling.starting_points import starting_points, starting_text
-from prefixray.search.sampling.warm_start import KnownTrial, read_warm_start, warm_start_text
+from prefixray.search.sampling.warm_start import read_warm_start
 from prefixray.search.status import View, title_of
 from prefixray.search.storage import Storage, has_studies, open_storage, repair_journal
 from prefixray.search.study import ArmStudy, search_so_far
-from prefixray.search.trial_source import Proposal, Record
 from prefixray.system.logs import quieten, to_file
 from prefixray.system.machine import check_four_bit
 from prefixray.system.path_or_hub import check_base
 from prefixray.tracking.tracker import Tracker, check_server, open_tracker
 from prefixray.tracking.views import columns_of, sweep_params
-from prefixray.trial import TrialSpec
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +191,7 @@ class _Sweep:
 
         Final runs that need not wait for other arms run beside it.
         """
-        stages = [self._search_stage(arm) for arm in self._config.arms if arm.dimensions]
+        stages = self._searches.make()
         studies = {stage.name: stage.source for stage in stages if isinstance(stage.source, ArmStudy)}
         if stages:
             try:
@@ -212,59 +208,6 @@ class _Sweep:
                     self._budget.note(self._pool.device_seconds, is_last=True)
         self._store_search()
         return studies
-
-    def _search_stage(self, arm: ArmConfig) -> Stage:
-        search, rules, pool = self._config.search, rules_of(self._config), self._pool
-        policy = make_policy(rules, arm)
-        num_searched = search.num_searched(len(self._documents))
-        concurrency = num_at_once(arm, search.concurrency, num_slots=pool.num_slots, num_workers=pool.most_workers)
-        study = ArmStudy(
-            self._storage,
-            self._config.name,
-            arm,
-            seed=search.seed,
-            num_startup=concurrency,
-            sampler=search.sampler,
-            read_known=lambda: self._known[arm.name],
-            auto=starting_points(self._config, arm, pool.facts.shape.hidden_size),
-        )
-
-        def spec(trial: Proposal | Record) -> TrialSpec:
-            return TrialSpec(
-                key=f"{arm.name}/{trial.number}",
-                config=arm.trial(trial.values),
-                seed=search.seed,
-                replicate=0,
-                rungs=policy.rungs,
-                folder=str(self._folder.trial(arm.name, trial.number).absolute()),
-                subsets=tuple(range(num_searched)),
-                keep_artifact=not arm.exclusive and num_searched == 1,
-                decoding=self._config.final.decoding.model_dump(),
-                dev_sample=rules.dev_sample,
-                may_pause=policy.may_pause,
-                resumed_from=trial.resumed_from,
-            )
-
-        return Stage(
-            arm.name,
-            arm,
-            study,
-            concurrency,
-            spec,
-            policy,
-            stop_when=search.stop_when,
-            then=lambda: self._final.early(arm, study),
-            num_then=most_final_runs(self._config, len(self._documents)),
-        )
-
-    @cached_property
-    def _known(self) -> Mapping[str, Sequence[KnownTrial]]:
-        """The trials of the sweep that `search.warm_start` names, by arm; read and told by the first driver alone."""
-        facts, config = self._pool.facts, self._config
-        known = read_warm_start(config, facts)
-        for line in (*starting_text(config, facts.shape.hidden_size), *warm_start_text(known, config)):
-            self._engine.live.event(line)
-        return known
 
     def _store_search(self) -> None:
         """Write what the search has found, unless the folder has results of a final stage."""
@@ -311,6 +254,17 @@ class _Sweep:
         results["runs"] = self._runs(results)
         results["budget"] = {"minutes": sum(run["minutes"] for run in results["runs"])}
         return results, every
+
+    @cached_property
+    def _searches(self) -> SearchStages:
+        return SearchStages(
+            self._config,
+            self._folder,
+            self._storage,
+            self._engine,
+            self._documents,
+            follow=lambda arm, study: self._final.early(arm, study),
+        )
 
     @cached_property
     def _final(self) -> FinalStage:

@@ -61,8 +61,8 @@ class Schedule:
     begun half of their trials, until their own arm has begun half too; the rest comes last. So a search that ends early
     leaves every arm half searched.
 
-    Final runs take the seats and the workers that the searches leave. Those that need a worker alone take long: they
-    come first, and are due when such trials of a search would be, where there is another worker for the rest.
+    Final runs take the slots and the workers that the searches leave. Those that need a worker alone take long: they
+    come first, and are due when such trials of a search would be, as long as they leave a worker for the rest.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Schedule:
         self._stages, self._pool, self._budget = stages, pool, budget
         self._num_begun, self._num_active, self._num_paused = num_begun, num_active, num_paused
         self._closed: set[str] = set()  # stages that start no more new trials
+        self._found_enough: set[str] = set()  # of these, those that open again where a running trial becomes the best
         self._followed: set[str] = set()  # stages whose end has been followed by the next stage, if there is one
         self._is_held = False
         self._news: list[str] = []
@@ -99,16 +100,16 @@ class Schedule:
         return sorted(self._stages, key=lambda stage: turns[stage.name])
 
     def propose(self, stage: Stage) -> Proposal | None:
-        """The trial that gets a free seat of a stage; where none does, the stage has no seat, or is closed from now on.
+        """The trial that gets a free slot; where none does, the stage may take no slot, or is closed from now on.
 
-        First come trials that an earlier driver had running, then paused ones that the policy takes up, then new ones.
+        First come trials that an earlier driver had running, then paused ones that the policy resumes, then new ones.
         """
-        while self._has_seat(stage) and not self._end_early(stage):
+        while self._has_slot(stage) and not self._end_early(stage):
             if not stage.source.num_orphans():
                 key = stage.policy.take_up(more_come=self._has_new(stage))
                 if key is not None:
                     stage.source.resume(number_of(key))
-            is_closed = stage.name in self._closed
+            is_closed = self._is_closed(stage)
             if not is_closed or stage.source.num_orphans():
                 proposal = stage.source.ask()
                 if proposal is not None:
@@ -123,8 +124,8 @@ class Schedule:
         return self._has_new(stage) and not (self._is_spent(stage) or stage.enough())
 
     def is_done(self, stage: Stage) -> bool:
-        """Whether none of a stage's paused trials will be taken up; to be asked after `propose` has found none."""
-        return stage.name in self._closed and not self._num_active(stage) and self._has_seat(stage)
+        """Whether none of a stage's paused trials will be resumed; to be asked after `propose` has found none."""
+        return self._is_closed(stage) and not self._num_active(stage) and self._has_slot(stage)
 
     def news(self) -> list[str]:
         """What a user should hear, once: which searches have found enough."""
@@ -133,7 +134,9 @@ class Schedule:
 
     def close(self, *stages: Stage) -> None:
         """Start no more new trials of these stages."""
-        self._closed |= {stage.name for stage in stages}
+        names = {stage.name for stage in stages}
+        self._closed |= names
+        self._found_enough -= names
 
     def hold(self) -> None:
         """Start no trial at all any more, and leave those that pause to the next driver."""
@@ -149,7 +152,7 @@ class Schedule:
 
     def has_ended(self, stage: Stage) -> bool:
         """Whether no trial of a stage runs or pauses, and none will start."""
-        return stage.name in self._closed and not self._num_active(stage) and not self._num_paused(stage)
+        return self._is_closed(stage) and not self._num_active(stage) and not self._num_paused(stage)
 
     def follow(self) -> list[Stage]:
         """The stages that begin since others have ended; each begins once, and joins the stages."""
@@ -172,11 +175,11 @@ class Schedule:
 
     def could_start(self) -> bool:
         """Whether a trial could start right now, so that no worker may take anything else."""
-        return any(self._num_left(stage) and self._has_seat(stage) for stage in self._stages)
+        return any(self._num_left(stage) and self._has_slot(stage) for stage in self._stages)
 
     def is_over(self) -> bool:
         """Whether no trial runs and none will start."""
-        if len(self._closed) < len(self._stages) or any(map(self._num_active, self._stages)):
+        if not all(map(self._is_closed, self._stages)) or any(map(self._num_active, self._stages)):
             return False
         return self._is_held or not any(map(self._num_paused, self._stages))
 
@@ -193,7 +196,7 @@ class Schedule:
         return num_sharing, num_exclusive
 
     def _end_early(self, stage: Stage) -> bool:
-        """Close a stage that a spent budget or `search.stop_when` ends; whether it may start and take up nothing.
+        """Close a stage that a spent budget or `search.stop_when` ends; whether it may start and resume nothing.
 
         Trials that an earlier driver had running go on in any case.
         """
@@ -202,20 +205,26 @@ class Schedule:
         is_spent = self._is_spent(stage)
         if not (is_spent or stage.enough()):
             return False
-        if stage.name not in self._closed:
+        if not self._is_closed(stage):
             news = None if is_spent else ended_early(stage.name, stage.source, stage.stop_when)
             if news is not None:
                 self._news.append(news)
             self.close(stage)
+            if not is_spent:
+                self._found_enough.add(stage.name)
         return True
+
+    def _is_closed(self, stage: Stage) -> bool:
+        """Whether a stage starts no more new trials."""
+        return stage.name in self._closed and (stage.name not in self._found_enough or stage.enough() is not None)
 
     def _has_new(self, stage: Stage) -> bool:
         """Whether new trials of a stage are left, and it is open."""
-        return stage.name not in self._closed and self._num_begun(stage) < stage.source.num_wanted()
+        return not self._is_closed(stage) and self._num_begun(stage) < stage.source.num_wanted()
 
     def _num_left(self, stage: Stage) -> int:
         """How many trials of a stage are still to begin, or pause while none of it runs."""
-        num_left = stage.source.num_wanted() - self._num_begun(stage) if stage.name not in self._closed else 0
+        num_left = 0 if self._is_closed(stage) else stage.source.num_wanted() - self._num_begun(stage)
         if not self._num_active(stage) and not self._is_held:
             num_left += self._num_paused(stage)
         return max(0, num_left)
@@ -224,7 +233,7 @@ class Schedule:
         """Whether a stage may start no trial since the budget is spent, which is the searches' alone."""
         return stage.is_search and self._budget is not None and self._budget.problem() is not None
 
-    def _has_seat(self, stage: Stage) -> bool:
+    def _has_slot(self, stage: Stage) -> bool:
         if self._is_held or self._num_active(stage) >= stage.concurrency:
             return False
         return self._pool.has_room(exclusive=stage.arm.exclusive)
@@ -233,10 +242,11 @@ class Schedule:
         """Whether a stage that needs a worker alone is due once the other searches are half begun."""
         if stage.is_search:
             return not self._is_half_begun(stage)
-        return self._pool.most_workers > 1 and self._num_left(stage) > 0
+        num_alone = sum(self._num_active(other) for other in self._stages if other.arm.exclusive)
+        return self._num_left(stage) > 0 and num_alone + 1 < self._pool.num_ready
 
     def _is_half_begun(self, stage: Stage) -> bool:
-        return stage.name in self._closed or 2 * self._num_begun(stage) >= stage.source.num_wanted()
+        return self._is_closed(stage) or 2 * self._num_begun(stage) >= stage.source.num_wanted()
 
 
 def number_of(key: str) -> int:

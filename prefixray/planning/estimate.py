@@ -164,7 +164,7 @@ def _train_seconds(known: Known, device: Device, works: Sequence[ArmWork], *, is
     for kind in kinds:
         of_kind = [work for work in works if work.kind == kind]
         flops = sum(_train_flops(known, work, is_final=is_final) for work in of_kind)
-        steps = [work.final_steps if is_final else work.search_steps for work in of_kind]
+        steps = [work.final_steps if is_final else work.search.steps for work in of_kind]
         sizes = [work.finals if is_final else work.at_once for work in of_kind]  # trials that step together
         in_turn = max((count / size for count, size in zip(steps, sizes, strict=True)), default=0.0)
         least = _least_seconds(known, device, kind, in_turn if kind == "shared" else sum(steps))
@@ -179,7 +179,7 @@ def _train_flops(known: Known, work: ArmWork, *, is_final: bool) -> float:
     evaluations = (
         runs * len(report_steps(train.eval_every, rules_of(known.config).rungs, work.arm.num_steps))
         if is_final
-        else work.search_evaluations * work.num_searched
+        else work.search.evaluations * work.num_searched
     )
     method = largest_method(work.arm, known.shape)
     each = training_flops(known.shape, known.train, method, is_checkpointed=train.gradient_checkpointing)

@@ -15,8 +15,9 @@ from prefixray.data.documents.made import num_studied
 from prefixray.planning.devices import GPUS, SHARE_OF_PEAK
 from prefixray.planning.estimate import START_SECONDS, STEP_SECONDS_PER_LAYER, Cost, Plan, count_sweep, num_decodes
 from prefixray.planning.known import Known
-from prefixray.planning.recorded import NUM_REPLAYS, Replayed, curves_text
+from prefixray.planning.recorded import NUM_REPLAYS, curves_text
 from prefixray.planning.speeds import Kind
+from prefixray.planning.work import PolicyWork
 from prefixray.reporting.grid import Grid
 from prefixray.search.policies.choice import rules_of
 from prefixray.search.sampling.starting_points import starting_text
@@ -24,8 +25,9 @@ from prefixray.search.sampling.warm_start import read_warm_start, warm_start_tex
 from prefixray.system.yaml_document import read_document, suggestion
 
 _FROM_REPLAYS = (
-    "Means over {} replayed searches, whose trials are drawn from recorded curves of random configurations ({}). The "
-    "loss is how far the dev loss of the configuration that is found lies above that of the best one drawn."
+    "Means over {} replayed searches, whose trials are drawn from recorded curves of random configurations ({}). An "
+    "evaluation is one on all of dev; one on a sample counts as its share. The loss is how far the dev loss of the "
+    "configuration that is found lies above that of the best one drawn."
 )
 HERE = "here"  # this machine's name in a price table
 _WIDTH = 98
@@ -177,7 +179,7 @@ def _rungs(plan: Plan) -> str:
     end = f"step {lengths.pop():,}" if len(lengths) == 1 else "end"
     rules, asked = rules_of(plan.config), plan.config.search.policy
     header = ["arm", *(f"step {step:,}" for step in rules.rungs), end]
-    rows = [[work.arm.name, *(f"{count:.1f}".removesuffix(".0") for count in work.expected)] for work in searched]
+    rows = [[work.arm.name, *(f"{count:.1f}".removesuffix(".0") for count in work.search.reached)] for work in searched]
     policy = f"auto ({rules.policy})" if asked == "auto" else asked
     keep = "" if rules.policy == "freeze_thaw" else f", keep {rules.keep:g}"
     sample = "" if rules.dev_sample == 1 or not rules.rungs else f", dev_sample {rules.dev_sample:g}"
@@ -185,15 +187,15 @@ def _rungs(plan: Plan) -> str:
     parts = [_title(title), Grid(header, rows, frozenset({"arm"})).text()]
     if rules.rungs:
         policies = list(searched[0].by_policy)
-        steps = [[work.arm.name, *(_steps_and_regret(work.by_policy[name]) for name in policies)] for work in searched]
-        parts += ["", _title("Steps of the search by search.policy, and the loss in nats (estimated)")]
-        parts.append(Grid(["arm", *policies], steps, frozenset({"arm"})).text())
+        works = [[work.arm.name, *(_policy_work(work.by_policy[name]) for name in policies)] for work in searched]
+        parts += ["", _title("Steps+evaluations of the search by search.policy, and the loss in nats (estimated)")]
+        parts.append(Grid(["arm", *policies], works, frozenset({"arm"})).text())
         parts.append(_wrapped(_FROM_REPLAYS.format(NUM_REPLAYS, curves_text())))
     return "\n".join(parts)
 
 
-def _steps_and_regret(found: Replayed) -> str:
-    return f"{_rounded(found.steps)} ({found.regret:.3f})"
+def _policy_work(work: PolicyWork) -> str:
+    return f"{_rounded(work.steps)}+{_rounded(work.evaluations)} ({work.regret:.3f})"
 
 
 def _work(plan: Plan) -> str:

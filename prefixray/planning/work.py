@@ -18,6 +18,16 @@ from prefixray.search.policies.choice import Rules, evaluated, policy_by, rules_
 
 
 @dataclass(frozen=True)
+class PolicyWork:
+    """What an arm's search takes by a policy; expected values."""
+
+    reached: tuple[float, ...]  # trials that come to each rung and the end
+    steps: float
+    evaluations: float  # on all of dev; one on a sample counts as its share
+    regret: float  # nats by which the trial that is found lies above the best one; not a number where none was found
+
+
+@dataclass(frozen=True)
 class ArmWork:
     """The work of an arm; the counts of the search are expected values."""
 
@@ -25,10 +35,8 @@ class ArmWork:
     num_searched: int  # documents that a trial of the search trains on, a member for each; 1 without documents
     at_once: int
     generations: int  # 0 where nothing is searched
-    expected: tuple[float, ...]  # trials that reach each rung and the end
-    search_steps: float
-    by_policy: Mapping[PolicyName, Replayed]  # what each `search.policy` would take; without rungs, the sweep's alone
-    search_evaluations: float
+    by_policy: Mapping[PolicyName, PolicyWork]  # by each `search.policy`; without rungs, by the sweep's alone
+    policy: PolicyName  # the sweep's
     candidates: int  # runs of the final stage that are compared on dev
     finals: int  # runs that see test
     rows_per_step: int
@@ -39,9 +47,14 @@ class ArmWork:
         return "alone" if self.arm.exclusive else "shared"
 
     @property
+    def search(self) -> PolicyWork:
+        """What its search takes by the sweep's policy; nothing where there is nothing to search."""
+        return self.by_policy.get(self.policy, PolicyWork((), 0.0, 0.0, 0.0))
+
+    @property
     def member_steps(self) -> float:
         """Steps of all members of its trials in the search."""
-        return self.search_steps * self.num_searched
+        return self.search.steps * self.num_searched
 
     @property
     def final_steps(self) -> int:
@@ -55,39 +68,35 @@ def arm_works(config: SweepConfig, *, num_slots: int, num_workers: int, num_docu
 
 
 def _arm_work(config: SweepConfig, arm: ArmConfig, slots: int, num_workers: int, num_documents: int) -> ArmWork:
-    search, final, rules = config.search, config.final, rules_of(config)
+    search, final = config.search, config.final
     num_searched, finals = search.num_searched(num_documents), final.num_seeds * max(1, num_documents)
     at_once = num_at_once(arm, search.concurrency, num_slots=slots, num_workers=num_workers)
     rows = arm.largest("batch_size") * arm.largest("grad_accumulation")
-    if not arm.dimensions:
-        return ArmWork(arm, num_searched, at_once, 0, (), 0.0, {}, 0.0, 0, finals, rows)
-    # How many trials reach each rung, and the end.
-    ends = [*rules.rungs, arm.num_steps]
-    by_policy = {
-        name: _replayed(rules_for(arm, rules_of(config, name)), arm.num_trials, arm.num_steps, at_once)
-        for name in _compared(config)
-    }
-    found = by_policy[search.policy]
-    # How many evaluations that makes; one on a sample of dev counts as its share.
-    shares = evaluated(arm, rules)
-    evaluations = sum(
-        share * next(count for count, end in zip(found.reached, ends, strict=True) if step <= end)
-        for step, share in shares.items()
-    )
-    candidates = min(final.candidates, round(found.reached[-1]))
+    compared = _compared(config) if arm.dimensions else ()
+    by_policy = {name: _policy_work(arm, rules_of(config, name), at_once) for name in compared}
+    candidates = min(final.candidates, round(by_policy[search.policy].reached[-1])) if by_policy else 0
     return ArmWork(
         arm=arm,
         num_searched=num_searched,
         at_once=at_once,
-        generations=math.ceil(arm.num_trials / at_once),
-        expected=found.reached,
-        search_steps=found.steps,
+        generations=math.ceil(arm.num_trials / at_once) if by_policy else 0,
         by_policy=by_policy,
-        search_evaluations=evaluations,
+        policy=search.policy,
         candidates=candidates * num_searched if candidates > 1 else 0,
         finals=finals,
         rows_per_step=rows,
     )
+
+
+def _policy_work(arm: ArmConfig, rules: Rules, at_once: int) -> PolicyWork:
+    rules = rules_for(arm, rules)
+    found = _replayed(rules, arm.num_trials, arm.num_steps, at_once)
+    ends = [*rules.rungs, arm.num_steps]
+    evaluations = sum(
+        share * next(count for count, end in zip(found.reached, ends, strict=True) if step <= end)
+        for step, share in evaluated(arm, rules).items()
+    )
+    return PolicyWork(found.reached, found.steps, evaluations, found.regret)
 
 
 def _compared(config: SweepConfig) -> Sequence[PolicyName]:
@@ -95,7 +104,7 @@ def _compared(config: SweepConfig) -> Sequence[PolicyName]:
     return get_args(PolicyName) if rules_of(config).rungs else (config.search.policy,)
 
 
-@functools.cache  # devices with as many seats, and arms with as many trials, need no replay of their own
+@functools.cache  # devices with as many slots, and arms with as many trials, need no replay of their own
 def _replayed(rules: Rules, num_trials: int, num_steps: int, num_seats: int) -> Replayed:
     make = functools.partial(policy_by, rules, num_steps)
     return replayed(make, num_trials=num_trials, num_steps=num_steps, num_seats=num_seats)

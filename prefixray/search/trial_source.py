@@ -56,7 +56,7 @@ class Record:
     stopped_by: str | None = None  # the request that has stopped the trial, or that will
     began: float | None = None  # when it was proposed first, in seconds since 1970
     ended: float | None = None  # when its study was told of its end
-    resumed_from: int | None = None  # the step from which the trial was taken up last, after a pause
+    resumed_from: int | None = None  # the step from which the trial was resumed last, after a pause
     resumed_by: str | None = None  # the request that did it
     pauses: tuple[Pause, ...] = ()
     paused_with: Mapping[str, float] = field(default_factory=dict)  # the metrics with which the trial has paused last
@@ -143,7 +143,7 @@ def state_of(trial: FrozenTrial) -> State:
 
 
 def resumed_from(trial: FrozenTrial | Trial) -> int | None:
-    """The step from which a trial was taken up last, after a pause."""
+    """The step from which a trial was resumed last, after a pause."""
     resumed = trial.user_attrs.get(_RESUMED)
     return None if resumed is None else int(resumed["step"])
 
@@ -181,7 +181,7 @@ class TrialSource(ABC):
     def ask(self) -> Proposal | None:
         """The next trial to run; None where none is.
 
-        First come those that an earlier driver had running and paused ones that were taken up, then new ones.
+        First come those that an earlier driver had running and paused ones that were resumed, then new ones.
         """
 
     def report(self, number: int, step: int, value: float) -> None:
@@ -267,7 +267,7 @@ class TrialSource(ABC):
         return self._storage.get_trial(self._ids[number])
 
     def _running_orphans(self) -> Iterator[FrozenTrial]:
-        """The trials that an earlier driver had running or that were taken up, neither proposed nor ended yet."""
+        """The trials that an earlier driver had running or that were resumed, neither proposed nor ended yet."""
         for number in list(self._orphans):
             frozen = self._frozen(number)
             if frozen.state is TrialState.RUNNING:

@@ -1,15 +1,11 @@
 """What goes to the hub: the files, the card and its metadata, and the push to a server with the hub's endpoints."""
 
-import base64
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, constants
 from peft import PeftModel
+from support.fake_hub import Hub, serving
 from transformers import AutoModelForCausalLM
 
 from prefixray.artifacts.hub import public_record
@@ -200,99 +197,11 @@ def test_of_local_paths_the_last_name_is_published() -> None:
         assert public_record({**record, "base": {"name": name}})["base"]["name"] == name
 
 
-@dataclass
-class Hub:
-    """A server with the hub's endpoints for making a model and committing to it; it keeps what it is sent."""
-
-    url: str = ""
-    refuse: int | None = None
-    requests: list[tuple[str, str | None]] = field(default_factory=list)
-    created: list[Numbers] = field(default_factory=list)
-    objects: dict[str, bytes] = field(default_factory=dict)  # large files by their SHA-256
-    commit: list[Numbers] = field(default_factory=list)
-
-    def files(self) -> dict[str, bytes]:
-        """The committed files."""
-        found = {}
-        for line in self.commit:
-            value = line["value"]
-            if line["key"] == "file":
-                found[value["path"]] = base64.b64decode(value["content"])
-            elif line["key"] == "lfsFile":
-                found[value["path"]] = self.objects[value["oid"]]
-        return found
-
-    def answer(self, method: str, path: str, body: bytes) -> object:
-        if self.refuse is not None:
-            return {"error": "Invalid username or password."}
-        if method == "PUT":
-            self.objects[hashlib.sha256(body).hexdigest()] = body
-            return {}
-        if path == "/api/repos/create":
-            self.created.append(json.loads(body))
-            return {"url": f"{self.url}/me/prefix", "id": "me/prefix"}
-        if path == "/api/validate-yaml":
-            return {"errors": [], "warnings": []}
-        if "/preupload/" in path:
-            names = [one["path"] for one in json.loads(body)["files"]]
-            kinds = {True: "lfs", False: "regular"}
-            files = [{"path": n, "uploadMode": kinds[n.endswith(".safetensors")], "shouldIgnore": False} for n in names]
-            return {"files": files}
-        if path.startswith("/api/models/me/prefix/revision/main"):
-            siblings = [{"rfilename": name} for name in self.files()]
-            return {"sha": "a" * 40, "id": "me/prefix", "modelId": "me/prefix", "siblings": siblings}
-        if "/tree/" in path:
-            sizes = {name: len(content) for name, content in self.files().items()}
-            return [{"type": "file", "path": n, "size": size, "oid": f"{n:a<40.40}"} for n, size in sizes.items()]
-        if "/resolve/" in path:
-            return self.files()[path.partition("/resolve/")[2].partition("/")[2]]
-        if path.endswith("/info/lfs/objects/batch"):
-            wanted = json.loads(body)["objects"]
-            upload = [
-                {**one, "actions": {"upload": {"href": f"{self.url}/put/{one['oid']}", "header": {}}}} for one in wanted
-            ]
-            return {"transfer": "basic", "objects": upload}
-        if "/commit/" in path:
-            self.commit = [json.loads(line) for line in body.splitlines()]
-            return {"commitUrl": f"{self.url}/me/prefix/commit/{'a' * 40}", "commitOid": "a" * 40, "hookOutput": ""}
-        return {"sha": "a" * 40, "id": "me/prefix", "siblings": []}
-
-
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    state = Hub()
-
-    class Handler(BaseHTTPRequestHandler):
-        def _serve(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            if self.headers.get("Transfer-Encoding") == "chunked":
-                while size := int(self.rfile.readline(), 16):
-                    body += self.rfile.read(size)
-                    self.rfile.readline()
-                self.rfile.readline()
-            state.requests.append((f"{self.command} {self.path}", self.headers.get("Authorization")))
-            answer = state.answer(self.command, self.path, body)
-            reply = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-            self.send_response(state.refuse or 200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("X-Repo-Commit", "a" * 40)
-            self.send_header("ETag", f'"{hashlib.sha256(reply).hexdigest()}"')
-            self.send_header("Content-Length", str(len(reply)))
-            self.end_headers()
-            self.wfile.write(b"" if self.command == "HEAD" else reply)
-
-        do_GET = do_POST = do_PUT = do_HEAD = _serve
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield state
-    server.shutdown()
-    thread.join()
+    """A hub on this machine."""
+    with serving() as hub:
+        yield hub
 
 
 def _push(hub_url: str, *argv: str, token: str | None = "hf_secret", home: Path) -> subprocess.CompletedProcess[str]:

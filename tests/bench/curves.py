@@ -3,6 +3,7 @@
     python tests/bench/curves.py prefix_e2e lora_e2e mixed_e2e --workers 2
     python tests/bench/curves.py prefix_dialogsum --dialogsum FOLDER --workers 2
     python tests/bench/curves.py prefix_e2e --num 2 --steps 8 --out /tmp/curves    # a try
+    python tests/bench/curves.py lora_e2e --skip 66 --num 82 --out /tmp/new        # 16 on which nothing was chosen
 
 Each set is one JSON file in `prefixray/planning/curves/`, which `prefixray plan` reads too: a list of configurations,
 each with its dev losses by step: over all of dev under `curve`, and over a sample of a quarter of it, on which a rung
@@ -121,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 lines = ",\n".join(json.dumps(entry, allow_nan=False) for entry in entries)
                 write_whole(file, f"[\n{lines}\n]\n")
                 minutes = (time.monotonic() - started) / 60
-                print(f"{name}: {len(entries)} of {options.num}, {minutes:.1f} min", flush=True)
+                print(f"{name}: {len(entries)} of {options.num - options.skip}, {minutes:.1f} min", flush=True)
                 num_recorded = sum("sample" in entry for entry in entries) - num_before
                 note = _note(name, num_recorded, minutes, options)
             if packs:
@@ -129,11 +130,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     about.write(note)
 
 
-def configurations(name: str, num: int) -> list[Values]:
-    """The first configurations of a set, those of one kind side by side, so that a pack needs little padding."""
+def configurations(name: str, num: int, skip: int = 0) -> list[Values]:
+    """The first configurations of a set but `skip`, those of one kind side by side: packs need little padding."""
     drawn = SETS[name]
     rng = random.Random(drawn.seed)
-    return sorted((drawn.draw(rng, drawn.data) for _ in range(num)), key=json.dumps)
+    return sorted([drawn.draw(rng, drawn.data) for _ in range(num)][skip:], key=json.dumps)
 
 
 def trial(values: Values, num_steps: int) -> TrialConfig:
@@ -158,7 +159,7 @@ def _missing(name: str, entries: Sequence[Values], options: argparse.Namespace) 
         steps = [max(1, round(AUTO_SHARES[0] * options.steps))]
     else:
         done = [_values(entry) for entry in entries]
-        left = [values for values in configurations(name, options.num) if values not in done]
+        left = [values for values in configurations(name, options.num, options.skip) if values not in done]
     packs = [left[start : start + options.pack] for start in range(0, len(left), options.pack)]
     return [Work(SETS[name].data, options.steps, steps, pack) for pack in packs]
 
@@ -218,6 +219,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dialogsum", metavar="FOLDER", help="its files, for prefix_dialogsum")
     parser.add_argument("--base", default=SMOLLM2)
     parser.add_argument("--num", type=int, default=64, help="configurations of each set")
+    parser.add_argument("--skip", type=int, default=0, help="of these, how many to leave out")
     parser.add_argument("--steps", type=int, default=NUM_STEPS, help="of a schedule; one file has one")
     parser.add_argument("--num-train", type=int, help="examples to train on; without, all, as a sweep has them")
     parser.add_argument("--pack", type=int, default=8, help="configurations that are trained together")

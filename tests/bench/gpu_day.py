@@ -50,7 +50,7 @@ TABLE = (
 )
 PARTS = (
     Part("machine", 40, "The machine", "Measured: what the model of `launches.py` assumes of an H100."),
-    Part("tests", 220, "Tests", "`tests/test_gpu.py`, with the CPU's numbers as the reference."),
+    Part("tests", 220, "Tests", "`tests/test_gpu.py` and `test_gpu_memory.py`: the reference is the CPU."),
     Part("table-medium", 180, "A step: gpt2-medium, E2E, prefixes of 5", TABLE),
     Part(
         "launches",

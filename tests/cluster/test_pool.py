@@ -6,6 +6,7 @@ import pytest
 from support.fake_ray import FACTS, FakeRay, FakeWorker, fake_workers, make_arm, make_pool, make_spec
 
 from prefixray.cluster.connect import Cluster
+from prefixray.cluster.fleet import NoWorkers
 from prefixray.cluster.nodes import ActorState
 from prefixray.cluster.pool import Pool, check_exclusive
 from prefixray.errors import SweepFailed, UserError
@@ -52,6 +53,19 @@ def test_on_one_machine_the_trials_of_a_worker_that_is_over_go_on_with_the_other
     assert "worker-0 is given up, and another is started in its place" in pool.news()[0]
 
 
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_a_worker_that_becomes_silent_between_two_calls_gets_the_trial_that_had_room_there(
+    tmp_path: Path, ray: FakeRay, exclusive: bool
+) -> None:
+    pool = make_pool(tmp_path, num_workers=1)
+    pool.wait([make_arm("finetune", top_layers=2, tune_embeddings=False)])
+    assert pool.has_room(exclusive=exclusive)
+    pool.workers[0].note_failed_call()  # by the driver's loop, which asks for its status
+    assert not pool.has_room(exclusive=exclusive)
+    pool.place(make_spec(tmp_path), exclusive=exclusive)
+    assert make_spec(tmp_path).placed_on() == "worker-0"
+
+
 def test_a_worker_that_is_reserved_for_an_exclusive_trial_gets_no_others(tmp_path: Path, ray: FakeRay) -> None:
     pool = make_pool(tmp_path)
     pool.wait([make_arm("lora", rank=2), make_arm("finetune", top_layers=1, tune_embeddings=False)])
@@ -70,6 +84,24 @@ def test_a_worker_that_is_reserved_for_an_exclusive_trial_gets_no_others(tmp_pat
     last = make_spec(tmp_path, 4)
     pool.place(last, exclusive=False)
     assert last.placed_on() == specs[1].placed_on()
+
+
+def test_fine_tuning_for_which_the_machines_that_came_are_too_small_is_told_and_not_waited_for_for_ever(
+    tmp_path: Path, ray: FakeRay, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cluster, "devices", lambda cluster: {"node": 1})
+    pool = make_pool(tmp_path, num_workers=1, address="auto", max_wait_hours=0.1)
+    pool.wait([make_arm("finetune", top_layers=2, tune_embeddings=False)])
+    (worker,) = fake_workers(pool)
+    worker.free_bytes = 1 << 30  # a smaller machine has come for one that was lost
+    worker.die()
+    too_small = r"^no machine with 1\.\d GiB free for fine-tuning came in 0\.1 hours \(search\.max_wait_hours\)$"
+    with pytest.raises(NoWorkers, match=too_small):
+        for _ in range(60):
+            ray.now += 10
+            pool.rescale(0, 1)
+    assert len([line for line in caplog.messages if line.startswith("waiting for a machine with 1")]) == 6
+    assert not pool.has_room(exclusive=True)
 
 
 def test_an_exclusive_trial_waits_for_the_worker_that_is_started_in_place_of_one_that_is_over(

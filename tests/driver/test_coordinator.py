@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.fake_pool import Driver
 
+from prefixray.cluster.decode_queue import DecodeJob
 from prefixray.cluster.fleet import NoWorkers
 from prefixray.config.schema import SearchConfig
 from prefixray.config.trials import PrefixTrial
@@ -17,7 +18,7 @@ from prefixray.search.budget import Budget
 from prefixray.search.requests import Stop
 from prefixray.search.trial_source import Proposal, Record
 from prefixray.tracking.tracker import Tracker
-from prefixray.trial import TrialFolder, TrialSpec, WorkerStatus
+from prefixray.trial import Report, TrialFolder, TrialSpec, WorkerStatus
 
 
 @pytest.fixture
@@ -63,6 +64,17 @@ def test_a_trial_that_falls_back_behind_a_rung_it_has_passed_is_not_judged_there
     assert again.report(early, 10, loss=2.0, rung=10)
     assert again.report(later, 10, loss=1.9, rung=10), "the best of two"
     assert again.report(early, 40, loss=0.9) is False and again.states() == ["done", "running"]
+
+
+def test_a_trial_that_is_done_waits_for_an_idle_worker_to_decode_it_and_a_failed_one_does_not(driver: Driver) -> None:
+    stage = replace(driver.stage, decode=lambda spec: DecodeJob(spec.key, spec.folder, "test", {}))
+    driver.coordinator = driver.coordinate(stage)
+    done, failed = driver.start()
+    driver.report(done, 5)
+    assert driver.pool.decodings == [], "it has not ended"
+    driver.report(done, 40)
+    driver.coordinator.on_report(Report(failed, 7, "failed", {}, note="out of memory"))
+    assert [job.model for job in driver.pool.decodings] == [done]
 
 
 def test_a_step_that_is_reported_again_is_logged_once(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ class Engine:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self.pool = SimpleNamespace(decode_when_idle=lambda job: None)
+        self.pool = SimpleNamespace(decode_when_idle=lambda job: None)  # none is ever idle
         self.packs: list[list[str]] = []
 
     def run(self, name: str, stages: Sequence[Stage]) -> None:

@@ -45,13 +45,15 @@ class PlayedEngine:
 
     def __init__(self, folder: Path, failing: Sequence[str] = ()) -> None:
         self.folder, self.failing = folder, failing
-        self.pool = SimpleNamespace(decode_when_idle=lambda job: None)
+        self.queued: list[str] = []  # models that idle workers are to decode with
+        self.pool = SimpleNamespace(decode_when_idle=lambda job: self.queued.append(job.model))
         self.trained: list[tuple[str, list[str]]] = []
         self.stages: list[Stage] = []
         self.decoded: list[list[str]] = []
         self.jobs: list[DecodeJob] = []
 
     def run(self, name: str, stages: Sequence[Stage]) -> None:
+        assert "untuned" in self.queued, "whoever has nothing to train may decode the floor"
         self.stages += stages
         for stage in stages:
             keys = []
@@ -223,6 +225,24 @@ def test_the_winner_is_trained_for_every_document_and_candidates_for_those_of_th
     specs = {spec.key: spec for one in engine.stages for spec in map(one.spec, one.source.records())}
     assert [specs[key].subsets for key in wanted] == [(0,), (1,), (2,)] * 2
     assert [run.name for run in runs["lora"]] == [f"final/lora-0-1@{name}" for name in documents], "a seed is whole"
+
+
+def test_a_final_run_decodes_test_and_a_candidate_dev(tmp_path: Path, config: SweepConfig) -> None:
+    folder, engine = ResultsFolder(tmp_path), PlayedEngine(tmp_path)
+    open_stage(config, folder, engine).run(searched(folder, config, [2.0, 1.5, 3.0, 1.0]), SOURCES)
+    jobs = {
+        spec.key: one.decode(spec)
+        for one in engine.stages
+        if one.decode is not None
+        for spec in map(one.spec, one.source.records())
+    }
+    assert {key: job.split for key, job in jobs.items() if "prefix" in key} == {
+        "final/prefix-3-1000": "dev",
+        "final/prefix-1-1000": "dev",
+        "final/prefix-1-1": "test",
+        "final/prefix-1-2": "test",
+    }
+    assert len(jobs) == 8 and all(job in engine.jobs for job in jobs.values()), "early or late, it is the same job"
 
 
 def test_in_low_data_the_runs_take_the_subsets_in_turn(tmp_path: Path, config: SweepConfig) -> None:

@@ -1,4 +1,4 @@
-"""Trials that pause: who gets their seats, who is taken up again, and what outlives a driver.
+"""Trials that pause: who gets their seats, who is resumed, and what outlives a driver.
 
 Pool and reports are played here, but for the last test; `tests/faults/test_kills.py` has a real sweep.
 """
@@ -119,7 +119,7 @@ def test_the_next_driver_knows_who_pauses_and_who_was_taken_up(driver: Driver) -
     assert again.states() == ["running", "paused", "running"]
     assert rows(again) == {"prefix/1": "paused at rung 1"}
     assert again.start() == ["prefix/0", "prefix/2"], "those that ran; the other pauses still"
-    assert again.report("prefix/0", 10, loss=2.0, rung=10), "it was taken up there"
+    assert again.report("prefix/0", 10, loss=2.0, rung=10), "it was resumed there"
     assert not again.report("prefix/2", 10, loss=4.0, rung=10)
     assert again.start() == ["prefix/3"]
     last = promoting(driver.folder)

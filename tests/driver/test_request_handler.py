@@ -13,7 +13,7 @@ from prefixray.driver.stage import Stage
 from prefixray.search.fixed_study import FixedStudy
 from prefixray.search.requests import Add, Answer, Extend, Finish, Request, Stop
 from prefixray.search.trial_source import Proposal, Record
-from prefixray.trial import Report, TrialSpec
+from prefixray.trial import Report, TrialFolder, TrialSpec
 
 FREE = {"preseqlen": 5, "learning_rate": 0.02}
 
@@ -92,8 +92,13 @@ def test_a_trial_to_be_stopped_when_its_driver_died_is_not_run_by_the_next(drive
     driver.report("prefix/0", 5, loss=2.25)
     driver.ask(Stop(trial="prefix/0"))
     driver.inbox.post(Stop(trial="prefix/1"))  # left without an answer
+    checkpoint = driver.folder / "trials/prefix/1/step-7"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "checkpoint.json").write_text('{"state": {"num_tokens": 90, "seconds": 4.5}}')
     again = Driver(driver.folder)
     again.coordinator.serve()
+    result = TrialFolder(driver.folder / "trials/prefix/1").result()
+    assert result is not None and result["metrics"] == {"train/tokens": 90, "train/seconds": 4.5}, "they were spent"
     assert again.states() == ["stopped", "stopped"] and again.pool.stopped == []
     assert again.study.records()[0].value == 2.25
     assert again.start() == ["prefix/2", "prefix/3"]

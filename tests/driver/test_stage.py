@@ -92,17 +92,20 @@ def test_a_search_that_has_found_enough_starts_no_more_trials_and_says_so_once_f
     ]
 
 
-def _final(driver: Driver, arm: str, *, exclusive: bool = False) -> Stage:
-    """The final stage of an arm: one run with fresh seeds."""
+def _final(driver: Driver, arm: str, *, exclusive: bool = False, num_runs: int = 1) -> Stage:
+    """The final stage of an arm: runs with fresh seeds."""
     method = "finetune" if exclusive else "lora"
     config = driver.arm.model_copy(update={"name": arm, "method": method, "dimensions": {}})
-    run = FinalRun(config, driver.stage.spec(Record(0, {}, "done", 1.0, {}, None)).config, 0, 1, driver.folder / arm)
+    trial = driver.stage.spec(Record(0, {}, "done", 1.0, {}, None)).config
+    of_seeds = [FinalRun(config, trial, 0, seed, driver.folder / f"{arm}-{seed}") for seed in range(1, num_runs + 1)]
+    runs = {run.item: run for run in of_seeds}
 
     def spec(trial: Proposal | Record) -> TrialSpec:
-        return replace(driver.stage.spec(trial), key=run.name, folder=str(run.folder), replicate=1)
+        run = runs[str(trial.values["item"])]
+        return replace(driver.stage.spec(trial), key=run.name, folder=str(run.folder), replicate=run.replicate)
 
-    source = FixedStudy(driver.storage, "small", f"final/{arm}", [run.item])
-    return Stage(f"final/{arm}", config, source, 1, spec)
+    source = FixedStudy(driver.storage, "small", f"final/{arm}", list(runs))
+    return Stage(f"final/{arm}", config, source, num_runs, spec)
 
 
 def test_final_runs_take_the_seats_that_a_search_leaves_and_follow_its_end(driver: Driver) -> None:
@@ -153,7 +156,7 @@ def test_the_next_driver_takes_over_final_runs_beside_a_search_and_behind_it(dri
 def test_a_final_run_that_needs_a_worker_alone_begins_at_half_time_where_another_worker_goes_on(
     driver: Driver, num_workers: int
 ) -> None:
-    driver.pool.most_workers = num_workers
+    driver.pool.num_ready = num_workers
     alone, sharing = _final(driver, "finetune", exclusive=True), _final(driver, "lora")
     driver.coordinator = driver.coordinate(driver.stage, sharing, alone)
     starts: list[list[str]] = []
@@ -164,6 +167,35 @@ def test_a_final_run_that_needs_a_worker_alone_begins_at_half_time_where_another
     searched = [["prefix/0", "prefix/1"], ["prefix/2", "prefix/3"]]
     finals = [["final/finetune-0-1"], ["final/lora-0-1"]]
     assert starts == ([*searched, *finals] if num_workers == 1 else [searched[0], finals[0], searched[1], finals[1]])
+
+
+def test_final_runs_that_need_a_worker_alone_leave_one_to_the_search(driver: Driver) -> None:
+    driver.pool.num_ready = 2
+    driver.coordinator = driver.coordinate(driver.stage, _final(driver, "finetune", exclusive=True, num_runs=2))
+    for key in driver.start():
+        driver.report(key, 40)
+    assert driver.start() == ["final/finetune-0-1"]
+    driver.coordinator.next()
+    assert not driver.pool.is_spared, "the other worker is the search's"
+    driver.report("final/finetune-0-1", 40)
+    assert driver.start() == ["final/finetune-0-2"], "one after the other"
+
+
+def test_a_search_goes_on_where_a_trial_that_still_ran_is_the_new_best(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, num_trials=6)
+    following = _final(driver, "prefix")
+    driver.stage = replace(driver.stage, stop_when=StopWhen(no_better=2), then=lambda: following, num_then=1)
+    driver.coordinator = driver.coordinate(driver.stage)
+    assert driver.start() == ["prefix/0", "prefix/1"], "two at once"
+    for number, loss in enumerate((2.0, 2.1, 2.2)):
+        driver.report(f"prefix/{number}", 40, loss)
+        assert driver.start() == ([f"prefix/{number + 2}"] if number < 2 else []), "the third was no better"
+    assert "ended the search after 4 of 6 trials" in driver.coordinator.news()[0]
+    driver.report("prefix/3", 40, 1.5)
+    assert driver.start() == ["prefix/4", "prefix/5"], "none since has been worse"
+    for number in (4, 5):
+        driver.report(f"prefix/{number}", 40, 1.9)
+    assert driver.start() == ["final/prefix-0-1"]
 
 
 def test_a_spent_budget_ends_searches_and_no_final_run(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ from prefixray.search.trial_source import state_of
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
+PAUSING = ("--set", "search.policy=promote", "search.rungs=[80]", "search.keep=0.5", "search.concurrency=2")
+
 
 def test_workers_killed_together_and_while_they_rejoin_cost_no_number(sweep: Sweep, undisturbed: Sweep) -> None:
     process = sweep.start()
@@ -71,32 +73,36 @@ def test_a_driver_killed_at_any_time_is_followed_by_one_that_goes_on(sweep: Swee
     assert_same(sweep, undisturbed)
 
 
-def test_drivers_killed_at_random_moments_lose_nothing(sweep: Sweep, undisturbed: Sweep) -> None:
+@pytest.mark.parametrize("options", [(), PAUSING], ids=["to the end", "pausing"])
+def test_drivers_killed_at_random_moments_lose_nothing(
+    sweep: Sweep, undisturbed: Sweep, options: tuple[str, ...]
+) -> None:
     moments = [random.SystemRandom().uniform(0.0, 25.0) for _ in range(8)]
     print("killed after", moments, "seconds")
     for moment in moments:
-        process = sweep.start()
+        process = sweep.start(*options)
         with contextlib.suppress(subprocess.TimeoutExpired):
             output_of(process, seconds=moment)
             break  # nothing was left to do
         kill(process)
-    sweep.finish()
-    assert_complete(sweep)
-    assert_same(sweep, undisturbed)
+    sweep.finish(*options)
+    if options:
+        _assert_paused_alike(sweep, undisturbed)
+    else:
+        assert_complete(sweep)
+        assert_same(sweep, undisturbed)
 
 
 def test_paused_trials_outlive_workers_and_drivers_and_go_on_with_the_numbers_of_those_that_never_paused(
     sweep: Sweep, undisturbed: Sweep
 ) -> None:
-    options = ("--set", "search.policy=promote", "search.rungs=[80]", "search.keep=0.5", "search.concurrency=2")
-
     def paused() -> list[int]:
         trials = sweep.trials() if journal_of(sweep) else {}
         running = (trial for trial in trials.get("prefix", ()) if trial.state is TrialState.RUNNING)
         return [trial.number for trial in running if state_of(trial) == "paused"]
 
-    process = sweep.start(*options)
-    wait_long(paused, process)  # the worse of two at a rung
+    process = sweep.start(*PAUSING)
+    wait_long(paused, process)  # the first at a rung, as it has no rivals yet
     first = paused()[0]
     for worker in workers_of(process):
         worker.kill()
@@ -104,24 +110,17 @@ def test_paused_trials_outlive_workers_and_drivers_and_go_on_with_the_numbers_of
     assert first in paused()
     command = [sys.executable, "-m", "prefixray", "control", "small", "resume", f"prefix/{first}", "--wait", "0"]
     answer = subprocess.run(command, cwd=sweep.folder, capture_output=True, text=True, check=True)
-    assert "is kept" in answer.stdout, "the next driver executes it, unless its policy is faster"
-    process = sweep.start(*options)
+    assert "is kept" in answer.stdout, "the next driver executes it before anything else"
+    process = sweep.start(*PAUSING)
     wait_long(lambda: any("resumed" in t.user_attrs for t in sweep.trials()["prefix"] if t.number == first), process)
     kill(process)
-    output = sweep.finish(*options)
+    output = sweep.finish(*PAUSING)
     assert f"prefix/{first} started again" in output or f"prefix/{first} done" in output, output
-    states = sweep.states()
-    assert states["prefix"]["COMPLETE"] >= 1 and states["prefix"] + Counter() == Counter(
-        COMPLETE=states["prefix"]["COMPLETE"], PRUNED=NUM_TRIALS - states["prefix"]["COMPLETE"]
-    )
-    assert {run.info.status for run in sweep.runs()} == {"FINISHED"}
-    for ours, theirs in zip(sweep.curves(), undisturbed.curves(), strict=True):
-        assert len(ours) in (2, len(theirs)) and [step for step, _ in ours] == [step for step, _ in theirs][: len(ours)]
-        assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs][: len(ours)], abs=TOLERANCE)
+    _assert_paused_alike(sweep, undisturbed)
     assert len(sweep.curves()[first]) == len(undisturbed.curves()[first]), "the resumed one came to its end"
     record = json.loads((sweep.results / "results.json").read_text())
     (pauses,) = (trial["pauses"] for trial in record["search"] if trial["number"] == first)
-    assert record["policy"] == "promote" and [pause["step"] for pause in pauses] == [80] and pauses[0]["resumed"]
+    assert record["policy"] == "promote" and pauses == [{"step": 80, "resumed": "by hand"}]
     assert "What was decided at the rungs?" in (sweep.results / "report.md").read_text()
 
 
@@ -168,3 +167,14 @@ def damage(sweep: Sweep) -> None:
     with (sweep.results / "study.journal").open("ab") as journal:
         journal.write(b'{"op_code": 6, "worker_id": "half a li')
     (sweep.results / "study.journal.lock").write_text("")
+
+
+def _assert_paused_alike(sweep: Sweep, undisturbed: Sweep) -> None:
+    """Every trial has ended once, at the rung or at its end, with the numbers of one that never paused."""
+    states = sweep.states()["prefix"]
+    assert states["COMPLETE"] >= 1
+    assert states + Counter() == Counter(COMPLETE=states["COMPLETE"], PRUNED=NUM_TRIALS - states["COMPLETE"])
+    assert {run.info.status for run in sweep.runs()} == {"FINISHED"}
+    for ours, theirs in zip(sweep.curves(), undisturbed.curves(), strict=True):
+        assert len(ours) in (2, len(theirs)) and [step for step, _ in ours] == [step for step, _ in theirs][: len(ours)]
+        assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs][: len(ours)], abs=TOLERANCE)

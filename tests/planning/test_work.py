@@ -14,11 +14,11 @@ from prefixray.search.policies.choice import AUTO_POLICY, DEV_SAMPLE
 def test_the_counts_of_a_small_sweep_are_those_by_hand(file: Path) -> None:
     whole = load_sweep(file, ["search.rungs=[]"])
     prefix, adapter, finetune = arm_works(whole, num_slots=64, num_workers=1)
-    assert (prefix.at_once, prefix.generations, prefix.expected) == (2, 4, (8,))
-    assert (prefix.search_steps, prefix.search_evaluations) == (8 * 8, 8)
+    assert (prefix.at_once, prefix.generations, prefix.search.reached) == (2, 4, (8,))
+    assert (prefix.search.steps, prefix.search.evaluations) == (8 * 8, 8)
     assert (prefix.candidates, prefix.finals, prefix.final_steps, prefix.rows_per_step) == (2, 3, 5 * 8, 6)
-    assert (adapter.arm.num_trials, adapter.generations, adapter.expected) == (3, 2, (3,))
-    assert (finetune.generations, finetune.search_steps, finetune.final_steps) == (0, 0, 3 * 8)
+    assert (adapter.arm.num_trials, adapter.generations, adapter.search.reached) == (3, 2, (3,))
+    assert (finetune.generations, finetune.search.steps, finetune.final_steps) == (0, 0, 3 * 8)
     (found,) = prefix.by_policy.values()
     assert found.regret == 0, "where all trials end the best one is found"
 
@@ -26,17 +26,17 @@ def test_the_counts_of_a_small_sweep_are_those_by_hand(file: Path) -> None:
 def test_the_steps_are_those_of_the_trials_that_come_to_each_rung(config: SweepConfig) -> None:
     prefix, adapter, _ = arm_works(config, num_slots=64, num_workers=1)
     for arm, num_trials in ((prefix, 8), (adapter, 3)):
-        first, second, end = arm.expected
+        first, second, end = arm.search.reached
         assert num_trials == first > second >= end > 0
-        assert arm.search_steps == pytest.approx(first * 2 + second * 2 + end * 4)
-        assert arm.search_evaluations == pytest.approx(DEV_SAMPLE * first + second + end)
+        assert arm.search.steps == pytest.approx(first * 2 + second * 2 + end * 4)
+        assert arm.search.evaluations == pytest.approx(DEV_SAMPLE * first + second + end)
 
 
 def test_an_arm_with_a_schedule_of_its_own_is_counted_by_it(file: Path) -> None:
     longer = load_sweep(file, ["arms.prefix.num_steps=20"])
     prefix, adapter, _ = arm_works(longer, num_slots=64, num_workers=1)
-    first, second, end = prefix.expected
-    assert prefix.search_steps == pytest.approx(first * 2 + second * 2 + end * 16)
+    first, second, end = prefix.search.reached
+    assert prefix.search.steps == pytest.approx(first * 2 + second * 2 + end * 16)
     assert (prefix.final_steps, adapter.final_steps) == ((prefix.candidates + 3) * 20, (adapter.candidates + 3) * 8)
     assert longer.arm("prefix").trial({"preseqlen": 4, "mid_dim": None, "learning_rate": 1e-3}).num_steps == 20
     assert longer.arm("adapter").trial({"bottleneck": 4}).num_steps == 8
@@ -64,11 +64,14 @@ def test_each_policy_is_counted_and_the_one_of_the_file_is_used(file: Path) -> N
         name: arm_works(load_sweep(file, [f"search.policy={name}"]), num_slots=64, num_workers=1) for name in names
     }
     for name, (prefix, _, finetune) in counted.items():
-        assert prefix.search_steps == prefix.by_policy[name].steps and finetune.by_policy == {}
+        assert prefix.search == prefix.by_policy[name] and finetune.by_policy == {}
         assert prefix.by_policy == counted["stop"][0].by_policy and tuple(prefix.by_policy) == names
-    steps = {counted[name][0].search_steps for name in ("stop", "promote", "settle", "freeze_thaw")}
+    steps = {counted[name][0].search.steps for name in ("stop", "promote", "settle", "freeze_thaw")}
     assert len(steps) == 4, "each is replayed by itself"
     named = counted["auto"][0].by_policy
+    share = (named["stop"].evaluations - sum(named["stop"].reached[1:])) / named["stop"].reached[0]
+    assert share == pytest.approx(DEV_SAMPLE), "all policies but freeze_thaw take a sample at the first rung"
+    assert named["freeze_thaw"].evaluations == pytest.approx(sum(named["freeze_thaw"].reached))
     assert named["auto"] == named[AUTO_POLICY], "the file has a share of its own"
 
 
@@ -76,6 +79,6 @@ def test_with_documents_a_trial_has_a_member_for_each_searched_one_and_all_are_t
     config: SweepConfig,
 ) -> None:
     alone, prefix = (arm_works(config, num_slots=64, num_workers=1, num_documents=count)[0] for count in (1, 6))
-    assert (prefix.num_searched, prefix.search_steps) == (4, alone.search_steps)
-    assert prefix.member_steps == 4 * alone.member_steps == 4 * alone.search_steps
+    assert (prefix.num_searched, prefix.search.steps) == (4, alone.search.steps)
+    assert prefix.member_steps == 4 * alone.member_steps == 4 * alone.search.steps
     assert prefix.finals == 6 * alone.finals and prefix.candidates == 4 * alone.candidates

@@ -1,79 +1,12 @@
 """The live view: a table that redraws itself in a (pseudo-)terminal, elsewhere a line per event."""
 
-import fcntl
 import io
-import os
-import pty
 import re
-import struct
-import subprocess
-import sys
-import termios
-import textwrap
-import time
-from dataclasses import replace
 
 import pytest
+from support.terminal import TITLE, row, shown, view
 
-from prefixray.reporting import live as live_module
-from prefixray.reporting.live import CountBar, LiveView, duration_text, events
-from prefixray.search.status import Row, State, View
-
-TITLE = "quickstart  SmolLM2-135M on e2e   8 trials, 4 at once in one pack   runs/quickstart"
-
-
-def row(number: int, state: State = "running", step: int = 0, score: float | None = None, preseqlen: int = 5) -> Row:
-    values = {"preseqlen": preseqlen, "mid_dim": None, "init_token": "restaurant", "learning_rate": 1e-3 * number}
-    return Row("prefix", number, values, step, 40, score, state)
-
-
-def view(*rows: Row, stage: str = "search") -> View:
-    return View(TITLE, stage, rows)
-
-
-def shown(
-    script: str, *, height: int = 24, width: int = 110, resized: tuple[int, int] | None = None
-) -> tuple[str, str]:
-    """Run a script in a terminal of this size; everything it wrote, and the screen at the end.
-
-    Where the script prints "now" the terminal is resized to another height and width; it shall wait for that.
-    """
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
-    environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")}
-    program = "from prefixray.reporting.live import LiveView, Row, View\n" + textwrap.dedent(script)
-    process = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=theirs, stderr=theirs, env={**environment, "TERM": "xterm-256color"}
-    )
-    os.close(theirs)
-    written = b""
-    try:
-        while block := os.read(ours, 65536):
-            written += block
-            if resized is not None and b"now" in written:
-                fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", *resized, 0, 0))
-                resized = None
-    except OSError:  # Linux's way to say that the other end was closed
-        pass
-    os.close(ours)
-    assert process.wait(timeout=60) == 0, written.decode()
-    return written.decode(), re.sub(r"\d:\d\d so far", "0:00 so far", screen(written.decode()))
-
-
-def screen(written: str) -> str:
-    """What a terminal shows after these characters: only what rich uses is understood."""
-    lines, line = [""], 0
-    for part in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|\r|\n|[^\x1b\r\n]+", written):
-        if part == "\n":
-            line += 1
-            lines += [""] * (line == len(lines))
-        elif part == "\x1b[1A":
-            line -= 1
-        elif part == "\x1b[2K":
-            lines[line] = ""
-        elif part != "\r" and not part.startswith("\x1b"):
-            lines[line] += part
-    return "\n".join(text.rstrip() for text in lines)
+from prefixray.reporting.live import CountBar, LiveView, duration_text
 
 
 def test_a_terminal_shows_one_table_that_replaces_itself() -> None:
@@ -210,86 +143,6 @@ def test_what_is_printed_meanwhile_stays_above_the_table() -> None:
     assert final.splitlines() == ["residual 0.2", "quickstart", "search   0:00 so far"]
 
 
-def test_without_a_terminal_each_event_is_a_line_and_nothing_is_drawn() -> None:
-    file = io.StringIO()
-    live = LiveView(file)
-    waiting, running = row(1, "waiting"), row(1, "running")
-    for rows in ([waiting], [running], [running], [replace(running, step=7)]):
-        live.update(view(*rows))
-    live.update(view(replace(running, step=10, score=2.5)))
-    live.update(view(replace(running, step=12, score=2.5)))
-    live.event("a line of its own")
-    live.update(view(replace(running, step=20, score=2.1, state="stopped", note="at rung 2")))
-    live.close()
-    assert re.sub(r"^\d+:\d\d  ", "", file.getvalue(), flags=re.MULTILINE).splitlines() == [
-        TITLE,
-        "search",
-        "prefix/1 started  preseqlen 5  mid_dim -  init restaurant  lr 1.0e-3",
-        "prefix/1 step 10/40  dev/loss 2.500",
-        "a line of its own",
-        "prefix/1 stopped at rung 2  step 20/40  dev/loss 2.100",
-    ]
-
-
-def test_without_a_terminal_a_quiet_sweep_still_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(live_module.time, "monotonic", lambda: clock[0])
-    file = io.StringIO()
-    live = LiveView(file)
-    training = replace(view(row(1, step=3)), hint="prefixray control small --help: stop, add or extend trials")
-    for seconds in range(0, 61, 5):
-        clock[0] = seconds
-        live.update(training if seconds < 40 else View(TITLE, "decode", message=f"{seconds} of 99 sources"))
-    assert file.getvalue().splitlines() == [
-        f"0:00  {TITLE}",
-        "0:00  search",
-        "0:00  prefixray control small --help: stop, add or extend trials",
-        "0:00  prefix/1 started  preseqlen 5  mid_dim -  init restaurant  lr 1.0e-3",
-        "0:25  search  running 1",
-        "0:40  decode  40 of 99 sources",
-    ]
-
-
-def test_what_cannot_say_how_far_it_is_is_shown_again_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_module, "REDRAW_SECONDS", 0.01)
-    monkeypatch.setattr(live_module, "QUIET_SECONDS", 0.02)
-    file = io.StringIO()
-    with LiveView(file).during(View(TITLE, "score", message="scoring and comparing")):
-        deadline = time.monotonic() + 20
-        while len(file.getvalue().splitlines()) < 4 and time.monotonic() < deadline:
-            time.sleep(0.01)
-    assert {line.partition("  ")[2] for line in file.getvalue().splitlines()[1:]} == {"score  scoring and comparing"}
-    assert len(file.getvalue().splitlines()) >= 4
-
-
-def test_a_final_run_is_called_by_its_folder() -> None:
-    run = Row("final/prefix", 0, {"seed": 1}, 0, 40, None, "running", own_name="final/prefix-3-1")
-    assert (run.name, run.short_name) == ("final/prefix-3-1", "prefix-3-1")
-    assert events(view(), view(run, stage="final"))[1] == "final/prefix-3-1 started  seed 1"
-
-
-def test_a_reader_that_has_gone_does_not_end_the_sweep() -> None:
-    ours, theirs = os.pipe()
-    os.close(ours)
-    with open(theirs, "w") as file:
-        live = LiveView(file)
-        live.update(view(row(1)))
-        live.event("nobody reads this")
-        live.close()
-        os.dup2(os.open(os.devnull, os.O_WRONLY), theirs)  # what the file still holds has to go somewhere
-
-
-def test_a_budget_is_told_with_its_stage_and_the_best_when_it_is_done() -> None:
-    before = View(TITLE, "start")
-    rows = [row(1, "done", 40, 1.6), row(2, "done", 40, 1.5)]
-    lines = events(before, View(TITLE, "search", rows, "prefix 2 of 8 trials, 4 at once"))
-    assert lines == [
-        "search  prefix 2 of 8 trials, 4 at once",
-        "prefix/1 done  step 40/40  dev/loss 1.600",
-        "prefix/2 done  step 40/40  dev/loss 1.500  * best",
-    ]
-
-
 def test_a_loss_over_a_sample_of_dev_is_compared_last() -> None:
     _, final = shown(
         f"""
@@ -311,35 +164,6 @@ def test_a_forced_colour_does_not_make_a_terminal(monkeypatch: pytest.MonkeyPatc
     live.close()
     assert "\x1b" not in file.getvalue()
     assert len(file.getvalue().splitlines()) == 3
-
-
-def test_trials_of_an_earlier_run_are_counted_not_told_again() -> None:
-    running = [replace(row(number, "running", step), adopted=True) for number, step in ((3, 10), (4, 0))]
-    lines = events(None, view(row(1, "done", 40, 1.6), row(2, "stopped", 10, 2.6), *running))
-    assert lines[1:] == [
-        "from an earlier run: done 1  stopped 1",
-        "search",
-        "prefix/3 started again from step 10  preseqlen 5  mid_dim -  init restaurant  lr 3.0e-3",
-        "prefix/4 started again  preseqlen 5  mid_dim -  init restaurant  lr 4.0e-3",
-    ]
-
-
-def test_a_trial_that_has_taken_steps_when_it_is_first_seen_was_started_no_second_time() -> None:
-    lines = events(view(), view(row(1, "running", 6)))
-    assert lines == ["prefix/1 started  preseqlen 5  mid_dim -  init restaurant  lr 1.0e-3"]
-
-
-def test_a_trial_that_begins_and_ends_between_two_views_is_told_once() -> None:
-    before = view(row(1, "done", 40, 1.6))
-    failed = replace(row(2, "failed", 3), note="the loss is not finite")
-    assert events(before, view(*before.rows, failed)) == ["prefix/2 failed: the loss is not finite  step 3/40"]
-
-
-def test_a_new_stage_starts_its_trials_anew() -> None:
-    before = view(row(1, "done", 40, 1.6))
-    lines = events(before, view(row(1, "running"), stage="final"))
-    assert lines[0] == "final"
-    assert lines[1].startswith("prefix/1 started  ")
 
 
 def test_durations_read_like_a_clock() -> None:
@@ -364,12 +188,3 @@ def test_what_a_command_counts_is_a_bar_on_a_terminal_and_elsewhere_a_line_now_a
             bar.show(10, 40)
             bar.show(40, 40)
         assert [line.split("  ")[1] for line in file.getvalue().splitlines()] == lines
-
-
-def test_a_trial_that_pauses_is_told_and_told_again_when_it_goes_on() -> None:
-    running, pausing = row(1, step=8), replace(row(1, "paused", 10, 2.0), note="at rung 1")
-    assert events(view(running), view(pausing)) == ["prefix/1 paused at rung 1  step 10/40  dev/loss 2.000"]
-    assert events(view(pausing), view(pausing)) == []
-    (line,) = events(view(pausing), view(replace(pausing, state="running", note=None, adopted=True)))
-    assert line.startswith("prefix/1 started again from step 10")
-    assert events(None, view(pausing))[1] == "from an earlier run: paused 1"

@@ -48,7 +48,7 @@ def test_the_report_says_what_was_decided_at_each_rung_and_who_came_back(results
     assert "decisions" not in {one.key for one in sections(results, FOLDER)}, "the record is an older one"
     results["policy"] = "stop"
     stopping = section(results, "decisions").grid
-    assert stopping is not None and list(stopping.header)[-2:] == ["went on", "stopped"]
+    assert stopping is not None and list(stopping.header)[-2:] == ["passed", "stopped"]
     assert [list(row)[3:] for row in stopping.rows] == [["12", "8", "4"], ["8", "6", "2"]]
     assert "sample" not in section(results, "decisions").text[0], "an older record compared them on all of dev"
     results["dev_sample"] = 0.25
@@ -60,13 +60,16 @@ def test_the_report_says_what_was_decided_at_each_rung_and_who_came_back(results
     stopped = next(trial for trial in trials if trial["rung"] == 1)
     stopped["pauses"] = [{"step": 8, "resumed": None}]
     promoting = section(results, "decisions")
-    assert promoting.grid is not None and list(promoting.grid.header)[-3:] == ["paused", "came back", "by hand"]
+    assert promoting.grid is not None and list(promoting.grid.header)[-3:] == ["paused", "resumed", "by hand"]
     assert [list(row)[3:] for row in promoting.grid.rows] == [
         ["12", "6", "3", "3", "2", "0"],
         ["8", "5", "2", "1", "1", "1"],
     ]
-    assert promoting.text[0].startswith("search.policy is promote. Losses at the first rung")
-    assert " Trials paused 4 times, and 3 times one came back." in promoting.text[0]
+    assert promoting.text[0].startswith(
+        "search.policy is promote. The worse trials paused at a rung, and resumed once "
+    )
+    assert " Losses at the first rung are over a sample of dev" in promoting.text[0]
+    assert " Trials paused 4 times, and 3 times one was resumed, by the policy or by hand " in promoting.text[0]
     results |= {"policy": AUTO_POLICY, "keep": AUTO_KEEP}
     chosen = f"search.policy is {AUTO_POLICY}, search.keep {AUTO_KEEP:g}, as this version chooses for auto."
     assert section(results, "decisions").text[0].startswith(chosen)

@@ -28,13 +28,14 @@ SPACE: Mapping[str, AnyDimension] = {**LENGTHS, "learning_rate": LogUniform(log_
 class PlayedPool:
     """One worker with room for two trials, or for one alone; remembers the calls that steer workers."""
 
-    num_slots, most_workers, device_seconds, namespace = 2, 1, 0.0, "namespace"
+    num_slots, most_workers, num_ready, device_seconds, namespace = 2, 1, 1, 0.0, "namespace"
 
     def __init__(self) -> None:
         self.keys: set[str] = set()
         self.is_alone = self.is_spared = False
         self.calls: list[str] = []
         self.statuses: list[WorkerStatus] = []
+        self.decodings: list[DecodeJob] = []  # for a worker that is idle
 
     def has_room(self, *, exclusive: bool) -> bool:
         if not self.keys:
@@ -79,7 +80,7 @@ class PlayedPool:
         self.calls.append("use_idle" if may_begin else "use_idle later")
 
     def decode_when_idle(self, job: DecodeJob) -> None:
-        """As above."""
+        self.decodings.append(job)
 
 
 class Driver:

@@ -23,6 +23,7 @@ from transformers import (
 from prefixray.model.base import Base
 
 MakeBase = Callable[[str, torch.dtype], Base]
+MakeOn = Callable[[str, torch.dtype, str], Base]
 
 
 SENTENCES = (

@@ -22,6 +22,7 @@ from support.packs import (
     rows_of,
     run_steps,
     state_of,
+    tolerance_of,
     trial_of,
 )
 from support.tiny_bases import stock_model
@@ -43,25 +44,25 @@ FEW_STEPS = 8
 def test_packed_and_alone_agree_in_every_parameter(
     make_base: MakeBase, architecture: str, dtype: torch.dtype, trials: Mapping[str, TrialConfig]
 ) -> None:
-    base = make_base(architecture, dtype)
+    base, tolerance = make_base(architecture, dtype), tolerance_of(architecture, dtype)
     packed = pack_of(base, trials)
     together = run_steps(packed, trials, NUM_STEPS)
     scores = packed.evaluate(trials, rows_of(base))
     for key, config in trials.items():
         lone = pack_of(base, {key: config})
         outcomes = run_steps(lone, [key], NUM_STEPS)
-        assert_same(packed.members[key], lone.members[key], TOLERANCE[dtype])
+        assert_same(packed.members[key], lone.members[key], tolerance)
         for step, (ours, alone) in enumerate(zip(together, outcomes, strict=True)):
-            assert ours[key].loss == pytest.approx(alone[key].loss, abs=TOLERANCE[dtype]), step
+            assert ours[key].loss == pytest.approx(alone[key].loss, abs=tolerance), step
             assert ours[key].num_tokens == alone[key].num_tokens
-        assert scores[key] == pytest.approx(lone.evaluate([key], rows_of(base))[key], abs=TOLERANCE[dtype])
+        assert scores[key] == pytest.approx(lone.evaluate([key], rows_of(base))[key], abs=tolerance)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_one_that_joins_and_one_that_leaves_change_nothing_for_the_third(
     make_base: MakeBase, architecture: str
 ) -> None:
-    base, tolerance = make_base(architecture, torch.float64), TOLERANCE[torch.float64]
+    base, tolerance = make_base(architecture, torch.float64), tolerance_of(architecture, torch.float64)
     changing = pack_of(base, {"leaves": FLAT, "stays": THREE["network"]})
     run_steps(changing, ["leaves", "stays"], 8)
     changing.drop("leaves")

@@ -138,7 +138,8 @@ class Ledger:
 def _settled(stage: Stage, spec: TrialSpec, record: Record) -> Record:
     """End a trial in its study where its result is on disk, or where a request stops it; the trial's record."""
     if record.stopped_by is not None and spec.files.result() is None:
-        spec.write_result(Report(spec.key, record.last_step, "stopped", record.paused_with, note=BY_REQUEST), "stopped")
+        metrics = {**record.paused_with, **spec.files.costs()}
+        spec.write_result(Report(spec.key, record.last_step, "stopped", metrics, note=BY_REQUEST), "stopped")
     result = spec.files.result()
     if result is None:
         return record

@@ -29,7 +29,7 @@ class StatusBoard:
         return sum(row.arm == stage.name for row in self._rows.values())
 
     def num_paused(self, stage: Stage) -> int:
-        """How many trials of a stage pause, or were taken up and have not begun again."""
+        """How many trials of a stage pause, or were resumed and have not begun again."""
         return sum(row.arm == stage.name and row.state == "paused" for row in self._rows.values())
 
     def begin(self, stage: Stage, spec: TrialSpec, proposal: Proposal) -> None:

@@ -200,11 +200,20 @@ def _look_after(
         except Exception as error:
             if coordinator.broken is not None:
                 if isinstance(error, OSError | NoWorkers):  # else the main thread has met the error, and ends already
-                    _thread.interrupt_main(signal.SIGTERM)  # a process in a shell's background may ignore SIGINT
+                    _interrupt()
                 return
             if str(error) != logged:
                 logged = str(error)
                 logger.exception("the driver's loop: %s", error)
+
+
+def _interrupt() -> None:
+    """Interrupt the main thread by a signal that Python handles.
+
+    A process in a shell's background may ignore SIGINT, and only the commands handle SIGTERM.
+    """
+    handled = (number for number in (signal.SIGTERM, signal.SIGINT) if callable(signal.getsignal(number)))
+    _thread.interrupt_main(next(handled, signal.SIGINT))
 
 
 def _serve(coordinator: Coordinator, live: LiveView) -> None:

@@ -1,4 +1,4 @@
-"""What the policy of the search decided at each rung, and how often a paused trial came back."""
+"""What the policy of the search decided at each rung, and how often a paused trial was resumed."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,14 @@ from prefixray.reporting.sections.section import Section
 from prefixray.results.record import SearchTrial, Stored
 from prefixray.search.policies.choice import AUTO_KEEP, AUTO_POLICY
 
-_HEADER = ("arm", "rung", "step", "trials", "went on", "stopped", "paused", "came back", "by hand")
+_HEADER = ("arm", "rung", "step", "trials", "passed", "stopped", "paused", "resumed", "by hand")
 _WITHOUT_PAUSES = 6  # so many of the columns
+_WHAT = {
+    "stop": "The worse trials ended at a rung.",
+    "promote": "The worse trials paused at a rung, and resumed once they were among its best.",
+    "settle": "As by promote; and none passed the top rung, which moved up while ranks still changed.",
+    "freeze_thaw": "Trials paused that were less likely than a new one to end as the best, by their curves so far.",
+}
 
 
 def decision_section(stored: Stored) -> list[Section]:
@@ -29,8 +35,8 @@ def decision_section(stored: Stored) -> list[Section]:
     if width > _WITHOUT_PAUSES:
         num_resumed = sum(pause["resumed"] is not None for pause in pauses)
         text[0] += (
-            f" Trials paused {len(pauses)} times, and {num_resumed} times one came back. Those that went on did so at "
-            "once; those that came back went on later, by the policy or by hand (prefixray control SWEEP resume)."
+            f" Trials paused {len(pauses)} times, and {num_resumed} times one was resumed, by the policy or by hand "
+            "(prefixray control SWEEP resume). Those that passed a rung did not pause there."
         )
     return [Section("decisions", "What was decided at the rungs?", grid=grid, text=text)]
 
@@ -39,7 +45,7 @@ def _rule(policy: str, keep: float | None) -> str:
     """The policy in words; an older record has no share."""
     is_auto = (policy, keep) == (AUTO_POLICY, AUTO_KEEP)
     share = "" if keep is None or policy == "freeze_thaw" else f", search.keep {keep:g}"
-    return f"search.policy is {policy}{share}{', as this version chooses for auto' if is_auto else ''}."
+    return f"search.policy is {policy}{share}{', as this version chooses for auto' if is_auto else ''}. {_WHAT[policy]}"
 
 
 def _sample(stored: Stored) -> str:
@@ -65,5 +71,5 @@ def _counts(trials: Sequence[SearchTrial], rung: int, step: int) -> list[str]:
     )
     num_resumed = sum(pause["resumed"] is not None for pause in paused)
     num_by_hand = sum(pause["resumed"] == "by hand" for pause in paused)
-    num_at_once = len(reached) - num_stopped - len(paused)
-    return [str(number) for number in (len(reached), num_at_once, num_stopped, len(paused), num_resumed, num_by_hand)]
+    num_passed = len(reached) - num_stopped - len(paused)
+    return [str(number) for number in (len(reached), num_passed, num_stopped, len(paused), num_resumed, num_by_hand)]

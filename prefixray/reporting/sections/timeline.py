@@ -30,7 +30,8 @@ def timeline_section(stored: Stored, folder: Path) -> list[Section]:
         f"Workers had nothing to do, or waited, for {100 * timeline.idle_share:.0f} % of their time"
         + (f": {each}." if len(timeline.lanes) > 1 else "."),
         "Starting is loading the base and the data. Waiting is having trials without a step: they are being built, or "
-        "wait for a verdict. Idle is having neither a trial nor anything to decode.",
+        "wait for a verdict. Idle is having neither a trial nor anything to decode. When each trial began and "
+        "ended is in Optuna's own timeline: optuna-dashboard study.journal, in the sweep's folder.",
     ]
     grid = Grid(["worker", "minutes", *KINDS], rows, frozenset({"worker"}))
     return [Section("timeline", "What did the workers do?", grid=grid, text=text, figures=[_figure(stored, timeline)])]

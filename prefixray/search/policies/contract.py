@@ -14,8 +14,8 @@ Verdict = Literal["continue", "pause", "stop"]
 class Policy(ABC):
     """The rungs of one arm, and the trials that have reached them.
 
-    A rung is a step at which a trial waits for a verdict: it goes on, it pauses, or it is stopped for good. A paused
-    trial may be taken up again, from where it stands. `more_come` says whether there are trials that have not started.
+    A rung is a step at which a trial waits for a verdict: it passes, it pauses, or it is stopped for good. A paused
+    trial may be resumed, from where it stands. `more_come` says whether there are trials that have not started.
     Trials of one kind learn alike (`MethodConfig.kind`): early dev losses tell little between kinds.
     """
 
@@ -26,9 +26,10 @@ class Policy(ABC):
         """`rungs` are steps, ascending, before the last step of a schedule."""
         self.rungs = tuple(rungs)
         self._scores: dict[int, dict[str, float]] = {rung: {} for rung in self.rungs}  # dev losses, by trial
-        self._passed: dict[int, set[str]] = {rung: set() for rung in self.rungs}  # trials that went on
+        self._passed: dict[int, set[str]] = {rung: set() for rung in self.rungs}  # trials that passed
         self._paused: dict[str, int] = {}  # the rung of each trial that pauses
         self._kinds: dict[str, str] = {}  # of each trial that has begun
+        self._failed: set[str] = set()
 
     def begin(self, trial: str, kind: str) -> None:
         """A trial of this kind has begun, now or under an earlier driver."""
@@ -57,7 +58,7 @@ class Policy(ABC):
         """
         if trial in self._passed[rung]:
             return "continue"
-        self._scores[rung].update(losses)
+        self._scores[rung].update({key: loss for key, loss in losses.items() if key not in self._failed})
         verdict = self._decide(trial, rung, more_come=more_come)
         if verdict == "continue":
             self._passed[rung].add(trial)
@@ -66,9 +67,9 @@ class Policy(ABC):
         return verdict
 
     def take_up(self, *, more_come: bool) -> str | None:
-        """The paused trial that a free seat goes to, which runs from now on; None where none shall have it now.
+        """The paused trial that a free slot goes to, which runs from now on; None where none shall have it now.
 
-        Where no trial runs and none comes, None means that no paused trial is ever taken up.
+        Where no trial runs and none comes, None means that no paused trial is ever resumed.
         """
         trial = self._choose(more_come=more_come) if self._paused else None
         if trial is not None:
@@ -80,7 +81,7 @@ class Policy(ABC):
         self._passed[self._paused.pop(trial)].add(trial)
 
     def end(self, trial: str) -> None:
-        """A paused trial has ended: it is never taken up."""
+        """A paused trial has ended: it is never resumed."""
         self._paused.pop(trial, None)
 
     def fail(self, trial: str) -> None:
@@ -90,6 +91,7 @@ class Policy(ABC):
         """
         self.end(trial)
         if self.may_pause:
+            self._failed.add(trial)
             for scores in self._scores.values():
                 scores.pop(trial, None)
 

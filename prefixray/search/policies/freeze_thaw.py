@@ -3,8 +3,8 @@
 A curve is taken for a power law with an offset, c + a (t / T)^-b, of which a few exponents b are weighed by how well
 they explain the dev losses so far. Given b, the law is linear in c and a: with normal priors the loss at the end of the
 schedule is a normal mixture, whose mean and deviation are used. A trial that seems less likely than a new configuration
-to become the best one pauses; the likeliest of those that pause is taken up where a seat is free. Where no trial comes
-and none runs, a trial with a chance below 1 in twice as many as there are is never taken up.
+to become the best one pauses; the likeliest of those that pause is resumed where a slot is free. Where no trial comes
+and none runs, a trial with a chance below 1 in twice as many as there are is never resumed.
 """
 
 import functools

@@ -1,13 +1,13 @@
 """Asynchronous successive halving (Li et al. 2020, section 3) in two forms: by stopping, and by promotion.
 
-A trial goes on if its dev loss is among the best share `keep` of all trials of its arm that have reached the rung so
-far. By stopping, another trial ends there at once, though worse ones may pass the rung later or have passed it before.
-By promotion it pauses, and goes on once it is among the best of the rung's trials.
+A trial passes a rung if its dev loss is among the best share `keep` of all trials of its arm that have reached the rung
+so far. By stopping, another trial ends there at once, though worse ones may pass the rung later or have passed it
+before. By promotion it pauses, and resumes once it is among the best of the rung's trials.
 
 Promotion compares trials of one kind at all rungs but the last: prefixes through a network start worse than flat ones
-and end level or ahead. The share is rounded, and is one trial at least. As long as trials are still to begin, nobody
-goes on from a rung before three have come there that compete, and only three fifths of the share go on: one that is
-good among few may be mediocre among many, and who pauses may still go on later (docs/measurements/policies.md).
+and end level or ahead. The share is rounded, and is one trial at least. As long as new trials are still to begin, none
+passes a rung before three that compete have reached it, and then three fifths of the share: a trial that leads among
+few may be average among many, and a paused one can resume later (docs/measurements/policies.md).
 """
 
 import math
@@ -38,8 +38,8 @@ class Promotion(Halving):
     """Halving by promotion."""
 
     may_pause = True
-    _fewest = 3  # trials that compete at a rung, from which on one of them goes on while others are to begin
-    _early = 0.6  # of the share that goes on in the end, what goes on while others are to begin
+    _fewest = 3  # trials that compete at a rung, from which on one of them passes while others are to begin
+    _early = 0.6  # of the share that passes in the end, what passes while others are to begin
 
     def _decide(self, trial: str, rung: int, *, more_come: bool) -> Verdict:
         return "continue" if trial in self._best(rung, more_come=more_come) else "pause"

@@ -57,7 +57,7 @@ def tests(result: Result, is_pretended: bool) -> None:
     """`pytest -m gpu`: how many passed, and what failed."""
     report = Path(tempfile.mkdtemp()) / "tests.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-o", "addopts=--import-mode=importlib"]
-    command += ["-p", "no:cacheprovider", f"--junit-xml={report}", "tests/test_gpu.py"]
+    command += ["-p", "no:cacheprovider", f"--junit-xml={report}", "tests/test_gpu.py", "tests/test_gpu_memory.py"]
     if is_pretended:
         command += ["-p", "tests.support.pretend_gpu.plugin", "-k", FEW_TESTS]
     code = subprocess.run(command, cwd=ROOT, check=False).returncode

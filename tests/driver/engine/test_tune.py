@@ -81,18 +81,20 @@ def test_a_terminal_that_is_gone_does_not_leave_the_workers_alone(ended: threadi
         shown.close()
 
 
+@pytest.mark.parametrize("handled", [signal.SIGTERM, signal.SIGINT], ids=["a command", "run_sweep"])
 @pytest.mark.parametrize("met", [OSError(errno.ENOSPC, "No space left on device"), NoWorkers("no worker is left")])
 def test_a_disk_that_refuses_or_that_no_worker_is_left_ends_the_sweep(
-    ended: threading.Event, monkeypatch: pytest.MonkeyPatch, met: Exception
+    ended: threading.Event, monkeypatch: pytest.MonkeyPatch, met: Exception, handled: int
 ) -> None:
     interrupts: list[int] = []
+    monkeypatch.setattr(tune.signal, "getsignal", lambda number: print if number == handled else signal.SIG_DFL)
     monkeypatch.setattr(tune._thread, "interrupt_main", interrupts.append)
     coordinator = PlayedCoordinator(ended, [met], broken=str(met))
     _look_after(coordinator, LiveView(), "small", "search", "a hint", ended)  # type: ignore[arg-type]
-    assert interrupts == [signal.SIGTERM] and coordinator.num_ticks == 1
+    assert interrupts == [handled] and coordinator.num_ticks == 1
     coordinator = PlayedCoordinator(ended, [SweepFailed("full")], broken="the main thread has met it")
     _look_after(coordinator, LiveView(), "small", "search", "a hint", ended)  # type: ignore[arg-type]
-    assert interrupts == [signal.SIGTERM]
+    assert interrupts == [handled]
 
 
 def test_memory_that_ray_ran_out_of_is_known_behind_tunes_own_error() -> None:

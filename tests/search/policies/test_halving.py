@@ -96,6 +96,10 @@ def test_a_paused_trial_goes_on_by_hand_and_one_that_has_failed_leaves_its_place
     assert promotion.take_up(more_come=True) is None, "two are left there"
     assert promotion.take_up(more_come=False) == "c"
     promotion.fail("nobody")
+    promotion = Promotion((10,), keep=0.3)
+    promotion.fail("a")
+    both = {"a": 1.0, "b": 2.0}
+    assert promotion.judge("b", 10, both, more_come=False) == "continue", "a was stopped before b's report came"
 
 
 def test_what_an_earlier_driver_has_paused_pauses_and_what_it_took_up_goes_on() -> None:
