@@ -58,6 +58,12 @@ class Unopposed(Promotion):
     _fewest = 1
 
 
+class OneLast(Promotion):
+    """Promotion by which one trial at least passes the last rung, as any other."""
+
+    _last = 1
+
+
 class Whole(Promotion):
     """Promotion that lets the whole share go on from the first."""
 
@@ -85,6 +91,7 @@ POLICIES = {
     "auto, all of dev": Row(AUTO_SHARES, auto),
     "auto, unopposed": Row(AUTO_SHARES, lambda rungs, _: Unopposed(rungs, AUTO_KEEP), DEV_SAMPLE),
     "auto, whole share": Row(AUTO_SHARES, lambda rungs, _: Whole(rungs, AUTO_KEEP), DEV_SAMPLE),
+    "auto, one at last": Row(AUTO_SHARES, lambda rungs, _: OneLast(rungs, AUTO_KEEP), DEV_SAMPLE),
     "auto, one kind": Row(AUTO_SHARES, lambda rungs, _: OneKind(rungs, AUTO_KEEP), DEV_SAMPLE),
     "auto, keep 0.2": Row(AUTO_SHARES, lambda rungs, _: Promotion(rungs, 0.2), DEV_SAMPLE),
     "auto, keep 0.5": Row(AUTO_SHARES, lambda rungs, _: Promotion(rungs, 0.5), DEV_SAMPLE),

@@ -7,7 +7,8 @@ before. By promotion it pauses, and resumes once it is among the best of the run
 Promotion compares trials of one kind at all rungs but the last: prefixes through a network start worse than flat ones
 and end level or ahead. The share is rounded, and is one trial at least. As long as new trials are still to begin, none
 passes a rung before three that compete have reached it, and then three fifths of the share: a trial that leads among
-few may be average among many, and a paused one can resume later (docs/measurements/policies.md).
+few may be average among many, and a paused one can resume later. In the end two trials at least pass the last of
+several rungs, since what is close there may end the other way round (docs/measurements/policies.md).
 """
 
 import math
@@ -40,6 +41,7 @@ class Promotion(Halving):
     may_pause = True
     _fewest = 3  # trials that compete at a rung, from which on one of them passes while others are to begin
     _early = 0.6  # of the share that passes in the end, what passes while others are to begin
+    _last = 2  # trials that pass the last of several rungs at least, once none is to begin
 
     def _decide(self, trial: str, rung: int, *, more_come: bool) -> Verdict:
         return "continue" if trial in self._best(rung, more_come=more_come) else "pause"
@@ -64,10 +66,11 @@ class Promotion(Halving):
         for trial in sorted(scores, key=scores.__getitem__):
             by_kind.setdefault("" if rung == self.rungs[-1] else self._kinds.get(trial, ""), []).append(trial)
         fewest, keep = (self._fewest, self._early * self._keep) if more_come else (1, self._keep)
+        least = self._last if not more_come and len(self.rungs) > 1 and rung == self.rungs[-1] else 1
         best = [
             trial
             for trials in by_kind.values()
             if len(trials) >= fewest
-            for trial in trials[: max(1, math.floor(keep * len(trials) + 0.5))]
+            for trial in trials[: max(least, math.floor(keep * len(trials) + 0.5))]
         ]
         return sorted(best, key=scores.__getitem__)

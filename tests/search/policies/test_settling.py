@@ -34,7 +34,7 @@ def test_where_ranks_have_settled_trials_climb_to_the_second_rung_and_the_best_o
     ever_better = {name: (9.0 - n, 8.0 - n, 7.0 - n, 6.0 - n) for n, name in enumerate("abcdefgh")}
     assert climb(Settling(RUNGS, keep=0.5), ever_better) == {"a": 0, "b": 0, **dict.fromkeys("cdefg", 1), "h": 4}
     promoted = climb(Promotion(RUNGS, keep=0.5), ever_better)
-    assert list(promoted.values()) == [0, 0, 1, 1, 2, 2, 3, 4], "promotion takes more of them higher"
+    assert list(promoted.values()) == [0, 0, 1, 1, 2, 2, 4, 4], "promotion takes more of them higher"
 
 
 def test_where_the_second_rung_orders_trials_anew_they_climb_to_the_third() -> None:
