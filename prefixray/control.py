@@ -5,7 +5,7 @@ prefixray control quickstart resume prefix/3                 # a trial that paus
 prefixray control quickstart add --set preseqlen=20 mid_dim=null init_token=restaurant learning_rate=3e-3
 prefixray control quickstart extend --trials 20              # 20 more, in every arm that is searched
 prefixray control quickstart extend --trials 20 --arm prefix
-prefixray control quickstart finish                          # stop all trials, start the final stage
+prefixray control quickstart finish                          # stop the searches' trials, start the final stage
 
 Where no driver runs, the request is kept for the next driver.
 """

@@ -3,33 +3,27 @@
 import json
 import signal
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 
 import pytest
-from support.sweep_process import end_all, kill, wait_for, workers_of
-from support.table_sweep import Sweep, assert_complete
+from support.sweep_process import kill, workers_of
+from support.table_sweep import Sweep, assert_complete, table_sweep, wait_long
 
 from prefixray.results.timeline.read import read_timeline
 
 pytestmark = pytest.mark.ray
 
 
-_wait_for = partial(wait_for, seconds=120)
-
-
 @pytest.fixture
 def sweep(tmp_path: Path, base_folders: Mapping[str, Path]) -> Iterator[Sweep]:
-    sweep = Sweep(tmp_path, base_folders["llama"])
-    sweep.write()
-    yield sweep
-    end_all()
+    with table_sweep(tmp_path, base_folders["llama"]) as sweep:
+        yield sweep
 
 
 @pytest.mark.faults
 def test_a_driver_killed_in_the_final_stage_goes_on_there(sweep: Sweep) -> None:
     process = sweep.start()
-    _wait_for(lambda: len(list(sweep.results.glob("final/*/result.json"))) >= 1, process)
+    wait_long(lambda: len(list(sweep.results.glob("final/*/result.json"))) >= 1, process)
     kill(process)
     ended = sweep.result_texts()
     sweep.finish()
@@ -41,7 +35,7 @@ def test_a_driver_killed_in_the_final_stage_goes_on_there(sweep: Sweep) -> None:
 def test_all_workers_killed_in_the_middle_of_a_pack_cost_no_trial_a_retry(sweep: Sweep) -> None:
     sweep.write(num_steps=200)
     process = sweep.start()
-    _wait_for(sweep.has_checkpoints, process)
+    wait_long(sweep.has_checkpoints, process)
     workers = workers_of(process)
     assert 1 <= len(workers) <= 2
     for worker in workers:
@@ -55,7 +49,7 @@ def test_all_workers_killed_in_the_middle_of_a_pack_cost_no_trial_a_retry(sweep:
 def test_a_driver_that_is_terminated_then_killed_twice_goes_on_loses_no_trial_and_repeats_none(sweep: Sweep) -> None:
     sweep.write(num_steps=200, num_seeds=1)
     process = sweep.start("--verbose")
-    _wait_for(lambda: sweep.ended() >= 1, process)
+    wait_long(lambda: sweep.ended() >= 1, process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143 and " slots on " in output and "Traceback" not in output, output
@@ -74,7 +68,7 @@ def test_a_driver_that_is_terminated_then_killed_twice_goes_on_loses_no_trial_an
 
 def test_a_second_driver_says_who_holds_the_sweep_and_leaves(sweep: Sweep) -> None:
     process = sweep.start()
-    _wait_for(lambda: (sweep.results / "sweep.json").is_file(), process)
+    wait_long(lambda: (sweep.results / "sweep.json").is_file(), process)
     process.send_signal(signal.SIGSTOP)  # as good as one that runs: it holds the sweep
     second = sweep.start()
     message, _ = second.communicate(timeout=60)
@@ -90,7 +84,7 @@ def _kill_when_another_trial_has_ended(sweep: Sweep, ended: Mapping[Path, str]) 
     """
     num_before, process = _num_that_worked(sweep), sweep.start()
     # a paused trial may end before a worker has trained anything
-    _wait_for(lambda: sweep.ended() > len(ended) and _num_that_worked(sweep) > num_before, process)
+    wait_long(lambda: sweep.ended() > len(ended) and _num_that_worked(sweep) > num_before, process)
     kill(process)
     return {**sweep.result_texts(), **ended}
 

@@ -13,14 +13,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 from optuna.trial import FrozenTrial, TrialState
-from support.sweep_process import end_all, wait_for, workers_of
-from support.table_sweep import NUM_SEEDS, NUM_TRIALS, Sweep, assert_complete, results_of
+from support.sweep_process import end_all, workers_of
+from support.table_sweep import NUM_SEEDS, NUM_TRIALS, Sweep, assert_complete, results_of, table_sweep, wait_long
 
 from prefixray.cluster.connect import requires_token
 from prefixray.config.load import load_sweep
@@ -31,15 +30,11 @@ from prefixray.search.policies.choice import AUTO_POLICY, DEV_SAMPLE
 
 pytestmark = pytest.mark.ray
 
-_wait_for = partial(wait_for, seconds=120)
-
 
 @pytest.fixture
 def sweep(tmp_path: Path, base_folders: Mapping[str, Path]) -> Iterator[Sweep]:
-    sweep = Sweep(tmp_path, base_folders["llama"])
-    sweep.write()
-    yield sweep
-    end_all()
+    with table_sweep(tmp_path, base_folders["llama"]) as sweep:
+        yield sweep
 
 
 @dataclass(frozen=True)
@@ -194,7 +189,7 @@ def test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_
     sweep.write(num_steps=200, num_seeds=1)
     keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
     process = sweep.start("--set", "search.keep=1.0", **{key: f"secret-{key}" for key in keys})
-    _wait_for(sweep.has_checkpoints, process)
+    wait_long(sweep.has_checkpoints, process)
     session, token = _session(process), workers_of(process)[0].environ()["RAY_AUTH_TOKEN"]
     assert requires_token(f"127.0.0.1:{next(session.glob('gcs_server_port_*')).read_text()}")
     extended = sweep.control("extend", "--trials", "40", "--arm", "prefix")
@@ -209,9 +204,9 @@ def test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_
     def running() -> list[int]:
         return [trial.number for trial in own("prefix") if trial.state is TrialState.RUNNING]
 
-    _wait_for(lambda: any(sweep.control("stop", f"prefix/{n}").returncode == 0 for n in running()[-1:]), process)
-    _wait_for(lambda: any("added_by" in trial.user_attrs and trial.params for trial in own("prefix")), process)
-    _wait_for(lambda: sweep.control("finish").returncode == 0, process)
+    wait_long(lambda: any(sweep.control("stop", f"prefix/{n}").returncode == 0 for n in running()[-1:]), process)
+    wait_long(lambda: any("added_by" in trial.user_attrs and trial.params for trial in own("prefix")), process)
+    wait_long(lambda: sweep.control("finish").returncode == 0, process)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0 and "is extended" in output and "stopped by request" in output, output
     trials = [*own("prefix"), *own("lora")]

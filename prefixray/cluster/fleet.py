@@ -46,7 +46,7 @@ class NoWorkers(SweepFailed):
 
 
 class DeviceWait:
-    """The wait for a device while there is none at all: a line a minute, and an end where one is set."""
+    """The wait for a device while there is none that would do: a line a minute, and an end where one is set."""
 
     def __init__(self, cluster: Cluster, max_hours: float | None, that: str = "") -> None:
         """`that` says what the device must have, as behind its name."""

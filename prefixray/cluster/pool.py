@@ -66,10 +66,10 @@ class Pool(Fleet):
     def rescale(self, num_sharing: int, num_exclusive: int) -> None:
         """As `Fleet.rescale`; and move the trials that are stranded, and wait for a device for exclusive ones."""
         super().rescale(num_sharing, num_exclusive)
-        ready = [worker for worker in self.workers if worker.is_ready]
-        num_large = sum(self._exclusive_bytes <= worker.free_bytes for worker in ready)
-        if self._large_wait is not None and ready:
-            self._large_wait.look(num_large, num_exclusive)
+        if self._large_wait is not None and self.num_ready:
+            held = [worker for worker in self.workers if worker.has_device]
+            num_large = sum(self._exclusive_bytes <= worker.free_bytes for worker in held)
+            self._large_wait.look(num_large, 0 if any(worker.trials for worker in self.workers) else num_exclusive)
         self._awaits_empty = num_exclusive > sum(worker.exclusive for worker in self.workers)
         self._move_stranded()
 

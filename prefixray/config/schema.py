@@ -151,7 +151,8 @@ class SearchConfig(Strict):
     max_gpu_hours: PositiveFloat | None = None
     """The same after this many hours of all workers' devices together, GPUs or not."""
     max_wait_hours: PositiveFloat | None = None
-    """How long the sweep waits for a worker's device while there is none at all; null: as long as it takes."""
+    """How long the sweep waits for a worker's device while there is none at all, or none large enough for the
+    fine-tuning that is left; null: as long as it takes."""
     max_failures: PositiveInt = 3
     """How often a worker may die in a row with this trial alone in its pack before the trial has failed."""
 

@@ -64,7 +64,6 @@ class FinalStage:
 
         `studies` are the searches, by arm. Untrained arms decode test too, each into a folder of its own.
         """
-        self._queue_untrained()
         best = {arm.name: self._best(arm, studies.get(arm.name)) for arm in self._config.arms}
         candidates = {arm: records for arm, records in best.items() if len(records) > 1}
         if candidates:
@@ -104,7 +103,7 @@ class FinalStage:
         return parts
 
     def _queue_untrained(self) -> None:
-        """Have workers that have nothing to train decode with the untrained arms from now on."""
+        """Have workers that have nothing to train decode with the untrained arms, until all that is left is decoded."""
         for job in self._untrained_jobs:
             self._engine.pool.decode_when_idle(job)
 
@@ -159,6 +158,7 @@ class FinalStage:
 
     def _train(self, name: str, wanted: Mapping[str, Sequence[FinalRun]]) -> dict[str, list[FinalRun]]:
         """Train these runs; by arm, those of seeds that ended well."""
+        self._queue_untrained()
         split: Split = "test" if name == "final" else "dev"
         arms = sorted(self._config.arms, key=lambda arm: not arm.exclusive)  # those that need an empty worker first
         studies = {arm.name: self._study(name, arm.name, wanted[arm.name]) for arm in arms if wanted.get(arm.name)}

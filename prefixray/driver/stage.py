@@ -82,7 +82,7 @@ class Schedule:
         self._stages, self._pool, self._budget = stages, pool, budget
         self._num_begun, self._num_active, self._num_paused = num_begun, num_active, num_paused
         self._closed: set[str] = set()  # stages that start no more new trials
-        self._found_enough: set[str] = set()  # of these, those that open again where a running trial becomes the best
+        self._found_enough: dict[str, int] = {}  # of these, with their best trials: a new best one opens them again
         self._followed: set[str] = set()  # stages whose end has been followed by the next stage, if there is one
         self._is_held = False
         self._news: list[str] = []
@@ -134,9 +134,9 @@ class Schedule:
 
     def close(self, *stages: Stage) -> None:
         """Start no more new trials of these stages."""
-        names = {stage.name for stage in stages}
-        self._closed |= names
-        self._found_enough -= names
+        for stage in stages:
+            self._closed.add(stage.name)
+            self._found_enough.pop(stage.name, None)
 
     def hold(self) -> None:
         """Start no trial at all any more, and leave those that pause to the next driver."""
@@ -148,6 +148,7 @@ class Schedule:
         if self._is_held or self._is_spent(stage):
             return False
         self._closed.discard(stage.name)
+        self._found_enough.pop(stage.name, None)
         return True
 
     def has_ended(self, stage: Stage) -> bool:
@@ -202,21 +203,28 @@ class Schedule:
         """
         if stage.source.num_orphans():
             return False
+        if stage.name in self._found_enough:
+            if self._is_closed(stage):
+                return True
+            del self._found_enough[stage.name]
+            self._closed.remove(stage.name)
         is_spent = self._is_spent(stage)
         if not (is_spent or stage.enough()):
             return False
-        if not self._is_closed(stage):
+        if stage.name not in self._closed:
             news = None if is_spent else ended_early(stage.name, stage.source, stage.stop_when)
             if news is not None:
                 self._news.append(news)
             self.close(stage)
             if not is_spent:
-                self._found_enough.add(stage.name)
+                self._found_enough[stage.name] = stage.source.best(1)[0].number
         return True
 
     def _is_closed(self, stage: Stage) -> bool:
-        """Whether a stage starts no more new trials."""
-        return stage.name in self._closed and (stage.name not in self._found_enough or stage.enough() is not None)
+        """Whether a stage starts no more new trials; a new best trial opens one that had found enough."""
+        if stage.name not in self._found_enough:
+            return stage.name in self._closed
+        return stage.source.best(1)[0].number == self._found_enough[stage.name] or stage.enough() is not None
 
     def _has_new(self, stage: Stage) -> bool:
         """Whether new trials of a stage are left, and it is open."""

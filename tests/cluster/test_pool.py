@@ -95,6 +95,12 @@ def test_fine_tuning_for_which_the_machines_that_came_are_too_small_is_told_and_
     (worker,) = fake_workers(pool)
     worker.free_bytes = 1 << 30  # a smaller machine has come for one that was lost
     worker.die()
+    pool.rescale(1, 1)
+    pool.place(make_spec(tmp_path), exclusive=False)
+    for _ in range(60):
+        ray.now += 10
+        pool.rescale(1, 1)  # it has something to train meanwhile
+    pool.release("lora/0")
     too_small = r"^no machine with 1\.\d GiB free for fine-tuning came in 0\.1 hours \(search\.max_wait_hours\)$"
     with pytest.raises(NoWorkers, match=too_small):
         for _ in range(60):

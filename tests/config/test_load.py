@@ -1,4 +1,4 @@
-"""Sweep files: what they become, and the messages about every section but the arms."""
+"""Sweep files: what they become, and the messages about every section but the task and the arms."""
 
 import json
 import subprocess

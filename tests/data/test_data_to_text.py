@@ -1,7 +1,4 @@
-"""E2E, WebNLG and DART: their linearisations, their forms, and what is said about broken files.
-
-WebNLG's texts may not be used commercially, so its files here are made up in its forms.
-"""
+"""E2E and DART: their linearisations, their forms, and what is said about broken files."""
 
 import gzip
 import json

@@ -68,6 +68,7 @@ class PlayedEngine:
     def decode(self, jobs: Sequence[DecodeJob]) -> list[tuple[DecodeJob, str]]:
         self.decoded.append([str(Path(folder).relative_to(self.folder)) for _, folder, *_ in jobs])
         self.jobs += jobs
+        self.queued.clear()  # as the pool does, which decodes all of these now
         for _, folder, split, *_ in jobs:
             text = SOURCES[0].references[0] if "prefix-1-" in folder else "a river"
             write_hypotheses(Path(folder), split, [text], SOURCES)

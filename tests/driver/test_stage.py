@@ -182,7 +182,7 @@ def test_final_runs_that_need_a_worker_alone_leave_one_to_the_search(driver: Dri
 
 
 def test_a_search_goes_on_where_a_trial_that_still_ran_is_the_new_best(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, num_trials=6)
+    driver = Driver(tmp_path, num_trials=9)
     following = _final(driver, "prefix")
     driver.stage = replace(driver.stage, stop_when=StopWhen(no_better=2), then=lambda: following, num_then=1)
     driver.coordinator = driver.coordinate(driver.stage)
@@ -190,12 +190,13 @@ def test_a_search_goes_on_where_a_trial_that_still_ran_is_the_new_best(tmp_path:
     for number, loss in enumerate((2.0, 2.1, 2.2)):
         driver.report(f"prefix/{number}", 40, loss)
         assert driver.start() == ([f"prefix/{number + 2}"] if number < 2 else []), "the third was no better"
-    assert "ended the search after 4 of 6 trials" in driver.coordinator.news()[0]
+    assert "ended the search after 4 of 9 trials" in driver.coordinator.news()[0]
     driver.report("prefix/3", 40, 1.5)
     assert driver.start() == ["prefix/4", "prefix/5"], "none since has been worse"
     for number in (4, 5):
         driver.report(f"prefix/{number}", 40, 1.9)
     assert driver.start() == ["final/prefix-0-1"]
+    assert "ended the search after 6 of 9 trials" in driver.coordinator.news()[0], "it is told anew"
 
 
 def test_a_spent_budget_ends_searches_and_no_final_run(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def damage(sweep: Sweep) -> None:
 def _assert_paused_alike(sweep: Sweep, undisturbed: Sweep) -> None:
     """Every trial has ended once, at the rung or at its end, with the numbers of one that never paused."""
     states = sweep.states()["prefix"]
-    assert states["COMPLETE"] >= 1
+    assert states["COMPLETE"] >= 1 and states["PRUNED"] >= 1
     assert states + Counter() == Counter(COMPLETE=states["COMPLETE"], PRUNED=NUM_TRIALS - states["COMPLETE"])
     assert {run.info.status for run in sweep.runs()} == {"FINISHED"}
     for ours, theirs in zip(sweep.curves(), undisturbed.curves(), strict=True):

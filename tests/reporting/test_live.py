@@ -1,4 +1,4 @@
-"""The live view: a table that redraws itself in a (pseudo-)terminal, elsewhere a line per event."""
+"""The live view: a table that redraws itself in a (pseudo-)terminal."""
 
 import io
 import re

@@ -34,11 +34,6 @@ NETWORK = PrefixTrial(preseqlen=7, mid_dim=12, init_token=None, prefix_dropout=0
 INFIX = PrefixTrial(preseqlen=4, mid_dim=6, init_token=None, prefix_dropout=0.1, format_mode="infix")
 
 
-def tolerance_of(architecture: str, dtype: torch.dtype) -> float:
-    """`TOLERANCE`, but for Llama: its norms round to fp32, and on some processors a sum's last bit decides where to."""
-    return max(TOLERANCE[dtype], 1e-6 if architecture == "llama" else 0.0)
-
-
 def trial_of(method: AnyTrial, learning_rate: float, *, batch_size: int = 2, **recipe: object) -> TrialConfig:
     """A trial of this method."""
     whole = {

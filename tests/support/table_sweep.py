@@ -4,17 +4,18 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from support.sweep_process import DrivenSweep
+from support.sweep_process import DrivenSweep, end_all, wait_for
+
+wait_long = partial(wait_for, seconds=120)
 
 NUM_TRIALS = 5
-
-
 NUM_SEEDS = 2
-
-
 SWEEP = """
 name: small
 base: {base}
@@ -59,6 +60,17 @@ class Sweep(DrivenSweep):
         """Ask something of the driver, from another process."""
         command = [sys.executable, "-m", "prefixray.control", "small", "--wait", "60", *arguments]
         return subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
+
+
+@contextmanager
+def table_sweep(folder: Path, base: Path) -> Iterator[Sweep]:
+    """The sweep in a folder; no process of it is left behind."""
+    sweep = Sweep(folder, base)
+    sweep.write()
+    try:
+        yield sweep
+    finally:
+        end_all()
 
 
 def assert_complete(sweep: Sweep, *, num_seeds: int = NUM_SEEDS, num_failed: int = 0) -> None:

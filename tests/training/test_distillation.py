@@ -10,11 +10,11 @@ from support.packs import (
     INFIX,
     NETWORK,
     SEEDS,
+    TOLERANCE,
     MakeBase,
     assert_same,
     pack_of,
     run_steps,
-    tolerance_of,
     trial_of,
 )
 from support.taught import taught_rows
@@ -162,7 +162,7 @@ def test_a_model_is_no_distance_from_itself_at_any_temperature() -> None:
 # No Llama: its norm computes in float32, and rounds gradients of shared prompts once, those of whole rows one by one.
 @pytest.mark.parametrize("architecture", ["gpt2", "bart"])
 def test_packed_and_alone_agree_in_every_parameter(make_base: MakeBase, architecture: str) -> None:
-    base, tolerance = make_base(architecture, torch.float64), tolerance_of(architecture, torch.float64)
+    base, tolerance = make_base(architecture, torch.float64), TOLERANCE[torch.float64]
     trials = {**DISTILLED, **BESIDE}
     if base.shape.is_encoder_decoder:
         del trials["infix"]

@@ -22,7 +22,6 @@ from support.packs import (
     rows_of,
     run_steps,
     state_of,
-    tolerance_of,
     trial_of,
 )
 from support.tiny_bases import stock_model
@@ -44,7 +43,9 @@ FEW_STEPS = 8
 def test_packed_and_alone_agree_in_every_parameter(
     make_base: MakeBase, architecture: str, dtype: torch.dtype, trials: Mapping[str, TrialConfig]
 ) -> None:
-    base, tolerance = make_base(architecture, dtype), tolerance_of(architecture, dtype)
+    base, tolerance = make_base(architecture, dtype), TOLERANCE[dtype]
+    if architecture == "llama":  # its norms round to fp32: on an AMD EPYC (Zen 5) a sum's last bit decides where to
+        tolerance = max(tolerance, 1e-6)
     packed = pack_of(base, trials)
     together = run_steps(packed, trials, NUM_STEPS)
     scores = packed.evaluate(trials, rows_of(base))
@@ -62,7 +63,7 @@ def test_packed_and_alone_agree_in_every_parameter(
 def test_one_that_joins_and_one_that_leaves_change_nothing_for_the_third(
     make_base: MakeBase, architecture: str
 ) -> None:
-    base, tolerance = make_base(architecture, torch.float64), tolerance_of(architecture, torch.float64)
+    base, tolerance = make_base(architecture, torch.float64), TOLERANCE[torch.float64]
     changing = pack_of(base, {"leaves": FLAT, "stays": THREE["network"]})
     run_steps(changing, ["leaves", "stays"], 8)
     changing.drop("leaves")

@@ -210,7 +210,7 @@ def _look_after(
 def _interrupt() -> None:
     """Interrupt the main thread by a signal that Python handles.
 
-    A process in a shell's background may ignore SIGINT, and only the commands handle SIGTERM.
+    A process in a shell's background may ignore SIGINT, and a program that calls `run_sweep` may not handle SIGTERM.
     """
     handled = (number for number in (signal.SIGTERM, signal.SIGINT) if callable(signal.getsignal(number)))
     _thread.interrupt_main(next(handled, signal.SIGINT))

@@ -12,7 +12,7 @@ _WITHOUT_PAUSES = 6  # so many of the columns
 _WHAT = {
     "stop": "The worse trials ended at a rung.",
     "promote": "The worse trials paused at a rung, and resumed once they were among its best.",
-    "settle": "As by promote; and none passed the top rung, which moved up while ranks still changed.",
+    "settle": "As by promote, up to a top rung that moved up while ranks changed; the best one there went on alone.",
     "freeze_thaw": "Trials paused that were less likely than a new one to end as the best, by their curves so far.",
 }
 

@@ -81,7 +81,7 @@ def test_a_terminal_that_is_gone_does_not_leave_the_workers_alone(ended: threadi
         shown.close()
 
 
-@pytest.mark.parametrize("handled", [signal.SIGTERM, signal.SIGINT], ids=["a command", "run_sweep"])
+@pytest.mark.parametrize("handled", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM is handled", "it is not"])
 @pytest.mark.parametrize("met", [OSError(errno.ENOSPC, "No space left on device"), NoWorkers("no worker is left")])
 def test_a_disk_that_refuses_or_that_no_worker_is_left_ends_the_sweep(
     ended: threading.Event, monkeypatch: pytest.MonkeyPatch, met: Exception, handled: int
