@@ -103,7 +103,7 @@ class FinalStage:
         return parts
 
     def _queue_untrained(self) -> None:
-        """Have workers that have nothing to train decode with the untrained arms, until all that is left is decoded."""
+        """Have workers that have nothing to train decode with the untrained arms."""
         for job in self._untrained_jobs:
             self._engine.pool.decode_when_idle(job)
 

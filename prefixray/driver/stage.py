@@ -81,8 +81,7 @@ class Schedule:
         """
         self._stages, self._pool, self._budget = stages, pool, budget
         self._num_begun, self._num_active, self._num_paused = num_begun, num_active, num_paused
-        self._closed: set[str] = set()  # stages that start no more new trials
-        self._found_enough: dict[str, int] = {}  # of these, with their best trials: a new best one opens them again
+        self._closed: dict[str, int | None] = {}  # stages that start no more, with the best trial where that was enough
         self._followed: set[str] = set()  # stages whose end has been followed by the next stage, if there is one
         self._is_held = False
         self._news: list[str] = []
@@ -134,9 +133,7 @@ class Schedule:
 
     def close(self, *stages: Stage) -> None:
         """Start no more new trials of these stages."""
-        for stage in stages:
-            self._closed.add(stage.name)
-            self._found_enough.pop(stage.name, None)
+        self._closed |= dict.fromkeys((stage.name for stage in stages), None)
 
     def hold(self) -> None:
         """Start no trial at all any more, and leave those that pause to the next driver."""
@@ -147,8 +144,7 @@ class Schedule:
         """Ask a stage again for trials; whether any may start."""
         if self._is_held or self._is_spent(stage):
             return False
-        self._closed.discard(stage.name)
-        self._found_enough.pop(stage.name, None)
+        self._closed.pop(stage.name, None)
         return True
 
     def has_ended(self, stage: Stage) -> bool:
@@ -203,11 +199,10 @@ class Schedule:
         """
         if stage.source.num_orphans():
             return False
-        if stage.name in self._found_enough:
+        if self._closed.get(stage.name) is not None:
             if self._is_closed(stage):
                 return True
-            del self._found_enough[stage.name]
-            self._closed.remove(stage.name)
+            del self._closed[stage.name]
         is_spent = self._is_spent(stage)
         if not (is_spent or stage.enough()):
             return False
@@ -215,16 +210,15 @@ class Schedule:
             news = None if is_spent else ended_early(stage.name, stage.source, stage.stop_when)
             if news is not None:
                 self._news.append(news)
-            self.close(stage)
-            if not is_spent:
-                self._found_enough[stage.name] = stage.source.best(1)[0].number
+            self._closed[stage.name] = None if is_spent else stage.source.best(1)[0].number
         return True
 
     def _is_closed(self, stage: Stage) -> bool:
         """Whether a stage starts no more new trials; a new best trial opens one that had found enough."""
-        if stage.name not in self._found_enough:
+        best = self._closed.get(stage.name)
+        if best is None:
             return stage.name in self._closed
-        return stage.source.best(1)[0].number == self._found_enough[stage.name] or stage.enough() is not None
+        return stage.source.best(1)[0].number == best or stage.enough() is not None
 
     def _has_new(self, stage: Stage) -> bool:
         """Whether new trials of a stage are left, and it is open."""

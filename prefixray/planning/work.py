@@ -18,13 +18,10 @@ from prefixray.search.policies.choice import Rules, evaluated, policy_by, rules_
 
 
 @dataclass(frozen=True)
-class PolicyWork:
+class PolicyWork(Replayed):
     """What an arm's search takes by a policy; expected values."""
 
-    reached: tuple[float, ...]  # trials that come to each rung and the end
-    steps: float
     evaluations: float  # on all of dev; one on a sample counts as its share
-    regret: float  # nats by which the trial that is found lies above the best one; not a number where none was found
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ def _policy_work(arm: ArmConfig, rules: Rules, at_once: int) -> PolicyWork:
         share * next(count for count, end in zip(found.reached, ends, strict=True) if step <= end)
         for step, share in evaluated(arm, rules).items()
     )
-    return PolicyWork(found.reached, found.steps, evaluations, found.regret)
+    return PolicyWork(**vars(found), evaluations=evaluations)
 
 
 def _compared(config: SweepConfig) -> Sequence[PolicyName]:
