@@ -128,12 +128,13 @@ def _middle(distribution: AnyDistribution) -> Scalar:
 
 
 def _spec(trial: TrialConfig, config: SweepConfig, replicate: int) -> TrialSpec:
-    """The trial in a folder of its configuration, so that the same command goes on where it was interrupted.
+    """The trial in a folder of all that its numbers depend on, so that the same command goes on where it stopped.
 
     In low data it trains on the replicate's subset, of several documents on the first.
     """
     seed, low = config.search.seed, config.task.low_data
-    digest = hashlib.sha256(f"{trial.model_dump_json()}/{seed}/{replicate}".encode()).hexdigest()[:8]
+    data = f"{config.base}/{config.task.model_dump_json()}/{config.train.precision}"
+    digest = hashlib.sha256(f"{data}/{trial.model_dump_json()}/{seed}/{replicate}".encode()).hexdigest()[:8]
     folder = Path("runs") / config.name / "train" / f"{trial.arm}-{digest}"
     subset = 0 if low is None else subset_of(replicate, low.num_subsets)
     return TrialSpec(f"{trial.arm}/0", trial, seed, replicate, rungs=(), folder=str(folder), subsets=(subset,))

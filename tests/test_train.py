@@ -47,6 +47,18 @@ def test_a_configuration_is_trained_and_decoded_as_the_command_says(
     assert "test, 2 sources" in capsys.readouterr().out
 
 
+def test_another_task_or_base_is_trained_in_a_folder_of_its_own(
+    file: Path, base_folders: Mapping[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = file.with_name("other.yaml")
+    other.write_text(file.read_text().replace(str(base_folders["gpt2"]), str(base_folders["llama"])))
+    commands = [[str(file)], [str(file), "--set", "task.num_train=1"], [str(other)]]
+    for command in commands:
+        assert main([*command, "--arm", "prefix", "--threads", "1"]) == 0
+        assert "step 1/3" in capsys.readouterr().out, "it begins at the start"
+    assert len(list(Path("runs/small/train").iterdir())) == len(commands)
+
+
 def test_an_interrupted_run_goes_on_from_a_checkpoint_whose_step_is_due_for_a_report(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,13 +98,16 @@ def artifact_files(method: str) -> tuple[str, str]:
 
 
 def check_artifact(meta: Mapping[str, Any], base: Base) -> None:
-    """Raise `UserError`, naming every difference, if `base` is not the base that the artifact was trained on."""
+    """Raise `UserError`, naming every difference, if `base` is not the base that the artifact was trained on.
+
+    Sizes are compared that the artifact's version knew.
+    """
     made_for, sizes = meta["base"], _flat(asdict(base.shape))
     expected = _flat(made_for["shape"])
     problems = [
-        f"artifact: base {key}: made for {expected.get(key)}, {base.name} has {sizes.get(key)}"
-        for key in {**sizes, **expected}
-        if expected.get(key) != sizes.get(key)
+        f"artifact: base {key}: made for {expected[key]}, {base.name} has {sizes.get(key)}"
+        for key in expected
+        if expected[key] != sizes.get(key)
     ]
     if made_for["digest"] != base.digest:
         weights = f"{made_for['name']} with digest {made_for['digest']}"

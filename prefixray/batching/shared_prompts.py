@@ -5,8 +5,6 @@ training. Rows that run in a line become a tree. For other rows `training/prefil
 values and puts them behind the trial's prefix; not in training, where gradients pass through the prompt.
 """
 
-# B prompts, L layers, K key/value heads, S tokens of the longest prompt without its last, D head dim
-
 import sys
 from collections.abc import Sequence
 from dataclasses import replace

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,7 @@ from prefixray.errors import SweepFailed, UserError, first_line
 from prefixray.planning.slots import cpu_workers
 from prefixray.system.machine import ALLOCATOR, CUDA_ALLOCATOR, CUDA_ALLOCATOR_NAMES, WAITING, num_cpus
 from prefixray.system.path_or_hub import find_base, is_converted
-from prefixray.system.stand_ins import standing_in
+from prefixray.system.stand_ins import environment, standing_in
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +97,8 @@ class Cluster:
 
         The Ray of one machine was started with the workers' environment: so a worker gets a process that is there.
         """
-        environment = {"runtime_env": {"env_vars": self.worker_environment}} if self.is_elastic else {}
-        return {**self.worker_resources, **environment}
+        own = {"runtime_env": {"env_vars": self.worker_environment}} if self.is_elastic else {}
+        return {**self.worker_resources, **own}
 
     def count_devices(self) -> int:
         """For how many workers there are devices now, in all."""
@@ -200,7 +200,7 @@ def _authentication(address: str) -> Iterator[None]:
         rule: dict[str, str | None] = {_MODE: "token", _TOKEN: secrets.token_hex(32), "RAY_AUTH_TOKEN_PATH": None}
     else:
         rule = {_MODE: os.environ.get(_MODE) or ("token" if requires_token(address) else "disabled")}
-    with _environment(rule, then=_read_anew):
+    with environment(rule, then=_read_anew):
         yield
 
 
@@ -263,32 +263,11 @@ def _worker_environment(device: str) -> dict[str, str]:
     return {key: os.environ.get(key, value) for key, value in {**ALLOCATOR, **WAITING}.items()}
 
 
-@contextmanager
-def _environment(values: Mapping[str, str | None], then: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Give these environment variables their values in the block, None for none; `then` follows each change of them."""
-    before = {name: os.environ.get(name) for name in values}
-    try:
-        _put(values)
-        then()
-        yield
-    finally:
-        _put(before)
-        then()
-
-
-def _put(environment: Mapping[str, str | None]) -> None:
-    for name, value in environment.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-
-
 def _start_here(namespace: str, num_tries: int) -> None:
     """Start Ray on this machine, whose processes have the environment of workers."""
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")
     with (
-        _environment(_worker_environment("cuda" if num_gpus_here() else "cpu")),
+        environment(_worker_environment("cuda" if num_gpus_here() else "cpu")),
         standing_in(Node, **dict.fromkeys(_UNUSED, _start_none)),
         standing_in(utils, get_dashboard_dependency_error=lambda: _NO_DASHBOARD),
     ):

@@ -47,19 +47,21 @@ class DecodeQueue:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._early: list[DecodeJob] = []
+        self._added: list[DecodeJob] = []  # all that were ever to be done early
         self._running: dict[str, DecodeJob] = {}  # by worker
 
     def add_early(self, job: DecodeJob) -> None:
-        """Have a job done as soon as a worker is idle; `run` finds it done, or does it."""
-        if job not in (*self._early, *self._running.values()):
+        """Have a job tried once, as soon as a worker is idle; `run` finds it done, or does it."""
+        if job not in self._added:
+            self._added.append(job)
             self._early.append(job)
 
     def use_idle(self, *, may_begin: bool = True) -> None:
         """Give early jobs to the workers that are idle now; otherwise only see which workers have done theirs."""
         for worker in self._fleet.workers:
             if worker.decoding is not None and ray.wait([worker.decoding], timeout=0)[0]:
-                worker.decoding = None
-                self._running.pop(worker.name, None)
+                answer, worker.decoding = worker.decoding, None
+                _note_failure(worker, answer, self._running.pop(worker.name))
             if may_begin and self._early:
                 self._give(worker, self._early)
 
@@ -142,6 +144,16 @@ class DecodeQueue:
         if not done:
             self._fleet.status(timeout=1.0)
         return [worker for worker in busy if worker.decoding in done]
+
+
+def _note_failure(worker: WorkerHandle, answer: Any, job: DecodeJob) -> None:  # noqa: ANN401
+    """Note where an early job has failed; `run` tries it again."""
+    try:
+        answer_of(answer)
+    except (RayActorError, RayTaskError, UserError) as error:
+        if isinstance(error, RayActorError):
+            worker.note_failed_call()
+        logger.info("%s could not decode %s early", worker.name, job.folder, exc_info=error)
 
 
 def _count_death(deaths: Counter[str], job: DecodeJob, error: RayActorError) -> None:

@@ -159,9 +159,12 @@ class Fleet:
 
     def status(self, timeout: float) -> list[WorkerStatus]:
         """The status of every worker; the last one known where it does not answer in time. Kills workers that hang."""
-        for worker in (worker for worker in self.workers if worker.is_ready):
+        asked = {worker.name: worker.actor.status.remote() for worker in self.workers if worker.is_ready}
+        if asked:
+            ray.wait(list(asked.values()), num_returns=len(asked), timeout=timeout)
+        for worker in (worker for worker in self.workers if worker.name in asked):
             try:
-                answer: Any = ray.get(worker.actor.status.remote(), timeout=timeout)
+                answer: Any = ray.get(asked[worker.name], timeout=0)
             except GetTimeoutError:
                 silent = 0.0 if worker.heard_at is None else time.monotonic() - worker.heard_at
             except RayError:  # it is dead, or started again

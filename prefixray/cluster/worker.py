@@ -113,6 +113,8 @@ class Worker:
 
         None: the trial is not in the pack (any more) under this token.
         """
+        if self._refusal is not None:
+            return None
         return self._loop.next_report(key, token)
 
     def leave(self, key: str) -> None:

@@ -118,7 +118,7 @@ class FinalStage:
     def _choose(
         self, candidates: Mapping[str, Sequence[Record | None]], dev_sources: Sequence[Sourced]
     ) -> dict[str, list[Record | None]]:
-        """Of each arm's candidates the one whose hypotheses on dev score best; an arm without any run is left out."""
+        """Of each arm's candidates the one whose hypotheses on dev score best; none of an arm whose runs all failed."""
         seeds, documents = [CANDIDATE_REPLICATE], self._searched
         wanted = {arm: self._runs(arm, records, seeds, documents) for arm, records in candidates.items()}
         runs = self._train("candidates", wanted)

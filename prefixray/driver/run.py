@@ -171,7 +171,7 @@ class _Sweep:
                 self._budget.resume(self._pool.device_seconds)
                 studies = self._search()
                 results = self._finish(studies)
-            keep_speeds(self._config, self._folder.path, self._pool.facts, self._began)
+            keep_speeds(self._config, self._folder.path, self._pool.facts, self._began, len(self._documents))
             state = "finished"
         except KeyboardInterrupt:
             state = "interrupted"

@@ -14,12 +14,12 @@ def describe(config: PreTrainedConfig, num_parameters: int) -> Shape:
     num_heads = text.num_attention_heads
     num_kv_heads = _first(text, "num_key_value_heads") or num_heads
     head_dim = _first(text, "head_dim") or text.hidden_size // num_heads
-    own = SiteShape(text.num_hidden_layers, num_kv_heads, head_dim)  # of an encoder-decoder: the encoder's
+    own = SiteShape(text.num_hidden_layers, num_heads, num_kv_heads, head_dim)  # of an encoder-decoder: the encoder's
     sites = {"decoder": own}
     if config.is_encoder_decoder:
         layers = _first(text, "decoder_layers", "num_decoder_layers") or own.num_layers
         heads = _first(text, "decoder_attention_heads") or num_heads
-        decoder = SiteShape(layers, heads, head_dim if heads == num_heads else text.hidden_size // heads)
+        decoder = SiteShape(layers, heads, heads, head_dim if heads == num_heads else text.hidden_size // heads)
         sites = {"encoder": own, "decoder": decoder, "cross": decoder}
     return Shape(
         is_encoder_decoder=config.is_encoder_decoder,
@@ -28,6 +28,7 @@ def describe(config: PreTrainedConfig, num_parameters: int) -> Shape:
         ffn_size=_first(text, "intermediate_size", "encoder_ffn_dim", "d_ff", "n_inner") or 4 * text.hidden_size,
         vocab_size=text.vocab_size,
         num_parameters=num_parameters,
+        is_tied=bool(text.tie_word_embeddings),
         max_positions=_max_positions(text),
     )
 

@@ -14,6 +14,7 @@ class SiteShape:
     """The sizes of attention at one site of a base."""
 
     num_layers: int
+    num_heads: int  # of queries
     num_kv_heads: int
     head_dim: int
 
@@ -38,6 +39,7 @@ class Shape:
     ffn_size: int
     vocab_size: int
     num_parameters: int
+    is_tied: bool  # the head's weights are the word embeddings
     max_positions: int | None  # of a decoder-only model for all of a row, else for each side; None: no limit
 
     @property
@@ -69,10 +71,11 @@ def matrices(shape: Shape) -> Matrices:
     """
     hidden, ffn, sites = shape.hidden_size, shape.ffn_size, shape.sites
     head = hidden * shape.vocab_size
-    attention = {name: site.num_layers * 2 * hidden * hidden for name, site in sites.items()}  # queries and output
+    # Queries and output.
+    attention = {name: site.num_layers * 2 * hidden * site.num_heads * site.head_dim for name, site in sites.items()}
     from_inputs = {name: site.num_layers * 2 * hidden * site.kv_width for name, site in sites.items()}
     num_blocks = shape.block_counts
-    total = sum(attention.values()) + sum(from_inputs.values()) + head
+    total = sum(attention.values()) + sum(from_inputs.values()) + (1 if shape.is_tied else 2) * head
     is_gated = total + 3 * sum(num_blocks.values()) * hidden * ffn <= _TOLERANCE * shape.num_parameters
     wide = {name: count * (3 if is_gated else 2) * hidden * ffn for name, count in num_blocks.items()}
     encoder = sum(part.get("encoder", 0) for part in (attention, from_inputs, wide)) + from_inputs.get("cross", 0)

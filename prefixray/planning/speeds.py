@@ -16,6 +16,7 @@ from prefixray.batching.rows import sampled
 from prefixray.config.schema import SweepConfig
 from prefixray.config.trials import METHODS, TrialConfig
 from prefixray.planning.flops import decoding_flops, forward_flops, training_flops
+from prefixray.results.record import IN_CONTEXT, UNTUNED
 from prefixray.search.policies.choice import rules_of
 from prefixray.system.atomic_files import write_whole
 from prefixray.system.machine import cache_folder
@@ -71,16 +72,22 @@ def store_speeds(speeds: Sequence[Speed]) -> None:
     write_whole(path, json.dumps([asdict(speed) for speed in (*others, *speeds)], indent=1) + "\n")
 
 
-def keep_speeds(config: SweepConfig, folder: Path, facts: WorkerFacts, since: float) -> None:
+def keep_speeds(config: SweepConfig, folder: Path, facts: WorkerFacts, since: float, num_documents: int) -> None:
     """Store the speeds of a sweep. A cache that cannot be written to does not fail the sweep."""
     try:
-        store_speeds(measured_speeds(config, folder, facts, since))
+        store_speeds(measured_speeds(config, folder, facts, since, num_documents))
     except OSError as error:
         logger.info("the measured speed is not kept: %s", error)
 
 
-def measured_speeds(config: SweepConfig, folder: Path, facts: WorkerFacts, since: float) -> list[Speed]:
-    """The speeds of a sweep's runs, from the files that it has written after `since` (`time.time()`)."""
+def measured_speeds(
+    config: SweepConfig, folder: Path, facts: WorkerFacts, since: float, num_documents: int = 0
+) -> list[Speed]:
+    """The speeds of a sweep's runs, from the files that it has written after `since` (`time.time()`).
+
+    Of several documents, a searched trial is trained on some at a time, and a final run decodes the questions about
+    one. What a base decodes with a document in front of each row is left out, since that costs more.
+    """
     totals: dict[Kind, _Total] = {"shared": _Total(), "alone": _Total(), "decode": _Total()}
     for path in _newer(folder, (f"trials/*/*/{RESULT_FILE}", f"final/*/{RESULT_FILE}"), since):
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -88,9 +95,15 @@ def measured_speeds(config: SweepConfig, folder: Path, facts: WorkerFacts, since
             continue
         kind: Kind = "alone" if METHODS[result["config"]["method"]["method"]].has_own_model else "shared"
         metrics = result["metrics"]
-        totals[kind].add(_trained(config, facts, result), metrics["train/seconds"], metrics.get("train/tokens", 0))
+        num_members = config.search.num_searched(num_documents) if result["replicate"] == 0 else 1
+        flops = num_members * _trained(config, facts, result)
+        totals[kind].add(flops, metrics["train/seconds"], metrics.get("train/tokens", 0))
     for path in _newer(folder, ("final/*/test.json",), since):
-        totals["decode"].add(_decoded(config, facts), json.loads(path.read_text(encoding="utf-8"))["seconds"])
+        if not path.parent.name.startswith(IN_CONTEXT):
+            share = 1 if path.parent.name == UNTUNED else 1 / max(1, num_documents)
+            totals["decode"].add(
+                share * _decoded(config, facts), json.loads(path.read_text(encoding="utf-8"))["seconds"]
+            )
     return [
         Speed(
             base=config.base,

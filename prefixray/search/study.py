@@ -102,11 +102,8 @@ class ArmStudy(TrialSource):
         return None
 
     def num_wanted(self) -> int:
-        """The sweep file's `num_trials` with the changes by requests; a file that is raised later counts again."""
-        wanted = int(self._budget.get("num_trials", self._arm.num_trials))
-        if self._arm.num_trials > self._budget.get("file", 0):
-            wanted = max(wanted, self._arm.num_trials)
-        return int(min(wanted, self.size()))
+        """As many as are asked for, and no more than the space has points."""
+        return int(min(self._num_asked(), self.size()))
 
     def size(self) -> float:
         """The number of points in the space; infinite where they are not listed."""
@@ -115,7 +112,7 @@ class ArmStudy(TrialSource):
     def extend(self, num_trials: int, request: str) -> None:
         """Want so many more trials; the same request again changes nothing."""
         if self._budget.get("request") != request:
-            self._set_budget(self.num_wanted() + num_trials, request)
+            self._set_budget(self._num_asked() + num_trials, request)
 
     def close(self, request: str) -> None:
         """Want no more trials than have started; the same request again changes nothing."""
@@ -141,7 +138,7 @@ class ArmStudy(TrialSource):
         if self._budget.get("request") != request:
             queued = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
             num_started_then = len(started_trials(self._study)) + len(queued)  # once this trial has started
-            self._set_budget(max(self.num_wanted() + 1, num_started_then), request)
+            self._set_budget(max(self._num_asked() + 1, num_started_then), request)
         return number
 
     def drop(self, number: int, request: str) -> bool:
@@ -157,6 +154,11 @@ class ArmStudy(TrialSource):
         self._study._storage.set_trial_user_attr(trial._trial_id, HIDDEN, request)
         self._study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
         return True
+
+    def _num_asked(self) -> int:
+        """The sweep file's `num_trials` with the changes by requests; a file that is raised later counts again."""
+        asked = int(self._budget.get("num_trials", self._arm.num_trials))
+        return max(asked, self._arm.num_trials) if self._arm.num_trials > self._budget.get("file", 0) else asked
 
     def _set_budget(self, num_trials: int, request: str) -> None:
         self._budget = {"num_trials": num_trials, "file": self._arm.num_trials, "request": request}

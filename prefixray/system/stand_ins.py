@@ -1,6 +1,7 @@
-"""Put other things in the place of a library's own for a while."""
+"""Put other things in the place of a library's own, or of environment variables, for a while."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -18,3 +19,24 @@ def standing_in(owner: object, **attributes: object) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(owner, name, value)
+
+
+@contextmanager
+def environment(values: Mapping[str, str | None], then: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Give these environment variables their values in the block, None for none; `then` follows each change of them."""
+    before = {name: os.environ.get(name) for name in values}
+    try:
+        _put(values)
+        then()
+        yield
+    finally:
+        _put(before)
+        then()
+
+
+def _put(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -15,11 +15,12 @@ from prefixray.trial import Report, TrialSpec
 
 SHAPE = Shape(
     is_encoder_decoder=False,
-    sites={"decoder": SiteShape(num_layers=1, num_kv_heads=1, head_dim=8)},
+    sites={"decoder": SiteShape(num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8)},
     hidden_size=8,
     ffn_size=32,
     vocab_size=16,
     num_parameters=1000,
+    is_tied=True,
     max_positions=1024,
 )
 

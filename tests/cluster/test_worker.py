@@ -217,6 +217,7 @@ def test_a_worker_that_cannot_load_the_base_says_why_and_has_trials_wait(
     with pytest.raises(UserError, match=r"^base: no such folder$|^RuntimeError: no such device$"):
         worker.ready()
     assert worker.join(trial_spec(tmp_path, "one", 9), "token") == Admission("later")
+    assert worker.next_report("one", "token") is None, "its process before this one had the trial"
 
 
 def test_decoding_writes_three_files_and_does_nothing_twice(worker: Worker, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def smollm(tmp_path_factory: pytest.TempPathFactory) -> Base:
 @installed
 def test_a_gguf_file_inside_a_wheel_is_a_base(smollm: Base) -> None:
     shape = smollm.shape
-    assert (shape.sites["decoder"], shape.hidden_size) == (SiteShape(30, 3, 64), 576)
+    assert (shape.sites["decoder"], shape.hidden_size) == (SiteShape(30, 9, 3, 64), 576)
     assert shape.num_parameters == 134_515_008
     assert not any(parameter.requires_grad for parameter in smollm.model.parameters())
 

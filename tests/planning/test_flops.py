@@ -8,8 +8,12 @@ from transformers import (
     BartForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -21,7 +25,9 @@ from prefixray.model.describe import describe
 from prefixray.planning.flops import forward_flops, training_flops
 
 SIZES = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
-REAL = {  # as on the hub: GPT-2, SmolLM2-135M, BART-large, T5-large
+QWEN3 = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16}
+PYTHIA = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6, "num_attention_heads": 8}
+REAL = {  # as on the hub: GPT-2, SmolLM2-135M, BART-large, T5-large, Pythia-70m (a head of its own), Qwen3-0.6B
     "gpt2": (GPT2LMHeadModel, GPT2Config()),
     "llama": (
         LlamaForCausalLM,
@@ -29,6 +35,8 @@ REAL = {  # as on the hub: GPT-2, SmolLM2-135M, BART-large, T5-large
     ),
     "bart": (BartForConditionalGeneration, BartConfig()),
     "t5": (T5ForConditionalGeneration, T5Config(d_model=1024, d_kv=64, d_ff=4096, num_layers=24, num_heads=16)),
+    "pythia": (GPTNeoXForCausalLM, GPTNeoXConfig(**PYTHIA, vocab_size=50304, tie_word_embeddings=False)),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config(**QWEN3, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True)),
 }
 
 

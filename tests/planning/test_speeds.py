@@ -9,7 +9,7 @@ from support.small_plan import speed
 from prefixray.batching.lengths import Lengths
 from prefixray.config.schema import SweepConfig
 from prefixray.model.base import Base
-from prefixray.planning.flops import forward_flops
+from prefixray.planning.flops import decoding_flops, forward_flops
 from prefixray.planning.speeds import load_speeds, measured_speeds, store_speeds
 from prefixray.training.facts import WorkerFacts
 
@@ -57,3 +57,13 @@ def test_the_speed_of_a_sweep_is_its_work_over_its_seconds(
     assert one.flops == 4 * 6 * 2 * once + 2 * 2 * once, "four steps of six rows, and dev twice: at 2 and at 4"
     assert (one.kind, one.seconds, one.target_tokens, one.flops_per_second) == ("shared", 5.0, 192, one.flops / 5)
     assert measured_speeds(config, tmp_path, facts, since=math.inf) == []
+    (three,) = measured_speeds(config, tmp_path, facts, since=0.0, num_documents=3)
+    assert three.flops == 3 * one.flops, "a trial of the search trains on each of three documents"
+    for name in ("untuned", "prefix-0-1@a", "in_context@a"):
+        decoded = tmp_path / "final" / name / "test.json"
+        decoded.parent.mkdir(parents=True)
+        decoded.write_text(json.dumps({"seconds": 1.0}))
+    _, decode = measured_speeds(config, tmp_path, facts, since=0.0, num_documents=4)
+    final = config.final
+    each = decoding_flops(shape, lengths.source, num_beams=final.num_beams, max_new_tokens=final.max_new_tokens)
+    assert (decode.seconds, decode.flops) == (2.0, 2 * each + 2 * each / 4), "two sources, and those of one of four"

@@ -23,7 +23,7 @@ from prefixray.model.shape import Shape, SiteShape
 from prefixray.training.facts import WorkerFacts
 from prefixray.trial import TrialSpec, WorkerStatus
 
-SITE = SiteShape(num_layers=12, num_kv_heads=16, head_dim=64)
+SITE = SiteShape(num_layers=12, num_heads=16, num_kv_heads=16, head_dim=64)
 SHAPE = Shape(
     is_encoder_decoder=True,
     sites={"encoder": SITE, "decoder": SITE, "cross": SITE},
@@ -31,6 +31,7 @@ SHAPE = Shape(
     ffn_size=4096,
     vocab_size=50_265,
     num_parameters=406_291_456,
+    is_tied=True,
     max_positions=1024,
 )
 FACTS = WorkerFacts(

@@ -5,7 +5,6 @@ The coordinator decides which trials run and what becomes of them. Nothing of Tu
 
 import _thread
 import logging
-import os
 import shutil
 import signal
 import threading
@@ -36,6 +35,7 @@ from prefixray.reporting.live import LiveView
 from prefixray.search.budget import Budget
 from prefixray.search.requests import Inbox
 from prefixray.search.status import View
+from prefixray.system.stand_ins import environment
 from prefixray.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,15 @@ logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITIC
 # Tune copies AWS keys from the driver's environment into each trial's runtime environment, which Ray logs in clear. The
 # processes of trials need none of what it copies.
 class_cache.ENV_VARS_TO_PROPAGATE.clear()
+
+_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would end the run as if it were finished
+}
 
 TICK_SECONDS = 0.5  # between two ticks, and between two pictures of the live view
 
@@ -111,7 +120,8 @@ class Engine:
         falls = Falls()
         while True:
             try:
-                with seated(coordinator.most_at_once(), self._ready.pop() if self._ready else None) as place:
+                house = self._ready.pop() if self._ready else None
+                with environment(_ENVIRONMENT), seated(coordinator.most_at_once(), house) as place:
                     _tuner(coordinator, name, scratch, place).fit()
                 return
             except Exception as error:
@@ -138,14 +148,6 @@ class Engine:
 
 
 def _tuner(coordinator: Coordinator, name: str, scratch: Path, place: Mapping[str, float]) -> tune.Tuner:
-    os.environ.update(
-        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
-        TUNE_GLOBAL_CHECKPOINT_S="3600",
-        RAY_AIR_NEW_OUTPUT="0",
-        TUNE_WARN_THRESHOLD_S="60",
-        TUNE_PRINT_ALL_TRIAL_ERRORS="0",
-        TUNE_DISABLE_SIGINT_HANDLER="1",  # Tune would end the run as if it were finished
-    )
     return tune.Tuner(
         tune.with_resources(TrialTrainable, tune.PlacementGroupFactory([dict(place)])),
         tune_config=tune.TuneConfig(
