@@ -19,7 +19,8 @@ from prefixray.data.entries import one_line
 from prefixray.metrics import label
 from prefixray.planning.slots import cpu_workers
 from prefixray.reporting.live import CountBar
-from prefixray.results.hypotheses import Found, Split, find_artifact, read_hypotheses, write_hypotheses
+from prefixray.results.artifacts import Found, find_artifact
+from prefixray.results.hypotheses import Split, read_hypotheses, write_hypotheses
 from prefixray.system.command_line import ARTIFACT_HELP, Device, Entry
 from prefixray.system.exit_codes import leave
 from prefixray.system.logs import quieten

@@ -56,7 +56,7 @@ def export(
         raise UserError("--push: writes no folder; leave --out out, or take --format hub --out to look at it first")
     if out is not None:
         check_new(out)
-    from prefixray.results.hypotheses import find_artifact
+    from prefixray.results.artifacts import find_artifact
 
     artifact = find_artifact(source, arm, document).artifact
     if out is not None:

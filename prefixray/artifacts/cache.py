@@ -13,12 +13,11 @@ from typing import Any
 from safetensors.torch import save_file
 
 from prefixray.artifacts.hub import find_origin
-from prefixray.artifacts.record import check_new, is_on_hub, trial_method
+from prefixray.artifacts.record import check_new, is_on_hub, name_in_transformers, trial_method
 from prefixray.artifacts.store import load_artifact
 from prefixray.config.schema import DecodingSettings
 from prefixray.config.trials import PrefixTrial
 from prefixray.errors import UserError
-from prefixray.system.path_or_hub import local_path
 
 CACHE_FILE = "cache.safetensors"
 
@@ -99,13 +98,10 @@ def _check_is_cache(artifact: Path, record: Mapping[str, Any]) -> None:
 
 def _base(base: Mapping[str, Any]) -> tuple[str, str]:
     """The arguments of `from_pretrained` that name the base; and a sentence for the README where none can."""
-    name: str = base["name"]
-    here = local_path(name)
     if is_on_hub(base):
-        return f"{name!r}, revision={base['digest']!r}", ""
-    if (here is not None and here.is_file()) or ":" in name:
-        return "'BASE'", " `BASE` is a folder of transformers with the base's weights."
-    return repr(name if here is None else str(here.resolve())), ""
+        return f"{base['name']!r}, revision={base['digest']!r}", ""
+    name = name_in_transformers(base)
+    return (repr(name), "") if name else ("'BASE'", " `BASE` is a folder of transformers with the base's weights.")
 
 
 def _facts(artifact: Path, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,36 +20,39 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prefixray.artifacts.record import check_new, is_on_hub, trial_method
+from prefixray.artifacts.record import check_new, is_on_hub, name_in_transformers, trial_method
 from prefixray.artifacts.store import load_artifact
 from prefixray.config.trials import AdapterTrial, FinetuneTrial, LoraTrial, PrefixTrial
 from prefixray.errors import UserError
-from prefixray.system.path_or_hub import local_path
+
+_PROMPT = """
+# A prompt as in training, for a text of at most {max_source_tokens} tokens:
+# [*{before}, *tokenizer({form[0]!r} + text + {form[1]!r}, add_special_tokens=False).input_ids, *{after}]"""
 
 PrefixType = Literal["PREFIX_TUNING", "CARTRIDGE"]
 """What PEFT calls keys and values in front of a row."""
 
 
 def export_peft(artifact: Path, out: Path, prefix_type: PrefixType = "PREFIX_TUNING") -> str:
-    """Write `adapter_config.json`, `adapter_model.safetensors` and the artifact's own record into the folder `out`.
+    """Write `adapter_config.json`, `adapter_model.safetensors`, a README and the artifact's own record into `out`.
 
-    A prefix gets the given type. Returns the lines of Python that load the folder, and a remark where the PEFT that is
-    installed here has no such type. Raises `UserError` where PEFT has no such method, where the
-    artifact is damaged, or where `out` holds something.
+    A prefix gets the given type. Returns the lines of Python that load the folder and say how a prompt was written in
+    training, and a remark where the PEFT that is installed here has no such type. Raises `UserError` where PEFT has no
+    such method, where the artifact is damaged, or where `out` holds something.
     """
     check_new(out)
     tensors, meta = load_artifact(artifact)
-    name: str = meta["base"]["name"]
-    here = local_path(name)
-    base = name if here is None else str(here.resolve())  # PEFT may look for it from elsewhere
-    write_peft(artifact, out, base, tensors, meta, prefix_type)
+    base = name_in_transformers(meta["base"])
+    write_peft(artifact, out, base or meta["base"]["name"], tensors, meta, prefix_type)
     (out / "prefixray.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-    if (here is not None and here.is_file()) or ":" in name:
+    if base is None:
         said = "base: the transformers model it was tuned on"
         lines = f"from peft import PeftModel\nmodel = PeftModel.from_pretrained(base, {str(out)!r})  # {said}"
-        return lines + _lacks(prefix_type)
-    model = f"AutoPeftModelFor{'Seq2SeqLM' if meta['base']['shape']['is_encoder_decoder'] else 'CausalLM'}"
-    lines = f"from peft import {model}\nmodel = {model}.from_pretrained({str(out)!r})  # with its base, {base}"
+    else:
+        model = f"AutoPeftModelFor{'Seq2SeqLM' if meta['base']['shape']['is_encoder_decoder'] else 'CausalLM'}"
+        lines = f"from peft import {model}\nmodel = {model}.from_pretrained({str(out)!r})  # with its base, {base}"
+    lines += _PROMPT.format(**{key: meta["template"][key] for key in ("form", "before", "after", "max_source_tokens")})
+    (out / "README.md").write_text(f"```python\n{lines}\n```\n", encoding="utf-8")
     return lines + _lacks(prefix_type)
 
 

@@ -26,6 +26,7 @@ from prefixray.config.schema import DecodingSettings
 from prefixray.config.trials import METHODS, AnyTrial, MethodName, PrefixTrial, TrialConfig
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
+from prefixray.system.path_or_hub import local_path
 from prefixray.system.records import Strict, Text
 
 FORMAT = 3
@@ -160,6 +161,14 @@ def trial_method(record: Mapping[str, Any]) -> AnyTrial:
     """The method of an artifact's record, with its values."""
     method: AnyTrial = TypeAdapter(AnyTrial).validate_python(record["config"]["method"])
     return method
+
+
+def name_in_transformers(base: Mapping[str, Any]) -> str | None:
+    """The name by which transformers loads a base from anywhere; None for a GGUF file, which prefixray converts."""
+    here = local_path(base["name"])
+    if (here is not None and here.is_file()) or ":" in base["name"]:
+        return None
+    return base["name"] if here is None else str(here.resolve())
 
 
 def is_on_hub(base: Mapping[str, Any]) -> bool:

@@ -50,7 +50,7 @@ def stored_config(folder: Path) -> SweepConfig:
     try:
         return restore(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:  # pydantic's and JSON's are ValueErrors
-        raise UserError(f"{path}: was written by another version of prefixray ({error})") from None
+        raise UserError(f"{path}: was written by another version; give this sweep another name ({error})") from None
 
 
 def identity(config: SweepConfig) -> dict[str, Any]:

@@ -28,7 +28,8 @@ from prefixray.decoding.untrained import load_untrained, made_from
 from prefixray.errors import UserError
 from prefixray.metrics import Scored, is_of_likelihoods
 from prefixray.model.binding.binder import Binder
-from prefixray.results.hypotheses import Found, Split, read_split_record, score_all, split_sources, write_hypotheses
+from prefixray.results.artifacts import Found
+from prefixray.results.hypotheses import Split, read_split_record, score_all, split_sources, write_hypotheses
 from prefixray.results.likelihoods import likelihoods_made_from, write_likelihoods
 from prefixray.results.record import UNTRAINED
 from prefixray.system.atomic_files import write_whole
@@ -58,7 +59,8 @@ def decode_artifact(
 ) -> Decoded:
     """Decode and score a split of the task that an artifact names; on a CPU, with so many threads.
 
-    `decoding` replaces single settings of the sweep. In the paper's evaluation texts are compared as the task's script
+    `decoding` replaces single settings of the sweep. The sweep's metrics are scored, but for those of likelihoods; for
+    an artifact without a sweep, those of the task. In the paper's evaluation texts are compared as the task's script
     does. Raises `UserError` as `Tuned.load` does, and where the task's data is not there.
     """
     _, meta = load_artifact(found.artifact)
@@ -71,7 +73,8 @@ def decode_artifact(
         tuned = Tuned.load(found.artifact, device=device, decoding=settings, trust_remote_code=trust_remote_code)
         hypotheses = tuned.generate([sourced.source for sourced in sources], on_progress=on_progress)
     form = CATALOG[task.name].word_form if found.evaluation == "paper" else None
-    scores = score_all(hypotheses, sources, task.metrics, form)
+    metrics = [metric for metric in found.metrics or task.metrics if not is_of_likelihoods(metric)]
+    scores = score_all(hypotheses, sources, metrics, form)
     return Decoded(sources, hypotheses, scores, tuned.base.precision, tuned.base.device.type)
 
 

@@ -36,7 +36,7 @@ from prefixray.methods.catalog import facts_of
 from prefixray.methods.contract import Method
 from prefixray.model.base import Base, load_in
 from prefixray.model.binding.binder import Binder
-from prefixray.results.hypotheses import best_artifact
+from prefixray.results.artifacts import best_artifact
 
 Progress = Callable[[int, int], None]
 """Called with how many sources are done, and of how many."""

@@ -13,8 +13,9 @@ from prefixray.config.arms import read_configuration
 from prefixray.driver.stage import Stage
 from prefixray.errors import UserError
 from prefixray.search.requests import Add, Extend, Finish, Request, Resume, Stop
+from prefixray.search.status import State
 from prefixray.search.study import ArmStudy
-from prefixray.search.trial_source import Record, State
+from prefixray.search.trial_source import Record
 from prefixray.system.yaml_document import Document, suggestion
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prefixray.config.files.written import as_yaml
-from prefixray.config.identity import differences, dump, identity, restore
+from prefixray.config.identity import differences, dump, identity, stored_config
 from prefixray.config.schema import SweepConfig
 from prefixray.data.documents.made import FOLDER, SEARCHED
 from prefixray.errors import UserError
@@ -136,13 +136,7 @@ class ResultsFolder:
 
     def _begun(self) -> SweepConfig | None:
         """The configuration of the sweep in this folder; None where no trial was proposed yet."""
-        path = self._config_file
-        if not path.is_file() or not self.journal.is_file():
-            return None
-        try:
-            return restore(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:  # pydantic's and JSON's are ValueErrors
-            raise UserError(f"{path}: was written by another version; give this sweep another name ({error})") from None
+        return stored_config(self.path) if self._config_file.is_file() and self.journal.is_file() else None
 
     def _check_identity(self, begun: SweepConfig, config: SweepConfig, file: Path | None) -> None:
         changed = differences(identity(begun), identity(config))

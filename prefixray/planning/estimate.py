@@ -123,7 +123,7 @@ def _cost(known: Known, device: Device) -> Cost:
 def _packs(works: Sequence[ArmWork], slots: int, num_workers: int) -> tuple[list[ArmWork], list[ArmWork]]:
     """The trials of a worker's pack in the search and in the final stage, each by its arm."""
     sharing = [work for work in works if not work.arm.exclusive]
-    searched = [work for work in sharing if work.generations for _ in range(math.ceil(work.at_once / num_workers))]
+    searched = [work for work in sharing if work.by_policy for _ in range(math.ceil(work.at_once / num_workers))]
     finals = [work for work in sharing for _ in range(math.ceil(work.finals / num_workers))]
     members = [work for work in searched[:slots] for _ in range(work.num_searched)]
     return members, finals[:slots]

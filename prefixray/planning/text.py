@@ -112,12 +112,9 @@ def _search(plan: Plan) -> str:
     rows = []
     for work in plan.arms:
         arm = work.arm
-        if work.generations:
-            trials = [f"{arm.num_trials}", f"{work.at_once}", f"{work.generations}"]
-        else:
-            trials = ["-", "-", "-"]
+        trials = [f"{arm.num_trials}", f"{work.at_once}"] if work.by_policy else ["-", "-"]
         rows.append([arm.name, arm.method, *trials, _configurations(arm), _searched(arm)])
-    header = ["arm", "method", "trials", "at once", "generations", "configurations", "searched (values or range)"]
+    header = ["arm", "method", "trials", "at once", "configurations", "searched (values or range)"]
     grid = Grid(header, rows, frozenset({"arm", "method", header[-1]}))
     return "\n".join([_title("Search (computed)"), _folded(grid), *_cautions(plan)])
 
@@ -172,7 +169,7 @@ def _size_or_ends(distribution: AnyDistribution) -> str:
 
 
 def _rungs(plan: Plan) -> str:
-    searched = [work for work in plan.arms if work.generations]
+    searched = [work for work in plan.arms if work.by_policy]
     if not searched:
         return ""
     lengths = {work.arm.num_steps for work in searched}

@@ -5,7 +5,6 @@ are expected values, from searches that are replayed over recorded curves.
 """
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -31,8 +30,7 @@ class ArmWork:
     arm: ArmConfig
     num_searched: int  # documents that a trial of the search trains on, a member for each; 1 without documents
     at_once: int
-    generations: int  # 0 where nothing is searched
-    by_policy: Mapping[PolicyName, PolicyWork]  # by each `search.policy`; without rungs, by the sweep's alone
+    by_policy: Mapping[PolicyName, PolicyWork]  # by `search.policy`; without rungs the sweep's alone, unsearched none
     policy: PolicyName  # the sweep's
     candidates: int  # runs of the final stage that are compared on dev
     finals: int  # runs that see test
@@ -76,7 +74,6 @@ def _arm_work(config: SweepConfig, arm: ArmConfig, slots: int, num_workers: int,
         arm=arm,
         num_searched=num_searched,
         at_once=at_once,
-        generations=math.ceil(arm.num_trials / at_once) if by_policy else 0,
         by_policy=by_policy,
         policy=search.policy,
         candidates=candidates * num_searched if candidates > 1 else 0,

@@ -23,8 +23,8 @@ from rich.text import Text
 from prefixray.reporting.grid import SHORT, differing_keys, value_text
 from prefixray.search.status import ENDED, Row, State, View
 
-ORDER: tuple[State, ...] = ("running", "done", "paused", "stopped", "failed", "waiting")
-STYLES: Mapping[State, str] = {"paused": "dim", "stopped": "dim", "failed": "red", "waiting": "dim"}
+ORDER: tuple[State, ...] = ("running", "done", "paused", "stopped", "failed")
+STYLES: Mapping[State, str] = {"paused": "dim", "stopped": "dim", "failed": "red"}
 NUM_OTHER_LINES = 5  # besides rows and foot: title, header, the number of hidden rows, message, the cursor's line
 _STATE_WIDTH = 18  # "stopped at rung 1"
 _AT_REST = ENDED | {"paused"}
@@ -176,8 +176,6 @@ def _row_events(before: Row | None, row: Row) -> list[str]:
     if row.state in _AT_REST:
         changed = before is None or before.state != row.state
         return [f"{row.name} {row.state_text}  {at}"] if changed else []
-    if row.state == "waiting":
-        return []
     if before is None or before.state != "running":
         values = "  ".join(f"{SHORT.get(key, key)} {value_text(key, value)}" for key, value in row.values.items())
         resumed = (" again" + (f" from step {row.step}" if row.step else "")) if row.adopted else ""
@@ -283,5 +281,5 @@ def _packed(parts: Sequence[str], width: int) -> list[str]:
 
 def _counts(rows: Sequence[Row]) -> str:
     counts = Counter(row.state for row in rows)
-    states: tuple[State, ...] = ("done", "stopped", "failed", "paused", "running", "waiting")
+    states: tuple[State, ...] = ("done", "stopped", "failed", "paused", "running")
     return "  ".join(f"{state} {counts[state]}" for state in states if counts[state])

@@ -83,6 +83,8 @@ def _smallest_differences(results: Results) -> str:
         return "one source tells nothing apart"
     differences = [arm["difference"] for arm in tuned_arms(results)]
     smallest = [resolution(**difference) for difference in differences if difference is not None]
+    if not any(smallest):
+        return f"all arms have the same {name} on each source, which tells nothing about smaller differences"
     text = f"{count} sources cannot tell apart differences below {_range(smallest, results)} {name}"
     if count < total and num_seeds(results) == 1:
         of_all = [difference * math.sqrt(count / total) for difference in smallest]

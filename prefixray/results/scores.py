@@ -64,13 +64,10 @@ class Scores:
 
         Untrained arms are no rivals: they cost no arm its p.
         """
-        compared = {
-            metric: _by_arm(intervals(self.of(metric), self.reference, **self.draws)) for metric in self.metrics
-        }
-        seeds = self.of(self.primary)
-        rivals = {arm: seeds[arm] for arm in seeds if arm not in UNTRAINED or arm == self.reference}
-        compared[self.primary] |= _by_arm(compare(rivals, self.reference, **self.draws))
-        return compared
+        others = [metric for metric in self.metrics if metric != self.primary]
+        compared = {metric: _by_arm(intervals(self.of(metric), self.reference, **self.draws)) for metric in others}
+        primary = compare(self.of(self.primary), self.reference, UNTRAINED, **self.draws)
+        return {self.primary: _by_arm(primary), **compared}
 
 
 def groups_of(sources: Sequence[Sourced]) -> dict[str, list[int]]:

@@ -16,7 +16,7 @@ outputs of other seeds. So p may be small where the interval of the difference i
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Required, TypedDict, Unpack
 
@@ -63,14 +63,17 @@ class Draws(TypedDict, total=False):
     subsets: Mapping[str, Sequence[int]]  # by arm, the subset that each run was trained on; the floor has none
 
 
-def compare(arms: Mapping[str, Sequence[Scored]], reference: str, **draws: Unpack[Draws]) -> list[Comparison]:
+def compare(
+    arms: Mapping[str, Sequence[Scored]], reference: str, no_rivals: Collection[str] = (), **draws: Unpack[Draws]
+) -> list[Comparison]:
     """Intervals, differences and p values of the arms by the primary metric, in the order of the arms.
 
     An arm is given as one Scored per seed. p is two-sided, (1 + k) / (1 + B); `p_holm` is p corrected for the number of
-    compared arms.
+    compared arms. Arms of `no_rivals` get no p.
     """
     without = intervals(arms, reference, **draws)
-    values = _randomisation(arms, reference, draws)
+    rivals = {arm: seeds for arm, seeds in arms.items() if arm not in no_rivals or arm == reference}
+    values = _randomisation(rivals, reference, draws)
     corrected = holm(values)
     return [replace(each, p=values.get(each.arm), p_holm=corrected.get(each.arm)) for each in without]
 

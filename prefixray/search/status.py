@@ -9,7 +9,7 @@ from typing import Literal
 from prefixray.config.schema import SweepConfig
 from prefixray.system.records import Scalar
 
-State = Literal["waiting", "running", "paused", "done", "stopped", "failed"]
+State = Literal["running", "paused", "done", "stopped", "failed"]
 
 ENDED: frozenset[State] = frozenset({"done", "stopped", "failed"})
 

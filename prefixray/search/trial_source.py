@@ -16,10 +16,10 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from prefixray.results.record import Pause
+from prefixray.search.status import State
 from prefixray.search.storage import Storage
 from prefixray.system.records import Scalar
 
-State = Literal["running", "paused", "done", "stopped", "failed"]
 _STATES: Mapping[TrialState, State] = {
     TrialState.RUNNING: "running",
     TrialState.COMPLETE: "done",

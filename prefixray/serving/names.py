@@ -14,7 +14,7 @@ from pathlib import Path
 from prefixray.config.files.found import find_sweep
 from prefixray.config.trials import METHODS
 from prefixray.errors import UserError
-from prefixray.results.hypotheses import best_run, is_artifact
+from prefixray.results.artifacts import best_run, is_artifact
 from prefixray.results.record import (
     UNTUNED,
     Results,

@@ -175,7 +175,8 @@ def _finish_steps(members: Sequence[Member], rows: Sequence[Sequence[Row]], read
 
 def too_large(config: TrialConfig) -> str:
     """Why a trial is not trained or evaluated."""
-    return f"out of memory alone and with one example at a time: {shown(config.method)}, batch_size {config.batch_size}"
+    remedy = "train.gradient_checkpointing, or a lower task.max_source_tokens, needs less"
+    return f"out of memory alone and with one example at a time: {shown(config.method)}; {remedy}"
 
 
 def not_updated(config: TrialConfig) -> StepResult:

@@ -104,14 +104,17 @@ def test_peft_finds_the_base_of_what_was_exported_from_any_folder(
     method = _artifact(tmp_path / "artifact", relative, Binder.of(tiny_gpt2.model), LoraTrial(rank=2))
     assert _export(tmp_path / "artifact", tmp_path / "peft") == 0
     printed = capsys.readouterr().out.partition("\n\n")[2]
+    assert printed.strip() in (tmp_path / "peft" / "README.md").read_text()
+    template, names = make_template(tiny_gpt2, TASK), {"tokenizer": tiny_gpt2.tokenizer, "text": SOURCES[0]}
+    assert eval(printed.rpartition("# ")[2], names) == template.encode_source(SOURCES[0])
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    names: dict[str, AutoPeftModelForCausalLM] = {}
-    exec(printed, names)
+    loaded: dict[str, AutoPeftModelForCausalLM] = {}
+    exec(printed, loaded)
     ids = torch.tensor([[5, 9, 40]])
     with torch.no_grad(), Binder.of(tiny_gpt2.model).bind([method.insert(None)], [0]):
         ours = tiny_gpt2.model(input_ids=ids, use_cache=False).logits
-        assert (ours - names["model"].eval()(input_ids=ids).logits).abs().max() < 1e-5
+        assert (ours - loaded["model"].eval()(input_ids=ids).logits).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(

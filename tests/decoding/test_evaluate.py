@@ -20,7 +20,8 @@ from prefixray.methods import build_method
 from prefixray.metrics import score
 from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
-from prefixray.results.hypotheses import best_run, read_hypotheses, score_all, write_hypotheses
+from prefixray.results.artifacts import best_run
+from prefixray.results.hypotheses import read_hypotheses, score_all, write_hypotheses
 from prefixray.results.record import ArmResult, Results
 
 SOURCED = (
@@ -90,11 +91,14 @@ def test_decoding_again_from_a_sweep_gives_the_same_hypotheses(
     arm: str, tiny_base: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hypotheses = _finish_sweep(tmp_path, arm, tiny_base)
+    results = json.loads((tmp_path / "results.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps(results | {"metrics": ["chrf", "bleu", "perplexity"]}))
     assert decode.main([str(tmp_path), "--arm", arm]) == 0
     printed = capsys.readouterr().out
     out = tmp_path / "final" / f"{arm}-1" / "decoded"
     assert "2 of 2 hypotheses are those of the final stage" in printed
-    assert "BLEU" in printed and f"{out}/test.hyp" in printed
+    assert "\nchrF " in printed and "  BLEU " in printed and "perplexity" not in printed, "its sweep's metrics"
+    assert f"{out}/test.hyp" in printed
     assert read_hypotheses(out, "test") == hypotheses
 
 

@@ -20,8 +20,8 @@ from prefixray.driver.documents.student import Assignment, Student
 from prefixray.driver.final_stage import FinalStage
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.stage import Stage
+from prefixray.results.artifacts import best_artifact, best_run
 from prefixray.results.compare import Facts, make_results
-from prefixray.results.hypotheses import best_artifact, best_run
 from prefixray.results.record import Results
 from prefixray.search.storage import open_storage
 from prefixray.search.study import ArmStudy

@@ -17,8 +17,8 @@ from prefixray.search.status import Row, View
 def test_without_a_terminal_each_event_is_a_line_and_nothing_is_drawn() -> None:
     file = io.StringIO()
     live = LiveView(file)
-    waiting, running = row(1, "waiting"), row(1, "running")
-    for rows in ([waiting], [running], [running], [replace(running, step=7)]):
+    running = row(1, "running")
+    for rows in ([], [running], [running], [replace(running, step=7)]):
         live.update(view(*rows))
     live.update(view(replace(running, step=10, score=2.5)))
     live.update(view(replace(running, step=12, score=2.5)))

@@ -13,10 +13,11 @@ from prefixray.config.schema import SweepConfig
 from prefixray.data import Sourced
 from prefixray.metrics import score
 from prefixray.reporting.verdict import notes, verdict
+from prefixray.results.artifacts import best_run
 from prefixray.results.by_document import Part
 from prefixray.results.compare import Facts, make_results
 from prefixray.results.final_run import FinalRun
-from prefixray.results.hypotheses import best_run, write_hypotheses
+from prefixray.results.hypotheses import write_hypotheses
 from prefixray.results.likelihoods import Likelihoods, write_likelihoods
 from prefixray.results.record import Provenance, Results
 

@@ -6,8 +6,8 @@ from prefixray.metrics import label
 from prefixray.reporting.grid import Grid
 from prefixray.reporting.sections.section import Link, Section
 from prefixray.reporting.tables import command_lines, csv_rows, csv_text, search_grid, trial_rows
+from prefixray.results.artifacts import best_run
 from prefixray.results.citation import bibtex
-from prefixray.results.hypotheses import best_run
 from prefixray.results.record import Results, documents_of, tuned_arms
 
 _MACHINE = {  # texts of the machine's facts; a fact that is not here follows under its own name
