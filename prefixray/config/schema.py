@@ -194,7 +194,8 @@ class FinalRuns(Strict):
     """Fresh seeds of each arm's winner; only these see test."""
     metric: str = "test/bleu"
     """The primary metric: one of the task's, or package.module:function of your own, which takes all hypotheses and the
-    list of each source's references, and returns a number for each source, higher for better."""
+    list of each source's references, and returns a number for each source, higher for better. Its module lies where
+    Python looks, or in the working directory."""
     more_metrics: tuple[str, ...] = ()
     """Metrics that are scored besides `metric` and the task's own: test/ter, test/meteor_1_5 (needs Java). Two read no
     hypothesis: test/perplexity is that of each source's first reference, and test/divergence, for a document, the mean

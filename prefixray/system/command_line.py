@@ -31,7 +31,9 @@ SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="the sweep's YA
 Scales = Annotated[
     list[str], repeated("--scale", "NAME", "a block of the file's `scale`: laptop; results in runs/NAME-laptop")
 ]
-Overrides = Annotated[list[str], repeated("--set", "KEY=VALUE", "override: train.num_steps=20")]
+Overrides = Annotated[
+    list[str], repeated("--set", "KEY=VALUE", "override: train.num_steps=20; several may follow one --set")
+]
 Prices = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="YAML of dollars per hour by device, as in A10G: 1.5; without it, no cost"),
