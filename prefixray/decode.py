@@ -21,7 +21,7 @@ from prefixray.planning.slots import cpu_workers
 from prefixray.reporting.live import CountBar
 from prefixray.results.artifacts import Found, find_artifact
 from prefixray.results.hypotheses import Split, read_hypotheses, write_hypotheses
-from prefixray.system.command_line import ARTIFACT_HELP, Device, Entry
+from prefixray.system.command_line import ARTIFACT_HELP, ArmOfSweep, Device, Entry
 from prefixray.system.exit_codes import leave
 from prefixray.system.logs import quieten
 from prefixray.system.machine import num_cpus, wait_passively
@@ -36,7 +36,7 @@ def decode(
     where: Annotated[str, typer.Argument(metavar="WHERE", help=ARTIFACT_HELP)],
     *,
     split: Annotated[Split, typer.Option(help="the split to decode")] = "test",
-    arm: Annotated[str | None, typer.Option(help="of a sweep: the arm; if not given, its best prefix")] = None,
+    arm: ArmOfSweep = None,
     document: Annotated[
         str | None, typer.Option(help="of a sweep over several documents: the document whose artifact is taken")
     ] = None,

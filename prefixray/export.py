@@ -14,7 +14,7 @@ import typer
 
 from prefixray.artifacts.record import check_new
 from prefixray.errors import UserError
-from prefixray.system.command_line import ARTIFACT_HELP, Entry
+from prefixray.system.command_line import ARTIFACT_HELP, ArmOfSweep, Entry
 from prefixray.system.exit_codes import leave
 from prefixray.system.logs import quieten
 
@@ -24,9 +24,7 @@ Form = Literal["peft", "cartridge", "cache", "hub"]
 def export(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help=ARTIFACT_HELP)],
     *,
-    arm: Annotated[
-        str | None, typer.Option(help="of a sweep: which arm's best run; if not given, its best prefix")
-    ] = None,
+    arm: ArmOfSweep = None,
     document: Annotated[
         str | None, typer.Option(help="of a sweep over several documents: the document whose artifact is taken")
     ] = None,

@@ -20,6 +20,7 @@ from prefixray.system.atomic_files import clear_scratch, write_whole
 
 Ended = Literal["done", "stopped", "failed"]
 LOSS, SAMPLE_LOSS = "dev/loss", "dev/sample_loss"  # metrics: over all of dev, and over a sample of it
+BEST_LOSS = "dev/best_loss"  # the lowest over all of dev so far: a trial's state with it is kept
 RESULT_FILE = "result.json"
 _CHECKPOINT = re.compile(r"step-(\d+)")
 

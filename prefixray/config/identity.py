@@ -49,7 +49,9 @@ def stored_config(folder: Path) -> SweepConfig:
     path = folder / "sweep.json"
     try:
         return restore(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:  # pydantic's and JSON's are ValueErrors
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: is damaged; give this sweep another name ({error})") from None
+    except ValueError as error:  # pydantic's
         raise UserError(f"{path}: was written by another version; give this sweep another name ({error})") from None
 
 

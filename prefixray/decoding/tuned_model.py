@@ -128,8 +128,9 @@ class Tuned:
     ) -> "Tuned":
         """The winner of a sweep's prefix arm, or of the arm called `arm`: its final run with the first seed.
 
-        It decodes with the sweep's settings. `sweep` is a sweep's folder or file; of a sweep over several documents
-        `document` names one. Raises `UserError` as `load` does, and where the sweep has no such run.
+        Where no prefix arm has a run, it is the best of all arms. It decodes with the sweep's settings. `sweep` is a
+        sweep's folder or file; of a sweep over several documents `document` names one. Raises `UserError` as `load`
+        does, and where the sweep has no such run.
         """
         found = best_artifact(find_sweep(sweep), arm, document)
         return cls.load(found.artifact, device=device, decoding=found.decoding)

@@ -31,7 +31,7 @@ from prefixray.search.requests import Inbox, Request
 from prefixray.search.status import View
 from prefixray.search.trial_source import Proposal, Record
 from prefixray.tracking.tracker import Tracker
-from prefixray.trial import Ended, Report, TrialSpec
+from prefixray.trial import BEST_LOSS, Ended, Report, TrialSpec
 
 SUSPEND_SECONDS = 20.0  # for checkpoints after an interrupt
 
@@ -99,7 +99,7 @@ class Coordinator:
             if (loss := report.loss) is not None:
                 self._ledger.add_losses(running, report, loss)
             if report.state == "done":
-                self._end(report, "done", report.metrics["dev/best_loss"])
+                self._end(report, "done", report.metrics[BEST_LOSS])
                 return False
             if report.state == "stopped" or report.key in self._stopping:
                 self._end(replace(report, note=BY_REQUEST), "stopped")

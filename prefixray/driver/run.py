@@ -40,7 +40,7 @@ from prefixray.results.compare import Facts, make_results
 from prefixray.results.final_run import FinalRun
 from prefixray.results.record import CommandRun, ExampleOutputs, Results, Stored, runs_of
 from prefixray.results.timeline.keeper import FILE, Timekeeper
-from prefixray.search.budget import Budget, early_endings
+from prefixray.search.budget import Budget, ended_early
 from prefixray.search.requests import Inbox
 from prefixray.search.sampling.warm_start import read_warm_start
 from prefixray.search.status import View, title_of
@@ -209,6 +209,10 @@ class _Sweep:
         self._store_search()
         return studies
 
+    def _ending(self, name: str, study: ArmStudy) -> str | None:
+        """A sentence on a search that ended before its last trial, but not by request."""
+        return ended_early(name, study, self._config.search.stop_when) or self._budget.ending(name, study)
+
     def _store_search(self) -> None:
         """Write what the search has found, unless the folder has results of a final stage."""
         if self._folder.final_results() is None:
@@ -241,7 +245,7 @@ class _Sweep:
             config=config,
             provenance=self._pool.facts,
             leaks=task.leaks,
-            endings=early_endings(studies, config.search.stop_when),
+            endings=[told for name, study in studies.items() if (told := self._ending(name, study)) is not None],
             left_out=self._final.left_out,
             decoding=config.final.decoding.model_dump(),
             search=searched["search"],

@@ -127,7 +127,7 @@ class Schedule:
         return self._is_closed(stage) and not self._num_active(stage) and self._has_slot(stage)
 
     def news(self) -> list[str]:
-        """What a user should hear, once: which searches have found enough."""
+        """What a user should hear, once: which searches have ended before their last trials."""
         news, self._news = self._news, []
         return news
 
@@ -192,6 +192,12 @@ class Schedule:
                 num_sharing += num_at_once
         return num_sharing, num_exclusive
 
+    def _ending(self, stage: Stage) -> str | None:
+        """A sentence on a search that a spent budget or `search.stop_when` ends before its last trial."""
+        if self._is_spent(stage) and self._budget is not None:
+            return self._budget.ending(stage.name, stage.source)
+        return ended_early(stage.name, stage.source, stage.stop_when)
+
     def _end_early(self, stage: Stage) -> bool:
         """Close a stage that a spent budget or `search.stop_when` ends; whether it may start and resume nothing.
 
@@ -207,9 +213,7 @@ class Schedule:
         if not (is_spent or stage.enough()):
             return False
         if stage.name not in self._closed:
-            news = None if is_spent else ended_early(stage.name, stage.source, stage.stop_when)
-            if news is not None:
-                self._news.append(news)
+            self._news += filter(None, [self._ending(stage)])
             self._closed[stage.name] = None if is_spent else stage.source.best(1)[0].number
         return True
 

@@ -133,6 +133,8 @@ def _cautions(plan: Plan) -> list[str]:
     base = plan.known.base
     lines += starting_text(plan.config, None if base is None else base.shape.hidden_size)
     lines += warm_start_text(read_warm_start(plan.config), plan.config)
+    if plan.config.search.stop_when is not None:
+        lines.append("A search may end before its last trial (search.stop_when); the work below is that of all trials.")
     if plan.config.search.max_hours is not None:
         lines.append(f"No trial starts after {plan.config.search.max_hours:g} hours (search.max_hours).")
     if plan.config.search.max_gpu_hours is not None:
@@ -219,7 +221,8 @@ def _final(plan: Plan) -> str:
     lines = [f"{finals} training runs: {final.num_seeds} of the winner of each of {len(works)} arms{for_each}"]
     if candidates:
         lines.append(
-            f"{candidates} more before, of the best {final.candidates} of each arm, decoded and compared on dev"
+            f"{candidates} more before, of at most the best {final.candidates} of each searched arm, "
+            "decoded and compared on dev"
         )
     decoding = f"beam {final.num_beams}, at most {final.max_new_tokens} tokens"
     parts = ", of which a run decodes those about its document" if documents > 1 else ""

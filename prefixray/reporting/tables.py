@@ -5,6 +5,7 @@ Every number comes from `results.json`, which the final stage writes; only share
 
 import csv
 import io
+import json
 import math
 import shlex
 import textwrap
@@ -94,7 +95,7 @@ def trial_rows(search: Sequence[SearchTrial]) -> list[dict[str, object]]:
     left_out = ("arm", "number", "config", "curve")
     return [
         {"arm": trial["arm"], "number": trial["number"], **trial["config"]}
-        | {key: value for key, value in trial.items() if key not in left_out}
+        | {key: json.dumps(value) if key == "pauses" else value for key, value in trial.items() if key not in left_out}
         for trial in search
     ]
 

@@ -15,6 +15,7 @@ from prefixray.results.final_run import FinalRun
 from prefixray.results.hypotheses import read_hypotheses, sources_about
 from prefixray.results.record import DocumentResult
 from prefixray.results.scores import score_of
+from prefixray.trial import BEST_LOSS
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,6 @@ def of_documents(
         found[name] = DocumentResult(
             folder=run.name,
             scores={metric: part.corpus() for metric, part in parts.items()} if rows else {},
-            dev_loss=result["metrics"]["dev/best_loss"],
+            dev_loss=result["metrics"][BEST_LOSS],
         )
     return found

@@ -37,6 +37,7 @@ from prefixray.results.scores import Scores, add_group, as_interval, groups_of
 from prefixray.results.space_notes import space_notes
 from prefixray.results.statistics import Comparison, Draws, resolution, sd
 from prefixray.system.machine import cpu_fact, num_cpus, total_bytes
+from prefixray.trial import BEST_LOSS
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,8 @@ def _notes(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> list[
     counts = {arm.name: len(by_seed(runs.get(arm.name, ()))) for arm in config.arms}
     wanted = config.final.num_seeds
     return [
-        f"{arm}: {count or 'none'} of {wanted} final runs ended well; see {arm}'s result.json in final/ and sweep.log"
+        f"{arm}: {count or 'none'} of {wanted} final runs ended well; see sweep.log, and {arm}'s result.json in final/ "
+        "or, where no trial of its search has a score, in trials/"
         for arm, count in counts.items()
         if count < wanted
     ]
@@ -220,7 +222,7 @@ def _seed_results(
     found = []
     for runs, of_seed, seed_scores in zip(seeds, scored, scores, strict=True):
         results = [run.result() or {} for run in runs]
-        dev_loss = fmean(result["metrics"]["dev/best_loss"] for result in results)
+        dev_loss = fmean(result["metrics"][BEST_LOSS] for result in results)
         number, folder, curve = runs[0].replicate, runs[0].name, _mean_curve([_curve(result) for result in results])
         seed = SeedResult(seed=number, scores=seed_scores, dev_loss=dev_loss, folder=folder, curve=curve)
         documents = of_documents(runs, of_seed, sources)

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefixray.config.schema import SearchConfig, StopWhen
@@ -40,8 +40,9 @@ def found_enough(records: Sequence[Record], stop_when: StopWhen) -> str | None:
 
 
 def _is_settled_since(record: Record, moment: float) -> bool:
-    """Whether a trial has ended since then; one that pauses counts if it has begun since then."""
-    if record.state == "paused":
+    """Whether a trial has ended since then; one that pauses, or has ended in a pause, if it has begun since then."""
+    ended_in_pause = record.state == "stopped" and record.pauses and record.pauses[-1]["resumed"] is None
+    if record.state == "paused" or ended_in_pause:
         return (record.began or 0.0) > moment
     return record.state != "running" and (record.ended or 0.0) > moment
 
@@ -55,11 +56,6 @@ def ended_early(name: str, source: TrialSource, stop_when: StopWhen | None) -> s
     if why is None or len(records) >= source.num_wanted():
         return None
     return f"{name}: search.stop_when ended the search after {len(records)} of {source.num_wanted()} trials: {why}"
-
-
-def early_endings(searches: Mapping[str, TrialSource], stop_when: StopWhen | None) -> list[str]:
-    """A sentence on each search that has found enough before its last trial."""
-    return [told for name, source in searches.items() if (told := ended_early(name, source, stop_when)) is not None]
 
 
 class Budget:
@@ -89,6 +85,13 @@ class Budget:
         if is_last or now > self._written_at + WRITE_SECONDS:
             self._written_at = now
             write_whole(self._file, json.dumps(self._spent) + "\n")
+
+    def ending(self, name: str, source: TrialSource) -> str | None:
+        """A sentence on a search that ended before its last trial since a budget is spent; None on any other."""
+        problem, num_begun = self.problem(), len(source.records())
+        if problem is None or num_begun >= source.num_wanted():
+            return None
+        return f"{name}: {num_begun} of {source.num_wanted()} trials have begun; {problem}"
 
     def problem(self) -> str | None:
         """The message that one of the two budgets is spent; None where neither is."""

@@ -27,6 +27,10 @@ def repeated(option: str, metavar: str, text: str) -> Any:  # noqa: ANN401  # as
 SWEEP_HELP = "a results folder, its name under runs/, or the YAML"
 ARTIFACT_HELP = "an artifact's folder; or a sweep: its results folder, its name or its YAML"
 
+ArmOfSweep = Annotated[
+    str | None,
+    typer.Option(help="of a sweep: the arm; if not given, the best with a prefix, or the best of all if none has one"),
+]
 SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="the sweep's YAML file, or its name")]
 Scales = Annotated[
     list[str], repeated("--scale", "NAME", "a block of the file's `scale`: laptop; results in runs/NAME-laptop")

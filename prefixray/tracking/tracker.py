@@ -7,6 +7,7 @@ import math
 import os
 import ssl
 from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -23,6 +24,18 @@ from prefixray.trial import Ended
 LOGGED = frozenset({"train/loss", "train/grad_norm", "train/clipped_share", "train/learning_rate", "train/tokens"})
 """The metrics of a curve that are logged, besides all whose names begin with `dev/` or `test/`."""
 
+_SCHEMES = {
+    "http",
+    "https",
+    "sqlite",
+    "postgresql",
+    "mysql",
+    "mssql",
+    "databricks",
+    "databricks-uc",
+    "uc",
+}
+"""Of MLflow's own tracking URIs, without the folders that it no longer takes."""
 _ANSWER_SECONDS = 10.0  # for a server to answer at all
 
 
@@ -114,9 +127,20 @@ def open_tracker(config: TrackingConfig, folder: Path, sweep: str, params: Mappi
 
 
 def check_server(config: TrackingConfig) -> None:
-    """Refuse a tracking server that does not answer: it may be away later, but now its address is more likely wrong."""
-    uri = _given_uri(config)
-    if uri is None or not uri.startswith(("http://", "https://")):
+    """Refuse a place in which MLflow keeps no runs, and a server that does not answer.
+
+    A server may be away later, but now its address is more likely wrong.
+    """
+    uri, setting = _given_uri(config), "MLFLOW_TRACKING_URI" if config.mlflow == "auto" else "tracking.mlflow"
+    if uri is None:
+        return
+    scheme = urlsplit(uri).scheme.partition("+")[0] or uri
+    if scheme not in {*_SCHEMES, *(plugin.name for plugin in entry_points(group="mlflow.tracking_store"))}:
+        raise UserError(
+            f"{setting}: {uri}: MLflow keeps no runs there; take a server (http://HOST:PORT) or a database "
+            "(sqlite:///FILE)"
+        )
+    if not uri.startswith(("http://", "https://")):
         return
     parts = urlsplit(uri)
     shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # without a password
@@ -128,7 +152,6 @@ def check_server(config: TrackingConfig) -> None:
         reason = error.reason if isinstance(error, URLError) else error
         if isinstance(reason, ssl.SSLError):
             return  # MLflow has settings of its own for certificates
-        setting = "MLFLOW_TRACKING_URI" if config.mlflow == "auto" else "tracking.mlflow"
         raise UserError(
             f"{setting}: {shown}: no MLflow server answers there ({reason}); start it (mlflow server), or log nothing "
             "(--set tracking.mlflow=null), or into the sweep's folder (auto, and no MLFLOW_TRACKING_URI)"

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from prefixray.config.schema import SweepConfig
 from prefixray.system.records import Scalar
-from prefixray.trial import LOSS, SAMPLE_LOSS
+from prefixray.trial import BEST_LOSS, LOSS, SAMPLE_LOSS
 
 EXPERIMENT_TAGS: Mapping[str, str] = {
     "mlflow.experimentKind": "custom_model_development",  # not the page for language model applications
-    "mlflow.experiment.primaryMetric.name": "dev/loss",
+    "mlflow.experiment.primaryMetric.name": BEST_LOSS,
     "mlflow.experiment.primaryMetric.greaterIsBetter": "False",
 }
 _VIEW = "mlflow.sharedViewState."  # and the key that the page's address names: ?viewStateShareKey=trials
@@ -28,7 +28,7 @@ def saved_views(columns: Sequence[str], when: int) -> dict[str, str]:
     """The views as tags: "trials", below their sweep, and "best first", flat; `columns` as `column` names them."""
     return {
         f"{_VIEW}trials": _saved("trials", columns, order=_CREATED, ascending=False, when=when),
-        f"{_VIEW}best": _saved("best first", columns, order=column("metrics", LOSS), ascending=True, when=when),
+        f"{_VIEW}best": _saved("best first", columns, order=column("metrics", BEST_LOSS), ascending=True, when=when),
     }
 
 
@@ -51,7 +51,7 @@ def columns_of(config: SweepConfig) -> list[str]:
     """The columns of a sweep's saved views: those that tell its runs apart."""
     searched = dict.fromkeys(key for arm in config.arms for key in arm.dimensions)
     tags = [column("tags", f"prefixray.{name}") for name in ("arm", "state")]
-    metrics = [column("metrics", name) for name in (LOSS, SAMPLE_LOSS, config.final.metric)]
+    metrics = [column("metrics", name) for name in (BEST_LOSS, LOSS, SAMPLE_LOSS, config.final.metric)]
     return [*tags, *metrics, *(column("params", key) for key in searched)]
 
 

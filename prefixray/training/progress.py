@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prefixray.artifacts.store import load_checkpoint, save_checkpoint
 from prefixray.training.member import Member, StepResult, learning_rate
-from prefixray.trial import TrialSpec
+from prefixray.trial import BEST_LOSS, TrialSpec
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Progress:
             recent["train/grad_norm"] = sum(self.norms) / len(self.norms)
         return {
             self.spec.loss_at(self.step): dev_loss,
-            **({"dev/best_loss": self.best} if math.isfinite(self.best) else {}),
+            **({BEST_LOSS: self.best} if math.isfinite(self.best) else {}),
             **recent,
             "train/clipped_share": self.num_clipped / (max(1, self.step) * len(self.members)),
             "train/learning_rate": learning_rate(self.spec.config, max(0, self.step - 1)),

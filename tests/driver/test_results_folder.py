@@ -70,9 +70,10 @@ def test_a_sweep_with_other_settings_is_refused_once_a_trial_was_proposed(folder
     hint = "holds a sweep with other settings; give this one another name, or undo:"
     assert refused.value.problems[0] == f"{file}: {folder.path} {hint}"
     assert "  train.num_steps: 60 -> 40" in refused.value.problems
-    (folder.path / "sweep.json").write_text("{")
-    with pytest.raises(UserError, match=r"sweep\.json: was written by another version; give this sweep another name"):
-        folder.store_config(changed, file)
+    for content, problem in {"{": "is damaged", '{"is": "of another"}': "was written by another version"}.items():
+        (folder.path / "sweep.json").write_text(content)
+        with pytest.raises(UserError, match=rf"sweep\.json: {problem}; give this sweep another name"):
+            folder.store_config(changed, file)
 
 
 def test_a_sweep_goes_on_by_the_rules_it_began_with(folder: ResultsFolder, file: Path) -> None:

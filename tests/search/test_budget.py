@@ -76,6 +76,19 @@ def test_a_file_that_its_disk_has_damaged_counts_as_nothing(tmp_path: Path, left
     assert _budget(tmp_path, max_hours=1).problem() is None
 
 
+def test_a_search_that_a_budget_ends_says_so(tmp_path: Path, clock: SimpleNamespace) -> None:
+    source = SimpleNamespace(records=lambda: [None] * 3, num_wanted=lambda: 4)
+    budget = _budget(tmp_path, max_hours=1)
+    assert budget.ending("prefix", source) is None  # type: ignore[arg-type]
+    clock.hours += 1
+    budget.note(0.0)
+    assert (budget.ending("prefix", source) or "").startswith(  # type: ignore[arg-type]
+        "prefix: 3 of 4 trials have begun; search.max_hours: 1 of 1 hours are spent"
+    )
+    source.num_wanted = lambda: 3
+    assert budget.ending("prefix", source) is None  # type: ignore[arg-type]
+
+
 def _record(number: int, state: State, value: float | None, ended: float | None) -> Record:
     return Record(number, {}, state, value, {}, None, ended=ended)
 
@@ -94,4 +107,8 @@ def test_trials_without_a_new_best_count_from_the_best_ones_end() -> None:
     paused = [replace(_record(number, "paused", None, None), began=began) for number, began in ((7, 19.0), (8, 20.5))]
     assert found_enough([*later, paused[0]], two) is None, "it has begun before the best one had ended"
     assert found_enough([*later, *paused], two) == told
+    unresumed = replace(_record(7, "stopped", None, 22.0), began=19.0, pauses=({"step": 4, "resumed": None},))
+    assert found_enough([*later, unresumed], two) is None, "it has ended in its pause"
+    resumed = replace(unresumed, pauses=({"step": 4, "resumed": "by policy"},))
+    assert found_enough([*later, resumed], two) == told
     assert found_enough([_record(0, "failed", None, 1.0), _record(1, "failed", None, 2.0)], two) is None

@@ -271,7 +271,7 @@ def test_the_page_has_saved_views_which_a_relaunch_leaves_as_the_user_changed_th
     assert sorted(view["name"] for view in views.values()) == ["best first", "trials"]
     packed = views["mlflow.sharedViewState.best"]["state"].removeprefix("deflate;")
     state = json.loads(zlib.decompress(base64.b64decode(packed)))
-    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`dev/loss`", True)
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`dev/best_loss`", True)
     assert state["selectedColumns"] == ["params.`preseqlen`"]
     client.set_experiment_tag(experiment.experiment_id, "mlflow.sharedViewState.best", "theirs")
     open_sweep(folder).close("finished")

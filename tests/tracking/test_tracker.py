@@ -43,7 +43,7 @@ def test_a_server_that_is_not_there_is_refused_with_what_can_be_done(monkeypatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}")
     with pytest.raises(UserError, match=f"^MLFLOW_TRACKING_URI: http://{address}: "):
         check_server(TrackingConfig())
-    for needs_no_server in (None, "sqlite:///mlflow.db", "mlruns"):
+    for needs_no_server in (None, "sqlite:///mlflow.db", "databricks"):
         check_server(TrackingConfig(mlflow=needs_no_server))
 
 
@@ -52,6 +52,13 @@ def test_a_server_that_answers_at_all_is_there() -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         check_server(TrackingConfig(mlflow=f"http://127.0.0.1:{server.server_port}"))
         server.shutdown()
+
+
+@pytest.mark.parametrize("place", ["./mlruns", "file:///tmp/mlruns", "ftp://host/runs"])
+def test_a_place_in_which_mlflow_keeps_no_runs_is_refused(place: str) -> None:
+    with pytest.raises(UserError, match="MLflow keeps no runs there; take a server"):
+        check_server(TrackingConfig(mlflow=place))
+    check_server(TrackingConfig(mlflow="mysql+pymysql://host/runs"))
 
 
 def test_a_call_costs_the_driver_less_than_two_milliseconds(folder: Path) -> None:

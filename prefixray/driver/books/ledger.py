@@ -16,7 +16,7 @@ from prefixray.driver.stage import Stage
 from prefixray.search.policies.contract import Verdict
 from prefixray.search.trial_source import Proposal, Record
 from prefixray.tracking.tracker import Tracker
-from prefixray.trial import Ended, Report, TrialSpec
+from prefixray.trial import BEST_LOSS, Ended, Report, TrialSpec
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +125,8 @@ class Ledger:
         if record.state == "paused":
             self._tracker.pause(spec.key)
             return
+        if (result := spec.files.result()) is not None:
+            self._tracker.log(spec.key, result["step"], result["metrics"])
         self._tracker.end(spec.key, record.state, _small_artifact(spec))
         spec.files.delete_checkpoints()
 
@@ -143,7 +145,7 @@ def _settled(stage: Stage, spec: TrialSpec, record: Record) -> Record:
     result = spec.files.result()
     if result is None:
         return record
-    value = result["metrics"]["dev/best_loss"] if result["state"] == "done" else None
+    value = result["metrics"][BEST_LOSS] if result["state"] == "done" else None
     stage.source.tell(record.number, result["state"], value, result["note"])
     return stage.record(record.number)
 

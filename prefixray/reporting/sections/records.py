@@ -44,7 +44,7 @@ def cost_section(results: Results) -> Section:
     ]
     if isinstance(minutes, int | float):
         num_runs = len(results.get("runs", (None,)))
-        took = f"The command took {minutes:.0f} minutes" if num_runs == 1 else f"{num_runs} runs took {minutes:.0f}"
+        took = f"{'The command' if num_runs == 1 else f'{num_runs} runs of the command'} took {minutes:.0f} minutes"
         text.append(f"{took}; what a killed run took is not in it.")
     return Section("cost", "What did it cost?", grid=Grid(header, rows, frozenset({"arm"})), text=text)
 
