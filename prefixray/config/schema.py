@@ -122,8 +122,8 @@ class SearchConfig(Strict):
     they pause where their curves promise less than a new trial, and go on once they promise more; keep does not count.
     Fine-tuning is stopped in any case. auto: promote, which was chosen on recorded curves."""
     rungs: Literal["auto"] | tuple[PositiveInt, ...] = "auto"
-    """Steps at which the worse trials are stopped, or pause; none before the end of a warm-up. auto: at 0.1, 0.33 and
-    0.6 of the shortest schedule of the arms that are searched. []: every trial comes to its end."""
+    """Steps at which the worse trials are stopped, or pause; none before the end of a warm-up. auto: at 0.1, 0.2 and
+    0.4 of the shortest schedule of the arms that are searched. []: every trial comes to its end."""
     keep: float | None = Field(default=None, gt=0.0, le=1.0)
     """The share of trials that goes on at a rung; null: 0.35 by policy auto, 0.5 by the others. Where
     trials pause, 0.6 of this share goes on as long as trials are still to begin."""

@@ -58,10 +58,10 @@ class Unopposed(Promotion):
     _fewest = 1
 
 
-class OneLast(Promotion):
-    """Promotion by which one trial at least passes the last rung, as any other."""
+class OnePasses(Promotion):
+    """Promotion by which one trial at least passes a rung."""
 
-    _last = 1
+    _least = 1
 
 
 class Whole(Promotion):
@@ -91,12 +91,13 @@ POLICIES = {
     "auto, all of dev": Row(AUTO_SHARES, auto),
     "auto, unopposed": Row(AUTO_SHARES, lambda rungs, _: Unopposed(rungs, AUTO_KEEP), DEV_SAMPLE),
     "auto, whole share": Row(AUTO_SHARES, lambda rungs, _: Whole(rungs, AUTO_KEEP), DEV_SAMPLE),
-    "auto, one at last": Row(AUTO_SHARES, lambda rungs, _: OneLast(rungs, AUTO_KEEP), DEV_SAMPLE),
+    "auto, one passes": Row(AUTO_SHARES, lambda rungs, _: OnePasses(rungs, AUTO_KEEP), DEV_SAMPLE),
     "auto, one kind": Row(AUTO_SHARES, lambda rungs, _: OneKind(rungs, AUTO_KEEP), DEV_SAMPLE),
-    "auto, keep 0.2": Row(AUTO_SHARES, lambda rungs, _: Promotion(rungs, 0.2), DEV_SAMPLE),
+    "auto, keep 0.25": Row(AUTO_SHARES, lambda rungs, _: Promotion(rungs, 0.25), DEV_SAMPLE),
     "auto, keep 0.5": Row(AUTO_SHARES, lambda rungs, _: Promotion(rungs, 0.5), DEV_SAMPLE),
+    "auto, later rungs": Row((0.1, 0.33, 0.6), lambda rungs, _: Promotion(rungs, AUTO_KEEP), DEV_SAMPLE),
+    "auto, a fourth rung": Row((*AUTO_SHARES, 0.7), lambda rungs, _: Promotion(rungs, AUTO_KEEP), DEV_SAMPLE),
     "auto, rung at 0.05": Row((0.05, *AUTO_SHARES[1:]), lambda rungs, _: Promotion(rungs, AUTO_KEEP), DEV_SAMPLE),
-    "auto, rung at 0.2": Row((0.2, *AUTO_SHARES[1:]), lambda rungs, _: Promotion(rungs, AUTO_KEEP), DEV_SAMPLE),
     "stop, sample": Row((0.2, 0.4), lambda rungs, _: Halving(rungs, 0.33), DEV_SAMPLE),
     "stop, auto's rungs": Row(AUTO_SHARES, lambda rungs, _: Halving(rungs, 0.5), DEV_SAMPLE),
     "stop, keep 0.5": Row((0.2, 0.4), lambda rungs, _: Halving(rungs, 0.5)),

@@ -15,7 +15,7 @@ from prefixray.search.policies.settling import Settling
 from prefixray.trial import evaluated_shares
 
 AUTO_POLICY: NamedPolicy = "promote"
-AUTO_SHARES = (0.1, 0.33, 0.6)  # of the schedule: where the rungs lie
+AUTO_SHARES = (0.1, 0.2, 0.4)  # of the schedule: where the rungs lie
 AUTO_KEEP = 0.35
 KEEP = 0.5  # of any other policy
 DEV_SAMPLE = 0.25  # the share of dev on which trials are compared at the first rung

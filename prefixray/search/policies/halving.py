@@ -5,10 +5,10 @@ so far. By stopping, another trial ends there at once, though worse ones may pas
 before. By promotion it pauses, and resumes once it is among the best of the rung's trials.
 
 Promotion compares trials of one kind at all rungs but the last: prefixes through a network start worse than flat ones
-and end level or ahead. The share is rounded, and is one trial at least. As long as new trials are still to begin, none
-passes a rung before three that compete have reached it, and then three fifths of the share: a trial that leads among
-few may be average among many, and a paused one can resume later. In the end two trials at least pass the last of
-several rungs, since what is close there may end the other way round (docs/measurements/policies.md).
+and end level or ahead. The share is rounded. As long as new trials are still to begin, none passes a rung before three
+that compete have reached it, and then three fifths of the share: a trial that leads among few may be average among
+many, and a paused one can resume later. In the end two of those that compete pass at least, since what is close at a
+rung may end the other way round (docs/measurements/policies.md).
 """
 
 import math
@@ -41,7 +41,7 @@ class Promotion(Halving):
     may_pause = True
     _fewest = 3  # trials that compete at a rung, from which on one of them passes while others are to begin
     _early = 0.6  # of the share that passes in the end, what passes while others are to begin
-    _last = 2  # trials that pass the last of several rungs at least, once none is to begin
+    _least = 2  # trials that pass a rung at least, of those that compete, once none is to begin
 
     def _decide(self, trial: str, rung: int, *, more_come: bool) -> Verdict:
         return "continue" if trial in self._best(rung, more_come=more_come) else "pause"
@@ -65,8 +65,9 @@ class Promotion(Halving):
         scores, by_kind = self._scores[rung], dict[str, list[str]]()
         for trial in sorted(scores, key=scores.__getitem__):
             by_kind.setdefault("" if rung == self.rungs[-1] else self._kinds.get(trial, ""), []).append(trial)
-        fewest, keep = (self._fewest, self._early * self._keep) if more_come else (1, self._keep)
-        least = self._last if not more_come and len(self.rungs) > 1 and rung == self.rungs[-1] else 1
+        fewest, least, keep = self._fewest, 1, self._early * self._keep
+        if not more_come:
+            fewest, least, keep = 1, self._least, self._keep
         best = [
             trial
             for trials in by_kind.values()

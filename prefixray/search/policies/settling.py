@@ -19,7 +19,7 @@ NOISE_SHARE = 0.9  # of the pairs of trials that keep overtaking each other, so 
 class Settling(Promotion):
     """Promotion up to the lowest rung at which ranks have settled."""
 
-    _last = 1  # as at its other rungs
+    _least = 1  # as the paper has it
 
     def __init__(self, rungs: Sequence[int] = (), keep: float = 1.0) -> None:
         super().__init__(rungs, keep)
