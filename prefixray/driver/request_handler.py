@@ -20,7 +20,7 @@ from prefixray.system.yaml_document import Document, suggestion
 
 
 class Trials(Protocol):
-    """What a request may do to the trials of the stages; the coordinator is this."""
+    """What a request may do to the trials of the stages. The coordinator is this; it imports this module."""
 
     def is_over(self) -> bool:
         """Whether Tune was told that no trial comes any more; until then a search may be extended."""

@@ -17,6 +17,7 @@ from prefixray.errors import UserError
 from prefixray.metrics import answers, coco, likelihoods, meteor, nist, rouge
 from prefixray.metrics import sacrebleu_counts as sacre
 from prefixray.metrics.challenge_words import WORD_FORMS, WordForm
+from prefixray.metrics.mean import mean
 from prefixray.metrics.own import count_own, is_own, own_label
 
 Floats = NDArray[np.float64]  # N sources, K statistics, R resamplings
@@ -36,18 +37,18 @@ class Metric:
 METRICS: Mapping[str, Metric] = {
     "bleu": Metric("BLEU", sacre.count_bleu, sacre.bleu),
     "nist": Metric("NIST", nist.count_nist, nist.nist),
-    "rouge_l_coco": Metric("COCO R-L", coco.count_rouge_l, coco.mean),
-    "cider": Metric("CIDEr", coco.count_cider, coco.mean),
+    "rouge_l_coco": Metric("COCO R-L", coco.count_rouge_l, mean),
+    "cider": Metric("CIDEr", coco.count_cider, mean),
     "chrf": Metric("chrF", sacre.count_chrf, sacre.chrf),
     "ter": Metric("TER", sacre.count_ter, sacre.ter, higher_is_better=False),
     "meteor_1_5": Metric("METEOR", meteor.count_meteor, meteor.meteor),
-    "rouge_1": Metric("ROUGE-1", partial(rouge.count_rouge, "rouge1"), coco.mean),
-    "rouge_2": Metric("ROUGE-2", partial(rouge.count_rouge, "rouge2"), coco.mean),
-    "rouge_l": Metric("ROUGE-L", partial(rouge.count_rouge, "rougeL"), coco.mean),
-    "exact_match": Metric("exact match", answers.count_exact_match, coco.mean),
-    "token_f1": Metric("token F1", answers.count_token_f1, coco.mean),
-    "accuracy": Metric("accuracy", answers.count_accuracy, coco.mean),
-    "divergence": Metric("divergence", None, coco.mean, higher_is_better=False),
+    "rouge_1": Metric("ROUGE-1", partial(rouge.count_rouge, "rouge1"), mean),
+    "rouge_2": Metric("ROUGE-2", partial(rouge.count_rouge, "rouge2"), mean),
+    "rouge_l": Metric("ROUGE-L", partial(rouge.count_rouge, "rougeL"), mean),
+    "exact_match": Metric("exact match", answers.count_exact_match, mean),
+    "token_f1": Metric("token F1", answers.count_token_f1, mean),
+    "accuracy": Metric("accuracy", answers.count_accuracy, mean),
+    "divergence": Metric("divergence", None, mean, higher_is_better=False),
     "perplexity": Metric("perplexity", None, likelihoods.perplexity, higher_is_better=False),
 }
 """Scores are percentages; NIST and CIDEr have scales of their own, and a divergence is in nats. Two ROUGE-L give the
@@ -134,7 +135,7 @@ def label(metric: str) -> str:
 
 def _find(metric: str, form: WordForm | None = None) -> Metric:
     if is_own(metric):
-        return Metric(own_label(metric), partial(count_own, metric), coco.mean)
+        return Metric(own_label(metric), partial(count_own, metric), mean)
     if metric not in METRICS:
         raise UserError(f"metric: {metric!r} does not exist; metrics are {', '.join(METRICS)}")
     return METRICS[metric] if form is None else _OF_WORDS[metric]

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from prefixray.metrics.mean import count_one_by_one
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _Compare = Callable[[str, str], float]  # hypothesis, reference -> 0 to 1
@@ -42,7 +44,7 @@ _SQUAD = "text:squad v1.1|refs:best"
 def _best(hypotheses: Sequence[str], references: Sequence[Sequence[str]], compare: _Compare) -> NDArray[np.float64]:
     pairs = zip(hypotheses, references, strict=True)
     scores = [100.0 * max(compare(text, reference) for reference in several) for text, several in pairs]
-    return np.column_stack([scores, np.ones(len(scores))])
+    return count_one_by_one(scores)
 
 
 def _words(text: str) -> list[str]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from prefixray.metrics.mean import count_one_by_one
 from prefixray.metrics.tokenization import coco_words
 
 _BETA = 1.2
@@ -23,19 +24,13 @@ _SIGMA = 6.0
 _Words = tuple[str, ...]
 
 
-def mean(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean over sources, from the summed scores and the number of sources (R, 2) -> (R,)."""
-    score: NDArray[np.float64] = sums[:, 0] / np.maximum(sums[:, 1], 1)
-    return score
-
-
 def count_rouge_l(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[NDArray[np.float64], str]:
     """Per source: its ROUGE-L and a one (N, 2); a signature."""
     scores = [
         100 * _rouge_l(coco_words(text), [coco_words(reference) for reference in several])
         for text, several in zip(hypotheses, references, strict=True)
     ]
-    return np.column_stack([scores, np.ones(len(scores))]), "case:lc|tok:coco|beta:1.2|best precision and recall apart"
+    return count_one_by_one(scores), "case:lc|tok:coco|beta:1.2|best precision and recall apart"
 
 
 def count_cider(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[NDArray[np.float64], str]:
@@ -49,7 +44,7 @@ def count_cider(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) 
         hypothesis = _weigh(coco_words(text), logarithms, most)
         similarities = [_similarity(hypothesis, _weigh(words, logarithms, most)) for words in several]
         scores.append(10 * sum(similarities) / len(similarities))
-    return np.column_stack([scores, np.ones(len(scores))]), "case:lc|tok:coco|CIDEr-D|n:4|sigma:6|df:references"
+    return count_one_by_one(scores), "case:lc|tok:coco|CIDEr-D|n:4|sigma:6|df:references"
 
 
 def _rouge_l(hypothesis: _Words, references: Sequence[_Words]) -> float:

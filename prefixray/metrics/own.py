@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefixray.errors import UserError, first_line
+from prefixray.metrics.mean import count_one_by_one
 
 _Function = Callable[[list[str], list[list[str]]], Sequence[float]]
 
@@ -72,7 +73,7 @@ def count_own(
             problem = f"returned {score!r} for source {index + 1} (hypothesis {hypotheses[index][:60]!r})"
             raise UserError(f"{metric}: {problem}; it must be a finite number")
     values = [float(score) for score in scores]
-    return np.column_stack([values, np.ones(len(values))]), f"{metric}|mean over sources"
+    return count_one_by_one(values), f"{metric}|mean over sources"
 
 
 def local_source(metric: str) -> str | None:

@@ -12,6 +12,8 @@ from importlib.metadata import version
 import numpy as np
 from numpy.typing import NDArray
 
+from prefixray.metrics.mean import count_one_by_one
+
 _CACHED_TEXTS = 2**16  # hypotheses and references are split into words once, not once for each kind
 
 
@@ -27,7 +29,7 @@ def count_rouge(
         for text, several in zip(hypotheses, references, strict=True)
     ]
     signature = f"rouge-score:{version('rouge-score')}|{kind}|stemmer:porter|F1|refs:best"
-    return np.column_stack([scores, np.ones(len(scores))]), signature
+    return count_one_by_one(scores), signature
 
 
 class _Words:
