@@ -42,7 +42,7 @@ ELSEWHERE = {
     "artifacts/peft.py": "what PEFT's own formats can hold differs by method",
     "artifacts/li_liang.py": "the original's checkpoints are prefixes",
     "artifacts/record.py": "a converted artifact is a prefix",
-    "results/hypotheses.py": "the paper's observations are of prefixes",
+    "results/artifacts.py": "the paper's observations are of prefixes",
     "training/device/measure.py": "a device is measured with the smallest prefix",
 }
 

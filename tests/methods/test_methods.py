@@ -46,7 +46,9 @@ every_case = pytest.mark.parametrize(("architecture", "name"), CASES, ids=[f"{na
 
 def _save(folder: Path, base: Base, name: str, method: Method) -> None:
     config = TrialConfig(arm="tested", learning_rate=1e-3, num_steps=3, method=METHODS[name])
-    save_artifact(folder, method.artifact(), artifact_meta(base, config, task=TASK, template={}))
+    save_artifact(
+        folder, method.artifact(), artifact_meta(base, config, task=TASK, template=make_template(base, TASK).record())
+    )
 
 
 def _pack(base: Base, names: Sequence[str], learning_rate: float) -> Pack:
