@@ -93,6 +93,8 @@ def _report(found: Found, split: Split, decoded: "Decoded", num_threads: int) ->
     run_on = of_cpu if decoded.device == "cpu" else "the GPU"
     print(f"{found.artifact}: {split}, {len(decoded.sources)} sources, in {decoded.precision} on {run_on}")
     print("  ".join(f"{label(metric)} {scored.corpus():.4g}" for metric, scored in decoded.scores.items()))
+    for problem in decoded.unscored.values():
+        print(f"not scored: {problem}")
     if not (found.artifact.parent / f"{split}.hyp").is_file():
         return
     earlier = read_hypotheses(found.artifact.parent, split)

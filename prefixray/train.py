@@ -133,7 +133,7 @@ def _spec(trial: TrialConfig, config: SweepConfig, replicate: int) -> TrialSpec:
     In low data it trains on the replicate's subset, of several documents on the first.
     """
     seed, low = config.search.seed, config.task.low_data
-    data = f"{config.base}/{config.task.model_dump_json()}/{config.train.precision}"
+    data = f"{config.base}/{config.task.model_dump_json()}"
     digest = hashlib.sha256(f"{data}/{trial.model_dump_json()}/{seed}/{replicate}".encode()).hexdigest()[:8]
     folder = Path("runs") / config.name / "train" / f"{trial.arm}-{digest}"
     subset = 0 if low is None else subset_of(replicate, low.num_subsets)

@@ -100,7 +100,7 @@ def artifact_files(method: str) -> tuple[str, str]:
 def check_artifact(meta: Mapping[str, Any], base: Base) -> None:
     """Raise `UserError`, naming every difference, if `base` is not the base that the artifact was trained on.
 
-    Sizes are compared that the artifact's version knew.
+    Only sizes that the artifact's record has are compared.
     """
     made_for, sizes = meta["base"], _flat(asdict(base.shape))
     expected = _flat(made_for["shape"])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from prefixray.cluster.fleet import RESCALE_SECONDS, Fleet, answer_of
 from prefixray.cluster.worker_handle import WorkerHandle
@@ -150,7 +150,7 @@ def _note_failure(worker: WorkerHandle, answer: Any, job: DecodeJob) -> None:  #
     """Note where an early job has failed; `run` tries it again."""
     try:
         answer_of(answer)
-    except (RayActorError, RayTaskError, UserError) as error:
+    except (RayError, UserError) as error:
         if isinstance(error, RayActorError):
             worker.note_failed_call()
         logger.info("%s could not decode %s early", worker.name, job.folder, exc_info=error)

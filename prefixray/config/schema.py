@@ -126,7 +126,8 @@ class SearchConfig(Strict):
     0.4 of the shortest schedule of the arms that are searched. []: every trial comes to its end."""
     keep: float | None = Field(default=None, gt=0.0, le=1.0)
     """The share of trials that goes on at a rung; null: 0.35 by policy auto, 0.5 by the others. Where
-    trials pause, 0.6 of this share goes on as long as trials are still to begin."""
+    trials pause, 0.6 of this share goes on as long as trials are still to begin; by promote two go on at least after
+    that."""
     dev_sample: float | None = Field(default=None, gt=0.0, le=1.0)
     """The share of the dev examples on which trials are compared at the first rung, at least 8 of them. The other
     rungs, each train.eval_every and the end take all. null: 0.25, and 1 by freeze_thaw, which looks at whole curves, or

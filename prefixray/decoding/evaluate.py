@@ -43,6 +43,7 @@ class Decoded:
     sources: tuple[Sourced, ...]
     hypotheses: list[str]
     scores: dict[str, Scored]
+    unscored: dict[str, str]  # metrics that cannot be computed here, and why
     precision: str
     device: str
 
@@ -74,8 +75,13 @@ def decode_artifact(
         hypotheses = tuned.generate([sourced.source for sourced in sources], on_progress=on_progress)
     form = CATALOG[task.name].word_form if found.evaluation == "paper" else None
     metrics = [metric for metric in found.metrics or task.metrics if not is_of_likelihoods(metric)]
-    scores = score_all(hypotheses, sources, metrics, form)
-    return Decoded(sources, hypotheses, scores, tuned.base.precision, tuned.base.device.type)
+    scores, unscored = dict[str, Scored](), dict[str, str]()
+    for metric in metrics:  # one may need Java, or a module that lies elsewhere
+        try:
+            scores |= score_all(hypotheses, sources, [metric], form)
+        except UserError as error:
+            unscored[metric] = str(error)
+    return Decoded(sources, hypotheses, scores, unscored, tuned.base.precision, tuned.base.device.type)
 
 
 @contextmanager

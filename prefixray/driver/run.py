@@ -209,10 +209,6 @@ class _Sweep:
         self._store_search()
         return studies
 
-    def _ending(self, name: str, study: ArmStudy) -> str | None:
-        """A sentence on a search that ended before its last trial, but not by request."""
-        return ended_early(name, study, self._config.search.stop_when) or self._budget.ending(name, study)
-
     def _store_search(self) -> None:
         """Write what the search has found, unless the folder has results of a final stage."""
         if self._folder.final_results() is None:
@@ -241,11 +237,13 @@ class _Sweep:
     ) -> tuple[Results, list[ExampleOutputs]]:
         """Score the hypotheses of the final stage, and put the results together; the outputs on every source."""
         config, searched = self._config, search_so_far(self._storage, self._config)
+        stop_when, budget = config.search.stop_when, self._budget
+        endings = [ended_early(name, study, stop_when, budget) for name, study in studies.items()]
         facts = Facts(
             config=config,
             provenance=self._pool.facts,
             leaks=task.leaks,
-            endings=[told for name, study in studies.items() if (told := self._ending(name, study)) is not None],
+            endings=[told for told in endings if told is not None],
             left_out=self._final.left_out,
             decoding=config.final.decoding.model_dump(),
             search=searched["search"],

@@ -192,12 +192,6 @@ class Schedule:
                 num_sharing += num_at_once
         return num_sharing, num_exclusive
 
-    def _ending(self, stage: Stage) -> str | None:
-        """A sentence on a search that a spent budget or `search.stop_when` ends before its last trial."""
-        if self._is_spent(stage) and self._budget is not None:
-            return self._budget.ending(stage.name, stage.source)
-        return ended_early(stage.name, stage.source, stage.stop_when)
-
     def _end_early(self, stage: Stage) -> bool:
         """Close a stage that a spent budget or `search.stop_when` ends; whether it may start and resume nothing.
 
@@ -213,7 +207,8 @@ class Schedule:
         if not (is_spent or stage.enough()):
             return False
         if stage.name not in self._closed:
-            self._news += filter(None, [self._ending(stage)])
+            news = ended_early(stage.name, stage.source, stage.stop_when, self._budget)
+            self._news += [] if news is None else [news]
             self._closed[stage.name] = None if is_spent else stage.source.best(1)[0].number
         return True
 

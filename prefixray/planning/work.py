@@ -30,7 +30,7 @@ class ArmWork:
     arm: ArmConfig
     num_searched: int  # documents that a trial of the search trains on, a member for each; 1 without documents
     at_once: int
-    by_policy: Mapping[PolicyName, PolicyWork]  # by `search.policy`; without rungs the sweep's alone, unsearched none
+    by_policy: Mapping[PolicyName, PolicyWork]  # by `search.policy`; where there are no rungs, by the sweep's alone
     policy: PolicyName  # the sweep's
     candidates: int  # runs of the final stage that are compared on dev
     finals: int  # runs that see test

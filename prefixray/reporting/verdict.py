@@ -82,9 +82,10 @@ def _smallest_differences(results: Results) -> str:
     if count == 1:
         return "one source tells nothing apart"
     differences = [arm["difference"] for arm in tuned_arms(results)]
-    smallest = [resolution(**difference) for difference in differences if difference is not None]
-    if not any(smallest):
-        return f"all arms have the same {name} on each source, which tells nothing about smaller differences"
+    told = [resolution(**difference) for difference in differences if difference is not None]
+    smallest = [number for number in told if number > 0]
+    if not smallest:
+        return f"the arms differ by as much {name} on every source, which tells nothing about smaller differences"
     text = f"{count} sources cannot tell apart differences below {_range(smallest, results)} {name}"
     if count < total and num_seeds(results) == 1:
         of_all = [difference * math.sqrt(count / total) for difference in smallest]

@@ -47,17 +47,6 @@ def _is_settled_since(record: Record, moment: float) -> bool:
     return record.state != "running" and (record.ended or 0.0) > moment
 
 
-def ended_early(name: str, source: TrialSource, stop_when: StopWhen | None) -> str | None:
-    """A sentence on a search that has found enough before its last trial; None on any other."""
-    if stop_when is None:
-        return None
-    records = source.records()
-    why = found_enough(records, stop_when)
-    if why is None or len(records) >= source.num_wanted():
-        return None
-    return f"{name}: search.stop_when ended the search after {len(records)} of {source.num_wanted()} trials: {why}"
-
-
 class Budget:
     """The clock of a search: it runs from the start of a driver to the end of the search."""
 
@@ -86,13 +75,6 @@ class Budget:
             self._written_at = now
             write_whole(self._file, json.dumps(self._spent) + "\n")
 
-    def ending(self, name: str, source: TrialSource) -> str | None:
-        """A sentence on a search that ended before its last trial since a budget is spent; None on any other."""
-        problem, num_begun = self.problem(), len(source.records())
-        if problem is None or num_begun >= source.num_wanted():
-            return None
-        return f"{name}: {num_begun} of {source.num_wanted()} trials have begun; {problem}"
-
     def problem(self) -> str | None:
         """The message that one of the two budgets is spent; None where neither is."""
         for key, limit in self._limits.items():
@@ -100,6 +82,18 @@ class Budget:
                 spent = f"search.{key}: {self._spent[key]:.3g} of {limit:g} hours are spent"
                 return f"{spent}: no trial is started any more, unless it is raised"
         return None
+
+
+def ended_early(name: str, source: TrialSource, stop_when: StopWhen | None, budget: Budget | None) -> str | None:
+    """A sentence on a search that `search.stop_when` or a budget ends before its last trial; None on any other."""
+    records, num_wanted = source.records(), source.num_wanted()
+    if len(records) >= num_wanted:
+        return None
+    why = None if stop_when is None else found_enough(records, stop_when)
+    if why is not None:
+        return f"{name}: search.stop_when ended the search after {len(records)} of {num_wanted} trials: {why}"
+    problem = None if budget is None else budget.problem()
+    return None if problem is None else f"{name}: {len(records)} of {num_wanted} trials have begun; {problem}"
 
 
 def _read(file: Path) -> dict[str, float]:

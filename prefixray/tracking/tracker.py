@@ -24,18 +24,8 @@ from prefixray.trial import Ended
 LOGGED = frozenset({"train/loss", "train/grad_norm", "train/clipped_share", "train/learning_rate", "train/tokens"})
 """The metrics of a curve that are logged, besides all whose names begin with `dev/` or `test/`."""
 
-_SCHEMES = {
-    "http",
-    "https",
-    "sqlite",
-    "postgresql",
-    "mysql",
-    "mssql",
-    "databricks",
-    "databricks-uc",
-    "uc",
-}
-"""Of MLflow's own tracking URIs, without the folders that it no longer takes."""
+# MLflow's own tracking URIs. It takes folders only where MLFLOW_ALLOW_FILE_STORE is set.
+_SCHEMES = {"http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks"}
 _ANSWER_SECONDS = 10.0  # for a server to answer at all
 
 
@@ -135,7 +125,9 @@ def check_server(config: TrackingConfig) -> None:
     if uri is None:
         return
     scheme = urlsplit(uri).scheme.partition("+")[0] or uri
-    if scheme not in {*_SCHEMES, *(plugin.name for plugin in entry_points(group="mlflow.tracking_store"))}:
+    plugins = [plugin.name for plugin in entry_points(group="mlflow.tracking_store")]
+    takes_folders = os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1")
+    if scheme not in {*_SCHEMES, *plugins} and not takes_folders:
         raise UserError(
             f"{setting}: {uri}: MLflow keeps no runs there; take a server (http://HOST:PORT) or a database "
             "(sqlite:///FILE)"

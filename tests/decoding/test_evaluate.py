@@ -92,12 +92,14 @@ def test_decoding_again_from_a_sweep_gives_the_same_hypotheses(
 ) -> None:
     hypotheses = _finish_sweep(tmp_path, arm, tiny_base)
     results = json.loads((tmp_path / "results.json").read_text())
-    (tmp_path / "results.json").write_text(json.dumps(results | {"metrics": ["chrf", "bleu", "perplexity"]}))
+    metrics = ["chrf", "bleu", "perplexity", "nowhere:score"]
+    (tmp_path / "results.json").write_text(json.dumps(results | {"metrics": metrics}))
     assert decode.main([str(tmp_path), "--arm", arm]) == 0
     printed = capsys.readouterr().out
     out = tmp_path / "final" / f"{arm}-1" / "decoded"
     assert "2 of 2 hypotheses are those of the final stage" in printed
     assert "\nchrF " in printed and "  BLEU " in printed and "perplexity" not in printed, "its sweep's metrics"
+    assert "\nnot scored: " in printed and "nowhere" in printed, "nothing is lost for that"
     assert f"{out}/test.hyp" in printed
     assert read_hypotheses(out, "test") == hypotheses
 

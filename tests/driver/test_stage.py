@@ -9,7 +9,7 @@ from support.fake_pool import Driver
 from prefixray.config.schema import SearchConfig, StopWhen
 from prefixray.driver.stage import Stage
 from prefixray.results.final_run import FinalRun
-from prefixray.search.budget import Budget
+from prefixray.search.budget import Budget, ended_early
 from prefixray.search.fixed_study import FixedStudy
 from prefixray.search.requests import Extend
 from prefixray.search.study import ArmStudy
@@ -32,6 +32,11 @@ def test_no_trial_starts_once_devices_were_held_for_as_long_as_was_allowed(tmp_p
     for key in running:
         driver.report(key, 40)
     assert driver.coordinator.next() == "FINISHED" and driver.states() == ["done", "done"]
+    (told,) = driver.coordinator.news()
+    assert told.startswith("prefix: 2 of 4 trials have begun; search.max_gpu_hours: 0.00306 of ")
+    ending = ended_early("prefix", driver.study, None, budget)
+    assert ending == told, "the notes under the table say so, too"
+    assert ended_early("prefix", driver.study, StopWhen.model_validate({"dev/loss": 99.0}), budget) != ending
 
 
 @pytest.mark.parametrize("is_first", [False, True])

@@ -19,7 +19,9 @@ def test_what_cannot_be_told_apart_is_said_for_the_sharpest_and_the_bluntest_com
     assert "cannot tell apart differences below 8.1 BLEU; all 630 could tell about 2.0." in render_text(results)
     for arm in results["arms"][1:]:
         arm["difference"] = interval(0.0, 0.0, 0.0)
-    assert "all arms have the same BLEU on each source, which tells nothing about smaller diff" in render_text(results)
+    assert "the arms differ by as much BLEU on every source, which tells nothing about smaller" in render_text(results)
+    results["arms"][2]["difference"] = interval(1.0, -2.0, 4.0)
+    assert "cannot tell apart differences below 3.0 BLEU" in render_text(results)
 
 
 def test_a_winner_was_tested_against_the_second_searched_alike_and_trained_with_several_seeds(results: Results) -> None:

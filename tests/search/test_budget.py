@@ -76,19 +76,6 @@ def test_a_file_that_its_disk_has_damaged_counts_as_nothing(tmp_path: Path, left
     assert _budget(tmp_path, max_hours=1).problem() is None
 
 
-def test_a_search_that_a_budget_ends_says_so(tmp_path: Path, clock: SimpleNamespace) -> None:
-    source = SimpleNamespace(records=lambda: [None] * 3, num_wanted=lambda: 4)
-    budget = _budget(tmp_path, max_hours=1)
-    assert budget.ending("prefix", source) is None  # type: ignore[arg-type]
-    clock.hours += 1
-    budget.note(0.0)
-    assert (budget.ending("prefix", source) or "").startswith(  # type: ignore[arg-type]
-        "prefix: 3 of 4 trials have begun; search.max_hours: 1 of 1 hours are spent"
-    )
-    source.num_wanted = lambda: 3
-    assert budget.ending("prefix", source) is None  # type: ignore[arg-type]
-
-
 def _record(number: int, state: State, value: float | None, ended: float | None) -> Record:
     return Record(number, {}, state, value, {}, None, ended=ended)
 

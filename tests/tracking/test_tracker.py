@@ -55,10 +55,12 @@ def test_a_server_that_answers_at_all_is_there() -> None:
 
 
 @pytest.mark.parametrize("place", ["./mlruns", "file:///tmp/mlruns", "ftp://host/runs"])
-def test_a_place_in_which_mlflow_keeps_no_runs_is_refused(place: str) -> None:
+def test_a_place_in_which_mlflow_keeps_no_runs_is_refused(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="MLflow keeps no runs there; take a server"):
         check_server(TrackingConfig(mlflow=place))
     check_server(TrackingConfig(mlflow="mysql+pymysql://host/runs"))
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    check_server(TrackingConfig(mlflow=place))
 
 
 def test_a_call_costs_the_driver_less_than_two_milliseconds(folder: Path) -> None:
