@@ -159,12 +159,9 @@ class Fleet:
 
     def status(self, timeout: float) -> list[WorkerStatus]:
         """The status of every worker; the last one known where it does not answer in time. Kills workers that hang."""
-        asked = {worker.name: worker.actor.status.remote() for worker in self.workers if worker.is_ready}
-        if asked:
-            ray.wait(list(asked.values()), num_returns=len(asked), timeout=timeout)
-        for worker in (worker for worker in self.workers if worker.name in asked):
+        for worker, asked in _asked_for_status(self.workers, timeout):
             try:
-                answer: Any = ray.get(asked[worker.name], timeout=0)
+                answer: Any = ray.get(asked, timeout=0)
             except GetTimeoutError:
                 silent = 0.0 if worker.heard_at is None else time.monotonic() - worker.heard_at
             except RayError:  # it is dead, or started again
@@ -270,6 +267,14 @@ class Fleet:
             logger.info("%s %s", worker.name, "is idle: its device is free" if worker.is_ready else "is not needed")
             ray.kill(worker.actor)
             self.workers.remove(worker)
+
+
+def _asked_for_status(workers: Sequence[WorkerHandle], timeout: float) -> list[tuple[WorkerHandle, Any]]:
+    """The workers that are ready, all asked at once, each with its answer, which may not have come in time."""
+    asked: list[tuple[WorkerHandle, Any]] = [(w, w.actor.status.remote()) for w in workers if w.is_ready]
+    if asked:
+        ray.wait([answer for _, answer in asked], num_returns=len(asked), timeout=timeout)
+    return asked
 
 
 def _unneeded(workers: Sequence[WorkerHandle]) -> list[WorkerHandle]:

@@ -111,13 +111,11 @@ class ArmStudy(TrialSource):
 
     def extend(self, num_trials: int, request: str) -> None:
         """Want so many more trials; the same request again changes nothing."""
-        if self._budget.get("request") != request:
-            self._set_budget(self._num_asked() + num_trials, request)
+        self._set_budget(self._num_asked() + num_trials, request)
 
     def close(self, request: str) -> None:
         """Want no more trials than have started; the same request again changes nothing."""
-        if self._budget.get("request") != request:
-            self._set_budget(len(started_trials(self._study)), request)
+        self._set_budget(len(started_trials(self._study)), request)
 
     def add(self, values: Mapping[str, Scalar], request: str) -> int:
         """Queue a configuration as one more trial and return its number; the same request again changes nothing.
@@ -135,10 +133,9 @@ class ArmStudy(TrialSource):
             self._enqueue(exact, user_attrs={_ADDED: request})
             number = self._number_added_by(request)
         assert number is not None, "it was just queued"
-        if self._budget.get("request") != request:
-            queued = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-            num_started_then = len(started_trials(self._study)) + len(queued)  # once this trial has started
-            self._set_budget(max(self._num_asked() + 1, num_started_then), request)
+        queued = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        num_started_then = len(started_trials(self._study)) + len(queued)  # once this trial has started
+        self._set_budget(max(self._num_asked() + 1, num_started_then), request)
         return number
 
     def drop(self, number: int, request: str) -> bool:
@@ -161,8 +158,10 @@ class ArmStudy(TrialSource):
         return max(asked, self._arm.num_trials) if self._arm.num_trials > self._budget.get("file", 0) else asked
 
     def _set_budget(self, num_trials: int, request: str) -> None:
-        self._budget = {"num_trials": num_trials, "file": self._arm.num_trials, "request": request}
-        self._study.set_user_attr(_BUDGET, self._budget)
+        """Want so many trials from now on; the same request again changes nothing."""
+        if self._budget.get("request") != request:
+            self._budget = {"num_trials": num_trials, "file": self._arm.num_trials, "request": request}
+            self._study.set_user_attr(_BUDGET, self._budget)
 
     def _number_added_by(self, request: str) -> int | None:
         trials = self._study.get_trials(deepcopy=False)

@@ -124,10 +124,7 @@ def check_server(config: TrackingConfig) -> None:
     uri, setting = _given_uri(config), "MLFLOW_TRACKING_URI" if config.mlflow == "auto" else "tracking.mlflow"
     if uri is None:
         return
-    scheme = urlsplit(uri).scheme.partition("+")[0] or uri
-    plugins = [plugin.name for plugin in entry_points(group="mlflow.tracking_store")]
-    takes_folders = os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1")
-    if scheme not in {*_SCHEMES, *plugins} and not takes_folders:
+    if not _keeps_runs(urlsplit(uri).scheme.partition("+")[0] or uri):
         raise UserError(
             f"{setting}: {uri}: MLflow keeps no runs there; take a server (http://HOST:PORT) or a database "
             "(sqlite:///FILE)"
@@ -148,6 +145,13 @@ def check_server(config: TrackingConfig) -> None:
             f"{setting}: {shown}: no MLflow server answers there ({reason}); start it (mlflow server), or log nothing "
             "(--set tracking.mlflow=null), or into the sweep's folder (auto, and no MLFLOW_TRACKING_URI)"
         ) from error
+
+
+def _keeps_runs(scheme: str) -> bool:
+    """Whether MLflow, or a plugin of it that is installed here, keeps runs at a tracking URI of this scheme."""
+    if scheme in _SCHEMES or os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() in ("true", "1"):
+        return True
+    return any(plugin.name == scheme for plugin in entry_points(group="mlflow.tracking_store"))
 
 
 def _given_uri(config: TrackingConfig) -> str | None:

@@ -57,5 +57,7 @@ def test_differences_are_named_as_the_file_has_them() -> None:
 @pytest.mark.parametrize("text", ["{}", "[]", '{"arms": 3}', '{"arms": [3]}', "null"])
 def test_a_record_of_another_version_is_told_with_its_place(tmp_path: Path, text: str) -> None:
     (tmp_path / "sweep.json").write_text(text)
-    with pytest.raises(UserError, match=r"sweep\.json: was written by another version"):
+    with pytest.raises(
+        UserError, match=r"sweep\.json: was written by another version; give this sweep another name \("
+    ):
         stored_config(tmp_path)

@@ -86,6 +86,20 @@ def test_a_step_that_is_reported_again_is_logged_once(driver: Driver, monkeypatc
     assert logged == [(first, 5), (first, 10), (first, 15)]
 
 
+def test_the_next_driver_logs_each_step_of_a_trial_that_has_ended_once_and_its_best_loss(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = driver.start()
+    driver.report(first, 10, loss=2.0)
+    driver.report(first, 40, loss=1.5)
+    logged: list[tuple[str, int, bool]] = []
+    monkeypatch.setattr(
+        Tracker, "log", lambda self, key, step, metrics: logged.append((key, step, "dev/best_loss" in metrics))
+    )
+    Driver(driver.folder)
+    assert logged == [(first, 10, False), (first, 40, True)]
+
+
 def test_checkpoints_of_a_trial_that_ended_go_with_the_next_driver_where_the_first_was_killed(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

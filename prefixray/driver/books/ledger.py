@@ -120,13 +120,14 @@ class Ledger:
         note = stage.at_rung(record.last_step) if record.state == "paused" else record.note
         self._board.add_left(stage, spec, record, note)
         self._track(stage, spec)
-        for step, loss in record.reports.items():
-            self._tracker.log(spec.key, step, {spec.loss_at(step): loss})
+        points = {step: {spec.loss_at(step): loss} for step, loss in record.reports.items()}
+        if (result := spec.files.result()) is not None:
+            points.setdefault(result["step"], {}).update(result["metrics"])
+        for step, metrics in points.items():
+            self._tracker.log(spec.key, step, metrics)
         if record.state == "paused":
             self._tracker.pause(spec.key)
             return
-        if (result := spec.files.result()) is not None:
-            self._tracker.log(spec.key, result["step"], result["metrics"])
         self._tracker.end(spec.key, record.state, _small_artifact(spec))
         spec.files.delete_checkpoints()
 
