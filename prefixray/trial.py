@@ -36,12 +36,13 @@ def report_steps(eval_every: int | None, also: Iterable[int], num_steps: int) ->
 def evaluated_shares(
     eval_every: int | None, rungs: Sequence[int], num_steps: int, dev_sample: float, also: Iterable[int] = ()
 ) -> dict[int, float]:
-    """The steps after which a trial is evaluated, ascending, each with the share of dev: a sample at the first rung.
+    """The steps after which a trial is evaluated, ascending, each with the share of dev.
 
-    It is evaluated on all of dev at the other rungs, each `eval_every`, `also`, and the last step.
+    It is evaluated on a sample at all rungs but the last, and on all of dev at the last rung, each `eval_every`, `also`,
+    and the last step.
     """
-    shares = dict.fromkeys(report_steps(eval_every, (*rungs[1:], *also), num_steps), 1.0)
-    shares |= {step: dev_sample for step in rungs[:1] if step < num_steps and step not in shares}
+    shares = dict.fromkeys(report_steps(eval_every, (*rungs[-1:], *also), num_steps), 1.0)
+    shares |= {step: dev_sample for step in rungs[:-1] if step < num_steps and step not in shares}
     return dict(sorted(shares.items()))
 
 
@@ -143,7 +144,7 @@ class TrialSpec:
     subsets: tuple[int, ...] = (0,)  # of the task's subsets those that it trains on, with a member for each
     keep_artifact: bool = True  # whether the best state is kept for decoding; of one member alone
     eval_at: tuple[int, ...] = ()  # further steps at which it is evaluated, without a verdict
-    dev_sample: float = 1.0  # the share of dev that it is evaluated on at its first rung
+    dev_sample: float = 1.0  # the share of dev that it is evaluated on at all rungs but the last
     decoding: Mapping[str, Any] | None = None  # the settings that its artifact shall record
     may_pause: bool = False  # whether the verdict at a rung may be to pause: then a checkpoint is kept there
     resumed_from: int | None = None  # the step at which the trial has paused last, whose report the driver has

@@ -157,13 +157,18 @@ def test_a_search_is_charged_for_steps_and_evaluations_and_judged_by_what_it_kne
     search = policies.Search([second, third, first], policies.Promotion((2,), keep=0.5), evaluation=0.5)
     search.run(1)
     assert search.steps == [4, 4, 2] and search.num_taken_up == 2, "the better two of three"
-    sampled = [policies.Curve(curve.losses, sample={2: 5 - curve.losses[2]}) for curve in curves]
-    search = policies.Search(sampled, policies.Halving((2,), keep=0.5), evaluation=0.5, dev_sample=0.5)
+    longer = [policies.Curve(curve.losses | {3: curve.losses[4]}) for curve in curves]
+    sampled = [policies.Curve(curve.losses, sample={2: 5 - curve.losses[2]}) for curve in longer]
+    search = policies.Search(sampled, policies.Halving((2, 3), keep=0.5), evaluation=0.5, dev_sample=0.5)
     search.run(3)
-    assert search.steps == [4, 2, 4] and search.work == 10 + 0.25 * 3 + 0.5 * 2, "by the sample, at half of the price"
-    search = policies.Search([*sampled[:2], third], policies.Halving((2,), keep=0.5), evaluation=0.5, dev_sample=0.5)
+    assert search.steps == [4, 2, 3], "by the sample at the first rung, by all of dev at the last"
+    assert search.work == 9 + 0.25 * 3 + 0.5 * 3, "the sample at half of the price"
+    search = policies.Search([*sampled[:2], longer[2]], policies.Halving((2,), keep=0.5), evaluation=0.5, dev_sample=0.5)
     search.run(3)
-    assert search.steps == [2, 4, 4], "by all of dev, since not all have losses over the sample"
+    assert search.steps == [2, 4, 4], "by all of dev at a lone rung"
+    search = policies.Search([*sampled[:2], longer[2]], policies.Halving((2, 3), keep=0.5), evaluation=0.5, dev_sample=0.5)
+    search.run(3)
+    assert search.steps[0] == 2, "by all of dev, since not all have losses over the sample"
 
 
 @pytest.mark.sweeps

@@ -129,9 +129,9 @@ class SearchConfig(Strict):
     trials pause, 0.6 of this share goes on as long as trials are still to begin; by promote two go on at least after
     that."""
     dev_sample: float | None = Field(default=None, gt=0.0, le=1.0)
-    """The share of the dev examples on which trials are compared at the first rung, at least 8 of them. The other
-    rungs, each train.eval_every and the end take all. null: 0.25, and 1 by freeze_thaw, which looks at whole curves, or
-    where train.eval_every takes all at the first rung anyway."""
+    """The share of the dev examples on which trials are compared at all rungs but the last, at least 8 of them. The
+    last rung, each train.eval_every and the end take all. null: 0.25, and 1 by freeze_thaw, which looks at whole
+    curves, or where train.eval_every takes all at the first rung anyway."""
     sampler: SamplerName = "tpe"
     """How configurations are proposed. tpe takes every space. gp: no conditions. cmaes: at least two ranges per arm, no
     choices, no conditions; needs the extra cmaes. random takes every space. grid: no float ranges; points in any

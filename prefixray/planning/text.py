@@ -181,7 +181,7 @@ def _rungs(plan: Plan) -> str:
     rows = [[work.arm.name, *(f"{count:.1f}".removesuffix(".0") for count in work.search.reached)] for work in searched]
     policy = f"auto ({rules.policy})" if asked == "auto" else asked
     keep = "" if rules.policy == "freeze_thaw" else f", keep {rules.keep:g}"
-    sample = "" if rules.dev_sample == 1 or not rules.rungs else f", dev_sample {rules.dev_sample:g}"
+    sample = "" if rules.dev_sample == 1 or len(rules.rungs) < 2 else f", dev_sample {rules.dev_sample:g}"
     title = f"Trials at each rung and the end (estimated): policy {policy}{keep}{sample}"
     parts = [_title(title), Grid(header, rows, frozenset({"arm"})).text()]
     if rules.rungs:

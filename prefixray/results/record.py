@@ -153,7 +153,7 @@ class Stored(TypedDict):
     policy: NotRequired[str]  # never auto
     rungs: NotRequired[list[int]]
     keep: NotRequired[float]
-    dev_sample: NotRequired[float]  # the share of dev on which trials were compared at the first rung
+    dev_sample: NotRequired[float]  # the share of dev on which trials were compared at all rungs but the last
     importance: NotRequired[list[Importance]]
 
 

@@ -13,8 +13,8 @@ again, so that a run that was killed goes on. `about.txt` beside it gets the com
 configurations of a set see the same batches in the same order; each pack trains on one base, each worker is a process
 with one thread.
 
-With `--samples` no configuration is added: those of a file that have no sample are trained again up to the first rung
-of the default, for the losses over the sample there.
+With `--samples` no configuration is added: those of a file that lack losses over the sample at a rung of the default but
+the last are trained again so far, for these.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file = options.out / f"{name}.json"
             entries = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
             packs, started = _missing(name, entries, options), time.monotonic()
-            num_before = sum("sample" in entry for entry in entries)
+            num_before = sum(_has_samples(entry, options.steps) for entry in entries)
             if not packs:
                 print(f"{name}: nothing is missing")
             for pack in pool.imap_unordered(_record, packs):
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 write_whole(file, f"[\n{lines}\n]\n")
                 minutes = (time.monotonic() - started) / 60
                 print(f"{name}: {len(entries)} of {options.num - options.skip}, {minutes:.1f} min", flush=True)
-                num_recorded = sum("sample" in entry for entry in entries) - num_before
+                num_recorded = sum(_has_samples(entry, options.steps) for entry in entries) - num_before
                 note = _note(name, num_recorded, minutes, options)
             if packs:
                 with (options.out / "about.txt").open("a", encoding="utf-8") as about:
@@ -152,16 +152,25 @@ def reported(num_steps: int) -> list[int]:
 
 
 def _missing(name: str, entries: Sequence[Values], options: argparse.Namespace) -> list[Work]:
-    """Packs of what is not in the file; with `--samples`, of what has no sample there."""
+    """Packs of what is not in the file; with `--samples`, of what lacks losses over the sample there."""
     steps = reported(options.steps)
     if options.samples:
-        left = [_values(entry) for entry in entries if "sample" not in entry]
-        steps = [max(1, round(AUTO_SHARES[0] * options.steps))]
+        left = [_values(entry) for entry in entries if not _has_samples(entry, options.steps)]
+        steps = _sampled(options.steps)
     else:
         done = [_values(entry) for entry in entries]
         left = [values for values in configurations(name, options.num, options.skip) if values not in done]
     packs = [left[start : start + options.pack] for start in range(0, len(left), options.pack)]
     return [Work(SETS[name].data, options.steps, steps, pack) for pack in packs]
+
+
+def _sampled(num_steps: int) -> list[int]:
+    """The rungs of the default at which a sample is compared."""
+    return [max(1, round(share * num_steps)) for share in AUTO_SHARES[:-1]]
+
+
+def _has_samples(entry: Values, num_steps: int) -> bool:
+    return entry.get("sample", {}).keys() >= {str(step) for step in _sampled(num_steps)}
 
 
 def _values(entry: Values) -> Values:
@@ -174,7 +183,9 @@ def _with(entries: Sequence[Values], pack: Sequence[Values]) -> list[Values]:
     known = {json.dumps(_values(entry)): entry for entry in entries}
     for entry in pack:
         key = json.dumps(_values(entry))
-        known[key] = {**entry, **known.get(key, {})}
+        before = known.get(key, {})
+        sample = entry["sample"] | before.get("sample", {})
+        known[key] = {**entry, **before, "sample": sample}
     return list(known.values())
 
 

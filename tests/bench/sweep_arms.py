@@ -170,7 +170,7 @@ def _read_ours(run: Run, results: Path) -> None:
         assert trial.datetime_start is not None, "it was started"
         key, proposed = f"prefix/{trial.number}", trial.datetime_start.timestamp()
         ended = trial.datetime_complete
-        curve = dict(sorted(trial.intermediate_values.items()))  # at the first rung over a sample of dev
+        curve = dict(sorted(trial.intermediate_values.items()))  # before the last rung over a sample of dev
         if trial.state is TrialState.COMPLETE:
             curve[max(curve)] = trial.value
         run.trials.append(

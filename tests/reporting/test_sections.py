@@ -68,7 +68,7 @@ def test_the_report_says_what_was_decided_at_each_rung_and_who_came_back(results
     assert promoting.text[0].startswith(
         "search.policy is promote. The worse trials paused at a rung, and resumed once "
     )
-    assert " Losses at the first rung are over a sample of dev" in promoting.text[0]
+    assert " marks a loss with ~ where it is over a sample of dev" in promoting.text[0]
     assert " Trials paused 4 times, and 3 times one was resumed, by the policy or by hand " in promoting.text[0]
     results |= {"policy": AUTO_POLICY, "keep": AUTO_KEEP}
     chosen = f"search.policy is {AUTO_POLICY}, search.keep {AUTO_KEEP:g}, as this version chooses for auto."

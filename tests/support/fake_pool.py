@@ -160,6 +160,6 @@ class Driver:
             config = TrialConfig(arm="prefix", learning_rate=values["learning_rate"], num_steps=40, method=method)
             folder = str(self.folder / "trials" / "prefix" / str(trial.number))
             shared = {"dev_sample": self.dev_sample, "resumed_from": trial.resumed_from}
-            return TrialSpec(f"prefix/{trial.number}", config, 1, 0, (10,), folder, **shared)  # type: ignore[arg-type]
+            return TrialSpec(f"prefix/{trial.number}", config, 1, 0, self.policy.rungs, folder, **shared)  # type: ignore[arg-type]
 
         return spec

@@ -1,4 +1,4 @@
-"""At the first rung of a search a trial is evaluated on a sample of dev; elsewhere on all of it."""
+"""At all rungs of a search but the last a trial is evaluated on a sample of dev; elsewhere on all of it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +48,7 @@ def _through(trainer: Trainer) -> list[Report]:
     return reports
 
 
-def test_the_first_rung_sees_a_sample_and_all_else_the_whole(make_base: MakeBase, tmp_path: Path) -> None:
+def test_rungs_but_the_last_see_a_sample_and_all_else_the_whole(make_base: MakeBase, tmp_path: Path) -> None:
     trainer, whole = (_trainer(make_base("gpt2", torch.float64), EXAMPLES) for _ in range(2))
     trainer.admit(_spec(tmp_path, "one"))
     whole.admit(_spec(tmp_path, "whole", dev_sample=1.0))
@@ -94,4 +94,6 @@ def test_where_all_of_dev_is_due_at_the_first_rung_it_is_seen(tmp_path: Path) ->
     assert _spec(tmp_path, "one", eval_every=2).report_steps == {1: 0.25, 2: 1, 4: 1, 6: 1}
     assert _spec(tmp_path, "one", eval_every=1).report_steps == dict.fromkeys(range(1, 7), 1.0)
     assert _spec(tmp_path, "one", rungs=(), eval_at=(1,)).report_steps == {1: 1, 6: 1}
+    assert _spec(tmp_path, "one", rungs=(1, 3, 4)).report_steps == {1: 0.25, 3: 0.25, 4: 1, 6: 1}
+    assert _spec(tmp_path, "one", rungs=(4,)).report_steps == {4: 1, 6: 1}, "a lone rung is the last"
     assert _spec(tmp_path, "one", rungs=(6,)).report_steps == {6: 1}, "the end is no rung"

@@ -49,14 +49,11 @@ def _rule(policy: str, keep: float | None) -> str:
 
 
 def _sample(stored: Stored) -> str:
-    """On how much of dev trials were compared at the first rung; nothing where it was all, as in an older record."""
+    """What a mark in the table of trials means; nothing where all of dev was taken, as in an older record."""
     share = stored.get("dev_sample", 1.0)
     if share == 1:
         return ""
-    return (
-        f" Losses at the first rung are over a sample of dev (search.dev_sample {share:g}); the table of trials marks "
-        "them with ~."
-    )
+    return f" The table of trials marks a loss with ~ where it is over a sample of dev (search.dev_sample {share:g})."
 
 
 def _counts(trials: Sequence[SearchTrial], rung: int, step: int) -> list[str]:

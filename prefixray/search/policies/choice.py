@@ -18,7 +18,7 @@ AUTO_POLICY: NamedPolicy = "promote"
 AUTO_SHARES = (0.1, 0.2, 0.4)  # of the schedule: where the rungs lie
 AUTO_KEEP = 0.35
 KEEP = 0.5  # of any other policy
-DEV_SAMPLE = 0.25  # the share of dev on which trials are compared at the first rung
+DEV_SAMPLE = 0.25  # the share of dev on which trials are compared at all rungs but the last
 
 
 @dataclass(frozen=True)

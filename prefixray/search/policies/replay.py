@@ -35,11 +35,11 @@ class Curve:
 class Search:
     """One replayed search: its trials, the work so far, and how the regret fell.
 
-    Work is counted in steps of one trial; an evaluation on all of dev counts as `evaluation` steps. At the first rung
-    trials are evaluated on the share `dev_sample` of dev: where all curves have losses over a sample there, these are
-    compared; else those over all of dev, as if they had the same order. The best trial is the one with the lowest loss
-    of those that have come furthest; regret is how far its loss at the end of the schedule lies above the lowest there
-    is.
+    Work is counted in steps of one trial; an evaluation on all of dev counts as `evaluation` steps. At all rungs but the
+    last trials are evaluated on the share `dev_sample` of dev: where all curves have losses over a sample there, these
+    are compared; else those over all of dev, as if they had the same order. The best trial is the one with the lowest
+    loss of those that have come furthest; regret is how far its loss at the end of the schedule lies above the lowest
+    there is.
     """
 
     curves: Sequence[Curve]
@@ -63,7 +63,7 @@ class Search:
                 self.work += num_steps
                 if self.steps[trial] in self.policy.rungs or self._is_done(trial):
                     arrived.setdefault(self.steps[trial], []).append(trial)
-                    self.work += self.evaluation * (self.dev_sample if self._is_first(self.steps[trial]) else 1.0)
+                    self.work += self.evaluation * (self.dev_sample if self._takes_sample(self.steps[trial]) else 1.0)
             for step, trials in arrived.items():
                 self._judge(step, trials)
 
@@ -135,15 +135,16 @@ class Search:
     def _loss(self, trial: int, step: int) -> float:
         """The loss by which trials are compared at a step."""
         curve = self.curves[trial]
-        return curve.sample[step] if self._is_first(step) and self._has_samples else curve.losses[step]
+        return curve.sample[step] if step in self._compared_by_sample else curve.losses[step]
 
-    def _is_first(self, step: int) -> bool:
-        return step in self.policy.rungs[:1] and step < self.curves[0].num_steps
+    def _takes_sample(self, step: int) -> bool:
+        return step in self.policy.rungs[:-1] and step < self.curves[0].num_steps
 
     @cached_property
-    def _has_samples(self) -> bool:
-        """Whether all curves have losses over a sample at the first rung."""
-        return self.dev_sample < 1 and all(curve.sample.keys() >= {*self.policy.rungs[:1]} for curve in self.curves)
+    def _compared_by_sample(self) -> set[int]:
+        """The rungs at which all curves have losses over a sample."""
+        rungs = {rung for rung in self.policy.rungs if self.dev_sample < 1 and self._takes_sample(rung)}
+        return rungs.intersection(*(curve.sample for curve in self.curves))
 
     def _judged_at(self, trial: int) -> int:
         """The last step at which the trial was evaluated; 0 before its first rung."""

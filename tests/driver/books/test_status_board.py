@@ -28,12 +28,12 @@ def test_rows_say_what_an_earlier_driver_left_and_what_this_one_adopts(tmp_path:
 
 
 def test_a_loss_over_a_sample_of_dev_is_marked_also_by_the_next_driver(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, 2, policy=Halving((10,), keep=0.5), dev_sample=0.25)
+    driver = Driver(tmp_path, 2, policy=Halving((10, 20), keep=0.5), dev_sample=0.25)
     best, other = driver.start()
     assert driver.report(best, 10, loss=2.0, rung=10) and not driver.report(other, 10, loss=3.0, rung=10)
     assert [row.score_text for row in driver.coordinator.view("", "search").rows] == ["~2.000", "~3.000"]
     driver.report(best, 40, loss=1.5)
-    for picture in (driver, Driver(tmp_path, 2, policy=Halving((10,), keep=0.5), dev_sample=0.25)):
+    for picture in (driver, Driver(tmp_path, 2, policy=Halving((10, 20), keep=0.5), dev_sample=0.25)):
         rows = {row.name: row.score_text for row in picture.coordinator.view("", "search").rows}
         assert (rows[best], rows[other]) == ("1.500", "~3.000")
     assert driver.study.records()[1].reports == {10: 3.0}, "the search compares it as any loss"

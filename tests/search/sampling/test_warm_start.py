@@ -97,7 +97,7 @@ def test_a_loss_at_a_rung_over_another_share_of_dev_than_here_is_no_evidence() -
     assert num_known() == num_known("search.rungs=[5, 20]") == 6, "the same share, or no loss at that step"
     assert num_known("search.dev_sample=1.0") == num_known("search.dev_sample=0.5") == 5
     assert num_known("search.rungs=[5, 10]") == num_known("train.eval_every=10") == 5, "all of dev at step 10"
-    assert num_known("search.rungs=[20]") == 5, "a sample at step 20"
+    assert num_known("search.rungs=[20]") == 6 and num_known("search.rungs=[20, 30]") == 5, "a sample at step 20"
     write_sweep(trials=[sampled])
     assert "its loss at a rung is over another share of dev" in refusal(WARM, "search.dev_sample=1.0")
 
