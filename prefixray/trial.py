@@ -38,8 +38,8 @@ def evaluated_shares(
 ) -> dict[int, float]:
     """The steps after which a trial is evaluated, ascending, each with the share of dev.
 
-    It is evaluated on a sample at all rungs but the last, and on all of dev at the last rung, each `eval_every`, `also`,
-    and the last step.
+    It is evaluated on a sample at all rungs but the last, and on all of dev at the last rung, each `eval_every`,
+    `also`, and the last step.
     """
     shares = dict.fromkeys(report_steps(eval_every, (*rungs[-1:], *also), num_steps), 1.0)
     shares |= {step: dev_sample for step in rungs[:-1] if step < num_steps and step not in shares}

@@ -163,10 +163,14 @@ def test_a_search_is_charged_for_steps_and_evaluations_and_judged_by_what_it_kne
     search.run(3)
     assert search.steps == [4, 2, 3], "by the sample at the first rung, by all of dev at the last"
     assert search.work == 9 + 0.25 * 3 + 0.5 * 3, "the sample at half of the price"
-    search = policies.Search([*sampled[:2], longer[2]], policies.Halving((2,), keep=0.5), evaluation=0.5, dev_sample=0.5)
+    search = policies.Search(
+        [*sampled[:2], longer[2]], policies.Halving((2,), keep=0.5), evaluation=0.5, dev_sample=0.5
+    )
     search.run(3)
     assert search.steps == [2, 4, 4], "by all of dev at a lone rung"
-    search = policies.Search([*sampled[:2], longer[2]], policies.Halving((2, 3), keep=0.5), evaluation=0.5, dev_sample=0.5)
+    search = policies.Search(
+        [*sampled[:2], longer[2]], policies.Halving((2, 3), keep=0.5), evaluation=0.5, dev_sample=0.5
+    )
     search.run(3)
     assert search.steps[0] == 2, "by all of dev, since not all have losses over the sample"
 

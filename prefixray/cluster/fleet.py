@@ -78,15 +78,13 @@ class Fleet:
         self.workers: list[WorkerHandle] = []
         self.num_slots = 1
         """For how many trials each worker has room."""
-        self.device_seconds = 0.0
-        """How long workers have held devices, all together."""
+        self._held_seconds = 0.0  # up to the last refresh
         self._arms: list[ArmConfig] = []
         self._facts: WorkerFacts | None = None
         self._refusals = Refusals(cluster.devices if cluster.is_elastic else None)
         self._wait = DeviceWait(cluster, setup.max_wait_hours)
-        self._num_started = 0
         self._lost_bytes: list[int] = []  # on one machine: the free memory of the workers that others will replace
-        self._refreshed_at = time.monotonic()
+        self._num_started, self._refreshed_at = 0, time.monotonic()
         self._news: list[str] = []
         for _ in range(max(1, cluster.num_workers)):
             self._start_worker()
@@ -99,8 +97,7 @@ class Fleet:
         arm cannot be built.
         """
         self._arms = list(arms)
-        ready = self._await_ready()
-        num_deaths = 0
+        ready, num_deaths = self._await_ready(), 0
         while not _check_arms(ready[0], self._arms):
             num_deaths += 1
             problem = f"{ready[0].name} died while it checked that the arms' trials can be built"
@@ -129,6 +126,12 @@ class Fleet:
         """The facts of the first worker that was ready."""
         assert self._facts is not None, "wait comes first"
         return self._facts
+
+    @property
+    def device_seconds(self) -> float:
+        """How long workers have held devices so far, all together."""
+        since = time.monotonic() - self._refreshed_at
+        return self._held_seconds + since * sum(worker.has_device for worker in self.workers)
 
     @property
     def most_workers(self) -> int:
@@ -205,9 +208,7 @@ class Fleet:
 
     def _refresh(self) -> None:
         """Bring all states up to date; drop the workers that are over and have no trial left."""
-        now = time.monotonic()
-        self.device_seconds += (now - self._refreshed_at) * sum(worker.has_device for worker in self.workers)
-        self._refreshed_at = now
+        self._held_seconds, self._refreshed_at = self.device_seconds, time.monotonic()
         for worker in (worker for worker in self.workers if not worker.is_over):
             if (facts := worker.refresh()) is not None:
                 self._welcome(worker, facts)
@@ -231,8 +232,7 @@ class Fleet:
         # A worker that comes again on one machine finds less free, but only for the trials of the other workers.
         worker.free_bytes = free_bytes if self._cluster.is_elastic else max(free_bytes, worker.free_bytes)
         worker.num_slots = num_slots(worker.free_bytes, trial_bytes, facts.step_bytes)
-        free_gib, trial_gib = worker.free_bytes / 2**30, trial_bytes / 2**30
-        values = worker.name, worker.num_slots, facts.device, free_gib, trial_gib
+        values = worker.name, worker.num_slots, facts.device, worker.free_bytes / 2**30, trial_bytes / 2**30
         logger.info("%s: %d slots on %s: %.1f GiB free, %.2f GiB a trial", *values)
 
     def _give_up(self, worker: WorkerHandle, cause: UserError) -> None:

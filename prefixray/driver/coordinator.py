@@ -171,8 +171,8 @@ class Coordinator:
         stage.source.resume(record.number, request_id)
         return not self.lost
 
-    def reopen(self, stage: Stage) -> bool:
-        """Let a stage that had nothing more to start go on; whether this driver starts any trial."""
+    def reopen(self, stage: Stage) -> str | None:
+        """Let a stage that had nothing more to start go on; the run for which it waits, None where it goes on now."""
         return self._schedule.reopen(stage)
 
     def _num_active(self, stage: Stage) -> int:

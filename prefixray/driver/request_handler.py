@@ -37,8 +37,8 @@ class Trials(Protocol):
     def resume(self, stage: Stage, record: Record, request_id: str) -> bool:
         """Let a paused trial go on; whether under this driver."""
 
-    def reopen(self, stage: Stage) -> bool:
-        """Let a stage that had nothing more to start go on; whether this driver starts any trial."""
+    def reopen(self, stage: Stage) -> str | None:
+        """Let a stage that had nothing more to start go on; the run for which it waits, None where it goes on now."""
 
 
 class RequestHandler:
@@ -133,7 +133,8 @@ class RequestHandler:
             raise UserError(f"finish: {arms}: has no dev loss yet that the final stage needs; wait for one")
         stopped = Counter[State]()
         for stage, study in self._searches.values():
-            study.close(request_id)
+            if stage.enough() is None:  # else it stays one that search.stop_when has ended
+                study.close(request_id)
             for record in study.records():
                 if record.is_open:
                     self._trials.halt(stage, record, request_id)
@@ -144,10 +145,8 @@ class RequestHandler:
 
     def _reopen(self, stage: Stage) -> str:
         """Let a search go on; the words for the answer where this driver starts no more trials."""
-        if stage.enough() is not None:
-            return " for a run of the sweep without this search.stop_when"
-        is_open = self._trials.reopen(stage)
-        return "" if is_open else " for the next run of the sweep, since this one starts no more trials"
+        awaited = "a run of the sweep without this search.stop_when" if stage.enough() else self._trials.reopen(stage)
+        return "" if awaited is None else f" for {awaited}"
 
     def _search(self, arm: str) -> tuple[Stage, ArmStudy]:
         if arm not in self._searches:

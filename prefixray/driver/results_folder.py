@@ -80,6 +80,10 @@ class ResultsFolder:
             file.flush()
             yield
 
+    def has_begun(self) -> bool:
+        """Whether a study was written down; a driver that cannot load the base leaves an empty journal."""
+        return any(path.is_file() and path.stat().st_size for path in (self.journal, self.final_journal))
+
     def store_config(self, config: SweepConfig, file: Path | None) -> SweepConfig:
         """Write the configuration, and a copy of its sweep file or else a file that says the same.
 
@@ -135,8 +139,8 @@ class ResultsFolder:
         return [*(self.path / name for name in names), *page]
 
     def _begun(self) -> SweepConfig | None:
-        """The configuration of the sweep in this folder; None where no trial was proposed yet."""
-        return stored_config(self.path) if self._config_file.is_file() and self.journal.is_file() else None
+        """The configuration of the sweep in this folder; None where it has not begun."""
+        return stored_config(self.path) if self._config_file.is_file() and self.has_begun() else None
 
     def _check_identity(self, begun: SweepConfig, config: SweepConfig, file: Path | None) -> None:
         changed = differences(identity(begun), identity(config))

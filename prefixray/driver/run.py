@@ -37,7 +37,7 @@ from prefixray.reporting.live import LiveView
 from prefixray.reporting.tables import render_note
 from prefixray.results.command_run import command_run, runs_so_far
 from prefixray.results.compare import Facts, make_results
-from prefixray.results.final_run import FinalRun
+from prefixray.results.final_run import FinalRun, by_seed
 from prefixray.results.record import CommandRun, ExampleOutputs, Results, Stored, runs_of
 from prefixray.results.timeline.keeper import FILE, Timekeeper
 from prefixray.search.budget import Budget, ended_early
@@ -115,7 +115,7 @@ def drive(
     with folder.lock(), Timekeeper(folder.path / FILE) as timekeeper:
         config = folder.store_config(config, file)
         repair_journal(folder.journal)
-        if not folder.journal.is_file():
+        if not folder.has_begun():
             read_warm_start(config)  # before Ray starts
         check_task(config)
         config = keep_searched(config, folder)
@@ -197,6 +197,8 @@ class _Sweep:
             try:
                 if (problem := self._budget.problem()) is not None:
                     logger.warning("%s", problem)
+                if not any(stage.is_left() for stage in stages):  # loading was for the final stage
+                    self._budget.resume(self._pool.device_seconds)
                 at_once = [self._final.early(arm, None) for arm in self._config.arms if not arm.dimensions]
                 stages += [stage for stage in at_once if stage is not None]
                 self._engine.run("search", stages, self._budget)
@@ -280,8 +282,8 @@ class _Sweep:
         return runs_so_far(self._folder.stored(), now, this)
 
     def _minutes(self, arm: str, runs: Sequence[FinalRun]) -> float:
-        """Training time of an arm's search; of an arm with nothing to search, of one final run."""
-        results = self._folder.trial_results(arm) or [run.result() or {} for run in runs[:1]]
+        """Training time of an arm's search; of an arm with nothing to search, of its first seed."""
+        results = self._folder.trial_results(arm) or [run.result() or {} for run in next(iter(by_seed(runs)), ())]
         return float(sum(result.get("metrics", {}).get("train/seconds", 0.0) for result in results)) / 60
 
 

@@ -37,7 +37,12 @@ class SearchStages:
         self._num_documents, self._follow = len(documents), follow
 
     def make(self) -> list[Stage]:
-        """A stage for each arm that has something to search, which goes on with what its study holds."""
+        """A stage for each arm that has something to search, which goes on with what its study holds.
+
+        Raises `UserError` where `search.warm_start` does not fit, before the sweep has begun.
+        """
+        if not self._folder.has_begun():
+            assert self._known is not None
         return [self._stage(arm) for arm in self._config.arms if arm.dimensions]
 
     def _stage(self, arm: ArmConfig) -> Stage:

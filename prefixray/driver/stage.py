@@ -49,6 +49,12 @@ class Stage:
         """What the study knows of a trial."""
         return next(record for record in self.source.records() if record.number == number)
 
+    def is_left(self) -> bool:
+        """Whether trials of an arm's search run, pause or are still to begin."""
+        records = self.source.records()
+        is_whole = len(records) >= self.source.num_wanted() or self.enough() is not None
+        return not is_whole or any(record.is_open for record in records)
+
     def enough(self) -> str | None:
         """Why the arm's search needs no more trials, whether it has any left or not; None while it does."""
         return None if self.stop_when is None else found_enough(self.source.records(), self.stop_when)
@@ -103,7 +109,7 @@ class Schedule:
 
         First come trials that an earlier driver had running, then paused ones that the policy resumes, then new ones.
         """
-        while self._has_slot(stage) and not self._end_early(stage):
+        while not self._end_early(stage) and self._has_slot(stage):
             if not stage.source.num_orphans():
                 key = stage.policy.take_up(more_come=self._has_new(stage))
                 if key is not None:
@@ -140,12 +146,14 @@ class Schedule:
         self._is_held = True
         self.close(*self._stages)
 
-    def reopen(self, stage: Stage) -> bool:
-        """Ask a stage again for trials; whether any may start."""
-        if self._is_held or self._is_spent(stage):
-            return False
+    def reopen(self, stage: Stage) -> str | None:
+        """Ask a stage again for trials; the run of the sweep for which they wait, None where any may start now."""
+        if self._is_spent(stage):
+            return "a run of the sweep with more hours, since those of this one are spent"
+        if self._is_held:
+            return "the next run of the sweep, since this one starts no more trials"
         self._closed.pop(stage.name, None)
-        return True
+        return None
 
     def has_ended(self, stage: Stage) -> bool:
         """Whether no trial of a stage runs or pauses, and none will start."""

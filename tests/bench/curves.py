@@ -13,8 +13,8 @@ again, so that a run that was killed goes on. `about.txt` beside it gets the com
 configurations of a set see the same batches in the same order; each pack trains on one base, each worker is a process
 with one thread.
 
-With `--samples` no configuration is added: those of a file that lack losses over the sample at a rung of the default but
-the last are trained again so far, for these.
+With `--samples` no configuration is added: those of a file that lack losses over the sample at the default's rungs
+before the last are trained again up to there, for these.
 """
 
 import argparse

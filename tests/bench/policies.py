@@ -14,8 +14,8 @@ by default.
 
 Work is counted in steps of one trial, or with `--tokens` in target tokens. An evaluation on all of dev counts as
 `--evaluation` steps: a forward pass over 32 pairs costs as much as 4 steps of a batch of 4. Where a row of the table
-has a sample, a quarter of dev is evaluated at all rungs but the last, for a quarter of the work. A rung is replayed with
-the losses over that sample where all curves of a file have them there; else with the order on all of dev. The best
+has a sample, a quarter of dev is evaluated at all rungs but the last, for a quarter of the work. A rung is replayed
+with the losses over that sample where all curves of a file have them there; else with the order on all of dev. The best
 configuration is the one with the lowest dev loss among the trials at the end of the schedule; while there is none,
 among those at the highest rung. Regret is how far its loss at the end of the schedule lies above the lowest one of the
 search.

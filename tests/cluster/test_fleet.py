@@ -198,6 +198,8 @@ def test_devices_are_held_from_the_first_process_on_and_not_while_one_is_awaited
             ray.now += 10
             pool.rescale(1, 0)
     assert pool.device_seconds == pytest.approx(200, abs=10)
+    ray.now += 500
+    assert pool.device_seconds == pytest.approx(700, abs=10), "whether anybody has looked since or not"
 
 
 def test_while_there_is_no_device_a_line_a_minute_says_so_and_a_setting_ends_the_wait(

@@ -9,7 +9,9 @@ from unittest import mock
 import pytest
 from support.fake_pool import LENGTHS, Driver
 
+from prefixray.config.schema import StopWhen
 from prefixray.driver.stage import Stage
+from prefixray.search.budget import ended_early
 from prefixray.search.fixed_study import FixedStudy
 from prefixray.search.requests import Add, Answer, Extend, Finish, Request, Stop
 from prefixray.search.trial_source import Proposal, Record
@@ -209,6 +211,17 @@ def test_a_finished_search_stops_what_runs_and_stays_finished_until_the_budget_g
     assert [record.number for record in driver.study.best(1)] == [0]
     assert Driver(driver.folder).coordinator.next() == "FINISHED"
     assert Driver(driver.folder, num_trials=5).start() == ["prefix/2", "prefix/3"]
+
+
+def test_a_search_that_had_found_enough_is_not_one_that_a_request_has_finished(driver: Driver) -> None:
+    driver.stage = replace(driver.stage, stop_when=StopWhen.model_validate({"dev/loss": 2.0}))
+    driver.coordinator = driver.coordinate(driver.stage)
+    driver.start()
+    driver.report("prefix/0", 40, 1.9)
+    assert driver.start() == [] and driver.ask(Finish()).ok and driver.pool.stopped == ["prefix/1"]
+    assert driver.study.num_wanted() == 4
+    told = ended_early("prefix", driver.study, driver.stage.stop_when, None)
+    assert told is not None and "search.stop_when ended the search after 2 of 4 trials" in told
 
 
 def test_a_space_that_is_tried_whole_cannot_be_extended(tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ def test_a_sweep_with_other_settings_is_refused_once_a_trial_was_proposed(folder
     changed = load_sweep(str(file), ["train.num_steps=60"])
     folder.store_config(changed, file)  # there is no journal yet
     folder.journal.touch()
+    folder.store_config(changed, file)  # the driver has ended before its first study
+    folder.journal.write_text("{}\n")
     folder.store_config(load_sweep(str(file), ["train.num_steps=60", "search.num_trials=9"]), file)
     with pytest.raises(UserError) as refused:
         folder.store_config(load_sweep(str(file)), file)
@@ -80,7 +82,7 @@ def test_a_sweep_goes_on_by_the_rules_it_began_with(folder: ResultsFolder, file:
     """Another version may have begun it, which meant something else by `auto`, or had no such keys."""
     begun = folder.store_config(load_sweep(str(file)), file)
     assert (begun.search.policy, begun.search.rungs) == (AUTO_POLICY, auto_rungs(begun.arms))
-    folder.journal.touch()
+    folder.journal.write_text("{}\n")
     for rules in ({"policy": "settle", "rungs": [5], "keep": 0.7}, {}, {"policy": "stop", "rungs": [7]}):
         earlier = stored(folder, "sweep.json")
         earlier["search"] = {"num_trials": 4, "seed": 1, **rules}

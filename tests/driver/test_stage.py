@@ -39,6 +39,32 @@ def test_no_trial_starts_once_devices_were_held_for_as_long_as_was_allowed(tmp_p
     assert ended_early("prefix", driver.study, StopWhen.model_validate({"dev/loss": 99.0}), budget) != ending
 
 
+def test_a_search_ends_by_its_budget_also_while_no_slot_is_free(tmp_path: Path) -> None:
+    budget = Budget(tmp_path, SearchConfig(num_trials=4, max_gpu_hours=10 / 3600))
+    driver = Driver(tmp_path, budget=budget)
+    first, second = driver.start()
+    driver.pool.device_seconds = 11.0
+    driver.coordinator.tick()
+    assert driver.coordinator.next() is None and len(driver.coordinator.news()) == 1
+    text = driver.ask(Extend(num_trials=2)).text
+    waits = "for a run of the sweep with more hours, since those of this one are spent"
+    assert text == f"prefix is extended {waits}: 2 of 6 trials started"
+    assert driver.stage.is_left()
+    for key in (first, second):
+        driver.report(key, 40)
+    assert driver.coordinator.next() == "FINISHED"
+
+
+def test_a_search_is_left_as_long_as_a_trial_is_open_or_to_begin(driver: Driver) -> None:
+    for number in range(4):
+        driver.start()
+        assert driver.stage.is_left()
+        driver.report(f"prefix/{number}", 40)
+    assert not driver.stage.is_left()
+    assert not replace(driver.stage, stop_when=StopWhen(no_better=1)).is_left()
+    assert Driver(driver.folder, num_trials=5).stage.is_left()
+
+
 @pytest.mark.parametrize("is_first", [False, True])
 def test_trials_that_need_a_worker_alone_come_at_half_time_wherever_their_arm_stands(
     driver: Driver, is_first: bool

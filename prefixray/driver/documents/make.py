@@ -73,7 +73,7 @@ def keep_searched(config: SweepConfig, folder: ResultsFolder) -> SweepConfig:
     trains what is there. Raises `UserError` where others would be the first.
     """
     names, file = document_names(config.task), folder.searched_documents
-    if not folder.journal.is_file() and names:
+    if not folder.has_begun() and names:
         write_whole(file, json.dumps(names[: config.search.num_searched(len(names))]) + "\n")
     if not file.is_file():
         return config
@@ -141,7 +141,7 @@ def _assignment(config: SweepConfig, folder: ResultsFolder, document: Document, 
     place = folder.documents / document.name
     if is_made(place, made):
         return None
-    if study_record(place) and folder.journal.is_file():
+    if study_record(place) and folder.has_begun():
         problem = "was made from another document, base or settings, and this sweep has trials already"
         raise UserError(f"{place}: {problem}; undo the change, or give this sweep another name")
     other = find_made(folder.path.parent, document.name, made, config.base)

@@ -35,11 +35,11 @@ class Curve:
 class Search:
     """One replayed search: its trials, the work so far, and how the regret fell.
 
-    Work is counted in steps of one trial; an evaluation on all of dev counts as `evaluation` steps. At all rungs but the
-    last trials are evaluated on the share `dev_sample` of dev: where all curves have losses over a sample there, these
-    are compared; else those over all of dev, as if they had the same order. The best trial is the one with the lowest
-    loss of those that have come furthest; regret is how far its loss at the end of the schedule lies above the lowest
-    there is.
+    Work is counted in steps of one trial; an evaluation on all of dev counts as `evaluation` steps. At all rungs but
+    the last trials are evaluated on the share `dev_sample` of dev: where all curves have losses over a sample there,
+    these are compared; else those over all of dev, as if they had the same order. The best trial is the one with the
+    lowest loss of those that have come furthest; regret is how far its loss at the end of the schedule lies above the
+    lowest there is.
     """
 
     curves: Sequence[Curve]

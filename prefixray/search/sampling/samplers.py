@@ -10,6 +10,7 @@
 
 import warnings
 from collections.abc import Sequence
+from copy import copy
 from typing import assert_never
 
 from optuna.exceptions import ExperimentalWarning
@@ -51,12 +52,20 @@ def _of_optuna(name: SamplerName, seed: int, num_startup: int, evidence: Sequenc
                 return GPSampler(n_startup_trials=num_startup, seed=seed)
             case "cmaes":
                 # CMA-ES starts where the best of other trials lie, and learns from its own study's alone.
-                done = [trial for trial in evidence if trial.state is TrialState.COMPLETE]
+                done = [_without_single(trial) for trial in evidence if trial.state is TrialState.COMPLETE]
                 return CmaEsSampler(n_startup_trials=num_startup, seed=seed, source_trials=done or None)
             case "random" | "grid":
                 return RandomSampler(seed=seed)
             case _:
                 assert_never(name)
+
+
+def _without_single(trial: FrozenTrial) -> FrozenTrial:
+    """A trial without the parameters that have one value, as which CMA-ES sees those of its own study."""
+    seen = copy(trial)
+    seen.distributions = {name: found for name, found in trial.distributions.items() if not found.single()}
+    seen.params = {name: value for name, value in trial.params.items() if name in seen.distributions}
+    return seen
 
 
 def class_name(name: SamplerName) -> str:

@@ -109,7 +109,7 @@ def test_a_document_that_changes_is_studied_again_unless_trials_have_trained_on_
     run(*first)
     assert made == ["manual", "manual"]
     before = study_record(first[1].documents / "manual")
-    first[1].journal.touch()
+    first[1].journal.write_text("{}\n")
     Path("manual.md").write_text("A third one.\n")
     with pytest.raises(UserError, match="was made from another document, base or settings, and this sweep has trials"):
         run(*first)
@@ -227,7 +227,7 @@ def test_the_documents_of_a_search_stay_once_trials_have_trained_on_them(
     folder.path.mkdir(parents=True)
     make.keep_searched(two, folder)
     Path("manual.md/mill.txt").rename("manual.md/zizzi.txt")
-    folder.journal.touch()
+    folder.journal.write_text("{}\n")
     make.keep_searched(two, folder)
     Path("manual.md/another.txt").write_text("A new one.\n")
     said = "trials have trained on aromi, eagle, and now another, aromi would be the first; undo the change"
@@ -243,7 +243,7 @@ def test_a_document_that_comes_to_fewer_than_four_is_none_of_the_search(
     config, folder, _ = sweep("first", base_folders["llama"], worker_setup)
     folder.path.mkdir(parents=True)
     assert make.keep_searched(config, folder).search.num_searched(2) == 2
-    folder.journal.touch()
+    folder.journal.write_text("{}\n")
     Path("manual.md/zizzi.txt").write_text("Zizzi serves French food.\n")
     later = make.keep_searched(config, folder)
     assert later.search.num_searched(3) == 2 and json.loads(folder.searched_documents.read_text()) == ["aromi", "eagle"]

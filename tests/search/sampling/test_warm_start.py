@@ -238,14 +238,15 @@ def test_evidence_teaches_the_sampler_and_counts_as_no_trial_of_this_sweep_also_
 def test_other_samplers_learn_from_evidence_too(tmp_path: Path, sampler: str) -> None:
     """The other sweep's best trials lie near a rate of 1e-3 and a dropout of 0.1, in a corner of the space."""
     space = "learning_rate: {log_uniform: [1e-4, 1e-1]}\n    prefix_dropout: {uniform: [0.0, 0.9]}\n"
-    text = VALID.split("  prefix:")[0] + "  prefix:\n    preseqlen: 5\n    mid_dim: null\n    init_token: null\n    "
+    text = VALID.split("  prefix:")[0] + "  prefix:\n    preseqlen: {choice: [5]}\n    mid_dim: null\n    "
+    text += "init_token: null\n    "
     text += space + "  finetune:" + VALID.split("  finetune:")[1]
     text = text.replace("rungs: [10, 20]", f"rungs: [10, 20], sampler: {sampler}")
     trials = []
     for number in range(16):
         rate, dropout = 10 ** (-4 + number % 4), (number // 4) / 4
         loss = 1 + (math.log10(rate) + 3) ** 2 + (3 * (dropout - 0.1)) ** 2
-        trials.append(_trial(number, loss, learning_rate=rate, prefix_dropout=dropout))
+        trials.append(_trial(number, loss, preseqlen=5, learning_rate=rate, prefix_dropout=dropout))
     write_sweep(text.replace("name: small", "name: other"), trials)
     config = load(text.replace("rungs: [10, 20]", "rungs: [10, 20], warm_start: runs/other"), "search.num_trials=4")
     storage, known = open_storage(tmp_path / "study.journal"), read_warm_start(config)["prefix"]
