@@ -20,23 +20,26 @@ from prefixray.config.trials import PrefixTrial
 from prefixray.errors import UserError
 
 CACHE_FILE = "cache.safetensors"
+_ALWAYS = ("num_beams", "max_new_tokens", "length_penalty")  # settings of the beam search that the lines name
+_SET = ("min_new_tokens", "early_stopping")  # and those that they name where they are set
+_LACKING = ("length_with_prompt", "ban_line_breaks", "no_repeat_ngram_size")  # stock's last one counts the prompt too
 
 _LOADER = """\
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig
 tokenizer = AutoTokenizer.from_pretrained({base})
 model = AutoModelForCausalLM.from_pretrained({base}, dtype={dtype!r})
+model.generation_config = GenerationConfig({settings})
 saved = {{name: part.to(model.dtype).expand(-1, {num_beams}, -1, -1, -1) for name, part in load_file({file!r}).items()}}
 text = {source!r}
 ids = tokenizer({form[0]!r} + text + {form[1]!r}, add_special_tokens=False).input_ids
 ids = torch.tensor([[*{before}, *ids, *{after}]])
 output = model.generate(
     ids, attention_mask=torch.ones(1, {positions} + ids.shape[1], dtype=torch.long),
-    past_key_values=DynamicCache(list(zip(saved["keys"], saved["values"]))),
-    num_beams={num_beams}, max_new_tokens={max_new_tokens}, eos_token_id={eos_id}, pad_token_id={pad_id})
-print(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
-"""
+    past_key_values=DynamicCache(list(zip(saved["keys"], saved["values"]))))
+print(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip().partition("\\n")[0])
+{remarks}"""
 
 _README = """\
 # {title}
@@ -108,11 +111,23 @@ def _facts(artifact: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     """What the lines name besides the base and the number of positions."""
     template, origin = record["template"], find_origin(artifact)
     decoding = DecodingSettings.model_validate(record["decoding"] or {})
+    settings = {key: value for key, value in decoding if key in _ALWAYS or (key in _SET and value)}
+    settings |= {"eos_token_id": template["eos_id"], "pad_token_id": template["pad_id"]}
     examples = origin.results["examples"] if origin else []
     return {
         "dtype": "float32" if record["precision"] == "fp32" else "bfloat16",
         "source": examples[0]["source"] if examples else "...",
         "num_beams": decoding.num_beams,
-        "max_new_tokens": decoding.max_new_tokens,
-        **{key: template[key] for key in ("form", "before", "after", "eos_id", "pad_id")},
+        "settings": ", ".join(f"{key}={value!r}" for key, value in settings.items()),
+        "remarks": "".join(f"# Texts may differ from prefixray's: {line}\n" for line in _remarks(record, decoding)),
+        **{key: template[key] for key in ("form", "before", "after")},
     }
+
+
+def _remarks(record: Mapping[str, Any], decoding: DecodingSettings) -> list[str]:
+    """What stock transformers does otherwise than prefixray."""
+    lacking = [key for key in _LACKING if getattr(decoding, key)]
+    lines = [f"it decodes with {' and '.join(lacking)}, which stock generate has not."] if lacking else []
+    if record["precision"] == "4bit":
+        lines.append("the prefix was trained on the base in 4 bits, and here the base is in bf16.")
+    return lines

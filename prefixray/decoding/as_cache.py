@@ -19,6 +19,8 @@ def inputs_of_generate(
 ) -> dict[str, Any]:
     """The arguments of transformers' `generate` for these sources behind the prefix.
 
+    What they leave out is as the model's own `generation_config` has it.
+
     Raises `UserError` where the insert is not keys and values in front of a decoder-only model's rows alone.
     """
     if template.is_encoder_decoder:

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,14 +24,14 @@ NETWORK = PrefixTrial(preseqlen=5, mid_dim=8, init_token="restaurant")
 INFIX = PrefixTrial(preseqlen=3, mid_dim=None, init_token="pub", format_mode="infix")
 
 
-def _save(folder: Path, base: Base, trial: AnyTrial, num_beams: int = 1) -> None:
+def _save(folder: Path, base: Base, trial: AnyTrial, num_beams: int = 1, **settings: object) -> None:
     """An artifact of this method, moved from its start."""
     method = build_method(trial, base, Binder.of(base.model).record, init_seed=1, dropout_seed=1)
     with torch.no_grad():
         for parameter in method.parameters():
             parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     task, config = TaskConfig(name="e2e"), TrialConfig(arm="tested", learning_rate=1e-3, num_steps=3, method=trial)
-    decoding = {"num_beams": num_beams, "max_new_tokens": 8}
+    decoding = {"num_beams": num_beams, "max_new_tokens": 8, **settings}
     template = make_template(base, task).record()
     save_artifact(
         folder, method.artifact(), artifact_meta(base, config, task=task, template=template, decoding=decoding)
@@ -68,6 +70,31 @@ def test_the_printed_lines_and_those_of_the_readme_generate_what_prefixray_does(
     monkeypatch.chdir(out)
     readme = Path("README.md").read_text(encoding="utf-8")
     assert _printed_by(readme.partition("```python\n")[2].partition("```")[0]) == expected
+
+
+@pytest.mark.parametrize("settings", [{}, {"length_penalty": 3.0, "min_new_tokens": 3, "early_stopping": True}])
+def test_the_lines_have_the_sweeps_settings_and_none_of_the_bases_own(
+    tiny_llama: Base, tmp_path: Path, settings: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, artifact = tmp_path / "base", tmp_path / "artifact"
+    shutil.copytree(tiny_llama.name, folder)
+    own = {"do_sample": True, "temperature": 9.0, "repetition_penalty": 50.0, "min_new_tokens": 8}
+    (folder / "generation_config.json").write_text(json.dumps(own))
+    base = open_base(str(folder))
+    _save(artifact, base.base, NETWORK, 3, **settings)
+    assert main([str(artifact), "--format", "cache", "--out", str(tmp_path / "cache")]) == 0
+    (expected,) = base.bind(artifact).generate(["..."])
+    lines = capsys.readouterr().out.partition("\n\n")[2]
+    assert _printed_by(lines) == expected and "may differ" not in lines
+
+
+def test_the_lines_say_what_stock_generate_lacks(
+    tiny_llama: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _save(tmp_path / "artifact", tiny_llama, NETWORK, length_with_prompt=True, ban_line_breaks=True)
+    assert main([str(tmp_path / "artifact"), "--format", "cache", "--out", str(tmp_path / "cache")]) == 0
+    told = "# Texts may differ from prefixray's: it decodes with length_with_prompt and ban_line_breaks, which stock"
+    assert told in capsys.readouterr().out and told in (tmp_path / "cache" / "README.md").read_text()
 
 
 def test_what_is_no_prefix_in_front_of_rows_is_refused(
