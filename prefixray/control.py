@@ -2,7 +2,7 @@
 
 prefixray control quickstart stop prefix/3                   # for good, whether it runs, pauses or waits
 prefixray control quickstart resume prefix/3                 # a trial that pauses at a rung
-prefixray control quickstart add --set preseqlen=20 mid_dim=null init_token=restaurant learning_rate=3e-3
+prefixray control quickstart add --set preseqlen=20 mid_dim=null init_token=restaurant learning_rate=3e-2
 prefixray control quickstart extend --trials 20              # 20 more, in every arm that is searched
 prefixray control quickstart extend --trials 20 --arm prefix
 prefixray control quickstart finish                          # stop the searches' trials, start the final stage

@@ -20,7 +20,9 @@ import typer
 from typer.core import TyperCommand
 
 from prefixray import cli
+from prefixray.config.arms import read_configuration
 from prefixray.config.load import load_sweep
+from prefixray.system.yaml_document import inline_document
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -234,6 +236,14 @@ def _check_foreign(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "argv", words[1:])
         monkeypatch.syspath_prepend(str(Path(words[1]).parent))
         _parse_script(words[1], monkeypatch)
+
+
+def test_the_configuration_that_the_manual_adds_is_one_of_the_quickstart() -> None:
+    shown = re.findall(r"(?:control quickstart |`)add --set ((?:\w+=[\w.-]+ ?)+)", README)
+    arm = load_sweep(ROOT / "sweeps" / "quickstart.yaml").arm("prefix")
+    assert len(shown) == 2
+    for values in shown:
+        assert read_configuration(inline_document("arms.prefix", values.split()), arm)["preseqlen"] == 20
 
 
 @pytest.mark.parametrize("place", sorted({*RUN_BY.values()}))
