@@ -72,6 +72,7 @@ def test_a_file_becomes_a_sweep_file_that_is_valid_and_planned(
     assert (small.name, small.train.num_steps, small.search.num_trials) == (f"{made.stem}-small", 20, 2)
     assert {key: value for key, value in config.task.columns.model_dump().items() if key in columns} == dict(columns)
     assert config.final.metric == metric and config.task.split is not None
+    assert "\narms:   # learning rates measured on a base 576 wide; for another one, widen them\n" in made.read_text()
     assert jsonschema.Draft202012Validator(sweep_schema()).is_valid(read_document(made).values)
     assert made.read_text().startswith("# yaml-language-server: $schema=sweep.schema.json\n")
     assert "warning: " not in shown and "sources of test tell large differences alone" in shown

@@ -42,7 +42,7 @@ name: {_flow(choices.name)}   # results in runs/{choices.name}
 base: {_flow(choices.base)}   # or a hub id, a folder, a GGUF file
 task:   # paths are relative to where the command runs
 {task}train: {{batch_size: 8, num_steps: 100, warmup_steps: 10}}   # more steps for more than a first look
-arms:
+arms:   # learning rates measured on a base 576 wide; for another one, widen them
   prefix:
     preseqlen: {{choice: [5, 10, 20]}}   # prefix positions
     mid_dim: {{choice: [null, 512]}}     # null: flat; else through a network of this width, as in the paper
