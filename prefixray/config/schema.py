@@ -116,11 +116,13 @@ class SearchConfig(Strict):
     """Trials of an arm at once; null: a quarter of num_trials, at least 8 and at most the slots (more would blind the
     sampler)."""
     policy: PolicyName = "auto"
-    """What becomes of the worse trials at a rung. stop: they end there. promote: they pause there, and go on once they
-    are among the best of their kind (flat, or through a network), at the last rung of all. settle: as promote, but no
-    higher than the rung that orders its trials as the rung below does; then the best one goes on alone. freeze_thaw:
-    they pause where their curves promise less than a new trial, and go on once they promise more; keep does not count.
-    Fine-tuning is stopped in any case. auto: promote, which was chosen on recorded curves."""
+    """What becomes of the worse trials at a rung. stop: they end there. promote: they pause there; a paused trial goes
+    on once it is among the best `keep` of its rung. At the last rung all trials are ranked together, at the others each
+    kind by itself (a kind: the method, and of a prefix whether it is flat, its prefix_mode and its format_mode).
+    settle: as promote, but no higher than the rung that orders its trials as the rung below does; then the best one
+    goes on alone. freeze_thaw: they pause where their curves promise less than a new trial, and go on once they promise
+    more; keep does not count. Fine-tuning is stopped in any case. auto: promote, which was chosen on recorded
+    curves."""
     rungs: Literal["auto"] | tuple[PositiveInt, ...] = "auto"
     """Steps at which the worse trials are stopped, or pause; none before the end of a warm-up. auto: at 0.1, 0.2 and
     0.4 of the shortest schedule of the arms that are searched. []: every trial comes to its end."""
