@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from prefixray.artifacts.record import check_new
-from prefixray.data.catalog import CATALOG, TaskName, default_task
+from prefixray.config.scales import papers_form
+from prefixray.data.catalog import TaskName, default_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.system.command_line import Entry
 from prefixray.system.exit_codes import leave
@@ -42,8 +43,7 @@ def convert(
 
     loaded = load_base(base)
     name = task or default_task(is_encoder_decoder=loaded.shape.is_encoder_decoder)
-    form = dict.fromkeys(CATALOG[name].form_keys, True)  # of the original's files
-    config = TaskConfig.model_validate({"name": name, "path": task_path or None, **form})
+    config = TaskConfig.model_validate({"name": name, "path": task_path or None, **papers_form(name)})
     tensors, record = convert_checkpoint(checkpoint, loaded, config)
     save_artifact(out, tensors, record)
     method = record["config"]["method"]

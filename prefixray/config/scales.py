@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from prefixray.config.schema import SweepConfig
 from prefixray.data.catalog import CATALOG, SUMMARIZATION
+from prefixray.data.task_config import TaskConfig
 from prefixray.system.yaml_document import Document, suggestion
 
 _KEY = "scale"
@@ -44,13 +45,18 @@ def apply_evaluation(document: Document) -> None:
     name = task.get("name") if isinstance(task, dict) else None
     if document.values.get("evaluation") != "paper" or not isinstance(name, str) or name not in CATALOG:
         return
-    keys = [("task", key) for key in CATALOG[name].form_keys]
+    keys = [("task", key) for key in papers_form(name)]
     if CATALOG[name].kind is not SUMMARIZATION:
         keys += [("final", key) for key in PAPERS_DECODING]
     for section, key in keys:
         values = document.values.setdefault(section, {})
         if isinstance(values, dict):
             values.setdefault(key, True)
+
+
+def papers_form(task: str) -> dict[str, bool]:
+    """The keys of a task that give its rows the form that they had in the paper."""
+    return {key: True for key in CATALOG[task].form_keys if TaskConfig.model_fields[key].annotation is bool}
 
 
 def scale_names(document: Document) -> list[str]:

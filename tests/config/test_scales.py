@@ -88,6 +88,9 @@ def test_the_papers_way_of_measuring_sets_the_keys_that_the_file_does_not_name()
     assert values("evaluation=paper", "task.tokenised=false", "final.ban_line_breaks=false") == (False, True, False)
     webnlg = load(VALID, "evaluation=paper", "task={name: webnlg, path: .}")
     assert not webnlg.task.tokenised and webnlg.word_form == "ascii_words" and load().word_form is None
+    Path("manual.md").write_text("The Eagle is a pub.\n")
+    document = load(VALID, "evaluation=paper", "task={name: document, path: manual.md}", "final.metric=test/token_f1")
+    assert document.final.ban_line_breaks and document.task.prompts is None, "no key of a document is the paper's"
     summaries = load(VALID, "evaluation=paper", "task={name: xsum}")
     assert not summaries.final.length_with_prompt and not summaries.final.ban_line_breaks
     assert "must be one of 'own', 'paper'" in scale_problem(VALID, overrides=["evaluation=papers"])
