@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from prefixray.errors import UserError
+from prefixray.system.csv_reader import csv_reader
 from prefixray.system.path_or_hub import expanded, local_path
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
@@ -190,7 +191,7 @@ def _read_csv(lines: Iterable[str], check: CheckColumns) -> NumberedRows:
     """Rows, each with the number of its first line: a quoted field may span lines."""
     header: list[str] = []
     start = 1
-    reader = csv.reader(chain.from_iterable(io.StringIO(line, newline="") for line in lines), strict=True)
+    reader = csv_reader(chain.from_iterable(io.StringIO(line, newline="") for line in lines), strict=True)
     try:
         for values in reader:
             if values and not header:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from prefixray.results.record import ExampleOutputs, Results
 from prefixray.system.atomic_files import write_whole
+from prefixray.system.csv_reader import csv_reader
 
 
 def write_outputs(path: Path, every: Sequence[ExampleOutputs], metric: str) -> None:
@@ -26,14 +27,12 @@ def read_outputs(path: Path, results: Results) -> list[ExampleOutputs]:
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    arms = [arm["arm"] for arm in results["arms"] if rows and arm["arm"] in rows[0]]
-    return [
-        ExampleOutputs(
-            source=row["source"],
-            references=row["references"].split("\n"),
-            outputs={arm: row[arm] for arm in arms},
-            scores={arm: float(score) for arm in arms if (score := row.get(f"{arm}: {results['metric']}"))},
-        )
-        for row in rows
-    ]
+        rows = list(csv_reader(file))
+    found = []
+    for source, references, *cells in rows[1:]:
+        by_name = dict(zip(rows[0][2:], cells, strict=True))  # without the first two: an arm may be called source
+        arms = [arm["arm"] for arm in results["arms"] if arm["arm"] in by_name]
+        scores = {arm: float(score) for arm in arms if (score := by_name.get(f"{arm}: {results['metric']}"))}
+        outputs = {arm: by_name[arm] for arm in arms}
+        found.append(ExampleOutputs(source=source, references=references.split("\n"), outputs=outputs, scores=scores))
+    return found
