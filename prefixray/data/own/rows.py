@@ -18,6 +18,8 @@ from prefixray.system.atomic_files import write_whole
 Rows: TypeAlias = Any
 """Mappings of columns to values, pairs of source and target, a DataFrame, or a split of `datasets`."""
 
+_MISSING = ("NAType", "NaTType")  # the types of `pandas.NA` and `pandas.NaT`
+
 
 def write_rows(split: str, rows: Rows, folder: Path) -> Path:
     """Write rows to `SPLIT-HASH.jsonl` in a folder; the file.
@@ -37,10 +39,10 @@ def write_rows(split: str, rows: Rows, folder: Path) -> Path:
 
 def _each(split: str, rows: Rows) -> Iterator[object]:
     """The rows one by one."""
-    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # pandas
-        yield from rows.to_dict("records")
-    elif hasattr(rows, "to_dicts"):  # polars
+    if hasattr(rows, "to_dicts"):  # polars, which has a `to_dict` of columns, too
         yield from rows.to_dicts()
+    elif hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # pandas
+        yield from rows.to_dict("records")
     elif isinstance(rows, Mapping) or not isinstance(rows, Iterable):
         splits = f" with {', '.join(map(str, rows))}" if isinstance(rows, Mapping) else ""
         one = ": name one split of it" if splits else ""
@@ -63,7 +65,9 @@ def _line(split: str, number: int, row: object) -> str:
 
 
 def _plain(value: object) -> object:
-    """A value as JSON has it: numpy's numbers and arrays as Python's, a missing number of pandas as null."""
+    """A value as JSON has it: numpy's numbers and arrays as Python's, a missing value of pandas as null."""
+    if type(value).__name__ in _MISSING:
+        return None
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, float) and math.isnan(value):

@@ -1,6 +1,7 @@
 """A sweep from Python: files, configurations and mappings, with rows of lists, DataFrames and data sets."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,29 @@ def test_a_configuration_written_as_a_file_is_read_as_the_same(name: str) -> Non
         assert dump(load_sweep("written.yaml")) == dump(config)
 
 
+class FrameOfPolars:
+    """The part of polars' DataFrame that tells it from pandas'."""
+
+    columns = tuple(COLUMNS)
+
+    def to_dict(self, *, as_series: bool = True) -> dict[str, list[str]]:
+        return COLUMNS
+
+    def to_dicts(self) -> list[dict[str, str]]:
+        return [dict(zip(COLUMNS, values, strict=True)) for values in zip(*COLUMNS.values(), strict=True)]
+
+
 @pytest.mark.parametrize(
     "train",
     [
         PAIRS,
         [{"source": source, "target": target, "id": 7} for source, target in PAIRS],
         pandas.DataFrame(COLUMNS),
+        FrameOfPolars(),
         datasets.Dataset.from_dict(COLUMNS),
         iter(PAIRS),
     ],
-    ids=["pairs", "mappings", "DataFrame", "Dataset", "iterator"],
+    ids=["pairs", "mappings", "DataFrame", "polars", "Dataset", "iterator"],
 )
 def test_rows_become_the_tasks_data(train: object) -> None:
     config = given_sweep(SWEEP, rows(train=train))
@@ -91,6 +105,22 @@ def test_missing_values_and_numpys_are_written_as_json_has_them() -> None:
     frame = pandas.DataFrame({"source": ["a", "b"], "target": ["1", "2"], "score": [1.5, None]})
     config = given_sweep(SWEEP, rows(train=frame))
     assert Path(str(config.task.train)).read_text().splitlines()[1] == '{"source": "b", "target": "2", "score": null}'
+
+
+def test_missing_values_of_pandas_own_types_are_null() -> None:
+    values = {
+        "text": pandas.array(["a", None], dtype="string"),
+        "count": pandas.array([1, None], dtype="Int64"),
+        "rate": pandas.array([1.5, None], dtype="Float64"),
+        "is_good": pandas.array([True, None], dtype="boolean"),
+        "day": pandas.to_datetime(["2026-01-31", None]),
+        "all": [["b", 2], [pandas.NA, pandas.NaT]],
+    }
+    frame = pandas.DataFrame({"source": ["a", "b"], "target": ["1", "2"], **values})
+    config = given_sweep(SWEEP, rows(train=frame))
+    first, second = map(json.loads, Path(str(config.task.train)).read_text().splitlines())
+    assert [first[name] for name in values] == ["a", 1, 1.5, True, "2026-01-31 00:00:00", ["b", 2]]
+    assert [second[name] for name in values] == [None, None, None, None, None, [None, None]]
 
 
 def test_other_rows_have_another_name_and_the_same_rows_the_same() -> None:
