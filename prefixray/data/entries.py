@@ -40,7 +40,8 @@ class ColumnsConfig(Strict):
     """In place of source and target: a column with chats, lists of messages with role and content. The last answer is
     the target, the messages before it are the source. null: none."""
     group: str | None = None
-    """A column that says to which group of the test sources a row belongs; each is scored alone too. null: none."""
+    """A column that says to which group of the test sources a row belongs. Each is scored alone too, if there are at
+    most 4. null: none."""
 
 
 class SplitConfig(Strict):

@@ -33,7 +33,7 @@ from prefixray.results.record import (
     SearchTrial,
     SeedResult,
 )
-from prefixray.results.scores import Scores, add_group, as_interval, groups_of
+from prefixray.results.scores import Scores, add_group, as_interval, group_note, groups_of
 from prefixray.results.space_notes import space_notes
 from prefixray.results.statistics import Comparison, Draws, resolution, sd
 from prefixray.system.machine import cpu_fact, num_cpus, total_bytes
@@ -105,7 +105,7 @@ def make_results(
         seed=config.search.seed,
         arms=arms,
         resolution=max((resolution(**difference) for difference in differences if difference), default=0.0),
-        notes=_all_notes(facts, runs, untrained),
+        notes=_all_notes(facts, runs, untrained, sources),
         examples=choose_examples(every, scores.reference, primary),
         search=list(facts.search),
     )
@@ -133,7 +133,10 @@ def _draws(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> Draws
 
 
 def _all_notes(
-    facts: Facts, runs: Mapping[str, Sequence[FinalRun]], untrained: Mapping[str, Sequence[Part]]
+    facts: Facts,
+    runs: Mapping[str, Sequence[FinalRun]],
+    untrained: Mapping[str, Sequence[Part]],
+    sources: Sequence[Sourced],
 ) -> list[str]:
     """What a reader of the table has to know besides."""
     left_out = [
@@ -141,7 +144,8 @@ def _all_notes(
         for arm, problem in facts.left_out.items()
     ]
     notes = [*facts.leaks, *facts.endings, *left_out, *_notes(facts.config, runs)]
-    return [*notes, *_cut_note(untrained), *_space_notes(facts, runs)]
+    groups = [] if facts.config.task.columns.group is None else group_note(sources)
+    return [*notes, *groups, *_cut_note(untrained), *_space_notes(facts, runs)]
 
 
 def _notes(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> list[str]:

@@ -83,6 +83,13 @@ def groups_of(sources: Sequence[Sourced]) -> dict[str, list[int]]:
     return dict(sorted(rows.items())) if 1 < len(rows) <= MOST_GROUPS else {}
 
 
+def group_note(sources: Sequence[Sourced]) -> list[str]:
+    """A note where the groups of sources are too many for a table; documents are no groups here."""
+    groups = {sourced.group for sourced in sources if sourced.group not in (None, sourced.document)}
+    note = f"task.columns.group: {len(groups)} groups of test sources, more than {MOST_GROUPS}: none is scored alone"
+    return [note] if len(groups) > MOST_GROUPS else []
+
+
 def add_group(name: str, rows: Sequence[int], arms: Sequence[ArmResult], scores: Scores) -> None:
     """Score a group alone and write that into the arms; NIST's and CIDEr's weights stay those of all references."""
     for metric in scores.metrics:

@@ -120,6 +120,20 @@ def test_sources_of_one_group_or_of_very_many_have_no_table_of_their_own(tmp_pat
     assert all("groups" not in arm for arm in results(tmp_path, ["sport"] * 4)["arms"])
 
 
+def test_a_note_says_that_a_users_groups_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = "train: x.yaml, dev: x.yaml, test: x.yaml"
+    own = SWEEP.replace("{name: e2e}", f"{{name: custom, {files}, columns: {{group: topic}}}}")
+    topics = ["sport", "news", "sport", "arts"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("prefixray.results.scores.MOST_GROUPS", 2)
+    note = "task.columns.group: 3 groups of test sources, more than 2: none is scored alone"
+    made = results(tmp_path, topics, own)
+    assert note in made["notes"] and all("groups" not in arm for arm in made["arms"])
+    assert note not in results(tmp_path, topics)["notes"], "a published set's groups are not the user's"
+    monkeypatch.setattr("prefixray.results.scores.MOST_GROUPS", 3)
+    assert not any("task.columns.group" in line for line in results(tmp_path, topics, own)["notes"])
+
+
 def test_an_arm_that_sees_the_document_is_no_rival_and_the_others_distances_to_it_are_known(tmp_path: Path) -> None:
     for place, text in {
         "in_context": {"kv": {"numbers": 4000, "bytes": 8000}, "text": {"num_tokens": 2000, "num_seen": 1500}},

@@ -10,7 +10,7 @@ from prefixray.data.documents.exchanges import TEACHERS, read_exchanges
 from prefixray.data.documents.made import is_of_another_text
 from prefixray.data.documents.read import Document, read_documents
 from prefixray.data.entries import DataConfig, Entry, Splits, read_file
-from prefixray.data.own.custom import own_form
+from prefixray.data.own.custom import check_groups, own_form
 from prefixray.data.row_files import SPLITS, for_each_split
 from prefixray.errors import UserError
 from prefixray.system.path_or_hub import expanded
@@ -42,8 +42,10 @@ def own_questions(config: DataConfig, documents: Sequence[Document]) -> list[Ent
     """
     assert config.test is not None, "asked for where there is a file"
     names, file = [document.name for document in documents], expanded(config.test)
-    entries = read_file("task.test", file, own_form(config))
+    form = own_form(config)
+    entries = read_file("task.test", file, form)
     if len(names) == 1:
+        check_groups(form)
         return [replace(entry, document=names[0]) for entry in entries]
     column = config.columns.group
     if column is None:

@@ -7,7 +7,7 @@ role `system` as they are, every other message behind its role, `user: ...`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prefixray.data.entries import Entry, Form, is_empty
 from prefixray.data.row_files import Row, kind_of
@@ -30,8 +30,10 @@ class ChatForm(Form):
         read = source_and_target(row[self.chat])
         if isinstance(read, str):
             return None if self.leaves_out_empty else [f'"{self.chat}" {read}']
-        others = {name: value for name, value in row.items() if name != self.chat}
-        return super().entry({**others, self.sources[0]: read[0], self.targets[0]: read[1]})
+        entry = super().entry({self.sources[0]: read[0], self.targets[0]: read[1]})
+        if isinstance(entry, Entry) and self.group is not None:
+            return replace(entry, group=self.group(row))
+        return entry
 
 
 def source_and_target(messages: object) -> tuple[str, str] | str:

@@ -1,6 +1,5 @@
 """A user's own data: JSONL, CSV or Parquet files, a folder, or a hub data set, whose columns the sweep file names."""
 
-from collections.abc import Callable
 from functools import partial
 from itertools import islice
 
@@ -33,7 +32,9 @@ def load_own_data(config: DataConfig) -> Splits:
             return read_file(f"task.{split}", expanded(name), form)
 
         parts = for_each_split(read, [split for split in SPLITS if files[split] is not None or split not in optional])
-    return Splits(**parts) if config.split is None else completed(parts, config.split)
+    splits = Splits(**parts) if config.split is None else completed(parts, config.split)
+    check_groups(form)
+    return splits
 
 
 def check_columns(config: DataConfig) -> None:
@@ -63,10 +64,26 @@ def own_form(config: DataConfig) -> Form:
     """Which columns are read, and how."""
     columns = config.columns
     make = Form if columns.messages is None else partial(ChatForm, chat=columns.messages)
-    hint, group = " (set task.columns.{})", _group_of(columns.group)
+    hint, group = " (set task.columns.{})", None if columns.group is None else _Groups(columns.group)
     return make((columns.source,), (columns.target,), hint=hint, group=group, takes_numbers=True)
 
 
-def _group_of(column: str | None) -> Callable[[Row], str | None] | None:
+def check_groups(form: Form) -> None:
+    """Raise `UserError` where the task names a column of groups that no row has had which this form has read."""
+    if isinstance(form.group, _Groups) and form.group.column not in form.group.columns:
+        columns = ", ".join(form.group.columns)
+        raise UserError(f'task.columns.group: no row has a "{form.group.column}" column; columns are {columns}')
+
+
+class _Groups:
     """How a row names its group: as text in a column, which some rows may lack."""
-    return None if column is None else lambda row: None if row.get(column) is None else str(row[column])
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+        self.columns: dict[str, None] = {}
+        """All columns of the rows so far."""
+
+    def __call__(self, row: Row) -> str | None:
+        self.columns |= dict.fromkeys(row)
+        value = row.get(self.column)
+        return None if value is None else str(value)

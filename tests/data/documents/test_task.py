@@ -71,3 +71,16 @@ def test_a_users_own_questions_say_which_document_they_are_about(tmp_path: Path)
     columns = config.columns.model_copy(update={"group": "about"})
     (sourced,) = load_task(config.model_copy(update={**own, "columns": columns})).test_sources
     assert (sourced.document, sourced.source) == ("mill", "Where?")
+
+
+def test_a_column_of_groups_that_no_question_has_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text('{"source": "Where?", "target": "Here.", "topic": "place"}\n')
+    config = folder_of(tmp_path, mill="About a mill.").model_copy(update={"test": str(tmp_path / "own.jsonl")})
+
+    def grouped_by(column: str) -> Task:
+        columns = config.columns.model_copy(update={"group": column})
+        return load_task(config.model_copy(update={"columns": columns}))
+
+    assert grouped_by("topic").test_sources[0].group == "place"
+    with pytest.raises(UserError, match='no row has a "topik" column; columns are source, target, topic'):
+        grouped_by("topik")

@@ -64,3 +64,16 @@ def test_a_file_of_chats_is_read_and_a_bad_one_is_named_with_its_line(tmp_path: 
         "it ends with 'user'",
         'train.jsonl:6: no "messages" column; columns are chat (set task.columns.messages)',
     ]
+
+
+def test_a_column_of_groups_may_be_called_like_the_columns_of_pairs(tmp_path: Path) -> None:
+    rows = [{"source": "web", "target": "old", "messages": chat(f"user: q{n}", f"assistant: a{n}")} for n in range(4)]
+    file = write(tmp_path / "chats.jsonl", jsonl(rows))
+    for column, group in {"source": "web", "target": "old"}.items():
+        columns = ColumnsConfig(messages="messages", group=column)
+        task = load_task(TaskConfig(name="custom", train=file, dev=file, test=file, columns=columns))
+        assert task.train[0] == Example("q0", "a0")
+        assert {sourced.group for sourced in task.test_sources} == {group}
+    with pytest.raises(UserError, match='no row has a "topic" column; columns are source, target, messages'):
+        columns = ColumnsConfig(messages="messages", group="topic")
+        load_task(TaskConfig(name="custom", train=file, dev=file, test=file, columns=columns))

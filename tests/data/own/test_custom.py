@@ -226,3 +226,5 @@ def test_own_data_may_name_the_group_of_a_source(tmp_path: Path) -> None:
     grouped = load_task(TaskConfig.model_validate({**files, "columns": {"group": "topic"}}))
     assert [sourced.group for sourced in grouped.test_sources] == ["old", None, None]
     assert {sourced.group for sourced in load_task(TaskConfig.model_validate(files)).test_sources} == {None}
+    with pytest.raises(UserError, match=r'group: no row has a "topik" column; columns are source, target, topic$'):
+        load_task(TaskConfig.model_validate({**files, "columns": {"group": "topik"}}))
