@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from support.example_results import finished_sweep, older_sweep
+from support.example_results import example, finished_sweep, older_sweep
 
+from prefixray.reporting.sections.outputs import outputs_section
 from prefixray.reporting.sections.search import rank_correlation
 from prefixray.reporting.sections.section import Section
 from prefixray.reporting.sections.whole import sections
+from prefixray.results.outputs import write_outputs
 from prefixray.results.record import Results
 from prefixray.results.timeline.keeper import FILE, Timekeeper
 from prefixray.results.timeline.read import KINDS
@@ -35,6 +37,20 @@ def test_flat_and_random_are_called_so_and_come_first(results: Results) -> None:
     assert longer.numbers.rows[0] == ["5", "finished", "1.600", "2"]
     assert "has preseqlen 5 (dev loss 1.600)" in longer.caption and "6 of 12 trials finished" in longer.caption
     assert "too few" in longer.caption
+
+
+@pytest.mark.parametrize("with_extremes", [True, False], ids=["two tuned arms", "one tuned arm"])
+def test_a_page_without_all_outputs_says_so(
+    results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_extremes: bool
+) -> None:
+    if not with_extremes:
+        for one in results["examples"]:
+            one.pop("arm", None)
+    write_outputs(tmp_path / "outputs.csv", [example(number) for number in range(40)], "bleu")
+    assert outputs_section(results, tmp_path).text == []
+    monkeypatch.setattr("prefixray.reporting.sections.outputs._MOST_CHARACTERS", 1000)
+    (line,) = outputs_section(results, tmp_path).text
+    assert line.endswith("sources on which arms differ most; outputs.csv has all 40.")
 
 
 def test_rungs_are_correlated_with_the_end_over_finished_trials_only(results: Results) -> None:

@@ -19,9 +19,8 @@ def outputs_section(results: Results, folder: Path) -> Section:
     chosen = [example for example in results["examples"] if "arm" in example]
     if not chosen:
         first = [_example(example, results) for example in results["examples"][:NUM_SHOWN]]
-        return Section(
-            "outputs", heading, about_examples=["The first sources of the split."], examples=first, browser=browser
-        )
+        about = ["The first sources of the split."]
+        return Section("outputs", heading, text=left_out, about_examples=about, examples=first, browser=browser)
     sign = 1 if higher_is_better(metric) else -1
     ordered = sorted(chosen, key=lambda example: sign * _distance(example, reference))
     behind = [example for example in ordered if sign * _distance(example, reference) < 0]
