@@ -15,9 +15,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from prefixray.artifacts.record import is_on_hub, trial_method
 from prefixray.data.catalog import CATALOG
 from prefixray.methods.catalog import facts_of
-from prefixray.metrics import label
+from prefixray.metrics import decimals, label
 from prefixray.results.citation import bibtex
 from prefixray.results.record import ArmResult, Results, SeedResult
+from prefixray.results.statistics import p_text
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def model_card(facts: Facts) -> ModelCard:
         ),
         "label": label,
         "number": _number,
+        "p_of": _p,
         "shown": _shown,
         "repr": repr,
     }
@@ -137,8 +139,14 @@ def _title(record: Mapping[str, Any]) -> str:
     return f"{base} {record['method']} {record['task']['name']}"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _number(metric: str, value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.{decimals(metric)}f}"
+
+
+def _p(p: float) -> str:
+    """`p = 0.047`, or `p < 0.001`."""
+    text = p_text(p)
+    return f"p < {text[1:]}" if text.startswith("<") else f"p = {text}"
 
 
 def _shown(value: object) -> str:

@@ -19,6 +19,7 @@ from prefixray.reporting.in_context import kv_column
 from prefixray.reporting.verdict import is_significant, notes, num_seeds
 from prefixray.results.examples import NUM_EXAMPLES
 from prefixray.results.record import IN_CONTEXT, ArmResult, ExampleOutputs, Interval, Results, SearchTrial, tuned_arms
+from prefixray.results.statistics import p_text
 
 _PLAIN_COLUMNS: Sequence[Literal["p", "p_holm", "trained_parameters", "stored_parameters", "num_trials", "minutes"]] = (
     "p",
@@ -147,11 +148,6 @@ def interval_texts(intervals: Sequence[tuple[Interval | None, int]], digits: int
     width = max((len(text) for row in texts for text in row), default=0)
     padded = [[text.rjust(width) for text in row] for row in texts]
     return [f"{row[0]} [{row[1]}, {row[2]}]" if row else "-" for row in padded]
-
-
-def p_text(p: float) -> str:
-    """A p value with three digits."""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def state_text(trial: SearchTrial) -> str:

@@ -121,6 +121,11 @@ def sd(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
+def p_text(p: float) -> str:
+    """A p value with three digits."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def _check(arms: Mapping[str, Sequence[Scored]], reference: str) -> None:
     assert reference in arms, f"no arm is called {reference}; arms are {', '.join(arms)}"
     assert all(arms.values()), "an arm has no seed"

@@ -25,6 +25,7 @@ from prefixray.decoding.tuned_model import Tuned, open_base
 from prefixray.errors import UserError
 from prefixray.export import main
 from prefixray.methods import build_method
+from prefixray.metrics import label
 from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
 
@@ -104,7 +105,7 @@ def test_the_card_carries_scores_with_intervals_configuration_and_use(tiny_gpt2:
     assert (bleu.metric_type, bleu.metric_value, bleu.dataset_type, bleu.dataset_split) == ("bleu", 58.5, "e2e", "test")
     assert bleu.metric_args == {"interval": [54.25, 63.0], "confidence": 0.95, "seeds": 2, "sources": 40}
     text = card.text
-    assert "| BLEU | 58.00 | 58.50 | 54.25 to 63.00 |" in text
+    assert "| BLEU | 58.0 | 58.5 | 54.2 to 63.0 |" in text and "| NIST | 6.00 | 6.00 | 1.75 to 10.50 |" in text
     assert "| test | this run (seed 1) | mean of 2 seeds | 95 % interval |" in text
     assert "40 of 630 test sources; num_beams 2." in text
     assert "Against the arm finetune: -5.4 BLEU [-9.5, -0.6], p = 0.047 after Holm." in text
@@ -118,6 +119,24 @@ def test_the_card_carries_scores_with_intervals_configuration_and_use(tiny_gpt2:
     assert "version   = {VERSION}" not in text and "version   = {0.1.0}" in text
     for code in text.split("```python\n")[1:]:
         compile(code.partition("```")[0], "card", "exec")
+
+
+def test_a_card_rounds_as_tables_do(tiny_gpt2: Base, tmp_path: Path) -> None:
+    _sweep(tmp_path / "sweep", tiny_gpt2, PREFIX)
+    results = json.loads((tmp_path / "sweep" / "results.json").read_text())
+    arm = results["arms"][0]
+    results["metric"], results["metrics"] = "divergence", ["divergence"]
+    results["signatures"] = {"divergence": "nats"}
+    arm["scores"] = {"divergence": {"value": 0.15149, "low": 0.12, "high": 0.1806}}
+    arm |= {"difference": {"value": -0.0213, "low": -0.04, "high": 0.0021}, "p_holm": 0.0001}
+    for seed in arm["seeds"]:
+        seed["scores"] = {"divergence": 0.1498}
+    (tmp_path / "sweep" / "results.json").write_text(json.dumps(results))
+    assert main([str(tmp_path / "sweep"), "--format", "hub", "--out", str(tmp_path / "out")]) == 0
+    text = ModelCard.load(tmp_path / "out" / "README.md").text
+    name = label("divergence")
+    assert f"| {name} | 0.150 | 0.151 | 0.120 to 0.181 |" in text
+    assert f"Against the arm finetune: -0.021 {name} [-0.040, +0.002], p < 0.001 after Holm." in text
 
 
 def test_of_several_documents_a_card_has_the_scores_on_the_one_that_the_artifact_is_about(
@@ -135,7 +154,7 @@ def test_of_several_documents_a_card_has_the_scores_on_the_one_that_the_artifact
     assert [(one.metric_type, one.metric_value) for one in card.data.eval_results] == [("bleu", 41.5), ("nist", 4.0)]
     assert all(one.metric_args == {"seed": 1} for one in card.data.eval_results)
     table = card.text.partition("## Scores\n\n")[2].partition("\n\n## Use")[0]
-    assert table.startswith("| test, questions about page | this run (seed 1) |\n|---|---|\n| BLEU | 41.50 |\n")
+    assert table.startswith("| test, questions about page | this run (seed 1) |\n|---|---|\n| BLEU | 41.5 |\n")
     assert "58.5" not in table and "sources" not in table and "Decoding: num_beams 2." in table
     assert "Metrics: BLEU: case:lc" in table
 

@@ -6,8 +6,9 @@ from prefixray.data.catalog import task_title
 from prefixray.metrics import decimals, label
 from prefixray.reporting.grid import Grid
 from prefixray.reporting.several.side_by_side import OneOf, arm_names, mean_ranks, num_comparisons
-from prefixray.reporting.tables import csv_rows, interval_texts, p_text
+from prefixray.reporting.tables import csv_rows, interval_texts
 from prefixray.reporting.verdict import is_significant, num_seeds
+from prefixray.results.statistics import p_text
 
 
 def score_grid(sweeps: Sequence[OneOf]) -> Grid:
