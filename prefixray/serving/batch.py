@@ -31,7 +31,6 @@ class End:
     """How an answer ended, and what it took."""
 
     reason: Reason
-    num_prompt: int  # tokens
     num_new: int  # tokens, the end token included
 
 
@@ -69,7 +68,7 @@ class Request:
     def end(self) -> End:
         """How the answer ended."""
         assert self.answer.reason is not None, "the answer is whole"
-        return End(self.answer.reason, self.num_prompt, len(self.answer.ids))
+        return End(self.answer.reason, len(self.answer.ids))
 
 
 class Batch:

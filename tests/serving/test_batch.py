@@ -89,7 +89,7 @@ def test_requests_that_join_and_leave_at_odd_times_get_what_each_gets_alone(
             assert request in given_up and expected[request].startswith(text)
         else:
             assert text == expected[request]
-            assert end.num_prompt == len(request.model.of_source(asked[requests.index(request)][1]))
+            assert request.num_prompt == len(request.model.of_source(asked[requests.index(request)][1]))
             assert end.num_new == len(request.answer.ids)
 
 

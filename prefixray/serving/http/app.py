@@ -116,7 +116,7 @@ class _Service:
         except Full:
             self._num_refused += 1
             raise
-        reply = Reply(isinstance(asked, ChatAsked), asked.model)
+        reply = Reply(isinstance(asked, ChatAsked), asked.model, sum(map(len, prompts)))
         if asked.stream:
             with_usage = asked.stream_options is not None and asked.stream_options.include_usage
             return Stream(answers, _events(answers, reply, with_usage))

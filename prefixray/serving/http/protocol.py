@@ -118,6 +118,7 @@ class Reply:
 
     is_chat: bool
     model: str
+    num_prompt: int  # tokens of the prompts, each counted once for all its answers
     id: str = ""
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -135,7 +136,7 @@ class Reply:
             }
             for index, (text, end) in enumerate(zip(texts, ends, strict=True))
         ]
-        return self._body("chat.completion", choices) | {"usage": usage(ends)}
+        return self._body("chat.completion", choices) | {"usage": self._usage(ends)}
 
     def piece(self, index: int, text: str, end: End | None, *, is_first: bool) -> dict[str, Any]:
         """An event of a stream."""
@@ -152,17 +153,16 @@ class Reply:
 
     def counted(self, ends: Sequence[End]) -> dict[str, Any]:
         """The event that counts tokens."""
-        return self._body("chat.completion.chunk", []) | {"usage": usage(ends)}
+        return self._body("chat.completion.chunk", []) | {"usage": self._usage(ends)}
+
+    def _usage(self, ends: Sequence[End]) -> dict[str, int]:
+        num_new = sum(end.num_new for end in ends)
+        total = self.num_prompt + num_new
+        return {"prompt_tokens": self.num_prompt, "completion_tokens": num_new, "total_tokens": total}
 
     def _body(self, chat_object: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         kind = chat_object if self.is_chat else "text_completion"
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
-
-
-def usage(ends: Sequence[End]) -> dict[str, int]:
-    """The tokens of all answers."""
-    num_prompt, num_new = sum(end.num_prompt for end in ends), sum(end.num_new for end in ends)
-    return {"prompt_tokens": num_prompt, "completion_tokens": num_new, "total_tokens": num_prompt + num_new}
 
 
 def problem(message: str, *, kind: str = "invalid_request_error", code: str | None = None) -> dict[str, Any]:

@@ -107,6 +107,19 @@ def test_drawn_answers_come_again_with_their_seed(server: tuple[str, Engine]) ->
         assert client.completions.create(**{**settings, "seed": 4, "n": 1}).choices[0].text == first[1]
 
 
+def test_a_prompt_is_counted_once_for_all_its_answers(server: tuple[str, Engine]) -> None:
+    address, engine = server
+    expected = sum(len(engine.models.by_name["short"].of_source(source)) for source in SOURCES)
+    settings = {"model": "short", "prompt": SOURCES, "n": 3, "max_tokens": 2}
+    with client_of(address) as client:
+        whole = client.completions.create(**settings)
+        *_, last = client.completions.create(**settings, stream=True, stream_options={"include_usage": True})
+    assert len(whole.choices) == 3 * len(SOURCES)
+    for usage in (whole.usage, last.usage):
+        assert usage is not None and usage.prompt_tokens == expected
+        assert usage.total_tokens == expected + usage.completion_tokens
+
+
 def test_what_is_wrong_with_a_request_is_said(server: tuple[str, Engine]) -> None:
     address, engine = server
     with client_of(address) as client:
