@@ -63,7 +63,7 @@ def init(
     if file.exists() and not force:
         raise UserError(f"{file}: exists; --force overwrites it, --name takes another name")
     values: dict[str, object] = {"name": own_task(), **look.places}
-    values |= ({"split": {"dev": 0.1, "test": 0.1}} if look.needs_split else {}) | {"columns": dict(look.columns)}
+    values |= ({"split": {"dev": 0.1, "test": 0.1}} if look.missing else {}) | {"columns": dict(look.columns)}
     task = load_task(TaskConfig.model_validate(values))
     print(_found(data, look, task))
     from prefixray.batching.template import make_template  # torch and transformers, once the data is good
@@ -106,7 +106,9 @@ def _write(file: Path, text: str) -> None:
 def _found(data: str, look: Look, task: Task) -> str:
     columns = ", ".join(f"{key} = {column!r}" for key, column in look.columns.items())
     unused = f" (not used: {', '.join(look.others)})" if look.others else ""
-    how = "a tenth of the sources each for dev and test, by a hash" if look.needs_split else "as they are"
+    each = "each " if len(look.missing) > 1 else ""
+    taken = f"a tenth of the sources {each}for {' and '.join(look.missing)}, by a hash"
+    how = taken if look.missing else "as they are"
     sizes = f"{len(task.train):,} rows of train, {len(task.dev):,} of dev, {len(task.test_sources):,} sources of test"
     warnings = "".join(f"\nwarning: {leak}" for leak in task.leaks)
     few = f"{len(task.test_sources)} sources of test tell large differences alone; {_NUM_TEST} or more are better"

@@ -75,6 +75,7 @@ def test_a_file_becomes_a_sweep_file_that_is_valid_and_planned(
     assert "\narms:   # learning rates measured on a base 576 wide; for another one, widen them\n" in made.read_text()
     assert jsonschema.Draft202012Validator(sweep_schema()).is_valid(read_document(made).values)
     assert made.read_text().startswith("# yaml-language-server: $schema=sweep.schema.json\n")
+    assert "splits: a tenth of the sources each for dev and test, by a hash: " in shown
     assert "warning: " not in shown and "sources of test tell large differences alone" in shown
     assert Path("sweep.schema.json").is_file() and f"Plan of {made.stem}: {made}" in shown
     assert main(["plan", str(made), "--scale", "small"]) == 0
@@ -97,7 +98,7 @@ def test_a_file_that_is_there_stays_and_columns_can_be_named(
     assert main([*given, "--source", "x", "--target", "z"]) == 0
     task = load_sweep("data.yaml").task
     assert (task.train, task.dev, task.test) == ("data/train.jsonl", "data/dev.jsonl", None)
-    assert "splits: " in capsys.readouterr().out
+    assert "splits: a tenth of the sources for test, by a hash: " in capsys.readouterr().out
     assert main([*given, "--source", "x", "--target", "z"]) == 2
     assert capsys.readouterr().err == "data.yaml: exists; --force overwrites it, --name takes another name\n"
 

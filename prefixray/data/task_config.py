@@ -35,7 +35,7 @@ class TaskConfig(DataConfig):
     """e2e ships with prefixray; webnlg, dart and the summarisation sets are read from `path`; custom (data-to-text) and
     summarization read a user's own data: the files under train, dev and test, or what `path` names."""
     num_train: Count = "all"
-    """How many training examples, chosen by a hash of their source."""
+    """How many training examples, chosen by a hash of their source and target."""
     fraction: float | None = Field(default=None, gt=0.0, le=1.0)
     """In place of num_train: the share of the training examples, chosen in the same way."""
     low_data: LowDataConfig | None = None

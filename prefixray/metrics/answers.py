@@ -52,6 +52,6 @@ def _words(text: str) -> list[str]:
 
 
 def _f1(words: list[str], reference: list[str]) -> float:
-    """Twice the words in common by all words; 1 where both have none."""
-    total = len(words) + len(reference)
-    return 2.0 * (Counter(words) & Counter(reference)).total() / total if total else 1.0
+    """Twice the words in common by all words; 0 where no word is in common, even if both have none, as in v1.1."""
+    num_common = (Counter(words) & Counter(reference)).total()
+    return 2.0 * num_common / (len(words) + len(reference)) if num_common else 0.0

@@ -14,8 +14,8 @@ REFERENCES = [["The Denver Broncos"], ["1850", "in 1850"], ["positive"], ["a"]]
         ("accuracy", ["The  Denver Broncos ", "in 1850", "Positive", "a"], [100, 100, 0, 100]),
         ("exact_match", ["denver broncos!", "in 1850.", "Positive", "the"], [100, 100, 100, 100]),
         ("exact_match", ["", "18 50", "not positive", "b"], [0, 0, 0, 0]),
-        # SQuAD's script: 2 of 3 words in common; the best reference; 1 of 2; nothing on both sides is the same
-        ("token_f1", ["Carolina Denver Broncos", "year 1850", "very positive", "the"], [80, 200 / 3, 200 / 3, 100]),
+        # SQuAD's script: 2 of 3 words in common; the best reference; 1 of 2; no word on both sides is no match
+        ("token_f1", ["Carolina Denver Broncos", "year 1850", "very positive", "the"], [80, 200 / 3, 200 / 3, 0]),
         ("token_f1", ["", "x", "positive positive", "b"], [0, 0, 200 / 3, 0]),
     ],
 )

@@ -33,7 +33,7 @@ class Look:
 
     name: str  # for the sweep
     places: Mapping[str, str]  # path, or train, dev and test
-    needs_split: bool
+    missing: tuple[str, ...]  # of dev and test, those that have to be taken out of train
     columns: Mapping[str, str]  # source and target, or messages
     others: tuple[str, ...]  # the columns that are not used
 
@@ -47,7 +47,8 @@ def look_at(data: str, source: str | None = None, target: str | None = None) -> 
     found = dict.fromkeys(name for row in rows for name in row)
     columns = _columns(data, rows, list(found), {"source": source, "target": target})
     others = tuple(name for name in found if name not in columns.values())
-    return Look(_name(data), places, not set(_OPTIONAL) <= set(splits), columns, others)
+    missing = tuple(split for split in _OPTIONAL if split not in splits)
+    return Look(_name(data), places, missing, columns, others)
 
 
 def _open(data: str) -> tuple[dict[str, str], Sequence[str], list[Row]]:
