@@ -6,6 +6,7 @@ prefixray control quickstart add --set preseqlen=20 mid_dim=null init_token=rest
 prefixray control quickstart extend --trials 20              # 20 more, in every arm that is searched
 prefixray control quickstart extend --trials 20 --arm prefix
 prefixray control quickstart finish                          # stop the searches' trials, start the final stage
+prefixray control quickstart finish --let-run                # start no new trial; those that have started go on
 
 Where no driver runs, the request is kept for the next driver.
 """
@@ -33,7 +34,7 @@ _TAKES: Mapping[Verb, set[str]] = {
     "resume": {"TRIAL"},
     "add": {"--set", "--arm"},
     "extend": {"--trials", "--arm"},
-    "finish": set(),
+    "finish": {"--let-run"},
 }
 _NEEDS: Mapping[Verb, str] = {"stop": "TRIAL", "resume": "TRIAL", "extend": "--trials"}
 
@@ -53,11 +54,12 @@ def control(
         str | None,
         typer.Option(help="add: which arm, if several are searched; extend: if not given, every arm that is searched"),
     ] = None,
+    let_run: Annotated[bool, typer.Option("--let-run", help="finish: stop no trial that has started")] = False,
     wait: Annotated[float, typer.Option(metavar="SECONDS", help="how long to wait for the answer")] = WAIT_SECONDS,
 ) -> int:
     """Leave a request in the sweep's folder and print the answer; 2 if the request cannot be executed."""
-    given = {"TRIAL": trial, "--set": values, "--trials": trials, "--arm": arm}
-    surplus = [name for name, value in given.items() if value not in (None, []) and name not in _TAKES[verb]]
+    given = {"TRIAL": trial, "--set": values, "--trials": trials, "--arm": arm, "--let-run": let_run}
+    surplus = [name for name, value in given.items() if value not in (None, [], False) and name not in _TAKES[verb]]
     if surplus:
         raise WrongArguments(f"{verb} takes no {surplus[0]}")
     if verb in _NEEDS and given[_NEEDS[verb]] is None:
@@ -82,7 +84,7 @@ def control(
                 raise UserError(f"--trials {num_trials}: must be a whole number above 0")
             request = Extend(num_trials=num_trials, arm=None if arm is None else _arm(arm, searched).name)
         case "finish":
-            request = Finish()
+            request = Finish(let_run=let_run)
         case _:
             assert_never(verb)
     return _send(request, folder, wait)

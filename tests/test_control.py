@@ -49,6 +49,7 @@ def test_the_command_leaves_its_request_and_says_where_it_is_kept(
         ["add", "--arm", "prefix", *lengths],
         ["extend", "--trials", "20"],
         ["finish"],
+        ["finish", "--let-run"],
     ):
         assert main(["small", "--wait", "0", *arguments]) == 0
         assert "no answer in 0 s: the request is kept in runs/small/control/" in capsys.readouterr().out
@@ -57,7 +58,8 @@ def test_the_command_leaves_its_request_and_says_where_it_is_kept(
         {"verb": "resume", "trial": "prefix/3"},
         {"verb": "add", "arm": "prefix", "values": {"preseqlen": 5, "learning_rate": 2e-3}},
         {"verb": "extend", "num_trials": 20, "arm": None},
-        {"verb": "finish"},
+        {"verb": "finish", "let_run": False},
+        {"verb": "finish", "let_run": True},
     ]
 
 

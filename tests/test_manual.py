@@ -53,6 +53,7 @@ RUN_BY: Mapping[str, str] = {
     "compare --format": "reporting/several/test_side_by_side.py::test_the_command_prints_and_writes_by_the_ending",
     "compare --paper --out": "reporting/several/test_side_by_side.py::test_the_command_prints_and_writes_by_the_ending",
     "control --set": "test_control.py::test_the_command_leaves_its_request_and_says_where_it_is_kept",
+    "control --let-run": "test_control.py::test_the_command_leaves_its_request_and_says_where_it_is_kept",
     "control --trials": "test_control.py::test_the_command_leaves_its_request_and_says_where_it_is_kept",
     "control --trials --arm": "test_sweep.py::"
     "test_a_running_sweep_is_extended_added_to_stopped_in_part_and_finished_from_outside",

@@ -67,7 +67,7 @@ class RequestHandler:
                 arms = list(self._searches) if request.arm is None else [request.arm]
                 return "; ".join(self._extend(arm, request.num_trials, request_id) for arm in arms)
             case Finish():
-                return self._finish(request_id)
+                return self._finish(request_id, let_run=request.let_run)
             case _:
                 assert_never(request)
 
@@ -124,17 +124,21 @@ class RequestHandler:
         study.extend(num_trials, request_id)
         return f"{stage.name} is extended{self._reopen(stage)}: {_budget_text(study)}"
 
-    def _finish(self, request_id: str) -> str:
+    def _finish(self, request_id: str, *, let_run: bool) -> str:
         """Close every search, unless an arm would be left without a score."""
         if not self._trials.is_searching():
             raise UserError("finish: the search is over already; the final stage is running")
-        if unscored := [arm for arm, (_, study) in self._searches.items() if _awaits_first_score(study)]:
+        unscored = [arm for arm, (_, study) in self._searches.items() if _awaits_first_score(study)]
+        if unscored and not let_run:
             arms = ", ".join(unscored)
             raise UserError(f"finish: {arms}: has no dev loss yet that the final stage needs; wait for one")
-        stopped = Counter[State]()
         for stage, study in self._searches.values():
             if stage.enough() is None:  # else it stays one that search.stop_when has ended
                 study.close(request_id)
+        if let_run:
+            return "no trial starts any more, and those that have started go on; then comes the final stage"
+        stopped = Counter[State]()
+        for stage, study in self._searches.values():
             for record in study.records():
                 if record.is_open:
                     self._trials.halt(stage, record, request_id)

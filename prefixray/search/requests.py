@@ -63,6 +63,8 @@ class Finish(Strict):
     """End the search with the trials that have started, and start the final stage."""
 
     verb: Literal["finish"] = "finish"
+    let_run: bool = False
+    """Whether the trials that have started go on as the policy says; else they are stopped."""
 
 
 Request = Stop | Resume | Add | Extend | Finish

@@ -213,6 +213,17 @@ def test_a_finished_search_stops_what_runs_and_stays_finished_until_the_budget_g
     assert Driver(driver.folder, num_trials=5).start() == ["prefix/2", "prefix/3"]
 
 
+def test_a_search_may_be_finished_with_the_trials_that_have_started(driver: Driver) -> None:
+    driver.start()
+    text = driver.ask(Finish(let_run=True)).text
+    assert text == "no trial starts any more, and those that have started go on; then comes the final stage"
+    assert driver.pool.stopped == [] and driver.report("prefix/0", 10, 2.0, rung=10)
+    assert not driver.report("prefix/1", 10, 3.0, rung=10), "the policy stops it"
+    driver.report("prefix/0", 40, 1.5)
+    assert driver.coordinator.next() == "FINISHED" and driver.states() == ["done", "stopped"]
+    assert Driver(driver.folder).coordinator.next() == "FINISHED", "it stays finished"
+
+
 def test_a_search_that_had_found_enough_is_not_one_that_a_request_has_finished(driver: Driver) -> None:
     driver.stage = replace(driver.stage, stop_when=StopWhen.model_validate({"dev/loss": 2.0}))
     driver.coordinator = driver.coordinate(driver.stage)
