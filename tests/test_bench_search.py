@@ -192,5 +192,10 @@ def test_curves_go_on_where_they_were_stopped(
     assert set(entries[1]["curve"]) == {"1", "2", "3", "4"} and entries[1]["method"] == "lora"
     curves.main(["lora_e2e", *command, "--num", "2"])
     assert "nothing is missing" in capsys.readouterr().out
+    del entries[1]["sample"]
+    file.write_text(json.dumps(entries))
+    curves.main(["lora_e2e", *command, "--samples"])
+    again = json.loads(file.read_text())
+    assert again[0] == first and set(again[1]["sample"]) == {"1"} and again[1]["curve"] == entries[1]["curve"]
     lines = file.with_name("about.txt").read_text().splitlines()
-    assert [line.split(" in ")[0] for line in lines] == ["lora_e2e.json: 1 configurations"] * 2
+    assert [line.split(" in ")[0] for line in lines] == ["lora_e2e.json: 1 configurations"] * 3

@@ -207,10 +207,10 @@ def _record(work: Work) -> list[Values]:
     return lines
 
 
-def _whole(curve: dict[int, float], lasting: float, steps: Sequence[int]) -> dict[int, float | None]:
-    """The curve at all these steps; after a trial was stopped, its last training loss."""
+def _whole(curve: dict[int, float], lasting: float, steps: Sequence[int]) -> dict[str, float | None]:
+    """The curve at all these steps, as JSON has them; after a trial was stopped, its last training loss."""
     losses = {step: curve.get(step, lasting) for step in steps}
-    return {step: round(loss, 4) if math.isfinite(loss) else None for step, loss in losses.items()}
+    return {str(step): round(loss, 4) if math.isfinite(loss) else None for step, loss in losses.items()}
 
 
 def _note(name: str, num_recorded: int, minutes: float, options: argparse.Namespace) -> str:
