@@ -95,6 +95,7 @@ POLICIES = {
     "auto, one kind": Row(AUTO_SHARES, lambda rungs, _: OneKind(rungs, AUTO_KEEP), DEV_SAMPLE),
     "auto, keep 0.25": Row(AUTO_SHARES, lambda rungs, _: Promotion(rungs, 0.25), DEV_SAMPLE),
     "auto, keep 0.5": Row(AUTO_SHARES, lambda rungs, _: Promotion(rungs, 0.5), DEV_SAMPLE),
+    "auto, keep 0.5, dev": Row(AUTO_SHARES, lambda rungs, _: Promotion(rungs, 0.5)),
     "auto, later rungs": Row((0.1, 0.33, 0.6), lambda rungs, _: Promotion(rungs, AUTO_KEEP), DEV_SAMPLE),
     "auto, a fourth rung": Row((*AUTO_SHARES, 0.7), lambda rungs, _: Promotion(rungs, AUTO_KEEP), DEV_SAMPLE),
     "auto, rung at 0.05": Row((0.05, *AUTO_SHARES[1:]), lambda rungs, _: Promotion(rungs, AUTO_KEEP), DEV_SAMPLE),
