@@ -22,6 +22,8 @@ from prefixray.config.space import (
     Cases,
     Choice,
     Kind,
+    LogUniform,
+    Uniform,
     as_listed,
     count_configurations,
     is_among,
@@ -267,7 +269,10 @@ def _check_trials(document: Document, arm: ArmConfig) -> None:
                         document.miss(("arms", arm.name, name))
                     continue
                 key = _key_of_value(arm, name, values)
-                if name in body:
+                is_whole = detail["type"].startswith("int_") and name in arm.dimensions
+                if is_whole and isinstance(arm.distribution(name, values), Uniform | LogUniform):
+                    document.refuse(key[:-1], f"draws fractions, and {name} takes whole numbers: write {{int: [...]}}")
+                elif name in body:
                     document.refuse(key, requirement(owner, name, detail, document.at(key)))
                 else:  # the key's default does not go with the other values
                     document.complain(key, requirement(owner, name, detail, None))

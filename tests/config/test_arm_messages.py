@@ -131,8 +131,8 @@ MALFORMED = {
     "floats for whole numbers": (
         "{choice: [1, 5]}",
         "{uniform: [1, 5]}",
-        "x.yaml:9: arms.prefix.preseqlen.uniform[0]: 1: must be a whole number above 0, or null\n"
-        "x.yaml:9: arms.prefix.preseqlen.uniform[1]: 5: must be a whole number above 0, or null",
+        "x.yaml:9: arms.prefix.preseqlen.uniform: [1, 5]: draws fractions, and preseqlen takes whole numbers: write "
+        "{int: [...]}",
     ),
     "two good values that do not go together": (
         "[1, 5]",
