@@ -21,8 +21,7 @@ from prefixray.errors import UserError
 
 CACHE_FILE = "cache.safetensors"
 _ALWAYS = ("num_beams", "max_new_tokens", "length_penalty")  # settings of the beam search that the lines name
-_SET = ("min_new_tokens", "early_stopping")  # and those that they name where they are set
-_LACKING = ("length_with_prompt", "ban_line_breaks", "no_repeat_ngram_size")  # stock's last one counts the prompt too
+_SET = ("min_new_tokens", "no_repeat_ngram_size", "early_stopping")  # and those that they name where they are set
 
 _LOADER = """\
 import torch
@@ -38,7 +37,8 @@ ids = torch.tensor([[*{before}, *ids, *{after}]])
 output = model.generate(
     ids, attention_mask=torch.ones(1, {positions} + ids.shape[1], dtype=torch.long),
     past_key_values=DynamicCache(list(zip(saved["keys"], saved["values"]))))
-print(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip().partition("\\n")[0])
+lines = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip().splitlines()
+print(lines[0].strip() if lines else "")
 {remarks}"""
 
 _README = """\
@@ -126,8 +126,10 @@ def _facts(artifact: Path, record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _remarks(record: Mapping[str, Any], decoding: DecodingSettings) -> list[str]:
     """What stock transformers does otherwise than prefixray."""
-    lacking = [key for key in _LACKING if getattr(decoding, key)]
+    lacking = [key for key in ("length_with_prompt", "ban_line_breaks") if getattr(decoding, key)]
     lines = [f"it decodes with {' and '.join(lacking)}, which stock generate has not."] if lacking else []
+    if decoding.no_repeat_ngram_size:
+        lines.append("stock generate's no_repeat_ngram_size counts the prompt's tokens, too.")
     if record["precision"] == "4bit":
         lines.append("the prefix was trained on the base in 4 bits, and here the base is in bf16.")
     return lines

@@ -128,13 +128,16 @@ class RequestHandler:
         """Close every search, unless an arm would be left without a score."""
         if not self._trials.is_searching():
             raise UserError("finish: the search is over already; the final stage is running")
-        unscored = [arm for arm, (_, study) in self._searches.items() if _awaits_first_score(study)]
-        if unscored and not let_run:
+        unscored = [
+            arm
+            for arm, (_, study) in self._searches.items()
+            if _awaits_first_score(study) and not (let_run and any(record.is_open for record in study.records()))
+        ]
+        if unscored:
             arms = ", ".join(unscored)
             raise UserError(f"finish: {arms}: has no dev loss yet that the final stage needs; wait for one")
-        for stage, study in self._searches.values():
-            if stage.enough() is None:  # else it stays one that search.stop_when has ended
-                study.close(request_id)
+        for _, study in self._searches.values():
+            study.close(request_id)
         if let_run:
             return "no trial starts any more, and those that have started go on; then comes the final stage"
         stopped = Counter[State]()

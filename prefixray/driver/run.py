@@ -197,7 +197,7 @@ class _Sweep:
             try:
                 if (problem := self._budget.problem()) is not None:
                     logger.warning("%s", problem)
-                if not any(stage.is_left() for stage in stages):  # loading was for the final stage
+                if not any(stage.is_left(may_begin=problem is None) for stage in stages):  # loading was for final runs
                     self._budget.resume(self._pool.device_seconds)
                 at_once = [self._final.early(arm, None) for arm in self._config.arms if not arm.dimensions]
                 stages += [stage for stage in at_once if stage is not None]
@@ -240,7 +240,7 @@ class _Sweep:
         """Score the hypotheses of the final stage, and put the results together; the outputs on every source."""
         config, searched = self._config, search_so_far(self._storage, self._config)
         stop_when, budget = config.search.stop_when, self._budget
-        endings = [ended_early(name, study, stop_when, budget) for name, study in studies.items()]
+        endings = [ended_early(config.arm(name), study, stop_when, budget) for name, study in studies.items()]
         facts = Facts(
             config=config,
             provenance=self._pool.facts,

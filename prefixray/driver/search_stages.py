@@ -42,7 +42,7 @@ class SearchStages:
         Raises `UserError` where `search.warm_start` does not fit, before the sweep has begun.
         """
         if not self._folder.has_begun():
-            assert self._known is not None
+            _ = self._known  # before the first study is written
         return [self._stage(arm) for arm in self._config.arms if arm.dimensions]
 
     def _stage(self, arm: ArmConfig) -> Stage:

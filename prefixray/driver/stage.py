@@ -49,11 +49,11 @@ class Stage:
         """What the study knows of a trial."""
         return next(record for record in self.source.records() if record.number == number)
 
-    def is_left(self) -> bool:
-        """Whether trials of an arm's search run, pause or are still to begin."""
+    def is_left(self, *, may_begin: bool) -> bool:
+        """Whether trials of an arm's search run, pause or, where any may, are still to begin."""
         records = self.source.records()
         is_whole = len(records) >= self.source.num_wanted() or self.enough() is not None
-        return not is_whole or any(record.is_open for record in records)
+        return (may_begin and not is_whole) or any(record.is_open for record in records)
 
     def enough(self) -> str | None:
         """Why the arm's search needs no more trials, whether it has any left or not; None while it does."""
@@ -215,7 +215,8 @@ class Schedule:
         if not (is_spent or stage.enough()):
             return False
         if stage.name not in self._closed:
-            news = ended_early(stage.name, stage.source, stage.stop_when, self._budget)
+            assert isinstance(stage.source, ArmStudy), "nothing else ends early"
+            news = ended_early(stage.arm, stage.source, stage.stop_when, self._budget)
             self._news += [] if news is None else [news]
             self._closed[stage.name] = None if is_spent else stage.source.best(1)[0].number
         return True

@@ -1,4 +1,4 @@
-"""When a search ends before its last trial: once it has found enough, or once its budget is spent.
+"""When a search ends before its last trial: once it has found enough, once its budget is spent, or by a request.
 
 The budget is hours, and hours of the workers' devices, summed over all drivers of the sweep.
 The hours that are spent are written to `spent.json` in the sweep's folder, once a minute and at the end of a search, so
@@ -12,8 +12,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefixray.config.schema import SearchConfig, StopWhen
-from prefixray.search.trial_source import Record, TrialSource
+from prefixray.config.schema import ArmConfig, SearchConfig, StopWhen
+from prefixray.search.study import ArmStudy
+from prefixray.search.trial_source import Record
 from prefixray.system.atomic_files import write_whole
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def _is_settled_since(record: Record, moment: float) -> bool:
 
 
 class Budget:
-    """The clock of a search: it runs from the start of a driver to the end of the search."""
+    """The clock of a search: it runs from the start of a driver that has trials to search to the end of the search."""
 
     def __init__(self, folder: Path, search: SearchConfig) -> None:
         self._file = folder / "spent.json"
@@ -84,16 +85,20 @@ class Budget:
         return None
 
 
-def ended_early(name: str, source: TrialSource, stop_when: StopWhen | None, budget: Budget | None) -> str | None:
-    """A sentence on a search that `search.stop_when` or a budget ends before its last trial; None on any other."""
-    records, num_wanted = source.records(), source.num_wanted()
-    if len(records) >= num_wanted:
+def ended_early(arm: ArmConfig, study: ArmStudy, stop_when: StopWhen | None, budget: Budget | None) -> str | None:
+    """A sentence on an arm's search that ends before its last trial, and by what; None on any other."""
+    records, num_wanted = study.records(), study.num_wanted()
+    num_asked = int(max(num_wanted, min(arm.num_trials, study.size())))
+    if len(records) >= num_asked:
         return None
+    begun = f"{len(records)} of {num_asked} trials"
     why = None if stop_when is None else found_enough(records, stop_when)
     if why is not None:
-        return f"{name}: search.stop_when ended the search after {len(records)} of {num_wanted} trials: {why}"
+        return f"{arm.name}: search.stop_when ended the search after {begun}: {why}"
+    if len(records) >= num_wanted:
+        return f"{arm.name}: a request ended the search after {begun}"
     problem = None if budget is None else budget.problem()
-    return None if problem is None else f"{name}: {len(records)} of {num_wanted} trials have begun; {problem}"
+    return None if problem is None else f"{arm.name}: {begun} have begun; {problem}"
 
 
 def _read(file: Path) -> dict[str, float]:

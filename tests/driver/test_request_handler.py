@@ -214,6 +214,8 @@ def test_a_finished_search_stops_what_runs_and_stays_finished_until_the_budget_g
 
 
 def test_a_search_may_be_finished_with_the_trials_that_have_started(driver: Driver) -> None:
+    early = driver.ask(Finish(let_run=True))
+    assert not early.ok and "prefix: has no dev loss yet" in early.text, "no trial has begun"
     driver.start()
     text = driver.ask(Finish(let_run=True)).text
     assert text == "no trial starts any more, and those that have started go on; then comes the final stage"
@@ -222,6 +224,8 @@ def test_a_search_may_be_finished_with_the_trials_that_have_started(driver: Driv
     driver.report("prefix/0", 40, 1.5)
     assert driver.coordinator.next() == "FINISHED" and driver.states() == ["done", "stopped"]
     assert Driver(driver.folder).coordinator.next() == "FINISHED", "it stays finished"
+    told = ended_early(driver.arm, driver.study, None, None)
+    assert told == "prefix: a request ended the search after 2 of 4 trials"
 
 
 def test_a_search_that_had_found_enough_is_not_one_that_a_request_has_finished(driver: Driver) -> None:
@@ -230,9 +234,12 @@ def test_a_search_that_had_found_enough_is_not_one_that_a_request_has_finished(d
     driver.start()
     driver.report("prefix/0", 40, 1.9)
     assert driver.start() == [] and driver.ask(Finish()).ok and driver.pool.stopped == ["prefix/1"]
-    assert driver.study.num_wanted() == 4
-    told = ended_early("prefix", driver.study, driver.stage.stop_when, None)
+    told = ended_early(driver.arm, driver.study, driver.stage.stop_when, None)
     assert told is not None and "search.stop_when ended the search after 2 of 4 trials" in told
+    assert (
+        driver.coordinator.on_report(Report("prefix/1", 40, "done", {"dev/loss": 1.0, "dev/best_loss": 1.0})) is False
+    )
+    assert driver.coordinator.next() == "FINISHED", "whatever that trial has found"
 
 
 def test_a_space_that_is_tried_whole_cannot_be_extended(tmp_path: Path) -> None:

@@ -34,9 +34,9 @@ def test_no_trial_starts_once_devices_were_held_for_as_long_as_was_allowed(tmp_p
     assert driver.coordinator.next() == "FINISHED" and driver.states() == ["done", "done"]
     (told,) = driver.coordinator.news()
     assert told.startswith("prefix: 2 of 4 trials have begun; search.max_gpu_hours: 0.00306 of ")
-    ending = ended_early("prefix", driver.study, None, budget)
+    ending = ended_early(driver.arm, driver.study, None, budget)
     assert ending == told, "the notes under the table say so, too"
-    assert ended_early("prefix", driver.study, StopWhen.model_validate({"dev/loss": 99.0}), budget) != ending
+    assert ended_early(driver.arm, driver.study, StopWhen.model_validate({"dev/loss": 99.0}), budget) != ending
 
 
 def test_a_search_ends_by_its_budget_also_while_no_slot_is_free(tmp_path: Path) -> None:
@@ -49,20 +49,21 @@ def test_a_search_ends_by_its_budget_also_while_no_slot_is_free(tmp_path: Path) 
     text = driver.ask(Extend(num_trials=2)).text
     waits = "for a run of the sweep with more hours, since those of this one are spent"
     assert text == f"prefix is extended {waits}: 2 of 6 trials started"
-    assert driver.stage.is_left()
+    assert driver.stage.is_left(may_begin=False)
     for key in (first, second):
         driver.report(key, 40)
-    assert driver.coordinator.next() == "FINISHED"
+    assert driver.coordinator.next() == "FINISHED" and not driver.stage.is_left(may_begin=False)
 
 
 def test_a_search_is_left_as_long_as_a_trial_is_open_or_to_begin(driver: Driver) -> None:
     for number in range(4):
         driver.start()
-        assert driver.stage.is_left()
+        assert driver.stage.is_left(may_begin=True)
         driver.report(f"prefix/{number}", 40)
-    assert not driver.stage.is_left()
-    assert not replace(driver.stage, stop_when=StopWhen(no_better=1)).is_left()
-    assert Driver(driver.folder, num_trials=5).stage.is_left()
+    assert not driver.stage.is_left(may_begin=True)
+    more = Driver(driver.folder, num_trials=5).stage
+    assert more.is_left(may_begin=True) and not more.is_left(may_begin=False)
+    assert not replace(more, stop_when=StopWhen(no_better=1)).is_left(may_begin=True)
 
 
 @pytest.mark.parametrize("is_first", [False, True])

@@ -67,7 +67,7 @@ def test_the_report_says_what_was_decided_at_each_rung_and_who_came_back(results
     assert stopping is not None and list(stopping.header)[-2:] == ["passed", "stopped"]
     assert [list(row)[3:] for row in stopping.rows] == [["12", "8", "4"], ["8", "6", "2"]]
     assert "sample" not in section(results, "decisions").text[0], "an older record compared them on all of dev"
-    results["dev_sample"] = 0.25
+    results["dev_sample"], results["search"][0]["is_sampled"] = 0.25, True
     assert "over a sample of dev (search.dev_sample 0.25)" in section(results, "decisions").text[0]
     results["policy"] = "promote"
     trials = results["search"]

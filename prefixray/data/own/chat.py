@@ -30,7 +30,8 @@ class ChatForm(Form):
         read = source_and_target(row[self.chat])
         if isinstance(read, str):
             return None if self.leaves_out_empty else [f'"{self.chat}" {read}']
-        entry = super().entry({self.sources[0]: read[0], self.targets[0]: read[1]})
+        pair = {self.sources[0]: read[0], self.targets[0]: read[1]}
+        entry = Form.entry(replace(self, group=None), pair)
         if isinstance(entry, Entry) and self.group is not None:
             return replace(entry, group=self.group(row))
         return entry

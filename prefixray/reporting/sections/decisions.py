@@ -49,10 +49,10 @@ def _rule(policy: str, keep: float | None) -> str:
 
 
 def _sample(stored: Stored) -> str:
-    """What a mark in the table of trials means; nothing where all of dev was taken, as in an older record."""
-    share = stored.get("dev_sample", 1.0)
-    if share == 1:
+    """What a mark in the table of trials means; nothing where no trial has it, as in an older record."""
+    if not any(trial.get("is_sampled") for trial in stored["search"]):
         return ""
+    share = stored.get("dev_sample", 1.0)
     return f" The table of trials marks a loss with ~ where it is over a sample of dev (search.dev_sample {share:g})."
 
 

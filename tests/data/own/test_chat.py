@@ -74,6 +74,8 @@ def test_a_column_of_groups_may_be_called_like_the_columns_of_pairs(tmp_path: Pa
         task = load_task(TaskConfig(name="custom", train=file, dev=file, test=file, columns=columns))
         assert task.train[0] == Example("q0", "a0")
         assert {sourced.group for sourced in task.test_sources} == {group}
-    with pytest.raises(UserError, match='no row has a "topic" column; columns are source, target, messages'):
-        columns = ColumnsConfig(messages="messages", group="topic")
-        load_task(TaskConfig(name="custom", train=file, dev=file, test=file, columns=columns))
+    alone = write(tmp_path / "alone.jsonl", jsonl([{"messages": row["messages"]} for row in rows]))
+    for path, column, existing in ((file, "topic", "source, target, messages"), (alone, "source", "messages")):
+        with pytest.raises(UserError, match=rf'no row has a "{column}" column; columns are {existing}(?!,)'):
+            columns = ColumnsConfig(messages="messages", group=column)
+            load_task(TaskConfig(name="custom", train=path, dev=path, test=path, columns=columns))
