@@ -174,7 +174,7 @@ class _TimedSearch(OptunaSearch):
         asked = time.time()
         config: dict[str, Any] | None = super().suggest(trial_id)
         if config is not None:
-            self._times[trial_id] = TrialTimes(asked)
+            self._times[trial_id] = TrialTimes(asked, config=dict(config))
         return config
 
     def __getstate__(self) -> dict[str, Any]:

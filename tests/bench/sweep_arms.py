@@ -16,9 +16,11 @@ from sweep_log import logged
 from sweep_spec import Spec, TrialTimes
 from sweep_tables import Run
 
+from prefixray.config.load import load_sweep
 from prefixray.planning.slots import default_at_once
 from prefixray.results.timeline.keeper import LOOK_SECONDS
 from prefixray.results.timeline.read import read_timeline
+from prefixray.search.sampling.parameters import values_by_key
 from prefixray.search.storage import open_storage
 from prefixray.search.trial_source import started_trials, state_of
 
@@ -163,6 +165,7 @@ def _read_ours(run: Run, results: Path) -> None:
     import optuna
     from optuna.trial import TrialState
 
+    (arm,) = load_sweep(results / "sweep.yaml").arms
     study = optuna.load_study(study_name="search/prefix", storage=open_storage(results / "study.journal"))
     log = results / "sweep.log"
     asked, begun = logged(log, "asks to join"), logged(log, "begins its first step")
@@ -181,6 +184,7 @@ def _read_ours(run: Run, results: Path) -> None:
                 steps=max(curve, default=0),
                 losses=list(curve.values()),
                 state="failed" if state_of(trial) == "failed" else "ended",
+                config=values_by_key(arm, trial.params),
             )
         )
         if key in asked:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -58,3 +59,4 @@ class TrialTimes:
     steps: int = 0
     losses: list[float] = field(default_factory=list)
     state: str = "running"
+    config: dict[str, Any] = field(default_factory=dict)  # what the search has proposed

@@ -28,6 +28,7 @@ class Run:
     trials: list[TrialTimes] = field(default_factory=list)
     num_whole: int = 0  # trials that came to the end of their schedule
     curve: list[float] = field(default_factory=list)  # dev losses of the best of those
+    config: dict[str, Any] = field(default_factory=dict)  # and its configuration
     joined: list[float] = field(default_factory=list)  # ours: proposal -> the trial asks its worker
     started: float = 0.0  # UNIX time
     idle_share: float | None = None  # ours: of the workers' time
@@ -45,9 +46,12 @@ class Run:
     def note_trials(self, num_steps: int) -> None:
         """Note when the last trial ended, and which was the best of those that trained for all steps."""
         self.wall = max((one.ended or 0.0 for one in self.trials), default=0.0) - self.started
-        whole = [one.losses for one in self.trials if one.steps == num_steps and one.state != "failed"]
+        whole = [one for one in self.trials if one.steps == num_steps and one.state != "failed"]
         self.num_whole = len(whole)
-        self.curve = min((losses for losses in whole if all(map(math.isfinite, losses))), key=min, default=[])
+        finite = [one for one in whole if all(map(math.isfinite, one.losses))]
+        if finite:
+            best = min(finite, key=lambda one: min(one.losses))
+            self.curve, self.config = best.losses, best.config
 
     @property
     def waits(self) -> list[float]:
@@ -91,8 +95,8 @@ def time_table(runs: Sequence[Run]) -> str:
             for against in AGAINST
         ]
         lines.append(
-            f"{arm:<26}{_spread([run.wall for run in own], 1):>22}"
-            + "".join(f"{_spread(ratio, 2):>20}" for ratio in ratios)
+            f"{arm:<26}{spread([run.wall for run in own], 1):>22}"
+            + "".join(f"{spread(ratio, 2):>20}" for ratio in ratios)
             + f"{_median(own, lambda run: run.cpu_seconds):8.0f}"
             f"{_median(own, lambda run: run.wall / max(1, run.num_steps)):13.2f}"
             f"{_median(own, lambda run: run.until_first_step):13.1f}"
@@ -108,9 +112,9 @@ def outcome_table(runs: Sequence[Run]) -> str:
         failed = [sum(one.state == "failed" for one in run.trials) for run in own]
         idle = [100 * run.idle_share for run in own if run.idle_share is not None]
         lines.append(
-            f"{arm:<26}{_spread([run.best for run in own], 3):>22}"
+            f"{arm:<26}{spread([run.best for run in own], 3):>22}"
             f"{_median(own, lambda run: run.num_whole):12g}{statistics.median(failed):8g}"
-            f"{_median(own, lambda run: run.num_steps):7g}{_spread(idle, 0, ' %'):>20}"
+            f"{_median(own, lambda run: run.num_steps):7g}{spread(idle, 0, ' %'):>20}"
             f"{_median(own, lambda run: run.peak_bytes / GIB):10.2f}{own[0].at_once:9}"
         )
     return "\n".join([*lines, ""])
@@ -159,7 +163,7 @@ def _median(runs: Sequence[Run], of: Callable[[Run], float]) -> float:
     return statistics.median(map(of, runs))
 
 
-def _spread(values: Sequence[float], digits: int, unit: str = "") -> str:
+def spread(values: Sequence[float], digits: int, unit: str = "") -> str:
     """The median, and where there are several values the lowest and the highest."""
     if not values:
         return "-"

@@ -11,7 +11,8 @@ arms of PEFT are `peft_sweep.py`, with the first rung at a fifth of the schedule
 `python -m prefixray.sweep` with our own policy and rungs, interrupted when its last trial has ended, since a sweep of
 ours goes on with a final stage and a table. The part `memory` trains as many trials at once as it says, for a few
 steps, for its peak memory. Repeats are in turn: every arm once, then every arm again. What is known is written to
-results.json after every run, and the same command with the same --out goes on behind it.
+results.json after every run, and the same command with the same --out goes on behind it. With --seeds each search's
+winner is trained anew by prefixray, with fresh seeds, since the best dev loss of a search is the luckiest of its ends.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from sweep_arms import ARMS, ArmFailed, measured
 from sweep_cases import CASES, Case, own_rules, prepare
 from sweep_spec import Spec
 from sweep_tables import GIB, Run, memory_table, outcome_table, time_table, wait_table
+from sweep_winners import retrained, winners_table
 
 from prefixray.system.logs import quieten
 
@@ -73,6 +75,9 @@ def main() -> None:
         print(f"\n{num_trials} trials: the median of the repeats, in brackets the lowest and the highest\n")
         sweeps = [run for run in known if run.part == "sweep" and run.num_trials == num_trials]
         print("\n".join([time_table(sweeps), outcome_table(sweeps), wait_table(sweeps)]))
+        if options.seeds:
+            found = [run for run in sweeps if run.config]
+            print(winners_table(retrained(found, spec, out / f"winners-{num_trials}", options.seeds)))
     if "memory" in options.parts:
         print(memory_table([run for run in known if run.part == "memory"]))
 
@@ -82,6 +87,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--case", choices=CASES, default="SmolLM2-135M, E2E")
     parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", help="; ".join(ARMS))
     parser.add_argument("--trials", type=int, nargs="+", help="of each search (each case has its own number)")
+    parser.add_argument("--seeds", type=int, help="fresh ones with which each search's winner is trained anew")
     parser.add_argument("--repeats", type=int, default=1, help="of the part sweep")
     parser.add_argument("--parts", nargs="+", choices=DEFAULT_ARMS, default=list(DEFAULT_ARMS))
     parser.add_argument("--out", type=Path, help="the folder for everything (a temporary one)")
