@@ -174,7 +174,8 @@ class _TimedSearch(OptunaSearch):
         asked = time.time()
         config: dict[str, Any] | None = super().suggest(trial_id)
         if config is not None:
-            self._times[trial_id] = TrialTimes(asked, config=dict(config))
+            drawn = {key: config[key] for key in ("preseqlen", "mid_dim", "learning_rate")}
+            self._times[trial_id] = TrialTimes(asked, config=drawn)
         return config
 
     def __getstate__(self) -> dict[str, Any]:

@@ -62,7 +62,6 @@ def _trained(runs: Sequence[Run], spec: Spec, folder: Path, num_seeds: int) -> l
     same = {"method": "prefix", "init_token": None}
     sweep["arms"] = {f"w{number}": {**same, **run.config} for number, run in enumerate(runs)}
     sweep["final"]["num_seeds"] = num_seeds
-    del sweep["search"]["num_trials"]
     folder.mkdir(exist_ok=True)
     (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False), encoding="utf-8")
     with Watched([sys.executable, "-m", "prefixray.sweep", "sweep.yaml"], folder, ENVIRONMENT) as watched:
