@@ -23,7 +23,6 @@ from prefixray.config.files.found import find_sweep_file
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import SweepConfig
 from prefixray.data import check_own_data
-from prefixray.errors import UserError
 from prefixray.system.command_line import Entry, Overrides, Prices, Scales, SweepFile, WrongArguments
 from prefixray.system.exit_codes import code_of, interruptible, leave
 from prefixray.system.logs import followed, quieten, to_file
@@ -104,14 +103,15 @@ def _run(
 
 
 def _so_far(folder: Path) -> str:
-    """The table of the search so far."""
+    """The table of the search so far, also behind a final stage."""
+    from prefixray.config.identity import stored_config
     from prefixray.reporting.tables import search_table
-    from prefixray.results.record import load_results
+    from prefixray.search.storage import open_storage
+    from prefixray.search.study import search_trials
 
-    try:
-        return search_table(load_results(folder)["search"])
-    except UserError:
-        return "no trial has been started yet"
+    journal = folder / "study.journal"
+    trials = search_trials(open_storage(journal), stored_config(folder)) if journal.is_file() else []
+    return search_table(trials) if trials else "no trial has been started yet"
 
 
 def _run_there(config: SweepConfig, file: Path, cluster: Path, options: list[str]) -> int:

@@ -205,15 +205,15 @@ def _check_conditions(document: Document, arm: ArmConfig) -> bool:
 
     Returns whether every condition refers to a key above it.
     """
-    key = ("arms", arm.name)
-    above: list[str] = []
+    key, above, refer_backwards = ("arms", arm.name), list[str](), True
     fields = {**TrialConfig.model_fields, **METHODS[arm.method].model_fields}
-    refer_backwards = True
     for name in document.mapping(key) or {}:
         dimension = arm.dimensions.get(name)
         for index, case in enumerate(() if dimension is None else dimension.cases):
             place: Key = (*key, name, index) if isinstance(dimension, Cases) else (*key, name)
-            if case.when and dimension is case and fields[name].is_required():
+            spared = METHODS[arm.method].spared_by.get(name)  # the key beside which this one need not be given
+            is_spared = spared is not None and fields[spared].default in case.when.get(spared, ())
+            if case.when and dimension is case and fields[name].is_required() and not is_spared:
                 problem = "has no default to fall back to: give it a list, with a case for every other value"
                 document.complain((*place, "when"), f"{name} {problem}")
             for other, allowed in case.when.items():
@@ -224,6 +224,8 @@ def _check_conditions(document: Document, arm: ArmConfig) -> bool:
                     document.complain(condition, f"no such key in this arm{hint}")
                 elif other not in above:
                     document.complain(condition, f"{other} must stand above {name}")
+                elif document.is_replaced((*key, other)) and other in arm.fixed:
+                    continue  # --set or a scale leaves one of the cases that the file had
                 elif not allowed or not all(_is_possible(arm, other, value) for value in allowed):
                     document.refuse(condition, f"must be values that {other} can have")
         above.append(name)
@@ -298,14 +300,21 @@ def _read_first(document: Document, arm: ArmConfig) -> tuple[Mapping[str, Scalar
     if not isinstance(entries, list):
         document.refuse(key, "must be auto, or a list of mappings, each with a value for every searched key")
         return ()
-    keys: list[Key] = [(*key, index) for index in range(len(entries))]
-    bodies = ((entry_key, document.mapping(entry_key)) for entry_key in keys)
-    return tuple(_read_entry(document, arm, entry_key, body) for entry_key, body in bodies if body is not None)
+    bodies = [(at, document.mapping(at)) for at in ((*key, index) for index in range(len(entries)))]
+    left = [(at, body) for at, body in bodies if body is not None and not _is_replaced(document, arm, body)]
+    return tuple(_read_entry(document, arm, at, body) for at, body in left)
+
+
+def _is_replaced(document: Document, arm: ArmConfig, entry: Mapping[str, Value]) -> bool:
+    """Whether `--set` or a scale has fixed a key, on which other ranges depend, at another value than the entry has."""
+    depended = {name for dimension in arm.dimensions.values() for case in dimension.cases for name in case.when}
+    replaced = [name for name in depended & arm.fixed.keys() if document.is_replaced(("arms", arm.name, name))]
+    return any(name in entry and arm.fixed[name] != _joined(name, entry[name]) for name in replaced)
 
 
 def _read_entry(document: Document, arm: ArmConfig, key: Key, entry: Mapping[str, Value]) -> Mapping[str, Scalar]:
     for name in entry:
-        if name not in arm.dimensions and not document.is_overridden(("arms", arm.name, name)):
+        if name not in arm.dimensions and not document.is_replaced(("arms", arm.name, name)):
             document.reject((*key, name), arm.dimensions, "is not searched in this arm")
     given: dict[str, Scalar] = {}
     for name in arm.dimensions:

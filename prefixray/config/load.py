@@ -296,6 +296,7 @@ def _check_metrics(document: Document, task: TaskConfig, final: FinalConfig) -> 
     named += [(("final", "more_metrics", index), name) for index, name in enumerate(final.more_metrics)]
     for key, name in named:
         if ":" in name:
+            from prefixray.metrics import METRICS, label  # imports sacrebleu
             from prefixray.metrics.own import own_label, own_metric  # imports numpy and the user's module
 
             try:
@@ -303,6 +304,8 @@ def _check_metrics(document: Document, task: TaskConfig, final: FinalConfig) -> 
             except UserError as error:
                 document.complain(key, str(error))
             function = own_label(name)
+            if function in map(label, METRICS):
+                document.refuse(key, f"tables have a column {function} already: give the function another name")
             if any(other != name and own_label(other) == function for _, other in named if ":" in other):
                 document.refuse(key, f"tables call two metrics {function}: give one of the functions another name")
         elif name not in metrics:

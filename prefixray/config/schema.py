@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from prefixray.config.space import AnyDimension, AnyDistribution, corner_values
+from prefixray.config.space import AnyDimension, AnyDistribution, Cases, corner_values
 from prefixray.config.trials import METHODS, MethodName, TrainConfig, TrialConfig
 from prefixray.data.catalog import CATALOG
 from prefixray.data.task_config import TaskConfig
@@ -65,9 +65,11 @@ class ArmConfig(Strict):
 
     def largest(self, key: str) -> int:
         """The largest value that a key of the recipe, a whole number, has in the arm."""
-        fixed = self.fixed.get(key, getattr(self.train, key))
-        ends = self.dimensions[key].ends() if key in self.dimensions else (fixed,)
-        return max(end for end in ends if isinstance(end, int))
+        values, dimension = [self.fixed.get(key, getattr(self.train, key))], self.dimensions.get(key)
+        if dimension is not None:
+            is_always = isinstance(dimension, Cases) or not dimension.when
+            values = [*dimension.ends(), *([] if is_always else values)]
+        return max(value for value in values if isinstance(value, int))
 
     def distribution(self, key: str, values: Mapping[str, Scalar]) -> AnyDistribution | None:
         """The values that a key is searched over beside these values of the keys above it; None: it has its default."""

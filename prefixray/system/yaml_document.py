@@ -46,6 +46,7 @@ class Document:
         self._file = file
         self._places: dict[Key, _Place] = {(): _Place(f"{file}:1", 1)}
         self._problems: dict[str, int] = {}  # the text of each problem, and where it sorts
+        self._put: set[Key] = set()  # keys whose value `put` has replaced
         self._unread: set[Key] = set()  # keys whose value cannot be read; further problems with them are not reported
         self._missing: list[Key] = []
         self._meant: set[Key] = set()  # keys that a misspelt key was probably meant to be
@@ -83,6 +84,7 @@ class Document:
         parent = self._parent(target, self._place(source))
         if parent is None:
             return
+        self._put.add(target)
         moved = {
             (*target, *at[len(source) :]): where for at, where in self._places.items() if at[: len(source)] == source
         }
@@ -117,9 +119,9 @@ class Document:
         self.refuse(key, "must be a mapping of keys to values")
         return None
 
-    def is_overridden(self, key: Key) -> bool:
-        """Whether the value comes from `--set`."""
-        return self._place(key).text.startswith("--set ")
+    def is_replaced(self, key: Key) -> bool:
+        """Whether the value is not the file's own: it comes from `--set`, or was put there."""
+        return key in self._put or self._place(key).text.startswith("--set ")
 
     def complain(self, key: Key, problem: str) -> None:
         """Add a problem with a key."""

@@ -139,3 +139,34 @@ def test_an_override_wins_over_what_is_to_be_tried_first() -> None:
     arm = load_sweep(path, ["arms.prefix.preseqlen=5"]).arm("prefix")
     assert arm.fixed["preseqlen"] == 5 and "preseqlen" not in arm.first[0]
     assert arm.trial(arm.first[0]).method.model_dump()["preseqlen"] == 5
+
+
+def test_a_key_that_cases_are_about_may_be_fixed_from_outside() -> None:
+    """What `--set` or a scale fixes leaves some of the cases, and of the configurations to be tried first."""
+    text = (SWEEPS / "quickstart.yaml").read_text() + "scale: {flat: {arms.prefix.mid_dim: null}}\n"
+    Path("x.yaml").write_text(text, encoding="utf-8")
+    for config in (load_sweep("x.yaml", ["arms.prefix.mid_dim=null"]), load_sweep("x.yaml", scales=["flat"])):
+        arm = config.arm("prefix")
+        assert arm.fixed["mid_dim"] is None and all("mid_dim" not in first for first in arm.first)
+        assert {values["learning_rate"] for values in arm.corners()} == {2e-2, 2e-1}
+    assert "must be values that mid_dim can have" in complaint(
+        VALID.replace("[null, 512]", "[512]").replace("mid_dim: [512]", "mid_dim: [null]")
+    )
+
+
+def test_the_largest_value_of_a_key_is_its_default_where_its_condition_is_not_met() -> None:
+    warmup = "arms.prefix.warmup_steps={choice: [0, 2], when: {mid_dim: [null]}}"
+    assert load(VALID, warmup).arm("prefix").largest("warmup_steps") == 4
+    assert load(VALID, warmup.replace(", when: {mid_dim: [null]}", "")).arm("prefix").largest("warmup_steps") == 2
+
+
+def test_a_word_may_be_searched_where_words_are_what_a_prefix_starts_from() -> None:
+    text = VALID.replace("{name: e2e, num_dev: 64}", "{name: document, path: manual.md}").replace("bleu", "token_f1")
+    text = text.replace(
+        "    init_token: {choice: [restaurant, null]}\n",
+        "    init_from: {choice: [words, document]}\n    init_token: {choice: [a, null], when: {init_from: [words]}}\n",
+    )
+    Path("manual.md").write_text("The Eagle is a pub.\n")
+    arm = load(text).arm("prefix")
+    assert arm.trial({"preseqlen": 5, "mid_dim": None, "init_from": "document", "learning_rate": 1e-3})
+    assert "init_token has no default" in complaint(text.replace("init_from: [words]}", "init_from: [document]}"))

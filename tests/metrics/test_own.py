@@ -87,6 +87,12 @@ def test_two_functions_of_one_name_are_refused_since_tables_could_not_tell_them_
     assert load(changed("test/bleu", both.replace("other_of_test", "mine_of_test"))).final.more_metrics
 
 
+def test_a_function_named_like_a_column_of_the_tables_is_refused() -> None:
+    Path("named_of_test.py").write_text("def BLEU(hypotheses, references): return [1.0 for _ in hypotheses]\n")
+    told = complaint(changed("test/bleu", "named_of_test:BLEU"))
+    assert told.endswith("tables have a column BLEU already: give the function another name")
+
+
 def test_a_function_that_cannot_score_is_found_before_anything_starts() -> None:
     def config(function: str) -> SweepConfig:
         return load(changed("metric: test/bleu", f"metric: mine_of_test:{function}"))

@@ -120,6 +120,13 @@ def test_an_older_record_says_what_it_lacks(results: Results) -> None:
     assert len(section(old, "outputs").examples) == 20
 
 
+def test_a_sweep_that_has_just_started_is_no_older_record(results: Results) -> None:
+    for trial in results["search"]:
+        trial["curve"] = []
+    for key in ("search", "early"):
+        assert not any("older version" in text for text in section(results, key).text)
+
+
 def test_a_sweep_that_is_not_finished_says_so(results: Results) -> None:
     found = sections({"search": results["search"], "rungs": [8, 16]}, FOLDER)
     assert [one.key for one in found] == ["result", "search", "values", "early", "records"]

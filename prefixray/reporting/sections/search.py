@@ -23,7 +23,8 @@ def curve_section(stored: Stored) -> Section:
     search, rungs = stored["search"], rungs_of(stored)
     heading = "How did the search go?"
     if not any(trial.get("curve") for trial in search):
-        return Section("search", heading, text=[_summary(search), _MISSING.format("learning curves")])
+        missing = [_MISSING.format("learning curves")] if _is_older(search) else []
+        return Section("search", heading, text=[_summary(search), *missing])
     values = [value for trial in search for _, value in trial.get("curve", ()) if math.isfinite(value)]
     limits = loss_limits(search, values)
     beyond = "; an arrow is a loss beyond it." if max(values) > limits[1] else "."
@@ -89,7 +90,7 @@ def early_section(stored: Stored) -> Section:
         "this is the order among survivors, which lie close together and are harder to tell apart than all would "
         f"be. With fewer than {FEW} it says little; a dash: fewer than {_FEWEST_RANKED}, or no two that differ."
     ]
-    if not any(trial.get("curve") for trial in stored["search"]):
+    if _is_older(stored["search"]):
         return Section("early", heading, text=[_MISSING.format("losses at the rungs")])
     return Section("early", heading, grid=Grid(header, rows, frozenset({"arm"})), text=text)
 
@@ -109,6 +110,11 @@ def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
 
 def _summary(search: Sequence[SearchTrial]) -> str:
     return "; ".join(f"{arm}: {count_states(trials)}" for arm, trials in _arms(search)) + "."
+
+
+def _is_older(search: Sequence[SearchTrial]) -> bool:
+    """Whether the record is of a version that kept no curves."""
+    return bool(search) and not any("curve" in trial for trial in search)
 
 
 def rungs_of(stored: Stored) -> list[int]:
