@@ -280,7 +280,7 @@ def _asked_for_status(workers: Sequence[WorkerHandle], timeout: float) -> list[t
 def _unneeded(workers: Sequence[WorkerHandle]) -> list[WorkerHandle]:
     """Workers that may be ended: first those that are not ready yet, then those that have been idle for a while."""
     coming = (Phase.STARTING, Phase.LOADING)
-    awaited = [worker for worker in workers if worker.state.phase in coming and not worker.trials]
+    awaited = [worker for worker in workers if worker.state.phase in coming and worker.is_idle]
     is_all_well = all(worker.is_ready for worker in workers if worker.trials)  # else trials may have to move
     busy_before = time.monotonic() - IDLE_SECONDS if is_all_well else -math.inf
     return [*awaited, *(w for w in workers if w.is_ready and w.is_idle and w.busy_at < busy_before)]

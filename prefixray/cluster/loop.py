@@ -168,11 +168,11 @@ class TrainingLoop:
         self._vacancies.take()
         return Admission("joined")
 
-    def leave(self, key: str) -> None:
-        """Drop a trial for good; one that is not in the pack has left already."""
+    def leave(self, key: str, *, has_ended: bool) -> None:
+        """Drop a trial; one that is not in the pack has left already."""
         self._vacancies.add(int(key in self._trainer.steps()), self._step_seconds)
         self._forget(key)
-        self._quarantine.forget(key)
+        self._quarantine.forget(key, has_ended=has_ended)
 
     def stop(self, key: str) -> None:
         """End a trial with a last report; one that is not in the pack (yet) is passed over."""

@@ -107,7 +107,7 @@ class Pool(Fleet):
         worker.trials[spec.key], worker.exclusive = spec, exclusive
         _write_placement(spec, worker)
 
-    def release(self, key: str) -> None:
+    def release(self, key: str, *, has_ended: bool) -> None:
         """Free a trial's slot, and tell the worker, in whose pack the trial may still be."""
         self._stops.pop(key, None)
         self._refused.clear()
@@ -117,7 +117,7 @@ class Pool(Fleet):
             if key in worker.trials:
                 del worker.trials[key]
                 worker.exclusive = False
-                worker.actor.leave.remote(key)
+                worker.actor.leave.remote(key, has_ended=has_ended)
 
     def stop(self, key: str) -> None:
         """Ask a trial's worker to end it; if it is in the pack by now, its last report comes like any other.
@@ -232,7 +232,8 @@ class Pool(Fleet):
                     other.actor.inherit.remote(str(stranded.record), [spec.key for spec in specs])
                 for spec in specs:
                     _write_placement(spec, other)
-                    stranded.actor.leave.remote(spec.key)  # it may have come again just now, and admitted the trial
+                    # It may have come again just now, and admitted the trial.
+                    stranded.actor.leave.remote(spec.key, has_ended=False)
 
 
 def check_exclusive(arms: Sequence[ArmConfig], facts: WorkerFacts, free: int) -> None:

@@ -126,12 +126,13 @@ class Quarantine:
         self._write()
         return bool(past and not turn and self._record.groups)
 
-    def forget(self, key: str) -> None:
-        """Forget a trial that will not come back."""
+    def forget(self, key: str, *, has_ended: bool) -> None:
+        """Forget a trial that leaves. Where it has ended, and not paused or moved, the pack has no limit any more."""
         record = self._record
         record.running.pop(key, None)
         record.alone.pop(key, None)
-        record.was_cleared, record.limit = False, None
+        if has_ended:
+            record.was_cleared, record.limit = False, None
         self._clear([key])
         self._write()
 

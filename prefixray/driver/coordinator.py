@@ -209,26 +209,26 @@ class Coordinator:
         verdict = stage.policy.judge(report.key, rung, losses, more_come=self._schedule.more_come(stage))
         if verdict == "pause":
             self._ledger.pause(running, report)
-            self._leave(report.key)
+            self._leave(report.key, has_ended=False)
         elif verdict == "stop":
             self._end(replace(report, note=stage.at_rung(rung)), "stopped")
         return verdict == "continue"
 
     def _lose(self, report: Report) -> None:
         """Give a trial up that nobody can run now, and start no more; it stays running in its study."""
-        self._leave(report.key)
+        self._leave(report.key, has_ended=False)
         self._schedule.hold()
         self.lost.setdefault(report.note or "", []).append(report.key)
 
     def _end(self, report: Report, state: Ended, value: float | None = None) -> None:
         """Free a trial's slot, write down how it ended, and have it decoded where its stage wants that."""
-        running = self._leave(report.key)
+        running = self._leave(report.key, has_ended=True)
         self._ledger.end(running, report, state, value)
         if state == "done" and running.stage.decode is not None:
             self._pool.decode_when_idle(running.stage.decode(running.spec))
 
-    def _leave(self, key: str) -> RunningTrial:
+    def _leave(self, key: str, *, has_ended: bool) -> RunningTrial:
         """Free a trial's slot: it runs no more."""
         self._stopping.discard(key)
-        self._pool.release(key)
+        self._pool.release(key, has_ended=has_ended)
         return self._running.pop(key)

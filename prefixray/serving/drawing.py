@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _MOST_LIKELY = 256  # entries that are looked at before the whole vocabulary is sorted
+_LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny  # a smaller one is 0 in fp32, by which nothing can be divided
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Sampling:
 
 def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """A token drawn by its logits (V,), in fp32; the generator is one of the CPU."""
-    probabilities = torch.softmax(logits / sampling.temperature, dim=0)
+    temperature = max(sampling.temperature, _LEAST_TEMPERATURE)
+    probabilities = torch.softmax((logits - logits.max()) / temperature, dim=0)
     ids = None
     if sampling.top_p < 1.0:
         ids = nucleus(probabilities, sampling.top_p)
@@ -45,5 +47,6 @@ def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     values, ids = probabilities.topk(min(_MOST_LIKELY, len(probabilities)))
     if values.sum() < top_p:
         values, ids = probabilities.sort(descending=True)
-    before = values.cumsum(0) - values
-    return ids[before < top_p]
+    kept = values.cumsum(0) - values < top_p
+    kept[0] = True  # also where `top_p` is 0 in fp32
+    return ids[kept]

@@ -67,7 +67,7 @@ class MlflowStore:
                     self._home.client.update_run(run_id, status="RUNNING")
                     self._describe(run_id, {**self._params, **params}, tags)
                     if key in self._paused:
-                        self._home.client.delete_tag(run_id, _STATE)
+                        self._delete_state(run_id)
                         self._paused.remove(key)
             case events.TrialPaused(key):
                 self._pause(key, when)
@@ -123,6 +123,16 @@ class MlflowStore:
             self._home.client.update_run(run_id, status="SCHEDULED")
             self._home.client.set_tag(run_id, _STATE, "paused")
             self._paused.add(key)
+
+    def _delete_state(self, run_id: str) -> None:
+        """Delete the tag, unless a request whose answer was lost has done so."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._home.client.delete_tag(run_id, _STATE)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
 
     def _end_trial(self, event: events.TrialEnded, when: int) -> None:
         run_id = self._child(event.key, when)

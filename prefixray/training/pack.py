@@ -45,6 +45,8 @@ class Pack:
         self.layout = Layout(base, self.binder, pad_id)
         self._ahead = Ahead(base, self.layout)
         self.members: dict[str, Member] = {}
+        self.unfit: set[str] = set()
+        """Members for whose evaluation there was no memory."""
         self.token_budget = self.first_budget = token_budget or TOKEN_BUDGET[base.device.type]
         self._largest_piece = 0  # tokens, at the most, of the micro-batches of the last attempt; 0: none was begun
 
@@ -62,6 +64,7 @@ class Pack:
     def drop(self, key: str) -> None:
         """Let a trial go; the others do not notice."""
         del self.members[key]
+        self.unfit.discard(key)
 
     def step(self, keys: Iterable[str]) -> dict[str, StepResult]:
         """One update of each of these members. A member whose numbers are not finite is not updated.
@@ -95,6 +98,7 @@ class Pack:
             for group, _, losses in self._halve_until_it_fits(members, [rows] * len(members), train=False):
                 if losses is None:
                     logger.warning("%s: %s", group[0].key, too_large(group[0].config))
+                    self.unfit.add(group[0].key)
                 totals = [math.nan] if losses is None else losses.read()[0]
                 scores |= {member.key: total / count for member, total in zip(group, totals, strict=True)}
                 mixing += _mixing(group, self.base)

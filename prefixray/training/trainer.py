@@ -31,7 +31,7 @@ from prefixray.training.base_checks import Room, check_arms, is_out_of_memory, s
 from prefixray.training.device.costs import Costs
 from prefixray.training.device.measure import free_bytes, measure
 from prefixray.training.facts import WorkerFacts
-from prefixray.training.member import Member, Seeds
+from prefixray.training.member import Member, Seeds, too_large
 from prefixray.training.pack import Pack
 from prefixray.training.progress import Progress
 from prefixray.trial import LOSS, Report, TrialSpec
@@ -86,6 +86,8 @@ class Trainer:
                 raise
         else:
             trial.owes_report = trial.is_due and trial.step != spec.resumed_from
+            if trial.step == spec.resumed_from:
+                trial.losses, trial.norms = [], []  # they are in the report that the driver has
             return trial.step
         torch.cuda.empty_cache()  # out here, since the handled error keeps what has been built alive
         raise NoMemory(f"out of memory while it is built: {shown(spec.config.method)}")
@@ -201,9 +203,8 @@ class Trainer:
     def _reports(self, dev_losses: Mapping[str, float]) -> list[Report]:
         """Reports of the trials that were evaluated; those that end are dropped, those at a rung are parked."""
         finite = {key: loss for key, loss in dev_losses.items() if math.isfinite(loss)}
-        failure = "dev loss is not finite at step {}"
         reports = [
-            self._report(key, finite) if key in finite else self._failed(key, failure.format(self.steps()[key]))
+            self._report(key, finite) if key in finite else self._failed(key, self._why_no_loss(key))
             for key in dev_losses
         ]
         for report in reports:
@@ -211,9 +212,17 @@ class Trainer:
                 trial = self._trials[report.key]
                 if trial.has_small_checkpoint() or trial.is_stale() or (trial.is_parked and trial.spec.may_pause):
                     trial.save()
+                trial.losses, trial.norms = [], []  # the checkpoint has them, in case this report is made again
             else:
                 self.drop(report.key)
         return reports
+
+    def _why_no_loss(self, key: str) -> str:
+        """Why a trial has no finite dev loss."""
+        trial = self._trials[key]
+        if self.pack.unfit.intersection(member.key for member in trial.members):
+            return too_large(trial.spec.config)
+        return f"dev loss is not finite at step {trial.step}"
 
     def _report(self, key: str, dev_losses: Mapping[str, float]) -> Report:
         """The report of a trial; at a rung, with the dev losses of all trials that reached it together."""
@@ -226,7 +235,6 @@ class Trainer:
                 _save_artifact(trial, self.base, self.task, self._task_config, self.template)
         metrics = trial.metrics(dev_loss)
         earlier = {before: loss for before, loss in trial.curve.items() if before < step}  # a trial may report again
-        trial.losses, trial.norms = [], []
         trial.curve[step] = dev_loss
         if trial.rung is None:
             state: Literal["done", "running"] = "done" if step == trial.spec.config.num_steps else "running"

@@ -90,7 +90,7 @@ def test_a_worker_that_decodes_gets_no_trial_and_others_need_not_wait_for_it(tmp
         assert spec.placed_on() == "worker-1"
     assert not pool.has_room(exclusive=True)
     for spec in specs:
-        pool.release(spec.key)
+        pool.release(spec.key, has_ended=True)
     told: list[str] = []
 
     def on_progress(text: str) -> None:

@@ -187,6 +187,27 @@ def test_a_worker_that_hangs_is_killed_also_before_its_first_sign_and_in_an_earl
     assert worker in ray.killed
 
 
+def test_a_worker_that_comes_again_after_an_early_decoding_is_kept_until_its_job_is_seen(
+    tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cluster, "devices", lambda cluster: {"node": 2})
+    pool = make_pool(tmp_path, address="auto")
+    pool.wait([make_arm("lora", rank=2)])
+    spec = make_spec(tmp_path)
+    pool.place(spec, exclusive=False)
+    decoding = fake_workers(pool)[1]
+    decoding.silent = {"decode"}
+    pool.decode_when_idle(decode_job(1))
+    pool.use_idle()
+    assert "decode" in [method for method, _ in decoding.asked]
+    decoding.silent, decoding.next_state = {"ready"}, "RESTARTING"
+    decoding.die()
+    rescale_later(pool, ray, num_trials=1)
+    assert decoding not in ray.killed
+    pool.release(spec.key, has_ended=True)
+    pool.decode([decode_job(1)])
+
+
 def test_devices_are_held_from_the_first_process_on_and_not_while_one_is_awaited(tmp_path: Path, ray: FakeRay) -> None:
     ray.to_come = [hanging()]
     (worker,) = ray.to_come

@@ -32,7 +32,7 @@ def test_the_pack_waits_for_all_verdicts_of_a_rung(worker: Worker, tmp_path: Pat
     assert [len(report.packmates) for report in first if report] == [2, 2]
     going_on = Call(worker, "goes on")
     assert going_on.waits()
-    worker.leave("stops")
+    worker.leave("stops", has_ended=True)
     assert going_on.state() == "done"
     assert Call(worker, "stops").report() is None
 
@@ -96,8 +96,8 @@ def test_places_that_trials_leave_at_a_rung_are_kept_while_verdicts_come(
     hold_first_step(worker, [trial_spec(tmp_path, key, 2, 1) for key in ("a", "b", "c")])
     for key in ("a", "b", "c"):
         assert Call(worker, key).report() is not None
-    worker.leave("a")
-    worker.leave("b")
+    worker.leave("a", has_ended=True)
+    worker.leave("b", has_ended=True)
     worker.join(trial_spec(tmp_path, "x", 1), "token")
     going_on = Call(worker, "c")
     time.sleep(MOMENT / 2)
@@ -160,7 +160,7 @@ def test_a_worker_without_work_gives_back_what_it_has_freed_once_and_not_between
     wait_until(lambda: worker._loop._busy_since is None)
     with worker._loop._changed:  # the loop waits already, for SECONDS
         monkeypatch.setattr(loop_module, "IDLE_SECONDS", MOMENT)
-    worker.leave("two")  # wakes it
+    worker.leave("two", has_ended=True)  # wakes it
     wait_until(lambda: own in threads)
     time.sleep(2 * MOMENT)
     assert threads.count(own) == 1
@@ -253,7 +253,7 @@ def test_a_trial_stays_that_owes_a_report_or_is_suspected_or_has_not_come(
     worker.join(suspected, "token")
     wait_until(lambda: worker.status().steps.get("suspected", 0) > 0)
     assert not worker.hand_over(suspected, "worker-1")
-    worker.leave("suspected")
+    worker.leave("suspected", has_ended=True)
     assert worker.join(at_rung, "token") == Admission("joined")
     assert Call(worker, "at rung").report() is not None
     assert not worker.hand_over(at_rung, "worker-1")

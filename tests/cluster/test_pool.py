@@ -73,7 +73,7 @@ def test_a_worker_that_is_reserved_for_an_exclusive_trial_gets_no_others(tmp_pat
     for spec in specs[:2]:
         pool.place(spec, exclusive=False)
     assert {spec.placed_on() for spec in specs[:2]} == {"worker-0", "worker-1"}
-    pool.release("lora/1")
+    pool.release("lora/1", has_ended=True)
     pool.reserve(True)
     pool.reserve(True)
     for spec in specs[2:]:
@@ -100,7 +100,7 @@ def test_fine_tuning_for_which_the_machines_that_came_are_too_small_is_told_and_
     for _ in range(60):
         ray.now += 10
         pool.rescale(1, 1)  # it has something to train meanwhile
-    pool.release("lora/0")
+    pool.release("lora/0", has_ended=True)
     too_small = r"^no machine with 1\.\d GiB free for fine-tuning came in 0\.1 hours \(search\.max_wait_hours\)$"
     with pytest.raises(NoWorkers, match=too_small):
         for _ in range(60):
@@ -184,7 +184,7 @@ def test_room_is_kept_for_the_trials_of_a_worker_that_has_no_process(
     ray.now += 3
     pool.rescale(3, 0)
     assert not pool.has_room(exclusive=False), "two trials may have to move, and one slot is free"
-    pool.release("lora/1")
+    pool.release("lora/1", has_ended=True)
     assert not pool.has_room(exclusive=False), "there is as much room as those two need"
     assert not pool.has_room(exclusive=True)
     lost.die("ALIVE")
@@ -202,7 +202,7 @@ def unequal(tmp_path: Path, ray: FakeRay) -> tuple[Pool, FakeWorker]:
     for number in range(6):
         pool.place(make_spec(tmp_path, number), exclusive=False)
     for number in (1, 3):
-        pool.release(f"lora/{number}")
+        pool.release(f"lora/{number}", has_ended=True)
     source, target = fake_workers(pool)
     source.steps, target.steps = {"lora/0": 5, "lora/2": 3, "lora/4": 4}, {"lora/5": 1}
     source.silent = {"hand_over"}
@@ -244,7 +244,7 @@ def test_a_trial_that_could_not_be_handed_over_is_asked_for_again_once_a_trial_h
         pool.use_idle()
         assert [set(worker.trials) for worker in pool.workers] == [{"lora/0", "lora/2", "lora/4"}, {"lora/5"}]
     assert asked_for() == ["lora/2", "lora/4", "lora/0"]
-    pool.release("lora/5")
+    pool.release("lora/5", has_ended=True)
     pool.use_idle()
     assert asked_for()[3:] == ["lora/2"]
 
@@ -277,7 +277,7 @@ def test_none_moves_to_a_worker_whose_own_wait_or_that_an_exclusive_trial_waits_
 def test_a_trial_that_ends_while_it_is_handed_over_has_no_slot_any_more(unequal: tuple[Pool, FakeWorker]) -> None:
     pool, source = unequal
     pool.use_idle()
-    pool.release("lora/2")
+    pool.release("lora/2", has_ended=True)
     assert [set(worker.trials) for worker in pool.workers] == [{"lora/0", "lora/4"}, {"lora/5"}]
     assert all("leave" in dict(worker.given) for worker in fake_workers(pool))
     dict(source.asked)["hand_over"].answer = [False]

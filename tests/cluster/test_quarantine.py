@@ -33,7 +33,7 @@ class Sweep:
                 self.pack.append(key)
         for key in self.failed:
             self.steps.pop(key, None)
-            self.quarantine.forget(key)
+            self.quarantine.forget(key, has_ended=True)
         return sorted(self.pack)
 
     def step(self, killers: Collection[str] = (), at: int = 3, most: int = 99) -> None:
@@ -92,7 +92,7 @@ def test_a_worker_that_is_killed_from_outside_costs_nobody_anything(tmp_path: Pa
         sweep.admit()
         sweep.step()
         if number % 10 == 0:
-            sweep.quarantine.forget("another that has ended")
+            sweep.quarantine.forget("another that has ended", has_ended=True)
             sweep.quarantine.note_running({key: sweep.steps[key] for key in sweep.pack})
             sweep.die()
             assert len(sweep.admit()) == 3
@@ -125,7 +125,9 @@ def test_trials_that_are_too_many_for_the_worker_share_it_in_halves_until_one_en
     assert not sweep.failed and sweep.num_deaths <= 4
     assert len(sweep.pack) == 2
     sweep.steps.pop(sweep.pack.pop())
-    sweep.quarantine.forget("a")
+    sweep.quarantine.forget("a", has_ended=False)
+    assert len(sweep.admit()) == 2, "one that pauses makes no room"
+    sweep.quarantine.forget("a", has_ended=True)
     assert len(sweep.admit()) == 4
 
 
@@ -147,7 +149,7 @@ def test_suspects_that_do_not_come_hold_up_nobody_for_long(tmp_path: Path, monke
     assert not sweep.quarantine.may_join("e", [])
     monkeypatch.setattr(quarantine_module.time, "monotonic", lambda: 1e12)
     assert not sweep.quarantine.may_join("e", ["a"])  # it waits for those who came
-    sweep.quarantine.forget("a")
+    sweep.quarantine.forget("a", has_ended=True)
     assert sweep.quarantine.may_join("e", [])
 
 

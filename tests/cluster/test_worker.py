@@ -43,7 +43,7 @@ def test_a_caller_with_a_stale_token_is_sent_away(worker: Worker, tmp_path: Path
     assert Call(worker, "unknown").report() is None
     current = Call(worker, "one", "new")
     assert current.waits()
-    worker.leave("one")
+    worker.leave("one", has_ended=True)
     assert current.report() is None
 
 
@@ -69,8 +69,8 @@ def test_a_stopped_trial_ends_with_a_last_report_and_the_others_train_on(
 
 def test_leaving_twice_is_harmless(worker: Worker, tmp_path: Path) -> None:
     worker.join(trial_spec(tmp_path, "one", 10_000), "token")
-    worker.leave("one")
-    worker.leave("one")
+    worker.leave("one", has_ended=True)
+    worker.leave("one", has_ended=True)
     assert Call(worker, "one").report() is None
     wait_until(lambda: worker.status().steps == {})
 
@@ -145,7 +145,7 @@ def test_a_trial_without_memory_to_be_built_waits_for_the_others_and_is_refused_
     with monkeypatch.context() as short:
         short.setattr("prefixray.training.member.build_method", build)
         assert worker.join(trial_spec(tmp_path, "two", 4), "token") == Admission("later")
-        worker.leave("one")
+        worker.leave("one", has_ended=True)
         answer = worker.join(trial_spec(tmp_path, "two", 4), "token")
     assert answer.state == "refused" and "out of memory while it is built: method prefix" in (answer.note or "")
     assert worker.join(trial_spec(tmp_path, "two", 4), "token") == Admission("joined")

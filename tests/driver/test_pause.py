@@ -246,7 +246,7 @@ def test_in_a_real_pack_a_trial_goes_on_by_hand_and_all_have_the_numbers_of_tria
     driver.stage = replace(driver.stage, spec=lambda trial: replace(make(trial), may_pause=True))
     driver.coordinator = driver.coordinate(driver.stage)
     release = driver.pool.release
-    monkeypatch.setattr(driver.pool, "release", lambda key: (release(key), worker.leave(key)))
+    monkeypatch.setattr(driver.pool, "release", lambda key, **how: (release(key, **how), worker.leave(key, **how)))
     specs, seats, resumed = dict[str, TrialSpec](), dict[str, Call](), ""
     while (suggested := driver.coordinator.next()) != "FINISHED":
         if suggested is not None:

@@ -15,6 +15,16 @@ def test_the_nucleus_is_that_of_transformers(spread: float, top_p: float) -> Non
     assert sorted(nucleus(logits.softmax(0), top_p).tolist()) == kept.tolist()
 
 
+@pytest.mark.parametrize(
+    ("temperature", "top_p"), [(0.7, 1e-50), (1e-40, 0.9), (1e-40, 1.0), (1e-50, 0.9), (1e-50, 1.0)]
+)
+def test_a_nucleus_or_a_temperature_that_is_nothing_in_fp32_leaves_the_likeliest(
+    temperature: float, top_p: float
+) -> None:
+    logits = torch.tensor([0.0, 2.0, 1.0])
+    assert draw(logits, Sampling(temperature, top_p), torch.Generator().manual_seed(1)) == 1
+
+
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     logits = torch.tensor([0.0, 2.0, 1.0, -1.0, float("-inf")])
     generator = torch.Generator().manual_seed(1)

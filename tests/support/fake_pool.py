@@ -50,7 +50,7 @@ class PlayedPool:
         self.is_alone = exclusive
         self.keys.add(spec.key)
 
-    def release(self, key: str) -> None:
+    def release(self, key: str, *, has_ended: bool) -> None:
         self.keys.discard(key)
 
     def stop(self, key: str) -> None:

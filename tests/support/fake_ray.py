@@ -123,7 +123,7 @@ class FakeWorker:
             later.answer = later.answer or [died()]
 
     def __getattr__(self, method: str) -> SimpleNamespace:
-        return SimpleNamespace(remote=lambda *given: self._ask(method, given))
+        return SimpleNamespace(remote=lambda *given, **more: self._ask(method, (*given, *more.values())))
 
     def _ask(self, method: str, given: tuple[Any, ...]) -> Later:
         later = Later() if method in self.silent else Later(self._answer(method, given))

@@ -311,7 +311,17 @@ def test_credentials_reach_neither_parameters_nor_the_attached_file(
     assert login in (folder / "sweep.yaml").read_text()
 
 
-def test_a_paused_trial_is_scheduled_until_it_goes_on_and_ends(folder: Path) -> None:
+def test_a_paused_trial_is_scheduled_until_it_goes_on_and_ends(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    delete_tag = MlflowClient.delete_tag
+
+    def delete_twice(client: MlflowClient, run_id: str, key: str) -> None:
+        """As where the server's answer is lost, and the request is repeated."""
+        for _ in range(2):
+            delete_tag(client, run_id, key)
+
+    monkeypatch.setattr(MlflowClient, "delete_tag", delete_twice)
     first = open_sweep(folder)
     for number in range(2):
         first.trial(f"prefix/{number}", {"preseqlen": 5}, {"arm": "prefix"})
@@ -333,3 +343,4 @@ def test_a_paused_trial_is_scheduled_until_it_goes_on_and_ends(folder: Path) -> 
     stored = local(folder)
     assert stored.statuses()[1] == "FINISHED" and stored.curve("prefix/1") == [(10, 2.0), (20, 1.0)]
     assert stored.children["prefix/1"].data.tags["prefixray.state"] == "done"
+    assert not caplog.records, "nothing was refused"

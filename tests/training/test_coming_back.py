@@ -38,7 +38,8 @@ def test_a_trial_goes_on_from_its_checkpoint_as_if_nothing_had_been(
     assert [report.step for report in reports] == [4, 6, 8, 12]
     for (name, theirs), ours in zip(member.method.named_parameters(), resumed.method.parameters(), strict=True):
         assert (theirs - ours).abs().max() < 1e-12, name
-    for key in ("dev/loss", "dev/best_loss", "train/clipped_share", "train/tokens", "train/learning_rate"):
+    train = [f"train/{name}" for name in ("loss", "grad_norm", "clipped_share", "tokens", "learning_rate")]
+    for key in ("dev/loss", "dev/best_loss", *train):
         assert [r.metrics[key] for r in reports] == pytest.approx([r.metrics[key] for r in wanted], abs=1e-12), key
 
 
@@ -46,10 +47,12 @@ def test_a_worse_step_after_coming_back_does_not_replace_the_best_artifact(make_
     spec = spec_of(tmp_path, "one", overshooting())
     first, second = (trainer_on(make_base("gpt2", torch.float64)) for _ in range(2))
     first.admit(spec)
-    best = run_trainer(first, 3)[-1].metrics["dev/loss"]
+    before = run_trainer(first, 3)[-1].metrics
+    best = before["dev/loss"]
     second.admit(spec)
     again, last = run_trainer(second)
-    assert again.metrics["dev/loss"] == best, "it reports again, since nobody may have had its report"
+    same = ("dev/loss", "train/loss", "train/grad_norm")
+    assert [again.metrics[key] for key in same] == [before[key] for key in same], "nobody may have had its report"
     assert again.step not in again.earlier, "but once"
     assert last.earlier[again.step] == best and min(last.earlier) < again.step, "and tells what came before"
     assert last.metrics["dev/loss"] > best == last.metrics["dev/best_loss"]

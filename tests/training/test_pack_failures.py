@@ -190,7 +190,9 @@ def test_a_trial_that_does_not_fit_alone_is_evaluated_once_beside_trials_that_sh
     with _memory_for(pack, num_members=3, num_positions=30):
         scores = pack.evaluate(pack.members, rows_of(base))
     assert [key for key, score in scores.items() if math.isnan(score)] == ["large"]
-    assert caplog.text.count("out of memory alone") == 1
+    assert caplog.text.count("out of memory alone") == 1 and pack.unfit == {"large"}
+    pack.drop("large")
+    assert not pack.unfit
 
 
 def test_a_cpu_without_memory_is_one_that_has_run_out_of_it() -> None:

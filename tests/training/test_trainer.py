@@ -1,5 +1,6 @@
 """The loop: who is stepped, who waits at a rung, and what is reported and kept."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -154,6 +155,20 @@ def test_a_dev_loss_that_is_not_finite_fails_the_trial_and_no_packmate_hears_of_
     assert list(sane.packmates) == ["sane"]
     assert trainer.keys() == ["sane"]
     assert not (tmp_path / "mad").exists()
+
+
+def test_memory_that_runs_out_in_an_evaluation_is_no_divergence(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer.admit(spec_of(tmp_path, "large", config_of(num_steps=2)))
+
+    def evaluate(keys: Sequence[str], _: Sequence[Row]) -> dict[str, float]:
+        trainer.pack.unfit |= set(keys)
+        return dict.fromkeys(keys, math.nan)
+
+    monkeypatch.setattr(trainer.pack, "evaluate", evaluate)
+    (report,) = run_trainer(trainer)
+    assert report.state == "failed" and str(report.note).startswith("out of memory alone and with one example at a")
 
 
 def test_a_dropped_trial_may_come_again_and_dropping_twice_is_harmless(trainer: Trainer, tmp_path: Path) -> None:
