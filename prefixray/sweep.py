@@ -23,6 +23,7 @@ from prefixray.config.files.found import find_sweep_file
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import SweepConfig
 from prefixray.data import check_own_data
+from prefixray.data.task_config import TaskConfig
 from prefixray.system.command_line import Entry, Overrides, Prices, Scales, SweepFile, WrongArguments
 from prefixray.system.exit_codes import code_of, interruptible, leave
 from prefixray.system.logs import followed, quieten, to_file
@@ -65,8 +66,9 @@ def sweep(
     where = [word for name, place in places.items() if place is not None for word in (name, str(place))]
     command = ["prefixray", "sweep", str(file), *where, *changes]
     try:
-        config = load_sweep(file, overrides, scales)  # before anything heavy
-        if plan or cluster is not None:  # here, `drive` reads every row before torch is loaded
+        is_there = cluster is not None and not plan
+        config = load_sweep(file, overrides, scales, elsewhere=is_there)  # before anything heavy
+        if plan or (is_there and _is_all_here(config.task)):  # here, `drive` reads every row before torch is loaded
             check_own_data(config.task)
         if plan:
             return _print_plan(config, file, prices)
@@ -78,6 +80,11 @@ def sweep(
         print(f"\ninterrupted; to go on: {shlex.join(command)}", file=sys.stderr)
         return code_of(interrupt)
     return _print_outcome(config, outcome, quiet=quiet)
+
+
+def _is_all_here(task: TaskConfig) -> bool:
+    """Whether no absolute path of the data leads to a file that is on the cluster alone."""
+    return all(Path(path).exists() for path in task.paths.values() if Path(path).is_absolute())
 
 
 def _run(

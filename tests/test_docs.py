@@ -19,7 +19,7 @@ DOCS = ROOT / "docs"
 FILES = DOCS / "howto" / "files"
 KUBERAY = {
     "spec": {"entrypoint", "backoffLimit", "shutdownAfterJobFinishes", "rayClusterSpec"},
-    "spec.rayClusterSpec": {"enableInTreeAutoscaling", "authOptions", "headGroupSpec", "workerGroupSpecs"},
+    "spec.rayClusterSpec": {"authOptions", "headGroupSpec", "workerGroupSpecs"},
     "spec.rayClusterSpec.headGroupSpec": {"rayStartParams", "template"},
     "spec.rayClusterSpec.workerGroupSpecs.0": {
         "groupName",

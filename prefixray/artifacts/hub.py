@@ -22,13 +22,13 @@ from huggingface_hub.errors import HTTPError as NoAnswer  # type: ignore[attr-de
 
 from prefixray.artifacts.model_card import Facts, Origin, model_card
 from prefixray.artifacts.peft import write_peft
-from prefixray.artifacts.record import check_new
+from prefixray.artifacts.record import check_new, is_on_hub
 from prefixray.artifacts.store import artifact_files, load_artifact, save_artifact
 from prefixray.config.trials import METHODS
 from prefixray.data.entries import TASK_PATHS
 from prefixray.errors import UserError, first_line
 from prefixray.results.record import is_finished, load_results, runs_of
-from prefixray.system.path_or_hub import is_path
+from prefixray.system.path_or_hub import is_path, local_path
 
 logger = logging.getLogger(__name__)
 
@@ -126,13 +126,19 @@ def find_origin(artifact: Path) -> Origin | None:
 
 def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record, with the last part of each local path in place of the path."""
-    base = {**record["base"], "name": _last_name(record["base"]["name"])}
+    base, name = record["base"], record["base"]["name"]
+    is_local = not is_on_hub(base) and ":" not in name  # a folder's name can look like a hub id
     task = {
-        key: _last_name(value) if isinstance(value, str) and key in TASK_PATHS else value
+        key: _last_name(value) if key in TASK_PATHS and isinstance(value, str) and _is_here(key, value) else value
         for key, value in record["task"].items()
     }
-    return {**record, "base": base, "task": task}
+    return {**record, "base": {**base, "name": _last_name(name) if is_local else name}, "task": task}
+
+
+def _is_here(key: str, value: str) -> bool:
+    """Whether a key of the task names something of this machine; `path` may also name a data set of the hub."""
+    return key != "path" or is_path(value) or local_path(value) is not None
 
 
 def _last_name(path: str) -> str:
-    return Path(path).name or path if is_path(path) else path
+    return Path(path).name or path

@@ -30,17 +30,22 @@ _Section = TypeVar("_Section", bound=BaseModel)
 _FILES = ("train", "dev", "test")
 
 
-def load_sweep(path: Path | str, overrides: Sequence[str] = (), scales: Sequence[str] = ()) -> SweepConfig:
+def load_sweep(
+    path: Path | str, overrides: Sequence[str] = (), scales: Sequence[str] = (), *, elsewhere: bool = False
+) -> SweepConfig:
     """Read a sweep file, with the values of the named scales and then of the overrides in place of its own.
 
-    An override is written `dotted.key=value`, with the value in YAML.
+    An override is written `dotted.key=value`, with the value in YAML. `elsewhere` says that the sweep will run on other
+    machines, where absolute paths may lead to files that are not here.
 
     Raises `UserError` with every problem of the file, the scales and the overrides.
     """
-    return load_document(read_document(path), overrides, scales)
+    return load_document(read_document(path), overrides, scales, elsewhere=elsewhere)
 
 
-def load_document(document: Document, overrides: Sequence[str] = (), scales: Sequence[str] = ()) -> SweepConfig:
+def load_document(
+    document: Document, overrides: Sequence[str] = (), scales: Sequence[str] = (), *, elsewhere: bool = False
+) -> SweepConfig:
     """The configuration that a document holds. Raises `UserError` as `load_sweep` does."""
     apply_scales(document, scales)
     apply_overrides(document, overrides)
@@ -51,8 +56,8 @@ def load_document(document: Document, overrides: Sequence[str] = (), scales: Seq
     num_trials = search.num_trials if search is not None else 1
     stand_in = TrainConfig(num_steps=2**62)  # where `train` has problems of its own
     arms = read_arms(document, train or stand_in, num_trials)
-    _check_task(document)
-    _check_base(document)
+    _check_task(document, elsewhere=elsewhere)
+    _check_base(document, elsewhere=elsewhere)
     _check_teachers(document, arms)
     _check_documents(document, search, arms)
     _check_search(document, search, train, arms)
@@ -99,7 +104,7 @@ def _section(document: Document, name: str, model: type[_Section]) -> _Section |
         return None
 
 
-def _check_task(document: Document) -> None:
+def _check_task(document: Document, *, elsewhere: bool) -> None:
     """The task must have the keys that it needs and no others, and its files must exist."""
     task = _section(document, "task", TaskConfig)
     if task is None:
@@ -112,15 +117,17 @@ def _check_task(document: Document) -> None:
         document.complain(("task", "path"), f"required for task {task.name}, but missing")
     _check_subsets(document, task)
     is_studied = CATALOG[task.name].is_studied
-    if "path" in used and task.path is not None and _is_missing(task.path, may_be_hub=not is_studied):
+    away = {path for path in task.paths.values() if elsewhere and Path(path).is_absolute()}
+    path, exchanges = (None if path in away else path for path in (task.path, task.exchanges))
+    if "path" in used and path is not None and _is_missing(path, may_be_hub=not is_studied):
         document.refuse(
             ("task", "path"), f"no such {'file or ' * is_studied}folder; paths are relative to the working directory"
         )
-    if task.exchanges is not None and is_studied and not expanded(task.exchanges).is_dir():
+    if is_studied and exchanges is not None and not expanded(exchanges).is_dir():
         document.refuse(("task", "exchanges"), "no such folder; paths are relative to the working directory")
     for key in (key for key in ("urls", *_FILES) if key in used):
         file = getattr(task, key)
-        if file is not None and not expanded(file).is_file():
+        if file not in (None, *away) and not expanded(file).is_file():
             document.refuse(("task", key), "no such file; paths are relative to the working directory")
         elif is_studied:
             continue
@@ -148,9 +155,9 @@ def _check_subsets(document: Document, task: TaskConfig) -> None:
                 document.complain(("task", other), f"is not used beside task.{key}: remove one of them")
 
 
-def _check_base(document: Document) -> None:
+def _check_base(document: Document, *, elsewhere: bool) -> None:
     base = document.values.get("base")
-    if not isinstance(base, str) or ":" in base:
+    if not isinstance(base, str) or ":" in base or (elsewhere and Path(base).is_absolute()):
         return
     if leads_nowhere(base) or (base.endswith(".gguf") and not expanded(base).is_file()):
         document.refuse(("base",), "no such file or folder; paths are relative to the working directory")

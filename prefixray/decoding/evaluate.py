@@ -21,17 +21,16 @@ from prefixray.batching.template import Template
 from prefixray.config.schema import DecodingSettings
 from prefixray.data import Sourced, load_task
 from prefixray.data.catalog import CATALOG
-from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.likelihoods import read_references
 from prefixray.decoding.tuned_model import Progress, Tuned, silent
 from prefixray.decoding.untrained import load_untrained, made_from
 from prefixray.errors import UserError
 from prefixray.metrics import Scored, is_of_likelihoods
 from prefixray.model.binding.binder import Binder
-from prefixray.results.artifacts import Found
+from prefixray.results.artifacts import Found, base_and_task
 from prefixray.results.hypotheses import Split, read_split_record, score_all, split_sources, write_hypotheses
 from prefixray.results.likelihoods import likelihoods_made_from, write_likelihoods
-from prefixray.results.record import UNTRAINED
+from prefixray.results.record import IN_CONTEXT, UNTRAINED
 from prefixray.system.atomic_files import write_whole
 from prefixray.training.trainer import Trainer
 
@@ -65,13 +64,15 @@ def decode_artifact(
     does. Raises `UserError` as `Tuned.load` does, and where the task's data is not there.
     """
     _, meta = load_artifact(found.artifact)
-    task = load_task(TaskConfig.model_validate(meta["task"]))
+    base, task_config = base_and_task(found, meta)
+    task = load_task(task_config)
     sources = split_sources(task, split, meta.get("document"))
     if not sources:
         raise UserError(f"{found.artifact}: {split} has no question about {meta.get('document')}; take --split dev")
     settings = {**found.decoding, **(decoding or {})}
     with _threads(num_threads):
-        tuned = Tuned.load(found.artifact, device=device, decoding=settings, trust_remote_code=trust_remote_code)
+        code = trust_remote_code
+        tuned = Tuned.load(found.artifact, base=base, device=device, decoding=settings, trust_remote_code=code)
         hypotheses = tuned.generate([sourced.source for sourced in sources], on_progress=on_progress)
     form = CATALOG[task.name].word_form if found.evaluation == "paper" else None
     metrics = [metric for metric in found.metrics or task.metrics if not is_of_likelihoods(metric)]
@@ -116,11 +117,13 @@ def decode_for_sweep(
     decoding, sources = DecodingSettings(**settings), split_sources(trainer.task, split, document)
     is_untrained = model in UNTRAINED
     tensors, meta = ({}, made_from(model, trainer.task, document)) if is_untrained else load_artifact(Path(model))
-    read_from = {
+    read_from: dict[str, Any] = {
         "artifact": meta,
         "base": trainer.base.digest,
         "sources": hashlib.sha256(repr(sources).encode()).hexdigest(),
     }
+    if model == IN_CONTEXT:  # how much of the document it sees depends on the room that an answer needs
+        read_from["max_new_tokens"] = decoding.max_new_tokens
     decoded_from = {"decoding": decoding.model_dump(), **read_from}
     is_decoded = _made_from(folder, split) == decoded_from
     is_read = not any(map(is_of_likelihoods, metrics)) or likelihoods_made_from(folder, split) == read_from

@@ -79,9 +79,10 @@ def generate(
     """The best hypothesis for `sources[i]` under `inserts[i]`, as text without special tokens.
 
     The model of `base` may be a trial's own copy (`replace(base, model=own)`). Each distinct pair of an insert and a
-    source is decoded once. Raises `UserError` where a source leaves no room for its hypothesis.
+    source is decoded once, unless tokens are drawn. Raises `UserError` where a source leaves no room for its
+    hypothesis.
     """
-    jobs = _distinct(template, sources, inserts)
+    jobs = _distinct(template, sources, inserts, is_drawn=isinstance(decoding, SampledSettings))
     _check_room(base, template, jobs, decoding)
     jobs.sort(key=lambda job: -len(job.prompt))  # stable: equal lengths stay in their order
     hypotheses = [""] * len(sources)
@@ -123,13 +124,15 @@ def generation_config(decoding: DecodingSettings, template: Template) -> Generat
     )
 
 
-def _distinct(template: Template, sources: Sequence[str], inserts: Sequence[Insert]) -> list[_Job]:
-    jobs: dict[tuple[int, str], _Job] = {}
+def _distinct(template: Template, sources: Sequence[str], inserts: Sequence[Insert], *, is_drawn: bool) -> list[_Job]:
+    """A job for each distinct pair of an insert and a source; where tokens are drawn, for each pair."""
+    jobs: dict[tuple[int, str, int], _Job] = {}
     for index, (source, insert) in enumerate(zip(sources, inserts, strict=True)):
-        job = jobs.get((id(insert), source))
+        pair = id(insert), source, index if is_drawn else 0
+        job = jobs.get(pair)
         if job is None:
             prompt = with_infix_room(template, insert, template.encode_source(source))
-            job = jobs[id(insert), source] = _Job(insert, *prompt, [])
+            job = jobs[pair] = _Job(insert, *prompt, [])
         job.source_indices.append(index)
     return list(jobs.values())
 

@@ -36,7 +36,7 @@ from prefixray.methods.catalog import facts_of
 from prefixray.methods.contract import Method
 from prefixray.model.base import Base, load_in
 from prefixray.model.binding.binder import Binder
-from prefixray.results.artifacts import best_artifact
+from prefixray.results.artifacts import base_and_task, best_artifact
 
 Progress = Callable[[int, int], None]
 """Called with how many sources are done, and of how many."""
@@ -108,19 +108,20 @@ class Tuned:
         cls,
         artifact: Path | str,
         *,
+        base: str | None = None,
         device: str = "auto",
         decoding: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
     ) -> "Tuned":
         """Load an artifact, and the base that it names in the precision of its training.
 
-        `decoding` replaces single settings that the artifact records. Raises `UserError` as `open_base` does, and where
-        the artifact is damaged or its base has changed.
+        `base` says where the base lies now; `decoding` replaces single settings that the artifact records. Raises
+        `UserError` as `open_base` does, and where the artifact is damaged or its base has changed.
         """
         _, record = load_artifact(Path(artifact))
-        code = trust_remote_code
-        base = open_base(record["base"]["name"], precision=record["precision"], device=device, trust_remote_code=code)
-        return base.bind(artifact, decoding=decoding)
+        name, precision = base or record["base"]["name"], record["precision"]
+        opened = open_base(name, precision=precision, device=device, trust_remote_code=trust_remote_code)
+        return opened.bind(artifact, decoding=decoding)
 
     @classmethod
     def best(
@@ -133,7 +134,8 @@ class Tuned:
         does, and where the sweep has no such run.
         """
         found = best_artifact(find_sweep(sweep), arm, document)
-        return cls.load(found.artifact, device=device, decoding=found.decoding)
+        base, _ = base_and_task(found, load_artifact(found.artifact)[1])
+        return cls.load(found.artifact, base=base, device=device, decoding=found.decoding)
 
     @classmethod
     def from_hub(

@@ -102,6 +102,19 @@ class ResultsFolder:
             write_whole(self.sweep_file, file.read_text(encoding="utf-8"))
         return stored
 
+    def keep_digests(self, digests: Mapping[str, str]) -> None:
+        """Write down what the sweep begins with: a digest for each part of it, by the key of a sweep file.
+
+        Raises `UserError` where it has begun with another content under the same name.
+        """
+        file = self.path / "digests.json"
+        before = json.loads(file.read_text(encoding="utf-8")) if self.has_begun() and file.is_file() else {}
+        changed = [key for key, digest in digests.items() if before.get(key, digest) != digest]
+        if changed:
+            problem = f"{' and '.join(changed)} had another content when this sweep began"
+            raise UserError(f"{self.path}: {problem}; undo the change, or give this sweep another name")
+        write_whole(file, json.dumps({**digests, **before}) + "\n")
+
     def stored(self) -> Stored | None:
         """What `results.json` holds; None where there is none. A file that cannot be read is put aside."""
         if not self._results_file.is_file():
@@ -127,7 +140,7 @@ class ResultsFolder:
         Older results of other winners stay beside the new ones.
         """
         older = self.final_results()
-        if older is not None and older["arms"] != results["arms"]:
+        if older is not None and older["arms"] != json.loads(json.dumps(results["arms"])):  # as the file has them
             self._put_aside()
         self.store(results)
         write_whole(self.path / "results.md", render_markdown(results))

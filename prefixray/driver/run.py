@@ -48,7 +48,7 @@ from prefixray.search.storage import Storage, has_studies, open_storage, repair_
 from prefixray.search.study import ArmStudy, search_so_far
 from prefixray.system.logs import quieten, to_file
 from prefixray.system.machine import check_four_bit
-from prefixray.system.path_or_hub import check_base
+from prefixray.system.path_or_hub import check_base, local_path
 from prefixray.tracking.tracker import Tracker, check_server, open_tracker
 from prefixray.tracking.views import columns_of, sweep_params
 
@@ -163,6 +163,7 @@ class _Sweep:
         try:
             with self._engine.live.during(self._start_view):
                 self._pool.wait(self._config.arms)
+            self._folder.keep_digests(self._digests())
             check_teachers(self._config, self._folder, self._pool.facts.base_digest)
             self._tracker.start({}, self._tags(), [self._folder.sweep_file], columns_of(self._config))
             studies = self._search()
@@ -185,6 +186,12 @@ class _Sweep:
         facts = self._pool.facts
         digests = {"prefixray.base_digest": facts.base_digest, "prefixray.data_digest": facts.data_digest}
         return {"prefixray.stage": "sweep", "prefixray.task": self._config.task.name, **digests}
+
+    def _digests(self) -> dict[str, str]:
+        """What may not change under its name: weights, but for the commit of a hub's, and data, but for documents."""
+        facts, is_here = self._pool.facts, local_path(self._config.base) is not None
+        base = {"base": facts.base_digest} if is_here else {}
+        return base if self._documents else {**base, "task": facts.data_digest}
 
     def _search(self) -> dict[str, ArmStudy]:
         """Run the search of every arm that has something to search; the studies, by arm.

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from prefixray.config.files.found import find_sweep
+from prefixray.config.identity import stored_config
 from prefixray.config.schema import Evaluation
+from prefixray.data.documents.made import FOLDER
+from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.metrics import higher_is_better
 from prefixray.results.hypotheses import Split, read_split_record
 from prefixray.results.record import is_finished, load_results
+from prefixray.system.path_or_hub import leads_nowhere
 from prefixray.trial import TrialFolder
 
 
@@ -47,6 +51,7 @@ class Found:
     """An artifact, and how its sweep has decoded and by what it scored; one that is named itself has no sweep."""
 
     artifact: Path
+    sweep: Path | None = None
     metrics: Sequence[str] = ()
     decoding: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Evaluation = "own"
@@ -70,7 +75,21 @@ def best_artifact(folder: Path, arm: str | None = None, document: str | None = N
         raise UserError(f"{folder}: no final stage yet; {kept if has_any else none}")
     artifact = TrialFolder(folder / best_run(results, arm, document)).artifact
     evaluation: Evaluation = "paper" if results.get("evaluation") == "paper" else "own"
-    return Found(artifact, results["metrics"], results["decoding"], evaluation, results["machine"])
+    return Found(artifact, folder, results["metrics"], results["decoding"], evaluation, results["machine"])
+
+
+def base_and_task(found: Found, record: Mapping[str, Any]) -> tuple[str, TaskConfig]:
+    """Where an artifact's base and data lie: by its record, or where its sweep's file says, if nothing is there.
+
+    A sweep's folder may have been moved, or fetched from a cluster.
+    """
+    base, task = record["base"]["name"], TaskConfig.model_validate(record["task"])
+    if found.sweep is None:
+        return base, task
+    config = stored_config(found.sweep)
+    of_sweep = {**config.task.paths, "exchanges": str(found.sweep / FOLDER)}
+    moved = {key: of_sweep[key] for key, path in task.paths.items() if leads_nowhere(path) and key in of_sweep}
+    return config.base if leads_nowhere(base) else base, task.model_copy(update=moved)
 
 
 def is_artifact(folder: Path) -> bool:

@@ -13,7 +13,8 @@ from prefixray.system.csv_reader import csv_reader
 def write_outputs(path: Path, every: Sequence[ExampleOutputs], metric: str) -> None:
     """Write a row per source: the source, its references on a line each, then each arm's output and its score."""
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
+    # Before Python 3.13 a lone carriage return is not quoted by itself, and ends a row for whoever reads it.
+    writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     arms = list(every[0]["outputs"])
     writer.writerow(["source", "references", *(name for arm in arms for name in (arm, f"{arm}: {metric}"))])
     for example in every:

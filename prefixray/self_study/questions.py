@@ -87,7 +87,7 @@ def sampled(
 ) -> list[str]:
     """A text for each source, drawn with its chunk in context; the draws depend on the seed alone.
 
-    `generate` decodes a pair of an insert and a source once, so each source has an insert of its own.
+    Each source has an insert of its own, as when `generate` drew a pair of an insert and a source once.
     """
     inserts = [Insert(chunk.context.insert.prefixes) for chunk in chunks]
     with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):

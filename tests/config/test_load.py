@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.sweep_files import VALID, changed, complaint, load
 
-from prefixray.config.files.found import find_sweep
+from prefixray.config.files.found import find_sweep, find_sweep_file
 from prefixray.config.identity import differences, dump, identity, restore
 from prefixray.config.load import load_sweep
 from prefixray.config.scales import scale_names
@@ -262,6 +262,23 @@ def test_a_file_that_sets_an_order_is_told_that_there_is_no_such_key() -> None:
     assert in_train.startswith("x.yaml:7: train.order: no such key (the keys are: batch_size, ")
     in_arm = complaint(changed("{learning_rate: 5e-5}", "{learning_rate: 5e-5, order: sources}"))
     assert in_arm.startswith("x.yaml:14: arms.finetune.order: no such key for fine-tuning (the keys are: ")
+
+
+def test_absolute_paths_may_lead_to_files_of_other_machines_where_the_sweep_runs_there() -> None:
+    files = ", ".join(f"{key}: /of/the/cluster/{key}.jsonl" for key in ("train", "dev", "test"))
+    text = changed("{name: e2e, num_dev: 64}", f"{{name: custom, {files}}}").replace("a-hub-id", "/of/the/cluster/base")
+    problems = complaint(text)
+    assert problems.count("no such file") == 4
+    config = load_sweep("x.yaml", elsewhere=True)
+    assert config.base == "/of/the/cluster/base" and config.task.train == "/of/the/cluster/train.jsonl"
+    Path("x.yaml").write_text(text.replace("train: /of/", "train: of/"))
+    with pytest.raises(UserError, match=r"task\.train: 'of/the/cluster/train\.jsonl': no such file"):
+        load_sweep("x.yaml", elsewhere=True)
+
+
+def test_a_folder_without_a_name_is_no_sweep() -> None:
+    with pytest.raises(UserError, match=r"\.: is no sweep file and no name of one"):
+        find_sweep_file(".")
 
 
 def test_results_are_found_by_folder_name_or_file() -> None:

@@ -10,6 +10,7 @@ from prefixray.batching.template import Template, make_template
 from prefixray.config.schema import DecodingSettings
 from prefixray.data.task_config import TaskConfig
 from prefixray.decoding.generate import generate
+from prefixray.decoding.sampling import SampledSettings
 from prefixray.errors import UserError
 from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
@@ -123,6 +124,11 @@ def test_a_repeated_source_is_decoded_once(tiny_gpt2: Base) -> None:
     hypotheses = _plain(tiny_gpt2, ["a", "b", "a", "a", "b"], greedy)
     assert max(rows) == 2
     assert hypotheses[0] == hypotheses[2] == hypotheses[3] and hypotheses[1] == hypotheses[4]
+
+
+def test_a_repeated_source_is_drawn_each_time(tiny_gpt2: Base) -> None:
+    drawn = _plain(tiny_gpt2, ["a"] * 5, SampledSettings(num_beams=1, max_new_tokens=8, temperature=2.0))
+    assert len(set(drawn)) == 5
 
 
 def test_a_base_does_not_bring_its_own_decoding_habits(tiny_llama: Base) -> None:

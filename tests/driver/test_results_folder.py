@@ -78,6 +78,18 @@ def test_a_sweep_with_other_settings_is_refused_once_a_trial_was_proposed(folder
             folder.store_config(changed, file)
 
 
+def test_other_data_or_weights_under_the_same_name_are_refused_once_a_sweep_has_begun(folder: ResultsFolder) -> None:
+    folder.keep_digests({"base": "a1", "task": "b1"})
+    folder.keep_digests({"base": "a2", "task": "b2"})  # it has not begun
+    folder.journal.write_text("{}\n")
+    folder.keep_digests({"base": "a2", "task": "b2"})
+    folder.keep_digests({"base": "a2"})
+    with pytest.raises(UserError, match="base and task had another content when this sweep began; undo the change, or"):
+        folder.keep_digests({"base": "a1", "task": "b1"})
+    with pytest.raises(UserError, match="small: task had another content"):
+        folder.keep_digests({"base": "a2", "task": "b1"})
+
+
 def test_a_sweep_goes_on_by_the_rules_it_began_with(folder: ResultsFolder, file: Path) -> None:
     """Another version may have begun it, which meant something else by `auto`, or had no such keys."""
     begun = folder.store_config(load_sweep(str(file)), file)
@@ -109,6 +121,7 @@ def test_results_with_other_winners_and_unreadable_ones_stay_beside_the_new(
     folder: ResultsFolder, results: Results, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder.path / "results.json").write_text("{")
+    results["arms"][-1]["seeds"][0]["curve"] = [(8, 1.9), (16, 1.7)]
     files = folder.publish(results, results["examples"])
     assert "it is kept as results.1.json" in caplog.text and (folder.path / "results.1.json").read_text() == "{"
     assert [path.name for path in files][:3] == ["results.json", "results.md", "results.csv"]
@@ -117,7 +130,7 @@ def test_results_with_other_winners_and_unreadable_ones_stay_beside_the_new(
     assert not (folder.path / "results.2.json").exists(), "nothing has changed"
     changed: Results = {**results, "arms": results["arms"][:-1]}
     folder.publish(changed, results["examples"])
-    assert stored(folder, "results.2.json")["arms"] == results["arms"]
+    assert stored(folder, "results.2.json")["arms"] == json.loads(json.dumps(results["arms"]))
 
 
 def test_a_file_system_without_locks_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,16 @@ def test_texts_longer_than_pythons_limit_of_a_field_are_read_again(tmp_path: Pat
     assert read_outputs(tmp_path / "outputs.csv", finished_sweep()) == every
 
 
+def test_a_lone_carriage_return_ends_no_row(tmp_path: Path) -> None:
+    results = finished_sweep()
+    (example,) = results["examples"][:1]
+    example["source"] = "name : A\rfood : B"
+    write_outputs(tmp_path / "outputs.csv", [example], results["metric"])
+    assert '"name : A\rfood : B"' in (tmp_path / "outputs.csv").read_bytes().decode(), "quoted by every Python"
+    (read,) = read_outputs(tmp_path / "outputs.csv", results)
+    assert read["source"] == example["source"] and read.get("scores") == example.get("scores")
+
+
 def test_arms_may_be_called_like_the_files_own_columns(tmp_path: Path) -> None:
     results, every = finished_sweep(), [example(number) for number in range(3)]
     for old, new in {"prefix": "source", "finetune": "references"}.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefixray.errors import UserError
-from prefixray.system.path_or_hub import check_base, is_path, leads_nowhere, local_path
+from prefixray.system.path_or_hub import check_base, digest_of_base, is_path, leads_nowhere, local_path, weights_of
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,16 @@ def test_a_base_of_the_hub_that_is_not_here_is_refused_where_the_hub_cannot_be_a
 def test_a_base_whose_name_can_be_no_hub_id_is_refused() -> None:
     with pytest.raises(UserError, match="base: my model: is nothing on this machine and no hub id"):
         check_base("my model")
+
+
+def test_a_base_is_told_by_the_weights_that_transformers_loads(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    weights, digests = tmp_path / "pytorch_model.bin", []
+    for content in (b"one", b"two"):
+        weights.write_bytes(content)
+        digests.append(digest_of_base(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    weights.write_bytes(b"three")
+    digests.append(digest_of_base(tmp_path))
+    assert len(set(digests)) == 2 and digests[1] == digests[2], "safetensors come first, as in transformers"
+    assert weights_of(weights) == [weights]

@@ -129,7 +129,8 @@ def submit(client: JobSubmissionClient, config: SweepConfig, file: Path, options
     with tempfile.TemporaryDirectory() as folder:
         for path in local:
             _copy(Path(path), Path(folder) / path)
-        return _submit(client, config.name, f"{_unpack(config.name)} && exec {command}", folder)
+        whole = [path for path in local if Path(path).is_dir() and Path(path).parts[:1] not in ((), ("runs",))]
+        return _submit(client, config.name, f"{_unpack(config.name, whole)} && exec {command}", folder)
 
 
 def _check_is_no_result(path: str, sweep: str) -> None:
@@ -141,14 +142,16 @@ def _check_is_no_result(path: str, sweep: str) -> None:
         raise UserError(f"{path}: {problem}: {remedy}")
 
 
-def _unpack(sweep: str) -> str:
+def _unpack(sweep: str, whole: Sequence[str]) -> str:
     """The shell command that puts what was sent into a folder of the sweep's own on the head, and goes there.
 
-    So no file of another sweep is overwritten. The results are in one folder, `runs`, for all sweeps.
+    So no file of another sweep is overwritten. The folders `whole` have then what was sent now, and nothing of an
+    earlier submission. The results are in one folder, `runs`, for all sweeps.
     """
     own = f'"${{{HOME}:?}}"/sweeps/{shlex.quote(sweep)}'
+    older = "".join(f" {own}/{shlex.quote(path)}" for path in whole)
     return (
-        f'mkdir -p {own} "${HOME}"/runs && ln -sfn ../../runs {own}/runs && '
+        f'mkdir -p {own} "${HOME}"/runs && ln -sfn ../../runs {own}/runs && rm -rf --{older} && '
         f"tar -cf - . | tar --keep-directory-symlink -xf - -C {own} && cd {own}"
     )
 
@@ -196,7 +199,8 @@ def _exit_code(client: JobSubmissionClient, job: str, cluster: ClusterFile, swee
     details = client.get_job_info(job)
     if status is JobStatus.SUCCEEDED:
         folder = f"{cluster.home}/runs/{sweep}/"
-        print(f"\nto have it here: ray rsync-down {cluster.path} {folder} runs/{sweep}/", file=shown)
+        fetch = f"mkdir -p runs && ray rsync-down {shlex.quote(str(cluster.path))} {folder} runs/{sweep}/"
+        print(f"\nto have it here: {fetch}", file=shown)
         return 0
     if details.driver_exit_code is None or status is JobStatus.STOPPED:
         print(f"{job}: {status.lower()}: {details.message}", file=sys.stderr)
@@ -204,7 +208,7 @@ def _exit_code(client: JobSubmissionClient, job: str, cluster: ClusterFile, swee
 
 
 def _goes_on(job: str, cluster: ClusterFile) -> str:
-    stop = f"ray exec {cluster.path} 'ray job stop {job}'"
+    stop = f"ray exec {shlex.quote(str(cluster.path))} 'ray job stop {job}'"
     return f"the sweep goes on there; the same command shows it again; to stop it: {stop}"
 
 

@@ -54,7 +54,7 @@ def find_sweep_file(where: Path | str) -> Path:
     if path.suffix in _SUFFIXES or path.is_file():
         return path
     shipped = shipped_sweeps()
-    places = [path.with_name(f"{path.name}.yaml"), Path("sweeps") / f"{path}.yaml"]
+    places = [path.parent / f"{path.name}.yaml", Path("sweeps") / f"{path}.yaml"]
     places += [folder / "sweep.yaml" for folder in (path, _RUNS / path) if _has_results(folder)]
     places += [file for name, file in shipped.items() if name == str(path)]
     found = next((place for place in places if place.is_file()), None)

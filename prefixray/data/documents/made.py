@@ -18,7 +18,7 @@ from prefixray.data.documents.read import Document
 from prefixray.data.entries import DataConfig
 from prefixray.errors import UserError
 from prefixray.system.atomic_files import whole_folder
-from prefixray.system.path_or_hub import digest_of_base, find_base, local_path
+from prefixray.system.path_or_hub import digest_of_base, find_base, local_path, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,4 @@ def _name_of(base: str) -> str:
 def _size(base: str) -> int | None:
     """The bytes of a local base's weights, by which another base under the same name is mostly told; else None."""
     path = local_path(base)
-    if path is None:
-        return None
-    files = path.glob("*.safetensors") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files)
+    return None if path is None else sum(file.stat().st_size for file in weights_of(path))

@@ -34,7 +34,11 @@ class StatusBoard:
 
     def begin(self, stage: Stage, spec: TrialSpec, proposal: Proposal) -> None:
         """Show a trial that starts, or goes on after a pause."""
-        row = self._rows.get(spec.key, _row(stage, spec, proposal))
+        row = self._rows.get(spec.key)
+        if row is None:
+            step = max(spec.files.checkpoint_steps(), default=0) if proposal.adopted else 0
+            self._steps_at_start += step  # they were taken at an earlier driver's pace
+            row = replace(_row(stage, spec, proposal), step=step)
         self._rows[spec.key] = replace(row, state="running", note=None, adopted=proposal.adopted)
 
     def add_left(self, stage: Stage, spec: TrialSpec, record: Record, note: str | None) -> None:

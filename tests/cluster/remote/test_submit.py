@@ -279,6 +279,20 @@ def test_two_sweeps_that_are_sent_keep_their_own_files_and_share_the_folder_of_r
     assert (home / "sweeps" / "second" / "runs").samefile(home / "runs")
 
 
+def test_a_folder_that_is_sent_again_has_nothing_of_the_first_time(tmp_path: Path) -> None:
+    home, sent = tmp_path / "a home", tmp_path / "sent"
+    for folder, name in ((home / "sweeps" / "small" / "the manuals", "old.md"), (sent / "the manuals", "new.md")):
+        folder.mkdir(parents=True)
+        (folder / name).write_text("text")
+    (home / "sweeps" / "small" / "kept.jsonl").write_text("text")
+    command = submit_module._unpack("small", ["the manuals"])
+    environment = {**os.environ, "PREFIXRAY_HOME": str(home)}
+    subprocess.run(["bash", "-c", command], cwd=sent, env=environment, check=True)
+    own = home / "sweeps" / "small"
+    assert [path.name for path in (own / "the manuals").iterdir()] == ["new.md"] and (own / "kept.jsonl").is_file()
+    assert subprocess.run(["bash", "-c", submit_module._unpack("small", [])], cwd=sent, env=environment).returncode == 0
+
+
 def test_what_another_sweep_has_found_is_not_written_into_its_folder_on_the_cluster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,3 +51,13 @@ def test_the_time_left_is_that_of_the_steps_to_come_at_this_drivers_pace(
     driver.report(driver.start()[0], 10)
     num_expected = 4 * (10 + 0.5 * 30)  # half of the four trials is stopped at step 10
     assert driver.coordinator.view("", "search").seconds_left == (num_expected - 40 - 10) / (10 / 20.0)
+
+
+def test_steps_before_a_checkpoint_are_not_at_this_drivers_pace(tmp_path: Path) -> None:
+    earlier = Driver(tmp_path)
+    assert earlier.start() == ["prefix/0", "prefix/1"]
+    (tmp_path / "trials" / "prefix" / "1" / "step-20").mkdir(parents=True)
+    driver = Driver(tmp_path)
+    driver.start()
+    view = driver.coordinator.view("", "search")
+    assert [row.step for row in view.rows] == [0, 20] and view.seconds_left is None, "this driver has taken no step"

@@ -1,0 +1,30 @@
+"""An artifact of a sweep whose folder was moved, or fetched from a cluster."""
+
+from pathlib import Path
+
+import pytest
+from support.sweep_files import VALID, left_by_a_driver
+
+from prefixray.results.artifacts import Found, base_and_task
+
+
+def test_what_is_not_where_the_record_says_is_where_the_sweeps_file_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    files = {key: f"data/{key}.jsonl" for key in ("train", "dev", "test")}
+    for path in files.values():
+        Path(path).write_text("")
+    named = ", ".join(f"{key}: {path}" for key, path in files.items())
+    text = VALID.replace("{name: e2e, num_dev: 64}", f"{{name: custom, {named}}}").replace("a-hub-id", "data")
+    sweep = left_by_a_driver(text)
+    there = {key: f"/mnt/of/the/cluster/{path}" for key, path in files.items()}
+    record = {"base": {"name": "/mnt/of/the/cluster/base"}, "task": {"name": "custom", **there}}
+    base, task = base_and_task(Found(sweep / "final" / "artifact", sweep), record)
+    assert base == "data" and task.paths == files
+    base, task = base_and_task(Found(sweep / "final" / "artifact"), record)
+    assert base == "/mnt/of/the/cluster/base" and task.paths == there, "nothing is known of a sweep"
+    record = {"base": {"name": "a/hub-id"}, "task": {"name": "custom", **files}}
+    base, task = base_and_task(Found(sweep / "final" / "artifact", sweep), record)
+    assert base == "a/hub-id" and task.paths == files
