@@ -1,16 +1,19 @@
 """Outside the checkout, with the wheel alone: every module is imported, the corpus and the sweep files are in it.
 
-python -W error::DeprecationWarning:prefixray .ci/from_wheel.py
+What a module of prefixray does that is deprecated is an error.
 """
 
 import importlib
 import pkgutil
+import warnings
 from pathlib import Path
 
-import prefixray
-from prefixray.config.files.shipped import shipped_sweeps
-from prefixray.data import load_task
-from prefixray.data.task_config import TaskConfig
+warnings.filterwarnings("error", category=DeprecationWarning, module=r"prefixray(\.|$)")  # -W takes no pattern
+
+import prefixray  # noqa: E402
+from prefixray.config.files.shipped import shipped_sweeps  # noqa: E402
+from prefixray.data import load_task  # noqa: E402
+from prefixray.data.task_config import TaskConfig  # noqa: E402
 
 package = Path(prefixray.__file__).parent
 assert "site-packages" in package.parts, f"{package} is not the wheel's"

@@ -35,7 +35,7 @@ def convert(
 ) -> None:
     """Write the artifact, and print how it is decoded."""
     quieten()
-    check_new(out := out.absolute() if out == Path() else out)
+    check_new(out)
     check_base(base)
     from prefixray.artifacts.li_liang import convert_checkpoint
     from prefixray.artifacts.store import save_artifact

@@ -53,7 +53,7 @@ def export(
     if out is not None and push is not None:
         raise UserError("--push: writes no folder; leave --out out, or take --format hub --out to look at it first")
     if out is not None:
-        check_new(out := out.absolute() if out == Path() else out)
+        check_new(out)
     from prefixray.results.artifacts import find_artifact
 
     artifact = find_artifact(source, arm, document).artifact

@@ -129,14 +129,14 @@ def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
     base, name = record["base"], record["base"]["name"]
     is_local = not is_on_hub(base) and ":" not in name  # a folder's name can look like a hub id
     task = {
-        key: _last_name(value) if key in TASK_PATHS and isinstance(value, str) and _is_here(key, value) else value
+        key: _last_name(value) if key in TASK_PATHS and isinstance(value, str) and _is_path_of(key, value) else value
         for key, value in record["task"].items()
     }
     return {**record, "base": {**base, "name": _last_name(name) if is_local else name}, "task": task}
 
 
-def _is_here(key: str, value: str) -> bool:
-    """Whether a key of the task names something of this machine; `path` may also name a data set of the hub."""
+def _is_path_of(key: str, value: str) -> bool:
+    """Whether the value of a key of the task is a path; that of `path` may be a data set of the hub."""
     return key != "path" or is_path(value) or local_path(value) is not None
 
 

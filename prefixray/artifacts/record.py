@@ -124,7 +124,9 @@ class ArtifactRecord(BaseModel):
 
 
 def check_new(out: Path) -> None:
-    """Raise `UserError` for a folder that holds something already."""
+    """Raise `UserError` for a folder that holds something already, and for the one that the command runs in."""
+    if out.absolute() == Path.cwd():
+        raise UserError(f"--out: {out}: is the folder that you are in; name a new one")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out}: is not empty; name a new folder")
 

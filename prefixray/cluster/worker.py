@@ -9,7 +9,6 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +119,7 @@ class Worker:
 
     def leave(self, key: str, *, has_ended: bool) -> None:
         """Drop a trial; one that is not in the pack has left already."""
-        self._loop.call(partial(self._loop.leave, key, has_ended=has_ended))
+        self._loop.call(self._loop.leave, key, has_ended=has_ended)
 
     def stop(self, key: str) -> None:
         """End a trial with a last report; one that is not in the pack (yet) is passed over."""

@@ -212,7 +212,7 @@ def _check_conditions(document: Document, arm: ArmConfig) -> bool:
         for index, case in enumerate(() if dimension is None else dimension.cases):
             place: Key = (*key, name, index) if isinstance(dimension, Cases) else (*key, name)
             spared = METHODS[arm.method].spared_by.get(name)  # the key beside which this one need not be given
-            is_spared = spared is not None and fields[spared].default in case.when.get(spared, ())
+            is_spared = spared is not None and {*case.when} == {spared} and fields[spared].default in case.when[spared]
             if case.when and dimension is case and fields[name].is_required() and not is_spared:
                 problem = "has no default to fall back to: give it a list, with a case for every other value"
                 document.complain((*place, "when"), f"{name} {problem}")
@@ -301,12 +301,12 @@ def _read_first(document: Document, arm: ArmConfig) -> tuple[Mapping[str, Scalar
         document.refuse(key, "must be auto, or a list of mappings, each with a value for every searched key")
         return ()
     bodies = [(at, document.mapping(at)) for at in ((*key, index) for index in range(len(entries)))]
-    left = [(at, body) for at, body in bodies if body is not None and not _is_replaced(document, arm, body)]
+    left = [(at, body) for at, body in bodies if body is not None and not _contradicts(document, arm, body)]
     return tuple(_read_entry(document, arm, at, body) for at, body in left)
 
 
-def _is_replaced(document: Document, arm: ArmConfig, entry: Mapping[str, Value]) -> bool:
-    """Whether `--set` or a scale has fixed a key, on which other ranges depend, at another value than the entry has."""
+def _contradicts(document: Document, arm: ArmConfig, entry: Mapping[str, Value]) -> bool:
+    """Whether an entry has another value of a key that `--set` or a scale has fixed, and on which ranges depend."""
     depended = {name for dimension in arm.dimensions.values() for case in dimension.cases for name in case.when}
     replaced = [name for name in depended & arm.fixed.keys() if document.is_replaced(("arms", arm.name, name))]
     return any(name in entry and arm.fixed[name] != _joined(name, entry[name]) for name in replaced)

@@ -112,7 +112,7 @@ class Task:
     def digest(self) -> str:
         """A hash of the data: of every text that trials are trained on, compared by or tested on, in order."""
         examples = [*self.train, *self.dev]
-        examples += [each for other in self.others if other.document for each in (*other.train, *other.dev)]
+        examples += [each for other in self.others for each in (*other.train, *other.dev)]
         texts = [text for example in examples for text in (example.source, example.target)]
         texts += [text for sourced in self.test_sources for text in (sourced.source, *sourced.references)]
         texts += [document.text for document in self.documents]

@@ -122,9 +122,9 @@ def decode_for_sweep(
         "base": trainer.base.digest,
         "sources": hashlib.sha256(repr(sources).encode()).hexdigest(),
     }
+    decoded_from = {"decoding": decoding.model_dump(), **read_from}
     if model == IN_CONTEXT:  # how much of the document it sees depends on the room that an answer needs
         read_from["max_new_tokens"] = decoding.max_new_tokens
-    decoded_from = {"decoding": decoding.model_dump(), **read_from}
     is_decoded = _made_from(folder, split) == decoded_from
     is_read = not any(map(is_of_likelihoods, metrics)) or likelihoods_made_from(folder, split) == read_from
     if is_decoded and is_read:

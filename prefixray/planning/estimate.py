@@ -166,8 +166,8 @@ def _train_seconds(known: Known, device: Device, works: Sequence[ArmWork], *, is
         flops = sum(_train_flops(known, work, is_final=is_final) for work in of_kind)
         steps = [work.final_steps if is_final else work.search.steps for work in of_kind]
         sizes = [work.finals if is_final else work.at_once for work in of_kind]  # trials that step together
-        in_turn = max((count / size for count, size in zip(steps, sizes, strict=True)), default=0.0)
-        least = _least_seconds(known, device, kind, in_turn if kind == "shared" else sum(steps))
+        in_turn = max((count / size for count, size in zip(steps, sizes, strict=True)), default=0.0)  # of each worker
+        least = _least_seconds(known, device, kind, in_turn * device.num_workers if kind == "shared" else sum(steps))
         seconds += max(flops / device.rates[kind], least)
     return seconds
 

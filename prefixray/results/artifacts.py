@@ -84,11 +84,12 @@ def base_and_task(found: Found, record: Mapping[str, Any]) -> tuple[str, TaskCon
     A sweep's folder may have been moved, or fetched from a cluster.
     """
     base, task = record["base"]["name"], TaskConfig.model_validate(record["task"])
-    if found.sweep is None:
+    lost = [key for key, path in task.paths.items() if leads_nowhere(path)]
+    if found.sweep is None or not (lost or leads_nowhere(base)):
         return base, task
     config = stored_config(found.sweep)
-    of_sweep = {**config.task.paths, "exchanges": str(found.sweep / FOLDER)}
-    moved = {key: of_sweep[key] for key, path in task.paths.items() if leads_nowhere(path) and key in of_sweep}
+    of_sweep = {"exchanges": str(found.sweep / FOLDER), **config.task.paths}
+    moved = {key: of_sweep[key] for key in lost if key in of_sweep}
     return config.base if leads_nowhere(base) else base, task.model_copy(update=moved)
 
 

@@ -87,7 +87,7 @@ def sampled(
 ) -> list[str]:
     """A text for each source, drawn with its chunk in context; the draws depend on the seed alone.
 
-    Each source has an insert of its own, as when `generate` drew a pair of an insert and a source once.
+    Each source has a copy of the insert: so batches, and with them the draws, stay those of earlier versions.
     """
     inserts = [Insert(chunk.context.insert.prefixes) for chunk in chunks]
     with torch.random.fork_rng(devices=[base.device] if base.device.type == "cuda" else []):

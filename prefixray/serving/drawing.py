@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 _MOST_LIKELY = 256  # entries that are looked at before the whole vocabulary is sorted
-_LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny  # a smaller one is 0 in fp32, by which nothing can be divided
+_LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny  # below it fp32 has few numbers, and 0
 
 
 @dataclass(frozen=True)

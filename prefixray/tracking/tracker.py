@@ -7,6 +7,7 @@ import math
 import os
 import ssl
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from importlib.metadata import entry_points
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -137,7 +138,7 @@ def check_server(config: TrackingConfig) -> None:
         urlopen(shown, timeout=_ANSWER_SECONDS).close()
     except HTTPError:
         return  # an error page is an answer too
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         reason = error.reason if isinstance(error, URLError) else error
         if isinstance(reason, ssl.SSLError):
             return  # MLflow has settings of its own for certificates

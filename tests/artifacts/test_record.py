@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support.json_mutation import change, json_values
 
 from prefixray import decode
-from prefixray.artifacts.record import check_record
+from prefixray.artifacts.record import check_new, check_record
 from prefixray.artifacts.store import artifact_meta, save_artifact
 from prefixray.batching.template import make_template
 from prefixray.config.trials import PrefixTrial, TrialConfig
@@ -293,3 +293,11 @@ def test_the_check_sees_what_it_forbids(line: str) -> None:
     assert _unsafe(line) and not _unsafe(
         "torch.load('x', weights_only=True)\nyaml.safe_load(f)\nf(trust_remote_code=yes)"
     )
+
+
+def test_the_folder_that_a_command_runs_in_is_no_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in (".", str(tmp_path)):
+        with pytest.raises(UserError, match="is the folder that you are in; name a new one"):
+            check_new(Path(out))
+    check_new(Path("new"))

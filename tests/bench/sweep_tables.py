@@ -50,7 +50,7 @@ class Run:
         self.num_whole = len(whole)
         finite = [one for one in whole if all(map(math.isfinite, one.losses))]
         if finite:
-            best = min(finite, key=lambda one: min(one.losses))
+            best = min(finite, key=lambda one: one.losses[-1])  # at rungs ours are over a sample of dev
             self.curve, self.config = best.losses, best.config
 
     @property
@@ -62,7 +62,7 @@ class Run:
     @property
     def best(self) -> float:
         """The lowest dev loss of a trial that came to the end."""
-        return min(self.curve, default=float("nan"))
+        return self.curve[-1] if self.curve else float("nan")
 
     @property
     def num_steps(self) -> int:

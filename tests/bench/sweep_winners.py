@@ -5,6 +5,7 @@ their ends has a lower one for configurations that are no better. Here each sear
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,7 +38,7 @@ def retrained(runs: Sequence[Run], spec: Spec, folder: Path, num_seeds: int) -> 
     """Train the winner of each search with so many seeds; what `folder` has already is read."""
     file = folder / "winners.json"
     known = [Winner(**content) for content in json.loads(file.read_text())] if file.is_file() else []
-    if [_found(winner) for winner in known] != [_found(run) for run in runs]:
+    if [(_found(winner), len(winner.losses)) for winner in known] != [(_found(run), num_seeds) for run in runs]:
         known = _trained(runs, spec, folder, num_seeds)
         file.write_text(json.dumps([asdict(winner) for winner in known], indent=1) + "\n")
     return known
@@ -63,6 +64,7 @@ def _trained(runs: Sequence[Run], spec: Spec, folder: Path, num_seeds: int) -> l
     sweep["arms"] = {f"w{number}": {**same, **run.config} for number, run in enumerate(runs)}
     sweep["final"]["num_seeds"] = num_seeds
     folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder / "runs", ignore_errors=True)  # of other winners
     (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False), encoding="utf-8")
     with Watched([sys.executable, "-m", "prefixray.sweep", "sweep.yaml"], folder, ENVIRONMENT) as watched:
         if watched.process.wait() != 0:

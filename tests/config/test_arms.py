@@ -169,4 +169,5 @@ def test_a_word_may_be_searched_where_words_are_what_a_prefix_starts_from() -> N
     Path("manual.md").write_text("The Eagle is a pub.\n")
     arm = load(text).arm("prefix")
     assert arm.trial({"preseqlen": 5, "mid_dim": None, "init_from": "document", "learning_rate": 1e-3})
-    assert "init_token has no default" in complaint(text.replace("init_from: [words]}", "init_from: [document]}"))
+    for when in ("init_from: [document]}", "init_from: [words], mid_dim: [null]}"):
+        assert "init_token has no default" in complaint(text.replace("init_from: [words]}", when))

@@ -1,5 +1,6 @@
 """An artifact of a sweep whose folder was moved, or fetched from a cluster."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,21 @@ def test_what_is_not_where_the_record_says_is_where_the_sweeps_file_says(
     record = {"base": {"name": "a/hub-id"}, "task": {"name": "custom", **files}}
     base, task = base_and_task(Found(sweep / "final" / "artifact", sweep), record)
     assert base == "a/hub-id" and task.paths == files
+
+
+def test_exchanges_lie_where_the_file_says_or_in_the_sweeps_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("manual.md").write_text("The Eagle is a pub.\n")
+    Path("made").mkdir()
+    record = {
+        "base": {"name": "a-hub-id"},
+        "task": {"name": "document", "path": "/mnt/manual.md", "exchanges": "/mnt/runs/small/documents"},
+    }
+    text = VALID.replace("test/bleu", "test/token_f1")
+    for task, exchanges in (("path: manual.md", "documents"), ("path: manual.md, exchanges: made", "made")):
+        sweep = left_by_a_driver(text.replace("{name: e2e, num_dev: 64}", f"{{name: document, {task}}}"))
+        _, config = base_and_task(Found(sweep / "final" / "artifact", sweep), record)
+        assert config.path == "manual.md" and Path(str(config.exchanges)).name == exchanges
+        shutil.rmtree(sweep)

@@ -43,6 +43,9 @@ def test_a_server_that_is_not_there_is_refused_with_what_can_be_done(monkeypatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}")
     with pytest.raises(UserError, match=f"^MLFLOW_TRACKING_URI: http://{address}: "):
         check_server(TrackingConfig())
+    for address in ("localhost:PORT", f"127.0.0.1:{free_port()}O"):
+        with pytest.raises(UserError, match="no MLflow server answers there"):
+            check_server(TrackingConfig(mlflow=f"http://{address}"))
     for needs_no_server in (None, "sqlite:///mlflow.db", "databricks"):
         check_server(TrackingConfig(mlflow=needs_no_server))
 

@@ -12,7 +12,9 @@ from prefixray.config.files.written import as_yaml
 from prefixray.config.load import apply_overrides, load_document
 from prefixray.config.schema import SweepConfig, SweepName
 from prefixray.data.catalog import CATALOG
+from prefixray.data.hub import is_saved
 from prefixray.data.own.rows import Rows, write_rows
+from prefixray.data.row_files import find_splits, is_folder
 from prefixray.errors import UserError
 from prefixray.system.yaml_document import Document, read_document
 
@@ -23,7 +25,9 @@ Given = SweepConfig | Mapping[str, Any] | Path | str
 def given_sweep(sweep: Given, rows: Mapping[str, Rows], overrides: Sequence[str] = ()) -> SweepConfig:
     """The configuration, with these rows as its task's train, dev and test; None stays what the sweep names.
 
-    Rows are written to `runs/NAME/data`; a path is taken as a file's. Raises `UserError` with every problem.
+    Rows are written to `runs/NAME/data`; a path is taken as a file's. A `task.path` of the hub, or of a set that
+    `datasets` has saved, has no files that could stay: then all three must be given. Raises `UserError` with every
+    problem.
     """
     document = _document(sweep)
     given = {split: some for split, some in rows.items() if some is not None}
@@ -36,10 +40,14 @@ def given_sweep(sweep: Given, rows: Mapping[str, Rows], overrides: Sequence[str]
         takes = ", ".join(task for task, facts in CATALOG.items() if "train" in facts.keys)
         raise UserError(f"{', '.join(given)}: task {name} brings its own data; of rows are the tasks {takes}")
     folder = Path("runs") / _name(document) / "data"
-    changes = ["task.path=null"] if isinstance(task, dict) and task.get("path") is not None else []
+    path = task.get("path") if isinstance(task, dict) else None
+    files: dict[str, Path | str] = {}
+    if isinstance(path, str) and is_folder(path) and not is_saved(path):
+        files |= find_splits(path, optional=tuple(rows))
     for split, some in given.items():
-        file = some if isinstance(some, str | Path) else write_rows(split, some, folder)
-        changes.append(f"task.{split}={json.dumps(str(file), ensure_ascii=False)}")
+        files[split] = some if isinstance(some, str | Path) else write_rows(split, some, folder)
+    changes = [] if path is None else ["task.path=null"]
+    changes += [f"task.{split}={json.dumps(str(file), ensure_ascii=False)}" for split, file in files.items()]
     return load_document(document, changes)
 
 

@@ -106,7 +106,7 @@ def _lanes(lines: Sequence[Mapping[str, Any]], shift: float) -> dict[str, Lane]:
         lane = lanes[worker] = Lane(worker)
         stepped = (0.0, 0.0)
         for line, following in zip(own, [*own[1:], {"at": ended}], strict=True):
-            busy = tuple(line.get("busy", stepped))
+            busy = tuple(line.get("busy", (0.0, 0.0)))  # a process that has stepped nothing says nothing
             _add_steps(lane, stepped, busy)
             stepped = busy
             if line["does"] != "gone":

@@ -145,6 +145,17 @@ def test_what_are_no_rows_is_refused(train: object, told: str) -> None:
         given_sweep(SWEEP, rows(train=train))
 
 
+def test_the_files_of_a_folder_stay_where_no_rows_are_given() -> None:
+    Path("data").mkdir()
+    for split, targets in {"train": "123", "validation": "12", "test": "3"}.items():
+        lines = [json.dumps({"source": f"{split} {target}", "target": target}) for target in targets]
+        Path("data", f"{split}.jsonl").write_text("\n".join(lines))
+    sweep = {**SWEEP, "task": {"name": "custom", "path": "data"}}
+    task = given_sweep(sweep, {"train": None, "dev": None, "test": PAIRS}).task
+    assert (task.path, task.train, task.dev) == (None, "data/train.jsonl", "data/validation.jsonl")
+    assert [sourced.source for sourced in load_task(task).test_sources] == ["a", "b", "c"]
+
+
 def test_problems_of_a_mapping_and_of_a_task_with_its_own_data_are_told() -> None:
     wrong = copy.deepcopy(SWEEP)
     wrong["arms"]["prefix"]["presqlen"] = 5

@@ -84,3 +84,19 @@ def test_a_disk_that_refuses_ends_the_timeline_and_not_the_sweep(
         timekeeper.note()
     assert "what the workers do is written down no more" in caplog.text and len(caplog.records) == 1
     assert read_timeline(tmp_path / "nowhere") is None
+
+
+def test_a_process_that_comes_again_counts_from_nothing_though_its_first_line_has_no_steps(tmp_path: Path) -> None:
+    train = {"worker": "worker-0", "does": "train", "trials": {"prefix": 1}}
+    lines = [
+        {"at": 1000.0, "driver": "begins"},
+        {"at": 1000.0, **train},
+        {"at": 1020.0, "worker": "worker-0", "does": "load", "busy": [20.0, 5.0]},
+        {"at": 1030.0, **train},
+        {"at": 1090.0, **train, "busy": [58.0, 3.0]},
+    ]
+    (tmp_path / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    timeline = read_timeline(tmp_path)
+    assert timeline is not None
+    (lane,) = timeline.lanes
+    assert (lane.seconds["training"], lane.seconds["evaluating"]) == (15.0 + 55.0, 5.0 + 3.0)
