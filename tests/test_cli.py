@@ -270,7 +270,7 @@ def test_the_command_to_go_on_goes_on_where_the_sweep_was_started(
     monkeypatch.chdir(tmp_path)
     config = load()
     monkeypatch.setattr(sweep, entry, interrupted)
-    monkeypatch.setattr(sweep, "load_sweep", lambda *given: config)
+    monkeypatch.setattr(sweep, "load_sweep", lambda *given, **named: config)
     overrides = ["--scale", "laptop", "--set", "search.num_trials=2"]
     assert sweep.main(["my sweep.yaml", *where.split(), *overrides]) == INTERRUPTED
     told = capsys.readouterr().err
