@@ -204,7 +204,7 @@ class Trainer:
         """Reports of the trials that were evaluated; those that end are dropped, those at a rung are parked."""
         finite = {key: loss for key, loss in dev_losses.items() if math.isfinite(loss)}
         reports = [
-            self._report(key, finite) if key in finite else self._failed(key, self._why_no_loss(key))
+            self._report(key, finite) if key in finite else self._failed(key, _why_failed(self._trials[key], self.pack))
             for key in dev_losses
         ]
         for report in reports:
@@ -216,13 +216,6 @@ class Trainer:
             else:
                 self.drop(report.key)
         return reports
-
-    def _why_no_loss(self, key: str) -> str:
-        """Why a trial has no finite dev loss."""
-        trial = self._trials[key]
-        if self.pack.unfit.intersection(member.key for member in trial.members):
-            return too_large(trial.spec.config)
-        return f"dev loss is not finite at step {trial.step}"
 
     def _report(self, key: str, dev_losses: Mapping[str, float]) -> Report:
         """The report of a trial; at a rung, with the dev losses of all trials that reached it together."""
@@ -284,6 +277,13 @@ def _evaluated(trials: Sequence[Progress]) -> dict[tuple[int, float], list[str]]
         for member, subset in trial.spec.member_keys().items():
             parts.setdefault((subset, trial.spec.report_steps[trial.step]), []).append(member)
     return parts
+
+
+def _why_failed(trial: Progress, pack: Pack) -> str:
+    """Why a trial has no finite dev loss."""
+    if pack.unfit.intersection(member.key for member in trial.members):
+        return too_large(trial.spec.config)
+    return f"dev loss is not finite at step {trial.step}"
 
 
 def _save_artifact(trial: Progress, base: Base, task: Task, config: TaskConfig, template: Template) -> None:
