@@ -51,10 +51,18 @@ class DecodeQueue:
         self._running: dict[str, DecodeJob] = {}  # by worker
 
     def add_early(self, job: DecodeJob) -> None:
-        """Have a job tried once, as soon as a worker is idle; `run` finds it done, or does it."""
+        """Have a job tried once, as soon as a worker is idle; `run` finds it done, or does it.
+
+        Those of dev come first: final runs wait for them.
+        """
         if job not in self._added:
             self._added.append(job)
             self._early.append(job)
+            self._early.sort(key=lambda each: each.split != "dev")
+
+    def is_awaited(self, job: DecodeJob) -> bool:
+        """Whether a job that was to be done early has not been tried yet."""
+        return job in self._early or job in self._running.values()
 
     def use_idle(self, *, may_begin: bool = True) -> None:
         """Give early jobs to the workers that are idle now; otherwise only see which workers have done theirs."""

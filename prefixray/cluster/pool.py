@@ -143,6 +143,10 @@ class Pool(Fleet):
         """Have a worker decode once it has no trials; `decode` does what is not done by then."""
         self._decodings.add_early(job)
 
+    def is_decoding(self, job: DecodeJob) -> bool:
+        """Whether a worker still decodes this, or is to decode it once it has no trials."""
+        return self._decodings.is_awaited(job)
+
     def use_idle(self, *, may_begin: bool = True) -> None:
         """Give workers without trials something to decode; else move a trial from the fullest worker to the emptiest.
 

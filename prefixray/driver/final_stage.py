@@ -4,7 +4,7 @@ Where a task has several documents, it is trained for each of them, and what was
 about that one. Candidates are compared on the documents of the search.
 
 Only the search's ranking goes into the stage, none of its scores. Where `final.candidates` is above 1, an arm's best
-configurations are trained with one seed first, and their hypotheses on dev decide which of them goes on.
+configurations are trained with one seed first, and their hypotheses on dev decide which goes on (`candidates.py`).
 
 An arm whose winner is known begins its runs while others are still searched; so does an arm without a search. The runs
 are the same whenever they begin, since their seeds are their own. If a request goes on with a search after that, and
@@ -12,7 +12,8 @@ another configuration wins, its runs come in the end.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -21,13 +22,12 @@ from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.config.seeds import CANDIDATE_REPLICATE, subset_of
 from prefixray.data import Sourced
 from prefixray.data.catalog import CATALOG
+from prefixray.driver.candidates import EarlyChoice, best_candidate
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.stage import Stage
-from prefixray.metrics import higher_is_better
-from prefixray.metrics.challenge_words import WordForm
-from prefixray.results.by_document import Part, parts_of, score_together
-from prefixray.results.final_run import FinalRun, by_seed, complete
-from prefixray.results.hypotheses import Split, sources_about
+from prefixray.results.by_document import Part
+from prefixray.results.final_run import FinalRun, complete
+from prefixray.results.hypotheses import Split
 from prefixray.results.record import IN_CONTEXT, UNTUNED
 from prefixray.search.fixed_study import FixedStudy
 from prefixray.search.policies.choice import rules_of
@@ -51,15 +51,17 @@ class FinalStage:
         folder: ResultsFolder,
         storage: Storage,
         engine: "Engine",
+        read_dev: Callable[[], Sequence[Sourced]],
         documents: Sequence[str] = (),
     ) -> None:
-        """`documents` are the names of the task's documents, in its order."""
+        """`read_dev` reads the sources of dev; `documents` are the names of the task's documents, in its order."""
         self._config, self._folder, self._storage, self._engine = config, folder, storage, engine
+        self._read_dev = read_dev
         several: Sequence[str | None] = documents if len(documents) > 1 else (None,)
         self._documents, self._searched = several, several[: config.search.num_searched(len(documents))]
         self.left_out: dict[str, str] = {}  # arms that nobody trains and that could not decode, and why
 
-    def run(self, studies: Mapping[str, ArmStudy], dev_sources: Sequence[Sourced]) -> dict[str, list[FinalRun]]:
+    def run(self, studies: Mapping[str, ArmStudy]) -> dict[str, list[FinalRun]]:
         """Train and decode what is not on disk yet; by arm, the runs that ended well.
 
         `studies` are the searches, by arm. Untrained arms decode test too, each into a folder of its own.
@@ -67,7 +69,7 @@ class FinalStage:
         best = {arm.name: self._best(arm, studies.get(arm.name)) for arm in self._config.arms}
         candidates = {arm: records for arm, records in best.items() if len(records) > 1}
         if candidates:
-            best |= self._choose(candidates, dev_sources)
+            best |= self._choose(candidates)
         for arm, records in best.items():
             if not records:
                 logger.warning("no trial of %s has a score: it is left out of the final stage", arm)
@@ -79,14 +81,26 @@ class FinalStage:
     def early(self, arm: ArmConfig, study: ArmStudy | None) -> Stage | None:
         """The runs of an arm whose search has ended, or that has none; None where no trial has a score.
 
-        They are the final runs, or those of its candidates, which are compared once all searches have ended.
+        They are the final runs; or those of its candidates, and then the final runs of the one that is chosen.
         """
         self._queue_untrained()
         best = self._best(arm, study)
-        if len(best) > 1:
-            runs = self._runs(arm.name, best, [CANDIDATE_REPLICATE], self._searched)
-            return self._stage(f"candidates/{arm.name}", runs, self._study("candidates", arm.name, runs), "dev")
-        runs = self._final_runs(arm.name, best)
+        if len(best) < 2:
+            return self._early_final(arm, best)
+        runs = self._runs(arm.name, best, [CANDIDATE_REPLICATE], self._searched)
+        choice = EarlyChoice(runs, self._engine.pool, lambda run: self._decode_job_of(run, "dev"), self._best_candidate)
+
+        def then() -> Stage | None:
+            chosen = choice.made
+            return None if chosen is None else self._early_final(arm, _of_trial(best, chosen.number))
+
+        stage = self._stage(f"candidates/{arm.name}", runs, self._study("candidates", arm.name, runs), "dev")
+        num_then = len(self._final_runs(arm.name, best))
+        return replace(stage, then=then, num_then=num_then, may_follow=choice.is_over)
+
+    def _early_final(self, arm: ArmConfig, records: Sequence[Record | None]) -> Stage | None:
+        """The final runs of the first of these configurations, beside searches; None where there is none."""
+        runs = self._final_runs(arm.name, records)
         return self._stage(f"final/{arm.name}", runs, self._study("final", arm.name, runs), "test") if runs else None
 
     @property
@@ -115,18 +129,19 @@ class FinalStage:
         """The records whose configurations go on, best first; None is the only configuration of an unsearched arm."""
         return [None] if study is None else study.best(self._config.final.candidates)
 
-    def _choose(
-        self, candidates: Mapping[str, Sequence[Record | None]], dev_sources: Sequence[Sourced]
-    ) -> dict[str, list[Record | None]]:
+    def _choose(self, candidates: Mapping[str, Sequence[Record | None]]) -> dict[str, list[Record | None]]:
         """Of each arm's candidates the one whose hypotheses on dev score best; none of an arm whose runs all failed."""
         seeds, documents = [CANDIDATE_REPLICATE], self._searched
         wanted = {arm: self._runs(arm, records, seeds, documents) for arm, records in candidates.items()}
         runs = self._train("candidates", wanted)
         self._engine.decode(self._decode_jobs(runs, "dev"))
+        return {
+            arm: _of_trial(candidates[arm], self._best_candidate(arm_runs).number) for arm, arm_runs in runs.items()
+        }
+
+    def _best_candidate(self, runs: Sequence[FinalRun]) -> FinalRun:
         metric = self._config.final.metric.removeprefix("test/")
-        form = self._config.word_form
-        chosen = {arm: best_candidate(arm_runs, dev_sources, metric, form).number for arm, arm_runs in runs.items()}
-        return {arm: [r for r in candidates[arm] if r and r.number == number] for arm, number in chosen.items()}
+        return best_candidate(runs, self._read_dev(), metric, self._config.word_form)
 
     def _final_runs(self, arm_name: str, records: Sequence[Record | None]) -> list[FinalRun]:
         """The runs of the first of these configurations with fresh seeds."""
@@ -207,15 +222,6 @@ class FinalStage:
         return DecodeJob(model, str(part.folder.absolute()), split, final.decoding.model_dump(), metrics, part.document)
 
 
-def best_candidate(
-    runs: Sequence[FinalRun], dev_sources: Sequence[Sourced], metric: str, form: WordForm | None = None
-) -> FinalRun:
-    """The run whose hypotheses on dev score best; `form` is that in which texts are compared."""
-    sign = 1.0 if higher_is_better(metric) else -1.0
-    scores: dict[int, float] = {}
-    for of_trial in by_seed(runs):
-        parts = parts_of(of_trial)
-        sources = [sourced for part in parts for sourced in sources_about(dev_sources, part.document)]
-        scores[of_trial[0].number] = score_together(parts, "dev", sources, [metric], form)[metric].corpus()
-    logger.info("candidates on dev: %s", ", ".join(f"trial {number} {value:.2f}" for number, value in scores.items()))
-    return max(runs, key=lambda run: sign * scores[run.number])
+def _of_trial(records: Sequence[Record | None], number: int) -> list[Record | None]:
+    """Of these configurations, that of the search's trial with this number."""
+    return [record for record in records if record is not None and record.number == number]

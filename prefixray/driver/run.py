@@ -226,8 +226,8 @@ class _Sweep:
 
     def _finish(self, studies: Mapping[str, ArmStudy]) -> Results:
         """Run the final stage, compare the arms, and publish the results."""
-        task = load_task(task_with_exchanges(self._config, self._folder))
-        runs = self._final.run(studies, task.dev_sources)
+        task = self._task
+        runs = self._final.run(studies)
         with self._engine.live.during(self._engine.picture("score", "scoring and comparing")):
             results, every = self._compare(task, studies, runs)
         for arm in results["arms"]:
@@ -280,7 +280,13 @@ class _Sweep:
     @cached_property
     def _final(self) -> FinalStage:
         storage = _final_storage(self._config.name, self._folder, self._storage)
-        return FinalStage(self._config, self._folder, storage, self._engine, self._documents)
+        documents = self._documents
+        return FinalStage(self._config, self._folder, storage, self._engine, lambda: self._task.dev_sources, documents)
+
+    @cached_property
+    def _task(self) -> Task:
+        """The task whole, as the workers have read it."""
+        return load_task(task_with_exchanges(self._config, self._folder))
 
     def _runs(self, now: Stored) -> list[CommandRun]:
         """The runs of the command that made these results, this one among them."""

@@ -35,6 +35,7 @@ class Stage:
     stop_when: StopWhen | None = None
     then: "Callable[[], Stage | None]" = lambda: None  # the stage that may begin once this one has ended
     num_then: int = 0  # how many trials that stage has at once, at most
+    may_follow: Callable[[], bool] = lambda: True  # whether it is known by now what that stage is
 
     @property
     def is_search(self) -> bool:
@@ -163,7 +164,8 @@ class Schedule:
         """The stages that begin since others have ended; each begins once, and joins the stages."""
         if self._is_held:
             return []
-        ended = [stage for stage in self._stages if stage.name not in self._followed and self.has_ended(stage)]
+        left = [stage for stage in self._stages if stage.name not in self._followed]
+        ended = [stage for stage in left if self.has_ended(stage) and stage.may_follow()]
         self._followed |= {stage.name for stage in ended}
         following = [stage for one in ended if (stage := one.then()) is not None]
         self._stages += following
@@ -183,10 +185,13 @@ class Schedule:
         return any(self._num_left(stage) and self._has_slot(stage) for stage in self._stages)
 
     def is_over(self) -> bool:
-        """Whether no trial runs and none will start."""
+        """Whether no trial runs and none will start; to be asked after `follow`."""
         if not all(map(self._is_closed, self._stages)) or any(map(self._num_active, self._stages)):
             return False
-        return self._is_held or not any(map(self._num_paused, self._stages))
+        if self._is_held:
+            return True
+        is_followed = all(stage.name in self._followed for stage in self._stages)
+        return is_followed and not any(map(self._num_paused, self._stages))
 
     def demand(self) -> tuple[int, int]:
         """Trials that run or could start now: those that share a worker, and those that need a worker alone."""

@@ -111,8 +111,8 @@ def _searched(config: SweepConfig, folder: ResultsFolder, engine: Engine) -> dic
 def _compared(config: SweepConfig, folder: ResultsFolder, engine: Engine, studies: dict[str, ArmStudy]) -> Results:
     task, storage = engine.trainer.task, open_storage(folder.final_journal)
     names = [document.name for document in task.documents]
-    final = FinalStage(config, folder, storage, engine, names)  # type: ignore[arg-type]
-    runs = final.run(studies, task.dev_sources)
+    final = FinalStage(config, folder, storage, engine, lambda: task.dev_sources, names)  # type: ignore[arg-type]
+    runs = final.run(studies)
     facts = Facts(config, engine.trainer.describe(), {}, (), {}, len(task.train))
     results, _ = make_results(facts, runs, final.untrained, task.test_sources)
     folder.store(results)

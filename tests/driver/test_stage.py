@@ -162,6 +162,20 @@ def test_final_runs_take_the_seats_that_a_search_leaves_and_follow_its_end(drive
     assert asked == ["prefix"] and [record.state for record in following.source.records()] == ["done"]
 
 
+def test_what_follows_may_have_to_wait_and_the_sweep_waits_for_it(driver: Driver) -> None:
+    following, known = _final(driver, "prefix"), False
+    driver.stage = replace(driver.stage, then=lambda: following, num_then=1, may_follow=lambda: known)
+    driver.coordinator = driver.coordinate(driver.stage)
+    for _ in range(2):
+        for key in driver.start():
+            driver.report(key, 40)
+    assert driver.coordinator.next() is None and driver.states() == ["done"] * 4, "nothing runs, but it is not over"
+    known = True
+    assert driver.start() == ["final/prefix-0-1"]
+    driver.report("final/prefix-0-1", 40)
+    assert driver.coordinator.next() == "FINISHED"
+
+
 def test_the_next_driver_takes_over_final_runs_beside_a_search_and_behind_it(driver: Driver) -> None:
     def take_over(driver: Driver) -> list[str]:
         again = Driver(driver.folder)
