@@ -5,7 +5,7 @@ A base is named by a hub id, a folder, a GGUF file, or `package:file` for a file
 
 import functools
 import inspect
-from collections.abc import Callable
+import weakref
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -215,17 +215,17 @@ def checkpoint_blocks(model: PreTrainedModel) -> None:
     """
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
-            module.forward = _checkpointed(module.forward)
+            module.forward = functools.partial(_checkpointed, weakref.ref(module))  # a ring would keep its weights
 
 
-def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(forward)
-    def run(*args: Any, **inputs: Any) -> Any:  # noqa: ANN401
-        if not torch.is_grad_enabled():
-            return forward(*args, **inputs)
-        return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False, **inputs)
-
-    return run
+def _checkpointed(block: weakref.ref[nn.Module], /, *args: Any, **inputs: Any) -> Any:  # noqa: ANN401
+    """The forward of a block that is checkpointed."""
+    module = block()
+    assert module is not None, "a block lives while its forward runs"
+    forward = functools.partial(type(module).forward, module)
+    if not torch.is_grad_enabled():
+        return forward(*args, **inputs)
+    return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False, **inputs)
 
 
 def _nf4(device: str) -> BitsAndBytesConfig:

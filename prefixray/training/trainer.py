@@ -112,10 +112,10 @@ class Trainer:
     def drop(self, key: str) -> None:
         """Let a trial go."""
         if key in self._trials:
-            members = self._trials.pop(key).members
-            for member in members:
-                self.pack.drop(member.key)
-            if members[0].method.own_model is not None:
+            spec = self._trials.pop(key).spec
+            for member in spec.member_keys():
+                self.pack.drop(member)
+            if spec.config.method.has_own_model:
                 give_back()  # others on this machine may need its memory
 
     def go_on(self, key: str) -> None:

@@ -3,6 +3,7 @@
 import ast
 import re
 import shutil
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from prefixray.decoding.streaming import Pieces, Watched
 from prefixray.decoding.tuned_model import OpenBase, Tuned, generate_together, open_base
 from prefixray.errors import UserError
 from prefixray.model.base import Base
+from prefixray.system.machine import uncollected
 
 SOURCES = ["name : The Eagle | food : Chinese", "name : The Mill", "name : The Vaults | near : Café Rouge"]
 
@@ -47,6 +49,16 @@ def test_artifacts_of_all_methods_in_one_call_give_what_each_gives_alone(
     together = generate_together([source for _, source in pairs], [tuned[name] for name, _ in pairs])
     expected = [alone[name][SOURCES.index(source)] for name, source in pairs]
     assert together == expected
+
+
+def test_a_fine_tuned_model_goes_with_its_artifact(any_base: Base, tmp_path: Path) -> None:
+    save_tuned(tmp_path / "tuned", any_base, METHODS["finetune"], seed=1)
+    tuned = open_base(any_base.name).bind(tmp_path / "tuned")
+    weights = [weakref.ref(parameter) for parameter in tuned.model.parameters()]
+    with uncollected():
+        tuned.generate(SOURCES[:1])
+        del tuned
+        assert sum(weight() is not None for weight in weights) == 0
 
 
 def test_two_artifacts_share_a_batch(any_base: Base, artifacts: Mapping[str, Path]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from prefixray.config.trials import PrefixTrial
 from prefixray.data import Subset
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
+from prefixray.model.base import checkpointed
+from prefixray.system.machine import uncollected
 from prefixray.training.trainer import Trainer
 from prefixray.trial import Report, TrialSpec
 
@@ -179,6 +182,22 @@ def test_a_dropped_trial_may_come_again_and_dropping_twice_is_harmless(trainer: 
     trainer.drop("one")
     assert trainer.keys() == []
     assert trainer.admit(spec) == 0
+
+
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+@pytest.mark.parametrize("architecture", ["gpt2", "bart"])
+def test_the_model_of_a_fine_tuning_goes_with_its_trial(
+    make_base: MakeBase, tmp_path: Path, architecture: str, is_checkpointed: bool
+) -> None:
+    base = make_base(architecture, torch.float32)
+    trainer = trainer_on(checkpointed(base) if is_checkpointed else base)
+    for key, num_steps in (("dropped", 9), ("ended", 2)):
+        trainer.admit(spec_of(tmp_path, key, config_of(METHODS["finetune"], num_steps=num_steps)))
+    weights = [weakref.ref(p) for m in trainer.pack.members.values() for p in m.method.parameters()]
+    with uncollected():
+        assert [report.key for report in run_trainer(trainer, 3)] == ["ended"]
+        trainer.drop("dropped")
+        assert sum(weight() is not None for weight in weights) == 0
 
 
 def test_replicates_differ_and_trials_of_a_replicate_do_not(trainer: Trainer, tmp_path: Path) -> None:

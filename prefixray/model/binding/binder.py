@@ -29,6 +29,7 @@ from prefixray.model.binding.attention import IMPLEMENTATION, Place, set_place
 from prefixray.model.binding.bound import AttendingRows, Bound, StepCache, cut_segments, is_even
 from prefixray.model.binding.infix import place_infixes
 from prefixray.model.binding.insert import Insert, SitePrefix, prefixes_in_line, stack_prefixes
+from prefixray.model.binding.model_ref import ModelRef
 from prefixray.model.binding.ragged import Ragged
 from prefixray.model.binding.recorder import KVRecorder
 from prefixray.model.binding.row_hooks import RowHooks
@@ -45,11 +46,11 @@ class Binder:
     def __init__(self, model: PreTrainedModel) -> None:
         assert "_prefixray_binder" not in vars(model), "a model has one binder; Binder.of(model) finds it"
         vars(model)["_prefixray_binder"] = self
-        self._model = model
+        self._model = ModelRef(model)
         self._bound: Bound | None = None
         self._put = Uploads(model.device).add  # what moves small tensors to the device
-        self._row_hooks = RowHooks(model, self._current)
-        recorder = KVRecorder(model)
+        self._row_hooks = RowHooks(self._model, self._current)
+        recorder = KVRecorder(self._model)
         self.record, self.record_rows = recorder.record, recorder.record_rows
         self._num_layers = 0  # of all sites
         for module, site, layer in attentions(model):
@@ -100,7 +101,7 @@ class Binder:
         Keep the binding until backward has run: gradient checkpointing repeats the forward there.
         """
         assert self._bound is None, "a binding is already active"
-        self._put = Uploads(self._model.device).add if uploads is None else uploads.add
+        self._put = Uploads(self._model().device).add if uploads is None else uploads.add
         for insert in inserts:
             self._row_hooks.install(insert.functions)
         self._bound = self._laid_out(inserts, row_trial, infix_starts, line)
@@ -155,7 +156,7 @@ class Binder:
     def has_long_prefix(self, insert: Insert) -> bool:
         """Whether rows of a trial should attend to its prefix apart from others' rows, in this mode of gradients."""
         longest = max((insert.num_seen(site) for site in insert.prefixes), default=0)
-        is_long = backend_for(self._model.device).has_long_prefix(longest, self._model.dtype)
+        is_long = backend_for(self._model().device).has_long_prefix(longest, self._model().dtype)
         return insert.infix is None and is_long
 
     def _groups(self, inserts: Sequence[Insert], row_trial: Sequence[int], line: Ragged) -> list[AttendingRows]:
@@ -182,10 +183,10 @@ class Binder:
         if not all(counts):
             return None
         spans = line.prefix_spans(row_trial, counts)
-        return [(*layer, spans) for layer in prefixes_in_line(inserts, "decoder", self._model.dtype)]
+        return [(*layer, spans) for layer in prefixes_in_line(inserts, "decoder", self._model().dtype)]
 
     def _stacked(self, inserts: Sequence[Insert]) -> dict[str, SitePrefix]:
-        return stack_prefixes(inserts, dtype=self._model.dtype, put=self._put)
+        return stack_prefixes(inserts, dtype=self._model().dtype, put=self._put)
 
     def _tensor(self, values: Sequence[int]) -> Tensor:
         return self._put(torch.tensor(values))

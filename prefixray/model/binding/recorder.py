@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+
+from prefixray.model.binding.model_ref import ModelRef
 
 
 class KVRecorder:
     """Runs the model and keeps what its attention is given."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: ModelRef) -> None:
         self._model = model
         self._layers: dict[tuple[str, int], tuple[Tensor, Tensor]] | None = None  # (site, layer) -> keys, values
 
@@ -37,7 +38,7 @@ class KVRecorder:
         layers = self._layers = {}
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled() and tokens.requires_grad):
-                self._model.base_model(**self._inputs(tokens))
+                self._model().base_model(**self._inputs(tokens))
         finally:
             self._layers = None
         by_site: dict[str, list[Tensor]] = {}
@@ -50,10 +51,10 @@ class KVRecorder:
         kind = "inputs_embeds" if tokens.is_floating_point() else "input_ids"
         inputs: dict[str, Any] = {kind: tokens, "use_cache": False}
         columns = torch.arange(length, device=tokens.device).expand(num_rows, length)
-        if not self._model.config.is_encoder_decoder:
+        if not self._model().config.is_encoder_decoder:
             return inputs | {"position_ids": columns}
         inputs |= {f"decoder_{kind}": tokens, "attention_mask": torch.ones_like(columns)}
         if tokens.is_floating_point():  # Pegasus' and Marian's encoder scales the embeddings of ids alone
-            encoder = self._model.get_encoder()
+            encoder = self._model().get_encoder()
             inputs[kind] = tokens * getattr(encoder, "embed_scale", 1.0)
         return inputs

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from prefixray.model.binding.bound import Bound, Segment
 from prefixray.model.binding.insert import LineTokens, SharedUpdate, Slot, StackedRows
+from prefixray.model.binding.model_ref import ModelRef
 from prefixray.model.binding.ragged import Ragged
 from prefixray.model.uploads import Uploads
 
@@ -22,8 +23,8 @@ Put = Callable[[Tensor], Tensor]  # moves a small tensor to the device
 class RowHooks:
     """Hooks on the modules of a model; a module gets one hook when a function first names it."""
 
-    def __init__(self, model: nn.Module, bound: Callable[[], Bound | None]) -> None:
-        self._modules, self._bound = dict(model.named_modules()), bound
+    def __init__(self, model: ModelRef, bound: Callable[[], Bound | None]) -> None:
+        self._model, self._bound = model, bound
         self._hooked: set[str] = set()
 
     def install(self, names: Iterable[str]) -> None:
@@ -32,7 +33,7 @@ class RowHooks:
             if name not in self._hooked:
                 self._hooked.add(name)
                 hook = functools.partial(self._apply, name)
-                self._modules[name].register_forward_hook(hook, with_kwargs=True)
+                self._model().get_submodule(name).register_forward_hook(hook, with_kwargs=True)
 
     def prepare(self, bound: Bound, put: Put) -> None:
         """Find where the rows of trials that share updates stand; all modules of a trial share them with the same."""
