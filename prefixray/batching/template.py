@@ -8,7 +8,6 @@ the tokenizer brings. An encoder-decoder model reads the source in its encoder a
 the special tokens that its tokenizer puts around it.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from prefixray.batching.chat_format import rendered
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.model.base import Base
@@ -117,7 +117,10 @@ def _plain_template(base: Base, task: TaskConfig) -> Template:
 
 
 def _chat_template(base: Base, task: TaskConfig) -> Template:
-    """The source as a user's message, the target as the answer, in the format that the tokenizer brings."""
+    """The source as a user's message, the target as the answer, in the format that the tokenizer brings.
+
+    A format that writes the day writes 26 July 2024.
+    """
     tokenizer = base.tokenizer
     if task.separator is not None:
         raise UserError("task.separator: must be null where task.template is chat, which has marks of its own")
@@ -125,16 +128,15 @@ def _chat_template(base: Base, task: TaskConfig) -> Template:
         raise UserError(f"task.template: chat: the tokenizer of {base.name} has no chat format; take plain")
     question = [{"role": "user", "content": _MARK}]
     dialogue = [*question, {"role": "assistant", "content": _MARK}]
-    render = functools.partial(tokenizer.apply_chat_template, tokenize=False)
     try:
-        prompt: Any = render(question, add_generation_prompt=True, enable_thinking=False)  # the last is Qwen3's
-        answered: Any = render(dialogue)
+        prompt = rendered(tokenizer, question, asks_for_answer=True)
+        answered = rendered(tokenizer, dialogue, asks_for_answer=False)
     except TemplateError as error:
         raise UserError(f"task.template: chat: the chat format of {base.name} refuses: {error}; take plain") from error
-    before, mark, after = str(prompt).partition(_MARK)
+    before, mark, after = prompt.partition(_MARK)
     if not mark:
         raise UserError(f"task.template: chat: the chat format of {base.name} drops the user's message; take plain")
-    ends = tokenizer(str(answered).rpartition(_MARK)[2], add_special_tokens=False).input_ids
+    ends = tokenizer(answered.rpartition(_MARK)[2], add_special_tokens=False).input_ids
     return _template(
         base,
         task,

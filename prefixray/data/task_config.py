@@ -47,7 +47,7 @@ class TaskConfig(DataConfig):
     num_dev and num_test hold for each."""
     template: Literal["plain", "chat"] = "plain"
     """How a source becomes a prompt. chat: as a user's message in the base's own chat format (instruction-tuned,
-    decoder-only bases), the target as the answer."""
+    decoder-only bases), the target as the answer; a format that writes the day writes 26 July 2024."""
     instruction: Text | None = None
     """Text in front of every source: what a chat model is asked to do, or T5's "summarize:"."""
     separator: Text | None = None

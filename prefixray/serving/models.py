@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from prefixray.artifacts.store import load_artifact
+from prefixray.batching.chat_format import rendered
 from prefixray.batching.template import Template
 from prefixray.config.schema import DecodingSettings
 from prefixray.decoding.generate import line_breaks, with_infix_room
@@ -72,15 +73,10 @@ class Model:
             )
         tokenizer = self.template.tokenizer
         try:
-            text: Any = tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=False,
-            )
+            text = rendered(tokenizer, messages, asks_for_answer=True)
         except TemplateError as error:
             raise UserError(f"messages: the chat format of the base refuses: {first_line(error)}") from error
-        ids: list[int] = tokenizer(str(text), add_special_tokens=False).input_ids
+        ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
     def prompt(self, ids: Sequence[int]) -> tuple[tuple[int, ...], int]:

@@ -109,6 +109,12 @@ def test_a_start_token_that_the_tokenizer_adds_stands_in_front_of_the_row(tiny_l
     assert _template(tiny_llama, template="chat") == chat, "a chat format writes its own"
 
 
+def test_a_chat_format_that_writes_the_day_gives_the_same_rows_every_day(tiny_llama: Base) -> None:
+    tiny_llama.tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}\n" + CHAT  # as Llama 3 does
+    template = _template(tiny_llama, template="chat")
+    assert tiny_llama.tokenizer.decode(template.before) == "26 Jul 2024\n<|im_start|>user\n"
+
+
 def test_a_chats_end_is_its_special_token_not_the_space_before_it(tiny_llama: Base) -> None:
     tiny_llama.tokenizer.chat_template = CHAT.replace("<|im_end|>", " <|im_end|>")  # as Llama 2 writes it
     template = _template(tiny_llama, template="chat")
