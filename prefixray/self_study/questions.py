@@ -5,6 +5,7 @@ out, so no two splits share one; upper and lower case and punctuation make no ot
 """
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -109,7 +110,7 @@ def _ask(
     texts: dict[int, str] = {}
     for begin in dict.fromkeys(prompt.begin for _, (prompt, _) in requests):
         alike = [(number, prompt, chunk) for number, (prompt, chunk) in requests if prompt.begin == begin]
-        template = begun(base, alike[0][2].context.template, begin)
+        template = begun(base, of_requests(alike[0][2].context.template), begin)
         drawn = sampled(
             base,
             template,
@@ -136,6 +137,11 @@ def _request(prompt: SeedPrompt, chunk: Chunk, number: int, seed: int) -> str:
     """The request, about one passage of the chunk."""
     passage = chunk.passages[_draw(seed, "passage", number) % len(chunk.passages)]
     return prompt.request.replace(PASSAGE, passage)
+
+
+def of_requests(template: Template) -> Template:
+    """The template of requests, which are never cut: the task's limit is for questions."""
+    return replace(template, max_source_tokens=sys.maxsize)
 
 
 def begun(base: Base, template: Template, begin: str) -> Template:

@@ -36,6 +36,7 @@ from prefixray.self_study.questions import (
     Chunk,
     OnDone,
     Question,
+    of_requests,
     passages_of,
     sampled,
 )
@@ -131,7 +132,8 @@ def _check_room(base: Base, template: Template, prompts: Sequence[SeedPrompt], t
     limit = base.shape.max_positions
     if limit is None:
         return
-    around = num_around(base, template) + max(map(len, template.encode_sources([one.request for one in prompts])))
+    requests = of_requests(template).encode_sources([one.request for one in prompts])
+    around = num_around(base, template) + max(map(len, requests))
     needed = task.chunk_tokens + around + PASSAGE_TOKENS + MOST_QUESTION_TOKENS + task.max_target_tokens
     if needed > limit:
         problem = f"a chunk, a question and its answer may take {needed} tokens of the {limit} positions of {base.name}"

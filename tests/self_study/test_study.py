@@ -2,21 +2,23 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from prefixray.batching.template import make_template
+from prefixray.batching.template import Template, make_template
 from prefixray.data import Example, load_task
 from prefixray.data.documents import Document
 from prefixray.data.documents.exchanges import Exchange, read_exchanges
 from prefixray.data.task_config import TaskConfig
 from prefixray.data.teacher import read_teachers
 from prefixray.decoding.in_context import read_context
+from prefixray.decoding.streaming import NOBODY, Watched
 from prefixray.errors import UserError
 from prefixray.model.base import Base
+from prefixray.self_study import questions
 from prefixray.self_study.study import study
 from prefixray.self_study.teacher import TOP_K
 
@@ -83,6 +85,24 @@ def one_row(base: Base, seen: list[int], exchange: Exchange) -> torch.Tensor:
     with torch.no_grad():
         logits = base.model(input_ids=torch.tensor([row], device=base.device), use_cache=False).logits[0]
     return torch.log_softmax(logits, dim=1)[-len(target) - 1 : -1]
+
+
+def test_a_request_is_whole_where_questions_are_short(
+    tiny_llama: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def generated(
+        base: Base, template: Template, sources: Sequence[str], *rest: object, watched: Watched = NOBODY
+    ) -> list[str]:
+        seen.extend(base.tokenizer.batch_decode(template.encode_sources(sources)))
+        return [f"Question {len(seen)} of {number}" for number in range(len(sources))]
+
+    monkeypatch.setattr(questions, "generate", generated)
+    studied(tiny_llama, tmp_path, max_source_tokens=8)
+    assert sum("Ask about The" in text and text.strip().endswith("What is") for text in seen) > 4
+    with pytest.raises(UserError, match=r"^task\.chunk_tokens: 40: a chunk, a question and its answer may take"):
+        studied(tiny_llama, tmp_path, max_source_tokens=8, prompts=["Ask what is here " * 30])
 
 
 def test_a_chunk_that_leaves_no_room_for_a_question_is_refused(tiny_llama: Base, tmp_path: Path) -> None:
