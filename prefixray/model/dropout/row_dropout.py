@@ -2,7 +2,8 @@
 
 Whether an element is dropped depends on the seed, the place in the model, the row's number, the token's position in its
 row and the channel, and on nothing else: not on which rows share a forward, nor on padding. So the rows of a step may
-be cut into micro-batches in any way. Each element's draw is a hash of these numbers.
+be cut into micro-batches in any way. Each element's draw is a hash of these numbers. No layer is dropped (`layerdrop`
+of BART's relatives): one draw would hold for all rows of a forward.
 """
 
 # B rows, S tokens, W width, N tokens of a line, H heads, S' keys, D head dim
@@ -29,6 +30,8 @@ class RowDropout:
         self._rows: Tensor | None = None  # (B,)
         for index, module in enumerate(model.modules()):
             module.register_forward_pre_hook(functools.partial(self._enter, index))
+            if "layerdrop" in vars(module):
+                vars(module)["layerdrop"] = 0.0
 
     @contextmanager
     def drawing(self, seed: int) -> Iterator[None]:

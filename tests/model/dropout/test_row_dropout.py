@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from support.packs import pack_of, run_steps, trial_of
+from support.tiny_bases import MakeBase
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prefixray.config.trials import AnyTrial, FinetuneTrial, PrefixTrial
 from prefixray.model.dropout.row_dropout import RowDropout
 
 WIDTH = 256
@@ -58,3 +61,16 @@ def test_torchs_own_dropout_is_back_afterwards(model: nn.Module) -> None:
     with pytest.raises(ValueError, match="stops"), RowDropout(model).drawing(1):
         raise ValueError("stops")
     assert functional.dropout is stock
+
+
+@pytest.mark.parametrize("method", [PrefixTrial(preseqlen=3, mid_dim=None, init_token=None), FinetuneTrial()])
+def test_no_layer_is_dropped_for_all_rows_of_a_micro_batch(make_base: MakeBase, method: AnyTrial) -> None:
+    base = make_base("bart", torch.float64)
+    base.model.config.encoder_layerdrop = base.model.config.decoder_layerdrop = 0.5  # for the copies
+    for module in base.model.modules():
+        if "layerdrop" in vars(module):
+            vars(module)["layerdrop"] = 0.5
+    trial = trial_of(method, 1e-3, batch_size=4, base_dropout=True)
+    packs = [pack_of(base, {"drops": trial}, token_budget=budget) for budget in (None, 1)]
+    losses = [[step["drops"].loss for step in run_steps(pack, ["drops"], 3)] for pack in packs]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-10)
