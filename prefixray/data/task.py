@@ -86,11 +86,6 @@ class Task:
         return (Subset(self.train, self.dev, self.document), *self.others)
 
     @property
-    def shortest_document(self) -> str | None:
-        """Of the texts that the subsets are about; None where the task has none."""
-        return min((document.text for document in self.documents), key=len, default=None)
-
-    @property
     def documents(self) -> tuple[Document, ...]:
         """The documents that the subsets are about, in their order; none where the task has none."""
         return tuple(subset.document for subset in self.subsets if subset.document is not None)

@@ -207,7 +207,7 @@ def check_arms(
 ) -> None:
     """Refuse arms of which an end of a range cannot be built on this base: `UserError` with all that is wrong.
 
-    `document` is the shortest that trials are about, where the task has any.
+    `document` is the text of the fewest tokens that trials are about, where the task has any.
     """
     problems: dict[str, None] = {}
     for arm in arms:

@@ -71,7 +71,9 @@ class Trainer:
 
     def check(self, arms: Sequence[ArmConfig]) -> None:
         """Refuse arms of which an end of a range cannot be built on this base: `UserError` with all that is wrong."""
-        check_arms(arms, self.base, self.pack.binder, self._room, document=self.task.shortest_document)
+        texts = [document.text for document in self.task.documents]
+        shortest = min(texts, key=lambda text: len(self.base.text_ids(text)), default=None)
+        check_arms(arms, self.base, self.pack.binder, self._room, document=shortest)
 
     def admit(self, spec: TrialSpec) -> int:
         """Let a trial join, from its newest valid checkpoint where there is one; return the step it stands at.

@@ -88,12 +88,13 @@ def test_the_base_runs_once_over_tokens_with_which_other_prefixes_begin_to_find_
 def test_a_prefix_starts_as_the_document_of_its_subset_and_too_long_ones_are_refused_before_the_search(
     make_base: MakeBase, tmp_path: Path
 ) -> None:
-    base, texts = make_base("gpt2", torch.float64), ("The Eagle serves French food near Zizzi .", "A short text .")
+    base, texts = make_base("gpt2", torch.float64), ("@#%&" * 5, "The Eagle is a coffee shop")  # fewer tokens
     documents = [Document(f"text{index}", text) for index, text in enumerate(texts)]
     subsets = [Subset(EXAMPLES[:4], EXAMPLES[4:6], document) for document in documents]
     task = replace(TASK, train=subsets[0].train, dev=subsets[0].dev, document=documents[0], others=(subsets[1],))
     trainer = Trainer(base, task, TaskConfig(name="custom"))
-    short = len(base.tokenizer(texts[1]).input_ids)
+    long, short = (len(base.text_ids(text)) for text in texts)
+    assert long > short and len(texts[0]) < len(texts[1])
     arm = ArmConfig(
         name="prefix",
         method="prefix",
