@@ -51,7 +51,8 @@ def facts_of(config: AnyTrial) -> MethodFacts[Any]:
 def trained_parameters(config: AnyTrial, shape: Shape) -> int:
     """How many numbers the optimiser of a trial moves, on a base of this shape.
 
-    Exact for prefixes and adapters. For LoRA an upper bound (a fused query-key-value projection in every layer), where
+    Exact for prefixes and adapters; for virtual words an upper bound where the base's word embeddings are narrower than
+    the model, as OPT-350m's are. For LoRA an upper bound (a fused query-key-value projection in every layer), where
     no projection is wider than the model. For fine-tuning of the last blocks, or without word embeddings, an estimate:
     the matrices alone, the output layer tied.
     """

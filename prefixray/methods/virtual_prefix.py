@@ -5,7 +5,7 @@ over them stand in front of the rows, as any prefix does. Infix: the embeddings 
 source, so that the base's keys and values there depend on the source; the trial adds keys and values of its own.
 """
 
-# P virtual positions, W width of the base
+# P virtual positions, W width of the base's word embeddings
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,8 @@ class EmbeddingPrefix(Prefix):
 
     def __init__(self, config: PrefixTrial, base: Base, record: Recorder, start: Start) -> None:
         super().__init__(config, base, start)
-        self._record, self._dtype, self._width = record, base.model.dtype, base.shape.hidden_size
+        self._record, self._dtype = record, base.model.dtype
+        self._width = _embedded([0], base).shape[1]
         words = None if self.tokens is None else _embedded(self.tokens, base)
         sizes = Sizes(self.num_positions, self._width, config.mid_dim, config.frozen_positions)
         self.embedding = Parametrisation(sizes, self._width, words, start.draw)

@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 import prefixray
 from prefixray.config import trials
@@ -93,6 +93,19 @@ def test_trained_parameters_are_those_that_are_made(method: AnyTrial, any_base: 
 def test_an_infix_trains_its_embeddings_too(tiny_base: Base) -> None:
     method = PrefixTrial(preseqlen=7, mid_dim=16, init_token=None, format_mode="infix")
     assert trained_parameters(method, tiny_base.shape) == _made(method, tiny_base)
+
+
+@pytest.mark.parametrize("mid_dim", [None, 16])
+def test_virtual_words_are_as_wide_as_the_bases_words(tiny_gpt2: Base, mid_dim: int | None) -> None:
+    sizes = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    narrow = OPTConfig(
+        word_embed_proj_dim=16, vocab_size=tiny_gpt2.shape.vocab_size, do_layer_norm_before=False, **sizes
+    )
+    base = wrap_model(OPTForCausalLM(narrow), tiny_gpt2.tokenizer, name="opt", digest="")  # as OPT-350m
+    trial = PrefixTrial(preseqlen=5, mid_dim=mid_dim, init_token=None, prefix_mode="embedding")
+    method = build_method(trial, base, Binder.of(base.model).record, init_seed=1, dropout_seed=1)
+    assert method.insert(0).prefixes["decoder"].shape == (2, 2, 4, 5, 8)
+    assert method.stored_parameters() == 5 * 16 and trained_parameters(trial, base.shape) >= method.trained_parameters()
 
 
 @pytest.mark.parametrize("tune_embeddings", [True, False])
