@@ -139,7 +139,7 @@ def _key(examples: Sequence[Example], template: Template) -> str | None:
     if len(examples) < FEWEST or backend is None or is_own or is_taught:
         return None
     versions = [_FORM, tokenizers.__version__, transformers.__version__, type(tokenizer).__qualname__]
-    known = [*versions, getattr(tokenizer, "split_special_tokens", None), template.record()]
+    known = [*versions, getattr(tokenizer, "split_special_tokens", None), template.record(), template.vocab_size]
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
     digest.update(backend.to_str().encode())
     digest.update(json.dumps([text for example in examples for text in (example.source, example.target)]).encode())

@@ -28,6 +28,7 @@ class Template:
     """How a source and a target become token ids; kept in every artifact."""
 
     tokenizer: PreTrainedTokenizerBase
+    vocab_size: int  # of the base; a tokenizer may have more tokens
     is_encoder_decoder: bool
     form: tuple[str, str]  # text in front of a source and behind it
     target_form: tuple[str, str]  # text in front of a target and behind it
@@ -41,12 +42,12 @@ class Template:
 
     def encode_sources(self, texts: Sequence[str]) -> list[list[int]]:
         """Prompts: source tokens, cut at `max_source_tokens`, between `before` and `after`."""
-        sources = self._tokens([text.join(self.form) for text in texts])
+        sources = self.tokens([text.join(self.form) for text in texts])
         return [[*self.before, *ids[: self.max_source_tokens], *self.after] for ids in sources]
 
     def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids behind the prompts in training: target tokens, cut at `max_target_tokens`, and the end token."""
-        targets = self._tokens([text.join(self.target_form) for text in texts])
+        targets = self.tokens([text.join(self.target_form) for text in texts])
         return [[*ids[: self.max_target_tokens], self.eos_id] for ids in targets]
 
     def encode_source(self, text: str) -> list[int]:
@@ -59,7 +60,7 @@ class Template:
         return max(1, len(self.after))
 
     def record(self) -> dict[str, Any]:
-        """The template as an artifact keeps it: all but the tokenizer."""
+        """The template as an artifact keeps it: all but the tokenizer and what the base says."""
         return {
             "is_encoder_decoder": self.is_encoder_decoder,
             "form": list(self.form),
@@ -74,16 +75,28 @@ class Template:
         }
 
     @classmethod
-    def from_record(cls, tokenizer: PreTrainedTokenizerBase, record: Mapping[str, Any]) -> "Template":
-        """The template that an artifact was trained with."""
+    def from_record(cls, base: Base, record: Mapping[str, Any]) -> "Template":
+        """The template that an artifact was trained with, on its base."""
         tuples = {key: tuple(record[key]) for key in ("form", "target_form", "before", "after", "target_before")}
-        return cls(tokenizer=tokenizer, **{**record, **tuples})
+        return cls(tokenizer=base.tokenizer, vocab_size=base.shape.vocab_size, **{**record, **tuples})
 
-    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of texts, without special tokens around them; those that stand in a text are read as such.
+
+        Raises `UserError` for a token that the base does not know.
+        """
         if not texts:
             return []
         only_ids = {"return_attention_mask": False, "return_token_type_ids": False}
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, **only_ids).input_ids
+        largest = max((max(row) for row in ids if row), default=0)
+        if largest >= self.vocab_size:
+            text = next(text for text, row in zip(texts, ids, strict=True) if largest in row)
+            token = self.tokenizer.convert_ids_to_tokens(largest)
+            raise UserError(
+                f"text {text!r:.80}: {token!r} is token {largest} of the tokenizer, and the base has {self.vocab_size} "
+                "tokens; take it out of the text"
+            )
         return ids
 
 
@@ -199,6 +212,7 @@ def _template(
         max_target = min(max_target, limit - len(target_before))
     return Template(
         tokenizer=tokenizer,
+        vocab_size=base.shape.vocab_size,
         is_encoder_decoder=base.shape.is_encoder_decoder,
         form=form,
         target_form=target_form,

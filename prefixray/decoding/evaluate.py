@@ -144,7 +144,7 @@ def _restored(
 ) -> Tuned:
     base = trainer.base
     method = restore_method(base, Binder.of(base.model).record, tensors, meta)
-    return Tuned(base, method, Template.from_record(base.tokenizer, meta["template"]), decoding)
+    return Tuned(base, method, Template.from_record(base, meta["template"]), decoding)
 
 
 def _decode(

@@ -68,7 +68,7 @@ class OpenBase:
         )
         method = restore_method(self.base, Binder.of(self.base.model).record, tensors, record)
         settings = DecodingSettings(**{**(record["decoding"] or {}), **(decoding or {})})
-        template = Template.from_record(self.base.tokenizer, record["template"])
+        template = Template.from_record(self.base, record["template"])
         return Tuned(self.base, method, template, settings, about=_about(record))
 
 

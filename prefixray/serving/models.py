@@ -71,13 +71,11 @@ class Model:
                 f"messages: {roles}: this model was trained on single sources (task.template: plain); "
                 "send one user message"
             )
-        tokenizer = self.template.tokenizer
         try:
-            text = rendered(tokenizer, messages, asks_for_answer=True)
+            text = rendered(self.template.tokenizer, messages, asks_for_answer=True)
         except TemplateError as error:
             raise UserError(f"messages: the chat format of the base refuses: {first_line(error)}") from error
-        ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
-        return ids
+        return self.template.tokens([text])[0]
 
     def prompt(self, ids: Sequence[int]) -> tuple[tuple[int, ...], int]:
         """The prompt with columns for an infix, and the first of them."""

@@ -92,7 +92,7 @@ def test_a_chat_has_the_source_as_a_question_and_the_target_as_the_answer(tiny_l
     (cut,) = encode([EAGLE], short)
     assert tokenizer.decode(cut.ids[: cut.num_prompt]).startswith("<|im_start|>user\nSay it:\nname")
     assert cut.ids[: cut.num_prompt][-len(short.after) :] == short.after
-    assert Template.from_record(tokenizer, short.record()) == short
+    assert Template.from_record(tiny_llama, short.record()) == short
 
 
 def test_a_start_token_that_the_tokenizer_adds_stands_in_front_of_the_row(tiny_llama: Base) -> None:
@@ -104,7 +104,7 @@ def test_a_start_token_that_the_tokenizer_adds_stands_in_front_of_the_row(tiny_l
     assert template.before == (start,) == tuple(template.record()["before"])
     (row,), (without,) = encode([EAGLE], template), encode([EAGLE], plain)
     assert row.ids == (start, *without.ids) and row.num_prompt == without.num_prompt + 1
-    older = Template.from_record(tiny_llama.tokenizer, plain.record())
+    older = Template.from_record(tiny_llama, plain.record())
     assert older.encode_source(EAGLE.source) == list(without.ids[: without.num_prompt]), "an artifact of before"
     assert _template(tiny_llama, template="chat") == chat, "a chat format writes its own"
 
@@ -130,6 +130,18 @@ def test_a_chat_that_cannot_be_is_refused(tiny_gpt2: Base, tiny_llama: Base) -> 
     tiny_llama.tokenizer.chat_template = CHAT
     with pytest.raises(UserError, match=r"task\.separator: must be null where task\.template is chat"):
         _template(tiny_llama, template="chat", separator="=>")
+
+
+def test_a_token_that_the_base_does_not_know_is_told(tiny_llama: Base) -> None:
+    template = _template(tiny_llama)
+    tiny_llama.tokenizer.add_tokens(["<tool>"], special_tokens=True)
+    size = tiny_llama.shape.vocab_size
+    told = rf"^text '.*<tool>.*': '<tool>' is token {size} of the tokenizer, and the base has {size} tokens; take it"
+    with pytest.raises(UserError, match=told):
+        encode([Example("The Mill", "tea"), Example("The Eagle has a <tool> here", "tea")], template)
+    with pytest.raises(UserError, match=told):
+        encode([Example("The Mill", "<tool>")], template)
+    assert encode([EAGLE], template)
 
 
 def test_a_tokenizer_that_cannot_end_or_separate_is_refused(tiny_llama: Base) -> None:
@@ -178,7 +190,7 @@ def test_nothing_becomes_nothing(tiny_base: Base) -> None:
 
 def test_a_template_comes_back_from_its_record(tiny_base: Base) -> None:
     template = _template(tiny_base, separator="=>", max_source_tokens=9)
-    assert Template.from_record(tiny_base.tokenizer, template.record()) == template
+    assert Template.from_record(tiny_base, template.record()) == template
 
 
 @pytest.mark.skipif(not GPT2.is_dir(), reason="GPT-2's tokenizer is not beside this checkout")

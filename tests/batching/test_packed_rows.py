@@ -82,9 +82,10 @@ def test_rows_come_from_the_cache_as_they_were_made(
 
 def test_what_changes_rows_misses_the_cache(make_base: MakeBase, cache: Path) -> None:
     base = make_base("llama", torch.float32)
-    template = _template(base)
+    template = replace(_template(base), vocab_size=999)  # for a further token
     others = [
         (EXAMPLES, template),
+        (EXAMPLES, _template(base)),
         ([*EXAMPLES[:3], replace(EXAMPLES[3], target="Nothing is known!")], template),
         ([EXAMPLES[0], EXAMPLES[2], EXAMPLES[1], EXAMPLES[3]], template),
         (EXAMPLES[:3], template),

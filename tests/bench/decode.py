@@ -196,7 +196,9 @@ def number_template(tokenizer: Any) -> Template:  # noqa: ANN401
     """The template of `Numbers`: sources as they are."""
     none = ("", "")
     ends = {"eos_id": EOS, "pad_id": EOS, "max_source_tokens": 1024, "max_target_tokens": 1024}
-    return Template(tokenizer, False, form=none, target_form=none, before=(), after=(), target_before=(), **ends)
+    return Template(
+        tokenizer, 1 << 31, False, form=none, target_form=none, before=(), after=(), target_before=(), **ends
+    )
 
 
 if __name__ == "__main__":

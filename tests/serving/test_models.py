@@ -61,6 +61,9 @@ def test_a_conversation_is_read_as_the_tokenizer_writes_it(tiny_llama: Base, tmp
     chat = replace(plain, template=make_template(tiny_llama, TaskConfig(name="e2e", template="chat")), is_chat=True)
     assert tiny_llama.tokenizer.decode(chat.of_messages(several)) == "<system>Be brief.<user>The Mill<assistant>"
     assert chat.of_messages(one) == chat.of_source("The Mill")
+    tiny_llama.tokenizer.add_tokens(["<tool>"], special_tokens=True)
+    with pytest.raises(UserError, match=r"^text .*: '<tool>' is token \d+ of the tokenizer, and the base has"):
+        chat.of_messages([*several, {"role": "assistant", "content": "<tool>"}])
     tiny_llama.tokenizer.chat_template = "{{ raise_exception('no system here') }}"
     with pytest.raises(UserError, match=r"^messages: the chat format of the base refuses: no system here"):
         chat.of_messages(several)
