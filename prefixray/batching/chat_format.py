@@ -5,21 +5,15 @@ would see different prompts.
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, tzinfo
+from datetime import datetime
 from typing import Any
-from unittest import mock
 
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import chat_template_utils
 
-
-class _FixedDay(datetime):
-    """It is always the day that Llama 3's format writes where it is told none."""
-
-    @classmethod
-    def now(cls, tz: tzinfo | None = None) -> "_FixedDay":
-        """That day."""
-        return cls(2024, 7, 26, tzinfo=tz)
+_DAY = datetime(2024, 7, 26)  # that Llama 3's format writes where it is told none
+_REPLACED = "".join(f".replace('%{code}', '{_DAY:%{code}}')" for code in "djmbByYaAHIMSp")
+# In front of a format it stands for the function by which transformers tells the day. The line break is not written.
+_TELL_DAY = f"{{%- macro strftime_now(form) %}}{{{{ form{_REPLACED} }}}}{{% endmacro %}}\n"
 
 
 def rendered(
@@ -29,7 +23,8 @@ def rendered(
 
     Raises jinja2's `TemplateError` where the format refuses the messages.
     """
-    # Without Qwen3's thinking. A function of the day that is passed here would not reach the format.
+    # Without Qwen3's thinking.
     options: Any = {"add_generation_prompt": True, "enable_thinking": False} if asks_for_answer else {}
-    with mock.patch.object(chat_template_utils, "datetime", _FixedDay):
-        return str(tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, **options))
+    form = _TELL_DAY + tokenizer.get_chat_template()
+    written = [dict(message) for message in messages]
+    return str(tokenizer.apply_chat_template(written, chat_template=form, tokenize=False, **options))
