@@ -75,7 +75,7 @@ def render_note(results: Results) -> str:
 
 
 def csv_rows(results: Results) -> list[dict[str, object]]:
-    """One row per arm, by column, numbers unrounded."""
+    """One row per arm, by column, numbers unrounded; `bleu[GROUP]` is the score on a group, whatever its name."""
     rows, names = [], {arm["arm"] for arm in results["arms"]}
     for arm in results["arms"]:
         row: dict[str, object] = {"arm": arm["arm"], "method": arm["method"], "num_seeds": len(arm["seeds"])}
@@ -86,7 +86,7 @@ def csv_rows(results: Results) -> list[dict[str, object]]:
         if IN_CONTEXT in names:
             row |= {"kv_bytes": arm.get("kv_bytes"), **_interval_columns("to_context", arm.get("to_context"))}
         for group, part in arm.get("groups", {}).items():
-            row |= {f"{name}_{group}": part["scores"][name]["value"] for name in results["metrics"]}
+            row |= {f"{name}[{group}]": part["scores"][name]["value"] for name in results["metrics"]}
         rows.append(row)
     return rows
 

@@ -17,7 +17,7 @@ from prefixray.reporting.tables import (
     search_table,
     seed_grid,
 )
-from prefixray.results.record import Results
+from prefixray.results.record import GroupResult, Results
 
 
 @pytest.fixture
@@ -166,4 +166,13 @@ def test_groups_of_sources_have_a_table_of_their_own(results: Results, tmp_path:
     (tmp_path / "results.csv").write_text(csv_text(csv_rows(results)))
     header, first, *_ = csv.reader((tmp_path / "results.csv").read_text(encoding="utf-8").splitlines())
     row = dict(zip(header, first, strict=True))
-    assert (float(row["bleu_seen"]), float(row["bleu_unseen"])) == pytest.approx((6.13, -1.87))
+    assert (float(row["bleu[seen]"]), float(row["bleu[unseen]"])) == pytest.approx((6.13, -1.87))
+
+
+def test_a_group_takes_no_column_of_another_number(results: Results) -> None:
+    plain = csv_rows(results)
+    for each in results["arms"]:
+        part: GroupResult = {"num_sources": 9, "scores": dict(each["scores"]), "difference": None}
+        each["groups"] = {name: part for name in ("low", "high", "sd")}
+    assert [{key: row[key] for key in before} for row, before in zip(csv_rows(results), plain, strict=True)] == plain
+    assert len(csv_rows(results)[0]) == len(plain[0]) + 3 * len(results["metrics"])
