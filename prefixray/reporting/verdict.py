@@ -100,13 +100,17 @@ def _range(numbers: Sequence[float], results: Results) -> str:
 
 
 def verdict(results: Results) -> Verdict:
-    """The winner, if its lead was tested, is significant, and rests on arms treated alike and on several seeds."""
+    """The winner, if its lead was tested, is significant, and rests on arms treated alike and on several seeds.
+
+    A reference that wins was tested against all other arms, and leads all of them. Another arm that wins was tested
+    against the reference, the second, alone; the sentence names the arms that it was not tested against.
+    """
     metric, reference = results["metric"], results["reference"]
     sign = -1 if higher_is_better(metric) else 1
     tuned = tuned_arms(results)
     if len(tuned) < 2:
         return Verdict(_alone(results))
-    best, second = sorted(tuned, key=lambda arm: sign * arm["scores"][metric]["value"])[:2]
+    best, second, *others = sorted(tuned, key=lambda arm: sign * arm["scores"][metric]["value"])
     gap = abs(best["scores"][metric]["value"] - second["scores"][metric]["value"])
     tested = second if best["arm"] == reference else best if second["arm"] == reference else None
     lead = f"{gap:.{decimals(metric)}f} {label(metric)}"
@@ -115,14 +119,26 @@ def verdict(results: Results) -> Verdict:
         return Verdict(f"{no_winner}, but were not tested against each other.")
     if not is_significant(tested):
         return Verdict(f"{no_winner}, which may be chance.")
+    close = [arm["arm"] for arm in others if best["arm"] == reference and not is_significant(arm)]
+    if close:
+        return Verdict(f"{no_winner}, but {_are(close)} not told apart from {best['arm']}.")
     unequal = list(_unequal(results))
     if len({arm["num_trials"] for arm in tuned}) > 1:
         unequal.insert(0, "trials")
     if unequal:
         return Verdict(f"{no_winner}, but the arms had unequal numbers of {' and of '.join(unequal)}.")
-    if min(len(best["seeds"]), len(second["seeds"])) == 1:
-        return Verdict(f"{no_winner}, but with one seed.")
-    return Verdict(f"Winner: {best['arm']}, {lead} ahead of {second['arm']}.", best["arm"])
+    single = [arm["arm"] for arm in tuned if len(arm["seeds"]) == 1]
+    if single:
+        which = "" if len(single) == len(tuned) else f" of {' and of '.join(single)}"
+        return Verdict(f"{no_winner}, but with one seed{which}.")
+    untested = [arm["arm"] for arm in others if best["arm"] != reference]
+    limit = f"; {_are(untested, 'was', 'were')} not tested against {best['arm']}" if untested else ""
+    return Verdict(f"Winner: {best['arm']}, {lead} ahead of {second['arm']}{limit}.", best["arm"])
+
+
+def _are(names: Sequence[str], one: str = "is", several: str = "are") -> str:
+    """`lora is`, or `lora and prefix are`."""
+    return f"{' and '.join(names)} {one if len(names) == 1 else several}"
 
 
 def _alone(results: Results) -> str:

@@ -4,6 +4,7 @@ import pytest
 from support.quickstart_results import interval, quickstart_sweep
 
 from prefixray.reporting.tables import render_text
+from prefixray.reporting.verdict import Verdict, verdict
 from prefixray.results.record import Results
 
 
@@ -43,9 +44,27 @@ def test_a_winner_was_tested_against_the_second_searched_alike_and_trained_with_
     results["arms"][2]["num_trials"] = prefix["num_trials"]
     assert apart + "but with one seed." in render_text(results)
     prefix["seeds"] = prefix["seeds"] * 2
-    assert apart + "but with one seed." in render_text(results)
+    assert apart + "but with one seed of adapter and of finetune." in render_text(results)
     finetune["seeds"] = finetune["seeds"] * 2
-    assert "Winner: prefix, 12.2 BLEU ahead of finetune." in render_text(results)
+    assert apart + "but with one seed of adapter." in render_text(results)
+    results["arms"][2]["seeds"] = finetune["seeds"]
+    expected = "Winner: prefix, 12.2 BLEU ahead of finetune; adapter was not tested against prefix."
+    assert expected in render_text(results)
+
+
+def test_a_reference_wins_only_where_it_leads_every_other_arm(results: Results) -> None:
+    prefix, adapter, finetune = results["arms"][1:]
+    finetune["scores"]["bleu"] = interval(60.0, 58, 62)
+    adapter["scores"]["bleu"], adapter["difference"] = interval(57, 55, 59), interval(-3, -4, -2)
+    adapter["p_holm"] = 0.003
+    prefix["scores"]["bleu"], prefix["difference"], prefix["p_holm"] = interval(56, 45, 67), interval(-4, -15, 8), 0.05
+    for one in (prefix, adapter, finetune):
+        one["num_trials"], one["seeds"] = 8, one["seeds"] * 2
+    assert verdict(results) == Verdict(
+        "No winner: finetune and adapter are 3.0 BLEU apart, but prefix is not told apart from finetune."
+    )
+    prefix["difference"], prefix["p_holm"] = interval(-4, -6, -2), 0.003
+    assert verdict(results) == Verdict("Winner: finetune, 3.0 BLEU ahead of adapter.", "finetune")
 
 
 def test_arms_that_are_trained_on_unequal_numbers_of_examples_are_named(results: Results) -> None:
@@ -65,7 +84,7 @@ def test_arms_that_were_not_trained_or_chosen_alike_have_no_winner(results: Resu
         one["num_trials"], one["seeds"] = 8, one["seeds"] * 2
         one["config"] = {"num_steps": 40, "batch_size": 8, "grad_accumulation": 1, "eval_every": 10}
     results["rungs"] = [10, 25]
-    assert "Winner: prefix, 12.2 BLEU ahead of finetune." in render_text(results)
+    assert "Winner: prefix, 12.2 BLEU ahead of finetune; adapter was" in render_text(results)
     adapter["config"] = {**prefix["config"], "eval_every": None}
     text = render_text(results)
     assert "chosen from unequal numbers of checkpoints: prefix 5, adapter 3, finetune 5" in text.splitlines()
@@ -83,4 +102,4 @@ def test_a_lower_error_rate_wins(results: Results) -> None:
         one["scores"]["ter"] = interval(value, value - 1, value + 1)
         one["num_trials"], one["seeds"] = 8, one["seeds"] * 2
     results["arms"][1]["p_holm"], results["arms"][1]["difference"] = 0.01, interval(-15, -18, -12)
-    assert "Winner: prefix, 15.0 TER ahead of finetune." in render_text(results)
+    assert "Winner: prefix, 15.0 TER ahead of finetune; adapter" in render_text(results)
