@@ -1,21 +1,26 @@
 """The figures over several sweeps: scores over the size of the data, the length of prefixes and what is stored.
 
-A line joins what is equal but for the quantity below it. Scores by different metrics never share a figure.
+A line joins what is equal but for the quantity below it. Scores by different metrics never share a figure, and no line
+joins scores that were measured in different ways or on different test sources.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from prefixray.config.schema import DecodingSettings
 from prefixray.metrics import decimals, higher_is_better, label
 from prefixray.reporting.charts.axes import Axis, Groups
 from prefixray.reporting.charts.plots import Dot, Series, trends
 from prefixray.reporting.figures import Figure, difference_figure, round_count, value_axis, value_name
 from prefixray.reporting.grid import Grid
 from prefixray.reporting.several.side_by_side import OneOf
-from prefixray.results.record import ArmResult
+from prefixray.results.examples import NUM_EXAMPLES
+from prefixray.results.record import ArmResult, Results
 from prefixray.system.records import Scalar
 
 _LONGER = "preseqlen"
+_MEASURED = "measured"  # a key of `_Point.same` that no name of a line shows
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,16 @@ def all_differences(sweeps: Sequence[OneOf]) -> list[Figure]:
 
 def _setting(sweep: OneOf) -> dict[str, Scalar]:
     results = sweep.results
-    return {"base": results["base"], "task": results["task"], "test sources": results["num_sources"]}
+    about: dict[str, Scalar] = {"base": results["base"], "task": results["task"]}
+    return {**about, "test sources": results["num_sources"], _MEASURED: _measured(results)}
+
+
+def _measured(results: Results) -> str:
+    """The way of measuring, and the first test sources: own data sets are all of the task `custom`."""
+    decoding = {**DecodingSettings().model_dump(), **results["decoding"], "batch_size": None}
+    signature, evaluation = results["signatures"].get(results["metric"]), results.get("evaluation", "own")
+    sources = [example["source"] for example in results["examples"][:NUM_EXAMPLES]]
+    return json.dumps([signature, evaluation, decoding, sources], sort_keys=True)
 
 
 def _figures(points: Sequence[_Point], question: str, axis: Callable[[Sequence[float]], Axis]) -> list[Figure]:
@@ -107,6 +121,10 @@ def _figure(
     digits, series, rows = decimals(metric), [], []
     by_sweep = "sweep" in lines[0][0].same
     names = _line_names([line[0].same for line in lines])
+    names = [
+        f"{name} ({line[0].sweep.name})" if names.count(name) > 1 else name
+        for name, line in zip(names, lines, strict=True)
+    ]
     for kind, (name, line) in enumerate(zip(names, lines, strict=True)):
         dots = []
         for point in sorted(line, key=lambda point: point.x):
@@ -130,7 +148,7 @@ def _figure(
 
 def _line_names(settings: Sequence[Mapping[str, Scalar]]) -> list[str]:
     """Names that say in what the lines differ; where there is one line, what it is."""
-    keys = list(dict.fromkeys(key for setting in settings for key in setting))
+    keys = list(dict.fromkeys(key for setting in settings for key in setting if key != _MEASURED))
     differing = [key for key in keys if len({setting.get(key) for setting in settings}) > 1]
     shown = differing or [key for key in ("sweep", "arm", "method") if key in keys][:1]
     return [

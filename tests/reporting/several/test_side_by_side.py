@@ -105,6 +105,40 @@ def test_no_line_joins_scores_on_different_test_sources(folders: list[Path]) -> 
     assert size_figures(sweeps) == [], "of each line there is one point"
 
 
+@pytest.mark.parametrize("what", ["signatures", "evaluation", "decoding", "examples"])
+def test_no_line_joins_scores_that_were_measured_in_different_ways(folders: list[Path], what: str) -> None:
+    changed = {
+        "signatures": {"bleu": "case:mixed"},
+        "evaluation": "paper",
+        "decoding": {"num_beams": 1},
+        "examples": [{"source": "Another data set.", "references": ["A text."], "outputs": {}}],
+    }
+
+    def change(record: dict[str, Any], number: int) -> None:
+        record["num_train"] = 10 * number
+        if number > 2:
+            record[what] = changed[what]
+
+    sweeps = variants("quickstart", change, (1, 2, 3, 4))
+    (figure,) = size_figures(sweeps)
+    assert figure.chart.count("<polyline") == 2 * 4, "two lines of each arm"
+    assert {row[0] for row in figure.numbers.rows if row[3] == "prefix"} == {
+        "prefix (quickstart_1)",
+        "prefix (quickstart_3)",
+    }
+    assert size_figures([sweeps[0], sweeps[2]]) == []
+
+
+def test_lines_join_records_of_versions_with_fewer_keys(folders: list[Path]) -> None:
+    def change(record: dict[str, Any], number: int) -> None:
+        record["num_train"], record["decoding"]["batch_size"] = number, number
+        if number == 1:
+            del record["evaluation"], record["decoding"]["length_with_prompt"]
+
+    (figure,) = size_figures(variants("quickstart", change, (1, 2)))
+    assert figure.chart.count("<polyline") == 4
+
+
 def test_scores_are_drawn_over_what_is_stored(folders: list[Path]) -> None:
     sweeps = side_by_side(folders)
     (figure,) = storage_figures(sweeps)
