@@ -17,9 +17,9 @@ _SUFFIXES = (".yaml", ".yml")
 
 
 def find_sweep(where: Path | str, scales: Sequence[str] = ()) -> Path:
-    """The results folder of a sweep, given as that folder, as its name under runs/, or as the sweep file and scales.
+    """The results folder of a sweep, given as that folder, as its name under runs/, or as the sweep file.
 
-    Raises `UserError` where there are no results.
+    With scales, a folder or a name is that of the sweep without them. Raises `UserError` where there are no results.
     """
     path = Path(where)
     if path.suffix in _SUFFIXES:
@@ -34,7 +34,7 @@ def find_sweep(where: Path | str, scales: Sequence[str] = ()) -> Path:
             raise UserError(f"{path}: no results in {folder} yet (prefixray sweep {path})")
         return folder
     named = Path("-".join((str(path), *scales)))
-    for folder in (path, _RUNS / named):
+    for folder in (named, _RUNS / named):
         if _has_results(folder):
             return folder
     names = sorted(folder.name for folder in _RUNS.glob("*") if _has_results(folder))

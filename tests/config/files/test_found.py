@@ -43,5 +43,6 @@ def test_a_name_with_a_scale_means_the_scaled_sweeps_results() -> None:
     touch("runs/e2e/sweep.json")
     touch("runs/e2e-laptop/sweep.json")
     assert find_sweep("e2e") == Path("runs/e2e") and find_sweep("e2e", ["laptop"]) == Path("runs/e2e-laptop")
+    assert find_sweep("runs/e2e", ["laptop"]) == Path("runs/e2e-laptop"), "a folder is a name, too"
     with pytest.raises(UserError, match=r"^e2e-lapto: is no results folder, .* \(did you mean 'e2e-laptop'\?\)$"):
         find_sweep("e2e", ["lapto"])
