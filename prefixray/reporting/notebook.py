@@ -18,7 +18,7 @@ from prefixray.config.identity import stored_config
 from prefixray.config.schema import SweepConfig
 from prefixray.errors import UserError
 from prefixray.reporting.tables import trial_rows
-from prefixray.results.record import ArmResult, Stored, is_finished, load_results, tuned_arms
+from prefixray.results.record import ArmResult, Results, SearchTrial, Stored, is_finished, load_results, tuned_arms
 from prefixray.search.storage import open_storage
 from prefixray.search.study import search_so_far
 from prefixray.search.trial_source import Study, copied_study
@@ -37,7 +37,7 @@ class Sweep:
     config: SweepConfig
     """The configuration of the last run, overrides included."""
     results: Stored
-    """`results.json`; `prefixray.results` has its types."""
+    """`results.json`, with the trials that have begun since; `prefixray.results` has its types."""
 
     def __repr__(self) -> str:
         count = len(self.results["search"])
@@ -93,9 +93,31 @@ def open_sweep(where: Path | str) -> Sweep:
 def record_so_far(folder: Path) -> Stored:
     """A sweep's record; before its final stage, what its trials have reported by now, also while a driver runs.
 
+    Where trials have begun since a final stage, the record has them, and a note says that its table does without them.
     Raises `UserError` where there are no results and no trials (yet).
     """
     journal = folder / _JOURNAL
-    if not journal.is_file() or ((folder / "results.json").is_file() and is_finished(load_results(folder))):
-        return load_results(folder)
-    return search_so_far(open_storage(journal), stored_config(folder))
+    stored = load_results(folder) if (folder / "results.json").is_file() else None
+    if not journal.is_file():
+        return load_results(folder) if stored is None else stored
+    now = search_so_far(open_storage(journal), stored_config(folder))
+    return _with_further_trials(stored, now) if stored is not None and is_finished(stored) else now
+
+
+def _with_further_trials(results: Results, now: Stored) -> Results:
+    """The results with the search as it is now; the same results where no trial has begun or gone on since."""
+    known = set(map(_stage, results["search"]))
+    num_further = sum(_stage(trial) not in known for trial in now["search"])
+    if not num_further:
+        return results
+    trials = "1 trial has" if num_further == 1 else f"{num_further} trials have"
+    note = f"{trials} begun or gone on since this table was made; the sweep's command makes it anew when it ends"
+    newer = results.copy()
+    newer["search"], newer["importance"] = now["search"], now["importance"]
+    newer["notes"] = [note, *results.get("notes", ())]
+    return newer
+
+
+def _stage(trial: SearchTrial) -> tuple[object, ...]:
+    """Which trial it is, and how far it has come."""
+    return trial["arm"], trial["number"], trial["step"], trial["state"]

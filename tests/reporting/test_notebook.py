@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import optuna
 import pytest
+from support.quickstart_results import quickstart_sweep
 from support.sweep_files import left_by_a_driver
 
 from prefixray import report
@@ -99,6 +100,24 @@ def test_a_running_sweep_opens_and_has_a_report(folder: Path, capsys: pytest.Cap
         (folder / "report.html").read_text()
     )
     assert (folder / "study.journal").read_bytes() == before, "the driver's file is only read"
+
+
+def test_a_finished_sweep_that_is_extended_says_that_its_table_lacks_trials(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_trials(folder)
+    now = open_sweep("small").results["search"]
+    results = quickstart_sweep()
+    results["search"] = now
+    (folder / "results.json").write_text(json.dumps(results))
+    assert open_sweep("small").results == json.loads(json.dumps(results)), "nothing has happened since"
+    begun, gone_on = now[0], {**now[3], "step": 0}
+    results["search"] = [begun, cast(SearchTrial, gone_on)]
+    (folder / "results.json").write_text(json.dumps(results))
+    assert open_sweep("small").trials["number"].tolist() == [0, 1, 2, 3]
+    note = "3 trials have begun or gone on since this table was made; the sweep's command makes it anew when it ends"
+    assert report.main(["small"]) == 0
+    assert note in capsys.readouterr().out.splitlines() and note in (folder / "report.md").read_text()
 
 
 def test_optuna_draws_the_study_of_an_arm(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
