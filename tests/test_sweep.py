@@ -8,6 +8,7 @@ share one.
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -166,6 +167,14 @@ def test_a_larger_budget_candidates_compared_on_dev_and_more_seeds_go_on_from_a_
     original = _files(finished.sweep.folder)
     first, ended = results_of(sweep), sweep.result_texts()
     more = (f"search.num_trials={NUM_TRIALS + 2}", "final.candidates=2", "final.num_seeds=3")
+    interrupted = sweep.start("--set", *more)
+    wait_long(lambda: len(sweep.result_files()) > len(ended), interrupted)
+    interrupted.send_signal(signal.SIGINT)
+    assert interrupted.wait(timeout=120) == 130
+    record = results_of(sweep)
+    assert record["arms"] == first["arms"], "the table stays that of the last final stage"
+    assert [run["overrides"] for run in record["runs"]] == [[], list(more)], "the run that was interrupted is named"
+    assert record["budget"]["minutes"] == sum(run["minutes"] for run in record["runs"])
     calls = f"from prefixray import run_sweep\nprint(run_sweep('small', overrides={more}).folder)"
     process = sweep.start(command=(sys.executable, "-c", calls))
     output, _ = process.communicate(timeout=240)

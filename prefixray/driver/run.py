@@ -31,6 +31,7 @@ from prefixray.driver.restart import has_started_anew, watched
 from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.search_stages import SearchStages
 from prefixray.driver.setup import worker_setup
+from prefixray.errors import SweepFailed
 from prefixray.planning.slots import most_at_once
 from prefixray.planning.speeds import keep_speeds
 from prefixray.reporting.live import LiveView
@@ -38,7 +39,7 @@ from prefixray.reporting.tables import render_note
 from prefixray.results.command_run import command_run, runs_so_far
 from prefixray.results.compare import Facts, make_results
 from prefixray.results.final_run import FinalRun, by_seed
-from prefixray.results.record import CommandRun, ExampleOutputs, Results, Stored, runs_of
+from prefixray.results.record import CommandRun, ExampleOutputs, Results, Stored, is_finished, runs_of
 from prefixray.results.timeline.keeper import FILE, Timekeeper
 from prefixray.search.budget import Budget, ended_early
 from prefixray.search.requests import Inbox
@@ -174,8 +175,9 @@ class _Sweep:
                 results = self._finish(studies)
             keep_speeds(self._config, self._folder.path, self._pool.facts, self._began, len(self._documents))
             state = "finished"
-        except KeyboardInterrupt:
-            state = "interrupted"
+        except (KeyboardInterrupt, SweepFailed) as error:
+            state = "interrupted" if isinstance(error, KeyboardInterrupt) else state
+            self._store_run()
             raise
         finally:
             self._tracker.close(state)
@@ -223,6 +225,16 @@ class _Sweep:
         if self._folder.final_results() is None:
             stored = search_so_far(self._storage, self._config)
             self._folder.store({**stored, "runs": self._runs(stored)})
+
+    def _store_run(self) -> None:
+        """Name a run that ends early in the record, where a worker has trained; a final table stays as it is."""
+        if not any(worker.doing.stepping for worker in self._pool.workers):
+            return
+        stored = self._folder.final_results() or search_so_far(self._storage, self._config)
+        runs = self._runs(stored, has_trained=True)
+        budget = {"budget": {"minutes": sum(run["minutes"] for run in runs)}} if is_finished(stored) else {}
+        with suppress(OSError):  # a full disk was met before, and ends the sweep already
+            self._folder.store({**stored, "runs": runs, **budget})
 
     def _finish(self, studies: Mapping[str, ArmStudy]) -> Results:
         """Run the final stage, compare the arms, and publish the results."""
@@ -288,11 +300,11 @@ class _Sweep:
         """The task whole, as the workers have read it."""
         return load_task(task_with_exchanges(self._config, self._folder))
 
-    def _runs(self, now: Stored) -> list[CommandRun]:
+    def _runs(self, now: Stored, *, has_trained: bool = False) -> list[CommandRun]:
         """The runs of the command that made these results, this one among them."""
         minutes = (time.monotonic() - self._started) / 60
         this = command_run(self._command, began=self._began, minutes=minutes)
-        return runs_so_far(self._folder.stored(), now, this)
+        return runs_so_far(self._folder.stored(), now, this, has_trained=has_trained)
 
     def _minutes(self, arm: str, runs: Sequence[FinalRun]) -> float:
         """Training time of an arm's search; of an arm with nothing to search, of its first seed."""

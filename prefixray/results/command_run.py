@@ -37,16 +37,20 @@ def command_run(command: Sequence[str], *, began: float, minutes: float) -> Comm
     )
 
 
-def runs_so_far(earlier: Stored | None, now: Stored, this: CommandRun) -> list[CommandRun]:
+def runs_so_far(
+    earlier: Stored | None, now: Stored, this: CommandRun, *, has_trained: bool = False
+) -> list[CommandRun]:
     """The runs that made the results `now`: those of the `earlier` results, and `this` where it has trained anything.
 
-    So running a finished sweep's command again leaves its record as it was.
+    So running a finished sweep's command again leaves its record as it was. A run that has ended early may have trained
+    what neither result shows: then `has_trained` says so.
     """
     if earlier is None:
         return [this]
     runs = _known_runs(earlier)
     others = [run for run in runs if run["began"] != this["began"]]
-    return [*others, this] if len(others) < len(runs) or _trained(earlier) != _trained(now) else runs
+    is_new = has_trained or len(others) < len(runs) or _trained(earlier) != _trained(now)
+    return [*others, this] if is_new else runs
 
 
 def source_commit() -> str | None:

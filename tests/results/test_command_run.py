@@ -44,6 +44,7 @@ def test_a_rerun_that_trains_nothing_keeps_the_record_of_the_first_run(results: 
     results["runs"] = runs_so_far(None, results, run(1.0, 30.0))
     again = quickstart_sweep()
     assert runs_so_far(results, again, run(2.0, 0.1)) == results["runs"]
+    assert runs_so_far(results, again, run(2.0, 0.1), has_trained=True) == [*results["runs"], run(2.0, 0.1)]
     again["search"][0]["step"] += 4
     assert [one["minutes"] for one in runs_so_far(results, again, run(2.0, 0.1))] == [30.0, 0.1]
     again = quickstart_sweep()
