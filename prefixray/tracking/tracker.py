@@ -156,8 +156,11 @@ def _keeps_runs(scheme: str) -> bool:
 
 
 def _given_uri(config: TrackingConfig) -> str | None:
-    """The tracking URI that the file or the environment names; None for the database in the sweep's folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") if config.mlflow == "auto" else config.mlflow
+    """The tracking URI that the file or the environment names; None for the database in the sweep's folder.
+
+    An empty variable names none, as for MLflow.
+    """
+    return (os.environ.get("MLFLOW_TRACKING_URI") or None) if config.mlflow == "auto" else config.mlflow
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

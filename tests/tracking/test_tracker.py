@@ -32,6 +32,9 @@ def test_the_environments_server_is_used_unless_the_file_names_one(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", theirs)
     assert open_tracker(TrackingConfig(), folder, "sweep", {}).uri == theirs
     assert open_tracker(TrackingConfig(mlflow=ours), folder, "sweep", {}).uri == ours
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    check_server(TrackingConfig())
+    assert str(open_tracker(TrackingConfig(), folder, "sweep", {}).uri).endswith(f"{folder.name}/mlflow.db")
 
 
 def test_a_server_that_is_not_there_is_refused_with_what_can_be_done(monkeypatch: pytest.MonkeyPatch) -> None:
