@@ -36,6 +36,8 @@ def compare(
     chosen = form or ("text" if out is None else SUFFIXES.get(out.suffix))
     if chosen is None:
         raise WrongArguments(f"--out {out}: its ending says no format; take one of {', '.join(SUFFIXES)}, or --format")
+    if paper is not None and chosen == "csv":
+        raise WrongArguments("--paper and the format csv, which has numbers alone, exclude each other")
     saying = None if paper is None else figure_text(paper)
     rendered = render(side_by_side([find_sweep(sweep) for sweep in sweeps]), chosen, saying)
     if out is None:

@@ -195,5 +195,7 @@ def test_what_cannot_be_compared_is_named_all_at_once(folders: list[Path], capsy
         "runs/e2e_small: is named twice",
     ]
     assert compare.main(["e2e_small", "--out", "x.pdf"]) == 2 and ".html" in capsys.readouterr().err
+    assert compare.main(["e2e_small", "--format", "csv", "--paper", "figure3-e2e"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
     with pytest.raises(UserError, match="no such figure"):
         compare.figure_text("table1")
