@@ -9,8 +9,8 @@ from prefixray.metrics import decimals, higher_is_better, label, unit
 from prefixray.reporting.charts.axes import Axis, Groups, number_text, upper_limit
 from prefixray.reporting.charts.plots import Dot, Line, Series, bars, curves, forest, scatter, strips
 from prefixray.reporting.grid import Grid, count_text, scientific, value_text
-from prefixray.reporting.tables import loss_text, state_text
-from prefixray.results.record import ArmResult, Importance, Results, SearchTrial, tuned_arms
+from prefixray.reporting.tables import known_interval, loss_text, state_text
+from prefixray.results.record import ArmResult, Importance, Interval, Results, SearchTrial, tuned_arms
 from prefixray.system.records import Scalar
 
 LOSS = "dev loss (nats per token)"
@@ -57,10 +57,10 @@ def difference_figure(results: Results) -> Figure:
         difference = arm["difference"]
         if arm["method"] is None or difference is None:
             continue
+        difference = known_interval(difference, results["num_sources"])
         numbers = [f"{difference[end]:+.{digits}f}" for end in ("value", "low", "high")]
         tip = f"{arm['arm']}: {numbers[0]} [{numbers[1]}, {numbers[2]}] {label(metric)} to {reference}"
-        ends = (difference["low"], difference["high"])
-        dots.append(Dot(difference["value"], 0, tip, arm["arm"], ends, kinds[arm["arm"]]))
+        dots.append(Dot(difference["value"], 0, tip, arm["arm"], drawn(difference), kinds[arm["arm"]]))
         rows.append([arm["arm"], *numbers])
     better = "right" if higher_is_better(metric) else "left"
     question = "Which differences are real?"
@@ -81,12 +81,11 @@ def size_figure(results: Results, tuned: Sequence[ArmResult]) -> Figure:
     kinds = _kinds(results)
     dots, rows = [], []
     for arm in tuned:
-        score, stored = arm["scores"][metric], arm["stored_parameters"]
+        score, stored = known_interval(arm["scores"][metric], results["num_sources"]), arm["stored_parameters"]
         numbers = [f"{score[end]:.{digits}f}" for end in ("value", "low", "high")]
         tip = f"{arm['arm']}: {numbers[0]} [{numbers[1]}, {numbers[2]}] {label(metric)}, {stored:,} parameters stored"
         if stored > 0:
-            ends = (score["low"], score["high"])
-            dots.append(Dot(stored, score["value"], tip, arm["arm"], ends, kinds[arm["arm"]]))
+            dots.append(Dot(stored, score["value"], tip, arm["arm"], drawn(score), kinds[arm["arm"]]))
         rows.append([arm["arm"], f"{stored:,}", *numbers])
     untrained = " ".join(
         f"{arm['arm']}, which nobody has trained, puts {arm['stored_parameters']:,} numbers in front of a row, and "
@@ -283,6 +282,11 @@ def value_name(key: str, value: Scalar) -> str:
     if isinstance(value, float):
         return scientific(value) if value and abs(value) < 0.1 else f"{value:.3g}"
     return str(value)
+
+
+def drawn(interval: Interval) -> tuple[float, float] | None:
+    """The ends of an interval in a chart; None where they are infinite."""
+    return (interval["low"], interval["high"]) if math.isfinite(interval["low"]) else None
 
 
 def round_count(value: float) -> str:

@@ -76,15 +76,15 @@ def render_note(results: Results) -> str:
 
 def csv_rows(results: Results) -> list[dict[str, object]]:
     """One row per arm, by column, numbers unrounded; `bleu[GROUP]` is the score on a group, whatever its name."""
-    rows, names = [], {arm["arm"] for arm in results["arms"]}
+    rows, names, count = [], {arm["arm"] for arm in results["arms"]}, results["num_sources"]
     for arm in results["arms"]:
         row: dict[str, object] = {"arm": arm["arm"], "method": arm["method"], "num_seeds": len(arm["seeds"])}
         for name in results["metrics"]:
-            row |= _interval_columns(name, arm["scores"][name]) | {f"{name}_sd": arm["sd"].get(name)}
-        row |= _interval_columns("difference", arm["difference"])
+            row |= _interval_columns(name, arm["scores"][name], count) | {f"{name}_sd": arm["sd"].get(name)}
+        row |= _interval_columns("difference", arm["difference"], count)
         row |= {key: arm[key] for key in _PLAIN_COLUMNS}
         if IN_CONTEXT in names:
-            row |= {"kv_bytes": arm.get("kv_bytes"), **_interval_columns("to_context", arm.get("to_context"))}
+            row |= {"kv_bytes": arm.get("kv_bytes"), **_interval_columns("to_context", arm.get("to_context"), count)}
         for group, part in arm.get("groups", {}).items():
             row |= {f"{name}[{group}]": part["scores"][name]["value"] for name in results["metrics"]}
         rows.append(row)
@@ -142,12 +142,17 @@ def search_grid(search: Sequence[SearchTrial]) -> Grid:
 def interval_texts(intervals: Sequence[tuple[Interval | None, int]], digits: int, sign: str = "") -> list[str]:
     """`58.3 [51.6, 64.4]` for each interval, the numbers padded to the widest; beside each its number of sources."""
     texts = [
-        [f"{number:{sign}.{digits}f}" for number in _numbers(_known(interval, count)) if number is not None]
+        [f"{number:{sign}.{digits}f}" for number in _numbers(interval, count) if number is not None]
         for interval, count in intervals
     ]
     width = max((len(text) for row in texts for text in row), default=0)
     padded = [[text.rjust(width) for text in row] for row in texts]
     return [f"{row[0]} [{row[1]}, {row[2]}]" if row else "-" for row in padded]
+
+
+def known_interval(interval: Interval, num_sources: int) -> Interval:
+    """The interval as far as it is known: one source says nothing of others, so its interval is infinite."""
+    return interval if num_sources > 1 else Interval(value=interval["value"], low=-math.inf, high=math.inf)
 
 
 def state_text(trial: SearchTrial) -> str:
@@ -247,7 +252,7 @@ def _example_text(example: ExampleOutputs, results: Results) -> str:
 
 def _example_markdown(example: ExampleOutputs) -> str:
     outputs = [("reference", example["references"][0]), *example["outputs"].items()]
-    lines = [f"`{example['source']}`", ""]
+    lines = [f"**{escaped(one_line(example['source']))}**", ""]
     return "\n".join([*lines, *(f"- {name}: {escaped(one_line(output))}" for name, output in outputs)])
 
 
@@ -281,15 +286,9 @@ def _other_scores(results: Results, rows: Sequence[Mapping[str, Interval]]) -> d
     return {label(name): [f"{row[name]['value']:.{decimals(name)}f}" for row in rows] for name in names}
 
 
-def _known(interval: Interval | None, num_sources: int) -> Interval | None:
-    """The interval as far as it is known: one source says nothing of others, so its interval is infinite."""
-    if interval is None or num_sources > 1:
-        return interval
-    return Interval(value=interval["value"], low=-math.inf, high=math.inf)
-
-
-def _numbers(interval: Interval | None) -> list[float | None]:
-    return [None] * 3 if interval is None else [interval["value"], interval["low"], interval["high"]]
+def _numbers(interval: Interval | None, num_sources: int) -> list[float | None]:
+    known = None if interval is None else known_interval(interval, num_sources)
+    return [None] * 3 if known is None else [known["value"], known["low"], known["high"]]
 
 
 def _corrected_text(arm: ArmResult) -> str:
@@ -297,8 +296,8 @@ def _corrected_text(arm: ArmResult) -> str:
     return "-  " if p is None else p_text(p) + (" *" if is_significant(arm) else "  ")
 
 
-def _interval_columns(name: str, interval: Interval | None) -> dict[str, object]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), _numbers(interval), strict=True))
+def _interval_columns(name: str, interval: Interval | None, num_sources: int) -> dict[str, object]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), _numbers(interval, num_sources), strict=True))
 
 
 def _count_and_share(count: int, total: int) -> str:

@@ -1,11 +1,13 @@
 """Tables from a results record: what is printed, and what is written."""
 
 import csv
+import math
 from pathlib import Path
 
 import pytest
 from support.quickstart_results import interval, quickstart_sweep
 
+from prefixray.reporting.figures import difference_figure, size_figure
 from prefixray.reporting.tables import (
     WIDTH,
     csv_rows,
@@ -44,6 +46,11 @@ def test_of_a_single_source_nothing_follows(results: Results) -> None:
     results["num_sources"] = 1
     text = render_text(results)
     assert "58.3 [-inf,  inf]" in text and "one source tells nothing apart." in text
+    row = csv_rows(results)[1]
+    assert [row[name] for name in ("bleu_low", "bleu_high", "difference_low")] == [-math.inf, math.inf, -math.inf]
+    for figure in (difference_figure(results), size_figure(results, results["arms"][1:])):
+        assert figure.numbers.rows[0][-2:] in (["-inf", "+inf"], ["-inf", "inf"]), "a figure says the same"
+        assert "[-inf, " in figure.chart and "whisker" not in figure.chart and '"inf' not in figure.chart
 
 
 def test_an_arm_that_was_searched_less_carries_its_footnote(results: Results) -> None:
@@ -130,6 +137,11 @@ def test_markdown_has_both_tables_and_the_signatures(results: Results) -> None:
     for block in text.split("\n\n"):
         if block.startswith("|"):
             assert len({line.replace("\\|", "").count("|") for line in block.splitlines()}) == 1
+
+
+def test_markdown_shows_a_source_as_it_is(results: Results) -> None:
+    results["examples"][0]["source"] = "a `code` with\n\na *blank* line"
+    assert "\n\n**a \\`code\\` with a \\*blank\\* line**\n\n" in render_markdown(results)
 
 
 def test_csv_holds_the_numbers_unrounded(results: Results, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from prefixray.config.schema import DecodingSettings
 from prefixray.metrics import decimals, higher_is_better, label
 from prefixray.reporting.charts.axes import Axis, Groups
 from prefixray.reporting.charts.plots import Dot, Series, trends
-from prefixray.reporting.figures import Figure, difference_figure, round_count, value_axis, value_name
+from prefixray.reporting.figures import Figure, difference_figure, drawn, round_count, value_axis, value_name
 from prefixray.reporting.grid import Grid
 from prefixray.reporting.several.side_by_side import OneOf
+from prefixray.reporting.tables import known_interval
 from prefixray.results.examples import NUM_EXAMPLES
 from prefixray.results.record import ArmResult, Results
 from prefixray.system.records import Scalar
@@ -128,11 +129,11 @@ def _figure(
     for kind, (name, line) in enumerate(zip(names, lines, strict=True)):
         dots = []
         for point in sorted(line, key=lambda point: point.x):
-            score, arm = point.arm["scores"][metric], point.arm["arm"]
+            score = known_interval(point.arm["scores"][metric], point.sweep.results["num_sources"])
+            arm = point.arm["arm"]
             numbers = [f"{score[end]:.{digits}f}" for end in ("value", "low", "high")]
             tip = f"{point.sweep.name}, {arm}: {numbers[0]} [{numbers[1]}, {numbers[2]}] {label(metric)}"
-            ends = (score["low"], score["high"])
-            dots.append(Dot(point.x, score["value"], tip, arm if by_sweep and kind == 0 else "", ends))
+            dots.append(Dot(point.x, score["value"], tip, arm if by_sweep and kind == 0 else "", drawn(score)))
             rows.append([name, f"{point.x:,}", point.sweep.name, arm, *numbers])
         series.append(Series(name, dots, kind=kind, joined=not by_sweep))
     x_axis, y_axis = axis([point.x for line in lines for point in line]), Axis(f"test {label(metric)} (95 % interval)")
