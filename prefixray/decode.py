@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prefixray.data.entries import one_line
+from prefixray.data.texts import one_line
 from prefixray.metrics import label
 from prefixray.planning.slots import cpu_workers
 from prefixray.reporting.live import CountBar

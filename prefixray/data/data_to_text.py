@@ -19,9 +19,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from prefixray.data.entries import DataConfig, Entry, Splits, is_empty, text_problem
+from prefixray.data.entries import DataConfig, Entry, Splits
 from prefixray.data.hub import load_hub
 from prefixray.data.row_files import for_each_split, is_folder
+from prefixray.data.texts import is_empty, text_problem
 from prefixray.errors import UserError
 from prefixray.system.path_or_hub import expanded
 

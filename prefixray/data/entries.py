@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
 from prefixray.data.hub import HubRows, is_saved, load_hub, load_saved
-from prefixray.data.row_files import Row, find_splits, for_each_split, is_folder, kind_of, read_rows
+from prefixray.data.row_files import Row, find_splits, for_each_split, is_folder, read_rows
+from prefixray.data.texts import is_empty, text_problem
 from prefixray.errors import UserError
 from prefixray.system.records import Strict, Text
 
@@ -311,33 +312,3 @@ def _label(value: object) -> object:
 
 def _either(names: Sequence[str]) -> str:
     return " or ".join(f'"{name}"' for name in names)
-
-
-def one_line(text: str) -> str:
-    """The text with a space for each line break: the characters at which `str.splitlines` divides a text."""
-    return " ".join(text.splitlines())
-
-
-def up_to_line_break(text: str) -> str:
-    """The text's first line, which ends at the first of `one_line`'s line breaks."""
-    return text.splitlines()[0] if text else ""
-
-
-def is_empty(text: object) -> bool:
-    """Whether a value from a file is no text at all, or nothing but white space."""
-    return text is None or (isinstance(text, str) and not text.strip())
-
-
-def text_problem(text: object) -> str | None:
-    """Why a value from a file is no text that can be read or scored; None where nothing is wrong with it."""
-    if not isinstance(text, str):
-        return f"is {kind_of(text)}; it must be text"
-    if not text.strip():
-        return "is empty"
-    if "\0" in text:
-        return "holds a NUL character"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "has half a surrogate pair, which is no text"
-    return None

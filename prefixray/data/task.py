@@ -13,8 +13,9 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, TypeVar
 
 from prefixray.data.documents.read import Document
-from prefixray.data.entries import Entry, Splits, one_line
+from prefixray.data.entries import Entry, Splits
 from prefixray.data.task_config import TaskConfig
+from prefixray.data.texts import one_line
 from prefixray.errors import UserError
 from prefixray.system.records import Count
 

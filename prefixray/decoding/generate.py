@@ -34,7 +34,7 @@ from prefixray.batching.batches import pad
 from prefixray.batching.rows import make_room
 from prefixray.batching.template import Template
 from prefixray.config.schema import DecodingSettings
-from prefixray.data.entries import up_to_line_break
+from prefixray.data.texts import up_to_line_break
 from prefixray.decoding.beam_search import Step
 from prefixray.decoding.sampling import SampledSettings, search_for
 from prefixray.decoding.streaming import NOBODY, Watched

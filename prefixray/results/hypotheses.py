@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from prefixray.data import Sourced, Task, load_task
-from prefixray.data.entries import one_line
 from prefixray.data.task_config import TaskConfig
+from prefixray.data.texts import one_line
 from prefixray.errors import UserError
 from prefixray.metrics import Scored, score
 from prefixray.metrics.challenge_words import WordForm

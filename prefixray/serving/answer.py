@@ -7,7 +7,7 @@ a text that the request names, or when it has as many tokens as it may have.
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from prefixray.data.entries import up_to_line_break
+from prefixray.data.texts import up_to_line_break
 
 Reason = Literal["stop", "length"]
 _INCOMPLETE = "\ufffd"  # what a tokenizer decodes part of a character to

@@ -9,8 +9,8 @@ import pytest
 from support.data_files import custom, jsonl, pairs, write
 
 from prefixray.data import Task, load_task
-from prefixray.data.entries import up_to_line_break
 from prefixray.data.task_config import TaskConfig
+from prefixray.data.texts import up_to_line_break
 
 LINE_BREAKS = ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny_bases import train_tokenizer
 
-from prefixray.data.entries import up_to_line_break
+from prefixray.data.texts import up_to_line_break
 from prefixray.serving.answer import Answer
 
 EOS = 0

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefixray.data.entries import text_problem
 from prefixray.data.row_files import for_each_split, kind_of, read_lines, read_rows
+from prefixray.data.texts import text_problem
 from prefixray.errors import UserError
 from prefixray.system.path_or_hub import expanded
 

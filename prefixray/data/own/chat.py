@@ -9,8 +9,9 @@ role `system` as they are, every other message behind its role, `user: ...`.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from prefixray.data.entries import Entry, Form, is_empty
+from prefixray.data.entries import Entry, Form
 from prefixray.data.row_files import Row, kind_of
+from prefixray.data.texts import is_empty
 
 
 @dataclass(frozen=True)

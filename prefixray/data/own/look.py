@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from prefixray.data.entries import is_empty
 from prefixray.data.hub import is_saved, load_hub, load_saved
 from prefixray.data.own.chat import source_and_target
 from prefixray.data.row_files import SPLITS, Row, find_splits, is_folder, read_rows
+from prefixray.data.texts import is_empty
 from prefixray.errors import UserError
 from prefixray.system.path_or_hub import expanded, local_path
 
