@@ -6,6 +6,7 @@ and all problems of all splits are reported at once, each with its file and line
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # imports numpy
 logger = logging.getLogger(__name__)
 
 _MOST_ALIKE = 3  # rows with the same problem that are named one by one
+_MOST_REASONS = 3  # for which rows are left out, that are written out
 
 TASK_PATHS = ("path", "urls", "train", "dev", "test", "exchanges")
 """The keys of a task that name files, or for `path` a hub data set."""
@@ -132,6 +134,13 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A row of which no entry is made, without being refused."""
+
+    why: str  # as a column and what is wrong with its value
+
+
+@dataclass(frozen=True)
 class Splits:
     """The three splits, whole and in the order of their files."""
 
@@ -167,15 +176,15 @@ class Form:
                 problems.append(f'{columns.count(name)} columns are named "{name}"')
         return problems
 
-    def entry(self, row: Row) -> Entry | list[str] | None:
-        """The row as an entry, or its problems; None where it is left out. `problems` has passed its columns."""
+    def entry(self, row: Row) -> Entry | LeftOut | list[str]:
+        """The row as an entry, or its problems, or why it is left out. `problems` has passed its columns."""
         columns = list(row)
         column = self._source_column(columns)
         assert column is not None, f"no source among {columns}"
         source, all_targets = self._joined(row[column]), self._targets(row)
         good = [(name, text) for name, text in all_targets if not is_empty(text)]
         if self.leaves_out_empty and (is_empty(source) or not good):
-            return None
+            return LeftOut(f'"{column if is_empty(source) else self._target_columns(columns)[0]}" is empty')
         targets = good or all_targets
         checked = [(column, source), *targets]
         problems = [f'"{name}" {problem}' for name, text in checked if (problem := text_problem(text)) is not None]
@@ -261,13 +270,13 @@ def _entries(name: str, prefix: str, rows: Iterable[tuple[int, Row | str]], form
     entries: list[Entry] = []
     problems: list[tuple[int, str]] = []
     numbers: set[int] = set()
-    num_left_out = 0
+    left_out: Counter[str] = Counter()
     for number, row in rows:
         numbers.add(number)
         read = [row] if isinstance(row, str) else form.entry(row)
         match read:
-            case None:
-                num_left_out += 1
+            case LeftOut():
+                left_out[read.why] += 1
             case Entry():
                 entries.append(read)
             case _:
@@ -275,11 +284,19 @@ def _entries(name: str, prefix: str, rows: Iterable[tuple[int, Row | str]], form
     if problems:
         raise UserError(*_grouped(name, prefix, problems, len(numbers)))
     if not entries:
-        raise UserError(f"{name}: has no rows" + (f" but {num_left_out} empty ones" if num_left_out else ""))
-    if num_left_out:
-        total = len(entries) + num_left_out
-        logger.warning("%s: %d of %d rows have an empty source or target: left out", name, num_left_out, total)
+        reasons = f"all {left_out.total()} rows are left out: {_reasons(left_out)}" if left_out else "has no rows"
+        raise UserError(f"{name}: {reasons}")
+    if left_out:
+        total = len(entries) + left_out.total()
+        logger.warning("%s: %d of %d rows are left out: %s", name, left_out.total(), total, _reasons(left_out))
     return entries
+
+
+def _reasons(left_out: Counter[str]) -> str:
+    """Why rows are left out, each with how many; the most frequent reasons alone."""
+    most = left_out.most_common(_MOST_REASONS)
+    others = left_out.total() - sum(count for _, count in most)
+    return ", ".join([f"{why} ({count})" for why, count in most] + [f"and {others} more"] * (others > 0))
 
 
 def _grouped(name: str, prefix: str, problems: Sequence[tuple[int, str]], num_rows: int) -> list[str]:

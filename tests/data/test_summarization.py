@@ -84,11 +84,13 @@ def test_rows_without_a_document_or_a_summary_are_left_out_and_counted(
     write(tmp_path, dev_jsonl=[{"document": None, "summary": "a"}, *rows("dev")])
     assert as_parts(load("xsum", path)) == AS_TASK
     assert caplog.messages == [
-        f"{tmp_path}/train.jsonl: 2 of 4 rows have an empty source or target: left out",
-        f"{tmp_path}/dev.jsonl: 1 of 2 rows have an empty source or target: left out",
+        f'{tmp_path}/train.jsonl: 2 of 4 rows are left out: "document" is empty (1), "summary" is empty (1)',
+        f'{tmp_path}/dev.jsonl: 1 of 2 rows are left out: "document" is empty (1)',
     ]
     write(tmp_path, dev_jsonl=empty)
-    assert problems("xsum", tmp_path) == ["dev.jsonl: has no rows but 2 empty ones"]
+    assert problems("xsum", tmp_path) == [
+        'dev.jsonl: all 2 rows are left out: "document" is empty (1), "summary" is empty (1)'
+    ]
 
 
 def test_a_folder_without_a_split_and_one_with_two_files_for_it_is_refused(tmp_path: Path) -> None:

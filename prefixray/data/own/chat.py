@@ -8,8 +8,9 @@ role `system` as they are, every other message behind its role, `user: ...`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
-from prefixray.data.entries import Entry, Form
+from prefixray.data.entries import Entry, Form, LeftOut
 from prefixray.data.row_files import Row, kind_of
 from prefixray.data.texts import is_empty
 
@@ -26,11 +27,12 @@ class ChatForm(Form):
             return []
         return [f'no "{self.chat}" column; columns are {", ".join(columns) or "none"} (set task.columns.messages)']
 
-    def entry(self, row: Row) -> Entry | list[str] | None:
-        """The row as an entry, or its problems; None where it is left out."""
+    def entry(self, row: Row) -> Entry | LeftOut | list[str]:
+        """The row as an entry, or its problems, or why it is left out. A value that is no chat is a problem always."""
         read = source_and_target(row[self.chat])
         if isinstance(read, str):
-            return None if self.leaves_out_empty else [f'"{self.chat}" {read}']
+            problem = f'"{self.chat}" {read}'
+            return LeftOut(problem) if self.leaves_out_empty and _has_form(row[self.chat]) else [problem]
         pair = {self.sources[0]: read[0], self.targets[0]: read[1]}
         entry = Form.entry(replace(self, group=None), pair)
         if isinstance(entry, Entry) and self.group is not None:
@@ -62,9 +64,18 @@ def source_and_target(messages: object) -> tuple[str, str] | str:
     return "\n".join(lines), target
 
 
+def _has_form(messages: object) -> bool:
+    """Whether a value is a chat in form, or nothing at all."""
+    return messages is None or (isinstance(messages, list) and all(map(_is_message, messages)))
+
+
+def _is_message(message: object) -> TypeGuard[dict[str, object]]:
+    return isinstance(message, dict) and {"role", "content"} <= message.keys()
+
+
 def _message(message: object) -> tuple[str, str] | str:
     """A message's role and text, or what is wrong with it."""
-    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+    if not _is_message(message):
         return f"is {kind_of(message)}{_keys(message)}; it must be an object with role and content"
     role, content = message["role"], message["content"]
     if isinstance(content, list):  # parts, as in chats with pictures

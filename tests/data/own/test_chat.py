@@ -1,5 +1,6 @@
 """Chats: what becomes source and target, and what is said about one that has none."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,30 @@ def test_a_file_of_chats_is_read_and_a_bad_one_is_named_with_its_line(tmp_path: 
         "it ends with 'user'",
         'train.jsonl:6: no "messages" column; columns are chat (set task.columns.messages)',
     ]
+
+
+def saved(folder: Path, column: str, chats: Sequence[object]) -> TaskConfig:
+    """A task that reads these chats from a folder of `datasets`."""
+    import datasets
+
+    datasets.Dataset.from_dict({column: chats}).save_to_disk(folder)
+    return TaskConfig(name="custom", path=str(folder), split=SplitConfig(), columns=ColumnsConfig(messages=column))
+
+
+def test_chats_of_datasets_without_an_answer_are_left_out_with_the_reason_and_a_wrong_form_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = [chat(f"user: q{n}", "assistant: a") for n in range(8)]
+    mixed = [*good, None, chat("user: q", "assistant:  "), *[[*each, *chat("user: thanks")] for each in good]]
+    load_task(saved(tmp_path / "mixed", "messages", mixed))
+    ends = "\"messages\" must end with a message of role 'assistant', which is the target; it ends with 'user' (8)"
+    reasons = f'{ends}, "messages" is null; it must be a list of messages (1), "messages" message 2 is empty (1)'
+    assert caplog.messages[:1] == [f"task.path: {tmp_path / 'mixed'}: train: 10 of 18 rows are left out: {reasons}"]
+    shared = [[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]] * 4
+    with pytest.raises(UserError) as caught:
+        load_task(saved(tmp_path / "shared", "conversations", shared))
+    problem = "message 1 is an object with from, value; it must be an object with role and content"
+    assert caught.value.problems == (f'task.path: {tmp_path / "shared"}: train: all 4 rows: "conversations" {problem}',)
 
 
 def test_a_column_of_groups_may_be_called_like_the_columns_of_pairs(tmp_path: Path) -> None:
