@@ -11,6 +11,10 @@ _LONGEST = 2**31 - 1  # the largest limit that Python takes on every system
 
 
 def csv_reader(lines: Iterable[str], *, strict: bool = False) -> "Reader":
-    """`csv.reader` without its limit; a `strict` one raises `csv.Error` for what is not quite CSV."""
+    """`csv.reader` without its limit, for files that Python has written.
+
+    A `strict` one is for files of others: a field loses the blanks in front of it, so that a quoted field may follow a
+    comma and a blank, and what is not quite CSV raises `csv.Error`.
+    """
     csv.field_size_limit(_LONGEST)
-    return csv.reader(lines, strict=strict)
+    return csv.reader(lines, strict=strict, skipinitialspace=strict)

@@ -51,6 +51,12 @@ def test_csv_and_jsonl_plain_and_gzipped_are_the_same(tmp_path: Path) -> None:
         assert task.train == (Example("a, b", 'say "hi"'), Example("two\nlines", "café x"))
 
 
+def test_a_quoted_field_of_a_csv_may_follow_a_blank(tmp_path: Path) -> None:
+    file = write(tmp_path / "data.csv", '"source", "target"\n"a, b", " c"\n d,  e f\n')
+    task = load_task(TaskConfig(name="custom", train=file, dev=file, test=file))
+    assert task.train == (Example("a, b", "c"), Example("d", "e f"))
+
+
 def test_a_line_of_ten_megabytes_is_read(tmp_path: Path) -> None:
     assert len(custom(tmp_path, pairs(("x" * 10_000_000, "long"))).train[0].source) == 10_000_000
 
