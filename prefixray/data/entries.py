@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from prefixray.data.hub import HubRows, is_saved, load_hub, load_saved
 from prefixray.data.row_files import Row, find_splits, for_each_split, is_folder, read_rows
@@ -45,6 +45,14 @@ class ColumnsConfig(Strict):
     group: str | None = None
     """A column that says to which group of the test sources a row belongs. Each is scored alone too, if there are at
     most 4. null: none."""
+
+    @model_validator(mode="after")
+    def _has_one_use_for_each(self) -> Self:
+        if self.source == self.target:
+            raise ValueError("source and target must be two columns")
+        if self.messages is not None and (self.source, self.target) != ("source", "target"):
+            raise ValueError("messages stands in place of source and target: remove either")
+        return self
 
 
 class SplitConfig(Strict):

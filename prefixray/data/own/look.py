@@ -94,6 +94,8 @@ def _columns(data: str, rows: Sequence[Row], names: Sequence[str], given: Mappin
     for key, name in given.items():
         if name is not None and name not in names:
             raise UserError(f"--{key} {name}: {data} has no such column; columns are {', '.join(names)}")
+    if given["source"] is not None and given["source"] == given["target"]:
+        raise UserError(f"--target {given['target']}: is the source's column, too; name another one")
     chats = [name for name in names if all(isinstance(source_and_target(row.get(name)), tuple) for row in rows)]
     if chats and not any(given.values()):
         return {"messages": chats[0]}
@@ -132,8 +134,8 @@ def _of_texts(
 
 
 def _in(usual: Sequence[str], *several: Sequence[str]) -> list[str]:
-    """The usual names that are among the columns, those of the first columns first."""
-    return [name for columns in several for name in usual if name in columns]
+    """The columns with usual names, in small or capital letters, those of the first columns first."""
+    return [name for columns in several for word in usual for name in columns if name.lower() == word]
 
 
 def _is_text(value: object) -> bool:

@@ -5,6 +5,7 @@ import gzip
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from support.data_files import custom, jsonl, pairs, write
 
 from prefixray.data import Example, Sourced, load_task
@@ -68,6 +69,17 @@ def test_a_row_without_the_target_column_is_refused(tmp_path: Path) -> None:
         'train.jsonl:3: no "source" column; columns are none (set task.columns.source)',
         'train.jsonl:3: no "target" column; columns are none (set task.columns.target)',
     ]
+
+
+def test_a_column_is_not_both_source_and_target_and_chats_stand_alone(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="source and target must be two columns"):
+        ColumnsConfig(source="target")
+    with pytest.raises(ValidationError, match="messages stands in place of source and target: remove either"):
+        ColumnsConfig(messages="chat", target="answer")
+    file = write(tmp_path / "data.csv", "Answer,Question\nb,a\n")
+    assert look_at(file).columns == {"source": "Question", "target": "Answer"}
+    with pytest.raises(UserError, match="--target Answer: is the source's column, too; name another one"):
+        look_at(file, "Answer", "Answer")
 
 
 def test_what_many_rows_have_in_common_is_said_once(tmp_path: Path) -> None:
