@@ -14,8 +14,8 @@ def up_to_line_break(text: str) -> str:
 
 
 def is_empty(text: object) -> bool:
-    """Whether a value from a file is no text at all, or nothing but white space."""
-    return text is None or (isinstance(text, str) and not text.strip())
+    """Whether a value from a file is no text at all, or nothing but white space; NaN is how Parquet lacks a number."""
+    return text is None or text != text or (isinstance(text, str) and not text.strip())
 
 
 def text_problem(text: object) -> str | None:

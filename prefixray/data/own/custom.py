@@ -8,6 +8,7 @@ from prefixray.data.hub import is_saved
 from prefixray.data.own.chat import ChatForm
 from prefixray.data.own.split import completed
 from prefixray.data.row_files import SPLITS, Row, find_splits, for_each_split, is_folder, read_rows
+from prefixray.data.texts import is_empty
 from prefixray.errors import UserError
 from prefixray.system.path_or_hub import expanded
 
@@ -86,4 +87,4 @@ class _Groups:
     def __call__(self, row: Row) -> str | None:
         self.columns |= dict.fromkeys(row)
         value = row.get(self.column)
-        return None if value is None else str(value)
+        return None if is_empty(value) else str(value)

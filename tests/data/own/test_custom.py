@@ -238,11 +238,12 @@ def test_of_many_problems_the_first_twenty_are_shown(tmp_path: Path) -> None:
 
 
 def test_own_data_may_name_the_group_of_a_source(tmp_path: Path) -> None:
-    rows = [{"source": "a", "target": "b", "topic": "old"}, {"source": "c", "target": "d", "topic": None}]
+    topics = ("old", None, " ", float("nan"))
+    rows = [{"source": f"s{n}", "target": "b", "topic": topic} for n, topic in enumerate(topics)]
     file = write(tmp_path / "data.jsonl", jsonl([*rows, {"source": "e", "target": "f"}]))
     files = {"name": "custom", "train": file, "dev": file, "test": file}
     grouped = load_task(TaskConfig.model_validate({**files, "columns": {"group": "topic"}}))
-    assert [sourced.group for sourced in grouped.test_sources] == ["old", None, None]
+    assert [sourced.group for sourced in grouped.test_sources] == ["old", None, None, None, None]
     assert {sourced.group for sourced in load_task(TaskConfig.model_validate(files)).test_sources} == {None}
     with pytest.raises(UserError, match=r'group: no row has a "topik" column; columns are source, target, topic$'):
         load_task(TaskConfig.model_validate({**files, "columns": {"group": "topik"}}))
