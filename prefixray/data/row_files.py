@@ -8,16 +8,20 @@ import csv
 import gzip
 import io
 import json
+import math
 import re
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 from prefixray.errors import UserError
 from prefixray.system.csv_reader import csv_reader
 from prefixray.system.path_or_hub import expanded, local_path
+
+if TYPE_CHECKING:
+    import pyarrow  # type: ignore[import-untyped, unused-ignore]
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train",),
@@ -125,14 +129,20 @@ def kind_of(value: object) -> str:
             return "null"
         case bool():
             return "true or false"
+        case float() if math.isnan(value):
+            return "NaN"
         case int() | float():
             return "a number"
         case str():
             return "text"
         case list():
             return "a list"
-        case _:
+        case Mapping():
             return "an object"
+        case Exception():  # in place of a value
+            return f"nothing that can be read ({value})"
+        case _:
+            return f"of type {type(value).__name__}"
 
 
 def read_lines(key: str, file: Path) -> Iterator[str]:
@@ -213,7 +223,7 @@ def _read_csv(lines: Iterable[str], check: CheckColumns) -> NumberedRows:
 
 
 def _read_parquet(key: str, file: Path, check: CheckColumns) -> NumberedRows:
-    """Rows with their numbers, from 1. The columns are checked once."""
+    """Rows with their numbers, from 1. The columns are checked once. What Python cannot hold is an exception."""
     import pyarrow  # type: ignore[import-untyped, unused-ignore]  # `datasets` brings it along
     import pyarrow.parquet as parquet  # type: ignore[import-untyped, unused-ignore]
 
@@ -223,12 +233,30 @@ def _read_parquet(key: str, file: Path, check: CheckColumns) -> NumberedRows:
             yield from ((1, problem) for problem in problems)
             if problems:
                 return
-            rows = (row for batch in table.iter_batches(1000) for row in batch.to_pylist())
+            batches = (zip(*map(_values, batch.columns), strict=True) for batch in table.iter_batches(1000))
+            names = table.schema_arrow.names
+            rows = (dict(zip(names, values, strict=True)) for batch in batches for values in batch)
             yield from enumerate(rows, start=1)
-    except pyarrow.ArrowInvalid as error:
+    except pyarrow.ArrowException as error:
         raise UserError(f"{key}: {file}: is not Parquet that can be read: {error}") from error
     except OSError as error:
         raise UserError(f"{key}: {file}: cannot be read: {error.strerror or error}") from error
+
+
+def _values(column: "pyarrow.Array") -> list[object]:
+    """A column's values; in place of one that Python cannot hold, as a date in the year 10000, the reason."""
+    import pyarrow
+
+    def value(scalar: "pyarrow.Scalar") -> object:
+        try:
+            return scalar.as_py()
+        except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+            return error
+
+    try:
+        return list(column.to_pylist())
+    except (pyarrow.ArrowException, ValueError, OverflowError):
+        return [value(scalar) for scalar in column]
 
 
 def _read_pairs(sources: Iterable[str], targets: Iterable[str], target_file: Path, check: CheckColumns) -> NumberedRows:

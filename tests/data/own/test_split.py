@@ -1,13 +1,15 @@
 """Dev and test out of train: no source is in two parts, and a source keeps its part."""
 
+import math
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from support.data_files import jsonl, pairs, write
 from support.sweep_files import VALID, complaint, load
 
-from prefixray.data import load_task
+from prefixray.data import Task, load_task
 from prefixray.data.entries import ColumnsConfig, Entry, SplitConfig, Splits
 from prefixray.data.own.look import look_at
 from prefixray.data.own.split import completed
@@ -117,6 +119,27 @@ def test_parquet_that_is_none_or_lacks_a_column_is_refused(tmp_path: Path) -> No
     first, second = str(caught.value).replace(f"{tmp_path}/", "").splitlines()
     assert first == 'a.parquet:1: no "target" column; columns are source, text (set task.columns.target)'
     assert second.startswith("task.dev: b.parquet: is not Parquet that can be read: ")
+
+
+def test_values_of_parquet_that_python_cannot_hold_matter_only_where_they_are_read(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    def read(**columns: object) -> Task:
+        table = pyarrow.table({"source": ["a", "b", "c"], "target": ["x", "y", "z"]} | columns)
+        pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+        return load_task(TaskConfig(name="custom", train=str(tmp_path / "a.parquet"), split=SplitConfig()))
+
+    late = pyarrow.array([0, 2**50, 0], pyarrow.timestamp("ms"))
+    parts = (b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0", b"a\xffb")
+    latin = pyarrow.Array.from_buffers(pyarrow.string(), 3, [None, *map(pyarrow.py_buffer, parts)])
+    assert len(read(when=late, where=latin).train) == 1
+    unread = {"nothing that can be read (date value": late, "nothing that can be read ('utf-8'": latin}
+    decimals = {"of type Decimal; it must be text": pyarrow.array([Decimal("1.5")] * 3)}
+    for said, column in {**unread, **decimals, "NaN; it must be text": pyarrow.array([1.0, math.nan, 2.0])}.items():
+        with pytest.raises(UserError) as caught:
+            read(target=column)
+        assert f'a.parquet:2: "target" is {said}' in str(caught.value)
 
 
 def test_a_sweep_file_says_what_is_split_and_is_told_where_that_makes_no_sense(
