@@ -61,6 +61,8 @@ class TaskFacts:
     """The keys of `task` about the form of its texts that no other task uses."""
     needs_path: bool = False
     """Whether `task.path` must be given."""
+    reads_hub: bool = True
+    """Whether `task.path` may be a hub data set; else it is on this machine, or missing."""
     is_studied: bool = False
     """Whether its examples are made by the base, from documents, before the search: they have a teacher."""
     num_test: int | None = None
@@ -98,7 +100,7 @@ CATALOG: Mapping[str, TaskFacts] = {
     "webnlg": TaskFacts(
         load_webnlg, DATA_TO_TEXT, "WebNLG", title_in_card="WebNLG 2017", needs_path=True, word_form="ascii_words"
     ),
-    "dart": TaskFacts(load_dart, DATA_TO_TEXT, "DART", needs_path=True, word_form="words"),
+    "dart": TaskFacts(load_dart, DATA_TO_TEXT, "DART", needs_path=True, reads_hub=False, word_form="words"),
     "custom": TaskFacts(
         load_own_data, OWN_DATA_TO_TEXT, "custom", title_in_card="data of its owner's", keys=_OWN_FILES
     ),
@@ -132,6 +134,7 @@ CATALOG: Mapping[str, TaskFacts] = {
         keys=_OF_DOCUMENTS,
         form_keys=("chunk_tokens", "num_questions", "prompts"),
         needs_path=True,
+        reads_hub=False,
         is_studied=True,
     ),
 }

@@ -93,6 +93,8 @@ def load_dart(config: DataConfig) -> Splits:
     if config.path is None:
         raise UserError("task.path: dart needs the folder of its JSON files (github.com/Yale-LILY/dart, data/v1.1.1)")
     folder = expanded(config.path)
+    if not folder.is_dir():
+        raise UserError(f"task.path: {config.path}: no such folder; dart reads that of its JSON files")
 
     def read(split: str) -> list[Entry]:
         files = sorted(folder.glob(f"*{split}*.json")) + sorted(folder.glob(f"*{split}*.json.gz"))

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from prefixray.data import Sourced, Task, load_task
+from prefixray.data.catalog import CATALOG
 from prefixray.data.task_config import TaskConfig
 from prefixray.data.texts import one_line
 from prefixray.errors import UserError
@@ -63,12 +64,13 @@ def score_all(
 
 
 def check_data(config: TaskConfig, metrics: Sequence[str]) -> None:
-    """Read a task's local files before Ray starts, so that a wrong row is reported at once.
+    """Read a task's local files before Ray starts, so that a wrong row or a missing folder is reported at once.
 
     Metrics of the user's own score the first references, and a hypothesis without a word, for the same reason.
     """
     paths = config.paths.values()
-    if not any(map(is_own, metrics)) and not (paths and all(local_path(path) is not None for path in paths)):
+    is_local = all(local_path(path) is not None for path in paths) or not CATALOG[config.name].reads_hub
+    if not any(map(is_own, metrics)) and not (paths and is_local):
         return
     task = load_task(config)
     for leak in task.leaks if paths else ():
