@@ -220,20 +220,21 @@ def _values(arm: ArmConfig, key: str, default: str) -> set[str]:
 def _check_search(
     document: Document, search: SearchConfig | None, train: TrainConfig | None, arms: Sequence[ArmConfig]
 ) -> None:
-    """The rungs must lie within the schedule, and not before the end of the warm-up of any arm."""
+    """The rungs must lie within the schedule of every arm that is searched, and not before the end of its warm-up."""
     if search is None or train is None or search.rungs == "auto" or not search.rungs:
         return
-    key = ("search", "rungs")
-    if list(search.rungs) != sorted(set(search.rungs)):
-        document.refuse(key, "must be ascending")
-    for arm in [None, *arms]:
-        whose, num_steps = ("train", train.num_steps) if arm is None else (f"arms.{arm.name}", arm.num_steps)
-        if max(search.rungs) >= num_steps and (arm is None or "num_steps" in arm.fixed):
-            document.refuse(key, f"must be below {whose}.num_steps ({num_steps}), at which every trial ends")
-        warmup = train.warmup_steps if arm is None else arm.largest("warmup_steps")
-        is_own = arm is None or "warmup_steps" in {**arm.fixed, **arm.dimensions}
-        if search.rungs[0] < warmup and is_own:
-            document.refuse(key, f"the first must be at least {whose}.warmup_steps ({warmup})")
+    problems = [] if list(search.rungs) == sorted(set(search.rungs)) else ["must be ascending"]
+    for arm in (arm for arm in arms if arm.dimensions):
+        own = {**arm.fixed, **arm.dimensions}
+        steps, warmup = (
+            f"arms.{arm.name}.{key}" if key in own else f"train.{key}" for key in ("num_steps", "warmup_steps")
+        )
+        if max(search.rungs) >= arm.num_steps:
+            problems.append(f"must be below {steps} ({arm.num_steps}), at which every trial ends")
+        if search.rungs[0] < arm.largest("warmup_steps"):
+            problems.append(f"the first must be at least {warmup} ({arm.largest('warmup_steps')})")
+    for problem in dict.fromkeys(problems):
+        document.refuse(("search", "rungs"), problem)
 
 
 def _check_sampler(document: Document, search: SearchConfig | None, arms: Sequence[ArmConfig]) -> None:

@@ -176,9 +176,9 @@ MALFORMED = {
         "[10, 40]",
         "x.yaml:15: search.rungs: [10, 40]: must be below train.num_steps (40), at which every trial ends",
     ),
-    "a rung within an arm's warm-up": (
+    "a rung within a searched arm's warm-up": (
         "5e-5",
-        "5e-5, warmup_steps: 11",
+        "{log_uniform: [1e-5, 1e-4]}, warmup_steps: 11",
         "x.yaml:15: search.rungs: [10, 20]: the first must be at least arms.finetune.warmup_steps (11)",
     ),
     "a reference that is no arm": (
@@ -198,12 +198,19 @@ MALFORMED = {
         "max_new_tokens: 5, min_new_tokens: 9",
         "x.yaml:16: final.min_new_tokens: 9: min_new_tokens must be at most max_new_tokens (5)",
     ),
-    "rungs beyond an arm's own schedule": (
+    "rungs beyond a searched arm's own schedule": (
         "5e-5",
-        "5e-5, num_steps: 20",
+        "{log_uniform: [1e-5, 1e-4]}, num_steps: 20",
         "x.yaml:15: search.rungs: [10, 20]: must be below arms.finetune.num_steps (20), at which every trial ends",
     ),
 }
+
+
+def test_rungs_are_held_against_the_schedules_of_searched_arms_alone() -> None:
+    assert load(changed("5e-5", "5e-5, num_steps: 20, warmup_steps: 11")).search.rungs == (10, 20)
+    short = changed("  num_steps: 40\n  warmup_steps: 4", "  num_steps: 15\n  warmup_steps: 12")
+    own = short.replace("preseqlen:", "num_steps: 40\n    warmup_steps: 4\n    preseqlen:")
+    assert load(own).search.rungs == (10, 20)
 
 
 @pytest.mark.parametrize(("old", "new", "message"), MALFORMED.values(), ids=MALFORMED.keys())
