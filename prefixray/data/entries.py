@@ -1,32 +1,21 @@
-"""From where a task's data lies to entries: which columns hold what, and what is wrong with a row.
+"""Where a task's data lies, and how a row becomes an entry: which columns hold what, and what is wrong with it.
 
-A loader takes a `DataConfig` and gives the three splits as `Entry`s. Every row is checked before anything is trained,
-and all problems of all splits are reported at once, each with its file and line.
+A loader takes a `DataConfig` and gives the three splits as `Entry`s; `read_entries` reads them from files and hub sets.
 """
 
-import logging
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_validator
 
-from prefixray.data.hub import HubRows, is_saved, load_hub, load_saved
-from prefixray.data.row_files import Row, find_splits, for_each_split, is_folder, read_rows
+from prefixray.data.row_files import Row
 from prefixray.data.texts import is_empty, text_problem
-from prefixray.errors import UserError
 from prefixray.system.records import Strict, Text
 
 if TYPE_CHECKING:  # imports numpy
     from prefixray.data.teacher import Teacher
-
-logger = logging.getLogger(__name__)
-
-_MOST_ALIKE = 3  # rows with the same problem that are named one by one
-_MOST_REASONS = 3  # for which rows are left out, that are written out
 
 TASK_PATHS = ("path", "urls", "train", "dev", "test", "exchanges")
 """The keys of a task that name files, or for `path` a hub data set."""
@@ -231,101 +220,6 @@ class Form:
             if numbered:
                 return numbered
         return []
-
-
-def read_file(key: str, file: Path, form: Form) -> list[Entry]:
-    """The entries of one file; `key` names the file in the sweep file. Raises `UserError` with all problems."""
-    return _entries(str(file), f"{file}:", read_rows(key, file, form.problems), form)
-
-
-def read_path(path: str, form: Form, *, hub_config: str | None = None) -> Splits:
-    """The splits from the folder or the hub data set that `task.path` names. Raises `UserError` as `read_parts`."""
-    return Splits(**read_parts(path, form, hub_config=hub_config))
-
-
-def read_parts(
-    path: str, form: Form, *, hub_config: str | None = None, optional: Collection[str] = ()
-) -> dict[str, list[Entry]]:
-    """The entries of each split from the folder or the hub data set that `task.path` names; `optional` ones may lack.
-
-    Nobody here can mend a hub set, so its rows without a source or a target are left out. Raises `UserError` with all
-    problems, and where a hub set cannot be loaded.
-    """
-    if not is_folder(path):
-        remedy = "set task.path to a folder with train.jsonl, dev.jsonl and test.jsonl, whose columns are {} and {}"
-        remedy = remedy.format(form.sources[0], form.targets[0])
-        return _parts_of(path, load_hub(path, hub_config, remedy=remedy, optional=optional), form)
-    if is_saved(path):
-        return _parts_of(path, load_saved(path, optional), form)
-    files = find_splits(path, optional)
-    return for_each_split(lambda split: read_file("task.path", files[split], form), files)
-
-
-def _parts_of(path: str, hub: Mapping[str, HubRows], form: Form) -> dict[str, list[Entry]]:
-    """The entries of each split of a hub data set."""
-    place, lenient = f"task.path: {path}", replace(form, leaves_out_empty=True)
-
-    def read(split: str) -> list[Entry]:
-        if problems := form.problems(hub[split].columns):
-            raise UserError(*(f"{place}: {split}: {problem}" for problem in problems))
-        return _entries(f"{place}: {split}", f"{place}: {split} row ", enumerate(hub[split].rows), lenient)
-
-    return for_each_split(read, hub)
-
-
-def _entries(name: str, prefix: str, rows: Iterable[tuple[int, Row | str]], form: Form) -> list[Entry]:
-    """The entries of one split. In a message, `prefix` and the number of a row are its place."""
-    entries: list[Entry] = []
-    problems: list[tuple[int, str]] = []
-    numbers: set[int] = set()
-    left_out: Counter[str] = Counter()
-    for number, row in rows:
-        numbers.add(number)
-        read = [row] if isinstance(row, str) else form.entry(row)
-        match read:
-            case LeftOut():
-                left_out[read.why] += 1
-            case Entry():
-                entries.append(read)
-            case _:
-                problems += [(number, problem) for problem in read]
-    if problems:
-        raise UserError(*_grouped(name, prefix, problems, len(numbers)))
-    if not entries:
-        reasons = f"all {left_out.total()} rows are left out: {_reasons(left_out)}" if left_out else "has no rows"
-        raise UserError(f"{name}: {reasons}")
-    if left_out:
-        total = len(entries) + left_out.total()
-        logger.warning("%s: %d of %d rows are left out: %s", name, left_out.total(), total, _reasons(left_out))
-    return entries
-
-
-def _reasons(left_out: Counter[str]) -> str:
-    """Why rows are left out, each with how many; the most frequent reasons alone."""
-    most = left_out.most_common(_MOST_REASONS)
-    others = left_out.total() - sum(count for _, count in most)
-    return ", ".join([f"{why} ({count})" for why, count in most] + [f"and {others} more"] * (others > 0))
-
-
-def _grouped(name: str, prefix: str, problems: Sequence[tuple[int, str]], num_rows: int) -> list[str]:
-    """The problems with their places; what more than a few rows have in common is said once."""
-    places: dict[str, list[int]] = {}
-    for number, problem in problems:
-        places.setdefault(problem, []).append(number)
-    lines = []
-    for number, problem in problems:
-        same = places[problem]
-        if len(same) <= _MOST_ALIKE:
-            lines.append(f"{prefix}{number}: {problem}")
-        elif number == same[0]:
-            others = ", ".join(map(str, same[1:_MOST_ALIKE]))
-            is_all = len(same) == num_rows
-            lines.append(
-                f"{name}: all {num_rows} rows: {problem}"
-                if is_all
-                else f"{prefix}{number}: {problem} (the same in {len(same) - 1} more rows: {others} ..)"
-            )
-    return lines
 
 
 def _label(value: object) -> object:

@@ -9,6 +9,9 @@ from prefixray.data.row_files import SPLITS, Row, files_of_split
 from prefixray.errors import UserError, first_line
 from prefixray.system.path_or_hub import expanded
 
+SPLIT_HINT = " (custom, summarization: task.split takes dev and test out of train)"
+"""The end of a message about a split that a data set lacks."""
+
 
 @dataclass(frozen=True)
 class HubRows:
@@ -112,7 +115,7 @@ def _by_our_names(name: str, hub: Any, optional: Collection[str]) -> dict[str, H
     missing = [split for split, names in named.items() if not names and split not in optional]
     if missing:
         lacking = f"has no split {', '.join(missing)}; its splits are {', '.join(hub)}"
-        hint = "" if "train" in missing else " (custom, summarization: task.split takes dev and test out of train)"
+        hint = "" if "train" in missing else SPLIT_HINT
         raise UserError(f"task.path: {name}: {lacking}{hint}")
     rows = {split: hub[names[0]] for split, names in named.items() if names}
     return {split: HubRows(tuple(each.column_names), with_label_names(each)) for split, each in rows.items()}

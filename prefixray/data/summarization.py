@@ -16,7 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from prefixray.data.entries import DataConfig, Entry, Form, Splits, read_path
+from prefixray.data.entries import DataConfig, Entry, Form, Splits
+from prefixray.data.hub import is_saved
+from prefixray.data.read_entries import read_path
 from prefixray.data.row_files import Row, find_splits, is_folder, is_line_file, read_lines
 from prefixray.errors import UserError
 from prefixray.system.path_or_hub import expanded
@@ -100,7 +102,7 @@ def topic_of_url(url: str) -> str | None:
 
 
 def _has_line_files(path: str) -> bool:
-    return is_folder(path) and all(is_line_file(file) for file in find_splits(path).values())
+    return is_folder(path) and not is_saved(path) and all(is_line_file(file) for file in find_splits(path).values())
 
 
 def _load_divided(config: DataConfig, path: str) -> Splits:

@@ -1,5 +1,6 @@
 """XSum divided by topics: from a column, from URLs, and what is said where there are none."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,20 @@ def test_xsum_is_divided_by_topics_from_a_column_or_from_urls(
             "xsum_sport: train 3 (uk 1, world 1, technology 1), dev 2 (business 1, health 1), test 2 (sport 2); "
             "left out: 4 of XSum's test on the topics of train, or on none of the topics"
         ]
+
+
+def test_a_folder_that_datasets_has_saved_is_divided_by_urls(tmp_path: Path) -> None:
+    import datasets
+
+    folder = Path(articles(tmp_path / "xsum", column=None))
+    splits = {
+        split: datasets.Dataset.from_list([json.loads(line) for line in (folder / f"{split}.jsonl").open()])
+        for split in ("train", "validation", "test")
+    }
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    (tmp_path / "urls.txt").write_text("".join(f"{url}\n" for _, url in ARTICLES.values()), encoding="utf-8")
+    task = load("xsum_sport", str(tmp_path / "saved"), urls=str(tmp_path / "urls.txt"))
+    assert numbers(task) == DIVIDED["xsum_sport"]
 
 
 def test_line_files_are_taken_as_divided_already(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

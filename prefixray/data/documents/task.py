@@ -9,8 +9,9 @@ from dataclasses import replace
 from prefixray.data.documents.exchanges import TEACHERS, read_exchanges
 from prefixray.data.documents.made import is_of_another_text
 from prefixray.data.documents.read import Document, read_documents
-from prefixray.data.entries import DataConfig, Entry, Splits, read_file
+from prefixray.data.entries import DataConfig, Entry, Splits
 from prefixray.data.own.custom import check_groups, own_form
+from prefixray.data.read_entries import read_file
 from prefixray.data.row_files import SPLITS, for_each_split
 from prefixray.errors import UserError
 from prefixray.system.path_or_hub import expanded

@@ -3,10 +3,11 @@
 from functools import partial
 from itertools import islice
 
-from prefixray.data.entries import DataConfig, Entry, Form, Splits, read_file, read_parts
+from prefixray.data.entries import DataConfig, Entry, Form, Splits
 from prefixray.data.hub import is_saved
 from prefixray.data.own.chat import ChatForm
 from prefixray.data.own.split import completed
+from prefixray.data.read_entries import read_file, read_parts
 from prefixray.data.row_files import SPLITS, Row, find_splits, for_each_split, is_folder, read_rows
 from prefixray.data.texts import is_empty
 from prefixray.errors import UserError

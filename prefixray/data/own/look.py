@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prefixray.data.hub import is_saved, load_hub, load_saved
 from prefixray.data.own.chat import source_and_target
-from prefixray.data.row_files import SPLITS, Row, find_splits, is_folder, read_rows
+from prefixray.data.row_files import SPLITS, Row, files_of_split, find_splits, is_folder, read_rows
 from prefixray.data.texts import is_empty
 from prefixray.errors import UserError
 from prefixray.system.path_or_hub import expanded, local_path
@@ -43,33 +43,44 @@ def look_at(data: str, source: str | None = None, target: str | None = None) -> 
 
     Raises `UserError` where there is nothing that can be read, and where the columns cannot be told.
     """
-    places, splits, rows = _open(data)
+    places, splits = _open(data)
+    rows = splits["train"]
     found = dict.fromkeys(name for row in rows for name in row)
     columns = _columns(data, rows, list(found), {"source": source, "target": target})
     others = tuple(name for name in found if name not in columns.values())
-    missing = tuple(split for split in _OPTIONAL if split not in splits)
+    without = {split for split, first in splits.items() if first and _lack(first, columns.get("target"))}
+    missing = tuple(split for split in _OPTIONAL if split not in splits or split in without)
     return Look(_name(data), places, missing, columns, others)
 
 
-def _open(data: str) -> tuple[dict[str, str], Sequence[str], list[Row]]:
-    """Where the splits are, which ones there are, and the first rows of train."""
+def _lack(rows: Sequence[Row], target: str | None) -> bool:
+    """Whether no row has a target, as in published test splits without labels."""
+    return target is not None and all(is_empty(row.get(target)) for row in rows)
+
+
+def _open(data: str) -> tuple[dict[str, str], dict[str, list[Row]]]:
+    """Where the splits are, and the first rows of each; of files those of train alone."""
     path = local_path(data)
     if path is not None and path.is_file():
         files = {"train": path}
-        if path.name.partition(".")[0] in SPLITS["train"]:
+        if path.name.partition(".")[0] in SPLITS["train"] and len(files_of_split(str(path.parent), "train")) == 1:
             beside = find_splits(str(path.parent), tuple(SPLITS))
             files = beside if beside.get("train") == path else files
-        return {split: str(file) for split, file in files.items()}, list(files), _first_rows(files["train"])
+        return {split: str(file) for split, file in files.items()}, _with_first_rows(files)
     if path is None and not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", data):
         raise UserError(f"{data}: no such file or folder; a data set of the hub is owner/name")
     if is_folder(data) and not is_saved(data):
         files = find_splits(data, _OPTIONAL)
-        return {"path": data}, list(files), _first_rows(files["train"])
+        return {"path": data}, _with_first_rows(files)
     if is_folder(data):
         hub = load_saved(data, _OPTIONAL)
     else:
         hub = load_hub(data, None, remedy="name a JSONL, CSV or Parquet file, or a folder", optional=_OPTIONAL)
-    return {"path": data}, list(hub), list(islice(hub["train"].rows, _NUM_ROWS))
+    return {"path": data}, {split: list(islice(each.rows, _NUM_ROWS)) for split, each in hub.items()}
+
+
+def _with_first_rows(files: Mapping[str, Path]) -> dict[str, list[Row]]:
+    return {split: _first_rows(file) if split == "train" else [] for split, file in files.items()}
 
 
 def _first_rows(file: Path) -> list[Row]:

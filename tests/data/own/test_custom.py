@@ -108,6 +108,13 @@ def test_a_folder_with_files_of_its_own_is_read_whatever_lies_below_it(tmp_path:
     assert look_at(str(tmp_path)).columns == {"source": "source", "target": "target"}
 
 
+def test_a_file_of_train_beside_another_one_is_looked_at_alone(tmp_path: Path) -> None:
+    files = {name: write(tmp_path / name, "source,target\na,b\n") for name in ("train.csv", "train.csv.gz", "dev.csv")}
+    assert look_at(files["train.csv"]).places == {"train": files["train.csv"]}
+    (tmp_path / "train.csv.gz").unlink()
+    assert look_at(files["train.csv"]).places == {"train": files["train.csv"], "dev": files["dev.csv"]}
+
+
 def test_a_file_of_another_form_is_recognised(tmp_path: Path) -> None:
     array = "looks like a JSON array; a JSONL file has an object on each line (jq -c '.[]' makes one)"
     for content in (b'[{"source": "a", "target": "b"}]', b'\n[\n{"source": "a"}\n]'):

@@ -108,6 +108,30 @@ def test_a_class_of_a_data_set_is_its_name_and_a_row_without_a_class_is_left_out
     assert look.columns == {"source": "text", "target": "label"}
 
 
+def test_a_test_split_without_labels_is_taken_out_of_train(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import datasets
+
+    label = datasets.ClassLabel(names=["negative", "positive"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": label})
+    parts = {"train": [0, 1] * 15, "validation": [1] * 4, "test": [-1] * 10}
+    datasets.DatasetDict(
+        {
+            name: datasets.Dataset.from_dict(
+                {"text": [f"{name} {n}" for n, _ in enumerate(labels)], "label": labels}, features=features
+            )
+            for name, labels in parts.items()
+        }
+    ).save_to_disk(tmp_path)
+    assert look_at(str(tmp_path)).missing == ("test",)
+    columns = ColumnsConfig(source="text", target="label")
+    task = load_task(TaskConfig(name="custom", path=str(tmp_path), columns=columns, split=SplitConfig()))
+    assert len(task.dev) == 4 and len(task.train) + len(task.test_sources) == 30
+    said = f'task.path: {tmp_path}: test: 10 of 10 rows are left out: "label" is empty (10)'
+    assert caplog.messages == [f"{said}; the split is taken out of train"]
+    with pytest.raises(UserError, match=r'all 10 rows are left out: "label" is empty \(10\) .* task\.split takes dev'):
+        load_task(TaskConfig(name="custom", path=str(tmp_path), columns=columns))
+
+
 def test_parquet_that_is_none_or_lacks_a_column_is_refused(tmp_path: Path) -> None:
     import datasets
 
