@@ -54,6 +54,13 @@ def test_later_scales_and_then_overrides_have_the_last_word() -> None:
     assert (both.name, both.train.num_steps, both.task.num_dev) == ("small-laptop-short", 30, 9)
 
 
+@pytest.mark.parametrize("file", ["lowdata_e2e", "lowdata_xsum"])
+def test_the_data_size_of_figure_3_stays_on_a_laptop(file: str) -> None:
+    config = load_sweep(Path(__file__).parents[2] / f"sweeps/paper/{file}.yaml", scales=["n100", "laptop"])
+    assert config.name == f"{file}-n100-laptop" and config.task.low_data is not None
+    assert config.task.low_data.size == 100
+
+
 def test_a_problem_of_a_scaled_value_is_told_with_the_line_of_the_scale() -> None:
     wrong = SCALED.replace("task.num_dev: 8", "task.num_dev: few").replace("a/small-one", "./nowhere")
     assert scale_problem(wrong, "laptop").splitlines() == [
