@@ -221,7 +221,7 @@ class Fleet:
         """Give a worker that is ready the slots for which it has memory; refuse it where it has read other data."""
         self._facts = self._facts or facts
         if facts.data_digest != self._facts.data_digest:  # its trials would not train on what they began with
-            worker.refuse(_other_data(self._setup.task))
+            worker.refuse(other_data(self._setup.task))
             return
         is_shared = facts.device == "cpu" and not self._cluster.is_elastic  # all workers see the one machine's memory
         sharing = [arm for arm in self._arms if not arm.exclusive]
@@ -305,10 +305,11 @@ def _check_arms(worker: WorkerHandle, arms: Sequence[ArmConfig]) -> bool:
     return True
 
 
-def _other_data(task: TaskConfig) -> UserError:
+def other_data(task: TaskConfig) -> UserError:
+    """What is said where the task's files have changed since the sweep's first worker read them."""
     where = ", ".join(f"task.{key}: {path}" for key, path in task.paths.items()) or f"task: {task.name}"
     problem = "is not what the sweep's first worker has read"
-    return UserError(f"{where}: {problem}; undo the change, or run the same command again to go on with it")
+    return UserError(f"{where}: {problem}; undo the change, and run the same command again")
 
 
 def _more(setup: WorkerSetup) -> str:

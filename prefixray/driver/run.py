@@ -12,6 +12,7 @@ from typing import Literal, TextIO
 import psutil
 
 from prefixray.cluster.connect import Cluster, chosen_address, connected, dead_service
+from prefixray.cluster.fleet import other_data
 from prefixray.cluster.nodes import num_gpus_here
 from prefixray.cluster.pool import Pool
 from prefixray.config.files.given import Given, given_sweep
@@ -297,8 +298,12 @@ class _Sweep:
 
     @cached_property
     def _task(self) -> Task:
-        """The task whole, as the workers have read it."""
-        return load_task(task_with_exchanges(self._config, self._folder))
+        """The task whole, as the workers have read it; raises `UserError` where its files have changed since."""
+        config = task_with_exchanges(self._config, self._folder)
+        task = load_task(config)
+        if task.digest != self._pool.facts.data_digest:
+            raise other_data(config)
+        return task
 
     def _runs(self, now: Stored, *, has_trained: bool = False) -> list[CommandRun]:
         """The runs of the command that made these results, this one among them."""

@@ -264,7 +264,10 @@ def test_a_worker_that_reads_other_data_than_the_first_one_is_used_no_more(tmp_p
     rescale_later(pool, ray, num_trials=2)
     assert [worker.name for worker in pool.workers] == ["worker-0"] and second in ray.killed
     (said,) = (line for line in pool.news() if "left alone" in line)
-    assert "task: e2e: is not what the sweep's first worker has read; undo the change, or run the same" in said
+    assert (
+        "task: e2e: is not what the sweep's first worker has read; undo the change, and run the same command again"
+        in said
+    )
     first.data_digest = "another"
     first.die()
     with pytest.raises(NoWorkers, match="is not what the sweep's first worker has read"):

@@ -4,9 +4,15 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
-from prefixray.driver.run import Outcome
+import pytest
+
+from prefixray.data import load_task
+from prefixray.data.task_config import TaskConfig
+from prefixray.driver.run import Outcome, _Sweep
+from prefixray.errors import UserError
 from prefixray.results.record import Results
 
 SWEEP = """
@@ -69,3 +75,16 @@ def test_ray_tune_is_imported_while_the_workers_load_and_not_before_they_are_sta
     code = "import sys, prefixray.driver.run; print(*{'ray.tune', 'pandas', 'torch', 'mlflow'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_driver_does_not_score_by_other_data_than_the_workers_have_read(tmp_path: Path) -> None:
+    lines = [f'{{"source": "s{number}", "target": "t{number}"}}\n' for number in (2, 1)]
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(lines))
+    task = TaskConfig(name="custom", path=str(tmp_path))
+    pool = SimpleNamespace(facts=SimpleNamespace(data_digest=load_task(task).digest))
+    driver = SimpleNamespace(_config=SimpleNamespace(task=task), _folder=None, _pool=pool)
+    assert _Sweep._task.func(driver) == load_task(task)  # type: ignore[arg-type]
+    (tmp_path / "test.jsonl").write_text("".join(sorted(lines)))
+    with pytest.raises(UserError, match=r"^task\.path: .*: is not what the sweep's first worker has read; undo the"):
+        _Sweep._task.func(driver)  # type: ignore[arg-type]
