@@ -29,6 +29,7 @@ from prefixray.data.task_config import TaskConfig
 from prefixray.errors import SweepFailed, UserError
 from prefixray.planning.memory import largest_trial
 from prefixray.planning.slots import num_slots
+from prefixray.system.path_or_hub import is_of_machine
 from prefixray.training.facts import WorkerFacts
 from prefixray.trial import WorkerStatus
 
@@ -218,10 +219,10 @@ class Fleet:
         self._wait.look(sum(worker.has_device for worker in self.workers), len(self.workers))
 
     def _welcome(self, worker: WorkerHandle, facts: WorkerFacts) -> None:
-        """Give a worker that is ready the slots for which it has memory; refuse it where it has read other data."""
+        """Give a worker that is ready the slots for which it has memory; refuse it with other data or weights."""
         self._facts = self._facts or facts
-        if facts.data_digest != self._facts.data_digest:  # its trials would not train on what they began with
-            worker.refuse(other_data(self._setup.task))
+        if (difference := _difference(self._setup, self._facts, facts)) is not None:
+            worker.refuse(difference)
             return
         is_shared = facts.device == "cpu" and not self._cluster.is_elastic  # all workers see the one machine's memory
         sharing = [arm for arm in self._arms if not arm.exclusive]
@@ -303,6 +304,20 @@ def _check_arms(worker: WorkerHandle, arms: Sequence[ArmConfig]) -> bool:
         worker.note_failed_call()
         return False
     return True
+
+
+def _difference(setup: WorkerSetup, first: WorkerFacts, facts: WorkerFacts) -> UserError | None:
+    """Why trials would not go on in another worker as they have begun; None where they would.
+
+    Of a hub's base another commit may have the same weights.
+    """
+    if facts.data_digest != first.data_digest:
+        return other_data(setup.task)
+    if facts.base_digest != first.base_digest and is_of_machine(setup.base):
+        problem = "has not the weights that the sweep's first worker has loaded"
+        remedy = "undo the change, or have the same files on every machine, and run the same command again"
+        return UserError(f"base: {setup.base}: {problem}; {remedy}")
+    return None
 
 
 def other_data(task: TaskConfig) -> UserError:

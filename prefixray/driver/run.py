@@ -50,7 +50,7 @@ from prefixray.search.storage import Storage, has_studies, open_storage, repair_
 from prefixray.search.study import ArmStudy, search_so_far
 from prefixray.system.logs import quieten, to_file
 from prefixray.system.machine import check_four_bit
-from prefixray.system.path_or_hub import check_base, find_base
+from prefixray.system.path_or_hub import check_base, is_of_machine
 from prefixray.tracking.tracker import Tracker, check_server, open_tracker
 from prefixray.tracking.views import columns_of, sweep_params
 
@@ -192,8 +192,8 @@ class _Sweep:
 
     def _digests(self) -> dict[str, str]:
         """What may not change under its name: weights, but for the commit of a hub's, and data, but for documents."""
-        facts, is_here = self._pool.facts, isinstance(find_base(self._config.base), Path)
-        base = {"base": facts.base_digest} if is_here else {}
+        facts = self._pool.facts
+        base = {"base": facts.base_digest} if is_of_machine(self._config.base) else {}
         return base if self._documents else {**base, "task": facts.data_digest}
 
     def _search(self) -> dict[str, ArmStudy]:

@@ -69,6 +69,14 @@ def find_base(name: str) -> Path | str:
     return name
 
 
+def is_of_machine(base: str) -> bool:
+    """Whether a base is a file or a folder, and none of the hub's; one that is gone was such a one."""
+    try:
+        return isinstance(find_base(base), Path)
+    except UserError:
+        return True
+
+
 def converted_folder(gguf: Path) -> tuple[Path, str]:
     """The folder in the cache that a GGUF file is converted to, whether it is there or not; and the file's digest."""
     digest = digest_of(gguf)

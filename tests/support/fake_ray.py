@@ -103,6 +103,7 @@ class FakeWorker:
     free_bytes = 8 << 30
     next_state = "ALIVE"  # after a death
     data_digest = FACTS.data_digest
+    base_digest = FACTS.base_digest
 
     def __init__(self, node: str = "node") -> None:
         self.state = ActorState("ALIVE", 0, 1, node)
@@ -136,7 +137,8 @@ class FakeWorker:
             case "ready" if self.refusal is not None:
                 return RayTaskError("ready", "a traceback", self.refusal)
             case "ready":
-                return replace(FACTS, device="cpu", free_bytes=self.free_bytes, data_digest=self.data_digest)
+                digests = {"data_digest": self.data_digest, "base_digest": self.base_digest}
+                return replace(FACTS, device="cpu", free_bytes=self.free_bytes, **digests)
             case "status":
                 return WorkerStatus(dict(self.steps), 0.0, 0)
             case "check" if self.num_deaths.get("check", 0):
@@ -156,10 +158,15 @@ def died() -> ActorUnavailableError:
 
 
 def make_pool(
-    folder: Path, *, num_workers: int = 2, address: str = "local", max_wait_hours: float | None = None
+    folder: Path,
+    *,
+    num_workers: int = 2,
+    address: str = "local",
+    max_wait_hours: float | None = None,
+    base: str = "base",
 ) -> Pool:
     cluster = Cluster(address, "prefixray-1", "cpu", 2, 0, num_workers, num_workers, 1)
-    setup = WorkerSetup("base", TaskConfig(name="e2e"), TrainConfig(num_steps=1), "cpu", 1, log="sweep.log")
+    setup = WorkerSetup(base, TaskConfig(name="e2e"), TrainConfig(num_steps=1), "cpu", 1, log="sweep.log")
     setup = replace(setup, max_wait_hours=max_wait_hours)
     return Pool(cluster, setup, folder / "workers")
 
