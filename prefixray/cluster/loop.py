@@ -8,9 +8,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -58,13 +58,15 @@ class _Jobs:
         return future
 
     def do(self) -> None:
-        """Do all that wait; a job's error is its caller's."""
+        """Do all that wait; a job's error is its caller's, but for that of a device, which is raised."""
         with self._changed:
             jobs, self._waiting = self._waiting, deque()
         for job, future in jobs:
             try:
                 future.set_result(job())
             except Exception as error:
+                if _has_device_failed(error):
+                    raise
                 future.set_exception(error)
 
 
@@ -109,7 +111,10 @@ class _SpeedMeter:
 
 
 class TrainingLoop:
-    """Trains the pack in a thread of its own. An error there ends the process; those who wait learn it from Ray."""
+    """Trains the pack in a thread of its own. An error there ends the process; those who wait learn it from Ray.
+
+    So does a job's error where the device has failed: nothing else would come of it in this process.
+    """
 
     def __init__(self, trainer: "Trainer", quarantine: Quarantine, on_crash: Callable[[], None]) -> None:
         self._trainer, self._quarantine, self._on_crash = trainer, quarantine, on_crash
@@ -152,9 +157,9 @@ class TrainingLoop:
             return Admission("refused", refusal)
         if not self._quarantine.may_join(spec.key, self._trainer.keys()):
             return Admission("later")
-        self._quarantine.note_running({spec.key: JOINING})
         try:
-            self._trainer.admit(spec)
+            with _noted(spec.key, self._quarantine):
+                self._trainer.admit(spec)
         except UserError as error:
             if isinstance(error, NoMemory) and self._trainer.keys():  # whose memory it may have when they have ended
                 logger.info("%s: %s; it waits until others have ended", spec.key, error)
@@ -162,8 +167,6 @@ class TrainingLoop:
             return Admission("refused", str(error))
         except OSError as error:
             raise SweepFailed(disk_problem(error)) from error
-        finally:
-            self._quarantine.note_running({})
         self._members.join(spec.key, token)
         self._vacancies.take()
         return Admission("joined")
@@ -306,6 +309,25 @@ class TrainingLoop:
     def _forget(self, key: str) -> None:
         self._members.forget(key)
         self._trainer.drop(key)
+
+
+@contextmanager
+def _noted(key: str, quarantine: Quarantine) -> Iterator[None]:
+    """Note that the process may die of admitting a trial. The note stays where the device fails, which ends it."""
+    quarantine.note_running({key: JOINING})
+    try:
+        yield
+    except Exception as error:
+        if not _has_device_failed(error):
+            quarantine.note_running({})
+        raise
+    quarantine.note_running({})
+
+
+def _has_device_failed(error: Exception) -> bool:
+    from prefixray.training.base_checks import has_device_failed  # it loads torch, which the trainer has loaded
+
+    return has_device_failed(error)
 
 
 def _after_failed_write(trainer: "Trainer", error: OSError) -> list[Report]:

@@ -45,8 +45,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return said or isinstance(error, torch.OutOfMemoryError)
 
 
-def _is_of_device(error: RuntimeError) -> bool:
-    """Whether the device or its libraries have failed: nothing is known of the model then."""
+def has_device_failed(error: BaseException) -> bool:
+    """Whether the device or its libraries have failed, not for want of memory: the process can use it no more."""
+    if not isinstance(error, RuntimeError) or is_out_of_memory(error):
+        return False
     return isinstance(error, torch.AcceleratorError) or any(text in str(error) for text in _OF_DEVICE)
 
 
@@ -78,7 +80,7 @@ def check_continued(base: Base, binder: Binder) -> None:
             with binder.bind(inserts, [0]):
                 after = base.model(input_ids=second, position_ids=positions, use_cache=False).logits.double()
     except RuntimeError as error:
-        if is_out_of_memory(error) or _is_of_device(error):
+        if is_out_of_memory(error) or has_device_failed(error):
             raise
         raise UserError(f"base: {base.name}: {_UNFIT}: {first_line(error)}; take another base") from error
     apart = float((torch.cat([before, after], dim=1) - uncut).abs().max() / uncut.abs().max())

@@ -1,5 +1,6 @@
 """The training loop: what the pack waits for between two steps, and what the loop does without work and in trouble."""
 
+import json
 import shutil
 import threading
 import time
@@ -7,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from support.worker_calls import MOMENT, SECONDS, Call, MakeWorker, hold_first_step, trial_spec, wait_until
 
 from prefixray.cluster import loop as loop_module
-from prefixray.cluster.quarantine import Quarantine
+from prefixray.cluster.quarantine import JOINING, Quarantine
 from prefixray.cluster.worker import Worker, WorkerSetup
 from prefixray.trial import Admission, Report
 
@@ -115,6 +117,28 @@ def test_an_error_in_the_loop_ends_the_process(
     worker.join(trial_spec(tmp_path, "one", 5), "token")
     assert crashed.wait(SECONDS)
     assert "the device is gone" in caplog.text
+
+
+@pytest.mark.parametrize("job", ["join", "decode"])
+def test_a_device_that_fails_in_a_job_ends_the_process_which_notes_the_trial_that_joined(
+    worker_setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str
+) -> None:
+    def fail(*given: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("prefixray.training.trainer.Trainer.admit", fail)
+    monkeypatch.setattr("prefixray.decoding.evaluate.decode_for_sweep", fail)
+    record, crashed = tmp_path / "worker-0.json", threading.Event()
+    worker = Worker(replace(worker_setup, record=str(record)), on_crash=crashed.set)
+    given = (trial_spec(tmp_path, "one", 5), "token") if job == "join" else ("untuned", str(tmp_path), "test", {})
+    call = threading.Thread(target=getattr(worker, job), args=given, daemon=True)
+    call.start()
+    assert crashed.wait(SECONDS)
+    call.join(MOMENT)
+    assert call.is_alive(), "it is not answered: Ray tells the caller that the process has ended"
+    left = json.loads(record.read_text().splitlines()[0])
+    assert left["running"] == ({"one": JOINING} if job == "join" else {})
+    assert left["cause"].startswith("AcceleratorError: CUDA error: an illegal")
 
 
 def test_where_nothing_can_be_written_trials_are_lost_and_not_failed(worker: Worker, tmp_path: Path) -> None:
