@@ -21,7 +21,7 @@ from prefixray.results.record import IN_CONTEXT
 
 logger = logging.getLogger(__name__)
 
-MOST_DEATHS = 3  # of workers that decode the same job, before the sweep gives up
+MOST_FAILURES = 3  # of workers that decode the same job, before the sweep gives up
 WATCH_SECONDS = 5.0  # between two looks at the workers while they decode
 
 
@@ -76,13 +76,13 @@ class DecodeQueue:
     def run(self, jobs: Sequence[DecodeJob], on_progress: Callable[[str], None]) -> list[tuple[DecodeJob, str]]:
         """Do all these jobs, and wait for them; those that may fail and have failed, each with its problem.
 
-        `on_progress` is called after each look at the workers. Raises `SweepFailed` where another job has killed too
-        many workers.
+        `on_progress` is called after each look at the workers. Raises `SweepFailed` where too many workers have died of
+        another job, or could not do it.
         """
         self._early.clear()
         early = list(self._running.values())
         waiting = [job for job in jobs if job not in early]
-        deaths: Counter[str] = Counter()  # by a job's folder
+        failures: Counter[str] = Counter()  # by a job's folder
         failed: list[tuple[DecodeJob, str]] = []
         while waiting or self._running:
             self._fleet.rescale(len(waiting) + len(self._running), 0)
@@ -94,7 +94,7 @@ class DecodeQueue:
             for worker in self._finished():
                 answer, worker.decoding, job = worker.decoding, None, self._running.pop(worker.name)
                 try:
-                    is_done = self._is_done(worker, answer, job, early, deaths)
+                    is_done = self._is_done(worker, answer, job, early, failures)
                 except (RayTaskError, UserError, SweepFailed) as error:
                     if not job.may_fail:
                         raise
@@ -111,20 +111,23 @@ class DecodeQueue:
         answer: Any,  # noqa: ANN401
         job: DecodeJob,
         early: list[DecodeJob],
-        deaths: Counter[str],
+        failures: Counter[str],
     ) -> bool:
         """Whether a worker's answer says that the job is done; else it is to be tried again, or this raises."""
         try:
             answer_of(answer)
         except RayActorError as error:
             worker.note_failed_call()
-            _count_death(deaths, job, error)
+            _count_failure(failures, job, error)
             return False
-        except (RayTaskError, UserError):
-            if job not in early:
+        except (RayTaskError, UserError) as error:
+            if job in early:
+                early.remove(job)
+            elif isinstance(error, UserError) or job.may_fail:
                 raise
-            early.remove(job)
-            logger.info("%s could not decode; it is tried again", worker.name)
+            else:
+                _count_failure(failures, job, error)
+            logger.info("%s could not decode %s; it is tried again", worker.name, job.folder, exc_info=error)
             return False
         return True
 
@@ -164,9 +167,12 @@ def _note_failure(worker: WorkerHandle, answer: Any, job: DecodeJob) -> None:  #
         logger.info("%s could not decode %s early", worker.name, job.folder, exc_info=error)
 
 
-def _count_death(deaths: Counter[str], job: DecodeJob, error: RayActorError) -> None:
-    """Count a worker that has died of a job; raises `SweepFailed` where there were too many."""
-    deaths[job.folder] += 1
-    if deaths[job.folder] > MOST_DEATHS:
-        problem = f"{job.folder}: {deaths[job.folder]} workers have died while they decoded it"
-        raise SweepFailed(f"{problem}, the last one of: {first_line(error)}") from error
+def _count_failure(failures: Counter[str], job: DecodeJob, error: RayActorError | RayTaskError) -> None:
+    """Count a worker that has died of a job or could not do it; raises `SweepFailed` where there were too many."""
+    failures[job.folder] += 1
+    if failures[job.folder] > MOST_FAILURES:
+        cause = f"{type(error.cause).__name__}: {error.cause}" if isinstance(error, RayTaskError) else str(error)
+        problem = (
+            f"{job.folder}: {failures[job.folder]} workers have died while they decoded it, or could not decode it"
+        )
+        raise SweepFailed(f"{problem}, the last one of: {cause.splitlines()[0]}; sweep.log says more") from error

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import pytest
-from ray.exceptions import RayTaskError
 from support.fake_ray import FakeRay, decode_job, fake_workers, make_arm, make_pool, make_spec
 
 from prefixray.cluster import fleet
 from prefixray.cluster.connect import Cluster
-from prefixray.cluster.decode_queue import MOST_DEATHS
+from prefixray.cluster.decode_queue import MOST_FAILURES
 from prefixray.cluster.nodes import ActorState
 from prefixray.errors import SweepFailed
 
@@ -17,10 +16,10 @@ def test_deaths_are_counted_by_what_is_decoded(tmp_path: Path, ray: FakeRay) -> 
     pool = make_pool(tmp_path, num_workers=1)
     pool.wait([make_arm("lora", rank=2)])
     (worker,) = fake_workers(pool)
-    worker.num_deaths = {f"final/{number}": MOST_DEATHS for number in range(3)}
+    worker.num_deaths = {f"final/{number}": MOST_FAILURES for number in range(3)}
     pool.decode([decode_job(number) for number in range(3)])  # machines that come and go
-    worker.num_deaths = {"final/1": MOST_DEATHS + 1}
-    with pytest.raises(SweepFailed, match=f"final/1: {MOST_DEATHS + 1} workers have died while they decoded"):
+    worker.num_deaths = {"final/1": MOST_FAILURES + 1}
+    with pytest.raises(SweepFailed, match=f"final/1: {MOST_FAILURES + 1} workers have died while they decoded"):
         pool.decode([decode_job(number) for number in range(3)])
 
 
@@ -37,13 +36,28 @@ def test_where_the_base_cannot_decode_behind_the_document_all_others_have_decode
     ((job, problem),) = pool.decode(jobs)
     assert job == jobs[1] and "out of memory" in problem
     assert {given[1] for method, given in worker.given if method == "decode"} == {f"final/{n}" for n in range(3)}
-    worker.no_memory_for, worker.num_deaths = set(), {"final/1": MOST_DEATHS + 1}
+    worker.no_memory_for, worker.num_deaths = set(), {"final/1": MOST_FAILURES + 1}
     ((job, problem),) = pool.decode(jobs)
-    assert job == jobs[1] and f"{MOST_DEATHS + 1} workers have died" in problem
+    assert job == jobs[1] and f"{MOST_FAILURES + 1} workers have died" in problem
     assert pool.decode(jobs) == [], "it is tried again"
     worker.no_memory_for = {"final/2"}
-    with pytest.raises(RayTaskError):
+    with pytest.raises(
+        SweepFailed, match=r"^final/2: 4 workers .* could not decode it, the last one of: MemoryError: out"
+    ):
         pool.decode(jobs)
+
+
+def test_a_decoding_in_which_a_worker_errs_once_is_tried_again(tmp_path: Path, ray: FakeRay) -> None:
+    pool = make_pool(tmp_path, num_workers=1)
+    pool.wait([make_arm("lora", rank=2)])
+    (worker,) = fake_workers(pool)
+    worker.no_memory_for = {"final/1"}
+
+    def on_progress(_: str) -> None:
+        worker.no_memory_for = set() if [name for name, _ in worker.given].count("decode") > 1 else worker.no_memory_for
+
+    assert pool.decode([decode_job(1)], on_progress) == []
+    assert [name for name, _ in worker.given].count("decode") == 3
 
 
 def test_a_worker_whose_machine_is_about_to_go_is_given_nothing_to_decode_and_is_ended_on_purpose(
