@@ -34,7 +34,7 @@ from prefixray.search.policies.choice import rules_of
 from prefixray.search.storage import Storage
 from prefixray.search.study import ArmStudy
 from prefixray.search.trial_source import Proposal, Record
-from prefixray.trial import TrialSpec
+from prefixray.trial import TrialFolder, TrialSpec
 
 if TYPE_CHECKING:  # imports Ray Tune
     from prefixray.driver.engine.tune import Engine
@@ -185,7 +185,9 @@ class FinalStage:
         return {arm: runs for arm, runs in ended_well.items() if runs}
 
     def _study(self, name: str, arm: str, runs: Sequence[FinalRun]) -> FixedStudy:
-        return FixedStudy(self._storage, self._config.name, f"{name}/{arm}", [run.item for run in runs])
+        items = [run.item for run in runs]
+        lost = {run.item for run in runs if not TrialFolder(run.folder).result_file.is_file()}
+        return FixedStudy(self._storage, self._config.name, f"{name}/{arm}", items, without_result=lost)
 
     def _stage(self, name: str, runs: Sequence[FinalRun], study: FixedStudy, split: Split) -> Stage:
         by_item = {run.item: run for run in runs}

@@ -1,5 +1,6 @@
 """The final stage without Ray: what is trained and decoded for which arm. Training and decoding are played."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -137,6 +138,22 @@ def test_an_arm_without_a_score_and_runs_that_failed_are_left_out(tmp_path: Path
         "lora": [2],
         "finetune": [1, 2],
     }
+
+
+def test_a_run_whose_folder_is_deleted_is_trained_again_and_one_that_has_failed_is_not(
+    tmp_path: Path, config: SweepConfig
+) -> None:
+    folder, failing = ResultsFolder(tmp_path), ["final/lora-0-1"]
+    studies = searched(folder, config, [None] * 4)
+    open_stage(config, folder, PlayedEngine(tmp_path, failing)).run(studies)  # type: ignore[arg-type]
+    again = PlayedEngine(tmp_path)
+    runs = open_stage(config, folder, again).run(studies)  # type: ignore[arg-type]
+    assert [key for _, keys in again.trained for key in keys] == [] and len(runs["lora"]) == 1
+    for name in ("lora-0-1", "finetune-0-2"):
+        shutil.rmtree(tmp_path / "final" / name)
+    runs = open_stage(config, folder, again).run(studies)  # type: ignore[arg-type]
+    trained = {key for _, keys in again.trained for key in keys}
+    assert trained == {"final/lora-0-1", "final/finetune-0-2"} and len(runs["lora"]) == 2
 
 
 def test_where_all_candidates_of_an_arm_fail_its_best_trial_goes_on(tmp_path: Path, config: SweepConfig) -> None:

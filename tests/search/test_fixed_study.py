@@ -30,3 +30,29 @@ def test_a_run_of_a_killed_driver_is_adopted_when_its_list_is_known_or_withdrawn
     changed.withdraw()
     assert {record.state for record in changed.records()} == {"done"}
     assert [record.values["item"] for record in changed.records()][-1] == "new-1"
+
+
+def test_a_run_that_has_ended_and_whose_result_is_lost_runs_once_more(tmp_path: Path) -> None:
+    def opened(*without_result: str) -> FixedStudy:
+        storage, items = open_storage(tmp_path / "study.journal"), ["lora-1", "lora-2", "lora-3"]
+        return FixedStudy(storage, "sweep", "final", items, without_result=without_result)
+
+    first = opened("lora-1", "lora-2", "lora-3")
+    first.tell(ask(first).number, "failed", None)
+    first.tell(ask(first).number, "done", 2.0)
+    ask(first)  # the driver is killed
+    again = opened("lora-1", "lora-2", "lora-3")
+    assert [record.values["item"] for record in again.records()] == ["lora-3"]
+    proposals = run_all(again)
+    assert [(each.values["item"], each.adopted) for each in proposals] == [
+        ("lora-3", True),
+        ("lora-1", False),
+        ("lora-2", False),
+    ]
+    for study in (again, opened()):
+        assert [(record.values["item"], record.state) for record in study.records()] == [
+            ("lora-3", "done"),
+            ("lora-1", "done"),
+            ("lora-2", "done"),
+        ]
+    assert run_all(opened()) == []
