@@ -45,16 +45,15 @@ def watch(
     metadata: Annotated[str, typer.Option(help="the metadata server to ask")] = _METADATA,
     every: Annotated[float, typer.Option(metavar="SECONDS", help="the time between two looks")] = POLL_SECONDS,
 ) -> int:
-    """Watch until the notice comes, then drain this node; returns 1 where Ray knows no such node."""
+    """Watch until the notice comes, then drain this node; returns 1 where Ray has not taken note until the end."""
     while (notice := read_notice(cloud, metadata)) is None:
         time.sleep(every)
-    from prefixray.cluster.nodes import drain, node_at
+    from prefixray.cluster.nodes import drain_in_time
 
     ip = _own_ip(address)
     print(f"{ip} is taken back in {notice.seconds:.0f} s: {notice.text}", flush=True)
-    node = node or node_at(address, ip)
-    if node is None or not drain(address, node, notice.text, notice.seconds):
-        print(f"{address}: Ray knows no node at {ip}, or does not let it go", file=sys.stderr)
+    if not drain_in_time(address, ip, node=node, reason=notice.text, seconds=notice.seconds):
+        print(f"{address}: Ray does not answer, knows no node at {ip}, or does not let it go", file=sys.stderr)
         return 1
     return 0
 

@@ -12,9 +12,11 @@ import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster as Machines
+from ray.exceptions import RpcError
 
+from prefixray.cluster import nodes
 from prefixray.cluster.nodes import present
-from prefixray.spot import Notice, read_notice
+from prefixray.spot import Notice, read_notice, watch
 
 TOKEN = "AQAEAK"
 
@@ -113,6 +115,30 @@ def test_an_answer_that_breaks_off_does_not_end_the_watch() -> None:
 
         threading.Thread(target=answer, daemon=True).start()
         assert read_notice("aws", f"http://127.0.0.1:{server.getsockname()[1]}") is None
+
+
+@pytest.mark.parametrize("seconds", [60, 0])
+def test_a_control_service_that_does_not_answer_is_asked_again_until_the_machine_goes(
+    metadata: Metadata, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    metadata.notice = _in(seconds)
+    answers, drained = [RpcError("UNAVAILABLE"), None, "node"], []
+
+    def node_at(address: str, ip: str) -> str | None:
+        answer = answers.pop(0)
+        if isinstance(answer, RpcError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(nodes, "_DRAIN_SECONDS", 0.01)
+    monkeypatch.setattr(nodes, "node_at", node_at)
+    monkeypatch.setattr(nodes, "drain", lambda *given: drained.append(given) or True)
+    code = watch("127.0.0.1:6379", metadata=metadata.url)
+    if seconds:
+        ((address, node, reason, left),) = drained
+        assert code == 0 and (address, node, reason) == ("127.0.0.1:6379", "node", "terminate") and 50 < left < 60
+    else:
+        assert code == 1 and not drained and len(answers) == 2, "it is tried once, however late"
 
 
 @pytest.mark.ray

@@ -7,6 +7,7 @@ starts nothing there any more.
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from ray._private import state
 from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray.actor import ActorHandle
 from ray.core.generated import autoscaler_pb2
+from ray.exceptions import RayError
 
 from prefixray.errors import UserError
 
 AUTOSCALER_FILE = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves a cluster's file on its head."""
 
+_DRAIN_SECONDS = 1.0  # between two tries to drain a node
 _HEAD = "node:__internal_head__"  # a resource that Ray gives the head
 
 
@@ -111,9 +114,26 @@ def actor_state_of(actor: ActorHandle[Any]) -> ActorState:
     return ActorState(row["State"], row["NumRestarts"], row["Pid"], row["Address"]["NodeID"])
 
 
+def drain_in_time(address: str, ip: str, *, node: str | None, reason: str, seconds: float) -> bool:
+    """Drain a node that is taken back in so many seconds; returns whether Ray has taken note.
+
+    Where no `node` is named, it is the living one at `ip`. While the control service does not answer or does not know
+    the node, it is asked again, until the seconds are over.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        with suppress(RayError):
+            found = node or node_at(address, ip)
+            if found is not None and drain(address, found, reason, max(0.0, deadline - time.monotonic())):
+                return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_DRAIN_SECONDS)
+
+
 def node_at(address: str, ip: str) -> str | None:
     """The id of the living node with this address, asked of the cluster's control service at `address`."""
-    nodes = _control(address).get_all_node_info(timeout=30)
+    nodes = _control(address).get_all_node_info(timeout=5)
     alive = [i.hex() for i, node in nodes.items() if node.node_manager_address == ip and node.state == node.ALIVE]
     return alive[-1] if alive else None
 
