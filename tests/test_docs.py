@@ -1,5 +1,6 @@
 """The pages of docs/: parts made from the code are up to date, every page is in the site, files to copy are valid."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -89,6 +90,25 @@ def test_the_script_for_slurm_is_a_shell_script_whose_commands_exist(capsys: pyt
     _check_sweep(re.findall(r"^exec (prefixray sweep .*)$", script, flags=re.M), "$sweep", capsys)
 
 
+def test_the_script_for_slurm_waits_for_all_nodes_and_passes_options_on(tmp_path: Path) -> None:
+    programs = {"ray": "true", "srun": "true", "hostname": "echo 10.0.0.1", "prefixray": 'printf "<%s>" "$@"'}
+    for name, does in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "ray.py").write_text(
+        "def init(**_): pass\nnum_there = 0\ndef nodes():\n"
+        "    global num_there\n    num_there += 1\n    return [{'Alive': True}] * num_there\n"
+    )
+    environment = {"SLURM_JOB_ID": "1", "SLURM_CPUS_PER_TASK": "2", "SLURM_NNODES": "2", "PYTHONPATH": str(tmp_path)}
+    command = ["bash", str(FILES / "slurm.sh"), "my sweep.yaml", "--set", "search.num_trials=16"]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    ran = subprocess.run(command, env={**environment, "PATH": path}, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == [
+        "2 of 2 nodes are there",
+        "<sweep><my sweep.yaml><--set><search.num_trials=16><--address><10.0.0.1:20001>",
+    ]
+
+
 def test_the_file_for_kuberay_has_the_fields_of_its_api(capsys: pytest.CaptureFixture[str]) -> None:
     job = yaml.safe_load((FILES / "kuberay.yaml").read_text(encoding="utf-8"))
     assert (job["apiVersion"], job["kind"], set(job)) == (
@@ -110,6 +130,7 @@ def test_the_file_for_kuberay_has_the_fields_of_its_api(capsys: pytest.CaptureFi
 def test_the_file_for_skypilot_has_the_keys_of_a_task(capsys: pytest.CaptureFixture[str]) -> None:
     task = yaml.safe_load((FILES / "skypilot.yaml").read_text(encoding="utf-8"))
     assert set(task) <= SKYPILOT and task["run"] and (ROOT / task["envs"]["SWEEP"]).is_file()
+    assert set(task["envs"]) == set(re.findall(r"\$(\w+)", task["run"]))
     _check_sweep(task["run"].splitlines(), "$SWEEP", capsys)
 
 
@@ -124,7 +145,7 @@ def _at(values: Mapping[str, Any], path: str) -> Mapping[str, Any]:
 def _check_sweep(commands: list[str], file: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The one command is understood up to the point where the sweep's file is read."""
     (command,) = commands
-    program, name, given, *options = shlex.split(command)
+    program, name, given, *options = shlex.split(command.replace(' "$@"', "").replace(" $OPTIONS", ""))
     assert (program, name, given) == ("prefixray", "sweep", file)
     assert cli.main([name, "none.yaml", *options]) == 2
     assert capsys.readouterr().err.startswith("none.yaml: ")

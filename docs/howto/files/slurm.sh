@@ -8,10 +8,11 @@
 #SBATCH --requeue
 #SBATCH --signal=B:TERM@120
 #SBATCH --output=%x-%j.log
-# One sweep on the nodes of one job: sbatch slurm.sh sweeps/xsum.yaml
+# One sweep on the nodes of one job: sbatch slurm.sh sweeps/xsum.yaml [options of prefixray sweep]
 # Submit it again to go on. Start it in a folder that all nodes see; it gets runs/.
 set -euo pipefail
 sweep=${1:?which sweep file? sbatch slurm.sh sweeps/xsum.yaml}
+shift
 
 export RAY_AUTH_MODE=token  # other users of the nodes do not get in
 ray get-auth-token --generate > /dev/null  # in ~/.ray, which all nodes see
@@ -25,5 +26,16 @@ if [ "$SLURM_NNODES" -gt 1 ]; then
     ray start --address="$address:$port" --num-cpus="$SLURM_CPUS_PER_TASK" --block &
 fi
 
+# How many fine-tunings run at once is counted when the sweep starts, so all nodes come first, for five minutes at most.
+python - "$address:$port" "$SLURM_NNODES" << 'END'
+import sys, time, ray
+
+ray.init(address=sys.argv[1], log_to_driver=False)
+num_wanted, deadline = int(sys.argv[2]), time.monotonic() + 300
+while (num_there := sum(node["Alive"] for node in ray.nodes())) < num_wanted and time.monotonic() < deadline:
+    time.sleep(1)
+print(f"{num_there} of {num_wanted} nodes are there", flush=True)
+END
+
 # In place of this shell, so that SIGTERM, two minutes before the end, reaches the driver: it writes checkpoints.
-exec prefixray sweep "$sweep" --address "$address:$port"
+exec prefixray sweep "$sweep" "$@" --address "$address:$port"
