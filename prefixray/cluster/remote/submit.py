@@ -197,14 +197,14 @@ def _exit_code(client: JobSubmissionClient, job: str, cluster: ClusterFile, swee
             raise ConnectionError("the job server closed it")
         time.sleep(0.5)
     details = client.get_job_info(job)
-    if status is JobStatus.SUCCEEDED:
+    code = 0 if status is JobStatus.SUCCEEDED else details.driver_exit_code
+    if code is None or status is JobStatus.STOPPED:
+        print(f"{job}: {status.lower()}: {details.message}", file=sys.stderr)
+    elif code in (0, 1):  # also where an arm has failed, there is a table
         folder = f"{cluster.home}/runs/{sweep}/"
         fetch = f"mkdir -p runs && ray rsync-down {shlex.quote(str(cluster.path))} {folder} runs/{sweep}/"
         print(f"\nto have it here: {fetch}", file=shown)
-        return 0
-    if details.driver_exit_code is None or status is JobStatus.STOPPED:
-        print(f"{job}: {status.lower()}: {details.message}", file=sys.stderr)
-    return details.driver_exit_code or 1
+    return code or int(status is not JobStatus.SUCCEEDED)
 
 
 def _goes_on(job: str, cluster: ClusterFile) -> str:

@@ -92,8 +92,10 @@ def test_a_tunnel_leaves_no_process_behind(tmp_path: Path, monkeypatch: pytest.M
 class PlayedHead:
     """The job server of a head, whose connection to us has its troubles."""
 
-    def __init__(self, *, trouble: Exception | None = None, status: JobStatus = JobStatus.RUNNING) -> None:
-        self.trouble, self.status = trouble, status
+    def __init__(
+        self, *, trouble: Exception | None = None, status: JobStatus = JobStatus.RUNNING, code: int | None = None
+    ) -> None:
+        self.trouble, self.status, self.code = trouble, status, code
 
     async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
         yield "prefix/0 started\n"
@@ -102,6 +104,9 @@ class PlayedHead:
 
     def get_job_status(self, job: str) -> JobStatus:
         return self.status
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        return SimpleNamespace(driver_exit_code=self.code, message="as it was")
 
 
 @pytest.mark.parametrize(
@@ -115,6 +120,31 @@ class PlayedHead:
 def test_a_connection_that_ends_before_the_job_is_told_and_the_sweep_goes_on(
     head: PlayedHead, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert _run_on(head, monkeypatch) == 130
+    said = capsys.readouterr()
+    assert "prefix/0 started" in said.out and "the connection broke" in said.err
+    assert "the sweep goes on there; the same command shows it again" in said.err
+
+
+@pytest.mark.parametrize(
+    ("head", "code", "is_fetched"),
+    [
+        (PlayedHead(status=JobStatus.SUCCEEDED, code=0), 0, True),
+        (PlayedHead(status=JobStatus.FAILED, code=1), 1, True),  # an arm is not in the table
+        (PlayedHead(status=JobStatus.FAILED, code=2), 2, False),  # the file was refused
+        (PlayedHead(status=JobStatus.STOPPED), 1, False),
+    ],
+)
+def test_after_a_table_the_line_that_fetches_results_is_printed(
+    head: PlayedHead, code: int, is_fetched: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run_on(head, monkeypatch) == code
+    line = "to have it here: mkdir -p runs && ray rsync-down cluster.yaml /shared/runs/small/ runs/small/"
+    assert (line in capsys.readouterr().out) == is_fetched
+
+
+def _run_on(head: PlayedHead, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Show the sweep that runs on this head, to its end; the exit code."""
     checked = SimpleNamespace(name="small", path=Path("cluster.yaml"), home="/shared")
     monkeypatch.setattr(submit_module, "check_cluster", lambda cluster: checked)
     monkeypatch.setattr(submit_module, "tunnel", lambda cluster: contextlib.nullcontext("http://127.0.0.1:1"))
@@ -122,10 +152,7 @@ def test_a_connection_that_ends_before_the_job_is_told_and_the_sweep_goes_on(
     monkeypatch.setattr(submit_module, "running_job", lambda client, sweep: "prefixray-small-1")
     monkeypatch.setattr(submit_module, "STATE_SECONDS", 0.1)
     config: Any = SimpleNamespace(name="small")
-    assert run_on_cluster(config, Path("small.yaml"), Path("cluster.yaml"), [], sys.stdout) == 130
-    said = capsys.readouterr()
-    assert "prefix/0 started" in said.out and "the connection broke" in said.err
-    assert "the sweep goes on there; the same command shows it again" in said.err
+    return run_on_cluster(config, Path("small.yaml"), Path("cluster.yaml"), [], sys.stdout)
 
 
 @pytest.fixture
