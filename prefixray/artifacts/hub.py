@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.errors import HTTPError as NoAnswer  # type: ignore[attr-defined]
 
 from prefixray.artifacts.model_card import Facts, Origin, model_card
-from prefixray.artifacts.peft import write_peft
+from prefixray.artifacts.peft import PEFT_FILES, write_peft
 from prefixray.artifacts.record import check_new, is_on_hub
 from prefixray.artifacts.store import artifact_files, load_artifact, save_artifact
 from prefixray.config.trials import METHODS
@@ -69,7 +69,12 @@ def push(artifact: Path, repo: str, *, private: bool = False, licence: str | Non
         export_hub(artifact, folder, repo=repo, licence=licence)
         try:
             api.create_repo(repo, private=private or None, exist_ok=True)
-            commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Add an artifact of prefixray")
+            commit = api.upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                commit_message="Add an artifact of prefixray",
+                delete_patterns=[*_artifact_files(), *PEFT_FILES],  # those of an artifact that was pushed before
+            )
         except LocalTokenNotFoundError as error:
             raise UserError(f"--push: {repo}: no token; log in with `hf auth login`, or set HF_TOKEN") from error
         except OfflineModeIsEnabled as error:
@@ -94,15 +99,19 @@ def pull(repo: str, revision: str | None = None) -> Path:
     """
     if not _REPO.fullmatch(repo):
         raise UserError(f"{repo}: must be USER/NAME, the model's name on the hub (a folder: Tuned.load)")
-    files = [name for method in METHODS for name in artifact_files(method)]
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=files))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_artifact_files()))
     except RepositoryNotFoundError as error:
         raise UserError(f"{repo}: the hub has no such model, or it is private: log in with `hf auth login`") from error
     except RevisionNotFoundError as error:
         raise UserError(f"{repo}: the hub's model has no revision {revision}") from error
     except (HfHubHTTPError, NoAnswer, OSError, ValueError) as error:
         raise UserError(f"{repo}: cannot be had from the hub: {first_line(error)}") from error
+
+
+def _artifact_files() -> list[str]:
+    """The names of the artifacts' files, of all methods."""
+    return [name for method in METHODS for name in artifact_files(method)]
 
 
 def find_origin(artifact: Path) -> Origin | None:

@@ -25,6 +25,8 @@ from prefixray.artifacts.store import load_artifact
 from prefixray.config.trials import AdapterTrial, FinetuneTrial, LoraTrial, PrefixTrial
 from prefixray.errors import UserError
 
+PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""The names that PEFT knows its files by."""
 _PROMPT = """
 # A prompt as in training, for a text of at most {max_source_tokens} tokens:
 # [*{before}, *tokenizer({form[0]!r} + text + {form[1]!r}, add_special_tokens=False).input_ids, *{after}]"""
@@ -103,8 +105,9 @@ def write_peft(
     out.mkdir(parents=True, exist_ok=True)
     revision = meta["base"]["digest"] if is_on_hub(meta["base"]) else None
     content = {"base_model_name_or_path": base, "inference_mode": True, "revision": revision, **config}
-    (out / "adapter_config.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, out / "adapter_model.safetensors")
+    config_file, tensor_file = (out / name for name in PEFT_FILES)
+    config_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tensor_file)
 
 
 def _prefix(

@@ -77,12 +77,19 @@ def save_artifact(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str
 
 
 def load_artifact(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the record of an artifact. Raises `UserError` where it is damaged or of wrong types."""
+    """The tensors and the record of an artifact.
+
+    Raises `UserError` where it is damaged or of wrong types, and where the folder holds several artifacts.
+    """
     methods = [method for method in METHODS if (folder / artifact_files(method)[0]).is_file()]
-    methods.sort(key=lambda method: not (folder / artifact_files(method)[1]).is_file())  # PEFT's is adapter_config.json
+    whole = [method for method in methods if (folder / artifact_files(method)[1]).is_file()]
     if not methods:
         names = ", ".join(artifact_files(method)[0] for method in METHODS)
         raise UserError(f"{folder}: no artifact here; one has a file {names}")
+    if len(whole) > 1:
+        remedy = "delete the files of all but one, or push that one again"
+        raise UserError(f"{folder}: artifacts of several methods: {', '.join(whole)}; {remedy}")
+    methods = whole or methods  # PEFT's adapter_config.json lies beside no adapter.safetensors
     try:
         tensors, meta = _read(folder, stems=_artifact_stems(methods[0]))
     except _Damaged as error:

@@ -246,7 +246,7 @@ def test_a_push_makes_the_model_which_loads_from_there(
     assert f"{artifact} -> {hub.url}/me/prefix/commit/{'a' * 40}" in pushed.stdout
     assert [(one["name"], one["organization"]) for one in hub.created] == [("prefix", "me")]
     assert hub.created[0].get("private") is True or hub.created[0].get("visibility") == "private"
-    files = hub.files()
+    files = hub.files
     assert set(files) == set(FILES)
     assert """Tuned.from_hub('me/prefix', base="BASE")  # the weights of gpt2""" in files["README.md"].decode()
     changes = {"ENDPOINT": hub.url, "HF_HUB_OFFLINE": False, "HF_HUB_CACHE": str(tmp_path / "home" / "hub")}
@@ -265,6 +265,13 @@ def test_a_push_makes_the_model_which_loads_from_there(
     assert Tuned.from_hub("me/prefix", base=tiny_gpt2.name).method.trained_parameters() > 0, "the cache has it"
     assert {token for line, token in hub.requests if line.startswith("POST")} == {"Bearer hf_secret"}
     assert "hf_secret" not in pushed.stdout + pushed.stderr + files["README.md"].decode()
+
+
+def test_a_push_takes_away_what_was_pushed_before(tiny_gpt2: Base, tmp_path: Path, hub: Hub) -> None:
+    for trial in (PREFIX, AdapterTrial(bottleneck=3)):
+        artifact = str(_sweep(tmp_path / trial.method, tiny_gpt2, trial))
+        assert _push(hub.url, artifact, "--push", "me/prefix", home=tmp_path / "home").returncode == 0
+    assert set(hub.files) == {"README.md", "adapter.safetensors", "adapter_config.json"}
 
 
 def test_what_the_hub_refuses_is_said_without_a_traceback(tiny_gpt2: Base, tmp_path: Path, hub: Hub) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -194,6 +195,14 @@ def test_a_damaged_artifact_is_refused_with_what_is_wrong(tmp_path: Path, tiny_g
     save_artifact(folder, _tensors(), {**_meta(tiny_gpt2), "format": 99})
     with pytest.raises(UserError, match="artifact format 99; this prefixray reads format 3"):
         load_artifact(folder)
+
+
+def test_of_two_artifacts_in_one_folder_none_is_chosen(tmp_path: Path, tiny_gpt2: Base) -> None:
+    for method in ("prefix", "finetune"):
+        save_artifact(tmp_path / method, _tensors(), {**_meta(tiny_gpt2), "method": method})
+        shutil.copytree(tmp_path / method, tmp_path / "both", dirs_exist_ok=True)
+    with pytest.raises(UserError, match="both: artifacts of several methods: prefix, finetune; delete the files of"):
+        load_artifact(tmp_path / "both")
 
 
 def test_an_artifact_of_another_base_is_refused_naming_every_difference(tiny_gpt2: Base, tiny_llama: Base) -> None:

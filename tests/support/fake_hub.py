@@ -22,18 +22,19 @@ class Hub:
     requests: list[tuple[str, str | None]] = field(default_factory=list)
     created: list[Numbers] = field(default_factory=list)
     objects: dict[str, bytes] = field(default_factory=dict)  # large files by their SHA-256
-    commit: list[Numbers] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
+    """The committed files."""
 
-    def files(self) -> dict[str, bytes]:
-        """The committed files."""
-        found = {}
-        for line in self.commit:
+    def commit(self, lines: list[Numbers]) -> None:
+        """Put files into the model, and take files out of it."""
+        for line in lines:
             value = line["value"]
             if line["key"] == "file":
-                found[value["path"]] = base64.b64decode(value["content"])
+                self.files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
-                found[value["path"]] = self.objects[value["oid"]]
-        return found
+                self.files[value["path"]] = self.objects[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del self.files[value["path"]]
 
     def answer(self, method: str, path: str, body: bytes) -> object:
         """The answer to a request: bytes, or what becomes JSON."""
@@ -53,13 +54,13 @@ class Hub:
             files = [{"path": n, "uploadMode": kinds[n.endswith(".safetensors")], "shouldIgnore": False} for n in names]
             return {"files": files}
         if path.startswith("/api/models/me/prefix/revision/main"):
-            siblings = [{"rfilename": name} for name in self.files()]
+            siblings = [{"rfilename": name} for name in self.files]
             return {"sha": "a" * 40, "id": "me/prefix", "modelId": "me/prefix", "siblings": siblings}
         if "/tree/" in path:
-            sizes = {name: len(content) for name, content in self.files().items()}
+            sizes = {name: len(content) for name, content in self.files.items()}
             return [{"type": "file", "path": n, "size": size, "oid": f"{n:a<40.40}"} for n, size in sizes.items()]
         if "/resolve/" in path:
-            return self.files()[path.partition("/resolve/")[2].partition("/")[2]]
+            return self.files[path.partition("/resolve/")[2].partition("/")[2]]
         if path.endswith("/info/lfs/objects/batch"):
             wanted = json.loads(body)["objects"]
             upload = [
@@ -67,7 +68,7 @@ class Hub:
             ]
             return {"transfer": "basic", "objects": upload}
         if "/commit/" in path:
-            self.commit = [json.loads(line) for line in body.splitlines()]
+            self.commit([json.loads(line) for line in body.splitlines()])
             return {"commitUrl": f"{self.url}/me/prefix/commit/{'a' * 40}", "commitOid": "a" * 40, "hookOutput": ""}
         return {"sha": "a" * 40, "id": "me/prefix", "siblings": []}
 
