@@ -12,12 +12,12 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from prefixray.artifacts.hub import find_origin
 from prefixray.artifacts.record import check_new, is_on_hub, name_in_transformers, trial_method
-from prefixray.artifacts.store import load_artifact
+from prefixray.artifacts.store import load_as_decoded
 from prefixray.config.schema import DecodingSettings
 from prefixray.config.trials import PrefixTrial
 from prefixray.errors import UserError
+from prefixray.results.artifacts import find_origin
 
 CACHE_FILE = "cache.safetensors"
 _ALWAYS = ("num_beams", "max_new_tokens", "length_penalty")  # settings of the beam search that the lines name
@@ -65,7 +65,7 @@ def export_cache(artifact: Path, out: Path) -> str:
     damaged or no prefix in front of a decoder-only base's rows, or where `out` holds something.
     """
     check_new(out)
-    tensors, record = load_artifact(artifact)
+    tensors, record = load_as_decoded(artifact)
     _check_is_cache(artifact, record)
     parts = {name: tensors[f"decoder.{name.removesuffix('s')}"].unsqueeze(1) for name in ("keys", "values")}
     layers, _, heads, positions, dim = parts["keys"].shape  # (L, 1, K, P, D)

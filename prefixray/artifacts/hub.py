@@ -20,14 +20,14 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.errors import HTTPError as NoAnswer  # type: ignore[attr-defined]
 
-from prefixray.artifacts.model_card import Facts, Origin, model_card
+from prefixray.artifacts.model_card import Facts, model_card
 from prefixray.artifacts.peft import PEFT_FILES, write_peft
 from prefixray.artifacts.record import check_new, is_on_hub
-from prefixray.artifacts.store import artifact_files, load_artifact, save_artifact
+from prefixray.artifacts.store import artifact_files, load_as_decoded, save_artifact
 from prefixray.config.trials import METHODS
 from prefixray.data.entries import TASK_PATHS
 from prefixray.errors import UserError, first_line
-from prefixray.results.record import is_finished, load_results, runs_of
+from prefixray.results.artifacts import find_origin
 from prefixray.system.path_or_hub import is_path, local_path
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def export_hub(artifact: Path, out: Path, *, repo: str | None = None, licence: s
     Raises `UserError` where the artifact is damaged, or where `out` holds something.
     """
     check_new(out)
-    tensors, record = load_artifact(artifact)
+    tensors, record = load_as_decoded(artifact)
     origin = find_origin(artifact)
     public = public_record(record)
     save_artifact(out, tensors, public)
@@ -112,25 +112,6 @@ def pull(repo: str, revision: str | None = None) -> Path:
 def _artifact_files() -> list[str]:
     """The names of the artifacts' files, of all methods."""
     return [name for method in METHODS for name in artifact_files(method)]
-
-
-def find_origin(artifact: Path) -> Origin | None:
-    """The final run that an artifact belongs to, found by the artifact's path; None outside a finished sweep."""
-    run = artifact.resolve().parent
-    sweep = run.parent.parent
-    if not (sweep / "results.json").is_file():
-        return None
-    results = load_results(sweep)
-    if not is_finished(results):
-        return None
-    folder = run.relative_to(sweep).as_posix()
-    for arm in results["arms"]:
-        for seed in arm["seeds"]:
-            documents = list(seed.get("documents", ()))
-            for index, result in enumerate(runs_of(seed)):
-                if result["folder"] == folder:
-                    return Origin(results, arm, result, documents[index] if len(documents) > 1 else None)
-    return None
 
 
 def public_record(record: Mapping[str, Any]) -> dict[str, Any]:

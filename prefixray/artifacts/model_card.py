@@ -16,19 +16,9 @@ from prefixray.artifacts.record import is_on_hub, trial_method
 from prefixray.data.catalog import CATALOG
 from prefixray.methods.catalog import facts_of
 from prefixray.metrics import decimals, label
+from prefixray.results.artifacts import Origin
 from prefixray.results.citation import bibtex
-from prefixray.results.record import ArmResult, Results, SeedResult
 from prefixray.results.statistics import p_text
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The final run of a finished sweep that an artifact comes from."""
-
-    results: Results
-    arm: ArmResult
-    run: SeedResult
-    document: str | None = None  # that the run is about, where there are several
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prefixray.artifacts.record import check_new, is_on_hub, name_in_transformers, trial_method
-from prefixray.artifacts.store import load_artifact
+from prefixray.artifacts.store import load_as_decoded
 from prefixray.config.trials import AdapterTrial, FinetuneTrial, LoraTrial, PrefixTrial
 from prefixray.errors import UserError
 
@@ -43,7 +43,7 @@ def export_peft(artifact: Path, out: Path, prefix_type: PrefixType = "PREFIX_TUN
     such method, where the artifact is damaged, or where `out` holds something.
     """
     check_new(out)
-    tensors, meta = load_artifact(artifact)
+    tensors, meta = load_as_decoded(artifact)
     base = name_in_transformers(meta["base"])
     write_peft(artifact, out, base or meta["base"]["name"], tensors, meta, prefix_type)
     (out / "prefixray.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")

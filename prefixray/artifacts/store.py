@@ -25,6 +25,7 @@ from prefixray.errors import UserError
 from prefixray.methods import build_method
 from prefixray.methods.contract import Method, Recorder
 from prefixray.model.base import Base
+from prefixray.results.artifacts import find_origin
 from prefixray.system.atomic_files import clear_scratch, whole_folder
 from prefixray.trial import TrialFolder
 
@@ -96,6 +97,17 @@ def load_artifact(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{error}; copy or train the artifact again") from error
     check_record(str(folder / artifact_files(methods[0])[0]), meta, methods[0])
     return tensors, meta
+
+
+def load_as_decoded(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """As `load_artifact`; the record of a final run in a finished sweep has the sweep's decoding settings.
+
+    An artifact has those that it was trained with, and the sweep may have decoded again with others.
+    """
+    tensors, record = load_artifact(folder)
+    if origin := find_origin(folder):
+        record["decoding"] = {**(record["decoding"] or {}), **origin.results["decoding"]}
+    return tensors, record
 
 
 def artifact_files(method: str) -> tuple[str, str]:

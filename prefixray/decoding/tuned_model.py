@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from prefixray.artifacts.hub import pull
 from prefixray.artifacts.record import check_decoding, check_template, trial_method
-from prefixray.artifacts.store import load_artifact, restore_method
+from prefixray.artifacts.store import load_artifact, load_as_decoded, restore_method
 from prefixray.batching.template import Template
 from prefixray.config.files.found import find_sweep
 from prefixray.config.schema import DecodingSettings
@@ -55,10 +55,11 @@ class OpenBase:
     def bind(self, artifact: Path | str, *, decoding: Mapping[str, Any] | None = None) -> "Tuned":
         """The artifact in this folder, on this base; `decoding` replaces single settings that the artifact records.
 
-        Raises `UserError` where the artifact is damaged or was made for another base, and for unknown settings.
+        A final run's artifact in the folder of a finished sweep decodes with the sweep's settings. Raises `UserError`
+        where the artifact is damaged or was made for another base, and for unknown settings.
         """
         check_decoding(decoding or {})
-        tensors, record = load_artifact(Path(artifact))
+        tensors, record = load_as_decoded(Path(artifact))
         shape = self.base.shape
         check_template(
             str(artifact),

@@ -13,7 +13,7 @@ from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.metrics import higher_is_better
 from prefixray.results.hypotheses import Split, read_split_record
-from prefixray.results.record import is_finished, load_results
+from prefixray.results.record import ArmResult, Results, SeedResult, is_finished, load_results, runs_of
 from prefixray.system.path_or_hub import leads_nowhere
 from prefixray.trial import TrialFolder
 
@@ -63,6 +63,40 @@ class Found:
         made_on = beside if "num_threads" in beside else self.machine
         count = made_on.get("num_threads")
         return count if made_on.get("device") == "cpu" and isinstance(count, int) else None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The final run of a finished sweep that an artifact comes from."""
+
+    results: Results
+    arm: ArmResult
+    run: SeedResult
+    document: str | None = None  # that the run is about, where there are several
+
+
+def sweep_of(artifact: Path) -> Path | None:
+    """The folder of the sweep that an artifact of a final run or of a trial lies in; None where it lies elsewhere."""
+    above = artifact.resolve().parent.parents  # of SWEEP/final/RUN, or of SWEEP/trials/ARM/NUMBER
+    return next((folder for folder in above[1:3] if (folder / "sweep.json").is_file()), None)
+
+
+def find_origin(artifact: Path) -> Origin | None:
+    """The final run that an artifact belongs to, found by the artifact's path; None outside a finished sweep."""
+    sweep = sweep_of(artifact)
+    if sweep is None or not (sweep / "results.json").is_file():
+        return None
+    results = load_results(sweep)
+    if not is_finished(results):
+        return None
+    folder = artifact.resolve().parent.relative_to(sweep).as_posix()
+    for arm in results["arms"]:
+        for seed in arm["seeds"]:
+            documents = list(seed.get("documents", ()))
+            for index, result in enumerate(runs_of(seed)):
+                if result["folder"] == folder:
+                    return Origin(results, arm, result, documents[index] if len(documents) > 1 else None)
+    return None
 
 
 def best_artifact(folder: Path, arm: str | None = None, document: str | None = None) -> Found:

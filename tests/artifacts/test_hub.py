@@ -169,6 +169,17 @@ def test_a_card_says_what_there_is_not(tiny_bart: Base, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
+def test_an_artifact_has_the_settings_with_which_its_sweep_decoded_last(tiny_gpt2: Base, tmp_path: Path) -> None:
+    artifact = _sweep(tmp_path / "sweep", tiny_gpt2, PREFIX)
+    results = json.loads((tmp_path / "sweep" / "results.json").read_text())
+    (tmp_path / "sweep" / "results.json").write_text(json.dumps({**results, "decoding": {"num_beams": 3}}))
+    assert open_base(tiny_gpt2.name).bind(artifact).decoding.num_beams == 3
+    for form, file in (("hub", "prefix_config.json"), ("cache", "prefixray.json"), ("peft", "prefixray.json")):
+        assert main([str(artifact), "--format", form, "--out", str(tmp_path / form)]) == 0
+        assert json.loads((tmp_path / form / file).read_text())["decoding"] == {"num_beams": 3}
+    assert "num_beams=3" in (tmp_path / "cache" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("trial", "said"),
     [
