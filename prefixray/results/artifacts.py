@@ -48,7 +48,7 @@ def best_run(results: Mapping[str, Any], arm: str | None, document: str | None =
 
 @dataclass(frozen=True)
 class Found:
-    """An artifact, and how its sweep has decoded and by what it scored; one that is named itself has no sweep."""
+    """An artifact, and how its sweep has decoded and by what it scored; one that lies elsewhere has no sweep."""
 
     artifact: Path
     sweep: Path | None = None
@@ -107,9 +107,13 @@ def best_artifact(folder: Path, arm: str | None = None, document: str | None = N
         kept = f"decode one of its trials: {folder}/trials/ARM/NUMBER/artifact"
         none = "its trials have left no artifact, as in every search over several documents: let the sweep go on"
         raise UserError(f"{folder}: no final stage yet; {kept if has_any else none}")
-    artifact = TrialFolder(folder / best_run(results, arm, document)).artifact
+    return _found(TrialFolder(folder / best_run(results, arm, document)).artifact, folder, results)
+
+
+def _found(artifact: Path, sweep: Path, results: Results) -> Found:
+    """The artifact of a final run of a finished sweep."""
     evaluation: Evaluation = "paper" if results.get("evaluation") == "paper" else "own"
-    return Found(artifact, folder, results["metrics"], results["decoding"], evaluation, results["machine"])
+    return Found(artifact, sweep, results["metrics"], results["decoding"], evaluation, results["machine"])
 
 
 def base_and_task(found: Found, record: Mapping[str, Any]) -> tuple[str, TaskConfig]:
@@ -133,7 +137,14 @@ def is_artifact(folder: Path) -> bool:
 
 
 def find_artifact(where: str, arm: str | None = None, document: str | None = None) -> Found:
-    """The artifact in the folder `where`, or the `best_artifact` of the sweep that `find_sweep` finds there."""
-    if is_artifact(Path(where)):
-        return Found(Path(where))
-    return best_artifact(find_sweep(where), arm, document)
+    """The artifact in the folder `where`, or the `best_artifact` of the sweep that `find_sweep` finds there.
+
+    Raises `UserError` where there is none, and for `arm` or `document` beside an artifact's own folder.
+    """
+    artifact = Path(where)
+    if not is_artifact(artifact):
+        return best_artifact(find_sweep(where), arm, document)
+    if given := [option for option, value in (("--arm", arm), ("--document", document)) if value is not None]:
+        raise UserError(f"{', '.join(given)}: chooses in a sweep, and {where} is one artifact; leave it out")
+    sweep, origin = sweep_of(artifact), find_origin(artifact)
+    return Found(artifact, sweep) if sweep is None or origin is None else _found(artifact, sweep, origin.results)

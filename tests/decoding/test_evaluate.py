@@ -20,7 +20,7 @@ from prefixray.methods import build_method
 from prefixray.metrics import score
 from prefixray.model.base import Base
 from prefixray.model.binding.binder import Binder
-from prefixray.results.artifacts import best_run
+from prefixray.results.artifacts import Found, best_artifact, best_run, find_artifact
 from prefixray.results.hypotheses import read_hypotheses, score_all, write_hypotheses
 from prefixray.results.record import ArmResult, Results
 
@@ -147,6 +147,21 @@ def test_a_bare_artifact_is_decoded_on_the_task_that_it_names(
     assert decode.main([str(artifact), "--out", str(out), "--split", "dev", "--max-new-tokens", "1"]) == 0
     assert len(read_hypotheses(out, "dev")) == 1
     assert "dev, 1 sources" in capsys.readouterr().out
+
+
+def test_a_final_runs_own_folder_is_decoded_and_scored_as_its_sweep_is(
+    tiny_gpt2: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _finish_sweep(tmp_path, "prefix", tiny_gpt2)
+    artifact, results = tmp_path / "final" / "prefix-1" / "artifact", tmp_path / "results.json"
+    sweep = {"metrics": ["chrf"], "evaluation": "paper", "machine": {"device": "cpu", "num_threads": 3}}
+    results.write_text(json.dumps({**json.loads(results.read_text()), **sweep}))
+    found = find_artifact(str(artifact))
+    assert found == best_artifact(tmp_path) and (found.metrics, found.evaluation) == (["chrf"], "paper")
+    assert decode.main([str(artifact), "--arm", "prefix"]) == 2
+    assert "--arm: chooses in a sweep, and " in capsys.readouterr().err
+    results.unlink()
+    assert find_artifact(str(artifact)) == Found(artifact, tmp_path)
 
 
 def test_what_cannot_be_decoded_is_said_without_a_traceback(
