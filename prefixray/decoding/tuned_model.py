@@ -36,7 +36,7 @@ from prefixray.methods.catalog import facts_of
 from prefixray.methods.contract import Method
 from prefixray.model.base import Base, load_in
 from prefixray.model.binding.binder import Binder
-from prefixray.results.artifacts import base_and_task, best_artifact
+from prefixray.results.artifacts import base_of, best_artifact
 
 Progress = Callable[[int, int], None]
 """Called with how many sources are done, and of how many."""
@@ -135,7 +135,7 @@ class Tuned:
         does, and where the sweep has no such run.
         """
         found = best_artifact(find_sweep(sweep), arm, document)
-        base, _ = base_and_task(found, load_artifact(found.artifact)[1])
+        base = base_of(found.sweep, load_artifact(found.artifact)[1])
         return cls.load(found.artifact, base=base, device=device, decoding=found.decoding)
 
     @classmethod

@@ -116,19 +116,23 @@ def _found(artifact: Path, sweep: Path, results: Results) -> Found:
     return Found(artifact, sweep, results["metrics"], results["decoding"], evaluation, results["machine"])
 
 
-def base_and_task(found: Found, record: Mapping[str, Any]) -> tuple[str, TaskConfig]:
-    """Where an artifact's base and data lie: by its record, or where its sweep's file says, if nothing is there.
+def base_of(sweep: Path | None, record: Mapping[str, Any]) -> str:
+    """Where an artifact's base lies: by its record, or where its sweep's file says, if nothing is there.
 
     A sweep's folder may have been moved, or fetched from a cluster.
     """
-    base, task = record["base"]["name"], TaskConfig.model_validate(record["task"])
+    name: str = record["base"]["name"]
+    return stored_config(sweep).base if sweep is not None and leads_nowhere(name) else name
+
+
+def base_and_task(found: Found, record: Mapping[str, Any]) -> tuple[str, TaskConfig]:
+    """Where an artifact's base and data lie, by the rule of `base_of`."""
+    base, task = base_of(found.sweep, record), TaskConfig.model_validate(record["task"])
     lost = [key for key, path in task.paths.items() if leads_nowhere(path)]
-    if found.sweep is None or not (lost or leads_nowhere(base)):
+    if found.sweep is None or not lost:
         return base, task
-    config = stored_config(found.sweep)
-    of_sweep = {"exchanges": str(found.sweep / FOLDER), **config.task.paths}
-    moved = {key: of_sweep[key] for key in lost if key in of_sweep}
-    return config.base if leads_nowhere(base) else base, task.model_copy(update=moved)
+    of_sweep = {"exchanges": str(found.sweep / FOLDER), **stored_config(found.sweep).task.paths}
+    return base, task.model_copy(update={key: of_sweep[key] for key in lost if key in of_sweep})
 
 
 def is_artifact(folder: Path) -> bool:

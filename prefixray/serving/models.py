@@ -18,7 +18,9 @@ from prefixray.methods.contract import Untuned
 from prefixray.methods.stacked import insert_all
 from prefixray.model.base import Base
 from prefixray.model.binding.insert import Insert
+from prefixray.results.artifacts import base_of, sweep_of
 from prefixray.results.record import UNTUNED
+from prefixray.system.path_or_hub import leads_nowhere
 
 Message = Mapping[str, str]
 """A message of a conversation: its role and its content."""
@@ -125,8 +127,8 @@ class Models:
 def load_models(folders: Mapping[str, Path], *, device: str = "auto", trust_remote_code: bool = False) -> Models:
     """Load the base that the artifacts name, and the artifacts; `untuned` reads prompts in the first one's template.
 
-    Raises `UserError` where an artifact is damaged, where they are not of one base in one precision, and where the
-    base is an encoder-decoder.
+    If a sweep was moved, its base lies where the sweep's file says. Raises `UserError` where an artifact is damaged,
+    where they are not of one base in one precision, and where the base is an encoder-decoder.
     """
     distinct = list(dict.fromkeys(folders.values()))
     records = [load_artifact(folder)[1] for folder in distinct]
@@ -137,9 +139,9 @@ def load_models(folders: Mapping[str, Path], *, device: str = "auto", trust_remo
     for folder, record in zip(distinct, records, strict=True):
         if difference := _apart(record, first):
             raise UserError(f"{folder}: {difference} of {distinct[0]}; serve them apart")
-    opened = open_base(
-        first["base"]["name"], precision=first["precision"], device=device, trust_remote_code=trust_remote_code
-    )
+    names = [base_of(sweep_of(folder), record) for folder, record in zip(distinct, records, strict=True)]
+    name = next((name for name in names if not leads_nowhere(name)), names[0])
+    opened = open_base(name, precision=first["precision"], device=device, trust_remote_code=trust_remote_code)
     tuned = [opened.bind(folder) for folder in distinct]
     inserts = insert_all([each.method for each in tuned], [None] * len(tuned), stacked=len(tuned) > 1).of_trials
     known = {
@@ -156,7 +158,7 @@ def load_models(folders: Mapping[str, Path], *, device: str = "auto", trust_remo
 def _apart(record: Mapping[str, Any], first: Mapping[str, Any]) -> str | None:
     """Why an artifact shares no base with the first; None where it does."""
     base = record["base"]
-    if (base["name"], base["digest"]) != (first["base"]["name"], first["base"]["digest"]):
+    if base["digest"] != first["base"]["digest"]:  # the same weights may lie in several places
         return f"base: {base['name']} with digest {base['digest']}: is not that"
     if record["precision"] != first["precision"]:
         return f"precision: {record['precision']}: is not the {first['precision']}"

@@ -10,10 +10,14 @@ from support.tiny_bases import MakeBase
 from support.tuned_artifacts import METHODS, save_tuned
 
 from prefixray.batching.template import make_template
+from prefixray.config.identity import dump
+from prefixray.config.load import load_sweep
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.model.base import Base
 from prefixray.serving.models import Limits, load_models
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_artifacts_that_share_no_base_are_refused(
@@ -29,6 +33,19 @@ def test_artifacts_that_share_no_base_are_refused(
     ):
         with pytest.raises(UserError, match=told):
             load_models({name: tmp_path / name for name in names}, device="cpu")
+
+
+def test_artifacts_share_a_base_that_lies_in_several_places(tiny_gpt2: Base, tmp_path: Path) -> None:
+    """One is of a sweep that was fetched from a cluster: its sweep's file says where the base is here."""
+    fetched = tmp_path / "sweep" / "trials" / "prefix" / "0" / "artifact"
+    save_tuned(tmp_path / "own", tiny_gpt2, METHODS["short"])
+    save_tuned(fetched, replace(tiny_gpt2, name="/mnt/of/the/cluster/base"), METHODS["long"])
+    config = load_sweep(ROOT / "sweeps" / "quickstart.yaml").model_copy(update={"base": tiny_gpt2.name})
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps(dump(config)))
+    for folders in ({"fetched": fetched}, {"fetched": fetched, "own": tmp_path / "own"}):
+        assert set(load_models(folders, device="cpu").by_name) == {"untuned", *folders}
+    (tmp_path / "sweep" / "sweep.json").unlink()
+    assert load_models({"fetched": fetched, "own": tmp_path / "own"}, device="cpu").base.name == tiny_gpt2.name
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(tiny_gpt2: Base, tmp_path: Path) -> None:
