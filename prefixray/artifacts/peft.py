@@ -27,7 +27,7 @@ from prefixray.errors import UserError
 
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 """The names that PEFT knows its files by."""
-_PROMPT = """
+_PROMPT = """\
 # A prompt as in training, for a text of at most {max_source_tokens} tokens:
 # [*{before}, *tokenizer({form[0]!r} + text + {form[1]!r}, add_special_tokens=False).input_ids, *{after}]"""
 
@@ -53,9 +53,14 @@ def export_peft(artifact: Path, out: Path, prefix_type: PrefixType = "PREFIX_TUN
     else:
         model = f"AutoPeftModelFor{'Seq2SeqLM' if meta['base']['shape']['is_encoder_decoder'] else 'CausalLM'}"
         lines = f"from peft import {model}\nmodel = {model}.from_pretrained({str(out)!r})  # with its base, {base}"
-    lines += _PROMPT.format(**{key: meta["template"][key] for key in ("form", "before", "after", "max_source_tokens")})
+    lines += f"\n{prompt_lines(meta)}"
     (out / "README.md").write_text(f"```python\n{lines}\n```\n", encoding="utf-8")
     return lines + _lacks(prefix_type)
+
+
+def prompt_lines(meta: Mapping[str, Any]) -> str:
+    """Comments in Python that say how a prompt of an artifact was written in training."""
+    return _PROMPT.format(**{key: meta["template"][key] for key in ("form", "before", "after", "max_source_tokens")})
 
 
 def _lacks(prefix_type: PrefixType) -> str:

@@ -17,7 +17,7 @@ from support.fake_hub import Hub, serving
 from transformers import AutoModelForCausalLM
 
 from prefixray.artifacts.hub import public_record
-from prefixray.artifacts.store import artifact_meta, save_artifact
+from prefixray.artifacts.store import artifact_meta, load_artifact, save_artifact
 from prefixray.batching.template import make_template
 from prefixray.config.trials import AdapterTrial, AnyTrial, FinetuneTrial, PrefixTrial, TrialConfig
 from prefixray.data.task_config import TaskConfig
@@ -95,7 +95,10 @@ def test_the_folder_has_the_artifact_its_card_and_pefts_form_of_it(tiny_gpt2: Ba
 
 
 def test_the_card_carries_scores_with_intervals_configuration_and_use(tiny_gpt2: Base, tmp_path: Path) -> None:
-    _sweep(tmp_path / "sweep", tiny_gpt2, PREFIX)
+    artifact = _sweep(tmp_path / "sweep", tiny_gpt2, PREFIX)
+    tensors, record = load_artifact(artifact)
+    record["template"]["before"] = [3, 5]  # as a chat format has them
+    save_artifact(artifact, tensors, record)
     main([str(tmp_path / "sweep"), "--format", "hub", "--out", str(tmp_path / "out"), "--license", "apache-2.0"])
     card = ModelCard.load(tmp_path / "out" / "README.md")
     data = card.data.to_dict()
@@ -117,6 +120,8 @@ def test_the_card_carries_scores_with_intervals_configuration_and_use(tiny_gpt2:
     assert "learnt from E2E (licence: CC BY-SA 4.0) on `gpt2`" in text
     assert "Its owner gives it under `apache-2.0`" in text and "@inproceedings{li-liang-2021-prefix" in text
     assert "version   = {VERSION}" not in text and "version   = {0.1.0}" in text
+    written = "# [*[3, 5], *tokenizer(' ' + text + ' ', add_special_tokens=False).input_ids, *[0]]"
+    assert f"# A prompt as in training, for a text of at most 512 tokens:\n{written}\n```\n" in text
     for code in text.split("```python\n")[1:]:
         compile(code.partition("```")[0], "card", "exec")
 
