@@ -41,9 +41,22 @@ class Template:
     max_target_tokens: int
 
     def encode_sources(self, texts: Sequence[str]) -> list[list[int]]:
-        """Prompts: source tokens, cut at `max_source_tokens`, between `before` and `after`."""
+        """Prompts: source tokens, cut at `max_source_tokens`, between `before` and `after`.
+
+        Raises `UserError` as `check_texts` does.
+        """
+        self.check_texts(texts)
         sources = self.tokens([text.join(self.form) for text in texts])
         return [[*self.before, *ids[: self.max_source_tokens], *self.after] for ids in sources]
+
+    @staticmethod
+    def check_texts(texts: Sequence[str]) -> None:
+        """Raise `UserError` for a text that no tokenizer takes: one with half a surrogate pair."""
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise UserError(f"source: {text!r:.60}: has half a surrogate pair, which is no text") from None
 
     def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids behind the prompts in training: target tokens, cut at `max_target_tokens`, and the end token."""

@@ -63,8 +63,9 @@ class Model:
     def of_messages(self, messages: Sequence[Message]) -> list[int]:
         """The prompt of a conversation: a single user's message is a source, others need the tokenizer's chat format.
 
-        Raises `UserError` where the model was not trained in it, and where it refuses the messages.
+        Raises `UserError` where the model was not trained in it, where it refuses them, and where one is no text.
         """
+        self.template.check_texts([message["content"] for message in messages])
         if [message["role"] for message in messages] == ["user"]:
             return self.of_source(messages[0]["content"])
         if not self.is_chat:

@@ -155,6 +155,11 @@ def test_a_tokenizer_that_cannot_end_or_separate_is_refused(tiny_llama: Base) ->
         _template(tiny_llama)
 
 
+def test_half_a_surrogate_pair_is_no_source(tiny_gpt2: Base) -> None:
+    with pytest.raises(UserError, match=r"^source: 'a .ud83d': has half a surrogate pair, which is no text"):
+        make_template(tiny_gpt2, TaskConfig(name="e2e")).encode_sources(["a \N{GRINNING FACE}", "a \ud83d"])
+
+
 def test_the_prompt_of_training_is_the_prompt_of_decoding(tiny_base: Base) -> None:
     template = _template(tiny_base)
     (row,) = encode([EAGLE], template)

@@ -81,6 +81,8 @@ def test_a_conversation_is_read_as_the_tokenizer_writes_it(tiny_llama: Base, tmp
     tiny_llama.tokenizer.add_tokens(["<tool>"], special_tokens=True)
     with pytest.raises(UserError, match=r"^text .*: '<tool>' is token \d+ of the tokenizer, and the base has"):
         chat.of_messages([*several, {"role": "assistant", "content": "<tool>"}])
+    with pytest.raises(UserError, match="has half a surrogate pair, which is no text"):
+        chat.of_messages([*several, {"role": "assistant", "content": "\ud83d"}])
     tiny_llama.tokenizer.chat_template = "{{ raise_exception('no system here') }}"
     with pytest.raises(UserError, match=r"^messages: the chat format of the base refuses: no system here"):
         chat.of_messages(several)

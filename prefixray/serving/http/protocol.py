@@ -166,5 +166,6 @@ class Reply:
 
 
 def problem(message: str, *, kind: str = "invalid_request_error", code: str | None = None) -> dict[str, Any]:
-    """An error in OpenAI's form."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    """An error in OpenAI's form. Half a surrogate pair in a name from the request becomes a question mark."""
+    sent = message.encode(errors="replace").decode()
+    return {"error": {"message": sent, "type": kind, "param": None, "code": code}}

@@ -145,6 +145,14 @@ def test_what_is_wrong_with_a_request_is_said(server: tuple[str, Engine]) -> Non
         "no name that a page could let point here"
     )
     assert asked(address, "GET", "/nothing")[0] == 404
+    half = "\ud83d"
+    for path, body, status in (
+        ("completions", {"model": half, "prompt": "a"}, 404),
+        ("completions", {"model": "short", "prompt": half}, 400),
+        ("completions", {"model": "short", "prompt": "a", half: 1}, 400),
+        ("chat/completions", {"model": "short", "messages": [{"role": "user", "content": half}]}, 400),
+    ):
+        assert asked(address, "POST", f"/v1/{path}", body)[0] == status, "half a surrogate pair is no text"
     assert engine.num_running == engine.num_waiting == 0
 
 
