@@ -37,7 +37,7 @@ def serve(
     seats: Annotated[int, typer.Option(min=1, help="answers that are written at once")] = 16,
     queue: Annotated[int, typer.Option(min=0, help="requests that wait for a seat; the next gets 429")] = 64,
     max_prompt_tokens: Annotated[int, typer.Option(min=1, help="of a prompt; a longer one gets 400")] = 2048,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="of an answer, however many are asked for")] = 1024,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="of an answer; a request for more gets 400")] = 1024,
     device: Device = "auto",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="run Python files that the base brings")

@@ -1,6 +1,7 @@
 """What stands before the application: the token, the names that the server goes by, and the size of a request."""
 
 import hmac
+import re
 from collections.abc import Sequence
 from ipaddress import ip_address
 from typing import Any
@@ -15,7 +16,8 @@ from prefixray.serving.http.protocol import problem
 
 MOST_BYTES = 4 << 20
 """Of a request's body."""
-_LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_HOST = re.compile(r"(?:\[([^]]+)\]|([^:]*))(?::\d*)?")
+"""A request's `Host`: an address in brackets or a name, and a port."""
 
 
 def check_binding(host: str, token: str | None) -> None:
@@ -31,7 +33,7 @@ def is_local(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower() == "localhost"
 
 
 class Guard:
@@ -57,9 +59,10 @@ class Guard:
 
     def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
         if self._token is None:
-            name = headers.get("host", "").rsplit(":", 1)[0] if ":" in headers.get("host", "") else headers.get("host")
-            if name not in _LOCAL_NAMES:
-                return _refused(403, f"Host: {name}: is no name of this machine; start the server with a token")
+            host = headers.get("host", "")
+            named = _HOST.fullmatch(host)
+            if named is None or not is_local(named[1] or named[2]):
+                return _refused(403, f"Host: {host}: is no name of this machine; start the server with a token")
         elif path not in self._open:
             given = headers.get("authorization", "").encode()
             if not hmac.compare_digest(given, f"Bearer {self._token}".encode()):

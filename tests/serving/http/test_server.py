@@ -141,9 +141,11 @@ def test_what_is_wrong_with_a_request_is_said(server: tuple[str, Engine]) -> Non
             client.chat.completions.create(model="short", messages=turns)  # type: ignore[arg-type]
     large = {"content-length": str(MOST_BYTES + 1)}
     assert asked(address, "POST", "/v1/completions", **large)[0] == 413
-    assert asked(address, "GET", "/v1/models", host="evil.example")[0] == 403, (
-        "no name that a page could let point here"
-    )
+    for host in ("localhost", "LOCALHOST:8000", "127.0.0.1", "127.0.0.2:8000", "[::1]", "[::1]:8000"):
+        assert asked(address, "GET", "/v1/models", host=host)[0] == 200
+    for host in ("evil.example", "127.0.0.1.evil.example", "[::1].evil.example", "localhost:80:80", "[]", ""):
+        status, _, text = asked(address, "GET", "/v1/models", host=host)
+        assert status == 403 and f"Host: {host}: is no name of" in text, "no name that a page could let point here"
     assert asked(address, "GET", "/nothing")[0] == 404
     half = "\ud83d"
     for path, body, status in (
