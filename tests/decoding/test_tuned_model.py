@@ -177,6 +177,17 @@ def test_the_manuals_example_runs(
     assert len(ast.literal_eval(capsys.readouterr().out)) == 2
 
 
+def test_a_fine_tuned_model_is_saved_for_transformers(tiny_base: Base, tmp_path: Path) -> None:
+    save_tuned(tmp_path / "finetune", tiny_base, METHODS["finetune"])
+    tuned = Tuned.load(tmp_path / "finetune", device="cpu")
+    tuned.model.save_pretrained(tmp_path / "mine")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "mine")
+    ids = torch.tensor(tuned.template.encode_sources(SOURCES[:1]))
+    new = model.generate(ids, **DECODING)[0, ids.shape[1] :]
+    (expected,) = tuned.generate(SOURCES[:1])
+    assert tuned.base.tokenizer.decode(new, skip_special_tokens=True).strip() == expected
+
+
 def test_settings_of_the_beam_search_can_be_replaced(any_base: Base, artifacts: Mapping[str, Path]) -> None:
     base = open_base(any_base.name)
     usual, greedy = base.bind(artifacts["long"]), base.bind(artifacts["long"], decoding={"num_beams": 1})
