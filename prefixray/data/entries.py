@@ -93,9 +93,9 @@ class DataConfig(Strict):
     """custom, summarization: the file that the final stage scores. document: questions and answers of your own; with
     several documents `columns.group` names the column that says which document a question is about."""
     split: SplitConfig | None = None
-    """custom, summarization: take dev and test out of train where they are missing, or have no targets in a hub data
-    set; {} takes a tenth of the sources for each. A hash of the source decides, so no source is in two parts. null:
-    they must be there."""
+    """custom, summarization: take dev and test out of train where they are missing; {} takes a tenth of the sources
+    for each. A dev or test without targets, of a hub data set or a folder of `datasets`, counts as missing. A hash of
+    the source decides, so no source is in two parts. null: they must be there."""
     columns: ColumnsConfig = ColumnsConfig()
     """custom, summarization, document: the names of the columns."""
     chunk_tokens: PositiveInt = 512

@@ -26,7 +26,7 @@ if [ "$SLURM_NNODES" -gt 1 ]; then
     ray start --address="$address:$port" --num-cpus="$SLURM_CPUS_PER_TASK" --block &
 fi
 
-# How many fine-tunings run at once is counted when the sweep starts, so all nodes come first, for five minutes at most.
+# A sweep counts at its start how many trials of an arm run at once. So all nodes come first, for five minutes at most.
 python - "$address:$port" "$SLURM_NNODES" << 'END'
 import sys, time, ray
 
