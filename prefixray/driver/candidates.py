@@ -50,6 +50,7 @@ class EarlyChoice:
     ) -> None:
         """`runs` are those of all candidates; `choose` gets those that have ended well, decoded by `job_of`."""
         self._runs, self._pool, self._job_of, self._choose = runs, pool, job_of, choose
+        self._jobs: Sequence[DecodeJob] | None = None
         self._thread: threading.Thread | None = None
         self.made: FinalRun | None = None
         """The run that was chosen, once `is_over`; None where none could be."""
@@ -59,19 +60,20 @@ class EarlyChoice:
 
         Until then idle workers decode what is left.
         """
-        if self._thread is None:
-            runs = complete(self._runs)
-            jobs = [self._job_of(run) for run in runs]
-            for job in jobs:
+        if self._jobs is None:
+            self._runs = complete(self._runs)
+            self._jobs = [self._job_of(run) for run in self._runs]
+            for job in self._jobs:
                 self._pool.decode_when_idle(job)
-            if any(map(self._pool.is_decoding, jobs)):
+        if self._thread is None:
+            if any(map(self._pool.is_decoding, self._jobs)):
                 return False
-            self._thread = threading.Thread(target=self._make, args=(runs,), name="candidates", daemon=True)
+            self._thread = threading.Thread(target=self._make, name="candidates", daemon=True)
             self._thread.start()
         return not self._thread.is_alive()
 
-    def _make(self, runs: Sequence[FinalRun]) -> None:
+    def _make(self) -> None:
         try:
-            self.made = self._choose(runs) if runs else None
+            self.made = self._choose(self._runs) if self._runs else None
         except Exception as error:  # of a decoding that has failed, for instance, which is tried again in the end
-            logger.info("no candidate of %s could be chosen early", runs[0].arm.name, exc_info=error)
+            logger.info("no candidate of %s could be chosen early", self._runs[0].arm.name, exc_info=error)

@@ -188,10 +188,8 @@ class Schedule:
         """Whether no trial runs and none will start; to be asked after `follow`."""
         if not all(map(self._is_closed, self._stages)) or any(map(self._num_active, self._stages)):
             return False
-        if self._is_held:
-            return True
-        is_followed = all(stage.name in self._followed for stage in self._stages)
-        return is_followed and not any(map(self._num_paused, self._stages))
+        are_left = any(stage.name not in self._followed or self._num_paused(stage) for stage in self._stages)
+        return self._is_held or not are_left
 
     def demand(self) -> tuple[int, int]:
         """Trials that run or could start now: those that share a worker, and those that need a worker alone."""
