@@ -77,8 +77,10 @@ class Origin:
 
 def sweep_of(artifact: Path) -> Path | None:
     """The folder of the sweep that an artifact of a final run or of a trial lies in; None where it lies elsewhere."""
-    above = artifact.resolve().parent.parents  # of SWEEP/final/RUN, or of SWEEP/trials/ARM/NUMBER
-    return next((folder for folder in above[1:3] if (folder / "sweep.json").is_file()), None)
+    within = artifact.resolve().parent.parents  # of SWEEP/final/RUN, or of SWEEP/trials/ARM/NUMBER
+    lies_in = {"final": within[0], "trials": within[1]}
+    above = [folder.parent for name, folder in lies_in.items() if folder.name == name]
+    return next((folder for folder in above if (folder / "sweep.json").is_file()), None)
 
 
 def find_origin(artifact: Path) -> Origin | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.sweep_files import VALID, left_by_a_driver
 
-from prefixray.results.artifacts import Found, base_and_task
+from prefixray.results.artifacts import Found, base_and_task, sweep_of
 
 
 def test_what_is_not_where_the_record_says_is_where_the_sweeps_file_says(
@@ -29,6 +29,10 @@ def test_what_is_not_where_the_record_says_is_where_the_sweeps_file_says(
     record = {"base": {"name": "a/hub-id"}, "task": {"name": "custom", **files}}
     base, task = base_and_task(Found(sweep / "final" / "artifact", sweep), record)
     assert base == "a/hub-id" and task.paths == files
+    runs = {
+        folder: sweep_of(sweep / folder / "artifact") for folder in ("final/lora-0-1", "trials/lora/0", "train/lora")
+    }
+    assert list(runs.values()) == [sweep.resolve(), sweep.resolve(), None], "another task may have been trained alone"
 
 
 def test_exchanges_lie_where_the_file_says_or_in_the_sweeps_own_folder(
