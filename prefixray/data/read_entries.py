@@ -54,7 +54,11 @@ def _parts_of(path: str, hub: Mapping[str, HubRows], form: Form, optional: Colle
     place, lenient = f"task.path: {path}", replace(form, leaves_out_empty=True)
 
     def read(split: str) -> list[Entry]:
-        if problems := form.problems(hub[split].columns):
+        problems = form.problems(hub[split].columns)
+        if len(problems) == 1 and split in optional and not set(form.targets) & set(hub[split].columns):
+            logger.warning("%s: %s: %s: left out", place, split, "; ".join(problems))
+            return []
+        if problems:
             raise UserError(*(f"{place}: {split}: {problem}" for problem in problems))
         name, hint = f"{place}: {split}", "" if split == "train" else SPLIT_HINT
         rows = enumerate(hub[split].rows)

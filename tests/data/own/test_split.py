@@ -130,6 +130,12 @@ def test_a_test_split_without_labels_is_taken_out_of_train(tmp_path: Path, caplo
     assert caplog.messages == [f"{said}; the split is taken out of train"]
     with pytest.raises(UserError, match=r'all 10 rows are left out: "label" is empty \(10\) .* task\.split takes dev'):
         load_task(TaskConfig(name="custom", path=str(tmp_path), columns=columns))
+    saved = datasets.load_from_disk(tmp_path)
+    saved["test"] = saved["test"].remove_columns("label")
+    saved.save_to_disk(tmp_path / "bare")
+    assert look_at(str(tmp_path / "bare")).missing == ("test",)
+    bare = load_task(TaskConfig(name="custom", path=str(tmp_path / "bare"), columns=columns, split=SplitConfig()))
+    assert bare.digest == task.digest and 'no "label" column' in caplog.messages[-1]
 
 
 def test_parquet_that_is_none_or_lacks_a_column_is_refused(tmp_path: Path) -> None:
