@@ -217,6 +217,11 @@ def _template(
     """The template with its limits. A task's `max_source_tokens` does not count the tokens of its instruction."""
     tokenizer = base.tokenizer
     eos = tokenizer.eos_token_id if eos_id is None else eos_id
+    vocab_size, pad = base.shape.vocab_size, tokenizer.pad_token_id
+    if (largest := max(*before, *after, *target_before, eos)) >= vocab_size:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        problem = f"its rows need {token!r}, token {largest} of the tokenizer, and the base has {vocab_size} tokens"
+        raise UserError(f"base: {base.name}: {problem}; take another base")
     instruction = tokenizer(form[0].rstrip(), add_special_tokens=False).input_ids
     max_source, max_target = task.max_source_tokens + len(instruction), task.max_target_tokens
     limit = base.shape.max_positions
@@ -225,7 +230,7 @@ def _template(
         max_target = min(max_target, limit - len(target_before))
     return Template(
         tokenizer=tokenizer,
-        vocab_size=base.shape.vocab_size,
+        vocab_size=vocab_size,
         is_encoder_decoder=base.shape.is_encoder_decoder,
         form=form,
         target_form=target_form,
@@ -233,7 +238,7 @@ def _template(
         after=after,
         target_before=target_before,
         eos_id=eos,
-        pad_id=eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        pad_id=eos if pad is None or pad >= vocab_size else pad,
         max_source_tokens=max_source,
         max_target_tokens=max_target,
     )

@@ -142,6 +142,11 @@ def test_a_token_that_the_base_does_not_know_is_told(tiny_llama: Base) -> None:
     with pytest.raises(UserError, match=told):
         encode([Example("The Mill", "<tool>")], template)
     assert encode([EAGLE], template)
+    tiny_llama.tokenizer.pad_token = "<tool>"
+    assert _template(tiny_llama).pad_id == template.eos_id, "nothing looks at it"
+    tiny_llama.tokenizer.chat_template = CHAT.replace("<|im_end|>", "<tool>")
+    with pytest.raises(UserError, match=rf"^base: .*: its rows need '<tool>', token {size} of the tokenizer, and the"):
+        _template(tiny_llama, template="chat")
 
 
 def test_a_tokenizer_that_cannot_end_or_separate_is_refused(tiny_llama: Base) -> None:
