@@ -27,11 +27,12 @@ class SweepStarted:
 
 @dataclass(frozen=True)
 class TrialStarted:
-    """A trial begins, or continues after a relaunch."""
+    """A trial begins, or continues after a relaunch; `is_new`: it begins, though one of its key may have ended."""
 
     key: str
     params: Mapping[str, Scalar]
     tags: Mapping[str, str]
+    is_new: bool = False
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,14 @@ class MlflowStore:
         match event:
             case events.SweepStarted():
                 self._start_sweep(event, when)
-            case events.TrialStarted(key, params, tags):
+            case events.TrialStarted(key, params, tags, is_new):
                 run_id = self._child(key, when)
+                if is_new and key in self._ended:
+                    self._home.client.delete_run(run_id)
+                    self._ended.remove(key)
+                    self._known.pop(key, None)
+                    del self._runs[key]
+                    run_id = self._child(key, when)
                 if key not in self._ended:
                     self._home.client.update_run(run_id, status="RUNNING")
                     self._describe(run_id, {**self._params, **params}, tags)

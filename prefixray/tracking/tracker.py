@@ -61,9 +61,12 @@ class Tracker:
         """
         self._put(events.SweepStarted(params, tags, files, columns))
 
-    def trial(self, key: str, params: Mapping[str, Scalar], tags: Mapping[str, str]) -> None:
-        """Begin or continue a trial's run. Here and below, a run that has ended is left as it is."""
-        self._put(events.TrialStarted(key, params, tags))
+    def trial(self, key: str, params: Mapping[str, Scalar], tags: Mapping[str, str], *, is_new: bool = False) -> None:
+        """Begin or continue a trial's run. Here and below, a run that has ended is left as it is.
+
+        But where a trial `is_new`, such as a final run that is trained again, it gets another run in place of that.
+        """
+        self._put(events.TrialStarted(key, params, tags, is_new))
 
     def log(self, key: str, step: int, metrics: Mapping[str, float]) -> None:
         """Add a point to a trial's curves; metrics that are not listed in `LOGGED` or not finite are left out."""

@@ -128,6 +128,17 @@ def test_a_relaunch_continues_the_same_runs_and_ends_all(folder: Path) -> None:
     assert after.parent.data.tags["changed.search.num_trials"] == "12"
 
 
+def test_a_final_run_that_is_trained_again_has_a_run_of_its_own(folder: Path) -> None:
+    for is_new, loss in ((True, 3.0), (True, 2.0), (False, 1.0)):
+        tracker = open_sweep(folder)
+        tracker.trial("final/lora-0-1", {"rank": 4}, {}, is_new=is_new)
+        tracker.log("final/lora-0-1", 10, {"dev/loss": loss})
+        tracker.end("final/lora-0-1", "done" if loss < 3 else "failed", None)
+        tracker.close("finished")
+    stored = local(folder)
+    assert stored.statuses() == ["FINISHED"] and stored.curve("final/lora-0-1") == [(10, 2.0)]
+
+
 def test_a_driver_killed_while_mlflow_makes_its_tables_loses_nothing(folder: Path) -> None:
     database = folder / "mlflow.db"
     database.unlink()

@@ -43,7 +43,7 @@ class Ledger:
         """Note a trial that starts."""
         stage.policy.begin(spec.key, spec.config.method.kind)
         self._board.begin(stage, spec, proposal)
-        self._track(stage, spec)
+        self._track(stage, spec, is_new=not proposal.adopted)
 
     def refuse(self, stage: Stage, proposal: Proposal, error: ValidationError) -> None:
         """End a trial as failed whose values cannot be a configuration."""
@@ -131,11 +131,12 @@ class Ledger:
         self._tracker.end(spec.key, record.state, _small_artifact(spec))
         spec.files.delete_checkpoints()
 
-    def _track(self, stage: Stage, spec: TrialSpec) -> None:
+    def _track(self, stage: Stage, spec: TrialSpec, *, is_new: bool = False) -> None:
         """Open the trial's run in the tracker: its parameters under the names that they have in the sweep file."""
         params = {**spec.config.by_key(), "replicate": spec.replicate}
         tags = {"arm": stage.arm.name, "stage": stage.name, "replicate": str(spec.replicate)}
-        self._tracker.trial(spec.key, params, {f"prefixray.{name}": value for name, value in tags.items()})
+        tags = {f"prefixray.{name}": value for name, value in tags.items()}
+        self._tracker.trial(spec.key, params, tags, is_new=is_new)
 
 
 def _settled(stage: Stage, spec: TrialSpec, record: Record) -> Record:
