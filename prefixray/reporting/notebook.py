@@ -19,8 +19,8 @@ from prefixray.config.schema import SweepConfig
 from prefixray.errors import UserError
 from prefixray.reporting.tables import trial_rows
 from prefixray.results.record import ArmResult, Results, SearchTrial, Stored, is_finished, load_results, tuned_arms
-from prefixray.search.storage import open_storage
-from prefixray.search.study import search_so_far
+from prefixray.search.storage import Storage, open_storage
+from prefixray.search.study import search_so_far, search_trials
 from prefixray.search.trial_source import Study, copied_study
 
 if TYPE_CHECKING:
@@ -100,16 +100,19 @@ def record_so_far(folder: Path) -> Stored:
     stored = load_results(folder) if (folder / "results.json").is_file() else None
     if not journal.is_file():
         return load_results(folder) if stored is None else stored
-    now = search_so_far(open_storage(journal), stored_config(folder))
-    return _with_further_trials(stored, now) if stored is not None and is_finished(stored) else now
+    storage, config = open_storage(journal), stored_config(folder)
+    if stored is not None and is_finished(stored):
+        return _with_further_trials(stored, storage, config)
+    return search_so_far(storage, config)
 
 
-def _with_further_trials(results: Results, now: Stored) -> Results:
+def _with_further_trials(results: Results, storage: Storage, config: SweepConfig) -> Results:
     """The results with the search as it is now; the same results where no trial has begun or gone on since."""
     known = set(map(_stage, results["search"]))
-    num_further = sum(_stage(trial) not in known for trial in now["search"])
+    num_further = sum(_stage(trial) not in known for trial in search_trials(storage, config))
     if not num_further:
         return results
+    now = search_so_far(storage, config)
     trials = "1 trial has" if num_further == 1 else f"{num_further} trials have"
     note = f"{trials} begun or gone on since this table was made; the sweep's command makes it anew when it ends"
     newer = results.copy()
