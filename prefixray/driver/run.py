@@ -119,7 +119,7 @@ def drive(
         repair_journal(folder.journal)
         if not folder.has_begun():
             read_warm_start(config)  # before Ray starts
-        check_task(config)
+        digest = check_task(config)
         config = keep_searched(config, folder)
         check_server(config.tracking)
         live = LiveView(shown)
@@ -127,7 +127,7 @@ def drive(
             spared, num_tries = psutil.Process().children(), _TRIES_ANEW if has_started_anew() else _TRIES
             with connected(address, num_tries, base=config.base) as cluster, watched(live, dead_service, spared):
                 make_study(config, folder, cluster, worker_setup(config, cluster, folder), live=live)
-                return _Sweep(config, folder, cluster, timekeeper, live, command).run()
+                return _Sweep(config, folder, cluster, timekeeper, live, command).run(digest)
         finally:
             live.close()
 
@@ -159,12 +159,17 @@ class _Sweep:
         self._engine = Engine(self._pool, self._tracker, self._inbox, live, title, folder.path)
         self._engine.make_ready(most_at_once(config, cluster.most_workers, len(self._documents)))
 
-    def run(self) -> Outcome:
-        """Search, what is left of the final stage, table; again where requests came too late for the search."""
+    def run(self, digest: str | None) -> Outcome:
+        """Search, what is left of the final stage, table; again where requests came too late for the search.
+
+        `digest` is that of the task as this machine has read it, if it has.
+        """
         state: Literal["finished", "interrupted", "failed"] = "failed"
         try:
             with self._engine.live.during(self._start_view):
                 self._pool.wait(self._config.arms)
+            if digest not in (None, self._pool.facts.data_digest):
+                raise other_data(self._config.task)  # else the search would be for nothing
             self._folder.keep_digests(self._digests())
             check_teachers(self._config, self._folder, self._pool.facts.base_digest)
             self._tracker.start({}, self._tags(), [self._folder.sweep_file], columns_of(self._config))
@@ -212,9 +217,6 @@ class _Sweep:
                 at_once = [self._final.early(arm, None) for arm in self._config.arms if not arm.dimensions]
                 stages += [stage for stage in at_once if stage is not None]
                 self._engine.run("search", stages, self._budget)
-            except KeyboardInterrupt:
-                self._store_search()
-                raise
             finally:
                 with suppress(OSError):  # a full disk was met before, and ends the sweep already
                     self._budget.note(self._pool.device_seconds, is_last=True)

@@ -63,19 +63,21 @@ def score_all(
     }
 
 
-def check_data(config: TaskConfig, metrics: Sequence[str]) -> None:
+def check_data(config: TaskConfig, metrics: Sequence[str]) -> str | None:
     """Read a task's local files before Ray starts, so that a wrong row or a missing folder is reported at once.
 
-    Metrics of the user's own score the first references, and a hypothesis without a word, for the same reason.
+    Metrics of the user's own score the first references, and a hypothesis without a word, for the same reason. Returns
+    the task's digest; None where nothing was read.
     """
     paths = config.paths.values()
     is_local = all(local_path(path) is not None for path in paths) or not CATALOG[config.name].reads_hub
     if not any(map(is_own, metrics)) and not (paths and is_local):
-        return
+        return None
     task = load_task(config)
     for leak in task.leaks if paths else ():
         logger.warning("task: %s", leak)
     try_own_metrics(metrics, task)
+    return task.digest
 
 
 def try_own_metrics(metrics: Sequence[str], task: Task) -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -13,6 +14,7 @@ from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
 from prefixray.driver.run import Outcome, _Sweep
 from prefixray.errors import UserError
+from prefixray.results.hypotheses import check_data
 from prefixray.results.record import Results
 
 SWEEP = """
@@ -88,3 +90,23 @@ def test_a_driver_does_not_score_by_other_data_than_the_workers_have_read(tmp_pa
     (tmp_path / "test.jsonl").write_text("".join(sorted(lines)))
     with pytest.raises(UserError, match=r"^task\.path: .*: is not what the sweep's first worker has read; undo the"):
         _Sweep._task.func(driver)  # type: ignore[arg-type]
+
+
+def test_a_driver_that_reads_other_data_than_its_workers_starts_no_search(tmp_path: Path) -> None:
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"{split}.jsonl").write_text('{"source": "The Mill", "target": "a pub"}\n')
+    task = TaskConfig(name="custom", path=str(tmp_path))
+    digest = check_data(task, ())
+    assert digest == load_task(task).digest
+    pool = SimpleNamespace(wait=lambda arms: None, facts=SimpleNamespace(data_digest="that of another folder"))
+    live, closed = SimpleNamespace(during=lambda view: nullcontext()), list[str]()
+    driver = SimpleNamespace(
+        _engine=SimpleNamespace(live=live),
+        _start_view=None,
+        _pool=pool,
+        _config=SimpleNamespace(task=task, arms=()),
+        _tracker=SimpleNamespace(close=closed.append),
+    )
+    with pytest.raises(UserError, match="is not what the sweep's first worker has read"):
+        _Sweep.run(driver, digest)  # type: ignore[arg-type]
+    assert closed == ["failed"]

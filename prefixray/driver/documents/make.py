@@ -46,12 +46,15 @@ def task_with_exchanges(config: SweepConfig, folder: ResultsFolder) -> TaskConfi
     return config.task.model_copy(update=places)
 
 
-def check_task(config: SweepConfig) -> None:
-    """Read the task's local files before anything heavy starts. Raises `UserError` with what is wrong."""
-    if is_to_study(config):
-        check_documents(config.task)
-    else:
-        check_data(config.task, config.final.named_metrics)
+def check_task(config: SweepConfig) -> str | None:
+    """Read the task's local files before anything heavy starts. Raises `UserError` with what is wrong.
+
+    Returns the task's digest; None where it is not known yet.
+    """
+    if not is_to_study(config):
+        return check_data(config.task, config.final.named_metrics)
+    check_documents(config.task)
+    return None
 
 
 def check_documents(task: TaskConfig) -> tuple[Document, ...]:
