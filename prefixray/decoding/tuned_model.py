@@ -212,6 +212,7 @@ def generate_together(
     where the two lists differ in length.
     """
     _check_list(sources)
+    sources = list(sources)  # a Series would be read by its labels
     if len(sources) != len(tuned):
         raise UserError(f"sources: {len(sources)} of them, artifacts: {len(tuned)}; give one artifact per source")
     hypotheses = [""] * len(sources)

@@ -6,7 +6,9 @@ import shutil
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import pandas
 import pytest
 import torch
 from support.tuned_artifacts import DECODER_ONLY, DECODING, METHODS, save_tuned
@@ -193,6 +195,12 @@ def test_settings_of_the_beam_search_can_be_replaced(any_base: Base, artifacts: 
     usual, greedy = base.bind(artifacts["long"]), base.bind(artifacts["long"], decoding={"num_beams": 1})
     assert (usual.decoding.num_beams, greedy.decoding.num_beams) == (3, 1)
     assert generate_together(SOURCES[:2], [usual, greedy]) == [usual.generate(SOURCES)[0], greedy.generate(SOURCES)[1]]
+
+
+def test_the_rows_of_a_series_keep_their_order(any_base: Base, artifacts: Mapping[str, Path]) -> None:
+    tuned = open_base(any_base.name).bind(artifacts["long"])
+    shuffled: Any = pandas.Series(SOURCES, index=[2, 0, 1])
+    assert tuned.generate(shuffled) == tuned.generate(SOURCES)
 
 
 def test_an_artifact_per_source_is_asked_for(any_base: Base, artifacts: Mapping[str, Path]) -> None:
