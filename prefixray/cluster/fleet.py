@@ -20,16 +20,15 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
+from prefixray.cluster.comparable import difference, in_precision
 from prefixray.cluster.connect import Cluster
 from prefixray.cluster.nodes import Refusals, draining
 from prefixray.cluster.worker import WorkerSetup
 from prefixray.cluster.worker_handle import MOST_LOADS, Phase, WorkerHandle, start_worker
 from prefixray.config.schema import ArmConfig
-from prefixray.data.task_config import TaskConfig
 from prefixray.errors import SweepFailed, UserError
 from prefixray.planning.memory import largest_trial
 from prefixray.planning.slots import num_slots
-from prefixray.system.path_or_hub import is_of_machine
 from prefixray.training.facts import WorkerFacts
 from prefixray.trial import WorkerStatus
 
@@ -219,10 +218,11 @@ class Fleet:
         self._wait.look(sum(worker.has_device for worker in self.workers), len(self.workers))
 
     def _welcome(self, worker: WorkerHandle, facts: WorkerFacts) -> None:
-        """Give a worker that is ready the slots for which it has memory; refuse it with other data or weights."""
-        self._facts = self._facts or facts
-        if (difference := _difference(self._setup, self._facts, facts)) is not None:
-            worker.refuse(difference)
+        """Give a worker that is ready the slots for which it has memory; refuse one that is not as the first one is."""
+        if self._facts is None:
+            self._facts, self._setup = facts, in_precision(self._setup, facts.precision)
+        if (cause := difference(self._setup, self._facts, facts)) is not None:
+            worker.refuse(cause)
             return
         is_shared = facts.device == "cpu" and not self._cluster.is_elastic  # all workers see the one machine's memory
         sharing = [arm for arm in self._arms if not arm.exclusive]
@@ -304,27 +304,6 @@ def _check_arms(worker: WorkerHandle, arms: Sequence[ArmConfig]) -> bool:
         worker.note_failed_call()
         return False
     return True
-
-
-def _difference(setup: WorkerSetup, first: WorkerFacts, facts: WorkerFacts) -> UserError | None:
-    """Why trials would not go on in another worker as they have begun; None where they would.
-
-    Of a hub's base another commit may have the same weights.
-    """
-    if facts.data_digest != first.data_digest:
-        return other_data(setup.task)
-    if facts.base_digest != first.base_digest and is_of_machine(setup.base):
-        problem = "has not the weights that the sweep's first worker has loaded"
-        remedy = "undo the change, or have the same files on every machine, and run the same command again"
-        return UserError(f"base: {setup.base}: {problem}; {remedy}")
-    return None
-
-
-def other_data(task: TaskConfig) -> UserError:
-    """What is said where the task's files have changed since the sweep's first worker read them."""
-    where = ", ".join(f"task.{key}: {path}" for key, path in task.paths.items()) or f"task: {task.name}"
-    problem = "is not what the sweep's first worker has read"
-    return UserError(f"{where}: {problem}; undo the change, and run the same command again")
 
 
 def _more(setup: WorkerSetup) -> str:

@@ -43,8 +43,9 @@ class TrainConfig(Strict):
     """Keep only what goes into each block and compute the rest again in the backward: less memory, a third more time.
     """
     precision: Literal["auto", "fp32", "bf16", "4bit"] = "auto"
-    """The frozen base's precision; trained parts are fp32. auto: bf16 where the hardware multiplies bf16 matrices.
-    4bit: NF4 weights, computed in bf16, on a GPU with the extra prefixray[4bit]."""
+    """The frozen base's precision; trained parts are fp32. auto: bf16 where the hardware multiplies bf16 matrices;
+    all of a sweep's workers take that of the first. 4bit: NF4 weights, computed in bf16, on a GPU with the extra
+    prefixray[4bit]."""
 
     @field_validator("temperature")
     @classmethod

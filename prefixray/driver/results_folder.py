@@ -29,6 +29,9 @@ from prefixray.trial import TrialFolder, final_name
 
 logger = logging.getLogger(__name__)
 
+PRECISION = "train.precision"
+"""The key in `digests.json` of the precision in which a sweep began."""
+
 
 class ResultsFolder:
     """The folder of one sweep."""
@@ -41,6 +44,7 @@ class ResultsFolder:
         self.documents = path / FOLDER  # what the base has written about documents, one folder each
         self.searched_documents = path / SEARCHED
         self._config_file, self._results_file = path / "sweep.json", path / "results.json"
+        self._digests_file = path / "digests.json"
 
     def trial(self, arm: str, number: int) -> Path:
         """The folder of a trial of the search."""
@@ -107,13 +111,16 @@ class ResultsFolder:
 
         Raises `UserError` where it has begun with another content under the same name.
         """
-        file = self.path / "digests.json"
-        before = json.loads(file.read_text(encoding="utf-8")) if self.has_begun() and file.is_file() else {}
+        before = self._digests()
         changed = [key for key, digest in digests.items() if before.get(key, digest) != digest]
         if changed:
             problem = f"{' and '.join(changed)} had another content when this sweep began"
             raise UserError(f"{self.path}: {problem}; undo the change, or give this sweep another name")
-        write_whole(file, json.dumps({**digests, **before}) + "\n")
+        write_whole(self._digests_file, json.dumps({**digests, **before}) + "\n")
+
+    def begun_in(self) -> str | None:
+        """The precision in which the sweep began; None where it has not begun, or by a version that kept none."""
+        return self._digests().get(PRECISION)
 
     def stored(self) -> Stored | None:
         """What `results.json` holds; None where there is none. A file that cannot be read is put aside."""
@@ -150,6 +157,12 @@ class ResultsFolder:
         page = write_page(results, self.path)
         names = ("results.json", "results.md", "results.csv", "trials.csv", "outputs.csv")
         return [*(self.path / name for name in names), *page]
+
+    def _digests(self) -> dict[str, str]:
+        """What `keep_digests` has written; nothing where the sweep has not begun."""
+        file = self._digests_file
+        digests: dict[str, str] = json.loads(file.read_text("utf-8")) if self.has_begun() and file.is_file() else {}
+        return digests
 
     def _begun(self) -> SweepConfig | None:
         """The configuration of the sweep in this folder; None where it has not begun."""

@@ -11,8 +11,8 @@ from typing import Literal, TextIO
 
 import psutil
 
+from prefixray.cluster.comparable import other_data
 from prefixray.cluster.connect import Cluster, chosen_address, connected, dead_service
-from prefixray.cluster.fleet import other_data
 from prefixray.cluster.nodes import num_gpus_here
 from prefixray.cluster.pool import Pool
 from prefixray.config.files.given import Given, given_sweep
@@ -29,7 +29,7 @@ from prefixray.driver.documents.make import (
 )
 from prefixray.driver.final_stage import FinalStage
 from prefixray.driver.restart import has_started_anew, watched
-from prefixray.driver.results_folder import ResultsFolder
+from prefixray.driver.results_folder import PRECISION, ResultsFolder
 from prefixray.driver.search_stages import SearchStages
 from prefixray.driver.setup import worker_setup
 from prefixray.errors import SweepFailed
@@ -196,10 +196,11 @@ class _Sweep:
         return {"prefixray.stage": "sweep", "prefixray.task": self._config.task.name, **digests}
 
     def _digests(self) -> dict[str, str]:
-        """What may not change under its name: weights, but for the commit of a hub's, and data, but for documents."""
+        """What may not change: weights, but for the commit of a hub's, data, but for documents, and the precision."""
         facts = self._pool.facts
         base = {"base": facts.base_digest} if is_of_machine(self._config.base) else {}
-        return base if self._documents else {**base, "task": facts.data_digest}
+        task = {} if self._documents else {"task": facts.data_digest}
+        return {**base, **task, PRECISION: facts.precision}
 
     def _search(self) -> dict[str, ArmStudy]:
         """Run the search of every arm that has something to search; the studies, by arm.

@@ -1,5 +1,6 @@
 """What the workers of a sweep are made from."""
 
+from prefixray.cluster.comparable import in_precision
 from prefixray.cluster.connect import Cluster
 from prefixray.cluster.worker import WorkerSetup
 from prefixray.config.schema import SweepConfig
@@ -9,8 +10,11 @@ from prefixray.system.path_or_hub import absolute
 
 
 def worker_setup(config: SweepConfig, cluster: Cluster, folder: ResultsFolder) -> WorkerSetup:
-    """With absolute paths, since a worker has another working directory."""
-    return WorkerSetup(
+    """With absolute paths, since a worker has another working directory.
+
+    A sweep that has begun goes on in the precision that `auto` was then.
+    """
+    setup = WorkerSetup(
         absolute(config.base),
         task_with_exchanges(config, folder),
         config.train,
@@ -23,3 +27,5 @@ def worker_setup(config: SweepConfig, cluster: Cluster, folder: ResultsFolder) -
         num_searched=config.search.num_searched(len(document_names(config.task))),
         max_wait_hours=config.search.max_wait_hours,
     )
+    precision = folder.begun_in()
+    return setup if precision is None else in_precision(setup, precision)

@@ -20,6 +20,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
 
     def start(name: str, cluster: Cluster, setup: WorkerSetup, record: Path, shunned: Sequence[str]) -> WorkerHandle:
         ray.shunned.append(list(shunned))
+        ray.precisions.append(setup.train.precision)
         worker = ray.to_come.pop(0) if ray.to_come else FakeWorker()
         state = WorkerState(Phase.STARTING, ray.now)
         return WorkerHandle(name, record, worker, state, busy_at=ray.now)  # type: ignore[arg-type]

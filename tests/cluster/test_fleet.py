@@ -295,3 +295,23 @@ def test_a_worker_that_loads_other_weights_than_the_first_one_is_used_no_more_bu
     if base == "folder":
         (said,) = (line for line in pool.news() if "left alone" in line)
         assert f"base: {tmp_path}: has not the weights that the sweep's first worker has loaded; undo the" in said
+
+
+def test_workers_take_the_precision_of_the_first_one_or_are_refused(
+    tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cluster, "devices", lambda cluster: {"node": 1, "old": 1, "new": 1})
+    old = FakeWorker("old")
+    old.precision = "fp32"
+    ray.to_come = [FakeWorker(), old]
+    ray.to_come[0].precision = "bf16"
+    pool = make_pool(tmp_path, address="auto")
+    pool.wait([make_arm("lora", rank=2)])
+    later = FakeWorker("new")
+    later.precision = "bf16"
+    ray.to_come = [later]
+    rescale_later(pool, ray, num_trials=3)
+    assert fake_workers(pool)[1:] == [later] and old in ray.killed
+    assert ray.precisions == ["auto", "auto", "bf16"]
+    (said,) = (line for line in pool.news() if "left alone" in line)
+    assert "train.precision: auto is fp32 on this device, and bf16 on the one of the first worker; name one of" in said

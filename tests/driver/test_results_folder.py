@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from support.example_results import finished_sweep
 
+from prefixray.cluster.connect import Cluster
 from prefixray.config.load import load_sweep
-from prefixray.driver.results_folder import ResultsFolder
+from prefixray.driver.results_folder import PRECISION, ResultsFolder
+from prefixray.driver.setup import worker_setup
 from prefixray.errors import UserError
 from prefixray.results.record import Results
 from prefixray.search.policies.choice import AUTO_POLICY, auto_rungs
@@ -88,6 +90,19 @@ def test_other_data_or_weights_under_the_same_name_are_refused_once_a_sweep_has_
         folder.keep_digests({"base": "a1", "task": "b1"})
     with pytest.raises(UserError, match="small: task had another content"):
         folder.keep_digests({"base": "a2", "task": "b1"})
+
+
+def test_a_sweep_goes_on_in_the_precision_it_began_in(folder: ResultsFolder, file: Path) -> None:
+    """Another kind of machine may go on with it, on which `auto` means another one."""
+    config, cluster = load_sweep(str(file)), Cluster("local", "", "cpu", 2, 0, 1, 1, 1)
+    folder.keep_digests({"base": "a1", PRECISION: "bf16"})
+    assert worker_setup(config, cluster, folder).train.precision == "auto"  # it has not begun
+    folder.journal.write_text("{}\n")
+    assert worker_setup(config, cluster, folder).train.precision == "bf16"
+    (folder.path / "digests.json").write_text('{"base": "a1"}')
+    assert worker_setup(config, cluster, folder).train.precision == "auto"  # an earlier version has begun it
+    folder.keep_digests({"base": "a1", PRECISION: "fp32"})
+    assert worker_setup(config, cluster, folder).train.precision == "fp32"
 
 
 def test_a_sweep_goes_on_by_the_rules_it_began_with(folder: ResultsFolder, file: Path) -> None:

@@ -73,6 +73,7 @@ class FakeRay:
         self.killed: list[FakeWorker] = []
         self.to_come: list[FakeWorker] = []  # the workers that are started next; then others without a fault
         self.shunned: list[list[str]] = []  # the nodes on which none shall be started, by worker
+        self.precisions: list[str] = []  # that the workers are told to take
 
     def wait(
         self, answers: Sequence[Later], *, num_returns: int = 1, timeout: float | None = None
@@ -104,6 +105,7 @@ class FakeWorker:
     next_state = "ALIVE"  # after a death
     data_digest = FACTS.data_digest
     base_digest = FACTS.base_digest
+    precision = FACTS.precision
 
     def __init__(self, node: str = "node") -> None:
         self.state = ActorState("ALIVE", 0, 1, node)
@@ -137,8 +139,8 @@ class FakeWorker:
             case "ready" if self.refusal is not None:
                 return RayTaskError("ready", "a traceback", self.refusal)
             case "ready":
-                digests = {"data_digest": self.data_digest, "base_digest": self.base_digest}
-                return replace(FACTS, device="cpu", free_bytes=self.free_bytes, **digests)
+                facts = replace(FACTS, data_digest=self.data_digest, base_digest=self.base_digest)
+                return replace(facts, precision=self.precision, device="cpu", free_bytes=self.free_bytes)
             case "status":
                 return WorkerStatus(dict(self.steps), 0.0, 0)
             case "check" if self.num_deaths.get("check", 0):
