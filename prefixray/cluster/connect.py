@@ -127,8 +127,12 @@ def connected(address: str | None, num_tries: int = 2, *, base: str | None = Non
     Ray is tried to be started so many times, since it gives up after half a minute on a busy machine.
     `base` is converted meanwhile where this machine has to do it (`_converting`).
     Without an address, the cluster is RAY_ADDRESS's, or the one of which `ray up` made this machine the head.
-    Raises `UserError` where the cluster cannot be reached, `SweepFailed` where Ray does not start.
+    Raises `UserError` where the cluster cannot be reached, and in a process that uses Ray already; `SweepFailed` where
+    Ray does not start.
     """
+    if ray.is_initialized():  # its end would be the end of the user's Ray
+        remedy = "call ray.shutdown() first, or run the sweep in a process of its own"
+        raise UserError(f"this process is connected to Ray already; {remedy}")
     address = chosen_address(address)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     namespace = f"prefixray-{uuid.uuid4().hex}"

@@ -88,8 +88,8 @@ def run_sweep(
     the command as well. An override is `dotted.key=value`. `address` is a Ray cluster's, by default the environment's,
     else this machine is used.
 
-    Raises `UserError` with every problem of the sweep, where another driver runs it, and where its folder holds one
-    with other settings or other rows.
+    Raises `UserError` with every problem of the sweep, where another driver runs it, where its folder holds one
+    with other settings or other rows, and in a process that uses Ray already.
     """
     config = given_sweep(sweep, {"train": train, "dev": dev, "test": test}, overrides)
     quieten()

@@ -52,6 +52,17 @@ def test_a_machine_that_ray_up_has_made_a_head_joins_its_own_cluster(
     assert addresses == ["local", "local", "auto"]
 
 
+@pytest.mark.parametrize("address", ["local", "auto"])
+def test_the_ray_of_the_users_own_process_is_left_alone(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    ended: list[bool] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
+    told = r"is connected to Ray already; call ray\.shutdown\(\) first"
+    with pytest.raises(UserError, match=told), connected(address):
+        pass
+    assert not ended
+
+
 @pytest.mark.parametrize("num_failures", [1, 2, 3])
 def test_ray_that_does_not_start_on_a_busy_machine_is_tried_again_and_then_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch, num_failures: int
