@@ -78,6 +78,7 @@ class Fleet:
         self.workers: list[WorkerHandle] = []
         self.num_slots = 1
         """For how many trials each worker has room."""
+        self._num_useless = 0  # workers that can run none of the trials that are left for them
         self._held_seconds = 0.0  # up to the last refresh
         self._arms: list[ArmConfig] = []
         self._facts: WorkerFacts | None = None
@@ -225,10 +226,7 @@ class Fleet:
             worker.refuse(cause)
             return
         is_shared = facts.device == "cpu" and not self._cluster.is_elastic  # all workers see the one machine's memory
-        sharing = [arm for arm in self._arms if not arm.exclusive]
-        on_gpu = facts.device != "cpu"
-        member_bytes = max((largest_trial(arm, facts.shape, on_gpu=on_gpu) for arm in sharing), default=1)
-        trial_bytes = self._setup.num_searched * member_bytes
+        trial_bytes = self._setup.num_searched * _member_bytes(self._arms, facts)
         free_bytes = facts.free_bytes // (len(self.workers) if is_shared else 1)
         # A worker that comes again on one machine finds less free, but only for the trials of the other workers.
         worker.free_bytes = free_bytes if self._cluster.is_elastic else max(free_bytes, worker.free_bytes)
@@ -261,7 +259,8 @@ class Fleet:
         if not cluster.is_elastic:
             return most
         num_full = num_exclusive + math.ceil(num_sharing / self.num_slots)
-        return workers_wanted(num_sharing + num_exclusive, num_full, num_devices=num_devices - num_refused, most=most)
+        num_trials = num_sharing + num_exclusive + self._num_useless  # as if each useless worker had one
+        return workers_wanted(num_trials, num_full, num_devices=num_devices - num_refused, most=most)
 
     def _end_unneeded(self, num_too_many: int) -> None:
         for worker in _unneeded(self.workers)[: max(0, num_too_many)]:
@@ -294,6 +293,12 @@ def _retire_where_machines_go(workers: Sequence[WorkerHandle]) -> list[WorkerHan
     for worker in there:
         worker.retire()
     return there
+
+
+def _member_bytes(arms: Sequence[ArmConfig], facts: WorkerFacts) -> int:
+    """Bytes that the largest trial takes of those that share a worker."""
+    on_gpu, sharing = facts.device != "cpu", [arm for arm in arms if not arm.exclusive]
+    return max((largest_trial(arm, facts.shape, on_gpu=on_gpu) for arm in sharing), default=1)
 
 
 def _check_arms(worker: WorkerHandle, arms: Sequence[ArmConfig]) -> bool:

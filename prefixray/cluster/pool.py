@@ -7,6 +7,7 @@ fullest worker, where nothing is left to start on an emptier one.
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,13 +19,11 @@ from ray.exceptions import RayError, RayTaskError
 
 from prefixray.cluster.connect import Cluster
 from prefixray.cluster.decode_queue import DecodeJob, DecodeQueue
-from prefixray.cluster.fleet import DeviceWait, Fleet
+from prefixray.cluster.exclusive import ExclusiveTrials
+from prefixray.cluster.fleet import Fleet
 from prefixray.cluster.worker import WorkerSetup
 from prefixray.cluster.worker_handle import WorkerHandle
 from prefixray.config.schema import ArmConfig
-from prefixray.errors import UserError
-from prefixray.planning.memory import BYTES_PER_TRAINED, largest_trial
-from prefixray.training.facts import WorkerFacts
 from prefixray.trial import TrialSpec
 
 logger = logging.getLogger(__name__)
@@ -47,8 +46,7 @@ class Pool(Fleet):
         """Start the workers, as `Fleet` does."""
         super().__init__(cluster, setup, records)
         self._decodings = DecodeQueue(self)
-        self._exclusive_bytes = 0  # that the largest exclusive trial takes beside the base
-        self._large_wait: DeviceWait | None = None  # where the machines that come may be too small for that
+        self._exclusive = ExclusiveTrials(cluster, setup.max_wait_hours)
         self._reserved: WorkerHandle | None = None  # gets no more trials that share it: an exclusive one waits for it
         self._stops: dict[str, Any] = {}  # by trial: Ray's reference to its worker's answer that it is stopped
         self._move: _Move | None = None
@@ -56,20 +54,19 @@ class Pool(Fleet):
         self._awaits_empty = False  # whether an exclusive trial is still to start
 
     def wait(self, arms: Sequence[ArmConfig]) -> None:
-        """As `Fleet.wait`; and refuse fine-tuning for which no worker has the memory."""
+        """As `Fleet.wait`; and refuse fine-tuning for which no worker has the memory, where no other one may come."""
         super().wait(arms)
-        check_exclusive(arms, self.facts, max(worker.free_bytes for worker in self.workers if worker.is_ready))
-        self._exclusive_bytes = max(exclusive_bytes(arms, self.facts).values(), default=0)
-        that = f" with {self._exclusive_bytes / 2**30:.1f} GiB free for fine-tuning"
-        self._large_wait = DeviceWait(self._cluster, self._setup.max_wait_hours, that)
+        largest = max(worker.free_bytes for worker in self.workers if worker.is_ready)
+        if (problem := self._exclusive.measure(arms, self.facts, largest)) is not None:
+            self._say(problem)
 
     def rescale(self, num_sharing: int, num_exclusive: int) -> None:
         """As `Fleet.rescale`; and move the trials that are stranded, and wait for a device for exclusive ones."""
+        num_workers_sharing = math.ceil(num_sharing / self.num_slots)
+        self._num_useless = self._exclusive.num_useless(self.workers, num_exclusive, num_workers_sharing)
         super().rescale(num_sharing, num_exclusive)
-        if self._large_wait is not None and self.num_ready:
-            held = [worker for worker in self.workers if worker.has_device]
-            num_large = sum(self._exclusive_bytes <= worker.free_bytes for worker in held)
-            self._large_wait.look(num_large, 0 if any(worker.trials for worker in self.workers) else num_exclusive)
+        if self.num_ready:
+            self._exclusive.look(self.workers, num_exclusive)
         self._awaits_empty = num_exclusive > sum(worker.exclusive for worker in self.workers)
         self._move_stranded()
 
@@ -135,7 +132,7 @@ class Pool(Fleet):
         if not wanted:
             self._reserved = None
             return
-        fit = [w for w in self.workers if w.is_ready and not w.exclusive and self._exclusive_bytes <= w.free_bytes]
+        fit = [w for w in self.workers if w.is_ready and not w.exclusive and self._exclusive.fit(w)]
         if self._reserved not in fit:
             self._reserved = min(fit, key=lambda worker: len(worker.trials), default=None)
 
@@ -172,7 +169,7 @@ class Pool(Fleet):
         """The worker for a trial: of those with room for it, the emptiest."""
         ready = [worker for worker in self.workers if worker.takes_trials or (silent_too and worker.is_silent)]
         if exclusive:
-            return next((w for w in ready if not w.trials and self._exclusive_bytes <= w.free_bytes), None)
+            return next((w for w in ready if not w.trials and self._exclusive.fit(w)), None)
         closed = None if reserved_too else self._reserved
         with_room = [w for w in ready if not w.exclusive and len(w.trials) < w.num_slots and w is not closed]
         return min(with_room, key=lambda worker: len(worker.trials) / worker.num_slots, default=None)
@@ -238,24 +235,6 @@ class Pool(Fleet):
                     _write_placement(spec, other)
                     # It may have come again just now, and admitted the trial.
                     stranded.actor.leave.remote(spec.key, has_ended=False)
-
-
-def check_exclusive(arms: Sequence[ArmConfig], facts: WorkerFacts, free: int) -> None:
-    """Refuse fine-tuning that cannot fit: master weights, and gradients and Adam's moments of what trains, in fp32."""
-    problems = [
-        f"arms.{name}: fine-tuning needs {need / 2**30:.1f} GiB beside the base ({BYTES_PER_TRAINED} bytes for each "
-        f"parameter that is trained, 4 for each other), and a worker on {facts.device} has {free / 2**30:.1f} GiB "
-        "free; remove the arm, train fewer top_layers, or take a smaller base or a larger device"
-        for name, need in exclusive_bytes(arms, facts).items()
-        if need > free
-    ]
-    if problems:
-        raise UserError(*problems)
-
-
-def exclusive_bytes(arms: Sequence[ArmConfig], facts: WorkerFacts) -> dict[str, int]:
-    """Bytes that the largest trial of each exclusive arm takes on a worker, by arm."""
-    return {arm.name: largest_trial(arm, facts.shape) for arm in arms if arm.exclusive}
 
 
 def _write_placement(spec: TrialSpec, worker: WorkerHandle) -> None:

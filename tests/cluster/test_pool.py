@@ -6,9 +6,10 @@ import pytest
 from support.fake_ray import FACTS, FakeRay, FakeWorker, fake_workers, make_arm, make_pool, make_spec
 
 from prefixray.cluster.connect import Cluster
+from prefixray.cluster.exclusive import check_exclusive
 from prefixray.cluster.fleet import NoWorkers
 from prefixray.cluster.nodes import ActorState
-from prefixray.cluster.pool import Pool, check_exclusive
+from prefixray.cluster.pool import Pool
 from prefixray.errors import SweepFailed, UserError
 
 
@@ -108,6 +109,39 @@ def test_fine_tuning_for_which_the_machines_that_came_are_too_small_is_told_and_
             pool.rescale(0, 1)
     assert len([line for line in caplog.messages if line.startswith("waiting for a machine with 1")]) == 6
     assert not pool.has_room(exclusive=True)
+
+
+def test_fine_tuning_too_large_for_the_first_device_of_a_cluster_waits_for_a_larger_one(
+    tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cluster, "devices", lambda cluster: {"node": 1, "large": 1})
+    small, large = FakeWorker(), FakeWorker("large")
+    small.free_bytes = 1 << 30
+    large.silent.add("ready")  # it still loads the base
+    ray.to_come = [small, large]
+    pool = make_pool(tmp_path, address="auto")
+    pool.wait([make_arm("finetune", top_layers=2, tune_embeddings=False)])
+    (said,) = pool.news()
+    assert said.startswith("fine-tuning waits for a larger device than the first one (search.max_wait_hours): arms.my-")
+    for _ in range(12):
+        ray.now += 10
+        pool.rescale(0, 1)
+    assert fake_workers(pool) == [small, large] and not pool.has_room(exclusive=True)
+    large.asked.clear()
+    large.die()
+    for _ in range(12):
+        ray.now += 10
+        pool.rescale(0, 1)
+    assert fake_workers(pool) == [large] and pool.has_room(exclusive=True)
+    with pytest.raises(UserError, match=r"^arms\.my-finetune: fine-tuning needs 1\.\d GiB beside the base"):
+        ray.to_come = [lacking_memory(), lacking_memory()]
+        make_pool(tmp_path / "one").wait([make_arm("finetune", top_layers=2, tune_embeddings=False)])
+
+
+def lacking_memory() -> FakeWorker:
+    worker = FakeWorker()
+    worker.free_bytes = 1 << 30
+    return worker
 
 
 def test_an_exclusive_trial_waits_for_the_worker_that_is_started_in_place_of_one_that_is_over(
