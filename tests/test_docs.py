@@ -91,7 +91,8 @@ def test_the_script_for_slurm_is_a_shell_script_whose_commands_exist(capsys: pyt
 
 
 def test_the_script_for_slurm_waits_for_all_nodes_and_passes_options_on(tmp_path: Path) -> None:
-    programs = {"ray": "true", "srun": "true", "hostname": "echo 10.0.0.1", "prefixray": 'printf "<%s>" "$@"'}
+    shown = 'printf "<%s>" "$@"'
+    programs = {"ray": "true", "srun": f"{shown} >&2", "hostname": "echo 10.0.0.1", "prefixray": shown}
     for name, does in programs.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
         (tmp_path / name).chmod(0o755)
@@ -100,6 +101,7 @@ def test_the_script_for_slurm_waits_for_all_nodes_and_passes_options_on(tmp_path
         "    global num_there\n    num_there += 1\n    return [{'Alive': True}] * num_there\n"
     )
     environment = {"SLURM_JOB_ID": "1", "SLURM_CPUS_PER_TASK": "2", "SLURM_NNODES": "2", "PYTHONPATH": str(tmp_path)}
+    environment["SLURMD_NODENAME"] = "node-a"  # which need not be the host's name
     command = ["bash", str(FILES / "slurm.sh"), "my sweep.yaml", "--set", "search.num_trials=16"]
     path = f"{tmp_path}:{os.environ['PATH']}"
     ran = subprocess.run(command, env={**environment, "PATH": path}, capture_output=True, text=True, check=True)
@@ -107,6 +109,7 @@ def test_the_script_for_slurm_waits_for_all_nodes_and_passes_options_on(tmp_path
         "2 of 2 nodes are there",
         "<sweep><my sweep.yaml><--set><search.num_trials=16><--address><10.0.0.1:20001>",
     ]
+    assert "<--exclude=node-a><--cpus-per-task=2><ray><start>" in ran.stderr
 
 
 def test_the_file_for_kuberay_has_the_fields_of_its_api(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,12 +17,14 @@ shift
 export RAY_AUTH_MODE=token  # other users of the nodes do not get in
 ray get-auth-token --generate > /dev/null  # in ~/.ray, which all nodes see
 
-head=$(hostname)
+head=${SLURMD_NODENAME:-$(hostname -s)}  # as Slurm calls this node
 address=$(hostname --ip-address | cut -d" " -f1)
 port=$((20000 + SLURM_JOB_ID % 20000))  # two jobs on one node do not meet
 ray start --head --node-ip-address="$address" --port="$port" --dashboard-host=127.0.0.1 --num-cpus="$SLURM_CPUS_PER_TASK"
 if [ "$SLURM_NNODES" -gt 1 ]; then
+  # srun does not take --cpus-per-task over from the job, since Slurm 22.05.
   srun --nodes=$((SLURM_NNODES - 1)) --ntasks=$((SLURM_NNODES - 1)) --exclude="$head" \
+    --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     ray start --address="$address:$port" --num-cpus="$SLURM_CPUS_PER_TASK" --block &
 fi
 
