@@ -13,6 +13,7 @@ from prefixray.config.files.given import Given, given_sweep
 from prefixray.config.schema import SweepConfig
 from prefixray.data.own.rows import Rows
 from prefixray.methods.catalog import facts_of
+from prefixray.planning.cautions import cautions
 from prefixray.planning.devices import GPUS, Device, named_gpu, this_machine
 from prefixray.planning.flops import decoding_flops, forward_flops, training_flops
 from prefixray.planning.known import Known, find_known
@@ -45,8 +46,19 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """From the start of the command to its table."""
+        """From the start of the command to its table, without decoding where its time is not known."""
         return START_SECONDS + self.search + self.final + (self.decode or 0.0)
+
+    def __str__(self) -> str:
+        memory, needed = self.device.memory, max(self.pack or 0, self.alone or 0)
+        if needed > memory:
+            return f"{self.device.name}: does not fit: {needed / 2**30:.1f} GiB needed, {memory / 2**30:.1f} there"
+        parts = {"search": self.search, "final runs": self.final, "decoding": self.decode}
+        split = ", ".join(
+            f"{part} {'not known' if value is None else f'{value / 60:.1f}'}" for part, value in parts.items()
+        )
+        at_least = "at least " if self.decode is None else ""
+        return f"{self.device.name}: {self.slots} at once, {at_least}{self.seconds / 60:.1f} min ({split})"
 
 
 @dataclass(frozen=True)
@@ -56,14 +68,12 @@ class Plan:
     config: SweepConfig
     known: Known
     arms: tuple[ArmWork, ...]
+    cautions: tuple[str, ...]  # sentences: what may go another way, and with what the arms begin
     costs: tuple[Cost, ...] = field(default=())  # the first: this machine; none where the base is not known
 
     def __str__(self) -> str:
         lines = [f"{self.config.name}: trials at once and minutes, from nothing to the table"]
-        for cost in self.costs:
-            parts = {"search": cost.search, "final runs": cost.final, "decoding": cost.decode or 0.0}
-            split = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in parts.items())
-            lines.append(f"  {cost.device.name}: {cost.slots} at once, {cost.seconds / 60:.1f} min ({split})")
+        lines += [f"  {line}" for line in (*self.costs, *self.cautions)]
         return "\n".join([*lines, *(f"  missing: {text}" for text in self.known.missing)])
 
 
@@ -88,12 +98,12 @@ def count_sweep(config: SweepConfig) -> Plan:
     known = find_known(config)
     if known.base is None:
         works = arm_works(config, num_slots=MOST_SLOTS, num_workers=1, num_documents=known.num_documents)
-        return Plan(config, known, works)
+        return Plan(config, known, works, cautions(known))
     size = known.base.shape.num_parameters
     here = this_machine(config, size)
     devices = [here, *(named_gpu(gpu, config, size) for gpu in GPUS if gpu.name not in here.name)]
     costs = tuple(_cost(known, device) for device in devices)
-    return Plan(config, known, costs[0].arms, costs)
+    return Plan(config, known, costs[0].arms, cautions(known), costs)
 
 
 def _cost(known: Known, device: Device) -> Cost:

@@ -20,8 +20,6 @@ from prefixray.planning.speeds import Kind
 from prefixray.planning.work import PolicyWork
 from prefixray.reporting.grid import Grid
 from prefixray.search.policies.choice import rules_of
-from prefixray.search.sampling.starting_points import starting_text
-from prefixray.search.sampling.warm_start import read_warm_start, warm_start_text
 from prefixray.system.yaml_document import read_document, suggestion
 
 _FROM_REPLAYS = (
@@ -116,38 +114,7 @@ def _search(plan: Plan) -> str:
         rows.append([arm.name, arm.method, *trials, _configurations(arm), _searched(arm)])
     header = ["arm", "method", "trials", "at once", "configurations", "searched (values or range)"]
     grid = Grid(header, rows, frozenset({"arm", "method", header[-1]}))
-    return "\n".join([_title("Search (computed)"), _folded(grid), *_cautions(plan)])
-
-
-def _cautions(plan: Plan) -> list[str]:
-    counts = {work.arm.num_trials for work in plan.arms}
-    lines = []
-    if len(counts) > 1:
-        lines.append("The arms have unequal budgets: the table of the results will say so.")
-    lines += [
-        f"{arm.name}: one range of learning rates serves flat prefixes and the network, whose good rates lie apart: "
-        "give each its own (a list with when: {mid_dim: ...})."
-        for arm in plan.config.arms
-        if _shares_rates(arm)
-    ]
-    base = plan.known.base
-    lines += starting_text(plan.config, None if base is None else base.shape.hidden_size)
-    lines += warm_start_text(read_warm_start(plan.config), plan.config)
-    if plan.config.search.stop_when is not None:
-        lines.append("A search may end before its last trial (search.stop_when); the work below is that of all trials.")
-    if plan.config.search.max_hours is not None:
-        lines.append(f"No trial starts after {plan.config.search.max_hours:g} hours (search.max_hours).")
-    if plan.config.search.max_gpu_hours is not None:
-        lines.append(f"No trial starts after {plan.config.search.max_gpu_hours:g} device hours (search.max_gpu_hours).")
-    return [_wrapped(line) for line in lines]
-
-
-def _shares_rates(arm: ArmConfig) -> bool:
-    """Whether one range of learning rates serves flat prefixes and such that a network gives."""
-    widths = arm.dimensions["mid_dim"].ends() if "mid_dim" in arm.dimensions else ()
-    rates = arm.dimensions.get("learning_rate")
-    cases = () if rates is None else rates.cases
-    return None in widths and len(set(widths)) > 1 and all("mid_dim" not in case.when for case in cases)
+    return "\n".join([_title("Search (computed)"), _folded(grid), *map(_wrapped, plan.cautions)])
 
 
 def _configurations(arm: ArmConfig) -> str:

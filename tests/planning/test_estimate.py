@@ -1,6 +1,7 @@
 """A plan's memory, slots and times."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,4 +53,20 @@ def test_a_plan_is_made_of_a_file_with_a_programs_rows_and_printed(
     assert (len(plan.known.task.train), len(plan.known.task.dev)) == (5, 2) if plan.known.task else False
     assert plan.config.search.num_trials == 2
     lines = str(plan).splitlines()
-    assert lines[0].startswith("small: ") and len(lines) == 1 + len(plan.costs) and " at once, " in lines[1]
+    assert lines[0].startswith("small: ") and " at once, " in lines[1]
+    assert len(lines) == 1 + len(plan.costs) + len(plan.cautions)
+
+
+def test_a_printed_plan_says_what_is_not_known_what_does_not_fit_and_what_may_end_the_search(
+    config: SweepConfig,
+) -> None:
+    limits = {"stop_when": {"no_better": 3}, "max_hours": 2.0, "max_gpu_hours": 9.0}
+    plan = count_sweep(config.model_copy(update={"search": config.search.model_copy(update=limits)}))
+    here, *gpus = plan.costs
+    small, large = replace(gpus[0].device, name="small", memory=1 << 10), replace(gpus[1], decode=None)
+    printed = str(replace(plan, costs=(here, replace(gpus[0], device=small), large)))
+    for told in ("(search.stop_when)", "No trial starts after 2 hours", "No trial starts after 9 device hours"):
+        assert printed.count(told) == 1
+    assert "small: does not fit: " in printed and "small: 64 at once" not in printed
+    minutes = large.seconds / 60
+    assert f", at least {minutes:.1f} min (" in printed and printed.count(", decoding not known)") == 1
