@@ -126,7 +126,13 @@ class Tuned:
 
     @classmethod
     def best(
-        cls, sweep: Path | str, arm: str | None = None, *, document: str | None = None, device: str = "auto"
+        cls,
+        sweep: Path | str,
+        arm: str | None = None,
+        *,
+        document: str | None = None,
+        device: str = "auto",
+        trust_remote_code: bool = False,
     ) -> "Tuned":
         """The winner of a sweep's prefix arm, or of the arm called `arm`: its final run with the first seed.
 
@@ -136,7 +142,8 @@ class Tuned:
         """
         found = best_artifact(find_sweep(sweep), arm, document)
         base = base_of(found.sweep, load_artifact(found.artifact)[1])
-        return cls.load(found.artifact, base=base, device=device, decoding=found.decoding)
+        code = trust_remote_code
+        return cls.load(found.artifact, base=base, device=device, decoding=found.decoding, trust_remote_code=code)
 
     @classmethod
     def from_hub(

@@ -128,7 +128,9 @@ def choose_device(device: str) -> str:
 
 def _unfit(name: str, error: ValueError) -> str:
     if "trust_remote_code" in str(error):
-        return f"base: {name}: brings Python code of its own; read it, then set trust_remote_code: true beside base"
+        places = "in a sweep file, --trust-remote-code of decode and serve, trust_remote_code=True in Python"
+        remedy = f"read it, then allow it: trust_remote_code: true beside base {places}"
+        return f"base: {name}: brings Python code of its own; {remedy}"
     return f"base: {name}: is no model that prefixray can train: {first_line(error)}"
 
 

@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.json_mutation import change, json_values
+from support.own_code import write_own_code
 
 from prefixray import decode
 from prefixray.artifacts.record import check_new, check_record
@@ -208,25 +209,14 @@ def test_a_record_of_any_type_is_checked() -> None:
 
 def test_python_code_of_a_base_is_run_only_where_it_is_trusted(tiny_gpt2: Base, tmp_path: Path) -> None:
     folder = tmp_path / "own"
-    shutil.copytree(tiny_gpt2.name, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {
-        "model_type": "own_gpt",
-        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "own.py").write_text(
-        "from transformers import GPT2Config, GPT2LMHeadModel\n"
-        f"open({str(tmp_path / 'was_run')!r}, 'w').close()\n"
-        "class OwnConfig(GPT2Config):\n    model_type = 'own_gpt'\n"
-        "class OwnModel(GPT2LMHeadModel):\n    config_class = OwnConfig\n"
-    )
+    was_run = write_own_code(folder, tiny_gpt2)
     for load in (load_base, outline_base):
-        with pytest.raises(UserError, match="brings Python code of its own; read it, then set trust_remote_code: true"):
+        told = "brings Python code of its own; read it, then allow it: trust_remote_code: true beside base"
+        with pytest.raises(UserError, match=told):
             load(str(folder))
-    assert not (tmp_path / "was_run").exists()
+    assert not was_run.exists()
     assert load_base(str(folder), trust_remote_code=True).trusts_code
-    assert (tmp_path / "was_run").exists()
+    assert was_run.exists()
 
 
 _FORBIDDEN = {

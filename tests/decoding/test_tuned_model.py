@@ -11,14 +11,17 @@ from typing import Any
 import pandas
 import pytest
 import torch
+from support.own_code import write_own_code
 from support.tuned_artifacts import DECODER_ONLY, DECODING, METHODS, save_tuned
 from transformers import AutoModelForCausalLM
 
+from prefixray.decoding import tuned_model
 from prefixray.decoding.generate import generate
 from prefixray.decoding.streaming import Pieces, Watched
 from prefixray.decoding.tuned_model import OpenBase, Tuned, generate_together, open_base
 from prefixray.errors import UserError
-from prefixray.model.base import Base
+from prefixray.model.base import Base, load_base
+from prefixray.results.artifacts import Found
 from prefixray.system.machine import uncollected
 
 SOURCES = ["name : The Eagle | food : Chinese", "name : The Mill", "name : The Vaults | near : Café Rouge"]
@@ -201,6 +204,19 @@ def test_the_rows_of_a_series_keep_their_order(any_base: Base, artifacts: Mappin
     tuned = open_base(any_base.name).bind(artifacts["long"])
     shuffled: Any = pandas.Series(SOURCES, index=[2, 0, 1])
     assert tuned.generate(shuffled) == tuned.generate(SOURCES)
+
+
+def test_the_best_of_a_sweep_is_loaded_where_the_bases_own_code_is_trusted(
+    tiny_gpt2: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_own_code(tmp_path / "own", tiny_gpt2)
+    own = load_base(str(tmp_path / "own"), trust_remote_code=True)
+    save_tuned(tmp_path / "lora", own, METHODS["lora"])
+    monkeypatch.setattr(tuned_model, "find_sweep", Path)
+    monkeypatch.setattr(tuned_model, "best_artifact", lambda *_: Found(tmp_path / "lora"))
+    with pytest.raises(UserError, match="trust_remote_code=True in Python"):
+        Tuned.best(tmp_path)
+    assert Tuned.best(tmp_path, trust_remote_code=True).base.trusts_code
 
 
 def test_an_artifact_per_source_is_asked_for(any_base: Base, artifacts: Mapping[str, Path]) -> None:
