@@ -121,5 +121,6 @@ def _full_precision_copy(base: Base) -> PreTrainedModel:
     fuse_gelu(model)
     torch.nn.Module.to(model, base.device, base.model.dtype)
     model.load_state_dict(base.model.state_dict())
+    model.generation_config = copy.deepcopy(base.model.generation_config)
     model.train(False)
     return model

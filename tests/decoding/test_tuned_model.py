@@ -193,6 +193,26 @@ def test_a_fine_tuned_model_is_saved_for_transformers(tiny_base: Base, tmp_path:
     assert tuned.base.tokenizer.decode(new, skip_special_tokens=True).strip() == expected
 
 
+def test_a_fine_tuned_encoder_decoder_generates_the_same_in_transformers_by_the_manuals_lines(
+    tiny_bart: Base, tmp_path: Path
+) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "howto" / "export_and_use.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
+    (code,) = (block for block in blocks if "AutoModelForSeq2SeqLM" in block)
+    decoding = {**DECODING, "no_repeat_ngram_size": 1}  # it counts the decoder's first ids, too
+    save_tuned(tmp_path / "finetune", tiny_bart, METHODS["finetune"], seed=4, decoding=decoding)
+    tuned = Tuned.load(tmp_path / "finetune", device="cpu")
+    expected = tuned.generate(["name : The Eagle"])
+    tuned.model.save_pretrained(tmp_path / "my-model")
+    places = {'"my-model"': repr(str(tmp_path / "my-model")), "num_beams=5, max_new_tokens=100": "**decoding"}
+    for written, here in places.items():
+        assert written in code
+        code = code.replace(written, here)
+    names: dict[str, object] = {"tuned": tuned, "decoding": decoding}
+    exec(code, names)
+    assert [str(text).strip() for text in names["texts"]] == expected  # type: ignore[attr-defined]
+
+
 def test_settings_of_the_beam_search_can_be_replaced(any_base: Base, artifacts: Mapping[str, Path]) -> None:
     base = open_base(any_base.name)
     usual, greedy = base.bind(artifacts["long"]), base.bind(artifacts["long"], decoding={"num_beams": 1})

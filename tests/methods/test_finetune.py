@@ -46,3 +46,12 @@ def test_fine_tuning_leaves_computed_position_tables_alone() -> None:
     trained = {name.removeprefix("model.") for name, p in method.named_parameters() if p.requires_grad}
     assert trained == natural
     assert not any("embed_positions" in name for name in trained)
+
+
+def test_the_copy_keeps_the_settings_that_the_base_generates_with(tiny_bart: Base) -> None:
+    tiny_bart.model.generation_config.no_repeat_ngram_size = 3
+    method = build_method(FinetuneTrial(), tiny_bart, Binder.of(tiny_bart.model).record, init_seed=1, dropout_seed=1)
+    assert method.own_model is not None
+    kept = method.own_model.generation_config
+    assert kept.to_dict() == tiny_bart.model.generation_config.to_dict()
+    assert kept is not tiny_bart.model.generation_config
