@@ -13,6 +13,7 @@ from prefixray.config.trials import AnyTrial
 from prefixray.methods.catalog import facts_of
 
 if TYPE_CHECKING:
+    from prefixray.data.documents import Document
     from prefixray.methods.contract import Method, Recorder
     from prefixray.model.base import Base
 
@@ -24,12 +25,12 @@ def build_method(
     *,
     init_seed: int,
     dropout_seed: int,
-    document: str | None = None,
+    document: "Document | None" = None,
 ) -> "Method":
     """Make a trial's trainable tensors, drawn from `init_seed`.
 
-    `record` runs the base over token ids or embeddings and returns every site's keys and values. `document` is the text
-    that the trial is about, where the task has one. Raises `UserError` where the base cannot have this method with
+    `record` runs the base over token ids or embeddings and returns every site's keys and values. `document` is that
+    which the trial is about, where the task has one. Raises `UserError` where the base cannot have this method with
     these values, or the document does not suffice for them.
     """
     import torch

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prefixray.data.documents import Document
 from prefixray.model.binding.insert import Insert
 from prefixray.model.dropout.hashed_draws import draws_of, key_of, least_kept, scaled
 from prefixray.model.dropout.row_dropout import RowDropout
@@ -22,7 +23,7 @@ class Start:
 
     draw: torch.Generator
     dropout_seed: int
-    document: str | None = None  # the text that the trial is about, where the task has one
+    document: Document | None = None  # that the trial is about, where the task has one
 
 
 class Method(nn.Module, ABC):

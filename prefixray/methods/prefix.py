@@ -186,11 +186,11 @@ def _document_tokens(which: Literal["document", "chunks"], count: int, base: Bas
     """
     if start.document is None:
         raise UserError(f"init_from: {which}: the task has no document; take words")
-    tokens = document_tokens(start.document, base)
+    tokens = document_tokens(start.document.text, base)
     if len(tokens) < count:
         raise UserError(
-            f"preseqlen: {count}: init_from {which} needs as many tokens, and the document has {len(tokens)}; lower "
-            "preseqlen, or take init_from: words"
+            f"preseqlen: {count}: init_from {which} needs as many tokens, and the document {start.document.name} has "
+            f"{len(tokens)}; lower preseqlen, take init_from: words, or take the document out of task.path"
         )
     if which == "document":
         return tokens[:count]

@@ -19,6 +19,7 @@ from prefixray.batching.template import Template
 from prefixray.config.schema import ArmConfig
 from prefixray.config.trials import AnyTrial
 from prefixray.data import Sourced
+from prefixray.data.documents import Document
 from prefixray.errors import UserError, first_line
 from prefixray.methods import build_method
 from prefixray.methods.contract import Method, Recorder
@@ -205,11 +206,11 @@ class Room:
 
 
 def check_arms(
-    arms: Sequence[ArmConfig], base: Base, binder: Binder, room: Room, *, document: str | None = None
+    arms: Sequence[ArmConfig], base: Base, binder: Binder, room: Room, *, document: Document | None = None
 ) -> None:
     """Refuse arms of which an end of a range cannot be built on this base: `UserError` with all that is wrong.
 
-    `document` is the text of the fewest tokens that trials are about, where the task has any.
+    `document` is that of the fewest tokens which trials are about, where the task has any.
     """
     problems: dict[str, None] = {}
     for arm in arms:

@@ -16,6 +16,7 @@ from prefixray.batching.order import example_indices
 from prefixray.batching.rows import Row
 from prefixray.config.seeds import derive_seed
 from prefixray.config.trials import TrialConfig
+from prefixray.data.documents import Document
 from prefixray.errors import UserError
 from prefixray.methods import build_method
 from prefixray.methods.contract import Method
@@ -65,7 +66,7 @@ class Member:
         binder: Binder,
         seeds: Seeds,
         rows: Sequence[Row],
-        document: str | None = None,
+        document: Document | None = None,
     ) -> None:
         self.key, self.config = key, config
         self.step = 0

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from prefixray.batching.rows import Row
 from prefixray.config.trials import TrialConfig
+from prefixray.data.documents import Document
 from prefixray.methods.stacked import StackableUpdates, insert_all
 from prefixray.model.backend import backend_for
 from prefixray.model.base import Base
@@ -51,7 +52,13 @@ class Pack:
         self._largest_piece = 0  # tokens, at the most, of the micro-batches of the last attempt; 0: none was begun
 
     def admit(
-        self, key: str, config: TrialConfig, seeds: Seeds, *, train: Sequence[Row] = (), document: str | None = None
+        self,
+        key: str,
+        config: TrialConfig,
+        seeds: Seeds,
+        *,
+        train: Sequence[Row] = (),
+        document: Document | None = None,
     ) -> Member:
         """Make a trial's tensors and let it join the next step; `train`: rows in place of the pack's."""
         assert key not in self.members, f"{key} is a member already"

@@ -71,8 +71,7 @@ class Trainer:
 
     def check(self, arms: Sequence[ArmConfig]) -> None:
         """Refuse arms of which an end of a range cannot be built on this base: `UserError` with all that is wrong."""
-        texts = [document.text for document in self.task.documents]
-        shortest = min(texts, key=lambda text: len(self.base.text_ids(text)), default=None)
+        shortest = min(self.task.documents, key=lambda each: len(self.base.text_ids(each.text)), default=None)
         check_arms(arms, self.base, self.pack.binder, self._room, document=shortest)
 
     def admit(self, spec: TrialSpec) -> int:
@@ -100,8 +99,7 @@ class Trainer:
         try:
             for key, subset in spec.member_keys().items():
                 train, document = self._subsets[subset][0], self.task.subsets[subset].document
-                text = None if document is None else document.text
-                members.append(self.pack.admit(key, spec.config, seeds, train=train, document=text))
+                members.append(self.pack.admit(key, spec.config, seeds, train=train, document=document))
                 self._room.check(members[-1].method)
             trial = Progress(spec, members)
             trial.restore()

@@ -80,8 +80,8 @@ def _arms(base: Base, page: Page, options: argparse.Namespace) -> list[Arm]:
     rows = options.batch_size
 
     def built(trial: AnyTrial) -> Insert:
-        text, record = page.document.text, Binder.of(base.model).record
-        return build_method(trial, base, record, init_seed=SEED, dropout_seed=SEED, document=text).insert(None)
+        record = Binder.of(base.model).record
+        return build_method(trial, base, record, init_seed=SEED, dropout_seed=SEED, document=page.document).insert(None)
 
     read_context(base, page.template, page.ids)  # warm
     read, context = timed(lambda: read_context(base, page.template, page.ids), base.device)

@@ -152,7 +152,7 @@ class Ours:
         self._pack = Pack(self.base, self._rows, pad_id=page.template.pad_id)
         self._groups = {size: [f"{size}/{number}" for number in range(size)] for size in options.packs}
         for key in ("rows", "theirs", *(key for keys in self._groups.values() for key in keys)):
-            self._pack.admit(key, config(options), Seeds.derive(SEED, 0), document=page.document.text)
+            self._pack.admit(key, config(options), Seeds.derive(SEED, 0), document=page.document)
 
     def batch(self, step: int) -> list[Row]:
         """The rows of a step of any member."""

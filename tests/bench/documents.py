@@ -29,6 +29,7 @@ import torch
 from studied import FORM, SEED, config, load, studied
 
 from prefixray.batching.rows import Row
+from prefixray.data.documents import Document
 from prefixray.system.logs import quieten
 from prefixray.system.machine import give_back
 from prefixray.training.member import Seeds
@@ -121,10 +122,10 @@ def _train(options: argparse.Namespace, size: int) -> Trained:
     """Train all pages, so many in a pack, one pack after the other."""
     _begin()
     base = load(options, options.precision)
-    rows, texts, num_tokens = dict[str, list[Row]](), dict[str, str](), []
+    rows, documents, num_tokens = dict[str, list[Row]](), dict[str, Document](), []
     for file in options.pages:
         page = studied(base, file, options)
-        rows[str(file)], texts[str(file)] = page.rows(base, "train"), page.document.text
+        rows[str(file)], documents[str(file)] = page.rows(base, "train"), page.document
         num_tokens.append(len(page.ids))
     pad_id, keys = page.template.pad_id, list(rows)
     del page
@@ -134,7 +135,7 @@ def _train(options: argparse.Namespace, size: int) -> Trained:
         group = keys[start : start + size]
         pack = Pack(base, rows[group[0]], pad_id=pad_id)
         for key in group:
-            pack.admit(key, config(options), Seeds.derive(SEED, 0), train=rows[key], document=texts[key])
+            pack.admit(key, config(options), Seeds.derive(SEED, 0), train=rows[key], document=documents[key])
         for step in range(options.steps):
             began = time.process_time()
             for key, result in pack.step(group).items():

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from prefixray.batching.rows import Row
 from prefixray.config.trials import TrialConfig
+from prefixray.data.documents import Document
 from prefixray.data.teacher import Teacher
 from prefixray.training.member import Seeds
 from prefixray.training.pack import Pack
@@ -36,7 +37,7 @@ def show(options: argparse.Namespace) -> None:
     page = studied(base, options.pages[0], options)
     whole = base.shape.vocab_size - 1
     train, dev = (page.rows(base, split, whole) for split in ("train", "dev"))
-    bench = Bench(Pack(base, train, pad_id=page.template.pad_id), page.document.text, options)
+    bench = Bench(Pack(base, train, pad_id=page.template.pad_id), page.document, options)
     before = bench.evaluate(bench.admit("start", train, config(options, num_steps=1)), dev)
     print(
         f"{page.document.name}, {len(page.ids)} tokens; a prefix of {options.preseqlen}, {len(train)} exchanges, "
@@ -63,12 +64,12 @@ def show(options: argparse.Namespace) -> None:
 class Bench:
     """One pack, whose members take their steps one by one: their teachers keep different numbers of tokens."""
 
-    def __init__(self, pack: Pack, text: str, options: argparse.Namespace) -> None:
-        self._pack, self._text, self._options = pack, text, options
+    def __init__(self, pack: Pack, document: Document, options: argparse.Namespace) -> None:
+        self._pack, self._document, self._options = pack, document, options
 
     def admit(self, key: str, rows: Sequence[Row], values: TrialConfig, seeds: Seeds | None = None) -> str:
         """A new prefix, which starts as all do."""
-        self._pack.admit(key, values, seeds or Seeds.derive(SEED, 0), train=rows, document=self._text)
+        self._pack.admit(key, values, seeds or Seeds.derive(SEED, 0), train=rows, document=self._document)
         return key
 
     def evaluate(self, key: str, rows: Sequence[Row]) -> float:

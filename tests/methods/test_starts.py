@@ -12,6 +12,7 @@ from torch import Tensor
 from prefixray.batching.batches import collate, collate_line
 from prefixray.batching.rows import Row
 from prefixray.config.trials import PrefixTrial
+from prefixray.data.documents import Document
 from prefixray.errors import UserError
 from prefixray.methods import build_method
 from prefixray.methods.catalog import trained_parameters
@@ -28,7 +29,8 @@ LONG = " ".join(f"Table {number} serves {7 * number} guests ." for number in ran
 def _prefix(base: Base, *, seed: int = 1, document: str | None = DOCUMENT, **values: object) -> Prefix:
     config = PrefixTrial(**{"preseqlen": 8, "mid_dim": None, "init_token": None, **values})  # type: ignore[arg-type]
     record = Binder.of(base.model).record
-    method = build_method(config, base, record, init_seed=seed, dropout_seed=1, document=document)
+    about = None if document is None else Document("page", document)
+    method = build_method(config, base, record, init_seed=seed, dropout_seed=1, document=about)
     assert isinstance(method, Prefix)
     return method.double() if base.model.dtype == torch.float64 else method
 
@@ -85,7 +87,7 @@ def test_chunks_are_parts_of_the_document_in_their_order(tiny_llama: Base) -> No
 def test_a_document_that_does_not_suffice_is_refused(tiny_gpt2: Base, which: str) -> None:
     count = len(document_tokens(DOCUMENT, tiny_gpt2))
     assert _prefix(tiny_gpt2, preseqlen=count, init_from=which).num_positions == count
-    needs = f"preseqlen: {count + 1}: init_from {which} needs as many tokens, and the document has {count}; lower pre"
+    needs = f"preseqlen: {count + 1}: init_from {which} needs as many tokens, and the document page has {count}; "
     with pytest.raises(UserError, match=needs):
         _prefix(tiny_gpt2, preseqlen=count + 1, init_from=which)
     with pytest.raises(UserError, match=f"init_from: {which}: the task has no document; take words"):
@@ -107,7 +109,7 @@ def test_frozen_positions_stay_and_the_others_are_trained(make_base: MakeBase, v
     config = PrefixTrial(**{"preseqlen": 5, "mid_dim": None, "init_token": None, "frozen_positions": 2, **values})
     pack = Pack(base, rows_of(base), pad_id=0)
     trial = trial_of(config, 1e-2, weight_decay=0.1)
-    member = pack.admit("frozen", trial, SEEDS, document=DOCUMENT)
+    member = pack.admit("frozen", trial, SEEDS, document=Document("page", DOCUMENT))
     method = member.method
     assert isinstance(method, Prefix)
     before = method.fold()["decoder"].detach().clone()

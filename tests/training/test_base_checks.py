@@ -104,7 +104,8 @@ def test_a_prefix_starts_as_the_document_of_its_subset_and_too_long_ones_are_ref
         train=TrainConfig(num_steps=4),
     )
     trainer.check([arm])
-    with pytest.raises(UserError, match=f"arms.prefix.preseqlen: {short + 1}: init_from document needs as many tokens"):
+    told = f"arms.prefix.preseqlen: {short + 1}: .* and the document text1 has {short}; .* out of task.path"
+    with pytest.raises(UserError, match=told):
         trainer.check([arm.model_copy(update={"fixed": {**arm.fixed, "preseqlen": short + 1}})])
     for subset, text in enumerate(texts):
         key = f"prefix-{subset}"
