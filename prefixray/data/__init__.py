@@ -7,6 +7,7 @@ Read first: `catalog.py`, then `task.py`.
 
 from prefixray.data.catalog import CATALOG
 from prefixray.data.documents import read_documents
+from prefixray.data.documents.task import load_document
 from prefixray.data.own.custom import check_columns, load_own_data
 from prefixray.data.task import Example, Sourced, Subset, Task, make_task
 from prefixray.data.task_config import TaskConfig
@@ -20,9 +21,13 @@ def check_own_data(config: TaskConfig) -> None:
         check_columns(config)
 
 
-def load_task(config: TaskConfig) -> Task:
-    """Read the task that a sweep file names, cut to the subsets it asks for. Raises `UserError` with all problems."""
+def load_task(config: TaskConfig, document: str | None = None) -> Task:
+    """Read the task that a sweep file names, cut to the subsets it asks for. Raises `UserError` with all problems.
+
+    Of several documents only the one called `document` is in the task, where it is given.
+    """
     facts = CATALOG[config.name]
-    splits = facts.load(config)
+    splits = facts.load(config) if document is None else load_document(config, document)
     documents = read_documents(config.path) if facts.is_studied and config.path is not None else ()
-    return make_task(config, splits, facts.kind.metrics, documents=documents)
+    about = [each for each in documents if document in (None, each.name)]
+    return make_task(config, splits, facts.kind.metrics, documents=about)

@@ -65,7 +65,7 @@ def decode_artifact(
     """
     _, meta = load_artifact(found.artifact)
     base, task_config = base_and_task(found, meta)
-    task = load_task(task_config)
+    task = load_task(task_config, meta.get("document"))
     sources = split_sources(task, split, meta.get("document"))
     if not sources:
         raise UserError(f"{found.artifact}: {split} has no question about {meta.get('document')}; take --split dev")

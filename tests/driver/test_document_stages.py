@@ -14,7 +14,7 @@ from prefixray.config.load import load_sweep
 from prefixray.config.schema import SweepConfig
 from prefixray.data.documents.made import is_made, made_from
 from prefixray.data.documents.read import read_documents
-from prefixray.decoding.evaluate import decode_for_sweep
+from prefixray.decoding.evaluate import decode_artifact, decode_for_sweep
 from prefixray.driver.documents.make import task_with_exchanges
 from prefixray.driver.documents.student import Assignment, Student
 from prefixray.driver.final_stage import FinalStage
@@ -22,6 +22,7 @@ from prefixray.driver.results_folder import ResultsFolder
 from prefixray.driver.stage import Stage
 from prefixray.results.artifacts import best_artifact, best_run
 from prefixray.results.compare import Facts, make_results
+from prefixray.results.hypotheses import read_hypotheses
 from prefixray.results.record import Results
 from prefixray.search.storage import open_storage
 from prefixray.search.study import ArmStudy
@@ -154,6 +155,9 @@ def test_one_configuration_is_found_on_some_documents_and_trained_for_all_also_f
     # A document that comes later is trained with the same configuration, and all others stay as they are.
     before = {path: path.stat().st_mtime_ns for path in folder.path.glob("final/*@*/*")}
     Path("texts/zizzi.txt").write_text("Zizzi serves French food by the river.\n")
+    found = best_artifact(folder.path, "prefix", "eagle")
+    again = decode_artifact(found, "test", num_threads=1, device="cpu")  # zizzi has no exchanges yet
+    assert again.hypotheses == read_hypotheses(found.artifact.parent, "test")
     later = Engine(_studied(sweep, folder, setup))
     more = _compared(sweep, folder, later, studies)
     assert later.packs == [[f"final/prefix-{winner.number}-1@zizzi"]]

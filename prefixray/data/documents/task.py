@@ -19,10 +19,11 @@ from prefixray.system.path_or_hub import expanded
 _NUM_SHOWN = 5
 
 
-def load_document(config: DataConfig) -> Splits:
-    """The exchanges of the documents that `task.path` names; `task.test` may name a file of questions to test on.
+def load_document(config: DataConfig, name: str | None = None) -> Splits:
+    """The exchanges of the documents that `task.path` names, or of the one with this name among them.
 
-    Raises `UserError` where a document or its exchanges cannot be read.
+    `task.test` may name a file of questions to test on. Raises `UserError` where a document or its exchanges cannot be
+    read, or none has the name.
     """
     assert config.path is not None, "the task needs a path"
     documents = read_documents(config.path)
@@ -30,7 +31,10 @@ def load_document(config: DataConfig) -> Splits:
         about = documents[0].name if len(documents) == 1 else f"{len(documents)} documents"
         problem = f"the questions about {about} are not made yet: prefixray sweep makes them before its search"
         raise UserError(f"task.exchanges: {problem}")
-    known = {document.name: document for document in documents}
+    known = {document.name: document for document in documents if name in (None, document.name)}
+    if not known:
+        names = ", ".join(document.name for document in documents)
+        raise UserError(f"task.path: {config.path}: has no document {name}, but {names}")
     found = for_each_split(lambda name: _entries(config, known[name]), known)
     splits = {split: [entry for parts in found.values() for entry in parts[split]] for split in SPLITS}
     return Splits(**(splits if config.test is None else {**splits, "test": own_questions(config, documents)}))

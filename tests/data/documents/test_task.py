@@ -61,6 +61,17 @@ def test_counts_hold_for_each_document_and_its_data_is_what_it_is_alone(tmp_path
         assert len(alone.test_sources) == 1 and alone.digest != both.digest
 
 
+def test_one_document_is_read_without_the_others_exchanges(tmp_path: Path) -> None:
+    config = folder_of(tmp_path, eagle="About a pub.", mill="About a mill.")
+    both = load_task(config)
+    (tmp_path / "texts" / "new.txt").write_text("It has no exchanges yet.")
+    alone = load_task(config, "mill")
+    assert alone.subsets == both.subsets[1:] and alone.documents == both.documents[1:]
+    assert alone.test_sources == both.test_sources[2:] and alone.dev_sources == both.dev_sources[2:]
+    with pytest.raises(UserError, match="has no document inn, but eagle, mill, new"):
+        load_task(config, "inn")
+
+
 def test_a_users_own_questions_say_which_document_they_are_about(tmp_path: Path) -> None:
     rows = ['{"source": "Where?", "target": "Here.", "about": "mill"}']
     (tmp_path / "own.jsonl").write_text("\n".join(rows) + "\n")
@@ -69,8 +80,11 @@ def test_a_users_own_questions_say_which_document_they_are_about(tmp_path: Path)
     with pytest.raises(UserError, match="must say which of 2 documents each question is about"):
         load_task(config.model_copy(update=own))
     columns = config.columns.model_copy(update={"group": "about"})
-    (sourced,) = load_task(config.model_copy(update={**own, "columns": columns})).test_sources
+    config = config.model_copy(update={**own, "columns": columns})
+    (sourced,) = load_task(config).test_sources
     assert (sourced.document, sourced.source) == ("mill", "Where?")
+    eagle = load_task(config, "eagle")
+    assert eagle.test_sources == () and len(eagle.dev_sources) == 2
 
 
 def test_a_column_of_groups_that_no_question_has_is_refused(tmp_path: Path) -> None:
