@@ -14,7 +14,7 @@ from pathlib import Path
 from prefixray.config.files.found import find_sweep
 from prefixray.config.trials import METHODS
 from prefixray.errors import UserError
-from prefixray.results.artifacts import best_run, is_artifact
+from prefixray.results.artifacts import best_artifact, best_run, is_artifact
 from prefixray.results.record import (
     UNTUNED,
     Results,
@@ -56,6 +56,8 @@ def find_models(words: Sequence[str]) -> Named:
                 raise UserError(f"{word}: {name}: is the name of the base; give it another: NAME={where}")
             else:
                 folders[name] = folder
+    if not folders and not left_out:
+        best_artifact(find_sweep(_split(words[0])[1]))  # refuses, and says why there is none
     if not folders:
         raise UserError(f"{', '.join(left_out)}: fine-tuned models of their own share no batch; name other artifacts")
     return Named(folders, tuple(left_out))

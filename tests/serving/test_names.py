@@ -1,6 +1,7 @@
 """What models are called: by the arms and runs of a sweep, by an artifact's run, or as the user says."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,15 @@ def test_an_artifact_has_the_name_of_its_run_or_the_one_that_is_given(sweep: Pat
         f"her={tmp_path / 'mine'}",
     ]
     assert list(find_models(words).folders) == ["final/prefix-1", "prefix/7", "mine", "her"]
+
+
+def test_a_sweep_without_artifacts_is_refused_with_the_reason(sweep: Path) -> None:
+    results = quickstart_sweep()
+    (sweep / "results.json").write_text(json.dumps({"search": results["search"]}))
+    for artifact in sweep.glob("*/*/**/artifact"):
+        shutil.rmtree(artifact)
+    with pytest.raises(UserError, match="quickstart: no final stage yet; its trials have left no artifact"):
+        find_models([f"mine={sweep}"])
 
 
 def test_names_that_do_not_go_together_are_refused(sweep: Path, tmp_path: Path) -> None:
