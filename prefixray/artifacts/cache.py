@@ -113,10 +113,9 @@ def _facts(artifact: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     decoding = DecodingSettings.model_validate(record["decoding"] or {})
     settings = {key: value for key, value in decoding if key in _ALWAYS or (key in _SET and value)}
     settings |= {"eos_token_id": template["eos_id"], "pad_token_id": template["pad_id"]}
-    examples = origin.results["examples"] if origin else []
     return {
         "dtype": "float32" if record["precision"] == "fp32" else "bfloat16",
-        "source": examples[0]["source"] if examples else "...",
+        "source": origin.first_source if origin else "...",
         "num_beams": decoding.num_beams,
         "settings": ", ".join(f"{key}={value!r}" for key, value in settings.items()),
         "remarks": "".join(f"# Texts may differ from prefixray's: {line}\n" for line in _remarks(record, decoding)),

@@ -55,7 +55,7 @@ def model_card(facts: Facts) -> ModelCard:
         "auto_class": f"AutoModelFor{model}",
         "peft_class": f"PeftModelFor{model}",
         "prompt_lines": prompt_lines(record),
-        "source": origin.results["examples"][0]["source"] if origin and origin.results["examples"] else "...",
+        "source": origin.first_source if origin else "...",
         "values": {key: value for key, value in config.items() if not isinstance(value, Mapping)},
         "task": {key: value for key, value in record["task"].items() if value is not None and key != "columns"},
         "bibtex": bibtex(
@@ -128,7 +128,8 @@ def _kind(record: Mapping[str, Any]) -> tuple[str, str]:
 
 def _title(record: Mapping[str, Any]) -> str:
     base = record["base"]["name"].rpartition(":")[2].rpartition("/")[2].removesuffix(".gguf")
-    return f"{base} {record['method']} {record['task']['name']}"
+    about = f" {record['document']}" if record.get("document") else ""
+    return f"{base} {record['method']} {record['task']['name']}{about}"
 
 
 def _number(metric: str, value: float | None, sign: str = "") -> str:

@@ -72,7 +72,18 @@ class Origin:
     results: Results
     arm: ArmResult
     run: SeedResult
+    folder: Path  # of the run
     document: str | None = None  # that the run is about, where there are several
+
+    @property
+    def first_source(self) -> str:
+        """The first source that the run has decoded; "..." where it has none."""
+        results = self.results
+        if self.document is None:
+            return results["examples"][0]["source"] if results["examples"] else "..."
+        file = self.folder / f"{results['split']}.src"
+        sources = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        return sources[0] if sources else "..."
 
 
 def sweep_of(artifact: Path) -> Path | None:
@@ -97,7 +108,8 @@ def find_origin(artifact: Path) -> Origin | None:
             documents = list(seed.get("documents", ()))
             for index, result in enumerate(runs_of(seed)):
                 if result["folder"] == folder:
-                    return Origin(results, arm, result, documents[index] if len(documents) > 1 else None)
+                    document = documents[index] if len(documents) > 1 else None
+                    return Origin(results, arm, result, sweep / folder, document)
     return None
 
 

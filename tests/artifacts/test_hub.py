@@ -45,16 +45,15 @@ def _interval(value: float) -> Numbers:
     return {"value": value, "low": value - 4.25, "high": value + 4.5}
 
 
-def _sweep(folder: Path, base: Base, trial: AnyTrial) -> Path:
+def _sweep(folder: Path, base: Base, trial: AnyTrial, document: str | None = None) -> Path:
     """A finished sweep with one run of two seeds; the artifact of the first."""
     method = build_method(trial, base, Binder.of(base.model).record, init_seed=1, dropout_seed=1)
     with torch.no_grad():
         for parameter in method.parameters():
             parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     config, task = TrialConfig(arm="tuned", learning_rate=1e-3, num_steps=3, method=trial), TaskConfig(name="e2e")
-    meta = artifact_meta(
-        base, config, task=task, template=make_template(base, task).record(), decoding={"num_beams": 2}
-    )
+    template = make_template(base, task).record()
+    meta = artifact_meta(base, config, task=task, template=template, decoding={"num_beams": 2}, document=document)
     artifact = folder / "final" / "tuned-0-1" / "artifact"
     save_artifact(artifact, method.artifact(), meta)
     seeds = [
@@ -147,15 +146,20 @@ def test_a_card_rounds_as_tables_do(tiny_gpt2: Base, tmp_path: Path) -> None:
 def test_of_several_documents_a_card_has_the_scores_on_the_one_that_the_artifact_is_about(
     tiny_gpt2: Base, tmp_path: Path
 ) -> None:
-    artifact = _sweep(tmp_path / "sweep", tiny_gpt2, PREFIX)
+    artifact = _sweep(tmp_path / "sweep", tiny_gpt2, PREFIX, document="page")
     results = json.loads((tmp_path / "sweep" / "results.json").read_text())
     results["arms"][0]["seeds"][0]["documents"] = {
         "guide": {"folder": "final/tuned-0-1@guide", "scores": {"bleu": 70.0, "nist": 5.0}, "dev_loss": 1.0},
         "page": {"folder": "final/tuned-0-1", "scores": {"bleu": 41.5, "nist": 4.0}, "dev_loss": 1.0},
     }
     (tmp_path / "sweep" / "results.json").write_text(json.dumps(results))
+    (artifact.parent / "test.src").write_text("Where is the page?\nWhen?\n")
     assert main([str(artifact), "--format", "hub", "--out", str(tmp_path / "out")]) == 0
     card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert f"# {Path(tiny_gpt2.name).name} prefix e2e page\n" in card.text
+    assert "tuned.generate(['Where is the page?'])" in card.text and SOURCE not in card.text
+    assert main([str(artifact), "--format", "cache", "--out", str(tmp_path / "cache")]) == 0
+    assert "text = 'Where is the page?'" in (tmp_path / "cache" / "README.md").read_text()
     assert [(one.metric_type, one.metric_value) for one in card.data.eval_results] == [("bleu", 41.5), ("nist", 4.0)]
     assert all(one.metric_args == {"seed": 1} for one in card.data.eval_results)
     table = card.text.partition("## Scores\n\n")[2].partition("\n\n## Use")[0]
