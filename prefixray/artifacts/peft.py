@@ -59,8 +59,11 @@ def export_peft(artifact: Path, out: Path, prefix_type: PrefixType = "PREFIX_TUN
 
 
 def prompt_lines(meta: Mapping[str, Any]) -> str:
-    """Comments in Python that say how a prompt of an artifact was written in training."""
-    return _PROMPT.format(**{key: meta["template"][key] for key in ("form", "before", "after", "max_source_tokens")})
+    """Comments in Python that say how a prompt of an artifact was written in training, and how a decoder began."""
+    template = meta["template"]
+    prompt = _PROMPT.format(**{key: template[key] for key in ("form", "before", "after", "max_source_tokens")})
+    given = template["target_before"]
+    return prompt + (f"\n# decoder_input_ids: [{given}], which are no new tokens" if given else "")
 
 
 def _lacks(prefix_type: PrefixType) -> str:

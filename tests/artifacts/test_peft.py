@@ -94,6 +94,8 @@ def test_lora_of_an_encoder_decoder_gives_the_same_logits_in_peft(tiny_pair: Bas
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids[:, :3]}
     with torch.no_grad(), binder.bind([method.insert(None)], [0]):
         assert (tiny_pair.model(**inputs).logits - model(**inputs).logits).abs().max() < 1e-5
+    given = list(make_template(tiny_pair, TASK).target_before)
+    assert f"]\n# decoder_input_ids: [{given}], which are no new tokens\n" in (tmp_path / "peft/README.md").read_text()
 
 
 def test_peft_finds_the_base_of_what_was_exported_from_any_folder(
