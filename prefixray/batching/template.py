@@ -186,7 +186,12 @@ def _encoder_decoder_template(base: Base, task: TaskConfig) -> Template:
     tokenizer, config = base.tokenizer, base.model.config
     probe = tokenizer("a", add_special_tokens=False).input_ids
     before, after = _around(tokenizer("a").input_ids, probe)
-    target_before, target_after = _around(tokenizer(text_target="a").input_ids, probe)
+    try:
+        target_ids = tokenizer(text_target="a").input_ids
+    except KeyError as error:  # M2M100's, which takes no other language for it
+        problem = f"the tokenizer of {base.name} has no target language ({error})"
+        raise UserError(f"base: {problem}; save the tokenizer with src_lang and tgt_lang") from error
+    target_before, target_after = _around(target_ids, probe)
     if not target_after:
         raise UserError(f"base: the tokenizer of {base.name} ends no target with a special token")
     configs = (config, base.model.generation_config)

@@ -1,11 +1,13 @@
 """Bases of two halves: their template, the length of a source, and which are refused."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from support.tiny_bases import MakeBase
 from torch import nn
+from transformers import PreTrainedTokenizerFast
 from transformers.models.t5 import modeling_t5
 
 from prefixray.batching.batches import encode
@@ -15,6 +17,19 @@ from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
 from prefixray.model.base import Base
 from prefixray.training.pack import Pack
+
+
+def test_a_tokenizer_that_does_not_know_its_target_language_is_refused(tiny_bart: Base) -> None:
+    # as M2M100's, whose files are not here
+    class Tokenizer(PreTrainedTokenizerFast):
+        def _switch_to_target_mode(self) -> None:
+            raise KeyError(None)
+
+    base = replace(tiny_bart, tokenizer=Tokenizer.from_pretrained(tiny_bart.name))
+    with pytest.raises(
+        UserError, match=r"has no target language \(None\); save the tokenizer with src_lang and tgt_lang"
+    ):
+        make_template(base, TaskConfig(name="custom"))
 
 
 def test_the_template_is_what_the_tokenizer_puts_around_texts(tiny_bart: Base, make_base: MakeBase) -> None:
