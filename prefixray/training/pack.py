@@ -52,18 +52,11 @@ class Pack:
         self._largest_piece = 0  # tokens, at the most, of the micro-batches of the last attempt; 0: none was begun
 
     def admit(
-        self,
-        key: str,
-        config: TrialConfig,
-        seeds: Seeds,
-        *,
-        train: Sequence[Row] = (),
-        document: Document | None = None,
+        self, key: str, config: TrialConfig, seeds: Seeds, *, rows: Sequence[Row] = (), document: Document | None = None
     ) -> Member:
-        """Make a trial's tensors and let it join the next step; `train`: rows in place of the pack's."""
+        """Make a trial's tensors and let it join the next step; `rows` to train on in place of the pack's."""
         assert key not in self.members, f"{key} is a member already"
-        rows = train or self.train
-        member = self.members[key] = Member(key, config, self.base, self.binder, seeds, rows, document)
+        member = self.members[key] = Member(key, config, self.base, self.binder, seeds, rows or self.train, document)
         if member.drops_in_base and self._dropout is None:
             self._dropout = RowDropout(self.base.model)
         return member

@@ -99,7 +99,7 @@ class Trainer:
         try:
             for key, subset in spec.member_keys().items():
                 train, document = self._subsets[subset][0], self.task.subsets[subset].document
-                members.append(self.pack.admit(key, spec.config, seeds, train=train, document=document))
+                members.append(self.pack.admit(key, spec.config, seeds, rows=train, document=document))
                 self._room.check(members[-1].method)
             trial = Progress(spec, members)
             trial.restore()

@@ -135,7 +135,7 @@ def _train(options: argparse.Namespace, size: int) -> Trained:
         group = keys[start : start + size]
         pack = Pack(base, rows[group[0]], pad_id=pad_id)
         for key in group:
-            pack.admit(key, config(options), Seeds.derive(SEED, 0), train=rows[key], document=documents[key])
+            pack.admit(key, config(options), Seeds.derive(SEED, 0), rows=rows[key], document=documents[key])
         for step in range(options.steps):
             began = time.process_time()
             for key, result in pack.step(group).items():

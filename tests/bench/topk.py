@@ -69,7 +69,7 @@ class Bench:
 
     def admit(self, key: str, rows: Sequence[Row], values: TrialConfig, seeds: Seeds | None = None) -> str:
         """A new prefix, which starts as all do."""
-        self._pack.admit(key, values, seeds or Seeds.derive(SEED, 0), train=rows, document=self._document)
+        self._pack.admit(key, values, seeds or Seeds.derive(SEED, 0), rows=rows, document=self._document)
         return key
 
     def evaluate(self, key: str, rows: Sequence[Row]) -> float:

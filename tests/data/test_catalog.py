@@ -15,6 +15,7 @@ OTHER_MEANINGS = {  # files in which a task's name is another thing's, too
         "data/summarization.py",  # the same, of XSum
         "data/documents/made.py",  # a key of a record
         "artifacts/store.py",  # the same
+        "artifacts/model_card.py",  # the same
         "decoding/evaluate.py",  # the same
         "self_study/study.py",  # what the teacher sees
         "config/trials.py",  # where a prefix starts

@@ -73,7 +73,7 @@ def _step(pack: Pack, rows: Sequence[Row], num_rows: int, enough: int) -> Measur
     device, recipe = pack.base.device, {"num_steps": 2, "learning_rate": 1e-6}
     config = TrialConfig(arm=_KEY, method=METHOD, batch_size=num_rows, **recipe)  # type: ignore[arg-type]
     pack.token_budget = budget = enough * (1 + num_rows // len(rows))
-    member = pack.admit(_KEY, config, Seeds.derive(0, 0), train=rows)
+    member = pack.admit(_KEY, config, Seeds.derive(0, 0), rows=rows)
     try:
         tokens = sum(sum(row.lengths) for row in member.next_rows())
         torch.cuda.synchronize(device)
