@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefixray.batching.chat_format import rendered
 from prefixray.data.task_config import TaskConfig
+from prefixray.data.texts import encoding_problem
 from prefixray.errors import UserError
 from prefixray.model.base import Base
 
@@ -53,10 +54,8 @@ class Template:
     def check_texts(texts: Sequence[str]) -> None:
         """Raise `UserError` for a text that no tokenizer takes: one with half a surrogate pair."""
         for text in texts:
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise UserError(f"source: {text!r:.60}: has half a surrogate pair, which is no text") from None
+            if (problem := encoding_problem(text)) is not None:
+                raise UserError(f"source: {text!r:.60}: {problem}")
 
     def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids behind the prompts in training: target tokens, cut at `max_target_tokens`, and the end token."""

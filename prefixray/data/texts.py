@@ -26,6 +26,11 @@ def text_problem(text: object) -> str | None:
         return "is empty"
     if "\0" in text:
         return "holds a NUL character"
+    return encoding_problem(text)
+
+
+def encoding_problem(text: str) -> str | None:
+    """Why no file and no tokenizer takes a text; None where they do."""
     try:
         text.encode()
     except UnicodeEncodeError:
