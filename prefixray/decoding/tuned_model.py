@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefixray.artifacts.hub import pull
@@ -59,7 +60,11 @@ class OpenBase:
         where the artifact is damaged or was made for another base, and for unknown settings.
         """
         check_decoding(decoding or {})
-        tensors, record = load_as_decoded(Path(artifact))
+        return self._bound(Path(artifact), *load_as_decoded(Path(artifact)), decoding or {})
+
+    def _bound(
+        self, artifact: Path, tensors: dict[str, Tensor], record: dict[str, Any], decoding: Mapping[str, Any]
+    ) -> "Tuned":
         shape = self.base.shape
         check_template(
             str(artifact),
@@ -68,7 +73,7 @@ class OpenBase:
             is_encoder_decoder=shape.is_encoder_decoder,
         )
         method = restore_method(self.base, Binder.of(self.base.model).record, tensors, record)
-        settings = DecodingSettings(**{**(record["decoding"] or {}), **(decoding or {})})
+        settings = DecodingSettings(**{**(record["decoding"] or {}), **decoding})
         template = Template.from_record(self.base, record["template"])
         return Tuned(self.base, method, template, settings, about=_about(record))
 
@@ -119,10 +124,11 @@ class Tuned:
         `base` says where the base lies now; `decoding` replaces single settings that the artifact records. Raises
         `UserError` as `open_base` does, and where the artifact is damaged or its base has changed.
         """
-        _, record = load_artifact(Path(artifact))
+        tensors, record = load_as_decoded(Path(artifact))
+        check_decoding(decoding or {})
         name, precision = base or record["base"]["name"], record["precision"]
         opened = open_base(name, precision=precision, device=device, trust_remote_code=trust_remote_code)
-        return opened.bind(artifact, decoding=decoding)
+        return opened._bound(Path(artifact), tensors, record, decoding or {})
 
     @classmethod
     def best(
@@ -160,10 +166,7 @@ class Tuned:
         `revision` is a branch, a tag or a commit. `base` is needed where the artifact was trained on a folder or file
         of its owner's: the same weights here. Raises `UserError` as `load` does, and where the hub does not give it.
         """
-        artifact = pull(repo, revision)
-        _, record = load_artifact(artifact)
-        name, precision = base or record["base"]["name"], record["precision"]
-        return open_base(name, precision=precision, device=device, trust_remote_code=trust_remote_code).bind(artifact)
+        return cls.load(pull(repo, revision), base=base, device=device, trust_remote_code=trust_remote_code)
 
     def generate(
         self,
