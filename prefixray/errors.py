@@ -62,6 +62,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def typed_line(error: BaseException) -> str:
+    """An error's type, and the first line of its message."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def is_of_disk(error: Exception) -> bool:
     """Whether the error comes from a file system, not from the network or from elsewhere."""
     return isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)

@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from prefixray.cluster.fleet import RESCALE_SECONDS, Fleet, answer_of
 from prefixray.cluster.worker_handle import WorkerHandle
-from prefixray.errors import SweepFailed, UserError, first_line
+from prefixray.errors import SweepFailed, UserError, first_line, typed_line
 from prefixray.results.hypotheses import Split
 from prefixray.results.record import IN_CONTEXT
 
@@ -171,8 +171,8 @@ def _count_failure(failures: Counter[str], job: DecodeJob, error: RayActorError 
     """Count a worker that has died of a job or could not do it; raises `SweepFailed` where there were too many."""
     failures[job.folder] += 1
     if failures[job.folder] > MOST_FAILURES:
-        cause = f"{type(error.cause).__name__}: {error.cause}" if isinstance(error, RayTaskError) else str(error)
+        cause = typed_line(error.cause) if isinstance(error, RayTaskError) else first_line(error)
         problem = (
             f"{job.folder}: {failures[job.folder]} workers have died while they decoded it, or could not decode it"
         )
-        raise SweepFailed(f"{problem}, the last one of: {cause.splitlines()[0]}; sweep.log says more") from error
+        raise SweepFailed(f"{problem}, the last one of: {cause}; sweep.log says more") from error

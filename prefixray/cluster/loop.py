@@ -20,7 +20,7 @@ import psutil
 
 from prefixray.cluster.members import Members
 from prefixray.cluster.quarantine import JOINING, Quarantine
-from prefixray.errors import NoMemory, SweepFailed, UserError, disk_problem
+from prefixray.errors import NoMemory, SweepFailed, UserError, disk_problem, typed_line
 from prefixray.system.heartbeat import last_beat
 from prefixray.system.machine import give_back
 from prefixray.trial import Admission, Report, TrialSpec, WorkerStatus
@@ -231,7 +231,7 @@ class TrainingLoop:
                 self._turn()
         except BaseException as error:
             logger.exception("the loop has ended; Ray starts the worker again")
-            self._quarantine.note_cause(f"{type(error).__name__}: {error}".splitlines()[0])
+            self._quarantine.note_cause(typed_line(error))
             self._on_crash()
 
     def _turn(self) -> None:

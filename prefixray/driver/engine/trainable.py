@@ -15,7 +15,7 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
-from prefixray.errors import UserError
+from prefixray.errors import UserError, typed_line
 from prefixray.trial import Admission, Report, TrialSpec
 
 PAUSE_SECONDS = 1.0  # between two tries to join
@@ -96,7 +96,7 @@ class TrialTrainable(tune.Trainable):
         cause = error.cause
         if isinstance(cause, UserError):
             return self._lost(str(cause))
-        return Report(self._spec.key, 0, "failed", note=f"{type(cause).__name__}: {cause}".splitlines()[0])
+        return Report(self._spec.key, 0, "failed", note=typed_line(cause))
 
     def _lost(self, note: str) -> Report:
         return Report(self._spec.key, 0, "failed", note=note, lost=True)
