@@ -205,7 +205,9 @@ def test_a_template_comes_back_from_its_record(tiny_base: Base) -> None:
 
 @pytest.mark.skipif(not GPT2.is_dir(), reason="GPT-2's tokenizer is not beside this checkout")
 def test_gpt2s_own_tokenizer_gives_the_originals_ids(tiny_gpt2: Base) -> None:
-    template = make_template(replace(tiny_gpt2, tokenizer=GPT2Tokenizer.from_pretrained(GPT2)), TaskConfig(name="e2e"))
+    tokenizer = GPT2Tokenizer.from_pretrained(GPT2)
+    shape = replace(tiny_gpt2.shape, vocab_size=len(tokenizer))
+    template = make_template(replace(tiny_gpt2, tokenizer=tokenizer, shape=shape), TaskConfig(name="e2e"))
     (row,) = encode([Example("name : Aromi", "Aromi is open.")], template)
     words = [" name", " :", " A", "rom", "i", " ", "<|endoftext|>", " A", "rom", "i", " is", " open", ".", " "]
     assert [template.tokenizer.decode([token]) for token in row.ids] == [*words, "<|endoftext|>"]
