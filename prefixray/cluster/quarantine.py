@@ -28,7 +28,8 @@ JOINING = -1  # the step of a trial that is being admitted
 class _Record:
     """What a process leaves to the next one in its place."""
 
-    num_deaths: int = 0  # of processes in this place so far
+    num_loads: int = 0  # processes in this place that have loaded the base so far
+    num_deaths: int = 0  # those that have died
     running: dict[str, int] = field(default_factory=dict)  # by trial of the step that runs: the steps done before it
     groups: list[dict[str, int]] = field(default_factory=list)  # of suspects, with the step that each has to get past
     alone: dict[str, int] = field(default_factory=dict)  # by trial: deaths in a row with no other trial in the pack
@@ -78,6 +79,7 @@ class Quarantine:
             self._record.num_deaths += 1
             self.last_death = self._record.make_suspects()
             self._drop_refused()
+        self._record.num_loads += 1
         self._record.was_retired = False
         self._turn_ends = time.monotonic() + TURN_SECONDS
         self._write()
@@ -193,6 +195,12 @@ class Quarantine:
             os.pwrite(self._file, json.dumps(asdict(self._record)).encode() + b"\n", 0)
         except OSError as error:  # without its record a death costs more tries; the sweep need not end
             logger.warning("the worker's record cannot be written: %s", error)
+
+
+def num_loads(file: Path) -> int:
+    """How many processes in a worker's place have loaded the base so far, by the worker's record."""
+    record = _read(file)
+    return 0 if record is None else record.num_loads
 
 
 def _open(file: Path) -> int | None:

@@ -20,6 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from prefixray.cluster.connect import Cluster
 from prefixray.cluster.nodes import ActorState, actor_state_of
+from prefixray.cluster.quarantine import num_loads
 from prefixray.cluster.worker import Worker, WorkerSetup
 from prefixray.errors import SweepFailed, UserError, first_line
 from prefixray.planning.slots import MOST_SLOTS
@@ -57,6 +58,7 @@ class WorkerState:
     since: float  # `time.monotonic()` at which the phase began
     num_restarts: int = 0
     pid: int = 0  # of the newest process
+    num_loads: int = 0  # processes that had loaded the base when one died last, by the worker's own record
     num_failed: int = 0  # processes in a row that have died while they loaded the base
     has_served: bool = False  # it has been ready
     cause: UserError | None = None  # why it is over
@@ -70,17 +72,23 @@ class WorkerState:
         return replace(self.to(Phase.LOST if self.has_served else Phase.REFUSED, now), cause=cause)
 
 
-def advance(state: WorkerState, actor: ActorState, now: float) -> WorkerState:
-    """The state after a look at Ray's table, which may be a moment behind."""
+def advance(state: WorkerState, actor: ActorState, now: float, num_loads: int = 0) -> WorkerState:
+    """The state after a look at Ray's table, which may be a moment behind.
+
+    `num_loads` tells, where a process has died that never answered, whether it had loaded the base: the trials do not
+    wait for the driver's look, and may have killed it by then.
+    """
     num_died = actor.num_restarts - state.num_restarts
     if state.phase in _OVER or num_died < 0:
         return state
     if actor.state == "DEAD":
         return state.end(SweepFailed("it is dead for good"), now)
     if num_died:
-        num_failed = state.num_failed + num_died - (state.phase in _UP)
+        had_loaded = state.phase in _UP or num_loads > state.num_loads
+        num_failed = num_died - 1 if had_loaded else state.num_failed + num_died
         since = -math.inf if state.phase is Phase.RETIRING else now  # its machine has gone: its trials need not wait
         state = replace(state.to(Phase.STARTING, since), num_restarts=actor.num_restarts, num_failed=num_failed)
+        state = replace(state, num_loads=max(num_loads, state.num_loads))
     if state.num_failed >= MOST_LOADS:
         return state.end(SweepFailed(f"it died {state.num_failed} times while it loaded the base"), now)
     if state.phase is Phase.STARTING and (actor.state == "ALIVE" or actor.pid != state.pid):
@@ -175,7 +183,8 @@ class WorkerHandle:
     def refresh(self) -> WorkerFacts | None:
         """Bring the state up to date; returns the worker's facts when it has just become ready."""
         before, actor = self.state, actor_state_of(self.actor)
-        self.state, self.node = advance(before, actor, time.monotonic()), actor.node
+        loads = num_loads(self.record) if actor.num_restarts > before.num_restarts else 0
+        self.state, self.node = advance(before, actor, time.monotonic(), loads), actor.node
         if self.state.num_restarts != before.num_restarts:
             self._ready = self._retired = self.heard_at = None
         if self._retired is not None and ray.wait([self._retired], timeout=0)[0]:

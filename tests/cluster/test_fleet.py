@@ -25,7 +25,8 @@ from support.fake_ray import (
 from prefixray.cluster.connect import Cluster
 from prefixray.cluster.fleet import NoWorkers, workers_wanted
 from prefixray.cluster.nodes import ActorState
-from prefixray.cluster.worker_handle import LOADING_SECONDS
+from prefixray.cluster.quarantine import Quarantine
+from prefixray.cluster.worker_handle import LOADING_SECONDS, MOST_LOADS
 from prefixray.errors import SweepFailed, UserError
 
 
@@ -206,6 +207,23 @@ def test_a_worker_that_comes_again_after_an_early_decoding_is_kept_until_its_job
     assert decoding not in ray.killed
     pool.release(spec.key, has_ended=True)
     pool.decode([decode_job(1)])
+
+
+@pytest.mark.parametrize("has_loaded", [True, False])
+def test_a_worker_that_a_trial_kills_before_the_driver_looks_is_kept_and_one_that_cannot_load_is_not(
+    tmp_path: Path, ray: FakeRay, has_loaded: bool
+) -> None:
+    pool = make_pool(tmp_path, num_workers=1)
+    pool.wait([make_arm("lora", rank=2)])
+    (handle,) = pool.workers
+    (worker,) = fake_workers(pool)
+    for _ in range(MOST_LOADS + 1):
+        if has_loaded:
+            Quarantine(handle.record, max_failures=9)
+        worker.die()
+        worker.silent.add("ready")
+        rescale_later(pool, ray, num_trials=1)
+    assert (pool.workers == [handle]) is has_loaded
 
 
 def test_devices_are_held_from_the_first_process_on_and_not_while_one_is_awaited(tmp_path: Path, ray: FakeRay) -> None:

@@ -64,6 +64,14 @@ def test_a_worker_that_dies_of_loading_again_and_again_is_over() -> None:
     assert between_two_looks.phase is Phase.LOST, "it had been ready"
 
 
+def test_processes_that_die_of_a_trial_before_the_driver_looks_do_not_count_as_dying_of_loading() -> None:
+    state = WorkerState(Phase.LOADING, 0.0, pid=7)
+    for number in range(1, MOST_LOADS + 2):  # its record says each time that one more has loaded the base
+        state = advance(state, _actor("RESTARTING", number, pid=7 + number), LATER, num_loads=number)
+        assert (state.phase, state.num_failed) == (Phase.LOADING, 0)
+    assert advance(state, _actor("RESTARTING", MOST_LOADS + 2), LATER, num_loads=MOST_LOADS + 1).num_failed == 1
+
+
 @pytest.mark.parametrize("phase", [Phase.LOADING, Phase.SILENT])
 def test_one_that_does_not_come_to_be_ready_is_over_in_the_end(phase: Phase) -> None:
     state = READY.to(phase, 0.0)
