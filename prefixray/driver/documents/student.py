@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
 
 from prefixray.cluster.connect import Cluster
 from prefixray.cluster.fleet import DeviceWait, answer_of
@@ -99,7 +99,7 @@ def have_studied(
             while left:
                 _wait_for(student, student.study.remote(left[0], seed), wait, on_progress)
                 on_done(left.pop(0))
-        except RayActorError as error:
+        except (RayActorError, OutOfMemoryError) as error:  # the second where Ray has killed it for its memory
             name = left[0].document.name
             deaths[name] += 1
             problem = f"the worker that studied {name} has died: {first_line(error)}"

@@ -7,13 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError
 
 from prefixray.cluster.connect import Cluster
 from prefixray.cluster.fleet import NoWorkers
 from prefixray.cluster.worker import WorkerSetup
 from prefixray.data.documents import Document
 from prefixray.driver.documents import student as module
+from prefixray.errors import SweepFailed
 
 ELSEWHERE = Cluster("auto", "tests", "cuda", num_cpus=0, num_gpus=0, num_workers=0, most_workers=1, num_threads=1)
 
@@ -62,3 +63,28 @@ def test_a_student_waits_for_a_device_no_longer_than_a_worker(
         with pytest.raises(NoWorkers, match=r"no GPU came in 1e-09 hours \(search\.max_wait_hours\)"):
             study()
         assert said == ["waiting for a worker"] and ray.killed == 1
+
+
+@pytest.mark.parametrize("num_deaths", [2, 3])
+def test_a_student_that_ray_kills_for_its_memory_has_died(
+    num_deaths: int, worker_setup: WorkerSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaths, done = [OutOfMemoryError("the node running low on memory\n...")] * num_deaths, list[module.Assignment]()
+
+    def answer_of(_: object) -> None:
+        if deaths:
+            raise deaths.pop()
+
+    monkeypatch.setattr(module, "ray", PlayedRay(0))
+    monkeypatch.setattr(module, "answer_of", answer_of)
+    one = [module.Assignment(Document("manual", "Text."), tmp_path / "manual", {})]
+
+    def study() -> None:
+        module.have_studied(ELSEWHERE, worker_setup, one, seed=1, on_progress=lambda _: None, on_done=done.append)
+
+    if num_deaths < module.MOST_DEATHS:
+        study()
+        assert done == one, "another one begins again"
+    else:
+        with pytest.raises(SweepFailed, match="studied manual has died: the node running low on memory, 3 times"):
+            study()
