@@ -152,8 +152,14 @@ def _print_outcome(config: SweepConfig, outcome: "Outcome", *, quiet: bool) -> i
 
 def _what_next(outcome: "Outcome") -> str:
     """A text that says where the results lie and what to type next."""
+    from prefixray.results.record import document_to_name
+
     folder, tracking_uri = outcome.folder, outcome.tracking_uri
-    source = min((example["source"] for example in outcome.results["examples"]), key=len)  # to be pasted
+    sources = [example["source"] for example in outcome.results["examples"]]
+    named, source = document_to_name(outcome.results), min(sources, key=len)  # to be pasted
+    option = argument = ""
+    if named is not None:  # the first source is about it
+        option, argument, source = f" --document {named!r}", f", document={named!r}", sources[0]
     shown = source if len(source) <= _EXAMPLE else f"{source[:_EXAMPLE]}..."
     tracking = ""
     if tracking_uri is not None:
@@ -164,11 +170,11 @@ def _what_next(outcome: "Outcome") -> str:
     return f"""
 {folder}: report.html .md, results.json .md .csv, final/ (artifacts, hypotheses), trials/, study.journal, sweep.log
 {tracking}optuna-dashboard {folder}/study.journal   # its own package: pip install optuna-dashboard
-prefixray decode {folder} --split test
+prefixray decode {folder}{option} --split test
 prefixray report {folder}
 
 from prefixray import Tuned
-tuned = Tuned.best("{folder}")
+tuned = Tuned.best("{folder}"{argument})
 print(tuned.generate([{shown!r}]))"""
 
 

@@ -282,6 +282,18 @@ def test_the_code_to_paste_has_a_whole_source_where_one_is_short_enough() -> Non
     from prefixray.results.record import Results
 
     examples = [{"source": "a long source " * 20}, {"source": "a short one"}]
-    told = sweep._what_next(Outcome(Path("runs/small"), cast(Results, {"examples": examples}), None))
+    told = sweep._what_next(Outcome(Path("runs/small"), cast(Results, {"arms": [], "examples": examples}), None))
     assert told.endswith("print(tuned.generate(['a short one']))")
-    assert "pip install optuna-dashboard" in told and "prefixray decode runs/small" in told
+    assert "pip install optuna-dashboard" in told and "prefixray decode runs/small --split test" in told
+
+
+def test_the_commands_to_paste_name_a_document_where_there_are_several_and_ask_about_it() -> None:
+    from prefixray.driver.run import Outcome  # Ray and torch
+    from prefixray.results.record import Results
+
+    documents = {name: {"scores": scores} for name, scores in (("eagle", {}), ("rice boat", {"rouge_l": 1.0}))}
+    arms = [{"method": "prefix", "seeds": [{"documents": documents}]}]
+    examples = [{"source": "Is it dear?"}, {"source": "Tea?"}]
+    told = sweep._what_next(Outcome(Path("runs/small"), cast(Results, {"arms": arms, "examples": examples}), None))
+    assert "prefixray decode runs/small --document 'rice boat' --split test" in told, "test asks nothing about eagle"
+    assert told.endswith("""Tuned.best("runs/small", document='rice boat')\nprint(tuned.generate(['Is it dear?']))""")

@@ -227,6 +227,13 @@ def documents_of(results: Results) -> list[str]:
     return next((list(seed.get("documents", ())) for arm in tuned_arms(results) for seed in arm["seeds"]), [])
 
 
+def document_to_name(results: Results) -> str | None:
+    """Of several documents the first that test asks about, as its first source does; None where none need be named."""
+    documents = next((seed.get("documents", {}) for arm in tuned_arms(results) for seed in arm["seeds"]), {})
+    asked = (name for name, one in documents.items() if one["scores"])
+    return next(asked, None) if len(documents) > 1 else None
+
+
 def runs_of(seed: SeedResult) -> list[SeedResult]:
     """The runs of a seed: one for each document."""
     number = seed["seed"]

@@ -8,7 +8,7 @@ from prefixray.reporting.sections.section import Link, Section
 from prefixray.reporting.tables import command_lines, csv_rows, csv_text, search_grid, trial_rows
 from prefixray.results.artifacts import best_run
 from prefixray.results.citation import bibtex
-from prefixray.results.record import Results, documents_of, tuned_arms
+from prefixray.results.record import Results, document_to_name, tuned_arms
 
 _MACHINE = {  # texts of the machine's facts; a fact that is not here follows under its own name
     "cpu": "{}",
@@ -54,9 +54,8 @@ def use_section(results: Results, folder: Path) -> Section:
     heading = "How to use, share and cite it"
     if not tuned_arms(results):
         return Section("use", heading, text=["No final run has ended well: there is nothing to decode."])
-    documents = documents_of(results)
-    first = documents[0] if len(documents) > 1 else None
-    run = best_run(results, None, first)
+    named = document_to_name(results)
+    run = best_run(results, None, named)
     source = results["examples"][0]["source"] if results["examples"] else "..."
     text = [
         f"The best prefix, or the best arm where there is none, is the folder {folder / run / 'artifact'}: JSON and "
@@ -65,7 +64,7 @@ def use_section(results: Results, folder: Path) -> Section:
         "Below: decode the test split again; write the best prefix for the PEFT library; decode new texts from Python; "
         "the paper and the program to cite.",
     ]
-    option, argument = ("", "") if first is None else (f" --document {first!r}", f", document={first!r}")
+    option, argument = ("", "") if named is None else (f" --document {named!r}", f", document={named!r}")
     decode = f"prefixray decode {folder}{option} --split test\nprefixray decode {folder}{option} --arm NAME"
     export = f"prefixray export {folder}{option} --format peft --out my-prefix"
     loaded = f'Tuned.best("{folder}"{argument})'
