@@ -1,7 +1,8 @@
 """The figures over several sweeps: scores over the size of the data, the length of prefixes and what is stored.
 
-A line joins what is equal but for the quantity below it. Scores by different metrics never share a figure, and no line
-joins scores that were measured in different ways or on different test sources.
+Over the data a line joins arms of one name, over lengths prefixes that are equal but for length and learning rate.
+Scores by different metrics never share a figure, and no line joins scores that were measured in different ways or on
+different test sources.
 """
 
 import json
@@ -21,6 +22,7 @@ from prefixray.results.record import ArmResult, Results
 from prefixray.system.records import Scalar
 
 _LONGER = "preseqlen"
+_OF_ITS_OWN = ("arm", "method", "learning_rate")  # keys of a configuration; a rate is chosen for each length
 _MEASURED = "measured"  # a key of `_Point.same` that no name of a line shows
 
 
@@ -47,14 +49,15 @@ def size_figures(sweeps: Sequence[OneOf]) -> list[Figure]:
 
 
 def length_figures(sweeps: Sequence[OneOf]) -> list[Figure]:
-    """Scores over `preseqlen`; nothing where no two prefixes differ in it alone."""
+    """Scores over `preseqlen`; nothing where no two prefixes differ in it alone, or in the learning rate as well."""
     points = []
     for sweep in sweeps:
         for arm in sweep.tuned:
             method = arm["config"].get("method")
             length = method.get(_LONGER) if isinstance(method, dict) else None
             if isinstance(method, dict) and isinstance(length, int):
-                rest = {key: value for key, value in method.items() if key != _LONGER}
+                recipe = {key: value for key, value in arm["config"].items() if key not in _OF_ITS_OWN}
+                rest = {key: value for key, value in {**recipe, **method}.items() if key != _LONGER}
                 size = {} if sweep.num_train is None else {"examples": sweep.num_train}
                 points.append(_Point(sweep, arm, length, {**rest, **size, **_setting(sweep)}))
 

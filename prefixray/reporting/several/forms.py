@@ -38,7 +38,10 @@ def several_sections(sweeps: Sequence[OneOf], saying: str | None = None) -> list
     said = [] if saying is None else [saying]
     parts = [Section("scores", "Which arm is best where?", grid=score_grid(sweeps), text=[*said, *_notes(sweeps)])]
     if figures:
-        reading = "Whiskers are 95 % intervals. A line joins what is equal but for the quantity below it."
+        reading = (
+            "Whiskers are 95 % intervals. Over the data a line joins arms of one name; over lengths it joins prefixes "
+            "that are equal but for length and learning rate."
+        )
         parts.append(Section("figures", "What depends on what?", reading=reading, figures=figures))
     if num_comparisons(sweeps):
         own = "a sweep's own report corrects it over those of that sweep"

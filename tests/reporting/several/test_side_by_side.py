@@ -97,6 +97,19 @@ def test_scores_are_drawn_over_the_length_of_prefixes_that_differ_in_it_alone(fo
     assert figure.chart.count("<polyline") == 1
 
 
+@pytest.mark.parametrize("key", ["num_steps", "batch_size"])
+def test_no_line_joins_prefixes_of_which_one_was_trained_longer(folders: list[Path], key: str) -> None:
+    def change(record: dict[str, Any], length: int) -> None:
+        config = record["arms"][1]["config"]
+        config["method"]["preseqlen"], config["learning_rate"] = length, length / 100
+        config[key] = 400 if length == 40 else 40
+
+    (figure,) = length_figures(variants("e2e_small", change, (1, 10, 40)))
+    series = {row[1]: row[0] for row in figure.numbers.rows if row[3] == "prefix"}
+    assert series["1"] == series["10"] != series["40"] and f"{key} 400" in series["40"]
+    assert figure.chart.count("<polyline") == 1
+
+
 def test_no_line_joins_scores_on_different_test_sources(folders: list[Path]) -> None:
     def change(record: dict[str, Any], number: int) -> None:
         record["num_train"], record["num_sources"] = number, number
