@@ -249,7 +249,7 @@ class TrainingLoop:
             self._step_and_report()
 
     def _step_and_report(self) -> None:
-        started = time.monotonic()
+        started, has_trials = time.monotonic(), self._can_step()
         reports = self._step()
         seconds = time.monotonic() - started
         self._step_seconds = seconds if self._trainer.last_tokens else self._step_seconds
@@ -260,7 +260,7 @@ class TrainingLoop:
         self._status = replace(
             self._status,
             steps=self._trainer.steps(),
-            stepping=self._status.stepping + seconds,
+            stepping=self._status.stepping + (seconds if has_trials else 0.0),  # else it is behind a job
             evaluating=self._trainer.evaluating,
             tokens_per_second=self._speed_meter.speed_after(self._trainer.last_tokens, seconds),
             memory_bytes=psutil.Process().memory_info().rss,

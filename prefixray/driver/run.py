@@ -232,10 +232,10 @@ class _Sweep:
 
     def _store_run(self) -> None:
         """Name a run that ends early in the record, where a worker has trained; a final table stays as it is."""
-        if not any(worker.doing.stepping for worker in self._pool.workers):
+        if not self._has_trained():
             return
         stored = self._folder.final_results() or search_so_far(self._storage, self._config)
-        runs = self._runs(stored, has_trained=True)
+        runs = self._runs(stored)
         budget = {"budget": {"minutes": sum(run["minutes"] for run in runs)}} if is_finished(stored) else {}
         with suppress(OSError):  # a full disk was met before, and ends the sweep already
             self._folder.store({**stored, "runs": runs, **budget})
@@ -308,11 +308,14 @@ class _Sweep:
             raise other_data(config)
         return task
 
-    def _runs(self, now: Stored, *, has_trained: bool = False) -> list[CommandRun]:
-        """The runs of the command that made these results, this one among them."""
+    def _runs(self, now: Stored) -> list[CommandRun]:
+        """The runs of the command that made these results, this one among them if it has trained anything."""
         minutes = (time.monotonic() - self._started) / 60
         this = command_run(self._command, began=self._began, minutes=minutes)
-        return runs_so_far(self._folder.stored(), now, this, has_trained=has_trained)
+        return runs_so_far(self._folder.stored(), now, this, has_trained=self._has_trained())
+
+    def _has_trained(self) -> bool:
+        return any(worker.doing.stepping for worker in self._pool.workers)
 
     def _minutes(self, arm: str, runs: Sequence[FinalRun]) -> float:
         """Training time of an arm's search; of an arm with nothing to search, of its first seed."""

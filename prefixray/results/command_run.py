@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Sequence
 from importlib import metadata
 from itertools import pairwise
@@ -49,7 +50,7 @@ def runs_so_far(
         return [this]
     runs = _known_runs(earlier)
     others = [run for run in runs if run["began"] != this["began"]]
-    is_new = has_trained or len(others) < len(runs) or _trained(earlier) != _trained(now)
+    is_new = has_trained or len(others) < len(runs) or bool(_trained(now) - _trained(earlier))
     return [*others, this] if is_new else runs
 
 
@@ -95,9 +96,8 @@ def _known_runs(stored: Stored) -> list[CommandRun]:
     return [older]
 
 
-def _trained(stored: Stored) -> tuple[list[tuple[object, ...]], list[str]]:
+def _trained(stored: Stored) -> Counter[tuple[object, ...]]:
     """How far each trial has come, and the final runs."""
-    search = sorted((trial["arm"], trial["number"], trial["step"], trial["state"]) for trial in stored["search"])
+    search = [(trial["arm"], trial["number"], trial["step"], trial["state"]) for trial in stored["search"]]
     seeds = [seed for arm in stored["arms"] for seed in arm["seeds"]] if is_finished(stored) else []
-    finals = [run["folder"] for seed in seeds for run in runs_of(seed)]
-    return [tuple(trial) for trial in search], sorted(finals)
+    return Counter([*search, *((run["folder"],) for seed in seeds for run in runs_of(seed))])

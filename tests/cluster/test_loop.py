@@ -28,6 +28,14 @@ def test_a_trial_at_a_rung_waits_until_its_caller_comes_back(worker: Worker, tmp
     assert Call(worker, "one").state() == "done"
 
 
+def test_only_steps_of_trials_are_counted_as_steps(worker: Worker, tmp_path: Path) -> None:
+    worker._loop.call(bool)
+    time.sleep(MOMENT)
+    assert worker.status().stepping == 0.0, "a job alone, such as a decoding, is none"
+    worker.join(trial_spec(tmp_path, "one", 2), "token")
+    assert Call(worker, "one").state() == "done" and worker.status().stepping > 0.0
+
+
 def test_the_pack_waits_for_all_verdicts_of_a_rung(worker: Worker, tmp_path: Path, patient: None) -> None:
     hold_first_step(worker, [trial_spec(tmp_path, key, 4, 2) for key in ("goes on", "stops")])
     first = [Call(worker, key).report() for key in ("goes on", "stops")]

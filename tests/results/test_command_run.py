@@ -50,6 +50,8 @@ def test_a_rerun_that_trains_nothing_keeps_the_record_of_the_first_run(results: 
     again = quickstart_sweep()
     again["arms"][1]["seeds"] *= 2
     assert [one["minutes"] for one in runs_so_far(results, again, run(2.0, 5.0))] == [30.0, 5.0]
+    again["arms"][1]["seeds"] = []
+    assert runs_so_far(results, again, run(2.0, 5.0)) == results["runs"], "with fewer seeds nothing is trained"
 
 
 def test_results_that_one_run_writes_twice_name_it_once_with_its_last_time(results: Results) -> None:
