@@ -37,7 +37,7 @@ from prefixray.planning.slots import most_at_once
 from prefixray.planning.speeds import keep_speeds
 from prefixray.reporting.live import LiveView
 from prefixray.reporting.tables import render_note
-from prefixray.results.command_run import command_run, runs_so_far
+from prefixray.results.command_run import command_run, machine_of, runs_so_far
 from prefixray.results.compare import Facts, make_results
 from prefixray.results.final_run import FinalRun, by_seed
 from prefixray.results.record import CommandRun, ExampleOutputs, Results, Stored, is_finished, runs_of
@@ -279,6 +279,7 @@ class _Sweep:
         results["policy"], results["rungs"], results["keep"] = searched["policy"], searched["rungs"], searched["keep"]
         results["dev_sample"], results["importance"] = searched["dev_sample"], searched["importance"]
         results["runs"] = self._runs(results)
+        results["machine"] = machine_of(results, self._folder.final_results())
         results["budget"] = {"minutes": sum(run["minutes"] for run in results["runs"])}
         return results, every
 

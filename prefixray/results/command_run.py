@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from prefixray.errors import redacted
-from prefixray.results.record import CommandRun, Stored, is_finished, runs_of
+from prefixray.results.record import CommandRun, Results, Stored, is_finished, runs_of
 
 PACKAGES = ("prefixray", "torch", "transformers", "ray", "optuna", "mlflow", "sacrebleu", "numpy")
 
@@ -52,6 +52,13 @@ def runs_so_far(
     others = [run for run in runs if run["began"] != this["began"]]
     is_new = has_trained or len(others) < len(runs) or bool(_trained(now) - _trained(earlier))
     return [*others, this] if is_new else runs
+
+
+def machine_of(results: Results, earlier: Results | None) -> dict[str, object]:
+    """The machine that has trained: the earlier results' where no run has trained since, wherever they are scored."""
+    if earlier is not None and earlier.get("runs") == results["runs"]:
+        return earlier["machine"]
+    return results["machine"]
 
 
 def source_commit() -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.quickstart_results import quickstart_sweep
 
-from prefixray.results.command_run import command_run, runs_so_far, source_commit
+from prefixray.results.command_run import command_run, machine_of, runs_so_far, source_commit
 from prefixray.results.record import CommandRun, Results
 
 COMMAND = ["python", "-m", "prefixray.sweep", "a.yaml", "--scale", "laptop", "--set", "a=1", "--set", "b=[1, 2]"]
@@ -52,6 +52,15 @@ def test_a_rerun_that_trains_nothing_keeps_the_record_of_the_first_run(results: 
     assert [one["minutes"] for one in runs_so_far(results, again, run(2.0, 5.0))] == [30.0, 5.0]
     again["arms"][1]["seeds"] = []
     assert runs_so_far(results, again, run(2.0, 5.0)) == results["runs"], "with fewer seeds nothing is trained"
+
+
+def test_results_that_are_scored_on_another_machine_name_the_one_that_has_trained(results: Results) -> None:
+    results["runs"] = [run(1.0, 30.0)]
+    again = quickstart_sweep()
+    again["machine"], again["runs"] = {"device": "another"}, results["runs"]
+    assert machine_of(again, results) == results["machine"] != again["machine"] == machine_of(again, None)
+    again["runs"] = [run(1.0, 30.0), run(2.0, 5.0)]
+    assert machine_of(again, results) == {"device": "another"}
 
 
 def test_results_that_one_run_writes_twice_name_it_once_with_its_last_time(results: Results) -> None:
