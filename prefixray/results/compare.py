@@ -151,9 +151,10 @@ def _all_notes(
 def _notes(config: SweepConfig, runs: Mapping[str, Sequence[FinalRun]]) -> list[str]:
     """A note for each arm of which final runs are missing from the table."""
     counts = {arm.name: len(by_seed(runs.get(arm.name, ()))) for arm in config.arms}
-    wanted = config.final.num_seeds
+    wanted, has_documents = config.final.num_seeds, any(run.document for of_arm in runs.values() for run in of_arm)
+    what = "seeds ended well for all documents" if has_documents else "final runs ended well"
     return [
-        f"{arm}: {count or 'none'} of {wanted} final runs ended well; see sweep.log, and {arm}'s result.json in final/ "
+        f"{arm}: {count or 'none'} of {wanted} {what}; see sweep.log, and {arm}'s result.json in final/ "
         "or, where no trial of its search has a score, in trials/"
         for arm, count in counts.items()
         if count < wanted

@@ -11,7 +11,7 @@ from prefixray.reporting.sections.search import rank_correlation
 from prefixray.reporting.sections.section import Section
 from prefixray.reporting.sections.whole import sections
 from prefixray.results.outputs import write_outputs
-from prefixray.results.record import Results
+from prefixray.results.record import DocumentResult, Results, tuned_arms
 from prefixray.results.timeline.keeper import FILE, Timekeeper
 from prefixray.results.timeline.read import KINDS
 from prefixray.search.policies.choice import AUTO_KEEP, AUTO_POLICY
@@ -26,6 +26,16 @@ def results() -> Results:
 
 def section(results: Results, key: str) -> Section:
     return next(one for one in sections(results, FOLDER) if one.key == key)
+
+
+def test_each_document_has_final_runs_of_its_own(results: Results) -> None:
+    assert section(results, "cost").grid.rows[0][-1] == "1"  # type: ignore[union-attr]
+    one: DocumentResult = {"folder": "final/x", "scores": {"bleu": 1.0}, "dev_loss": 1.0}
+    for arm in tuned_arms(results):
+        arm["seeds"][0]["documents"] = {"eagle": one, "mill": one}
+    cost = section(results, "cost")
+    assert cost.grid is not None and [row[-1] for row in cost.grid.rows] == ["2", "2"]
+    assert "or of the final runs of one seed where nothing was searched" in cost.text[0]
 
 
 def test_flat_and_random_are_called_so_and_come_first(results: Results) -> None:

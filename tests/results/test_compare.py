@@ -15,7 +15,7 @@ from prefixray.metrics import score
 from prefixray.reporting.verdict import notes, verdict
 from prefixray.results.artifacts import best_run
 from prefixray.results.by_document import Part
-from prefixray.results.compare import Facts, make_results
+from prefixray.results.compare import Facts, _notes, make_results
 from prefixray.results.final_run import FinalRun
 from prefixray.results.hypotheses import write_hypotheses
 from prefixray.results.likelihoods import Likelihoods, write_likelihoods
@@ -93,6 +93,18 @@ def test_the_curve_of_a_final_run_ends_with_its_last_loss(tmp_path: Path) -> Non
     made = results(tmp_path, [None] * 4)
     assert [arm["seeds"][0].get("curve") for arm in made["arms"]] == [None, *[[(8, 1.0), (16, 1.5)]] * 2]
     assert made["num_train"] == 6
+
+
+def test_a_note_counts_the_final_runs_or_where_there_are_documents_the_seeds_that_are_missing(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(SWEEP.replace("final: {", "final: {num_seeds: 2, "), encoding="utf-8")
+    config = load_sweep(tmp_path / "x.yaml")
+    for document, told in (
+        (None, "1 of 2 final runs ended well"),
+        ("mill", "1 of 2 seeds ended well for all documents"),
+    ):
+        run = FinalRun(config.arms[0], config.arms[0].trial({}), 0, 1, tmp_path, document)
+        of_prefix, of_finetune = _notes(config, {"prefix": [run]})
+        assert of_prefix.startswith(f"prefix: {told};") and of_finetune.startswith("finetune: none of 2 ")
 
 
 def test_each_group_of_sources_is_scored_alone(tmp_path: Path) -> None:

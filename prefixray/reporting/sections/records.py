@@ -8,7 +8,7 @@ from prefixray.reporting.sections.section import Link, Section
 from prefixray.reporting.tables import command_lines, csv_rows, csv_text, search_grid, trial_rows
 from prefixray.results.artifacts import best_run
 from prefixray.results.citation import bibtex
-from prefixray.results.record import Results, document_to_name, tuned_arms
+from prefixray.results.record import Results, document_to_name, runs_of, tuned_arms
 
 _MACHINE = {  # texts of the machine's facts; a fact that is not here follows under its own name
     "cpu": "{}",
@@ -31,20 +31,22 @@ def cost_section(results: Results) -> Section:
         saved = f"{100 * (1 - steps / full):.0f} %" if full else "-"
         finished = sum(trial["state"] == "done" for trial in trials)
         counts = [str(len(trials)), str(finished), f"{steps:,}", saved] if trials else ["-"] * 4
-        rows.append([arm["arm"], *counts, f"{arm['minutes']:.1f}", str(len(arm["seeds"]))])
+        num_runs = sum(len(runs_of(seed)) for seed in arm["seeds"])
+        rows.append([arm["arm"], *counts, f"{arm['minutes']:.1f}", str(num_runs)])
     header = ["arm", "trials", "finished", "steps", "steps saved", "training minutes", "final runs"]
     total = sum(arm["minutes"] for arm in results["arms"])
     minutes = results.get("budget", {}).get("minutes")
     facts = {key: fact for key, fact in {**dict.fromkeys(_MACHINE), **results["machine"]}.items() if fact is not None}
     machine = ", ".join(_MACHINE.get(key, f"{key} {{}}").format(fact) for key, fact in facts.items())
+    unsearched = "one final run" if document_to_name(results) is None else "the final runs of one seed"
     text = [
-        f"Training minutes are those of an arm's search, or of one final run where nothing was searched; {total:.0f} "
+        f"Training minutes are those of an arm's search, or of {unsearched} where nothing was searched; {total:.0f} "
         "in all. Steps saved are those that trials stopped early did not take.",
         f"Machine: {machine}.",
     ]
     if isinstance(minutes, int | float):
-        num_runs = len(results.get("runs", (None,)))
-        took = f"{'The command' if num_runs == 1 else f'{num_runs} runs of the command'} took {minutes:.0f} minutes"
+        count = len(results.get("runs", (None,)))
+        took = f"{'The command' if count == 1 else f'{count} runs of the command'} took {minutes:.0f} minutes"
         text.append(f"{took}; what a killed run took is not in it.")
     return Section("cost", "What did it cost?", grid=Grid(header, rows, frozenset({"arm"})), text=text)
 
