@@ -4,7 +4,7 @@ prefixray plan sweeps/quickstart.yaml
 prefixray plan sweeps/xsum.yaml --set base=FOLDER --prices prices.yaml     # prices.yaml: A10G: 1.5
 """
 
-from prefixray.config.files.found import find_sweep_file
+from prefixray.config.files.found import check_options, find_sweep_file
 from prefixray.config.load import load_sweep
 from prefixray.data import check_own_data
 from prefixray.system.command_line import Entry, Overrides, Prices, Scales, SweepFile
@@ -16,6 +16,7 @@ def plan(file: SweepFile, scales: Scales, overrides: Overrides, prices: Prices =
     """Print the plan."""
     file = find_sweep_file(file)
     config = load_sweep(file, overrides, scales)  # before anything heavy
+    check_options(file, config.name, overrides, scales)
     check_own_data(config.task)
     quieten()
     from prefixray.planning.text import plan_text, read_prices

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prefixray.config.files.found import find_sweep_file
+from prefixray.config.files.found import check_options, find_sweep_file
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import SweepConfig
 from prefixray.data import check_own_data
@@ -68,6 +68,7 @@ def sweep(
     try:
         is_there = cluster is not None and not plan
         config = load_sweep(file, overrides, scales, elsewhere=is_there)  # before anything heavy
+        check_options(file, config.name, overrides, scales)
         if plan or (is_there and _is_all_here(config.task)):  # here, `drive` reads every row before torch is loaded
             check_own_data(config.task)
         if plan:

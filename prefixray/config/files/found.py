@@ -4,7 +4,9 @@ A sweep that has results goes by its name wherever a command takes a folder. A s
 may lie in `sweeps/` here, beside the results, or in the installed package.
 """
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from prefixray.config.files.shipped import shipped_sweeps
@@ -63,6 +65,22 @@ def find_sweep_file(where: Path | str) -> Path:
     here = [file.relative_to("sweeps").with_suffix("").as_posix() for file in Path("sweeps").glob("**/*.yaml")]
     hint = suggestion(str(path), [*here, *shipped], what="") or " (prefixray examples lists those that ship with it)"
     raise UserError(f"{path}: is no sweep file and no name of one{hint}")
+
+
+def check_options(file: Path, name: str, overrides: Sequence[str], scales: Sequence[str] = ()) -> None:
+    """Refuse the copy of its file in a sweep's folder where options had given that sweep its name, and are missing now.
+
+    `name` is that of the sweep which the copy would start, another one. Raises `UserError`.
+    """
+    if file.name != "sweep.yaml" or not _has_results(file.parent):
+        return
+    if scales or any(override.partition("=")[0].strip() == "name" for override in overrides):
+        return
+    with suppress(ValueError, KeyError):  # it is damaged
+        made = json.loads((file.parent / "sweep.json").read_text(encoding="utf-8"))["name"]
+        if made != name:
+            problem = f"{made} was started with options, without which this is the file of the sweep {name}"
+            raise UserError(f"{file}: {problem}; give them again (--scale, or --set name={made} and others)")
 
 
 def _has_results(folder: Path) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from prefixray.config.files.found import find_sweep_file
+from prefixray.config.files.found import check_options, find_sweep_file
 from prefixray.config.files.written import as_yaml
 from prefixray.config.load import apply_overrides, load_document
 from prefixray.config.schema import SweepConfig, SweepName
@@ -29,7 +29,7 @@ def given_sweep(sweep: Given, rows: Mapping[str, Rows], overrides: Sequence[str]
     `datasets` has saved, has no files that could stay: then all three must be given. Raises `UserError` with every
     problem.
     """
-    document = _document(sweep)
+    document = _document(sweep, overrides)
     given = {split: some for split, some in rows.items() if some is not None}
     if not given:
         return load_document(document, overrides)
@@ -51,7 +51,7 @@ def given_sweep(sweep: Given, rows: Mapping[str, Rows], overrides: Sequence[str]
     return load_document(document, changes)
 
 
-def _document(sweep: Given) -> Document:
+def _document(sweep: Given, overrides: Sequence[str]) -> Document:
     if isinstance(sweep, SweepConfig):
         return Document(sweep.name, as_yaml(sweep))
     if isinstance(sweep, Mapping):
@@ -59,7 +59,10 @@ def _document(sweep: Given) -> Document:
             return Document("the sweep", json.dumps(sweep, ensure_ascii=False, default=str))
         except (TypeError, ValueError) as error:
             raise UserError(f"the sweep: cannot be written as a sweep file: {error}") from None
-    return read_document(find_sweep_file(sweep))
+    file = find_sweep_file(sweep)
+    document = read_document(file)
+    check_options(file, str(document.values.get("name")), overrides)
+    return document
 
 
 def _name(document: Document) -> str:

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from prefixray.config.files.found import find_sweep, find_sweep_file
+from prefixray.config.files.found import check_options, find_sweep, find_sweep_file
+from prefixray.config.files.given import given_sweep
 from prefixray.config.files.shipped import shipped_sweeps
 from prefixray.errors import UserError
+from prefixray.plan import plan
+from prefixray.sweep import sweep
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +40,25 @@ def test_a_name_of_no_sweep_file_is_answered_with_the_nearest() -> None:
         find_sweep_file("quikstart")
     with pytest.raises(UserError, match=r"^zzz: is no sweep file and no name of one \(prefixray examples lists those"):
         find_sweep_file("zzz")
+
+
+def test_the_copy_in_a_sweeps_folder_starts_no_other_sweep_where_the_options_are_missing() -> None:
+    touch("runs/e2e-laptop/sweep.json").write_text('{"name": "e2e-laptop"}')
+    copy = touch("runs/e2e-laptop/sweep.yaml")
+    copy.write_text(shipped_sweeps()["paper/e2e"].read_text())
+    wanted = (
+        r"^runs/e2e-laptop/sweep\.yaml: e2e-laptop was started with options, .* the file of the sweep e2e; give them"
+    )
+    for command in (sweep, plan):
+        with pytest.raises(UserError, match=wanted):
+            command(Path("e2e-laptop"), [], ["search.num_trials=2"])
+    with pytest.raises(UserError, match=wanted):
+        given_sweep("e2e-laptop", {})
+    assert given_sweep("e2e-laptop", {}, ["name=other"]).name == "other"
+    check_options(copy, "e2e-laptop", [], ["laptop"])
+    check_options(copy, "e2e-laptop", [])
+    Path("runs/e2e-laptop/sweep.json").write_text("{")
+    check_options(copy, "e2e", [])
 
 
 def test_a_name_with_a_scale_means_the_scaled_sweeps_results() -> None:
