@@ -1,9 +1,10 @@
 """Fine-tuning, whose trials take a whole worker each: the memory that they need, and the wait for a device with it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from prefixray.cluster.connect import Cluster
-from prefixray.cluster.fleet import DeviceWait
+from prefixray.cluster.fleet import DeviceWait, await_large
+from prefixray.cluster.nodes import may_be_larger
 from prefixray.cluster.worker_handle import WorkerHandle
 from prefixray.config.schema import ArmConfig
 from prefixray.errors import UserError
@@ -19,18 +20,25 @@ class ExclusiveTrials:
         self._num_bytes = 0  # that the largest one takes beside the base
         self._wait = DeviceWait(cluster, max_wait_hours)
 
-    def measure(self, arms: Sequence[ArmConfig], facts: WorkerFacts, free: int) -> str | None:
-        """Find out what the arms' trials need; what to say where no worker has so much as `free` bytes.
+    def measure(
+        self, arms: Sequence[ArmConfig], facts: WorkerFacts, look: Callable[[], Sequence[WorkerHandle]]
+    ) -> str | None:
+        """Find out what the arms' trials need; what to say where no worker has that memory, and another one may.
 
-        On one machine that is raised as a `UserError`; to a cluster a larger device may come.
+        Raises a `UserError` where none can come that has it: on one machine, on a cluster whose autoscaler starts
+        machines of one kind, and on one without an autoscaler once all its workers are there. `look` gives the workers.
         """
         self._num_bytes = max(exclusive_bytes(arms, facts).values(), default=0)
         that = f" with {self._num_bytes / 2**30:.1f} GiB free for fine-tuning"
         self._wait = DeviceWait(self._cluster, self._max_wait_hours, that)
+        seen, may_come = [*look()], may_be_larger() if self._cluster.is_elastic else False
+        if may_come is None:
+            may_come = await_large(look, self.fit)
+            seen += look()
         try:
-            check_exclusive(arms, facts, free)
+            check_exclusive(arms, facts, max((worker.free_bytes for worker in seen), default=0))
         except UserError as error:
-            if not self._cluster.is_elastic:
+            if not may_come:
                 raise
             problem = "fine-tuning waits for a larger device than the first one (search.max_wait_hours)"
             return f"{problem}: {'; '.join(error.problems)}"

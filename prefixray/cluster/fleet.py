@@ -13,7 +13,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ IDLE_SECONDS = 60.0  # without work, after which a worker that is not needed giv
 HANG_SECONDS = 900.0  # without a forward, or without an answer, after which a worker counts as hanging
 SAY_SECONDS = 60.0  # between two lines that say that no device has come yet
 WAIT_SECONDS = 0.2  # between two looks while the first workers load the base
+OTHERS_SECONDS = 600.0  # for the others to load it, where the first ones are too small
 
 
 class NoWorkers(SweepFailed):
@@ -309,6 +310,18 @@ def _check_arms(worker: WorkerHandle, arms: Sequence[ArmConfig]) -> bool:
         worker.note_failed_call()
         return False
     return True
+
+
+def await_large(look: Callable[[], Sequence[WorkerHandle]], is_large: Callable[[WorkerHandle], bool]) -> bool:
+    """Wait until a worker is large, or all have loaded the base; whether some have not. `look` gives the workers."""
+    deadline = time.monotonic() + OTHERS_SECONDS
+    while True:
+        workers = look()
+        are_coming = any(worker.state.phase in (Phase.STARTING, Phase.LOADING) for worker in workers)
+        is_there = any(worker.is_ready and is_large(worker) for worker in workers)
+        if is_there or not are_coming or time.monotonic() > deadline:
+            return are_coming
+        time.sleep(WAIT_SECONDS)
 
 
 def _more(setup: WorkerSetup) -> str:

@@ -86,19 +86,26 @@ def to_come(file: Path = AUTOSCALER_FILE) -> list[Devices]:
 
     Where the types allow more than the cluster's `max_workers`, the nodes with the most devices count.
     """
-    path = file.expanduser()
-    if not path.is_file():
-        return []
-    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    types = config.get("available_node_types") or {}
+    config, types = _autoscaler(file)
     machines = [
         _devices(node.get("resources") or {})
-        for name, node in types.items()
-        if name != config.get("head_node_type")
+        for node in types
         for _ in range(node.get("max_workers", config.get("max_workers", 0)))
     ]
     machines.sort(key=lambda devices: (devices.num_gpus, devices.num_cpus), reverse=True)
     return machines[: config.get("max_workers", 0)]
+
+
+def may_be_larger(file: Path = AUTOSCALER_FILE) -> bool | None:
+    """Whether a machine that the autoscaler starts may be larger than another one; None where there is no autoscaler.
+
+    It may not where the cloud has one name for all of them.
+    """
+    _, types = _autoscaler(file)
+    kinds = [node.get("node_config") or {} for node in types]
+    names = {str([kind.get(key) for key in ("InstanceType", "machineType", "guestAccelerators")]) for kind in kinds}
+    is_named = all("InstanceType" in kind or "machineType" in kind for kind in kinds)
+    return len(names) > 1 or not is_named if types else None
 
 
 def draining() -> set[str]:
@@ -156,6 +163,14 @@ def _control(address: str) -> Any:  # noqa: ANN401
 def num_gpus(machines: Iterable[Devices]) -> int:
     """The GPUs of these nodes, in all."""
     return sum(devices.num_gpus for devices in machines)
+
+
+def _autoscaler(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The cluster's file, and the types of its machines without the head's; nothing where there is no autoscaler."""
+    path = file.expanduser()
+    config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    types = config.get("available_node_types") or {}
+    return config, [node for name, node in types.items() if name != config.get("head_node_type")]
 
 
 def _devices(resources: dict[str, Any]) -> Devices:

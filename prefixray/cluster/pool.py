@@ -56,8 +56,7 @@ class Pool(Fleet):
     def wait(self, arms: Sequence[ArmConfig]) -> None:
         """As `Fleet.wait`; and refuse fine-tuning for which no worker has the memory, where no other one may come."""
         super().wait(arms)
-        largest = max(worker.free_bytes for worker in self.workers if worker.is_ready)
-        if (problem := self._exclusive.measure(arms, self.facts, largest)) is not None:
+        if (problem := self._exclusive.measure(arms, self.facts, self._look)) is not None:
             self._say(problem)
 
     def rescale(self, num_sharing: int, num_exclusive: int) -> None:
@@ -164,6 +163,10 @@ class Pool(Fleet):
         with how far it is, in words.
         """
         return self._decodings.run(jobs, on_progress)
+
+    def _look(self) -> list[WorkerHandle]:
+        self._refresh()
+        return self.workers
 
     def _choose(self, *, exclusive: bool, reserved_too: bool = False, silent_too: bool = False) -> WorkerHandle | None:
         """The worker for a trial: of those with room for it, the emptiest."""

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 from support.fake_ray import FACTS, FakeRay, FakeWorker, fake_workers, make_arm, make_pool, make_spec
 
+from prefixray.cluster import exclusive, fleet
 from prefixray.cluster.connect import Cluster
 from prefixray.cluster.exclusive import check_exclusive
 from prefixray.cluster.fleet import NoWorkers
+from prefixray.cluster.nodes import ActorState
 from prefixray.errors import UserError
 
 
@@ -80,6 +82,36 @@ def test_fine_tuning_too_large_for_the_first_device_of_a_cluster_waits_for_a_lar
     with pytest.raises(UserError, match=r"^arms\.my-finetune: fine-tuning needs 1\.\d GiB beside the base"):
         ray.to_come = [lacking_memory(), lacking_memory()]
         make_pool(tmp_path / "one").wait([make_arm("finetune", top_layers=2, tune_embeddings=False)])
+
+
+def test_fine_tuning_for_which_no_device_of_a_cluster_is_large_enough_is_refused_before_anything_is_trained(
+    tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = [make_arm("finetune", top_layers=2, tune_embeddings=False)]
+    monkeypatch.setattr(Cluster, "devices", lambda cluster: {"node": 1, "other": 1})
+
+    def wait(folder: str, other: FakeWorker) -> list[str]:
+        """The other worker's process begins half a minute after the first one's."""
+        begins, other.state = ray.now + 30, ActorState("PENDING_CREATION", 0, 0, "")
+
+        def sleep(seconds: float) -> None:
+            ray.now += seconds
+            other.state = ActorState("ALIVE", 0, 1, "other") if ray.now > begins else other.state
+
+        monkeypatch.setattr(fleet.time, "sleep", sleep)
+        ray.to_come = [lacking_memory(), other]
+        pool = make_pool(tmp_path / folder, address="auto")
+        pool.wait(arms)
+        return pool.news()
+
+    assert wait("large", FakeWorker()) == [] and ray.now > 30
+    with pytest.raises(UserError, match=r"^arms\.my-finetune: fine-tuning needs 1\.\d GiB beside the base"):
+        wait("small", lacking_memory())
+    monkeypatch.setattr(exclusive, "may_be_larger", lambda: False)
+    began = ray.now
+    with pytest.raises(UserError, match=r"^arms\.my-finetune: fine-tuning needs 1\.\d GiB beside the base"):
+        wait("one kind", lacking_memory())
+    assert ray.now < began + 30, "the machines that may come are as small"
 
 
 def lacking_memory() -> FakeWorker:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from prefixray.cluster.nodes import Devices, to_come
+from prefixray.cluster.nodes import Devices, may_be_larger, to_come
 
 FILE = """
 max_workers: 3
@@ -19,3 +19,14 @@ def test_the_largest_machines_count_first_up_to_the_clusters_bound(tmp_path: Pat
     path.write_text(FILE)
     assert to_come(path) == [Devices(32, 4), Devices(32, 4), Devices(4, 1)]
     assert to_come(tmp_path / "none.yaml") == []
+
+
+def test_a_larger_machine_may_come_where_the_cloud_has_several_names_for_them_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "autoscaler.yaml"
+    path.write_text(FILE)
+    assert may_be_larger(path) is True and may_be_larger(tmp_path / "none.yaml") is None
+    template = (Path(__file__).resolve().parents[2] / "cluster.yaml").read_text()
+    path.write_text(template)
+    assert may_be_larger(path) is False, "spot and on_demand are the same machine"
+    path.write_text(template[::-1].replace("g5.xlarge"[::-1], "g5.12xlarge"[::-1], 1)[::-1])
+    assert may_be_larger(path) is True
