@@ -57,7 +57,7 @@ def read_warm_start(config: SweepConfig, facts: Provenance | None = None) -> dic
     problems = [f"{place}: {line}; take a sweep of the same {what}" for what, line in _unlike(config, other, folder)]
     if facts is not None:
         same = ("base",) if _asks(config) else ("base", "data")
-        problems += [f"{place}: {line}" for line in _other_digests(stored, facts, same)]
+        problems += [f"{place}: {line}" for line in _other_digests(folder, stored, facts, same)]
     if not problems and _asks(config):
         problems += [f"{place}: {line}" for line in _other_texts(config, folder)]
     known: dict[str, list[KnownTrial]] = {}
@@ -133,13 +133,18 @@ def _other_texts(config: SweepConfig, folder: Path) -> list[str]:
     return [f"its document {name} was another text; take a sweep of this one" for name in others]
 
 
-def _other_digests(stored: Stored, facts: Provenance, same: Collection[str]) -> list[str]:
-    """What has the same name as there, but other content; unfinished sweeps have recorded neither."""
-    pairs = {"base": ("base_digest", facts.base_digest), "data": ("data_digest", facts.data_digest)}
+def _other_digests(folder: Path, stored: Stored, facts: Provenance, same: Collection[str]) -> list[str]:
+    """What has the same name as there, but other content. Without a table, it is what that sweep's driver keeps."""
+    file = folder / "digests.json"
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    pairs = {
+        "base": (stored.get("base_digest", kept.get("base")), facts.base_digest),
+        "data": (stored.get("data_digest", kept.get("task")), facts.data_digest),
+    }
     return [
         f"its {what} was another one under the same name; run that sweep again under another name"
-        for what, (key, digest) in pairs.items()
-        if what in same and stored.get(key, digest) != digest
+        for what, (there, here) in pairs.items()
+        if what in same and there not in (None, here)
     ]
 
 

@@ -141,6 +141,12 @@ def test_another_base_task_recipe_or_space_is_refused_with_what_differs() -> Non
     facts = Provenance("a", 1, "fp32", "other data", 1, (), "cpu", 1)
     with pytest.raises(UserError, match="its data was another one under the same name"):
         read_warm_start(load(WARM), facts)
+    write_sweep()  # it has ended before its table
+    assert read_warm_start(load(WARM), facts)["prefix"]
+    Path("runs/other/digests.json").write_text('{"base": "b", "task": "b", "train.precision": "fp32"}')
+    with pytest.raises(UserError) as caught:
+        read_warm_start(load(WARM), facts)
+    assert [line.split()[3:5] for line in caught.value.problems] == [["base", "was"], ["data", "was"]]
     Path("runs/other/results.json").unlink()
     assert "runs/other has no results yet" in refusal()
 
