@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from prefixray.artifacts.record import check_new, is_on_hub, name_in_transformers, trial_method
+from prefixray.artifacts.record import check_new, is_on_hub, name_in_transformers, torch_dtype, trial_method
 from prefixray.artifacts.store import load_as_decoded
 from prefixray.config.schema import DecodingSettings
 from prefixray.config.trials import PrefixTrial
@@ -114,7 +114,7 @@ def _facts(artifact: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     settings = {key: value for key, value in decoding if key in _ALWAYS or (key in _SET and value)}
     settings |= {"eos_token_id": template["eos_id"], "pad_token_id": template["pad_id"]}
     return {
-        "dtype": "float32" if record["precision"] == "fp32" else "bfloat16",
+        "dtype": torch_dtype(record),
         "source": origin.first_source if origin else "...",
         "num_beams": decoding.num_beams,
         "settings": ", ".join(f"{key}={value!r}" for key, value in settings.items()),

@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from prefixray.artifacts.peft import prompt_lines
-from prefixray.artifacts.record import is_on_hub, trial_method
+from prefixray.artifacts.record import is_on_hub, torch_dtype, trial_method
 from prefixray.data.catalog import CATALOG
 from prefixray.methods.catalog import facts_of
 from prefixray.metrics import decimals, label
@@ -54,6 +54,7 @@ def model_card(facts: Facts) -> ModelCard:
         "is_on_hub": is_on_hub(record["base"]),
         "auto_class": f"AutoModelFor{model}",
         "peft_class": f"PeftModelFor{model}",
+        "dtype": torch_dtype(record),
         "prompt_lines": prompt_lines(record),
         "source": origin.first_source if origin else "...",
         "values": {key: value for key, value in config.items() if not isinstance(value, Mapping)},

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prefixray.artifacts.record import check_new, is_on_hub, name_in_transformers, trial_method
+from prefixray.artifacts.record import check_new, is_on_hub, name_in_transformers, torch_dtype, trial_method
 from prefixray.artifacts.store import load_as_decoded
 from prefixray.config.trials import AdapterTrial, FinetuneTrial, LoraTrial, PrefixTrial
 from prefixray.errors import UserError
@@ -47,22 +47,29 @@ def export_peft(artifact: Path, out: Path, prefix_type: PrefixType = "PREFIX_TUN
     base = name_in_transformers(meta["base"])
     write_peft(artifact, out, base or meta["base"]["name"], tensors, meta, prefix_type)
     (out / "prefixray.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    dtype = torch_dtype(meta)
     if base is None:
-        said = "base: the transformers model it was tuned on"
+        said = f"base: the transformers model it was tuned on, in {dtype}"
         lines = f"from peft import PeftModel\nmodel = PeftModel.from_pretrained(base, {str(out)!r})  # {said}"
     else:
         model = f"AutoPeftModelFor{'Seq2SeqLM' if meta['base']['shape']['is_encoder_decoder'] else 'CausalLM'}"
-        lines = f"from peft import {model}\nmodel = {model}.from_pretrained({str(out)!r})  # with its base, {base}"
+        loaded = f"{model}.from_pretrained({str(out)!r}, dtype={dtype!r})"
+        lines = f"from peft import {model}\nmodel = {loaded}  # with its base, {base}"
     lines += f"\n{prompt_lines(meta)}"
     (out / "README.md").write_text(f"```python\n{lines}\n```\n", encoding="utf-8")
     return lines + _lacks(prefix_type)
 
 
 def prompt_lines(meta: Mapping[str, Any]) -> str:
-    """Comments in Python that say how a prompt of an artifact was written in training, and how a decoder began."""
+    """Comments in Python that say how a prompt of an artifact was written in training, and how a decoder began.
+
+    Where the base was in 4 bits, they say that, too.
+    """
     template = meta["template"]
     prompt = _PROMPT.format(**{key: template[key] for key in ("form", "before", "after", "max_source_tokens")})
     given = template["target_before"]
+    if meta["precision"] == "4bit":
+        prompt = f"# Texts may differ from prefixray's: it was trained on the base in 4 bits.\n{prompt}"
     return prompt + (f"\n# decoder_input_ids: [{given}], which are no new tokens" if given else "")
 
 

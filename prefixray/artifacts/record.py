@@ -173,6 +173,11 @@ def name_in_transformers(base: Mapping[str, Any]) -> str | None:
     return base["name"] if here is None else str(here.resolve())
 
 
+def torch_dtype(record: Mapping[str, Any]) -> str:
+    """The dtype of an artifact's base, for transformers, which else takes that of the base's files."""
+    return "float32" if record["precision"] == "fp32" else "bfloat16"
+
+
 def is_on_hub(base: Mapping[str, Any]) -> bool:
     """Whether a base comes from the hub: its digest is a commit then. A folder's name can look like a hub id."""
     return re.fullmatch(r"[0-9a-f]{40}", base["digest"]) is not None

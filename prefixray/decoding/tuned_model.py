@@ -194,7 +194,7 @@ class Tuned:
         """The arguments with which stock transformers generates behind the prefix, its past key values among them.
 
         `model.generate(**tuned.as_cache(sources, num_beams=5), max_new_tokens=100)`; the model is the base as
-        transformers loads it, or `tuned.model`. Other settings of the search are the model's own: its
+        transformers loads it in the precision of training, or `tuned.model`. Other settings of the search are the model's own: its
         `generation_config` may draw tokens at random, so set it to `GenerationConfig()`. The output has the prompts,
         padded on the left, in front of the new tokens. A cache serves one call: `generate` fills it. Raises
         `UserError` where the artifact is no prefix in front of a decoder-only base's rows.

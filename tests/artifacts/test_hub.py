@@ -214,9 +214,9 @@ def test_a_card_names_a_base_of_the_hub_alone(tiny_gpt2: Base, tmp_path: Path, c
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.base_model == (None if commit is None else "openai-community/gpt2")
     loads = (
-        'AutoModelForCausalLM.from_pretrained("BASE")  # a folder of transformers with gpt2'
+        "AutoModelForCausalLM.from_pretrained(\"BASE\", dtype='float32')  # a folder of transformers with gpt2"
         if commit is None
-        else "AutoPeftModelForCausalLM.from_pretrained('.')  # with its base, openai-community/gpt2"
+        else "AutoPeftModelForCausalLM.from_pretrained('.', dtype='float32')  # with its base, openai-community/gpt2"
     )
     assert f"model = {loads}\n" in card.text
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())

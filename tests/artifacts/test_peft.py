@@ -9,7 +9,8 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from prefixray.artifacts.store import artifact_meta, save_artifact
+from prefixray.artifacts.peft import prompt_lines
+from prefixray.artifacts.store import artifact_meta, load_artifact, save_artifact
 from prefixray.batching.template import make_template
 from prefixray.config.schema import DecodingSettings
 from prefixray.config.trials import AdapterTrial, AnyTrial, LoraTrial, PrefixTrial, TrialConfig
@@ -18,7 +19,7 @@ from prefixray.decoding.generate import generate
 from prefixray.export import main
 from prefixray.methods import build_method
 from prefixray.methods.contract import Method
-from prefixray.model.base import Base
+from prefixray.model.base import Base, load_base
 from prefixray.model.binding.binder import Binder
 
 TASK = TaskConfig(name="e2e")
@@ -117,6 +118,21 @@ def test_peft_finds_the_base_of_what_was_exported_from_any_folder(
     with torch.no_grad(), Binder.of(tiny_gpt2.model).bind([method.insert(None)], [0]):
         ours = tiny_gpt2.model(input_ids=ids, use_cache=False).logits
         assert (ours - loaded["model"].eval()(input_ids=ids).logits).abs().max() < 1e-5
+
+
+def test_the_base_is_loaded_in_the_precision_of_training_and_not_in_that_of_its_files(
+    tiny_llama: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    AutoModelForCausalLM.from_pretrained(tiny_llama.name, dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
+    tiny_llama.tokenizer.save_pretrained(tmp_path / "base")
+    base = load_base(str(tmp_path / "base"))
+    _artifact(tmp_path / "artifact", base, Binder.of(base.model), LoraTrial(rank=2))
+    assert _export(tmp_path / "artifact", tmp_path / "peft") == 0
+    loaded: dict[str, AutoPeftModelForCausalLM] = {}
+    exec(capsys.readouterr().out.partition("\n\n")[2], loaded)
+    assert loaded["model"].dtype == base.model.dtype == torch.float32
+    meta = load_artifact(tmp_path / "artifact")[1]
+    assert ("4 bits" in prompt_lines({**meta, "precision": "4bit"})) != ("4 bits" in prompt_lines(meta))
 
 
 @pytest.mark.parametrize(

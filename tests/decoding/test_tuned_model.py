@@ -182,6 +182,19 @@ def test_the_manuals_example_runs(
     assert len(ast.literal_eval(capsys.readouterr().out)) == 2
 
 
+def test_the_manuals_lines_for_stock_generate_take_the_precision_of_training(
+    tiny_llama: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "howto" / "export_and_use.md"
+    (code,) = (part for part in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S) if "as_cache" in part)
+    AutoModelForCausalLM.from_pretrained(tiny_llama.name, dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
+    tiny_llama.tokenizer.save_pretrained(tmp_path / "base")
+    base = open_base(str(tmp_path / "base"), device="cpu")
+    save_tuned(tmp_path / "long", base.base, METHODS["long"], decoding={"num_beams": 5, "max_new_tokens": 100})
+    exec(code.replace('"BASE"', repr(str(tmp_path / "base"))), {"tuned": base.bind(tmp_path / "long")})
+    assert len(ast.literal_eval(capsys.readouterr().out)) == 2
+
+
 def test_a_fine_tuned_model_is_saved_for_transformers(tiny_base: Base, tmp_path: Path) -> None:
     save_tuned(tmp_path / "finetune", tiny_base, METHODS["finetune"])
     tuned = Tuned.load(tmp_path / "finetune", device="cpu")
