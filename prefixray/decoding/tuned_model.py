@@ -11,6 +11,7 @@ hypothesis that it gets alone; in bf16 a hypothesis can depend on its batch.
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -43,6 +44,9 @@ Progress = Callable[[int, int], None]
 """Called with how many sources are done, and of how many."""
 
 
+_ALONE = threading.RLock()  # what is bound to a base is bound for every thread's forwards
+
+
 def silent(num_done: int, num_sources: int) -> None:
     """The `Progress` that nobody watches."""
 
@@ -72,7 +76,8 @@ class OpenBase:
             vocab_size=shape.vocab_size,
             is_encoder_decoder=shape.is_encoder_decoder,
         )
-        method = restore_method(self.base, Binder.of(self.base.model).record, tensors, record)
+        with _ALONE:
+            method = restore_method(self.base, Binder.of(self.base.model).record, tensors, record)
         settings = DecodingSettings(**{**(record["decoding"] or {}), **decoding})
         template = Template.from_record(self.base, record["template"])
         return Tuned(self.base, method, template, settings, about=_about(record))
@@ -183,8 +188,8 @@ class Tuned:
         generator of random numbers; without one, the likeliest text is searched for. `stream` is called with a source's
         index and the next piece of its hypothesis: with several beams, what all of them agree on (of an
         encoder-decoder, the whole of it at the end). `on_progress` is called with how many sources are done, and of how
-        many. Raises `UserError` where a source leaves no room for its hypothesis, for one text in place of a list, and
-        for settings out of their range.
+        many. If several threads generate, they do so one after another. Raises `UserError` where a source leaves no
+        room for its hypothesis, for one text in place of a list, and for settings out of their range.
         """
         asked = copy(self)
         asked.decoding = _changed(self.decoding, max_new_tokens, temperature)
@@ -194,10 +199,10 @@ class Tuned:
         """The arguments with which stock transformers generates behind the prefix, its past key values among them.
 
         `model.generate(**tuned.as_cache(sources, num_beams=5), max_new_tokens=100)`; the model is the base as
-        transformers loads it in the precision of training, or `tuned.model`. Other settings of the search are the model's own: its
-        `generation_config` may draw tokens at random, so set it to `GenerationConfig()`. The output has the prompts,
-        padded on the left, in front of the new tokens. A cache serves one call: `generate` fills it. Raises
-        `UserError` where the artifact is no prefix in front of a decoder-only base's rows.
+        transformers loads it in the precision of training, or `tuned.model`. Other settings of the search are the
+        model's own: its `generation_config` may draw tokens at random, so set it to `GenerationConfig()`. The output
+        has the prompts, padded on the left, in front of the new tokens. A cache serves one call: `generate` fills it.
+        Raises `UserError` where the artifact is no prefix in front of a decoder-only base's rows.
         """
         _check_list(sources)
         return inputs_of_generate(self.base, self.template, self.insert, sources, num_beams)
@@ -237,7 +242,8 @@ def generate_together(
     count(0)
     for indices in _sharing(tuned):
         watched = Watched(count, None if pieces is None else pieces.of(indices))
-        texts = _generate_alike([sources[index] for index in indices], [tuned[index] for index in indices], watched)
+        with _ALONE:
+            texts = _generate_alike([sources[index] for index in indices], [tuned[index] for index in indices], watched)
         for index, text in zip(indices, texts, strict=True):
             hypotheses[index] = text
     return hypotheses

@@ -3,6 +3,7 @@
 import ast
 import re
 import shutil
+import threading
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,6 +74,24 @@ def test_two_artifacts_share_a_batch(any_base: Base, artifacts: Mapping[str, Pat
     base.base.model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
     generate_together(SOURCES, tuned)
     assert set(calls) <= {len(SOURCES), len(SOURCES) * DECODING["num_beams"]}
+
+
+def test_threads_generate_one_after_another(any_base: Base, artifacts: Mapping[str, Path]) -> None:
+    base = open_base(any_base.name)
+    long, lora = base.bind(artifacts["long"]), base.bind(artifacts["lora"])
+    alone, found = lora.generate(SOURCES), list[str]()
+    other = threading.Thread(target=lambda: found.extend(lora.generate(SOURCES)))
+
+    def begin(*_: object) -> None:
+        if other.ident is None:
+            other.start()
+            other.join(0.1)
+
+    expected = long.generate(SOURCES)
+    base.base.model.get_output_embeddings().register_forward_pre_hook(begin)
+    assert long.generate(SOURCES) == expected
+    other.join()
+    assert found == alone
 
 
 def test_sources_are_counted_as_they_get_their_hypotheses(any_base: Base, artifacts: Mapping[str, Path]) -> None:
