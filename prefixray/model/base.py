@@ -27,7 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from prefixray.errors import UserError, first_line
 from prefixray.model.attention_sites import attentions
-from prefixray.model.base_files import find_weights, load_small_files
+from prefixray.model.base_files import commit_on_hub, find_weights, load_small_files
 from prefixray.model.describe import describe
 from prefixray.model.shape import Shape
 from prefixray.system.machine import check_four_bit, cpu_fact
@@ -91,7 +91,9 @@ def load_base(
     quantization = _nf4(device) if four_bit else None
     path, digest = find_weights(name)
     try:
-        code = {"trust_remote_code": trust_remote_code}
+        code: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        if digest is None and (digest := commit_on_hub(path)):
+            code["revision"] = digest  # all files are of one commit
         config = AutoConfig.from_pretrained(path, **code)
         tokenizer = AutoTokenizer.from_pretrained(path, **code)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -106,7 +108,7 @@ def load_base(
         raise UserError(_unfit(name, error)) from error
     if quantization is None:
         torch.nn.Module.to(model, device)
-    base = wrap_model(model, tokenizer, name=name, digest=digest or str(config._commit_hash or "unknown"))
+    base = wrap_model(model, tokenizer, name=name, digest=digest or "unknown")
     return replace(base, trusts_code=trust_remote_code)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.hub_cache import NAME, keep_in_cache
 from transformers import AutoModelForCausalLM
 from transformers.activations import NewGELUActivation
 
@@ -42,6 +43,15 @@ def smollm(tmp_path_factory: pytest.TempPathFactory) -> Base:
     weights = zip(first.model.parameters(), again.model.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in weights)
     return first
+
+
+def test_a_base_of_the_hub_is_of_its_newest_commit(
+    tiny_gpt2: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_in_cache(monkeypatch, tmp_path, tiny_gpt2, ["a" * 40, "b" * 40])
+    assert load_base(NAME).digest == "b" * 40
+    with pytest.raises(UserError, match=r"^base: owner/none: cannot be loaded: .*; give a local copy as base"):
+        load_base("owner/none")
 
 
 @installed
