@@ -183,6 +183,11 @@ def is_on_hub(base: Mapping[str, Any]) -> bool:
     return re.fullmatch(r"[0-9a-f]{40}", base["digest"]) is not None
 
 
+def commit_of(base: Mapping[str, Any], name: str) -> str | None:
+    """The hub's commit with which an artifact was trained; None where `name` is not its base, or not of the hub."""
+    return base["digest"] if name == base["name"] and is_on_hub(base) else None
+
+
 def _check(model: type[BaseModel], where: str, values: Mapping[str, Any]) -> None:
     try:
         model.model_validate_json(json.dumps(values), strict=True)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prefixray.artifacts.record import FORMAT, ConvertedConfig, check_record, trial_method
+from prefixray.artifacts.record import FORMAT, ConvertedConfig, check_record, commit_of, is_on_hub, trial_method
 from prefixray.config.trials import METHODS, TrialConfig
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
@@ -119,7 +119,8 @@ def artifact_files(method: str) -> tuple[str, str]:
 def check_artifact(meta: Mapping[str, Any], base: Base) -> None:
     """Raise `UserError`, naming every difference, if `base` is not the base that the artifact was trained on.
 
-    Only sizes that the artifact's record has are compared.
+    Only sizes that the artifact's record has are compared. Another commit of the same model of the hub may have the
+    same weights: it is only logged.
     """
     made_for, sizes = meta["base"], _flat(asdict(base.shape))
     expected = _flat(made_for["shape"])
@@ -130,7 +131,11 @@ def check_artifact(meta: Mapping[str, Any], base: Base) -> None:
     ]
     if made_for["digest"] != base.digest:
         weights = f"{made_for['name']} with digest {made_for['digest']}"
-        problems.append(f"artifact: base weights: made for {weights}, {base.name} has digest {base.digest}")
+        problem = f"artifact: base weights: made for {weights}, {base.name} has digest {base.digest}"
+        if commit_of(made_for, base.name) and is_on_hub({"digest": base.digest}):
+            logger.warning("%s: another commit, which may have changed no weight", problem)
+        else:
+            problems.append(problem)
     if meta["positions"] != base.positions:
         problems.append(f"artifact: positions: {meta['positions']!r}: of {base.name} they are {base.positions!r}")
     if problems:

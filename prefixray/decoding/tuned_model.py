@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefixray.artifacts.hub import pull
-from prefixray.artifacts.record import check_decoding, check_template, trial_method
+from prefixray.artifacts.record import check_decoding, check_template, commit_of, trial_method
 from prefixray.artifacts.store import load_artifact, load_as_decoded, restore_method
 from prefixray.batching.template import Template
 from prefixray.config.files.found import find_sweep
@@ -124,7 +124,7 @@ class Tuned:
         decoding: Mapping[str, Any] | None = None,
         trust_remote_code: bool = False,
     ) -> "Tuned":
-        """Load an artifact, and the base that it names in the precision of its training.
+        """Load an artifact, and the base that it names in the precision of its training, from the hub at its commit.
 
         `base` says where the base lies now; `decoding` replaces single settings that the artifact records. Raises
         `UserError` as `open_base` does, and where the artifact is damaged or its base has changed.
@@ -132,8 +132,9 @@ class Tuned:
         tensors, record = load_as_decoded(Path(artifact))
         check_decoding(decoding or {})
         name, precision = base or record["base"]["name"], record["precision"]
-        opened = open_base(name, precision=precision, device=device, trust_remote_code=trust_remote_code)
-        return opened._bound(Path(artifact), tensors, record, decoding or {})
+        commit = commit_of(record["base"], name)
+        loaded = load_in(name, precision, device, trust_remote_code=trust_remote_code, commit=commit)
+        return OpenBase(loaded)._bound(Path(artifact), tensors, record, decoding or {})
 
     @classmethod
     def best(

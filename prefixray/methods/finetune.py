@@ -114,9 +114,9 @@ def _fixed_parameters(model: PreTrainedModel) -> set[str]:
 def _full_precision_copy(base: Base) -> PreTrainedModel:
     """The base's weights as they were stored: a base in bf16 is loaded again in fp32."""
     if base.model.dtype == torch.bfloat16:
-        return load_base(
-            base.name, dtype=torch.float32, device=str(base.device), trust_remote_code=base.trusts_code
-        ).model
+        commit = None if base.digest == "unknown" else base.digest  # of the hub; other bases have none
+        device, code = str(base.device), base.trusts_code
+        return load_base(base.name, dtype=torch.float32, device=device, trust_remote_code=code, commit=commit).model
     model: PreTrainedModel = type(base.model)(copy.deepcopy(base.model.config))
     fuse_gelu(model)
     torch.nn.Module.to(model, base.device, base.model.dtype)

@@ -81,18 +81,20 @@ def load_base(
     device: str = "cpu",
     four_bit: bool = False,
     trust_remote_code: bool = False,
+    commit: str | None = None,
 ) -> Base:
     """Load, freeze and describe the base called `name`; with `four_bit`, its matrices as NF4 on a GPU.
 
-    Python files beside the weights run only with `trust_remote_code`. Raises `UserError` where the name names nothing,
-    where the model is no language model, and where the hub cannot be reached.
+    `commit` is the hub's, by default the newest; for a base on this machine it is ignored. Python files beside the
+    weights run only with `trust_remote_code`. Raises `UserError` where the name names nothing, where the model is no
+    language model, and where the hub cannot be reached.
     """
     device = choose_device(device)
     quantization = _nf4(device) if four_bit else None
     path, digest = find_weights(name)
     try:
         code: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-        if digest is None and (digest := commit_on_hub(path)):
+        if digest is None and (digest := commit or commit_on_hub(path)):
             code["revision"] = digest  # all files are of one commit
         config = AutoConfig.from_pretrained(path, **code)
         tokenizer = AutoTokenizer.from_pretrained(path, **code)
@@ -154,11 +156,14 @@ def outline_base(name: str, *, trust_remote_code: bool = False) -> Base:
     return wrap_model(model, tokenizer, name=name, digest="unknown")
 
 
-def load_in(name: str, precision: str, device: str, *, trust_remote_code: bool = False) -> Base:
-    """Load a base in a precision of the sweep file: "auto", "fp32", "bf16" or "4bit"."""
+def load_in(
+    name: str, precision: str, device: str, *, trust_remote_code: bool = False, commit: str | None = None
+) -> Base:
+    """As `load_base`, in a precision of the sweep file: "auto", "fp32", "bf16" or "4bit"."""
     device = choose_device(device)
     dtype, four_bit = choose_dtype(precision, device), precision == "4bit"
-    return load_base(name, dtype=dtype, device=device, four_bit=four_bit, trust_remote_code=trust_remote_code)
+    code = trust_remote_code
+    return load_base(name, dtype=dtype, device=device, four_bit=four_bit, trust_remote_code=code, commit=commit)
 
 
 def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, digest: str) -> Base:

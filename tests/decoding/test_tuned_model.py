@@ -6,12 +6,14 @@ import shutil
 import threading
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas
 import pytest
 import torch
+from support.hub_cache import NAME, keep_in_cache
 from support.own_code import write_own_code
 from support.tuned_artifacts import DECODER_ONLY, DECODING, METHODS, save_tuned
 from transformers import AutoModelForCausalLM
@@ -21,8 +23,11 @@ from prefixray.decoding.generate import generate
 from prefixray.decoding.streaming import Pieces, Watched
 from prefixray.decoding.tuned_model import OpenBase, Tuned, generate_together, open_base
 from prefixray.errors import UserError
+from prefixray.methods import build_method
 from prefixray.model.base import Base, load_base
+from prefixray.model.binding.binder import Binder
 from prefixray.results.artifacts import Found
+from prefixray.serving.models import load_models
 from prefixray.system.machine import uncollected
 
 SOURCES = ["name : The Eagle | food : Chinese", "name : The Mill", "name : The Vaults | near : Café Rouge"]
@@ -243,6 +248,26 @@ def test_a_fine_tuned_encoder_decoder_generates_the_same_in_transformers_by_the_
     names: dict[str, object] = {"tuned": tuned, "decoding": decoding}
     exec(code, names)
     assert [str(text).strip() for text in names["texts"]] == expected  # type: ignore[attr-defined]
+
+
+def test_an_artifact_gets_the_commit_of_the_hub_that_it_was_trained_on(
+    tiny_gpt2: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep_in_cache(monkeypatch, tmp_path / "cache", tiny_gpt2, ["a" * 40])
+    save_tuned(tmp_path / "long", load_base(NAME), METHODS["long"])
+    expected = Tuned.load(tmp_path / "long").generate(SOURCES)
+    shutil.rmtree(tmp_path / "cache")
+    keep_in_cache(monkeypatch, tmp_path / "cache", tiny_gpt2, ["a" * 40, "b" * 40])
+    tuned = Tuned.load(tmp_path / "long")
+    models = load_models({"long": tmp_path / "long"})
+    assert tuned.base.digest == models.base.digest == "a" * 40 and tuned.generate(SOURCES) == expected
+    assert "another commit" not in caplog.text
+    half, finetune = load_base(NAME, dtype=torch.bfloat16, commit="a" * 40), METHODS["finetune"]
+    (tmp_path / "cache" / "models--owner--tiny" / "snapshots" / ("b" * 40) / "model.safetensors").unlink()
+    assert build_method(finetune, half, Binder.of(half.model).record, init_seed=0, dropout_seed=0).own_model
+    newest = OpenBase(replace(tuned.base, digest="b" * 40))
+    assert newest.bind(tmp_path / "long").generate(SOURCES) == expected
+    assert f"made for {NAME} with digest {'a' * 40}, {NAME} has digest {'b' * 40}: another commit" in caplog.text
 
 
 def test_settings_of_the_beam_search_can_be_replaced(any_base: Base, artifacts: Mapping[str, Path]) -> None:
