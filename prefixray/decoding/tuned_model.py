@@ -10,6 +10,7 @@ Sources of different artifacts share the batches of one base, as trials do in tr
 hypothesis that it gets alone; in bf16 a hypothesis can depend on its batch.
 """
 
+import logging
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,8 @@ from prefixray.model.base import Base, load_in
 from prefixray.model.binding.binder import Binder
 from prefixray.results.artifacts import base_of, best_artifact
 
+logger = logging.getLogger(__name__)
+
 Progress = Callable[[int, int], None]
 """Called with how many sources are done, and of how many."""
 
@@ -60,8 +63,9 @@ class OpenBase:
     def bind(self, artifact: Path | str, *, decoding: Mapping[str, Any] | None = None) -> "Tuned":
         """The artifact in this folder, on this base; `decoding` replaces single settings that the artifact records.
 
-        A final run's artifact in the folder of a finished sweep decodes with the sweep's settings. Raises `UserError`
-        where the artifact is damaged or was made for another base, and for unknown settings.
+        A final run's artifact in the folder of a finished sweep decodes with the sweep's settings. An artifact that was
+        trained in another precision is bound with a warning. Raises `UserError` where the artifact is damaged or was
+        made for another base, and for unknown settings.
         """
         check_decoding(decoding or {})
         return self._bound(Path(artifact), *load_as_decoded(Path(artifact)), decoding or {})
@@ -76,6 +80,10 @@ class OpenBase:
             vocab_size=shape.vocab_size,
             is_encoder_decoder=shape.is_encoder_decoder,
         )
+        trained, now = record["precision"], self.base.precision
+        if trained != now:
+            problem = f"was trained on a base in {trained}, and this one is in {now}: its texts may be others"
+            logger.warning("%s: %s; open_base(.., precision=%r)", artifact, problem, trained)
         with _ALONE:
             method = restore_method(self.base, Binder.of(self.base.model).record, tensors, record)
         settings = DecodingSettings(**{**(record["decoding"] or {}), **decoding})

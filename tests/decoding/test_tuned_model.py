@@ -270,6 +270,18 @@ def test_an_artifact_gets_the_commit_of_the_hub_that_it_was_trained_on(
     assert f"made for {NAME} with digest {'a' * 40}, {NAME} has digest {'b' * 40}: another commit" in caplog.text
 
 
+def test_an_artifact_on_a_base_in_another_precision_is_bound_with_a_warning(
+    tiny_gpt2: Base, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_tuned(tmp_path / "long", load_base(tiny_gpt2.name, dtype=torch.bfloat16), METHODS["long"])
+    Tuned.load(tmp_path / "long", device="cpu")
+    open_base(tiny_gpt2.name, precision="bf16", device="cpu").bind(tmp_path / "long")
+    assert not caplog.messages
+    open_base(tiny_gpt2.name, device="cpu").bind(tmp_path / "long")
+    (told,) = caplog.messages
+    assert "was trained on a base in bf16, and this one is in fp32" in told and "precision='bf16'" in told
+
+
 def test_settings_of_the_beam_search_can_be_replaced(any_base: Base, artifacts: Mapping[str, Path]) -> None:
     base = open_base(any_base.name)
     usual, greedy = base.bind(artifacts["long"]), base.bind(artifacts["long"], decoding={"num_beams": 1})
