@@ -99,6 +99,14 @@ class PackedRows(Sequence[Row]):
         totals = len(arrays["encoder_ids"]), int(self._num_inputs.sum()), int(self.num_targets.sum())
         return Lengths(*(total / count for total in totals))
 
+    @cached_property
+    def digest(self) -> str:
+        """A hash of all ids, and of where each row's parts end."""
+        digest = hashlib.sha256()
+        for name in sorted(self.arrays):
+            digest.update(self.arrays[name].tobytes())
+        return digest.hexdigest()[:16]
+
     @property
     def num_targets(self) -> NDArray[np.int64]:
         """Of each row."""

@@ -1,4 +1,4 @@
-"""Whether the trials of one worker can go on in another: the same data, the same weights, the same precision."""
+"""Whether the trials of one worker can go on in another: the same data and weights, tokens and precision."""
 
 from dataclasses import replace
 
@@ -20,6 +20,10 @@ def difference(setup: WorkerSetup, first: WorkerFacts, facts: WorkerFacts) -> Us
         problem = "has not the weights that the sweep's first worker has loaded"
         remedy = "undo the change, or have the same files on every machine, and run the same command again"
         return UserError(f"base: {setup.base}: {problem}; {remedy}")
+    if facts.rows_digest != first.rows_digest:
+        problem = "its tokenizer or its chat format makes other tokens of the data than that of the first worker"
+        remedy = "undo the change, or have the same files and the same packages on every machine"
+        return UserError(f"base: {setup.base}: {problem}; {remedy}, and run the same command again")
     if facts.precision != first.precision:
         problem = f"auto is {facts.precision} on this device, and {first.precision} on the one of the first worker"
         remedy = "name one of them in the sweep file, or have devices of one kind"

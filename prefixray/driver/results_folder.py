@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 PRECISION = "train.precision"
 """The key in `digests.json` of the precision in which a sweep began."""
+TOKENS = "task in tokens of base"
+"""The key there of the rows that the base's tokenizer has made of the data."""
 
 
 class ResultsFolder:

@@ -29,7 +29,7 @@ from prefixray.driver.documents.make import (
 )
 from prefixray.driver.final_stage import FinalStage
 from prefixray.driver.restart import has_started_anew, watched
-from prefixray.driver.results_folder import PRECISION, ResultsFolder
+from prefixray.driver.results_folder import PRECISION, TOKENS, ResultsFolder
 from prefixray.driver.search_stages import SearchStages
 from prefixray.driver.setup import worker_setup
 from prefixray.errors import SweepFailed
@@ -196,11 +196,11 @@ class _Sweep:
         return {"prefixray.stage": "sweep", "prefixray.task": self._config.task.name, **digests}
 
     def _digests(self) -> dict[str, str]:
-        """What may not change: weights, but for the commit of a hub's, data, but for documents, and the precision."""
+        """What may not change: weights, but for the commit of a hub's, data, but for documents, tokens, precision."""
         facts = self._pool.facts
         base = {"base": facts.base_digest} if is_of_machine(self._config.base) else {}
         task = {} if self._documents else {"task": facts.data_digest}
-        return {**base, **task, PRECISION: facts.precision}
+        return {**base, **task, TOKENS: facts.rows_digest, PRECISION: facts.precision}
 
     def _search(self) -> dict[str, ArmStudy]:
         """Run the search of every arm that has something to search; the studies, by arm.

@@ -21,3 +21,4 @@ class WorkerFacts(Provenance):
     train_lengths: Lengths
     dev_lengths: Lengths  # a prompt that several rows share is counted once
     step_bytes: int | None = None  # of these, what a step's tokens take on a GPU; None: not measured
+    rows_digest: str = ""  # of the first subset's rows to train on, in the base's tokens

@@ -267,6 +267,7 @@ def _facts(base: Base, task: Task, rows: tuple[PackedRows, list[Row]], costs: Co
         num_test=len(task.test_sources),
         train_lengths=train.lengths,
         dev_lengths=lengths_run(dev),
+        rows_digest=train.digest,
     )
 
 

@@ -63,6 +63,16 @@ def test_packed_rows_are_the_rows(tiny_base: Base) -> None:
         rows[4]
 
 
+def test_the_digest_is_that_of_the_tokens_and_of_their_parts(tiny_base: Base, cache: Path) -> None:
+    template = _template(tiny_base)
+    rows = packed(EXAMPLES, template)
+    others = [_template(tiny_base, separator=" :"), replace(template, before=(5,)), replace(template, after=())]
+    digests = [packed(EXAMPLES, other).digest for other in others]
+    assert len({rows.digest, *digests}) == 4
+    assert rows.digest == packed(EXAMPLES, template).digest == PackedRows.of(encode(EXAMPLES, template)).digest
+    assert rows.digest != PackedRows.of([replace(row, num_prompt=1) for row in rows]).digest
+
+
 def test_rows_come_from_the_cache_as_they_were_made(
     tiny_base: Base, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -315,6 +315,18 @@ def test_a_worker_that_loads_other_weights_than_the_first_one_is_used_no_more_bu
         assert f"base: {tmp_path}: has not the weights that the sweep's first worker has loaded; undo the" in said
 
 
+def test_a_worker_whose_tokenizer_makes_other_rows_is_used_no_more_a_hubs_too(tmp_path: Path, ray: FakeRay) -> None:
+    pool = make_pool(tmp_path, base="owner/name")
+    pool.wait([make_arm("lora", rank=2)])
+    _, second = fake_workers(pool)
+    second.rows_digest = "another"  # the hub has another chat format since
+    second.die()
+    rescale_later(pool, ray, num_trials=2)
+    assert second in ray.killed and len(pool.workers) == 1
+    (said,) = (line for line in pool.news() if "left alone" in line)
+    assert "base: owner/name: its tokenizer or its chat format makes other tokens of the data than that of the" in said
+
+
 def test_workers_take_the_precision_of_the_first_one_or_are_refused(
     tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:

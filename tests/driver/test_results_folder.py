@@ -11,7 +11,7 @@ from support.example_results import finished_sweep
 
 from prefixray.cluster.connect import Cluster
 from prefixray.config.load import load_sweep
-from prefixray.driver.results_folder import PRECISION, ResultsFolder
+from prefixray.driver.results_folder import PRECISION, TOKENS, ResultsFolder
 from prefixray.driver.setup import worker_setup
 from prefixray.errors import UserError
 from prefixray.results.record import Results
@@ -90,6 +90,9 @@ def test_other_data_or_weights_under_the_same_name_are_refused_once_a_sweep_has_
         folder.keep_digests({"base": "a1", "task": "b1"})
     with pytest.raises(UserError, match="small: task had another content"):
         folder.keep_digests({"base": "a2", "task": "b1"})
+    folder.keep_digests({TOKENS: "c1"})  # an earlier version has begun it
+    with pytest.raises(UserError, match="small: task in tokens of base had another content"):
+        folder.keep_digests({"base": "a2", TOKENS: "c2"})
 
 
 def test_a_sweep_goes_on_in_the_precision_it_began_in(folder: ResultsFolder, file: Path) -> None:

@@ -4,11 +4,13 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from support.fake_ray import FACTS
 
 from prefixray.data import load_task
 from prefixray.data.task_config import TaskConfig
@@ -77,6 +79,14 @@ def test_ray_tune_is_imported_while_the_workers_load_and_not_before_they_are_sta
     code = "import sys, prefixray.driver.run; print(*{'ray.tune', 'pandas', 'torch', 'mlflow'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("documents", [[], ["manual"]])
+def test_a_sweep_keeps_what_its_tokens_were_whatever_the_base_and_the_data_are(documents: list[str]) -> None:
+    pool = SimpleNamespace(facts=replace(FACTS, rows_digest="r1"))
+    driver = SimpleNamespace(_pool=pool, _config=SimpleNamespace(base="owner/name"), _documents=documents)
+    digests = {"train.precision": "fp32", "task in tokens of base": "r1", **({} if documents else {"task": "0"})}
+    assert _Sweep._digests(driver) == digests  # type: ignore[arg-type]
 
 
 def test_a_driver_does_not_score_by_other_data_than_the_workers_have_read(tmp_path: Path) -> None:

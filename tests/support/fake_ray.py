@@ -105,6 +105,7 @@ class FakeWorker:
     next_state = "ALIVE"  # after a death
     data_digest = FACTS.data_digest
     base_digest = FACTS.base_digest
+    rows_digest = FACTS.rows_digest
     precision = FACTS.precision
 
     def __init__(self, node: str = "node") -> None:
@@ -140,7 +141,8 @@ class FakeWorker:
                 return RayTaskError("ready", "a traceback", self.refusal)
             case "ready":
                 facts = replace(FACTS, data_digest=self.data_digest, base_digest=self.base_digest)
-                return replace(facts, precision=self.precision, device="cpu", free_bytes=self.free_bytes)
+                facts = replace(facts, rows_digest=self.rows_digest, precision=self.precision)
+                return replace(facts, device="cpu", free_bytes=self.free_bytes)
             case "status":
                 return WorkerStatus(dict(self.steps), 0.0, 0)
             case "check" if self.num_deaths.get("check", 0):
