@@ -24,11 +24,12 @@ from prefixray.system.command_line import Device, Entry, Scales, SweepFile, repe
 from prefixray.system.exit_codes import leave
 from prefixray.system.logs import quieten
 from prefixray.system.machine import check_four_bit, num_cpus, wait_passively
-from prefixray.system.path_or_hub import check_base, expanded
+from prefixray.system.path_or_hub import check_base, expanded, is_of_machine
 from prefixray.system.records import Scalar
 from prefixray.trial import Report, TrialSpec
 
 if TYPE_CHECKING:
+    from prefixray.training.facts import WorkerFacts
     from prefixray.training.trainer import Trainer
 
 NUM_REPORTS = 8  # where the file sets no eval_every
@@ -66,8 +67,7 @@ def train(
     wait_passively()
     from prefixray.training.trainer import load_trainer
 
-    spec = _spec(trial, config, replicate)
-    print(f"{config.name}  {arm}  {_shown(trial)}   {spec.folder}", flush=True)
+    print(f"{config.name}  {arm}  {_shown(trial)}", flush=True)
     trainer = load_trainer(
         config.base,
         config.task,
@@ -81,6 +81,8 @@ def train(
         assert config.task.exchanges is not None, "the task is loaded"
         names, studies = [document.name for document in trainer.task.documents], expanded(config.task.exchanges)
         check_teacher(studies, names, base=config.base, digest=trainer.base.digest, is_own=False)
+    spec = _spec(trial, config, replicate, trainer.describe())
+    print(spec.folder, flush=True)
     if _train(trainer, spec, profile).state != "done":
         return 1
     print(f"\nprefixray decode {spec.files.artifact} --split test")
@@ -127,13 +129,16 @@ def _middle(distribution: AnyDistribution) -> Scalar:
             assert_never(distribution)
 
 
-def _spec(trial: TrialConfig, config: SweepConfig, replicate: int) -> TrialSpec:
+def _spec(trial: TrialConfig, config: SweepConfig, replicate: int, facts: "WorkerFacts") -> TrialSpec:
     """The trial in a folder of all that its numbers depend on, so that the same command goes on where it stopped.
 
-    In low data it trains on the replicate's subset, of several documents on the first.
+    Files may have another content under the same name, but for the commit of a hub's base. In low data the trial trains
+    on the replicate's subset, of several documents on the first.
     """
     seed, low = config.search.seed, config.task.low_data
-    data = f"{config.base}/{config.task.model_dump_json()}"
+    content = [facts.data_digest, facts.rows_digest, facts.precision]
+    content += [facts.base_digest] if is_of_machine(config.base) else []
+    data = f"{config.base}/{config.task.model_dump_json()}/{'/'.join(content)}"
     digest = hashlib.sha256(f"{data}/{trial.model_dump_json()}/{seed}/{replicate}".encode()).hexdigest()[:8]
     folder = Path("runs") / config.name / "train" / f"{trial.arm}-{digest}"
     subset = 0 if low is None else subset_of(replicate, low.num_subsets)

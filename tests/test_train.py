@@ -59,6 +59,22 @@ def test_another_task_or_base_is_trained_in_a_folder_of_its_own(
     assert len(list(Path("runs/small/train").iterdir())) == len(commands)
 
 
+def test_data_that_has_changed_under_its_name_is_trained_on_from_the_start(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, arguments = file.with_name("data.jsonl"), [str(file), "--arm", "prefix", "--threads", "1"]
+    assert main(arguments) == 0
+    data.write_text(data.read_text().replace("Thai food.", "Noodles."))
+    capsys.readouterr()
+    assert main(arguments) == 0
+    changed, folders = capsys.readouterr().out, [*Path("runs/small/train").iterdir()]
+    assert "step 1/3" in changed and len(folders) == 2
+    assert main(arguments) == 0
+    again = capsys.readouterr().out
+    assert "step 3/3" in again and "step 1/3" not in again, "the same command goes on"
+    assert again.splitlines()[1] == changed.splitlines()[1]
+
+
 def test_an_interrupted_run_goes_on_from_a_checkpoint_whose_step_is_due_for_a_report(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
