@@ -24,7 +24,7 @@ from prefixray.system.command_line import Device, Entry, Scales, SweepFile, repe
 from prefixray.system.exit_codes import leave
 from prefixray.system.logs import quieten
 from prefixray.system.machine import check_four_bit, num_cpus, wait_passively
-from prefixray.system.path_or_hub import check_base, expanded, is_of_machine
+from prefixray.system.path_or_hub import check_base, expanded
 from prefixray.system.records import Scalar
 from prefixray.trial import Report, TrialSpec
 
@@ -132,13 +132,11 @@ def _middle(distribution: AnyDistribution) -> Scalar:
 def _spec(trial: TrialConfig, config: SweepConfig, replicate: int, facts: "WorkerFacts") -> TrialSpec:
     """The trial in a folder of all that its numbers depend on, so that the same command goes on where it stopped.
 
-    Files may have another content under the same name, but for the commit of a hub's base. In low data the trial trains
-    on the replicate's subset, of several documents on the first.
+    Files may have another content under the same name. In low data the trial trains on the replicate's subset, of
+    several documents on the first.
     """
     seed, low = config.search.seed, config.task.low_data
-    content = [facts.data_digest, facts.rows_digest, facts.precision]
-    content += [facts.base_digest] if is_of_machine(config.base) else []
-    data = f"{config.base}/{config.task.model_dump_json()}/{'/'.join(content)}"
+    data = f"{config.base}/{config.task.model_dump_json()}/{'/'.join(facts.content(config.base))}"
     digest = hashlib.sha256(f"{data}/{trial.model_dump_json()}/{seed}/{replicate}".encode()).hexdigest()[:8]
     folder = Path("runs") / config.name / "train" / f"{trial.arm}-{digest}"
     subset = 0 if low is None else subset_of(replicate, low.num_subsets)

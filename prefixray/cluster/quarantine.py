@@ -37,6 +37,7 @@ class _Record:
     limit: int | None = None  # of trials in the pack
     cause: str | None = None  # of the process's death, where the process can tell
     was_retired: bool = False  # the process was ended on purpose, without trials
+    content: list[str] | None = None  # what the first process here has loaded: see `WorkerFacts`
 
     def make_suspects(self) -> str:
         """Make suspects of the trials that ran when the process died; returns what is known of the death.
@@ -108,6 +109,12 @@ class Quarantine:
         if record.groups:
             return key in record.groups[0]
         return record.limit is None or len(present) < record.limit
+
+    def goes_on_with(self, content: list[str]) -> bool:
+        """Whether the process has loaded what the first one in its place has, so that trials go on as they began."""
+        self._record.content = self._record.content or content
+        self._write()
+        return self._record.content == content
 
     def note_running(self, steps: Mapping[str, int]) -> None:
         """Note the trials of which the process may die now, and how many steps each has done."""

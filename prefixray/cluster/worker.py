@@ -63,6 +63,7 @@ class Worker:
             to_file(Path(setup.log), terminal=None)
         logger.info("a worker's process begins")
         self._refusal: UserError | None = None
+        self._has_changed = False  # whether the data or the base has, since a process in this place loaded it first
         self._decoded = (0, 0)
         try:
             with hidden(*_NOT_NEEDED), uncollected():
@@ -77,6 +78,7 @@ class Worker:
                 max_new_tokens=setup.max_new_tokens,
                 trust_remote_code=setup.trust_remote_code,
             )
+            self._facts = self._trainer.describe()
         except UserError as error:
             self._refusal = error  # raised here, it would reach the user as a dead actor
             return
@@ -86,12 +88,13 @@ class Worker:
             return
         quarantine = Quarantine(None if setup.record is None else Path(setup.record), setup.max_failures)
         self._loop = TrainingLoop(self._trainer, quarantine, on_crash)
+        self._has_changed = not quarantine.goes_on_with(self._facts.content(setup.base))
 
     def ready(self) -> WorkerFacts:
         """The facts about its base, data and device; raises the `UserError` that kept the worker from loading them."""
         if self._refusal is not None:
             raise self._refusal
-        return self._trainer.describe()
+        return self._facts
 
     def check(self, arms: Sequence[ArmConfig]) -> None:
         """Refuse arms with a trial that cannot be built on this base: `UserError` with all problems."""
@@ -100,10 +103,12 @@ class Worker:
     def join(self, spec: TrialSpec, token: str) -> Admission:
         """Let a trial join the pack; a member under another token joins anew, from its checkpoint.
 
-        A worker that cannot load the base answers "later": the trial will be placed on another worker. Raises
-        `UserError` where the user has to mend something first, such as a full disk.
+        A worker that cannot load the base answers "later": the trial will be placed on another worker. So does one that
+        has loaded something else than the worker in whose place Ray has started it; the driver will refuse it, but
+        trials come before the driver looks. Raises `UserError` where the user has to mend something first, such as a
+        full disk.
         """
-        if self._refusal is not None:
+        if self._refusal is not None or self._has_changed:
             return Admission("later")
         logger.info("%s asks to join", spec.key)
         return self._loop.call(self._loop.admit, spec, token)

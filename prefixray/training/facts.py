@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from prefixray.batching.lengths import Lengths
 from prefixray.model.shape import Shape
 from prefixray.results.record import Provenance
+from prefixray.system.path_or_hub import is_of_machine
 
 
 @dataclass(frozen=True)
@@ -22,3 +23,11 @@ class WorkerFacts(Provenance):
     dev_lengths: Lengths  # a prompt that several rows share is counted once
     step_bytes: int | None = None  # of these, what a step's tokens take on a GPU; None: not measured
     rows_digest: str = ""  # of the first subset's rows to train on, in the base's tokens
+
+    def content(self, base: str) -> list[str]:
+        """What may change under the same names, and the numbers of trials on this base with it: digests, the precision.
+
+        Of a hub's base another commit may have the same weights.
+        """
+        weights = [self.base_digest] if is_of_machine(base) else []
+        return [*weights, self.data_digest, self.rows_digest, self.precision]

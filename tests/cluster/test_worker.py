@@ -220,6 +220,18 @@ def test_a_worker_that_cannot_load_the_base_says_why_and_has_trials_wait(
     assert worker.next_report("one", "token") is None, "its process before this one had the trial"
 
 
+def test_a_worker_started_again_on_data_that_has_changed_has_trials_wait(
+    worker_setup: WorkerSetup, tmp_path: Path
+) -> None:
+    setup, train = replace(worker_setup, record=str(tmp_path / "record.json")), tmp_path / "train.jsonl"
+    began = train.read_text()
+    for content, answer in ((began, "joined"), (began.replace("tea", "wine"), "later"), (began, "joined")):
+        train.write_text(content)
+        worker = Worker(setup, on_crash=lambda: None)
+        assert worker.join(trial_spec(tmp_path, "one", 10**6), "token").state == answer
+        worker.suspend()
+
+
 def test_decoding_writes_three_files_and_does_nothing_twice(worker: Worker, tmp_path: Path) -> None:
     worker.join(trial_spec(tmp_path, "one", 3), "token")
     assert Call(worker, "one").state() == "done"
