@@ -140,7 +140,16 @@ def _spec(trial: TrialConfig, config: SweepConfig, replicate: int, facts: "Worke
     digest = hashlib.sha256(f"{data}/{trial.model_dump_json()}/{seed}/{replicate}".encode()).hexdigest()[:8]
     folder = Path("runs") / config.name / "train" / f"{trial.arm}-{digest}"
     subset = 0 if low is None else subset_of(replicate, low.num_subsets)
-    return TrialSpec(f"{trial.arm}/0", trial, seed, replicate, rungs=(), folder=str(folder), subsets=(subset,))
+    return TrialSpec(
+        f"{trial.arm}/0",
+        trial,
+        seed,
+        replicate,
+        rungs=(),
+        folder=str(folder),
+        subsets=(subset,),
+        decoding=config.final.decoding.model_dump(),
+    )
 
 
 def _shown(trial: TrialConfig) -> str:

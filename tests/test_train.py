@@ -42,8 +42,10 @@ def test_a_configuration_is_trained_and_decoded_as_the_command_says(
     assert [line.split()[1] for line in lines if line.startswith("step ")] == ["1/3", "2/3", "3/3"]
     command = lines[-1].split()
     assert command[:2] == ["prefixray", "decode"]
-    assert load_artifact(Path(command[2]))[1]["config"]["method"]["preseqlen"] == 3
-    assert decode.main([*command[2:], "--max-new-tokens", "4"]) == 0
+    record = load_artifact(Path(command[2]))[1]
+    assert record["config"]["method"]["preseqlen"] == 3
+    assert (record["decoding"]["num_beams"], record["decoding"]["max_new_tokens"]) == (2, 4), "those of the file"
+    assert decode.main(command[2:]) == 0
     assert "test, 2 sources" in capsys.readouterr().out
 
 
