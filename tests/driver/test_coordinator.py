@@ -115,6 +115,19 @@ def test_checkpoints_of_a_trial_that_ended_go_with_the_next_driver_where_the_fir
     assert left == {ended: {"artifact", "result.json"}, running: {"artifact", "step-40", ".step-40.0.tmp"}}
 
 
+def test_a_new_trial_does_not_start_from_what_lies_in_its_folder_though_an_adopted_one_does(driver: Driver) -> None:
+    """A folder that was copied while its sweep ran may have trials of which its journal knows nothing yet."""
+    for number in range(3):
+        (driver.folder / f"trials/prefix/{number}/step-30").mkdir(parents=True)
+        (driver.folder / f"trials/prefix/{number}/result.json").write_text("{}")
+    first, second = driver.start()
+    assert [[*(driver.folder / "trials" / key).iterdir()] for key in (first, second)] == [[], []]
+    (driver.folder / "trials" / first / "step-20").mkdir()
+    again = Driver(driver.folder)
+    assert again.start() == [first, second]
+    assert TrialFolder(driver.folder / "trials" / first).checkpoint_steps() == [20]
+
+
 def test_a_trial_whose_values_do_not_go_together_has_failed_and_the_next_is_started(
     driver: Driver, caplog: pytest.LogCaptureFixture
 ) -> None:
