@@ -27,7 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from prefixray.errors import UserError, first_line
 from prefixray.model.attention_sites import attentions
-from prefixray.model.base_files import commit_on_hub, find_weights, load_small_files
+from prefixray.model.base_files import commit_on_hub, find_weights, load_small_files, load_whole
 from prefixray.model.describe import describe
 from prefixray.model.shape import Shape
 from prefixray.system.machine import check_four_bit, cpu_fact
@@ -100,7 +100,7 @@ def load_base(
         tokenizer = AutoTokenizer.from_pretrained(path, **code)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         options = {} if quantization is None else {"quantization_config": quantization, "device_map": device}
-        model = kind.from_pretrained(path, dtype=dtype, attn_implementation="sdpa", **code, **options)
+        model = load_whole(kind, path, name, dtype=dtype, attn_implementation="sdpa", **code, **options)
     except OSError as error:
         raise UserError(
             f"base: {name}: cannot be loaded: {first_line(error)}; give a local copy as base: a folder with "

@@ -19,10 +19,12 @@ from transformers import (
     AutoTokenizer,
     GgufConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils.hub import cached_file, extract_commit_hash
 
+from prefixray.errors import UserError
 from prefixray.system.atomic_files import clear_scratch, whole_folder
 from prefixray.system.machine import uncollected
 from prefixray.system.path_or_hub import converted_folder, digest_of_base, find_base, hub_answers
@@ -72,6 +74,29 @@ def load_small_files(name: str, *, trust_remote_code: bool) -> tuple[PreTrainedC
     raise AssertionError("the second try returns or raises")
 
 
+def load_whole(kind: Any, where: str, name: str, **options: Any) -> PreTrainedModel:  # noqa: ANN401  # an auto class
+    """The model of these files, by one of transformers' auto classes; `name` is the base's in a message.
+
+    Raises `UserError` where the files lack a part of it: transformers would draw that at random, in each process anew.
+    """
+    model, loaded = kind.from_pretrained(where, output_loading_info=True, **options)
+    missing = {key for key in loaded["missing_keys"] if not _is_computed(model, key)}
+    drawn = [key for key, _ in model.named_parameters() if key in missing]
+    if drawn:
+        others = f" and {len(drawn) - 1} more" if len(drawn) > 1 else ""
+        raise UserError(
+            f"base: {name}: its files lack weights of {type(model).__name__}: {drawn[0]}{others}; take files that have "
+            "them all, as save_pretrained of that class writes them"
+        )
+    whole: PreTrainedModel = model
+    return whole
+
+
+def _is_computed(model: PreTrainedModel, key: str) -> bool:
+    """Whether a weight is no learned one: Pegasus' files lack its positions, which are sines."""
+    return "Sinusoidal" in type(model.get_submodule(key.rpartition(".")[0])).__name__
+
+
 def _convert_gguf(path: Path) -> tuple[str, str]:
     """Dequantise a GGUF file to a safetensors folder in the cache, once; other processes wait for the one that does."""
     folder, digest = converted_folder(path)
@@ -91,9 +116,8 @@ def _convert_gguf(path: Path) -> tuple[str, str]:
 def _save_converted(path: Path, folder: Path) -> None:
     where, file = str(path.parent), path.name
     with _read_once():
-        model = AutoModelForCausalLM.from_pretrained(
-            where, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
+        options = {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
+        model = load_whole(AutoModelForCausalLM, where, str(path), **options)
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(where, gguf_file=file).save_pretrained(folder)
 

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,7 +10,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
+from transformers import PegasusConfig, PegasusForConditionalGeneration
 
+from prefixray.errors import UserError
 from prefixray.model import base_files
 from prefixray.model.base import load_base
 from prefixray.system.path_or_hub import find_base
@@ -93,3 +97,28 @@ def test_a_converted_base_is_the_same_byte_for_byte_as_without_the_one_reading(
         monkeypatch.setattr(base_files, "_read_once", nullcontext)
     ours, theirs = ({file.name: file.read_bytes() for file in folder.iterdir()} for folder in folders)
     assert ours == theirs and "model.safetensors" in ours
+
+
+def test_a_base_whose_files_lack_weights_is_refused_and_sines_are_none(
+    base_folders: Mapping[str, Path], tmp_path: Path
+) -> None:
+    _copy_without(base_folders["llama"], tmp_path / "llama", "up_proj")
+    with pytest.raises(UserError) as raised:
+        load_base(str(tmp_path / "llama"))
+    lacking = "its files lack weights of LlamaForCausalLM: model.layers.0.mlp.up_proj.weight and 1 more"
+    assert str(raised.value).startswith(f"base: {tmp_path}/llama: {lacking}; take files that have them all")
+
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    model = PegasusForConditionalGeneration(PegasusConfig(vocab_size=320, **heads, **sizes))
+    model.save_pretrained(shutil.copytree(base_folders["bart"], tmp_path / "whole"))
+    _copy_without(tmp_path / "whole", tmp_path / "pegasus", "embed_positions")
+    load_base(str(tmp_path / "pegasus"))
+
+
+def _copy_without(base: Path, folder: Path, part: str) -> None:
+    """Copy a base without the weights whose names have this part."""
+    weights = load_file(shutil.copytree(base, folder) / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if part not in name}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
