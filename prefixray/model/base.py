@@ -7,10 +7,12 @@ import functools
 import inspect
 import weakref
 from dataclasses import dataclass, replace
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -91,7 +93,10 @@ def load_base(
     """
     device = choose_device(device)
     quantization = _nf4(device) if four_bit else None
-    path, digest = find_weights(name)
+    try:
+        path, digest = find_weights(name)
+    except ValueError as error:  # of a GGUF file
+        raise UserError(_unfit(name, error)) from error
     try:
         code: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         if digest is None and (digest := commit or commit_on_hub(path)):
@@ -106,8 +111,11 @@ def load_base(
             f"base: {name}: cannot be loaded: {first_line(error)}; give a local copy as base: a folder with "
             "config.json, the weights as safetensors and the tokenizer's files"
         ) from error
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise UserError(_unfit(name, error)) from error
+    except (SafetensorError, UnpicklingError) as error:
+        remedy = "they may be cut, or pointers of Git LFS: fetch them anew (git lfs pull)"
+        raise UserError(f"base: {name}: its weights cannot be read ({type(error).__name__}); {remedy}") from error
     if quantization is None:
         torch.nn.Module.to(model, device)
     base = wrap_model(model, tokenizer, name=name, digest=digest or "unknown")
@@ -130,7 +138,9 @@ def choose_device(device: str) -> str:
     return device
 
 
-def _unfit(name: str, error: ValueError) -> str:
+def _unfit(name: str, error: ValueError | ImportError) -> str:
+    if isinstance(error, ImportError):  # its own code, or its tokenizer, needs a package
+        return f"base: {name}: cannot be loaded: {first_line(error)}"
     if "trust_remote_code" in str(error):
         places = "in a sweep file, --trust-remote-code of decode and serve, trust_remote_code=True in Python"
         remedy = f"read it, then allow it: trust_remote_code: true beside base {places}"
@@ -151,7 +161,7 @@ def outline_base(name: str, *, trust_remote_code: bool = False) -> Base:
             model = kind.from_config(config, attn_implementation="sdpa", **code)  # type: ignore[no-untyped-call]
     except OSError as error:
         raise UserError(f"base: {name}: cannot be reached: {first_line(error)}") from error
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise UserError(_unfit(name, error)) from error
     return wrap_model(model, tokenizer, name=name, digest="unknown")
 

@@ -79,14 +79,15 @@ def load_whole(kind: Any, where: str, name: str, **options: Any) -> PreTrainedMo
 
     Raises `UserError` where the files lack a part of it: transformers would draw that at random, in each process anew.
     """
-    model, loaded = kind.from_pretrained(where, output_loading_info=True, **options)
+    model, loaded = kind.from_pretrained(where, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     missing = {key for key in loaded["missing_keys"] if not _is_computed(model, key)}
+    missing |= {key for key, *_ in loaded["mismatched_keys"]}
     drawn = [key for key, _ in model.named_parameters() if key in missing]
     if drawn:
         others = f" and {len(drawn) - 1} more" if len(drawn) > 1 else ""
         raise UserError(
-            f"base: {name}: its files lack weights of {type(model).__name__}: {drawn[0]}{others}; take files that have "
-            "them all, as save_pretrained of that class writes them"
+            f"base: {name}: its files lack weights of {type(model).__name__}, or have them in other sizes: "
+            f"{drawn[0]}{others}; take files that have them all, as save_pretrained of that class writes them"
         )
     whole: PreTrainedModel = model
     return whole

@@ -1,5 +1,6 @@
 """GGUF weights are converted once, whatever happens meanwhile."""
 
+import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from transformers import PegasusConfig, PegasusForConditionalGeneration
 
 from prefixray.errors import UserError
 from prefixray.model import base_files
-from prefixray.model.base import load_base
+from prefixray.model.base import load_base, outline_base
 from prefixray.system.path_or_hub import find_base
 
 Q4_1 = gguf.GGMLQuantizationType.Q4_1
@@ -105,8 +106,9 @@ def test_a_base_whose_files_lack_weights_is_refused_and_sines_are_none(
     _copy_without(base_folders["llama"], tmp_path / "llama", "up_proj")
     with pytest.raises(UserError) as raised:
         load_base(str(tmp_path / "llama"))
-    lacking = "its files lack weights of LlamaForCausalLM: model.layers.0.mlp.up_proj.weight and 1 more"
-    assert str(raised.value).startswith(f"base: {tmp_path}/llama: {lacking}; take files that have them all")
+    lacking = "its files lack weights of LlamaForCausalLM, or have them in other sizes"
+    named = "model.layers.0.mlp.up_proj.weight and 1 more; take files that have them all"
+    assert str(raised.value).startswith(f"base: {tmp_path}/llama: {lacking}: {named}")
 
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
@@ -116,9 +118,41 @@ def test_a_base_whose_files_lack_weights_is_refused_and_sines_are_none(
     load_base(str(tmp_path / "pegasus"))
 
 
-def _copy_without(base: Path, folder: Path, part: str) -> None:
-    """Copy a base without the weights whose names have this part."""
+def test_a_base_whose_files_cannot_be_read_is_named(
+    base_folders: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFIXRAY_CACHE", str(tmp_path / "cache"))
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 5\n"
+    named = _copy_without(base_folders["llama"], tmp_path / "pointer", "up_proj") / "model.safetensors"
+    named.write_text(pointer)
+    other = shutil.copytree(named.parent, tmp_path / "pickle") / "pytorch_model.bin"
+    other.with_name(named.name).rename(other)
+    config = json.loads((base_folders["llama"] / "config.json").read_text())
+    config |= {"vocab_size": config["vocab_size"] + 1}
+    (shutil.copytree(base_folders["llama"], tmp_path / "sizes") / "config.json").write_text(json.dumps(config))
+    (tmp_path / "empty.gguf").touch()
+    of_code = {"model_type": "own_llama", "auto_map": {"AutoConfig": "own.Own"}}
+    own = shutil.copytree(base_folders["llama"], tmp_path / "own")
+    (own / "config.json").write_text(json.dumps(config | of_code))
+    (own / "own.py").write_text("import no_such_package\n")
+    for name, problem in {
+        "pointer": "its weights cannot be read (SafetensorError); they may be cut, or pointers of Git LFS",
+        "pickle": "its weights cannot be read (UnpicklingError)",
+        "sizes": "its files lack weights of LlamaForCausalLM, or have them in other sizes: model.embed_tokens.weight",
+        "empty.gguf": "is no model that prefixray can train: cannot mmap an empty file",
+        "own": "cannot be loaded: This modeling file requires the following packages",
+    }.items():
+        with pytest.raises(UserError) as raised:
+            load_base(str(tmp_path / name), trust_remote_code=name == "own")
+        assert str(raised.value).startswith(f"base: {tmp_path}/{name}: {problem}")
+    with pytest.raises(UserError, match="no_such_package"):
+        outline_base(str(own), trust_remote_code=True)
+
+
+def _copy_without(base: Path, folder: Path, part: str) -> Path:
+    """Copy a base without the weights whose names have this part; the folder."""
     weights = load_file(shutil.copytree(base, folder) / "model.safetensors")
     kept = {name: weight for name, weight in weights.items() if part not in name}
     assert len(kept) < len(weights)
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return folder
