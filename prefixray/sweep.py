@@ -100,7 +100,7 @@ def _run(
 
     with ExitStack() as stack:
         stack.enter_context(interruptible())
-        shown = stack.enter_context(open(os.devnull, "w")) if quiet else sys.stdout
+        shown = stack.enter_context(open(os.devnull, "w", encoding="utf-8")) if quiet else sys.stdout
         if verbose:
             stack.enter_context(followed(log))
         try:

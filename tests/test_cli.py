@@ -227,6 +227,15 @@ def test_a_command_leaves_with_its_code_and_hides_no_defect(end: str) -> None:
     assert ran.stderr == said or (said.isidentifier() and said in ran.stderr), "another pipe's end is not hidden"
 
 
+def test_stdout_that_lacks_a_letter_spells_it_out_and_one_that_was_closed_goes_nowhere() -> None:
+    script = "from prefixray.system.exit_codes import leave\nleave(lambda: print('Caf\xe9 \\udc80'))"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "SCRIPT": script}
+    for closed, printed in (("", "Caf\\xe9 \\udc80\n"), (" >&-", "")):
+        command = f'"{sys.executable}" -c "$SCRIPT"{closed}'
+        ran = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
+        assert (ran.returncode, ran.stdout, ran.stderr) == (0, printed, "")
+
+
 SIGNALLED = """
 import os, signal
 from prefixray.system.exit_codes import interruptible, leave

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from types import FrameType
 from typing import NoReturn
 
@@ -42,6 +43,7 @@ def leave(main: Callable[[], int]) -> NoReturn:
     """Run a command and exit with its code."""
     global _own_start
     _own_start = sys.orig_argv[1:], dict(os.environ)
+    _take_any_text()
     try:
         try:
             code = main()
@@ -107,6 +109,14 @@ def interruptible() -> Iterator[None]:
         for signum, handler in replaced.items():
             if signal.getsignal(signum) is first:
                 signal.signal(signum, handler)
+
+
+def _take_any_text() -> None:
+    """Let stdout spell out what its encoding lacks, as stderr does; where it was closed, it goes nowhere."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _is_unread() -> bool:
