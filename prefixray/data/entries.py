@@ -3,6 +3,7 @@
 A loader takes a `DataConfig` and gives the three splits as `Entry`s; `read_entries` reads them from files and hub sets.
 """
 
+import ctypes
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ if TYPE_CHECKING:  # imports numpy
 
 TASK_PATHS = ("path", "urls", "train", "dev", "test", "exchanges")
 """The keys of a task that name files, or for `path` a hub data set."""
+
+_MANY_DIGITS = 15  # a number with fewer is taken as it is
 
 
 class ColumnsConfig(Strict):
@@ -225,9 +228,17 @@ class Form:
 
 def _label(value: object) -> object:
     """A label as text, where it is a number or a truth value; a whole number that has become a float as itself."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() else _as_written(value)
     return str(value).lower() if isinstance(value, bool | int | float) and value == value else value
+
+
+def _as_written(value: float) -> float:
+    """A number that was kept in 32 bits without the digits that 64 bits show: 3.8 for 3.799999952316284."""
+    if len(str(value)) < _MANY_DIGITS:
+        return value
+    shorter = (float(f"{value:.{digits}g}") for digits in range(1, 10))
+    return next((short for short in shorter if ctypes.c_float(short).value == value), value)
 
 
 def _either(names: Sequence[str]) -> str:

@@ -4,7 +4,9 @@ import csv
 import gzip
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 from pydantic import ValidationError
 from support.data_files import custom, jsonl, pairs, write
 
@@ -97,6 +99,19 @@ def test_numbers_and_truth_values_are_labels_but_no_sources(tmp_path: Path) -> N
     labels = [1, 0, 2.0, 0.5, True, ["yes", 3]]
     task = custom(tmp_path, jsonl([{"source": f"s{n}", "target": label} for n, label in enumerate(labels)]))
     assert [example.target for example in task.train] == ["1", "0", "2", "0.5", "true", "yes", "3"]
+
+
+def test_a_number_of_32_bits_is_a_label_without_the_digits_of_64(tmp_path: Path) -> None:
+    labels = [3.8, 0.1, 1e-5, 1234.56, 2.0]
+    texts = pyarrow.array(list("abcde"))
+    for kind in (pyarrow.float32(), pyarrow.float64()):
+        columns = {"source": texts, "target": pyarrow.array(labels, kind)}
+        parquet.write_table(pyarrow.table(columns), file := str(tmp_path / "labels.parquet"))
+        task = load_task(TaskConfig(name="custom", train=file, dev=file, test=file))
+        assert [example.target for example in task.train] == ["3.8", "0.1", "1e-05", "1234.56", "2"]
+    exact = [0.1 + 0.2, 1 / 3, 1023 / 1024]
+    task = custom(tmp_path, jsonl([{"source": f"s{n}", "target": label} for n, label in enumerate(exact)]))
+    assert [float(example.target) for example in task.train] == exact
 
 
 def test_a_folder_with_files_of_its_own_is_read_whatever_lies_below_it(tmp_path: Path) -> None:
