@@ -102,6 +102,10 @@ def load_saved(path: str, optional: Collection[str] = ()) -> dict[str, HubRows]:
         raise UserError(
             f"task.path: {path}: is a folder of `datasets` that cannot be read: {first_line(error)}"
         ) from error
+    except IndexError as error:  # it joins a split's files, and `save_to_disk` has written none
+        raise UserError(
+            f"task.path: {path}: a split has no rows, which `datasets` cannot load; leave it out"
+        ) from error
     return _by_our_names(path, {"train": hub} if isinstance(hub, datasets.Dataset) else hub, optional)
 
 

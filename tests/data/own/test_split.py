@@ -138,6 +138,15 @@ def test_a_test_split_without_labels_is_taken_out_of_train(tmp_path: Path, caplo
     assert bare.digest == task.digest and 'no "label" column' in caplog.messages[-1]
 
 
+def test_a_saved_split_without_rows_is_refused(tmp_path: Path) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"source": ["a", "b", "c"], "target": ["x", "y", "z"]})
+    datasets.DatasetDict({"train": rows, "test": rows.select([])}).save_to_disk(tmp_path)
+    with pytest.raises(UserError, match="a split has no rows, which `datasets` cannot load; leave it out"):
+        load_task(TaskConfig(name="custom", path=str(tmp_path), split=SplitConfig()))
+
+
 def test_parquet_that_is_none_or_lacks_a_column_is_refused(tmp_path: Path) -> None:
     import datasets
 
