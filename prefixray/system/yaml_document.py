@@ -1,8 +1,8 @@
 """A YAML file as plain values, in which every key and every list item knows its `file:line`.
 
-The values follow YAML 1.2's core schema: `1e-4` is a number, `yes` and `1:30` are text. Anchors, tags and several
-documents in one file are refused, so that each part of a sweep file can be read by itself. A `Document` collects all
-problems, and they are raised together.
+The values follow YAML 1.2's core schema: `1e-4` is a number, `yes` and `1:30` are text. Python's `None` would be text,
+too, and is refused unless it is in quotes. Anchors, tags and several documents in one file are refused, so that each
+part of a sweep file can be read by itself. A `Document` collects all problems, and they are raised together.
 """
 
 import difflib
@@ -315,6 +315,8 @@ def _scalar(node: yaml.ScalarNode) -> Scalar:
         case "str":
             if any("\ud800" <= character <= "\udfff" for character in text):
                 raise ValueError("an escape names no character")
+            if text == "None" and node.style is None:
+                raise ValueError("None: write null where nothing is meant, and 'None' in quotes for the word")
             return text
         case "null" | "bool" if text in _WORDS:
             return _WORDS[text]

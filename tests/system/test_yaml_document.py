@@ -28,6 +28,14 @@ def test_words_that_only_older_yaml_takes_for_values_are_words(word: str) -> Non
     assert load(VALID, f"arms.prefix.init_token={word}").arm("prefix").fixed["init_token"] == word
 
 
+def test_the_none_of_python_is_no_word_unless_it_is_in_quotes() -> None:
+    problem = "None: write null where nothing is meant, and 'None' in quotes for the word"
+    assert complaint(VALID, "arms.prefix.init_token=None") == f"--set arms.prefix.init_token=None: {problem}"
+    choice = "arms.prefix.init_token={choice: [restaurant, None]}"
+    assert complaint(VALID, choice) == f"--set {choice}: arms.prefix.init_token.choice[1]: {problem}"
+    assert load(VALID, "arms.prefix.init_token='None'").arm("prefix").fixed["init_token"] == "None"
+
+
 MALFORMED = {
     "a key twice": ("  warmup_steps: 4", "  num_steps: 4", "x.yaml:6: train.num_steps: is there twice"),
     "an anchor": (
