@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, assert_never
 
 import typer
 
-from prefixray.config.files.found import find_sweep_file
+from prefixray.config.files.found import check_options, find_sweep_file
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.config.seeds import subset_of
@@ -58,6 +58,7 @@ def train(
         raise UserError(f"--arm: {arm}: no such arm; they are {', '.join(names)}")
     overrides = [text if "." in text.partition("=")[0] else f"arms.{arm}.{text}" for text in values]
     config = load_sweep(file, overrides, scales)
+    check_options(file, config.name, overrides, scales)
     trial = _configuration(config.arm(arm))
     check_own_data(config.task)
     quieten()
@@ -136,7 +137,7 @@ def _spec(trial: TrialConfig, config: SweepConfig, replicate: int, facts: "Worke
     several documents on the first.
     """
     seed, low = config.search.seed, config.task.low_data
-    data = f"{config.base}/{config.task.model_dump_json()}/{'/'.join(facts.content(config.base))}"
+    data = f"{config.base}/{config.task.model_dump_json()}/{'/'.join(facts.content)}"
     digest = hashlib.sha256(f"{data}/{trial.model_dump_json()}/{seed}/{replicate}".encode()).hexdigest()[:8]
     folder = Path("runs") / config.name / "train" / f"{trial.arm}-{digest}"
     subset = 0 if low is None else subset_of(replicate, low.num_subsets)

@@ -5,18 +5,14 @@ from dataclasses import replace
 from prefixray.cluster.worker import WorkerSetup
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
-from prefixray.system.path_or_hub import is_of_machine
 from prefixray.training.facts import WorkerFacts
 
 
 def difference(setup: WorkerSetup, first: WorkerFacts, facts: WorkerFacts) -> UserError | None:
-    """Why trials would not go on in another worker as they have begun; None where they would.
-
-    Of a hub's base another commit may have the same weights.
-    """
+    """Why trials would not go on in another worker as they have begun; None where they would."""
     if facts.data_digest != first.data_digest:
         return other_data(setup.task)
-    if facts.base_digest != first.base_digest and is_of_machine(setup.base):
+    if facts.base_digest != first.base_digest:
         problem = "has not the weights that the sweep's first worker has loaded"
         remedy = "undo the change, or have the same files on every machine, and run the same command again"
         return UserError(f"base: {setup.base}: {problem}; {remedy}")

@@ -48,6 +48,7 @@ class WorkerSetup:
     max_new_tokens: int = 0  # that the final stage decodes
     log: str | None = None  # the file for the worker's log
     trust_remote_code: bool = False  # see `SweepConfig`
+    commit: str | None = None  # of a base of the hub; None: the newest
     record: str | None = None  # the file that tells the next worker in its place what this one died of
     max_failures: int = 3  # the sweep's
     num_searched: int = 1  # documents that a trial of a search trains on: so many members it has
@@ -77,6 +78,7 @@ class Worker:
                 num_threads=setup.num_threads,
                 max_new_tokens=setup.max_new_tokens,
                 trust_remote_code=setup.trust_remote_code,
+                commit=setup.commit,
             )
             self._facts = self._trainer.describe()
         except UserError as error:
@@ -88,7 +90,7 @@ class Worker:
             return
         quarantine = Quarantine(None if setup.record is None else Path(setup.record), setup.max_failures)
         self._loop = TrainingLoop(self._trainer, quarantine, on_crash)
-        self._has_changed = not quarantine.goes_on_with(self._facts.content(setup.base))
+        self._has_changed = not quarantine.goes_on_with(self._facts.content)
 
     def ready(self) -> WorkerFacts:
         """The facts about its base, data and device; raises the `UserError` that kept the worker from loading them."""

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 PRECISION = "train.precision"
 """The key in `digests.json` of the precision in which a sweep began."""
+COMMIT = "commit of base"
+"""The key there of the commit of a hub's base."""
 TOKENS = "task in tokens of base"
 """The key there of the rows that the base's tokenizer has made of the data."""
 
@@ -120,9 +122,9 @@ class ResultsFolder:
             raise UserError(f"{self.path}: {problem}; undo the change, or give this sweep another name")
         write_whole(self._digests_file, json.dumps({**digests, **before}) + "\n")
 
-    def begun_in(self) -> str | None:
-        """The precision in which the sweep began; None where it has not begun, or by a version that kept none."""
-        return self._digests().get(PRECISION)
+    def begun_with(self, key: str) -> str | None:
+        """What the sweep began with; None where it has not begun, or by a version that kept none."""
+        return self._digests().get(key)
 
     def stored(self) -> Stored | None:
         """What `results.json` holds; None where there is none. A file that cannot be read is put aside."""

@@ -29,7 +29,7 @@ from prefixray.driver.documents.make import (
 )
 from prefixray.driver.final_stage import FinalStage
 from prefixray.driver.restart import has_started_anew, watched
-from prefixray.driver.results_folder import PRECISION, TOKENS, ResultsFolder
+from prefixray.driver.results_folder import COMMIT, PRECISION, TOKENS, ResultsFolder
 from prefixray.driver.search_stages import SearchStages
 from prefixray.driver.setup import worker_setup
 from prefixray.errors import SweepFailed
@@ -50,7 +50,7 @@ from prefixray.search.storage import Storage, has_studies, open_storage, repair_
 from prefixray.search.study import ArmStudy, search_so_far
 from prefixray.system.logs import quieten, to_file
 from prefixray.system.machine import check_four_bit
-from prefixray.system.path_or_hub import check_base, is_of_machine
+from prefixray.system.path_or_hub import check_base
 from prefixray.tracking.tracker import Tracker, check_server, open_tracker
 from prefixray.tracking.views import columns_of, sweep_params
 
@@ -196,9 +196,9 @@ class _Sweep:
         return {"prefixray.stage": "sweep", "prefixray.task": self._config.task.name, **digests}
 
     def _digests(self) -> dict[str, str]:
-        """What may not change: weights, but for the commit of a hub's, data, but for documents, tokens, precision."""
-        facts = self._pool.facts
-        base = {"base": facts.base_digest} if is_of_machine(self._config.base) else {}
+        """What may not change: weights, or the commit of a hub's, data, but for documents, tokens, precision."""
+        facts, commit = self._pool.facts, self._pool.facts.commit(self._config.base)
+        base = {COMMIT: commit} if commit else {"base": facts.base_digest}
         task = {} if self._documents else {"task": facts.data_digest}
         return {**base, **task, TOKENS: facts.rows_digest, PRECISION: facts.precision}
 

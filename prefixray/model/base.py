@@ -29,10 +29,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from prefixray.errors import UserError, first_line
 from prefixray.model.attention_sites import attentions
-from prefixray.model.base_files import commit_on_hub, find_weights, load_small_files, load_whole
+from prefixray.model.base_files import find_weights, load_small_files, load_whole
 from prefixray.model.describe import describe
 from prefixray.model.shape import Shape
 from prefixray.system.machine import check_four_bit, cpu_fact
+from prefixray.system.path_or_hub import newest_commit
 
 disable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -99,7 +100,7 @@ def load_base(
         raise UserError(_unfit(name, error)) from error
     try:
         code: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-        if digest is None and (digest := commit or commit_on_hub(path)):
+        if digest is None and (digest := commit or newest_commit(path)):
             code["revision"] = digest  # all files are of one commit
         config = AutoConfig.from_pretrained(path, **code)
         tokenizer = AutoTokenizer.from_pretrained(path, **code)

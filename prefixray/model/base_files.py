@@ -22,7 +22,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils.hub import cached_file, extract_commit_hash
 
 from prefixray.errors import UserError
 from prefixray.system.atomic_files import clear_scratch, whole_folder
@@ -41,15 +40,6 @@ def find_weights(name: str) -> tuple[str, str | None]:
     if base.is_dir():
         return str(base), digest_of_base(base)
     return _convert_gguf(base)
-
-
-def commit_on_hub(name: str) -> str | None:
-    """The newest commit of a model of the hub, or the one in the cache if the hub does not answer.
-
-    Raises `OSError` where neither has the model.
-    """
-    commit: str | None = extract_commit_hash(cached_file(name, "config.json"), None)
-    return commit
 
 
 def load_small_files(name: str, *, trust_remote_code: bool) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:

@@ -56,12 +56,20 @@ _SPLITS: tuple[StudySplit, ...] = ("train", "dev", "test")
 _Answered = Sequence[tuple[Question, str]]
 
 
-def load_base_of(name: str, precision: str, *, device: str, num_threads: int, trust_remote_code: bool = False) -> Base:
+def load_base_of(
+    name: str,
+    precision: str,
+    *,
+    device: str,
+    num_threads: int,
+    trust_remote_code: bool = False,
+    commit: str | None = None,
+) -> Base:
     """The base that studies, in a process of its own; `num_threads` is for a CPU. Raises `UserError` as `load_in`."""
     device = choose_device(device)
     if device == "cpu":
         torch.set_num_threads(num_threads)
-    return load_in(name, precision, device, trust_remote_code=trust_remote_code)
+    return load_in(name, precision, device, trust_remote_code=trust_remote_code, commit=commit)
 
 
 def study(

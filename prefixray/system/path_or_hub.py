@@ -77,6 +77,21 @@ def is_of_machine(base: str) -> bool:
         return True
 
 
+def newest_commit(base: str) -> str | None:
+    """The newest commit of a base of the hub, or the one in the cache if the hub does not answer.
+
+    None of other bases, and where neither has it.
+    """
+    from huggingface_hub import hf_hub_download
+
+    if is_of_machine(base):
+        return None
+    try:
+        return Path(hf_hub_download(base, "config.json", local_files_only=not hub_answers())).parent.name
+    except (OSError, ValueError):  # who loads the base says why
+        return None
+
+
 def converted_folder(gguf: Path) -> tuple[Path, str]:
     """The folder in the cache that a GGUF file is converted to, whether it is there or not; and the file's digest."""
     digest = digest_of(gguf)

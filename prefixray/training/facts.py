@@ -24,10 +24,11 @@ class WorkerFacts(Provenance):
     step_bytes: int | None = None  # of these, what a step's tokens take on a GPU; None: not measured
     rows_digest: str = ""  # of the first subset's rows to train on, in the base's tokens
 
-    def content(self, base: str) -> list[str]:
-        """What may change under the same names, and the numbers of trials on this base with it: digests, the precision.
+    def commit(self, base: str) -> str | None:
+        """The commit of a base of the hub; None of any other."""
+        return None if is_of_machine(base) or self.base_digest == "unknown" else self.base_digest
 
-        Of a hub's base another commit may have the same weights.
-        """
-        weights = [self.base_digest] if is_of_machine(base) else []
-        return [*weights, self.data_digest, self.rows_digest, self.precision]
+    @property
+    def content(self) -> list[str]:
+        """What may change under the same names, and the numbers of trials with it: digests, the precision."""
+        return [self.base_digest, self.data_digest, self.rows_digest, self.precision]

@@ -313,10 +313,11 @@ def load_trainer(
     num_threads: int,
     max_new_tokens: int,
     trust_remote_code: bool = False,
+    commit: str | None = None,
 ) -> Trainer:
     """Load a base and a task by name, for trials that will decode `max_new_tokens`.
 
-    `num_threads` is for a CPU. Raises `UserError` with what is wrong with either.
+    `num_threads` is for a CPU, `commit` for a base of the hub. Raises `UserError` with what is wrong with either.
     """
     logger.info("torch and transformers are imported")
     device = choose_device(device)
@@ -327,7 +328,8 @@ def load_trainer(
     of_base, of_data = list[str](), list[str]()
     data = _or_problems(lambda: load_task(task), of_data)  # first, since the base may still be converted
     logger.info("the data is read")
-    base = _or_problems(lambda: load_in(name, train.precision, device, trust_remote_code=trust_remote_code), of_base)
+    code = trust_remote_code
+    base = _or_problems(lambda: load_in(name, train.precision, device, trust_remote_code=code, commit=commit), of_base)
     logger.info("the base is loaded")
     if base is None or data is None:
         raise UserError(*of_base, *of_data)

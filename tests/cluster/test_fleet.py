@@ -299,20 +299,16 @@ def test_a_folder_that_changes_while_the_first_workers_read_it_ends_the_sweep(tm
         make_pool(tmp_path).wait([make_arm("lora", rank=2)])
 
 
-@pytest.mark.parametrize("base", ["folder", "owner/name"])
-def test_a_worker_that_loads_other_weights_than_the_first_one_is_used_no_more_but_for_a_hubs_commit(
-    tmp_path: Path, ray: FakeRay, base: str
-) -> None:
-    pool = make_pool(tmp_path, base=str(tmp_path) if base == "folder" else base)
+def test_a_worker_that_loads_other_weights_than_the_first_one_is_used_no_more(tmp_path: Path, ray: FakeRay) -> None:
+    pool = make_pool(tmp_path, base=str(tmp_path))
     pool.wait([make_arm("lora", rank=2)])
     _, second = fake_workers(pool)
     second.base_digest = "another"  # the folder was written anew before it was started again
     second.die()
     rescale_later(pool, ray, num_trials=2)
-    assert (second in ray.killed) == (base == "folder") and len(pool.workers) == 2 - (base == "folder")
-    if base == "folder":
-        (said,) = (line for line in pool.news() if "left alone" in line)
-        assert f"base: {tmp_path}: has not the weights that the sweep's first worker has loaded; undo the" in said
+    assert second in ray.killed and len(pool.workers) == 1
+    (said,) = (line for line in pool.news() if "left alone" in line)
+    assert f"base: {tmp_path}: has not the weights that the sweep's first worker has loaded; undo the" in said
 
 
 def test_a_worker_whose_tokenizer_makes_other_rows_is_used_no_more_a_hubs_too(tmp_path: Path, ray: FakeRay) -> None:

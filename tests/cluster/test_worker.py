@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.hub_cache import NAME, keep_in_cache
 from support.worker_calls import SECONDS, Call, MakeWorker, hold_first_step, trial_spec, wait_until
 
 from prefixray.artifacts.store import load_checkpoint
@@ -16,6 +17,7 @@ from prefixray.config.schema import ArmConfig
 from prefixray.config.space import Choice
 from prefixray.config.trials import TrainConfig
 from prefixray.errors import UserError
+from prefixray.model.base import Base
 from prefixray.trial import Admission, Report
 
 SETTINGS = {"num_beams": 2, "max_new_tokens": 6}
@@ -230,6 +232,15 @@ def test_a_worker_started_again_on_data_that_has_changed_has_trials_wait(
         worker = Worker(setup, on_crash=lambda: None)
         assert worker.join(trial_spec(tmp_path, "one", 10**6), "token").state == answer
         worker.suspend()
+
+
+def test_a_worker_loads_the_commit_of_the_hub_that_it_is_told(
+    worker_setup: WorkerSetup, tiny_gpt2: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_in_cache(monkeypatch, tmp_path / "cache", tiny_gpt2, ["a" * 40, "b" * 40])
+    for commit, loaded in ((None, "b" * 40), ("a" * 40, "a" * 40)):
+        worker = Worker(replace(worker_setup, base=NAME, commit=commit), on_crash=lambda: None)
+        assert worker.ready().commit(NAME) == loaded
 
 
 def test_decoding_writes_three_files_and_does_nothing_twice(worker: Worker, tmp_path: Path) -> None:

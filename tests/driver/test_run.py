@@ -86,7 +86,9 @@ def test_a_sweep_keeps_what_its_tokens_were_whatever_the_base_and_the_data_are(d
     pool = SimpleNamespace(facts=replace(FACTS, rows_digest="r1"))
     driver = SimpleNamespace(_pool=pool, _config=SimpleNamespace(base="owner/name"), _documents=documents)
     digests = {"train.precision": "fp32", "task in tokens of base": "r1", **({} if documents else {"task": "0"})}
-    assert _Sweep._digests(driver) == digests  # type: ignore[arg-type]
+    assert _Sweep._digests(driver) == {"commit of base": "0", **digests}  # type: ignore[arg-type]
+    driver._config.base = "./folder"
+    assert _Sweep._digests(driver) == {"base": "0", **digests}  # type: ignore[arg-type]
 
 
 def test_a_driver_does_not_score_by_other_data_than_the_workers_have_read(tmp_path: Path) -> None:

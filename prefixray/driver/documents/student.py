@@ -59,6 +59,7 @@ class Student:
                 device=setup.device,
                 num_threads=setup.num_threads,
                 trust_remote_code=setup.trust_remote_code,
+                commit=setup.commit,
             )
             made, note = assignment.made, self._note
             study(self._base, setup.task, assignment.document, folder, made=made, seed=seed, on_progress=note)

@@ -10,6 +10,7 @@ from prefixray.config.files.shipped import shipped_sweeps
 from prefixray.errors import UserError
 from prefixray.plan import plan
 from prefixray.sweep import sweep
+from prefixray.train import train
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,8 @@ def test_the_copy_in_a_sweeps_folder_starts_no_other_sweep_where_the_options_are
     for command in (sweep, plan):
         with pytest.raises(UserError, match=wanted):
             command(Path("e2e-laptop"), [], ["search.num_trials=2"])
+    with pytest.raises(UserError, match=wanted):
+        train(Path("e2e-laptop"), [], "prefix", [], threads=1)
     with pytest.raises(UserError, match=wanted):
         given_sweep("e2e-laptop", {})
     assert given_sweep("e2e-laptop", {}, ["name=other"]).name == "other"
