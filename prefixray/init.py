@@ -111,9 +111,10 @@ def _found(data: str, look: Look, task: Task) -> str:
     how = taken if look.missing else "as they are"
     sizes = f"{len(task.train):,} rows of train, {len(task.dev):,} of dev, {len(task.test_sources):,} sources of test"
     warnings = "".join(f"\nwarning: {leak}" for leak in task.leaks)
+    without = "".join(f"\nnote: {name} has no targets, and is not used" for name in look.unused)
     few = f"{len(task.test_sources)} sources of test tell large differences alone; {_NUM_TEST} or more are better"
     note = f"\nnote: {few}" if len(task.test_sources) < _NUM_TEST else ""
-    return printable(f"{data}: {columns}{unused}\nsplits: {how}: {sizes}{warnings}{note}\n")
+    return printable(f"{data}: {columns}{unused}\nsplits: {how}: {sizes}{without}{warnings}{note}\n")
 
 
 def _as_seen(train: tuple[Example, ...], template: "Template") -> str:

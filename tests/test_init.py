@@ -103,6 +103,29 @@ def test_a_file_that_is_there_stays_and_columns_can_be_named(
     assert capsys.readouterr().err == "data.yaml: exists; --force overwrites it, --name takes another name\n"
 
 
+@pytest.mark.parametrize("data", ["data", "data/train.csv"])
+def test_a_test_file_without_targets_is_not_used(
+    data: str, base_folders: Mapping[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(Path("data/train.csv"), csv_of(PAIRS))
+    write(Path("data/test.csv"), csv_of([{key: row[key] for key in ("id", "question")} for row in PAIRS[:5]]))
+    assert main(["init", data, "--base", str(base_folders["gpt2"])]) == 0
+    task = load_sweep("data.yaml").task
+    assert (task.path, task.train, task.dev, task.test) == (None, "data/train.csv", None, None)
+    assert "\nnote: test.csv has no targets, and is not used\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("key", "value"), [("source", 7), ("target", [])])
+def test_a_row_that_cannot_be_read_is_named_where_the_columns_have_usual_names(
+    key: str, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, object]] = [{"source": f"s {n}", "target": f"t {n}"} for n in range(30)]
+    rows[3][key] = value
+    write(Path("data.jsonl"), jsonl(rows))
+    assert main(["init", "data.jsonl"]) == 2
+    assert capsys.readouterr().err.startswith(f'data.jsonl:4: "{key}" is ')
+
+
 def test_texts_that_are_cut_are_told(base_folders: Mapping[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"source": f"s {n}", "target": "a long answer " * (200 if n < 10 else 1)} for n in range(60)]
     write(Path("long.jsonl"), jsonl(rows))

@@ -36,6 +36,7 @@ class Look:
     missing: tuple[str, ...]  # of dev and test, those that have to be taken out of train
     columns: Mapping[str, str]  # source and target, or messages
     others: tuple[str, ...]  # the columns that are not used
+    unused: tuple[str, ...]  # files beside that of train without a target, as test files of competitions
 
 
 def look_at(data: str, source: str | None = None, target: str | None = None) -> Look:
@@ -43,14 +44,17 @@ def look_at(data: str, source: str | None = None, target: str | None = None) -> 
 
     Raises `UserError` where there is nothing that can be read, and where the columns cannot be told.
     """
-    places, splits = _open(data)
+    places, files, splits = _open(data)
     rows = splits["train"]
     found = dict.fromkeys(name for row in rows for name in row)
     columns = _columns(data, rows, list(found), {"source": source, "target": target})
     others = tuple(name for name in found if name not in columns.values())
     without = {split for split, first in splits.items() if first and _lack(first, columns.get("target"))}
     missing = tuple(split for split in _OPTIONAL if split not in splits or split in without)
-    return Look(_name(data), places, missing, columns, others)
+    unused = tuple(files[split].name for split in missing if split in files)
+    if unused:
+        places = {split: str(file) for split, file in files.items() if split not in missing}
+    return Look(_name(data), places, missing, columns, others, unused)
 
 
 def _lack(rows: Sequence[Row], target: str | None) -> bool:
@@ -58,29 +62,29 @@ def _lack(rows: Sequence[Row], target: str | None) -> bool:
     return target is not None and all(is_empty(row.get(target)) for row in rows)
 
 
-def _open(data: str) -> tuple[dict[str, str], dict[str, list[Row]]]:
-    """Where the splits are, and the first rows of each; of files those of train alone."""
+def _open(data: str) -> tuple[dict[str, str], dict[str, Path], dict[str, list[Row]]]:
+    """Where the splits are, by the keys of `task`; their files, if they are in files; and the first rows of each."""
     path = local_path(data)
     if path is not None and path.is_file():
         files = {"train": path}
         if path.name.partition(".")[0] in SPLITS["train"] and len(files_of_split(str(path.parent), "train")) == 1:
             beside = find_splits(str(path.parent), tuple(SPLITS))
             files = beside if beside.get("train") == path else files
-        return {split: str(file) for split, file in files.items()}, _with_first_rows(files)
+        return {split: str(file) for split, file in files.items()}, files, _with_first_rows(files)
     if path is None and not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", data):
         raise UserError(f"{data}: no such file or folder; a data set of the hub is owner/name")
     if is_folder(data) and not is_saved(data):
         files = find_splits(data, _OPTIONAL)
-        return {"path": data}, _with_first_rows(files)
+        return {"path": data}, files, _with_first_rows(files)
     if is_folder(data):
         hub = load_saved(data, _OPTIONAL)
     else:
         hub = load_hub(data, None, remedy="name a JSONL, CSV or Parquet file, or a folder", optional=_OPTIONAL)
-    return {"path": data}, {split: list(islice(each.rows, _NUM_ROWS)) for split, each in hub.items()}
+    return {"path": data}, {}, {split: list(islice(each.rows, _NUM_ROWS)) for split, each in hub.items()}
 
 
 def _with_first_rows(files: Mapping[str, Path]) -> dict[str, list[Row]]:
-    return {split: _first_rows(file) if split == "train" else [] for split, file in files.items()}
+    return {split: _first_rows(file) if split == "train" else _readable_rows(file) for split, file in files.items()}
 
 
 def _first_rows(file: Path) -> list[Row]:
@@ -93,6 +97,12 @@ def _first_rows(file: Path) -> list[Row]:
     if not rows:
         raise UserError(f"{file}: has no rows")
     return rows
+
+
+def _readable_rows(file: Path) -> list[Row]:
+    """The first rows of a further file, without those that cannot be read: whoever reads them all says why."""
+    rows = islice(read_rows("data", file, lambda columns: []), _NUM_ROWS)
+    return [row for _, row in rows if not isinstance(row, str)]
 
 
 def _check_two(columns: Sequence[str]) -> list[str]:
@@ -124,6 +134,8 @@ def _columns(data: str, rows: Sequence[Row], names: Sequence[str], given: Mappin
     talks = [name for name in names if any(_is_chat(row.get(name)) for row in rows)]
     if talks and not any(given.values()) and (source is None or target is None):
         return {"messages": talks[0]}  # whoever reads the rows says what is wrong with them
+    source = source or next((name for name in _in(_SOURCES, names) if name != target), None)  # as above
+    target = target or next((name for name in _in(_TARGETS, names) if name != source), None)
     if source is None or target is None:
         missing = " and ".join(f"--{key}" for key, name in (("source", source), ("target", target)) if name is None)
         problem = f"cannot tell which column is which; those of text are {', '.join(lists) or 'none'}"
