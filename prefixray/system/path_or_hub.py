@@ -83,12 +83,13 @@ def newest_commit(base: str) -> str | None:
     None of other bases, and where neither has it.
     """
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HTTPError as NoAnswer  # type: ignore[attr-defined]
 
     if is_of_machine(base):
         return None
     try:
         return Path(hf_hub_download(base, "config.json", local_files_only=not hub_answers())).parent.name
-    except (OSError, ValueError):  # who loads the base says why
+    except (NoAnswer, OSError, ValueError):  # who loads the base says why
         return None
 
 
