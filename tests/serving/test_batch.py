@@ -81,7 +81,7 @@ def test_requests_that_join_and_leave_at_odd_times_get_what_each_gets_alone(
         if batch.rows:
             batch.step()
     assert most >= 4, "different artifacts shared the batch"
-    expected = {request: alone(models, folders, *each) for request, each in zip(requests, asked, strict=True)}
+    expected = {request: alone(folders, *each) for request, each in zip(requests, asked, strict=True)}
     assert len(set(expected.values())) > len(asked) / 2, "they are told apart"
     for request in requests:
         text, end = heard(request).text, heard(request).end

@@ -7,11 +7,11 @@ from pathlib import Path
 from threading import Thread
 
 from prefixray.config.trials import LoraTrial
-from prefixray.decoding.tuned_model import OpenBase
+from prefixray.decoding.tuned_model import Tuned
 from prefixray.model.base import Base
 from prefixray.serving.engine import Engine
 from prefixray.serving.http.server import Server, bind_socket
-from prefixray.serving.models import Limits, Models, load_models
+from prefixray.serving.models import Limits, load_models
 from support.tuned_artifacts import DECODER_ONLY, METHODS, save_tuned
 
 RULES: Mapping[str, Mapping[str, int]] = {
@@ -29,9 +29,9 @@ def save_all(folder: Path, base: Base) -> Mapping[str, Path]:
     return {name: folder / name for name in trials}
 
 
-def alone(models: Models, folders: Mapping[str, Path], name: str, source: str, max_tokens: int | None = None) -> str:
-    """What `Tuned.generate` writes for one source by one artifact, by its likeliest tokens."""
-    tuned = OpenBase(models.base).bind(folders[name], decoding={"num_beams": 1})
+def alone(folders: Mapping[str, Path], name: str, source: str, max_tokens: int | None = None) -> str:
+    """What `Tuned.generate` writes for one source by one artifact, by its likeliest tokens, on a base of its own."""
+    tuned = Tuned.load(folders[name], device="cpu", decoding={"num_beams": 1})
     return tuned.generate([source], max_new_tokens=max_tokens)[0]
 
 

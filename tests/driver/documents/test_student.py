@@ -1,5 +1,6 @@
 """A student waits for a device as long as a worker does. Ray is played here."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from ray.exceptions import GetTimeoutError, OutOfMemoryError
 
+from prefixray.cluster import fleet
 from prefixray.cluster.connect import Cluster
 from prefixray.cluster.fleet import NoWorkers
 from prefixray.cluster.worker import WorkerSetup
@@ -60,6 +62,8 @@ def test_a_student_waits_for_a_device_no_longer_than_a_worker(
         assert said == ["loading the base"] * 4 and ray.killed == 1, "once it has one, it may take its time"
         assert [assignment.document.name for assignment in done] == ["manual", "guide"], "by the same student"
     else:
+        clock = itertools.count()
+        monkeypatch.setattr(fleet, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
         with pytest.raises(NoWorkers, match=r"no GPU came in 1e-09 hours \(search\.max_wait_hours\)"):
             study()
         assert said == ["waiting for a worker"] and ray.killed == 1

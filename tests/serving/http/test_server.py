@@ -61,7 +61,7 @@ def test_openais_client_gets_what_the_artifact_writes_in_python(
         assert [model.id for model in client.models.list()] == ["untuned", *folders]
         assert client.models.retrieve("lora").id == "lora"
         for name in ("long", "lora"):
-            expected = [alone(engine.models, folders, name, source) for source in SOURCES]
+            expected = [alone(folders, name, source) for source in SOURCES]
             both = client.completions.create(model=name, prompt=SOURCES)
             assert [choice.text for choice in both.choices] == expected
             assert {choice.finish_reason for choice in both.choices} <= {"stop", "length"}
@@ -73,12 +73,12 @@ def test_openais_client_gets_what_the_artifact_writes_in_python(
                 model=name, messages=[{"role": "user", "content": SOURCES[0]}], max_completion_tokens=5
             )
             message = chat.choices[0].message
-            assert (message.role, message.content) == ("assistant", alone(engine.models, folders, name, SOURCES[0], 5))
+            assert (message.role, message.content) == ("assistant", alone(folders, name, SOURCES[0], 5))
 
 
 def test_a_stream_brings_the_same_text_in_pieces(server: tuple[str, Engine], folders: Mapping[str, Path]) -> None:
-    address, engine = server
-    expected = alone(engine.models, folders, "long", SOURCES[0])
+    address, _ = server
+    expected = alone(folders, "long", SOURCES[0])
     with client_of(address) as client:
         chunks = list(
             client.chat.completions.create(
