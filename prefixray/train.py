@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, assert_never
 
 import typer
 
-from prefixray.config.files.found import check_options, find_sweep_file
+from prefixray.config.files.found import find_sweep_file
 from prefixray.config.load import load_sweep
 from prefixray.config.schema import ArmConfig, SweepConfig
 from prefixray.config.seeds import subset_of
@@ -24,7 +24,7 @@ from prefixray.system.command_line import Device, Entry, Scales, SweepFile, repe
 from prefixray.system.exit_codes import leave
 from prefixray.system.logs import quieten
 from prefixray.system.machine import check_four_bit, num_cpus, wait_passively
-from prefixray.system.path_or_hub import check_base, expanded
+from prefixray.system.path_or_hub import check_base, expanded, is_commit
 from prefixray.system.records import Scalar
 from prefixray.trial import Report, TrialSpec
 
@@ -58,7 +58,6 @@ def train(
         raise UserError(f"--arm: {arm}: no such arm; they are {', '.join(names)}")
     overrides = [text if "." in text.partition("=")[0] else f"arms.{arm}.{text}" for text in values]
     config = load_sweep(file, overrides, scales)
-    check_options(file, config.name, overrides, scales)
     trial = _configuration(config.arm(arm))
     check_own_data(config.task)
     quieten()
@@ -133,11 +132,12 @@ def _middle(distribution: AnyDistribution) -> Scalar:
 def _spec(trial: TrialConfig, config: SweepConfig, replicate: int, facts: "WorkerFacts") -> TrialSpec:
     """The trial in a folder of all that its numbers depend on, so that the same command goes on where it stopped.
 
-    Files may have another content under the same name. In low data the trial trains on the replicate's subset, of
-    several documents on the first.
+    Files may have another content under the same name; another commit of the hub may have the same. In low data the
+    trial trains on the replicate's subset, of several documents on the first.
     """
     seed, low = config.search.seed, config.task.low_data
-    data = f"{config.base}/{config.task.model_dump_json()}/{'/'.join(facts.content)}"
+    content = [digest for digest in facts.content if not is_commit(digest)]
+    data = f"{config.base}/{config.task.model_dump_json()}/{'/'.join(content)}"
     digest = hashlib.sha256(f"{data}/{trial.model_dump_json()}/{seed}/{replicate}".encode()).hexdigest()[:8]
     folder = Path("runs") / config.name / "train" / f"{trial.arm}-{digest}"
     subset = 0 if low is None else subset_of(replicate, low.num_subsets)

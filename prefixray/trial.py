@@ -104,10 +104,9 @@ class TrialFolder:
             shutil.rmtree(self.checkpoint(step), ignore_errors=True)
         self.clear_scratch_checkpoints()
 
-    def delete_remains(self) -> None:
-        """Delete what another trial of this number would go on from, or end with; the study knows none."""
-        self.delete_checkpoints()
-        self.result_file.unlink(missing_ok=True)
+    def delete(self) -> None:
+        """Delete what another trial of this number has left."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def clear_scratch_checkpoints(self) -> None:
         """Delete the checkpoints that a killed process has left half written."""

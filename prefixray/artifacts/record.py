@@ -4,7 +4,6 @@ The checksum beside it finds damaged files; these types find files that were nev
 """
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,7 +25,7 @@ from prefixray.config.schema import DecodingSettings
 from prefixray.config.trials import METHODS, AnyTrial, MethodName, PrefixTrial, TrialConfig
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
-from prefixray.system.path_or_hub import local_path
+from prefixray.system.path_or_hub import is_commit, local_path
 from prefixray.system.records import Strict, Text
 
 FORMAT = 3
@@ -180,7 +179,7 @@ def torch_dtype(record: Mapping[str, Any]) -> str:
 
 def is_on_hub(base: Mapping[str, Any]) -> bool:
     """Whether a base comes from the hub: its digest is a commit then. A folder's name can look like a hub id."""
-    return re.fullmatch(r"[0-9a-f]{40}", base["digest"]) is not None
+    return is_commit(base["digest"])
 
 
 def commit_of(base: Mapping[str, Any], name: str) -> str | None:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prefixray.artifacts.record import FORMAT, ConvertedConfig, check_record, commit_of, is_on_hub, trial_method
+from prefixray.artifacts.record import FORMAT, ConvertedConfig, check_record, commit_of, trial_method
 from prefixray.config.trials import METHODS, TrialConfig
 from prefixray.data.task_config import TaskConfig
 from prefixray.errors import UserError
@@ -27,6 +27,7 @@ from prefixray.methods.contract import Method, Recorder
 from prefixray.model.base import Base
 from prefixray.results.artifacts import find_origin
 from prefixray.system.atomic_files import clear_scratch, whole_folder
+from prefixray.system.path_or_hub import is_commit
 from prefixray.trial import TrialFolder
 
 logger = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ def check_artifact(meta: Mapping[str, Any], base: Base) -> None:
     if made_for["digest"] != base.digest:
         weights = f"{made_for['name']} with digest {made_for['digest']}"
         problem = f"artifact: base weights: made for {weights}, {base.name} has digest {base.digest}"
-        if commit_of(made_for, base.name) and is_on_hub({"digest": base.digest}):
+        if commit_of(made_for, base.name) and is_commit(base.digest):
             logger.warning("%s: another commit, which may have changed no weight", problem)
         else:
             problems.append(problem)

@@ -35,6 +35,7 @@ def other_data(task: TaskConfig) -> UserError:
     return UserError(f"{where}: {problem}; undo the change, and run the same command again")
 
 
-def in_precision(setup: WorkerSetup, precision: str) -> WorkerSetup:
-    """The setup of workers that take this precision on any device."""
-    return replace(setup, train=setup.train.model_copy(update={"precision": precision}))
+def as_begun(setup: WorkerSetup, precision: str | None, commit: str | None) -> WorkerSetup:
+    """The setup of workers that take this precision on any device, and this commit of a hub's base, where known."""
+    train = setup.train if precision is None else setup.train.model_copy(update={"precision": precision})
+    return replace(setup, train=train, commit=commit or setup.commit)

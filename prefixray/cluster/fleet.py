@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from prefixray.cluster.comparable import difference, in_precision
+from prefixray.cluster.comparable import as_begun, difference
 from prefixray.cluster.connect import Cluster
 from prefixray.cluster.nodes import Refusals, draining
 from prefixray.cluster.worker import WorkerSetup
@@ -222,7 +222,7 @@ class Fleet:
     def _welcome(self, worker: WorkerHandle, facts: WorkerFacts) -> None:
         """Give a worker that is ready the slots for which it has memory; refuse one that is not as the first one is."""
         if self._facts is None:
-            self._facts, self._setup = facts, in_precision(self._setup, facts.precision)
+            self._facts, self._setup = facts, as_begun(self._setup, facts.precision, facts.commit)
         if (cause := difference(self._setup, self._facts, facts)) is not None:
             worker.refuse(cause)
             return

@@ -37,7 +37,7 @@ class _Record:
     limit: int | None = None  # of trials in the pack
     cause: str | None = None  # of the process's death, where the process can tell
     was_retired: bool = False  # the process was ended on purpose, without trials
-    content: list[str] | None = None  # what the first process here has loaded: see `WorkerFacts`
+    content: list[str] | None = None  # what the process here had loaded that was ready first: see `WorkerFacts`
 
     def make_suspects(self) -> str:
         """Make suspects of the trials that ran when the process died; returns what is known of the death.
@@ -110,11 +110,10 @@ class Quarantine:
             return key in record.groups[0]
         return record.limit is None or len(present) < record.limit
 
-    def goes_on_with(self, content: list[str]) -> bool:
-        """Whether the process has loaded what the first one in its place has, so that trials go on as they began."""
-        self._record.content = self._record.content or content
+    def note_content(self, content: list[str]) -> None:
+        """Note what the processes in this place have to load, so that trials go on as they began."""
+        self._record.content = content
         self._write()
-        return self._record.content == content
 
     def note_running(self, steps: Mapping[str, int]) -> None:
         """Note the trials of which the process may die now, and how many steps each has done."""
@@ -202,6 +201,12 @@ class Quarantine:
             os.pwrite(self._file, json.dumps(asdict(self._record)).encode() + b"\n", 0)
         except OSError as error:  # without its record a death costs more tries; the sweep need not end
             logger.warning("the worker's record cannot be written: %s", error)
+
+
+def content_before(file: Path) -> list[str] | None:
+    """What a process in a worker's place has to load, by the worker's record; None: what it finds."""
+    record = _read(file)
+    return None if record is None else record.content
 
 
 def num_loads(file: Path) -> int:

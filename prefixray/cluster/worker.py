@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prefixray.cluster.loop import TrainingLoop
-from prefixray.cluster.quarantine import Quarantine
+from prefixray.cluster.quarantine import Quarantine, content_before
 from prefixray.config.schema import ArmConfig
 from prefixray.config.trials import TrainConfig
 from prefixray.data.task_config import TaskConfig
@@ -64,8 +64,9 @@ class Worker:
             to_file(Path(setup.log), terminal=None)
         logger.info("a worker's process begins")
         self._refusal: UserError | None = None
-        self._has_changed = False  # whether the data or the base has, since a process in this place loaded it first
         self._decoded = (0, 0)
+        record = None if setup.record is None else Path(setup.record)
+        self._before = None if record is None else content_before(record)
         try:
             with hidden(*_NOT_NEEDED), uncollected():
                 from prefixray.training.trainer import load_trainer  # a broken CUDA fails here
@@ -78,7 +79,7 @@ class Worker:
                 num_threads=setup.num_threads,
                 max_new_tokens=setup.max_new_tokens,
                 trust_remote_code=setup.trust_remote_code,
-                commit=setup.commit,
+                commit=setup.commit or (self._before[0] if self._before else None),
             )
             self._facts = self._trainer.describe()
         except UserError as error:
@@ -88,14 +89,16 @@ class Worker:
             logger.exception("the base and the data could not be loaded")
             self._refusal = SweepFailed(f"{type(error).__name__}: {first_line(error)}")
             return
-        quarantine = Quarantine(None if setup.record is None else Path(setup.record), setup.max_failures)
-        self._loop = TrainingLoop(self._trainer, quarantine, on_crash)
-        self._has_changed = not quarantine.goes_on_with(self._facts.content)
+        self._quarantine = Quarantine(record, setup.max_failures)
+        self._loop = TrainingLoop(self._trainer, self._quarantine, on_crash)
 
     def ready(self) -> WorkerFacts:
         """The facts about its base, data and device; raises the `UserError` that kept the worker from loading them."""
         if self._refusal is not None:
             raise self._refusal
+        if self._before is None:  # the driver has asked: trials come from now on
+            self._before = self._facts.content
+            self._loop.call(self._quarantine.note_content, self._before)
         return self._facts
 
     def check(self, arms: Sequence[ArmConfig]) -> None:
@@ -110,7 +113,7 @@ class Worker:
         trials come before the driver looks. Raises `UserError` where the user has to mend something first, such as a
         full disk.
         """
-        if self._refusal is not None or self._has_changed:
+        if self._refusal is not None or self._before not in (None, self._facts.content):
             return Admission("later")
         logger.info("%s asks to join", spec.key)
         return self._loop.call(self._loop.admit, spec, token)

@@ -198,6 +198,12 @@ class Coordinator:
             raise
 
     def _start(self, stage: Stage, spec: TrialSpec, proposal: Proposal) -> dict[str, Any]:
+        """Start a trial; a new one starts from nothing that lies in its folder.
+
+        The folder may be ahead of its study where it was copied while the sweep ran.
+        """
+        if not proposal.adopted:
+            spec.files.delete()
         self._pool.place(spec, exclusive=stage.arm.exclusive)
         self._running[spec.key] = RunningTrial(stage, spec, proposal.number)
         self._ledger.begin(stage, spec, proposal)

@@ -111,9 +111,9 @@ def drive(
     `file` is the sweep file that `config` was read from; a copy goes into the folder. `shown` gets the live view
     instead of stdout. `command` is the command line for the record, word by word. The rest is as in `run_sweep`.
     """
-    if chosen_address(address) == "local":
-        _check_here(config)
     folder = ResultsFolder(Path("runs") / config.name)
+    if chosen_address(address) == "local":
+        _check_here(config, folder.begun_with(COMMIT))
     with folder.lock(), Timekeeper(folder.path / FILE) as timekeeper:
         config = folder.store_config(config, file)
         repair_journal(folder.journal)
@@ -197,8 +197,8 @@ class _Sweep:
 
     def _digests(self) -> dict[str, str]:
         """What may not change: weights, or the commit of a hub's, data, but for documents, tokens, precision."""
-        facts, commit = self._pool.facts, self._pool.facts.commit(self._config.base)
-        base = {COMMIT: commit} if commit else {"base": facts.base_digest}
+        facts = self._pool.facts
+        base = {"base" if facts.commit is None else COMMIT: facts.base_digest}
         task = {} if self._documents else {"task": facts.data_digest}
         return {**base, **task, TOKENS: facts.rows_digest, PRECISION: facts.precision}
 
@@ -340,8 +340,8 @@ def _on_test(scores: Mapping[str, float]) -> dict[str, float]:
     return {f"test/{metric}": value for metric, value in scores.items()}
 
 
-def _check_here(config: SweepConfig) -> None:
+def _check_here(config: SweepConfig, commit: str | None) -> None:
     """Refuse what this machine cannot run before Ray and torch start, which takes half a minute."""
-    check_base(config.base)
+    check_base(config.base, commit)
     if config.train.precision == "4bit":
         check_four_bit(has_gpu=num_gpus_here() > 0)

@@ -1,12 +1,12 @@
 """What the workers of a sweep are made from."""
 
-from prefixray.cluster.comparable import in_precision
+from prefixray.cluster.comparable import as_begun
 from prefixray.cluster.connect import Cluster
 from prefixray.cluster.worker import WorkerSetup
 from prefixray.config.schema import SweepConfig
 from prefixray.driver.documents.make import document_names, task_with_exchanges
 from prefixray.driver.results_folder import COMMIT, PRECISION, ResultsFolder
-from prefixray.system.path_or_hub import absolute, newest_commit
+from prefixray.system.path_or_hub import absolute
 
 
 def worker_setup(config: SweepConfig, cluster: Cluster, folder: ResultsFolder) -> WorkerSetup:
@@ -23,10 +23,8 @@ def worker_setup(config: SweepConfig, cluster: Cluster, folder: ResultsFolder) -
         max_new_tokens=config.final.max_new_tokens,
         log=str((folder.path / "sweep.log").absolute()),
         trust_remote_code=config.trust_remote_code,
-        commit=folder.begun_with(COMMIT) or newest_commit(config.base),
         max_failures=config.search.max_failures,
         num_searched=config.search.num_searched(len(document_names(config.task))),
         max_wait_hours=config.search.max_wait_hours,
     )
-    precision = folder.begun_with(PRECISION)
-    return setup if precision is None else in_precision(setup, precision)
+    return as_begun(setup, folder.begun_with(PRECISION), folder.begun_with(COMMIT))

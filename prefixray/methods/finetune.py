@@ -18,6 +18,7 @@ from prefixray.methods.contract import Method
 from prefixray.model.base import Base, checkpoint_blocks, fuse_gelu, load_base
 from prefixray.model.binding.insert import Insert
 from prefixray.model.dropout.row_dropout import RowDropout
+from prefixray.system.path_or_hub import is_commit
 
 
 class Finetune(Method):
@@ -114,7 +115,7 @@ def _fixed_parameters(model: PreTrainedModel) -> set[str]:
 def _full_precision_copy(base: Base) -> PreTrainedModel:
     """The base's weights as they were stored: a base in bf16 is loaded again in fp32."""
     if base.model.dtype == torch.bfloat16:
-        commit = None if base.digest == "unknown" else base.digest  # of the hub; other bases have none
+        commit = base.digest if is_commit(base.digest) else None
         device, code = str(base.device), base.trusts_code
         return load_base(base.name, dtype=torch.float32, device=device, trust_remote_code=code, commit=commit).model
     model: PreTrainedModel = type(base.model)(copy.deepcopy(base.model.config))

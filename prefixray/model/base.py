@@ -5,6 +5,7 @@ A base is named by a hub id, a folder, a GGUF file, or `package:file` for a file
 
 import functools
 import inspect
+import struct
 import weakref
 from dataclasses import dataclass, replace
 from pickle import UnpicklingError
@@ -96,7 +97,7 @@ def load_base(
     quantization = _nf4(device) if four_bit else None
     try:
         path, digest = find_weights(name)
-    except ValueError as error:  # of a GGUF file
+    except (ValueError, struct.error) as error:  # of a GGUF file, the second where it is cut
         raise UserError(_unfit(name, error)) from error
     try:
         code: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -114,7 +115,9 @@ def load_base(
         ) from error
     except (ValueError, ImportError) as error:
         raise UserError(_unfit(name, error)) from error
-    except (SafetensorError, UnpicklingError) as error:
+    except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("PytorchStreamReader"):
+            raise
         remedy = "they may be cut, or pointers of Git LFS: fetch them anew (git lfs pull)"
         raise UserError(f"base: {name}: its weights cannot be read ({type(error).__name__}); {remedy}") from error
     if quantization is None:
@@ -139,7 +142,7 @@ def choose_device(device: str) -> str:
     return device
 
 
-def _unfit(name: str, error: ValueError | ImportError) -> str:
+def _unfit(name: str, error: Exception) -> str:
     if isinstance(error, ImportError):  # its own code, or its tokenizer, needs a package
         return f"base: {name}: cannot be loaded: {first_line(error)}"
     if "trust_remote_code" in str(error):

@@ -8,6 +8,7 @@ import glob
 import hashlib
 import importlib.util
 import os
+import re
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -77,6 +78,11 @@ def is_of_machine(base: str) -> bool:
         return True
 
 
+def is_commit(digest: str) -> bool:
+    """Whether a base's digest is a commit of the hub; digests of weights are shorter."""
+    return re.fullmatch(r"[0-9a-f]{40}", digest) is not None
+
+
 def newest_commit(base: str) -> str | None:
     """The newest commit of a base of the hub, or the one in the cache if the hub does not answer.
 
@@ -130,14 +136,15 @@ def digest_of_base(base: Path) -> str:
     return digest_of(*weights_of(base), *([base / "config.json"] if base.is_dir() else []))
 
 
-def check_base(name: str) -> None:
+def check_base(name: str, commit: str | None = None) -> None:
     """Raise `UserError` for a base that this machine cannot load: nothing is loaded for that.
 
-    A folder must look like a model, and what is not here yet must be within reach.
+    A folder must look like a model, and what is not here yet must be within reach. `commit` is the hub's, by default
+    the newest.
     """
     base = find_base(name)
     if isinstance(base, str):
-        _check_hub(name)
+        _check_hub(name, commit)
     elif base.is_dir():
         files = [file.name for file in base.iterdir()]
         wanted = {
@@ -150,12 +157,12 @@ def check_base(name: str) -> None:
             raise UserError(f"base: {name}: is no model: it has no {' and no '.join(missing)}; {_FOLDER}")
 
 
-def _check_hub(name: str) -> None:
+def _check_hub(name: str, commit: str | None) -> None:
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        if any(isinstance(try_to_load_from_cache(name, file), str) for file in _WEIGHTS):
+        if any(isinstance(try_to_load_from_cache(name, file, revision=commit), str) for file in _WEIGHTS):
             return
     except HFValidationError as error:
         raise UserError(f"base: {name}: is nothing on this machine and no hub id: {first_line(error)}") from None

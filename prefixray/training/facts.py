@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from prefixray.batching.lengths import Lengths
 from prefixray.model.shape import Shape
 from prefixray.results.record import Provenance
-from prefixray.system.path_or_hub import is_of_machine
+from prefixray.system.path_or_hub import is_commit
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,10 @@ class WorkerFacts(Provenance):
     step_bytes: int | None = None  # of these, what a step's tokens take on a GPU; None: not measured
     rows_digest: str = ""  # of the first subset's rows to train on, in the base's tokens
 
-    def commit(self, base: str) -> str | None:
+    @property
+    def commit(self) -> str | None:
         """The commit of a base of the hub; None of any other."""
-        return None if is_of_machine(base) or self.base_digest == "unknown" else self.base_digest
+        return self.base_digest if is_commit(self.base_digest) else None
 
     @property
     def content(self) -> list[str]:

@@ -323,6 +323,16 @@ def test_a_worker_whose_tokenizer_makes_other_rows_is_used_no_more_a_hubs_too(tm
     assert "base: owner/name: its tokenizer or its chat format makes other tokens of the data than that of the" in said
 
 
+def test_workers_that_are_started_later_load_the_commit_of_the_first_one(tmp_path: Path, ray: FakeRay) -> None:
+    ray.to_come = [FakeWorker(), FakeWorker()]
+    for worker in ray.to_come:
+        worker.base_digest = "a" * 40
+    pool = make_pool(tmp_path, base="owner/name")
+    assert pool._setup.commit is None
+    pool.wait([make_arm("lora", rank=2)])
+    assert pool._setup.commit == "a" * 40
+
+
 def test_workers_take_the_precision_of_the_first_one_or_are_refused(
     tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:

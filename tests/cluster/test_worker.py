@@ -230,17 +230,32 @@ def test_a_worker_started_again_on_data_that_has_changed_has_trials_wait(
     for content, answer in ((began, "joined"), (began.replace("tea", "wine"), "later"), (began, "joined")):
         train.write_text(content)
         worker = Worker(setup, on_crash=lambda: None)
+        worker.ready()
         assert worker.join(trial_spec(tmp_path, "one", 10**6), "token").state == answer
         worker.suspend()
+
+
+def test_what_a_process_had_loaded_that_died_before_anybody_asked_it_binds_nobody(
+    worker_setup: WorkerSetup, tmp_path: Path
+) -> None:
+    setup, train = replace(worker_setup, record=str(tmp_path / "record.json")), tmp_path / "train.jsonl"
+    Worker(setup, on_crash=lambda: None)
+    train.write_text(train.read_text().replace("tea", "wine"))
+    worker = Worker(setup, on_crash=lambda: None)
+    worker.ready()
+    assert worker.join(trial_spec(tmp_path, "one", 10**6), "token").state == "joined"
+    worker.suspend()
 
 
 def test_a_worker_loads_the_commit_of_the_hub_that_it_is_told(
     worker_setup: WorkerSetup, tiny_gpt2: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep_in_cache(monkeypatch, tmp_path / "cache", tiny_gpt2, ["a" * 40, "b" * 40])
-    for commit, loaded in ((None, "b" * 40), ("a" * 40, "a" * 40)):
-        worker = Worker(replace(worker_setup, base=NAME, commit=commit), on_crash=lambda: None)
-        assert worker.ready().commit(NAME) == loaded
+    setup = replace(worker_setup, base=NAME, record=str(tmp_path / "record.json"))
+    assert Worker(setup, on_crash=lambda: None).ready().commit == "b" * 40
+    assert Worker(replace(setup, commit="a" * 40), on_crash=lambda: None).ready().commit == "a" * 40
+    (tmp_path / "cache" / "models--owner--tiny" / "refs" / "main").write_text("a" * 40)
+    assert Worker(setup, on_crash=lambda: None).ready().commit == "b" * 40, "as the process in its place before"
 
 
 def test_decoding_writes_three_files_and_does_nothing_twice(worker: Worker, tmp_path: Path) -> None:

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 from support.example_results import finished_sweep
-from support.hub_cache import NAME, keep_in_cache
 
 from prefixray.cluster.connect import Cluster
 from prefixray.config.load import load_sweep
 from prefixray.driver.results_folder import COMMIT, PRECISION, TOKENS, ResultsFolder
 from prefixray.driver.setup import worker_setup
 from prefixray.errors import UserError
-from prefixray.model.base import Base
 from prefixray.results.record import Results
 from prefixray.search.policies.choice import AUTO_POLICY, auto_rungs
 
@@ -110,18 +108,12 @@ def test_a_sweep_goes_on_in_the_precision_it_began_in(folder: ResultsFolder, fil
     assert worker_setup(config, cluster, folder).train.precision == "fp32"
 
 
-def test_a_sweep_goes_on_with_the_commit_of_the_hub_that_it_began_with(
-    folder: ResultsFolder, file: Path, tiny_gpt2: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, cluster = load_sweep(str(file), [f"base={NAME}"]), Cluster("local", "", "cpu", 2, 0, 1, 1, 1)
-    assert worker_setup(config, cluster, folder).commit is None, "neither the hub nor the cache has the base"
-    keep_in_cache(monkeypatch, tmp_path / "cache", tiny_gpt2, ["a" * 40])
-    setup = worker_setup(config, cluster, folder)
-    assert setup.commit == "a" * 40
+def test_a_sweep_goes_on_with_the_commit_of_the_hub_that_it_began_with(folder: ResultsFolder, file: Path) -> None:
+    config, cluster = load_sweep(str(file), ["base=owner/name"]), Cluster("local", "", "cpu", 2, 0, 1, 1, 1)
     folder.keep_digests({COMMIT: "a" * 40})
+    assert worker_setup(config, cluster, folder).commit is None  # it has not begun
     folder.journal.write_text("{}\n")
-    (tmp_path / "cache" / "models--owner--tiny" / "refs" / "main").write_text("b" * 40)
-    assert worker_setup(config, cluster, folder) == setup
+    assert worker_setup(config, cluster, folder).commit == "a" * 40
 
 
 def test_a_sweep_goes_on_by_the_rules_it_began_with(folder: ResultsFolder, file: Path) -> None:

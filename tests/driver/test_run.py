@@ -83,11 +83,11 @@ def test_ray_tune_is_imported_while_the_workers_load_and_not_before_they_are_sta
 
 @pytest.mark.parametrize("documents", [[], ["manual"]])
 def test_a_sweep_keeps_what_its_tokens_were_whatever_the_base_and_the_data_are(documents: list[str]) -> None:
-    pool = SimpleNamespace(facts=replace(FACTS, rows_digest="r1"))
+    pool = SimpleNamespace(facts=replace(FACTS, rows_digest="r1", base_digest="a" * 40))
     driver = SimpleNamespace(_pool=pool, _config=SimpleNamespace(base="owner/name"), _documents=documents)
     digests = {"train.precision": "fp32", "task in tokens of base": "r1", **({} if documents else {"task": "0"})}
-    assert _Sweep._digests(driver) == {"commit of base": "0", **digests}  # type: ignore[arg-type]
-    driver._config.base = "./folder"
+    assert _Sweep._digests(driver) == {"commit of base": "a" * 40, **digests}  # type: ignore[arg-type]
+    pool.facts = replace(pool.facts, base_digest="0")
     assert _Sweep._digests(driver) == {"base": "0", **digests}  # type: ignore[arg-type]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import PegasusConfig, PegasusForConditionalGeneration
 
@@ -127,10 +128,15 @@ def test_a_base_whose_files_cannot_be_read_is_named(
     named.write_text(pointer)
     other = shutil.copytree(named.parent, tmp_path / "pickle") / "pytorch_model.bin"
     other.with_name(named.name).rename(other)
+    cut = shutil.copytree(other.parent, tmp_path / "cut") / other.name
+    torch.save({"weight": torch.zeros(400_000)}, cut)
+    cut.write_bytes(cut.read_bytes()[:800_000])
+    (shutil.copytree(other.parent, tmp_path / "none") / other.name).write_bytes(b"")
     config = json.loads((base_folders["llama"] / "config.json").read_text())
     config |= {"vocab_size": config["vocab_size"] + 1}
     (shutil.copytree(base_folders["llama"], tmp_path / "sizes") / "config.json").write_text(json.dumps(config))
     (tmp_path / "empty.gguf").touch()
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"\1\0\0\0" * 4 + b"\xff\0\0")
     of_code = {"model_type": "own_llama", "auto_map": {"AutoConfig": "own.Own"}}
     own = shutil.copytree(base_folders["llama"], tmp_path / "own")
     (own / "config.json").write_text(json.dumps(config | of_code))
@@ -138,8 +144,11 @@ def test_a_base_whose_files_cannot_be_read_is_named(
     for name, problem in {
         "pointer": "its weights cannot be read (SafetensorError); they may be cut, or pointers of Git LFS",
         "pickle": "its weights cannot be read (UnpicklingError)",
+        "cut": "its weights cannot be read (RuntimeError)",
+        "none": "its weights cannot be read (EOFError)",
         "sizes": "its files lack weights of LlamaForCausalLM, or have them in other sizes: model.embed_tokens.weight",
         "empty.gguf": "is no model that prefixray can train: cannot mmap an empty file",
+        "cut.gguf": "is no model that prefixray can train: ",
         "own": "cannot be loaded: This modeling file requires the following packages",
     }.items():
         with pytest.raises(UserError) as raised:

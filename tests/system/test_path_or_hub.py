@@ -45,12 +45,19 @@ def test_a_folder_that_is_no_model_is_refused_before_anything_is_loaded(
 
 
 def test_a_base_of_the_hub_that_is_not_here_is_refused_where_the_hub_cannot_be_asked(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     told = "base: nobody/nothing: is not on this machine, and the hub cannot be asked (HF_HUB_OFFLINE is set)"
+    with pytest.raises(UserError, match=re.escape(told)):
+        check_base("nobody/nothing")
+    snapshot = tmp_path / "models--nobody--nothing" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    check_base("nobody/nothing", "a" * 40)
     with pytest.raises(UserError, match=re.escape(told)):
         check_base("nobody/nothing")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

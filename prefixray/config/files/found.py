@@ -79,8 +79,9 @@ def check_options(file: Path, name: str, overrides: Sequence[str], scales: Seque
     with suppress(ValueError, KeyError):  # it is damaged
         made = json.loads((file.parent / "sweep.json").read_text(encoding="utf-8"))["name"]
         if made != name:
-            problem = f"{made} was started with options, without which this is the file of the sweep {name}"
-            raise UserError(f"{file}: {problem}; give them again (--scale, or --set name={made} and others)")
+            problem = f"lies in the folder of the sweep {made}, and is the file of the sweep {name}"
+            remedy = f"give the options again that had named {made} (--scale, or --set name={made} and others)"
+            raise UserError(f"{file}: {problem}; {remedy}, or copy the file elsewhere if {name} is meant")
 
 
 def _has_results(folder: Path) -> bool:

@@ -7,7 +7,6 @@ were made.
 import hashlib
 import json
 import logging
-import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from prefixray.data.documents.read import Document
 from prefixray.data.entries import DataConfig
 from prefixray.errors import UserError
 from prefixray.system.atomic_files import whole_folder
-from prefixray.system.path_or_hub import digest_of_base, find_base, local_path, weights_of
+from prefixray.system.path_or_hub import digest_of_base, find_base, is_commit, local_path, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +28,6 @@ SEARCHED = "searched_documents.json"
 STUDY = "study.json"
 RECIPE = 1
 """Counts the ways in which questions and answers were ever made: another one makes other files."""
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")  # of the hub; digests of weights are shorter
 
 MOST_QUESTION_TOKENS = 40
 """That the base writes of a question, behind its first words."""
@@ -105,7 +102,7 @@ def check_teacher(studies: Path, names: Iterable[str], *, base: str, digest: str
     for folder in (studies / name for name in names):
         record = study_record(folder)
         written_by = record.get("base_digest", digest)
-        is_of_hub = all(_COMMIT.fullmatch(each) for each in (written_by, digest))
+        is_of_hub = is_commit(written_by) and is_commit(digest)
         if written_by == digest:
             continue
         problem = f"were written by a base with digest {written_by}, and {base} has {digest}"

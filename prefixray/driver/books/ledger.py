@@ -40,12 +40,7 @@ class Ledger:
         self._tracker, self._board = tracker, board
 
     def begin(self, stage: Stage, spec: TrialSpec, proposal: Proposal) -> None:
-        """Note a trial that starts; a new one of a search starts from nothing that lies in its folder.
-
-        The folder may be ahead of its study where it was copied while the sweep ran.
-        """
-        if stage.is_search and not proposal.adopted:
-            spec.files.delete_remains()
+        """Note a trial that starts."""
         stage.policy.begin(spec.key, spec.config.method.kind)
         self._board.begin(stage, spec, proposal)
         self._track(stage, spec, is_new=not proposal.adopted)

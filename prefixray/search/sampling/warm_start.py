@@ -23,7 +23,7 @@ from prefixray.data.documents.made import FOLDER, SEARCHED, is_of_another_text
 from prefixray.errors import UserError
 from prefixray.results.record import Provenance, SearchTrial, Stored, load_results
 from prefixray.search.policies.choice import evaluated, rules_of
-from prefixray.system.path_or_hub import local_path
+from prefixray.system.path_or_hub import is_commit, local_path
 from prefixray.system.records import Scalar
 from prefixray.system.yaml_document import shown
 
@@ -134,7 +134,10 @@ def _other_texts(config: SweepConfig, folder: Path) -> list[str]:
 
 
 def _other_digests(folder: Path, stored: Stored, facts: Provenance, same: Collection[str]) -> list[str]:
-    """What has the same name as there, but other content. Without a table, it is what that sweep's driver keeps."""
+    """What has the same name as there, but other content. Without a table, it is what that sweep's driver keeps.
+
+    Another commit of a base on the hub may have the same weights.
+    """
     file = folder / "digests.json"
     kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     pairs = {
@@ -144,7 +147,7 @@ def _other_digests(folder: Path, stored: Stored, facts: Provenance, same: Collec
     return [
         f"its {what} was another one under the same name; run that sweep again under another name"
         for what, (there, here) in pairs.items()
-        if what in same and there not in (None, here)
+        if what in same and there not in (None, here) and not (is_commit(str(there)) and is_commit(here))
     ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -147,6 +148,10 @@ def test_another_base_task_recipe_or_space_is_refused_with_what_differs() -> Non
     with pytest.raises(UserError) as caught:
         read_warm_start(load(WARM), facts)
     assert [line.split()[3:5] for line in caught.value.problems] == [["base", "was"], ["data", "was"]]
+    write_sweep(base_digest="a" * 40)
+    assert read_warm_start(load(WARM), replace(facts, base_digest="b" * 40, data_digest="b"))[
+        "prefix"
+    ]  # another commit of the hub
     Path("runs/other/results.json").unlink()
     assert "runs/other has no results yet" in refusal()
 
