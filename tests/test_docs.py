@@ -149,6 +149,6 @@ def _check_sweep(commands: list[str], file: str, capsys: pytest.CaptureFixture[s
     """The one command is understood up to the point where the sweep's file is read."""
     (command,) = commands
     program, name, given, *options = shlex.split(command.replace(' "$@"', "").replace(" $OPTIONS", ""))
-    assert (program, name, given) == ("prefixray", "sweep", file)
+    assert (Path(program).name, name, given) == ("prefixray", "sweep", file)
     assert cli.main([name, "none.yaml", *options]) == 2
     assert capsys.readouterr().err.startswith("none.yaml: ")

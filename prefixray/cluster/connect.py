@@ -289,6 +289,7 @@ def _try_to_start(namespace: str, num_tries: int) -> None:
                 address="local",
                 namespace=namespace,
                 num_cpus=num_cpus(),
+                num_gpus=num_gpus_here(),
                 object_store_memory=_OBJECT_STORE,
                 include_dashboard=False,
                 logging_level=logging.ERROR,

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,17 @@ def present() -> dict[str, Devices]:
 
 
 def num_gpus_here() -> int:
-    """The GPUs that a Ray which is started on this machine would find; none is started for that."""
+    """The GPUs that sweeps on this machine may use: none with torch's build for CPUs.
+
+    Ray counts those that the driver knows, and takes the id -1, which switches GPUs off, for one.
+    """
+    if version("torch").endswith("+cpu"):
+        return 0
     manager = get_accelerator_manager_for_resource("GPU")
     assert manager is not None, "Ray knows GPUs"
     visible = manager.get_current_process_visible_accelerator_ids()
     found: int = manager.get_current_node_num_accelerators()
-    return found if visible is None else min(found, len(visible))
+    return found if visible is None else min(found, sum(name != "-1" for name in visible))
 
 
 def to_come(file: Path = AUTOSCALER_FILE) -> list[Devices]:

@@ -138,7 +138,10 @@ def choose_device(device: str) -> str:
     except RuntimeError as error:
         raise UserError(f"device: {device}: must be auto, cpu or cuda: {first_line(error)}") from None
     if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device: {device}: torch finds no GPU here; take cpu, or see what nvidia-smi says")
+        built = torch.version.cuda
+        why = "it is a build for CPUs" if built is None else f"is the driver new enough for CUDA {built} (nvidia-smi)?"
+        remedy = "take cpu, in a sweep by CUDA_VISIBLE_DEVICES= (empty)"
+        raise UserError(f"device: {device}: torch finds no GPU here: {why}; else {remedy}")
     return device
 
 

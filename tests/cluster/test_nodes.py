@@ -1,8 +1,12 @@
-"""Which nodes the autoscaler's file allows."""
+"""Which devices there are here, and which nodes the autoscaler's file allows."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
-from prefixray.cluster.nodes import Devices, may_be_larger, to_come
+import pytest
+
+from prefixray.cluster import nodes
+from prefixray.cluster.nodes import Devices, may_be_larger, num_gpus_here, to_come
 
 FILE = """
 max_workers: 3
@@ -19,6 +23,22 @@ def test_the_largest_machines_count_first_up_to_the_clusters_bound(tmp_path: Pat
     path.write_text(FILE)
     assert to_come(path) == [Devices(32, 4), Devices(32, 4), Devices(4, 1)]
     assert to_come(tmp_path / "none.yaml") == []
+
+
+@pytest.mark.parametrize(
+    ("visible", "torch", "count"),
+    [(None, "2.13.0", 2), ("0,1", "2.13.0", 2), ("-1", "2.13.0", 0), (None, "2.13.0+cpu", 0)],
+)
+def test_gpus_that_are_switched_off_or_that_torch_cannot_use_are_none(
+    visible: str | None, torch: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = None if visible is None else visible.split(",")
+    manager = SimpleNamespace(
+        get_current_process_visible_accelerator_ids=lambda: ids, get_current_node_num_accelerators=lambda: 2
+    )
+    monkeypatch.setattr(nodes, "get_accelerator_manager_for_resource", lambda _: manager)
+    monkeypatch.setattr(nodes, "version", lambda _: torch)
+    assert num_gpus_here() == count
 
 
 def test_a_larger_machine_may_come_where_the_cloud_has_several_names_for_them_or_none(tmp_path: Path) -> None:

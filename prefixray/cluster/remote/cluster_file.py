@@ -149,6 +149,10 @@ def _check_commands(document: Document) -> None:
     for command in _commands(document, (*_HEAD, *_WORKERS)):
         for requirement in _unpinned(command.text):
             document.complain(command.key, f"{requirement}: is installed in any version: pin it (==), or bound it (<)")
+    provider = _at(document, ("provider", "type"))
+    if provider in ("aws", "gcp") and "head_setup_commands" not in document.values:
+        problem = "must be there, if only as []: else Ray adds a pip install without an upper bound"
+        document.complain(("head_setup_commands",), problem)
     for keys, option in ((_HEAD, "--autoscaling-config"), (_WORKERS, "--address")):
         starts = [command for command in _commands(document, keys) if "ray start" in command.text]
         if not any(option in command.text for command in starts):
@@ -183,6 +187,12 @@ def _check_machines(document: Document) -> None:
     types = _node_types(document)
     keys: list[Key] = [(*_TYPES, name, "node_config") for name, node in types.items() if "node_config" in node]
     check_node_configs(document, keys, provider)
+    for key in keys if provider == "aws" else ():
+        if _at(document, (*key, "ImageId")) in (None, "latest_dlami"):
+            problem = (
+                "must have an ImageId of your own: Ray's latest_dlami has Ubuntu 18.04, for which there is no torch"
+            )
+            document.complain(key, problem)
     spot = [name for name, node in types.items() if _is_spot(mapping_or_empty(node.get("node_config")))]
     if spot and not any("prefixray.spot" in command.text for command in _commands(document, _WORKERS)):
         problem = f"must start python -m prefixray.spot: {', '.join(spot)} are taken back on short notice"

@@ -53,7 +53,7 @@ def test_the_shipped_file_asks_for_nothing_but_the_lines_that_are_to_be_edited(
 ) -> None:
     left = [number for number, line in enumerate(SHIPPED.splitlines(), start=1) if "YOUR-" in line.partition("#")[0]]
     assert main([str(ROOT / "cluster.yaml")]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == len(left) == 5
+    assert len(capsys.readouterr().err.splitlines()) == len(left) == 8
     assert check(edited(SHIPPED)) == []
     assert main(["cluster.yaml"]) == 0
     assert capsys.readouterr().out == "cluster.yaml: cluster prefixray, a head and up to 8 workers\n"
@@ -123,6 +123,17 @@ MISTAKES = {
         "'uv>=0.9,<0.10'",
         "'uv>=0.9'",
         "{line}: setup_commands[1]: uv>=0.9: is installed in any",
+    ),
+    "an install by Ray itself": ("head_setup_commands: []", "", "head_setup_commands: must be there, if only as []"),
+    "no image": (
+        "      ImageId: ami-YOUR-IMAGE  # Ubuntu 22.04\n",
+        "",
+        "available_node_types.head.node_config: must have an ImageId of your own",
+    ),
+    "Ray's old image": (
+        "ImageId: ami-YOUR-IMAGE",
+        "ImageId: latest_dlami",
+        "available_node_types.head.node_config: must have an ImageId of your own",
     ),
     "a dashboard for all": (
         "--dashboard-host=127.0.0.1",
