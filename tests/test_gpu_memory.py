@@ -1,5 +1,6 @@
 """On a GPU: running out of memory, and what is computed of it beforehand."""
 
+import gc
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ MIB = 1 << 20
 @contextmanager
 def memory_for(more: int) -> Iterator[None]:
     """Let the device have so many bytes more than it holds now."""
+    gc.collect()  # what earlier tests have left would be freed while this one counts
     torch.cuda.empty_cache()
     _, total = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + more) / total)
