@@ -19,6 +19,7 @@ import psutil
 import pytest
 import ray
 from ray._private.node import Node
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.cluster_utils import Cluster as Machines
 from support.sweep_process import end_all, start_driver
 
@@ -43,12 +44,14 @@ AUTOSCALER = """
 cluster_name: small
 max_workers: 2
 idle_timeout_minutes: 0.1
-provider: {type: fake_multinode, use_node_id_as_ip: true, disable_node_updaters: true,
+provider: {type: external, module: ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider,
+           head_node_id: HEAD, launch_multiple: true, use_node_id_as_ip: true, disable_node_updaters: true,
            disable_launch_config_check: true, gcs_address: "GCS"}
 head_node_type: ray.head.default
 available_node_types:
   ray.head.default: {resources: {CPU: 0}, node_config: {}, max_workers: 0}
-  worker: {resources: {CPU: 1, object_store_memory: 80000000}, node_config: {}, min_workers: 0, max_workers: 2}
+  on_demand: {resources: &small {CPU: 1, object_store_memory: 80000000}, node_config: {}, max_workers: 2, priority: 0}
+  spot: {resources: *small, node_config: {}, max_workers: 2, priority: 1, labels: {kind: spot}}
 upscaling_speed: 100
 auth: {}
 docker: {}
@@ -184,8 +187,14 @@ def autoscaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
     address = f"{ray.util.get_node_ip_address()}:{port}"
     monkeypatch.setenv("HOME", str(tmp_path))  # where `ray up` would have left the file
     config = tmp_path / AUTOSCALER_FILE.name
-    config.write_text(AUTOSCALER.replace("GCS", address))
-    environment = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "0"}
+    config.write_text(AUTOSCALER.replace("GCS", address).replace("HEAD", FAKE_HEAD_NODE_ID))
+    environment = {  # the autoscaler's second version, as `ray up` starts it
+        "RAY_FAKE_CLUSTER": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_NODE_TYPE_NAME": "ray.head.default",
+        **dict.fromkeys(("RAY_CLOUD_INSTANCE_ID", "RAY_OVERRIDE_NODE_ID_FOR_TESTING"), FAKE_HEAD_NODE_ID),
+    }
     command = f"ray start --head --block --port={port} --num-cpus=0 --include-dashboard=false"
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:  # sockets: a short path
         head = subprocess.Popen(
@@ -214,7 +223,7 @@ def test_machines_come_for_the_trials_that_wait_and_go_when_there_are_none(
         except (ConnectionError, RuntimeError):
             assert time.monotonic() < deadline
             time.sleep(1)
-    node_counts = [len(present()) - 1]
+    node_counts, kinds = [len(present()) - 1], set[str | None]()
     base = base_folders["llama"]
     sweep = Sweep(tmp_path, autoscaled, base=base, num_steps=60, num_trials=4, arm=FINETUNE)
 
@@ -222,6 +231,7 @@ def test_machines_come_for_the_trials_that_wait_and_go_when_there_are_none(
         now = len(present()) - 1
         if now != node_counts[-1]:
             node_counts.append(now)
+            kinds.update(node["Labels"].get("kind") for node in ray.nodes() if node["Resources"].get("CPU"))
         return sweep.process.poll() is not None
 
     while not watch():
@@ -233,3 +243,4 @@ def test_machines_come_for_the_trials_that_wait_and_go_when_there_are_none(
         assert time.monotonic() < deadline, node_counts
         watch()
     assert node_counts[0] == node_counts[-1] == 0 and max(node_counts) == 2
+    assert kinds == {"spot"}, "by their priority"
