@@ -18,7 +18,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.errors import HTTPError as NoAnswer  # type: ignore[attr-defined]
 
 from prefixray.artifacts.model_card import Facts, model_card
 from prefixray.artifacts.peft import PEFT_FILES, write_peft
@@ -28,6 +27,7 @@ from prefixray.config.trials import METHODS
 from prefixray.data.entries import TASK_PATHS
 from prefixray.errors import UserError, first_line
 from prefixray.results.artifacts import find_origin
+from prefixray.system.hub import NoAnswer
 from prefixray.system.path_or_hub import is_path, local_path
 
 logger = logging.getLogger(__name__)

@@ -261,7 +261,7 @@ def _read_json(file: Path) -> list[TripleSet]:
 
 
 def _read_hub(name: str) -> dict[str, list[TripleSet]]:
-    hub = load_hub(name, HUB_CONFIG, dev="dev", remedy="give the folder of the 2017 challenge's files")
+    hub = load_hub(name, HUB_CONFIG, remedy="give the folder of the 2017 challenge's files")
     return {split: _hub_split(name, split, hub_rows.rows) for split, hub_rows in hub.items()}
 
 

@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face hub, as rows. `datasets` is imported here alone, when a data set is loaded."""
 
+import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,10 @@ from typing import Any
 
 from prefixray.data.row_files import SPLITS, Row, files_of_split
 from prefixray.errors import UserError, first_line
+from prefixray.system.hub import NoAnswer, exported_data, hub_problem
 from prefixray.system.path_or_hub import expanded
+
+logger = logging.getLogger(__name__)
 
 SPLIT_HINT = " (custom, summarization: task.split takes dev and test out of train)"
 """The end of a message about a split that a data set lacks."""
@@ -50,12 +54,10 @@ def _name_of(value: object, label: Any) -> object:  # noqa: ANN401  # a `ClassLa
     return label.names[value] if isinstance(value, int) and 0 <= value < len(label.names) else None
 
 
-def load_hub(
-    name: str, config: str | None, *, remedy: str, dev: str = "validation", optional: Collection[str] = ()
-) -> dict[str, HubRows]:
+def load_hub(name: str, config: str | None, *, remedy: str, optional: Collection[str] = ()) -> dict[str, HubRows]:
     """The splits of a hub data set, owner/name or owner/name:config, by our names; `optional` ones may be missing.
 
-    `dev` is the name of that split in the hub's own export. Raises `UserError`: with the `remedy` where the set cannot
+    Raises `UserError`: with the `remedy` where the set cannot
     be loaded, and where a split is missing.
     """
     import datasets  # type: ignore[import-untyped, unused-ignore]  # takes a second, and most tasks do not need it
@@ -65,15 +67,40 @@ def load_hub(
     try:
         try:
             hub = datasets.load_dataset(repository, config)
-        except RuntimeError:  # the set is a loading script, which `datasets` no longer runs: take the hub's own export
-            export = f"hf://datasets/{repository}@refs/convert/parquet/{config or 'default'}"
-            files = {split: f"{export}/{split}/*.parquet" for split in ("train", dev, "test")}
-            hub = datasets.load_dataset("parquet", data_files=files)
-    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
+        except (RuntimeError, ConnectionError) as error:
+            hub = datasets.load_dataset("parquet", data_files=_exported(repository, config or "default", error))
+    except (NoAnswer, OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
+        is_of_configs = str(error).startswith("Config name is missing")
+        problem = f"{' '.join(str(error).split())} as {repository}:NAME" if is_of_configs else hub_problem(error)
         raise UserError(
-            f"task.path: {name}: no such folder, nor can a hub data set be loaded: {first_line(error)}; {remedy}"
+            f"task.path: {name}: no such folder, nor can a hub data set be loaded: {problem}; {remedy}"
         ) from error
     return _by_our_names(name, hub, optional)
+
+
+def _exported(repository: str, config: str, error: Exception) -> dict[str, list[str]]:
+    """The files by split of the hub's own export, of a data set with a loading script, which `datasets` runs no more.
+
+    If the hub does not answer, the cache may have it. Raises `error` where it is about something else.
+    """
+    is_script = "scripts are no longer supported" in str(error)
+    if not is_script and isinstance(error, RuntimeError):
+        raise error
+    try:
+        folder = exported_data(repository, config, is_local=not is_script)
+    except (NoAnswer, OSError, ValueError):
+        if is_script:
+            raise
+        raise error from None
+    files: dict[str, list[str]] = {}
+    for file in sorted(folder.glob("*/*.parquet")):
+        split = file.parent.name.removeprefix("partial-")
+        if split != file.parent.name and split not in files:
+            logger.warning("task.path: %s: the hub's export has only a part of %s", repository, split)
+        files.setdefault(split, []).append(str(file))
+    if not files:
+        raise ValueError(f"the hub's export has no {config}") from error
+    return files
 
 
 def is_saved(path: str) -> bool:

@@ -33,8 +33,8 @@ from prefixray.model.attention_sites import attentions
 from prefixray.model.base_files import find_weights, load_small_files, load_whole
 from prefixray.model.describe import describe
 from prefixray.model.shape import Shape
+from prefixray.system.hub import LOCAL_COPY, NoAnswer, hub_file, hub_problem, newest_commit
 from prefixray.system.machine import check_four_bit, cpu_fact
-from prefixray.system.path_or_hub import newest_commit
 
 disable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -101,18 +101,16 @@ def load_base(
         raise UserError(_unfit(name, error)) from error
     try:
         code: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-        if digest is None and (digest := commit or newest_commit(path)):
-            code["revision"] = digest  # all files are of one commit
+        if digest is None:  # all files are of one commit
+            code["revision"] = digest = commit or newest_commit(path)
+            hub_file(path, "tokenizer_config.json", digest)  # transformers does without, where the hub does not answer
         config = AutoConfig.from_pretrained(path, **code)
         tokenizer = AutoTokenizer.from_pretrained(path, **code)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         options = {} if quantization is None else {"quantization_config": quantization, "device_map": device}
         model = load_whole(kind, path, name, dtype=dtype, attn_implementation="sdpa", **code, **options)
-    except OSError as error:
-        raise UserError(
-            f"base: {name}: cannot be loaded: {first_line(error)}; give a local copy as base: a folder with "
-            "config.json, the weights as safetensors and the tokenizer's files"
-        ) from error
+    except (NoAnswer, OSError) as error:
+        raise UserError(f"base: {name}: cannot be loaded: {hub_problem(error)}; {LOCAL_COPY}") from error
     except (ValueError, ImportError) as error:
         raise UserError(_unfit(name, error)) from error
     except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
@@ -122,7 +120,7 @@ def load_base(
         raise UserError(f"base: {name}: its weights cannot be read ({type(error).__name__}); {remedy}") from error
     if quantization is None:
         torch.nn.Module.to(model, device)
-    base = wrap_model(model, tokenizer, name=name, digest=digest or "unknown")
+    base = wrap_model(model, tokenizer, name=name, digest=digest)
     return replace(base, trusts_code=trust_remote_code)
 
 
@@ -166,8 +164,8 @@ def outline_base(name: str, *, trust_remote_code: bool = False) -> Base:
         with torch.device("meta"):
             code = {"trust_remote_code": trust_remote_code}
             model = kind.from_config(config, attn_implementation="sdpa", **code)  # type: ignore[no-untyped-call]
-    except OSError as error:
-        raise UserError(f"base: {name}: cannot be reached: {first_line(error)}") from error
+    except (NoAnswer, OSError) as error:
+        raise UserError(f"base: {name}: cannot be reached: {hub_problem(error)}") from error
     except (ValueError, ImportError) as error:
         raise UserError(_unfit(name, error)) from error
     return wrap_model(model, tokenizer, name=name, digest="unknown")

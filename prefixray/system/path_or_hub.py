@@ -9,9 +9,7 @@ import hashlib
 import importlib.util
 import os
 import re
-import socket
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from prefixray.errors import UserError, first_line
 from prefixray.system.machine import cache_folder
@@ -83,22 +81,6 @@ def is_commit(digest: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{40}", digest) is not None
 
 
-def newest_commit(base: str) -> str | None:
-    """The newest commit of a base of the hub, or the one in the cache if the hub does not answer.
-
-    None of other bases, and where neither has it.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HTTPError as NoAnswer  # type: ignore[attr-defined]
-
-    if is_of_machine(base):
-        return None
-    try:
-        return Path(hf_hub_download(base, "config.json", local_files_only=not hub_answers())).parent.name
-    except (NoAnswer, OSError, ValueError):  # who loads the base says why
-        return None
-
-
 def converted_folder(gguf: Path) -> tuple[Path, str]:
     """The folder in the cache that a GGUF file is converted to, whether it is there or not; and the file's digest."""
     digest = digest_of(gguf)
@@ -161,29 +143,19 @@ def _check_hub(name: str, commit: str | None) -> None:
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
+    from prefixray.system.hub import is_offline  # takes a moment
+
     try:
         if any(isinstance(try_to_load_from_cache(name, file, revision=commit), str) for file in _WEIGHTS):
             return
     except HFValidationError as error:
         raise UserError(f"base: {name}: is nothing on this machine and no hub id: {first_line(error)}") from None
-    if constants.HF_HUB_OFFLINE or not hub_answers():
+    if is_offline():
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "it does not answer"
         raise UserError(
             f"base: {name}: is not on this machine, and the hub cannot be asked ({why}); "
             f"go online, or name a folder as base: {_FOLDER}"
         )
-
-
-def hub_answers() -> bool:
-    """Whether the hub can be reached; transformers would find out in half a minute."""
-    if any(name in os.environ for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    try:
-        socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), 3.0).close()
-    except OSError:
-        return False
-    return True
 
 
 def _package_file(name: str, package: str, file: str) -> Path:

@@ -1,0 +1,112 @@
+"""What the hub is asked for: files and commits of bases, and what is said where it does not give them."""
+
+import os
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from huggingface_hub import constants, errors, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from prefixray.errors import UserError, first_line
+
+NoAnswer: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
+"""What the hub's client raises where the hub breaks off; only some of these errors are an `OSError`, too."""
+
+LOCAL_COPY = (
+    "give a local copy as base: a folder with config.json, the weights as safetensors and the tokenizer's files"
+)
+"""What helps where the hub does not."""
+
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def hub_answers() -> bool:
+    """Whether the hub can be reached; transformers would find out in minutes."""
+    if any(name in os.environ for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), 3.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def is_offline() -> bool:
+    """Whether the hub is not to be asked, or does not answer."""
+    return constants.HF_HUB_OFFLINE or not hub_answers()
+
+
+def hub_problem(error: BaseException) -> str:
+    """A line about why the hub has not given something: what stands behind the library's error, where that is known."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, HfHubHTTPError):
+        cause = cause.__cause__ or cause.__context__
+    match cause:
+        case GatedRepoError():
+            return f"its owner asks for consent to terms: give it on the hub's page, then {_LOG_IN}"
+        case RepositoryNotFoundError():
+            return f"the hub has no such repository, or it is private: {_LOG_IN}"
+        case HfHubHTTPError() if (status := cause.response.status_code) in (401, 403):
+            return f"the hub answers {status}: {_LOG_IN}"
+    return first_line(error)
+
+
+def hub_file(name: str, file: str, commit: str | None = None) -> Path | None:
+    """A file of a model on the hub, by default of its newest commit; from the cache if the hub does not answer.
+
+    None where the model has no such file, or the cache has none of an offline machine. Raises `UserError` where the hub
+    refuses the file or breaks off, and the cache has none.
+    """
+    offline = is_offline()
+    try:
+        return Path(hf_hub_download(name, file, revision=commit, local_files_only=offline))
+    except EntryNotFoundError as error:
+        if offline or not isinstance(error, LocalEntryNotFoundError):
+            return None
+        problem = hub_problem(error)
+    except (NoAnswer, OSError, ValueError) as error:
+        problem = hub_problem(error)
+    try:
+        return Path(hf_hub_download(name, file, revision=commit, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise UserError(f"base: {name}: cannot be loaded: {file}: {problem}; {LOCAL_COPY}") from None
+
+
+def is_cached(name: str, file: str) -> bool:
+    """Whether the cache has a file of a model of the hub, of its newest commit that is known here."""
+    return isinstance(try_to_load_from_cache(name, file), str)
+
+
+def exported_data(repository: str, config: str, *, is_local: bool) -> Path:
+    """The folder of the hub's own export of a data set: a folder for each split, with Parquet files.
+
+    `is_local`: as the cache has it. Raises the hub's errors.
+    """
+    folder = snapshot_download(
+        repository,
+        repo_type="dataset",
+        revision="refs/convert/parquet",
+        allow_patterns=f"{config}/*/*.parquet",
+        local_files_only=is_local,
+    )
+    return Path(folder, config)
+
+
+def newest_commit(base: str) -> str:
+    """The newest commit of a base of the hub, or the one in the cache if the hub does not answer.
+
+    Raises `UserError` where neither has it.
+    """
+    config = hub_file(base, "config.json")
+    if config is None:
+        problem = "the hub cannot be asked, and the cache has no copy" if is_offline() else "has no config.json"
+        raise UserError(f"base: {base}: cannot be loaded: {problem}; {LOCAL_COPY}")
+    return config.parent.name
