@@ -1,7 +1,7 @@
 """A hub on this machine: it speaks the real one's protocol as far as models and data sets need it, and can break off.
 
-`ROOT/models/OWNER/NAME` and `ROOT/datasets/OWNER/NAME` hold the files of the one commit, `ROOT/exports/OWNER/NAME` those
-of `refs/convert/parquet`. POST /_rules takes {regular expression of "METHOD PATH": a status, or "drop"}.
+`ROOT/models/OWNER/NAME` and `ROOT/datasets/OWNER/NAME` hold the files of the one commit, `ROOT/exports/OWNER/NAME`
+those of `refs/convert/parquet`. POST /_rules takes {regular expression of "METHOD PATH": a status, or "drop"}.
 """
 
 import hashlib

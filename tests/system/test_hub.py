@@ -1,4 +1,4 @@
-"""Bases and data sets of the hub, by the real clients, from a hub on this machine that answers, refuses and breaks off."""
+"""Bases and data sets of the hub, by its real clients, from a hub on this machine that also refuses and breaks off."""
 
 import json
 import os
