@@ -198,10 +198,7 @@ class Coordinator:
             raise
 
     def _start(self, stage: Stage, spec: TrialSpec, proposal: Proposal) -> dict[str, Any]:
-        """Start a trial; a new one starts from nothing that lies in its folder.
-
-        The folder may be ahead of its study where it was copied while the sweep ran.
-        """
+        """Start a trial; a new one from nothing that lies in its folder, which may have been copied meanwhile."""
         if not proposal.adopted:
             spec.files.delete()
         self._pool.place(spec, exclusive=stage.arm.exclusive)
