@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def present() -> dict[str, Devices]:
 def num_gpus_here() -> int:
     """The GPUs that sweeps on this machine may use: none with torch's build for CPUs.
 
-    Ray counts those that the driver knows, and takes the id -1, which switches GPUs off, for one.
+    Ray counts those that the driver knows, and takes the id -1, which switches off what follows, for one.
     """
     if version("torch").endswith("+cpu"):
         return 0
@@ -84,7 +85,7 @@ def num_gpus_here() -> int:
     assert manager is not None, "Ray knows GPUs"
     visible = manager.get_current_process_visible_accelerator_ids()
     found: int = manager.get_current_node_num_accelerators()
-    return found if visible is None else min(found, sum(name != "-1" for name in visible))
+    return found if visible is None else min(found, len([*takewhile(lambda name: name != "-1", visible)]))
 
 
 def to_come(file: Path = AUTOSCALER_FILE) -> list[Devices]:

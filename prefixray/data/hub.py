@@ -87,7 +87,8 @@ def _exported(repository: str, config: str, error: Exception) -> dict[str, list[
     if not is_script and isinstance(error, RuntimeError):
         raise error
     try:
-        folder = exported_data(repository, config, is_local=not is_script)
+        names = [name for names in SPLITS.values() for name in names]
+        folder = exported_data(repository, config, names, is_local=not is_script)
     except (NoAnswer, OSError, ValueError):
         if is_script:
             raise

@@ -33,7 +33,7 @@ from prefixray.model.attention_sites import attentions
 from prefixray.model.base_files import find_weights, load_small_files, load_whole
 from prefixray.model.describe import describe
 from prefixray.model.shape import Shape
-from prefixray.system.hub import LOCAL_COPY, NoAnswer, hub_file, hub_problem, newest_commit
+from prefixray.system.hub import LOCAL_COPY, NoAnswer, fetch_tokenizer, hub_problem, newest_commit
 from prefixray.system.machine import check_four_bit, cpu_fact
 
 disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -103,7 +103,7 @@ def load_base(
         code: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         if digest is None:  # all files are of one commit
             code["revision"] = digest = commit or newest_commit(path)
-            hub_file(path, "tokenizer_config.json", digest)  # transformers does without, where the hub does not answer
+            fetch_tokenizer(path, digest)
         config = AutoConfig.from_pretrained(path, **code)
         tokenizer = AutoTokenizer.from_pretrained(path, **code)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM

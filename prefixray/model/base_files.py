@@ -25,7 +25,7 @@ from transformers import (
 
 from prefixray.errors import UserError
 from prefixray.system.atomic_files import clear_scratch, whole_folder
-from prefixray.system.hub import hub_answers, is_cached, is_offline
+from prefixray.system.hub import fetch_tokenizer, hub_answers
 from prefixray.system.machine import uncollected
 from prefixray.system.path_or_hub import converted_folder, digest_of_base, find_base
 from prefixray.system.stand_ins import standing_in
@@ -43,13 +43,6 @@ def find_weights(name: str) -> tuple[str, str | None]:
     return _convert_gguf(base)
 
 
-_TOKENIZERS = (
-    *("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"),
-    *("spiece.model", "sentencepiece.bpe.model", "source.spm"),
-)
-"""Files of which a tokenizer has one at least; without any, transformers makes an empty one of config.json."""
-
-
 def load_small_files(name: str, *, trust_remote_code: bool) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Configuration and tokenizer of a base: from this machine, else from the hub if it answers.
 
@@ -62,10 +55,9 @@ def load_small_files(name: str, *, trust_remote_code: bool) -> tuple[PreTrainedC
         where = str(converted)
     else:
         where, options["gguf_file"] = str(base.parent), base.name
-    is_whole = not isinstance(base, str) or any(is_cached(base, file) for file in _TOKENIZERS)
-    if not is_whole and is_offline():
-        raise OSError("its tokenizer is not on this machine, and the hub does not answer")
-    for is_local in (True, False) if is_whole else (False,):
+    if isinstance(base, str):
+        fetch_tokenizer(base)
+    for is_local in (True, False):
         try:
             config = AutoConfig.from_pretrained(where, local_files_only=is_local, **options)
             return config, AutoTokenizer.from_pretrained(where, local_files_only=is_local, **options)

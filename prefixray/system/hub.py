@@ -2,10 +2,18 @@
 
 import os
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from huggingface_hub import constants, errors, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    constants,
+    errors,
+    hf_hub_download,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -23,6 +31,12 @@ LOCAL_COPY = (
     "give a local copy as base: a folder with config.json, the weights as safetensors and the tokenizer's files"
 )
 """What helps where the hub does not."""
+
+VOCABULARIES = (
+    *("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt"),
+    *("spiece.model", "sentencepiece.bpe.model", "source.spm"),
+)
+"""Files of which nearly every tokenizer has one; those of bytes have none."""
 
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
@@ -65,6 +79,8 @@ def hub_file(name: str, file: str, commit: str | None = None) -> Path | None:
     None where the model has no such file, or the cache has none of an offline machine. Raises `UserError` where the hub
     refuses the file or breaks off, and the cache has none.
     """
+    if commit is not None and try_to_load_from_cache(name, file, revision=commit) is _CACHED_NO_EXIST:
+        return None
     offline = is_offline()
     try:
         return Path(hf_hub_download(name, file, revision=commit, local_files_only=offline))
@@ -80,13 +96,23 @@ def hub_file(name: str, file: str, commit: str | None = None) -> Path | None:
         raise UserError(f"base: {name}: cannot be loaded: {file}: {problem}; {LOCAL_COPY}") from None
 
 
-def is_cached(name: str, file: str) -> bool:
-    """Whether the cache has a file of a model of the hub, of its newest commit that is known here."""
-    return isinstance(try_to_load_from_cache(name, file), str)
+def fetch_tokenizer(name: str, commit: str | None = None) -> None:
+    """Have all files of a tokenizer in the cache: transformers makes another one without those that it does not get.
+
+    What lists the tokens comes last, so with that the others are there. By default it is looked for in the newest
+    commit that is known here, and fetched from the newest. Raises `UserError` as `hub_file`, and where there is none.
+    """
+    if any(isinstance(try_to_load_from_cache(name, file, revision=commit), str) for file in VOCABULARIES):
+        return
+    commit = commit or newest_commit(name)
+    files = [hub_file(name, file, commit) for file in ("chat_template.jinja", "tokenizer_config.json")]
+    if not any(hub_file(name, file, commit) for file in VOCABULARIES) and files[-1] is None:
+        where = "the cache" if is_offline() else "the hub"
+        raise UserError(f"base: {name}: cannot be loaded: {where} has no tokenizer of it; {LOCAL_COPY}")
 
 
-def exported_data(repository: str, config: str, *, is_local: bool) -> Path:
-    """The folder of the hub's own export of a data set: a folder for each split, with Parquet files.
+def exported_data(repository: str, config: str, splits: Iterable[str], *, is_local: bool) -> Path:
+    """The folder of the hub's own export of a data set: a folder for each of these splits, with Parquet files.
 
     `is_local`: as the cache has it. Raises the hub's errors.
     """
@@ -94,7 +120,7 @@ def exported_data(repository: str, config: str, *, is_local: bool) -> Path:
         repository,
         repo_type="dataset",
         revision="refs/convert/parquet",
-        allow_patterns=f"{config}/*/*.parquet",
+        allow_patterns=[f"{config}/{part}{split}/*.parquet" for split in splits for part in ("", "partial-")],
         local_files_only=is_local,
     )
     return Path(folder, config)

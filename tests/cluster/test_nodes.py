@@ -27,7 +27,7 @@ def test_the_largest_machines_count_first_up_to_the_clusters_bound(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("visible", "torch", "count"),
-    [(None, "2.13.0", 2), ("0,1", "2.13.0", 2), ("-1", "2.13.0", 0), (None, "2.13.0+cpu", 0)],
+    [(None, "2.13.0", 2), ("0,1", "2.13.0", 2), ("-1", "2.13.0", 0), ("0,-1,1", "2.13.0", 1), (None, "2.13.0+cpu", 0)],
 )
 def test_gpus_that_are_switched_off_or_that_torch_cannot_use_are_none(
     visible: str | None, torch: str, count: int, monkeypatch: pytest.MonkeyPatch

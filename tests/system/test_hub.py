@@ -39,6 +39,10 @@ case(lambda: [newest_commit("owner/tiny"), outline()])
 case(load, {"HEAD .*/config.json": "drop"})
 case(load, {"tokenizer_config.json": 403})
 case(load, {"HEAD .*tokenizer_config.json": "drop"})
+case(load, {" .*/tokenizer.json": 403})
+case(load, {"chat_template.jinja": 403})
+case(load)
+case(load, {"HEAD": "drop"}, fresh=False)
 case(load, {"config.json": 401})
 case(lambda: load("owner/none"))
 """
@@ -72,13 +76,17 @@ def answers(script: str, root: Path) -> list[object]:
 
 def test_bases_of_the_hub(tmp_path: Path, base_folders: Mapping[str, Path]) -> None:
     shutil.copytree(base_folders["gpt2"], tmp_path / "models" / "owner" / "tiny")
-    fresh, again, outlined, dropped, refused, broken, login, none = answers(BASES, tmp_path)
-    assert fresh == again == [COMMIT, 320], "the cache has what a hub does not give that breaks off"
+    fresh, again, outlined, dropped, refused, broken, wordless, formless, *loaded, login, none = answers(
+        BASES, tmp_path
+    )
+    assert [fresh, again, *loaded] == [[COMMIT, 320]] * 4, "the cache has what a hub does not give that breaks off"
     assert outlined == [COMMIT, 320], "config.json alone in the cache makes no tokenizer"
     begun = "base: owner/tiny: cannot be loaded: "
     assert str(dropped).startswith(f"{begun}config.json: ") and "give a local copy as base" in str(dropped)
     assert str(refused).startswith(f"{begun}tokenizer_config.json: the hub answers 403: log in"), refused
     assert str(broken).startswith(f"{begun}tokenizer_config.json: ")
+    assert str(wordless).startswith(f"{begun}tokenizer.json: the hub answers 403: log in")
+    assert str(formless).startswith(f"{begun}chat_template.jinja: the hub answers 403: log in")
     assert str(login).startswith(
         f"{begun}config.json: the hub answers 401: log in with `hf auth login`, or set HF_TOKEN"
     )

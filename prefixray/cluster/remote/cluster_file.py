@@ -104,6 +104,9 @@ def _check_counts(document: Document) -> None:
             document.complain((*_TYPES, name, "min_workers"), f"{low}: is above the type's max_workers ({high})")
         if high is not None and overall is not None and high > overall:
             document.complain((*_TYPES, name, "max_workers"), f"{high}: is above the cluster's max_workers ({overall})")
+    for name in ("available_node_types", "head_node_type") if not _is_local(document) else ():
+        if name not in document.values:
+            document.miss((name,))  # Ray would take machines of its own choice
     if overall is None and not _is_local(document):
         document.miss(("max_workers",))  # Ray's default of 2 is nobody's choice
 
@@ -149,10 +152,10 @@ def _check_commands(document: Document) -> None:
     for command in _commands(document, (*_HEAD, *_WORKERS)):
         for requirement in _unpinned(command.text):
             document.complain(command.key, f"{requirement}: is installed in any version: pin it (==), or bound it (<)")
-    provider = _at(document, ("provider", "type"))
-    if provider in ("aws", "gcp") and "head_setup_commands" not in document.values:
-        problem = "must be there, if only as []: else Ray adds a pip install without an upper bound"
-        document.complain(("head_setup_commands",), problem)
+    is_of_cloud = _at(document, ("provider", "type")) in ("aws", "gcp")
+    for key in ("setup_commands", "head_setup_commands") if is_of_cloud else ():
+        if key not in document.values:
+            document.complain((key,), "must be there, if only as []: else Ray installs packages in any version")
     for keys, option in ((_HEAD, "--autoscaling-config"), (_WORKERS, "--address")):
         starts = [command for command in _commands(document, keys) if "ray start" in command.text]
         if not any(option in command.text for command in starts):
@@ -188,7 +191,8 @@ def _check_machines(document: Document) -> None:
     keys: list[Key] = [(*_TYPES, name, "node_config") for name, node in types.items() if "node_config" in node]
     check_node_configs(document, keys, provider)
     for key in keys if provider == "aws" else ():
-        if _at(document, (*key, "ImageId")) in (None, "latest_dlami"):
+        config = mapping_or_empty(_at(document, key))
+        if config.get("ImageId", "" if "LaunchTemplate" not in config else "its") in ("", None, "latest_dlami"):
             problem = (
                 "must have an ImageId of your own: Ray's latest_dlami has Ubuntu 18.04, for which there is no torch"
             )

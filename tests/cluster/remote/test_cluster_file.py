@@ -125,6 +125,11 @@ MISTAKES = {
         "{line}: setup_commands[1]: uv>=0.9: is installed in any",
     ),
     "an install by Ray itself": ("head_setup_commands: []", "", "head_setup_commands: must be there, if only as []"),
+    "Ray's own setup": (
+        "\nsetup_commands:",
+        "\nworker_setup_commands:",
+        "setup_commands: must be there, if only as []",
+    ),
     "no image": (
         "      ImageId: ami-YOUR-IMAGE  # Ubuntu 22.04\n",
         "",
@@ -174,6 +179,15 @@ def test_each_mistake_is_found_at_its_line(mistake: str, check: Check) -> None:
     line = next(number for number, (before, after) in enumerate(pairs, start=1) if before != after)
     found = check(edited(text))
     assert any(told.format(line=line) in problem for problem in found), found
+
+
+def test_machines_of_rays_own_choice_are_refused_and_images_of_a_launch_template_are_not(check: Check) -> None:
+    found = check(edited(re.sub(r"head_node_type: .*?(?=file_mounts:)", "", SHIPPED, flags=re.DOTALL)))
+    assert [line for line in found if "required" in line] == [
+        f"1: {key}: required, but missing" for key in ("available_node_types", "head_node_type")
+    ]
+    template = re.sub(r"ImageId: .*", "LaunchTemplate: {LaunchTemplateId: lt-0123}", SHIPPED)
+    assert check(edited(template)) == []
 
 
 def test_all_mistakes_are_told_at_once(check: Check) -> None:
