@@ -192,9 +192,10 @@ def _check_machines(document: Document) -> None:
     check_node_configs(document, keys, provider)
     for key in keys if provider == "aws" else ():
         config = mapping_or_empty(_at(document, key))
-        if config.get("ImageId", "" if "LaunchTemplate" not in config else "its") in ("", None, "latest_dlami"):
+        is_in_template = "LaunchTemplate" in config and "ImageId" not in config
+        if not is_in_template and config.get("ImageId") in (None, "", "latest_dlami"):
             problem = (
-                "must have an ImageId of your own: Ray's latest_dlami has Ubuntu 18.04, for which there is no torch"
+                "must have an ImageId of your own: Ray's latest_dlami has Ubuntu 18.04, which is too old for torch"
             )
             document.complain(key, problem)
     spot = [name for name, node in types.items() if _is_spot(mapping_or_empty(node.get("node_config")))]
