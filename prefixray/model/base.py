@@ -33,7 +33,7 @@ from prefixray.model.attention_sites import attentions
 from prefixray.model.base_files import find_weights, load_small_files, load_whole
 from prefixray.model.describe import describe
 from prefixray.model.shape import Shape
-from prefixray.system.hub import LOCAL_COPY, NoAnswer, fetch_tokenizer, hub_problem, newest_commit
+from prefixray.system.hub import NoAnswer, fetch_tokenizer, hub_problem, newest_commit
 from prefixray.system.machine import check_four_bit, cpu_fact
 
 disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -110,7 +110,10 @@ def load_base(
         options = {} if quantization is None else {"quantization_config": quantization, "device_map": device}
         model = load_whole(kind, path, name, dtype=dtype, attn_implementation="sdpa", **code, **options)
     except (NoAnswer, OSError) as error:
-        raise UserError(f"base: {name}: cannot be loaded: {hub_problem(error)}; {LOCAL_COPY}") from error
+        raise UserError(
+            f"base: {name}: cannot be loaded: {hub_problem(error)}; give a local copy as base: a folder with "
+            "config.json, the weights as safetensors and the tokenizer's files"
+        ) from error
     except (ValueError, ImportError) as error:
         raise UserError(_unfit(name, error)) from error
     except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:

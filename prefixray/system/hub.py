@@ -22,15 +22,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from prefixray.errors import UserError, first_line
+from prefixray.errors import first_line
 
 NoAnswer: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
 """What the hub's client raises where the hub breaks off; only some of these errors are an `OSError`, too."""
-
-LOCAL_COPY = (
-    "give a local copy as base: a folder with config.json, the weights as safetensors and the tokenizer's files"
-)
-"""What helps where the hub does not."""
 
 VOCABULARIES = (
     *("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt"),
@@ -39,6 +34,10 @@ VOCABULARIES = (
 """Files of which nearly every tokenizer has one; those of bytes have none."""
 
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+class HubError(OSError):
+    """The hub has not given something, and the cache has no copy; the message says why."""
 
 
 def hub_answers() -> bool:
@@ -60,6 +59,8 @@ def is_offline() -> bool:
 
 def hub_problem(error: BaseException) -> str:
     """A line about why the hub has not given something: what stands behind the library's error, where that is known."""
+    if isinstance(error, HubError):
+        return str(error)
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, HfHubHTTPError):
         cause = cause.__cause__ or cause.__context__
@@ -76,7 +77,7 @@ def hub_problem(error: BaseException) -> str:
 def hub_file(name: str, file: str, commit: str | None = None) -> Path | None:
     """A file of a model on the hub, by default of its newest commit; from the cache if the hub does not answer.
 
-    None where the model has no such file, or the cache has none of an offline machine. Raises `UserError` where the hub
+    None where the model has no such file, or the cache has none of an offline machine. Raises `HubError` where the hub
     refuses the file or breaks off, and the cache has none.
     """
     if commit is not None and try_to_load_from_cache(name, file, revision=commit) is _CACHED_NO_EXIST:
@@ -93,14 +94,14 @@ def hub_file(name: str, file: str, commit: str | None = None) -> Path | None:
     try:
         return Path(hf_hub_download(name, file, revision=commit, local_files_only=True))
     except LocalEntryNotFoundError:
-        raise UserError(f"base: {name}: cannot be loaded: {file}: {problem}; {LOCAL_COPY}") from None
+        raise HubError(f"{file}: {problem}") from None
 
 
 def fetch_tokenizer(name: str, commit: str | None = None) -> None:
     """Have all files of a tokenizer in the cache: transformers makes another one without those that it does not get.
 
     What lists the tokens comes last, so with that the others are there. By default it is looked for in the newest
-    commit that is known here, and fetched from the newest. Raises `UserError` as `hub_file`, and where there is none.
+    commit that is known here, and fetched from the newest. Raises `HubError` as `hub_file`, and where there is none.
     """
     if any(isinstance(try_to_load_from_cache(name, file, revision=commit), str) for file in VOCABULARIES):
         return
@@ -108,7 +109,7 @@ def fetch_tokenizer(name: str, commit: str | None = None) -> None:
     files = [hub_file(name, file, commit) for file in ("chat_template.jinja", "tokenizer_config.json")]
     if not any(hub_file(name, file, commit) for file in VOCABULARIES) and files[-1] is None:
         where = "the cache" if is_offline() else "the hub"
-        raise UserError(f"base: {name}: cannot be loaded: {where} has no tokenizer of it; {LOCAL_COPY}")
+        raise HubError(f"{where} has no tokenizer of it")
 
 
 def exported_data(repository: str, config: str, splits: Iterable[str], *, is_local: bool) -> Path:
@@ -129,10 +130,11 @@ def exported_data(repository: str, config: str, splits: Iterable[str], *, is_loc
 def newest_commit(base: str) -> str:
     """The newest commit of a base of the hub, or the one in the cache if the hub does not answer.
 
-    Raises `UserError` where neither has it.
+    Raises `HubError` where neither has it.
     """
     config = hub_file(base, "config.json")
     if config is None:
-        problem = "the hub cannot be asked, and the cache has no copy" if is_offline() else "has no config.json"
-        raise UserError(f"base: {base}: cannot be loaded: {problem}; {LOCAL_COPY}")
+        raise HubError(
+            "the hub cannot be asked, and the cache has no copy" if is_offline() else "it has no config.json"
+        )
     return config.parent.name
