@@ -235,7 +235,7 @@ def test_each_library_is_imported_where_it_may_be_and_nowhere_else() -> None:
 
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
 def test_thin_modules_bring_no_torch_along(module: str) -> None:
-    assert loaded(ROOT, module) & {"torch", "transformers", "mlflow"} == set()
+    assert loaded(ROOT, module) & {"torch", "transformers", "mlflow", "huggingface_hub"} == set()
 
 
 def test_the_checks_see_what_they_forbid(tmp_path: Path) -> None:

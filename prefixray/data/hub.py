@@ -8,7 +8,6 @@ from typing import Any
 
 from prefixray.data.row_files import SPLITS, Row, files_of_split
 from prefixray.errors import UserError, first_line
-from prefixray.system.hub import NoAnswer, exported_data, hub_problem
 from prefixray.system.path_or_hub import expanded
 
 logger = logging.getLogger(__name__)
@@ -57,10 +56,11 @@ def _name_of(value: object, label: Any) -> object:  # noqa: ANN401  # a `ClassLa
 def load_hub(name: str, config: str | None, *, remedy: str, optional: Collection[str] = ()) -> dict[str, HubRows]:
     """The splits of a hub data set, owner/name or owner/name:config, by our names; `optional` ones may be missing.
 
-    Raises `UserError`: with the `remedy` where the set cannot
-    be loaded, and where a split is missing.
+    Raises `UserError`: with the `remedy` where the set cannot be loaded, and where a split is missing.
     """
     import datasets  # type: ignore[import-untyped, unused-ignore]  # takes a second, and most tasks do not need it
+
+    from prefixray.system.hub import NoAnswer, hub_problem  # takes a moment, too
 
     repository, _, named = name.partition(":")
     config = named or config
@@ -83,6 +83,8 @@ def _exported(repository: str, config: str, error: Exception) -> dict[str, list[
 
     If the hub does not answer, the cache may have it. Raises `error` where it is about something else.
     """
+    from prefixray.system.hub import NoAnswer, exported_data
+
     is_script = "scripts are no longer supported" in str(error)
     if not is_script and isinstance(error, RuntimeError):
         raise error
