@@ -153,14 +153,13 @@ def _print_outcome(config: SweepConfig, outcome: "Outcome", *, quiet: bool) -> i
 
 def _what_next(outcome: "Outcome") -> str:
     """A text that says where the results lie and what to type next."""
-    from prefixray.results.record import document_to_name
+    from prefixray.results.record import document_to_name, naming
 
     folder, tracking_uri = outcome.folder, outcome.tracking_uri
     sources = [example["source"] for example in outcome.results["examples"]]
-    named, source = document_to_name(outcome.results), min(sources, key=len)  # to be pasted
-    option = argument = ""
-    if named is not None:  # the first source is about it
-        option, argument, source = f" --document {named!r}", f", document={named!r}", sources[0]
+    named = document_to_name(outcome.results)  # the first source is about it
+    option, argument = naming(named)
+    source = min(sources, key=len) if named is None else sources[0]  # to be pasted
     shown = source if len(source) <= _EXAMPLE else f"{source[:_EXAMPLE]}..."
     tracking = ""
     if tracking_uri is not None:

@@ -270,26 +270,27 @@ def _worker_environment(device: str) -> dict[str, str]:
 def _start_here(namespace: str, num_tries: int) -> None:
     """Start Ray on this machine, whose processes have the environment of workers."""
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "120")
+    num_gpus = num_gpus_here()
     with (
-        environment(_worker_environment("cuda" if num_gpus_here() else "cpu")),
+        environment(_worker_environment("cuda" if num_gpus else "cpu")),
         standing_in(Node, **dict.fromkeys(_UNUSED, _start_none)),
         standing_in(utils, get_dashboard_dependency_error=lambda: _NO_DASHBOARD),
     ):
-        _try_to_start(namespace, num_tries)
+        _try_to_start(namespace, num_gpus, num_tries)
 
 
 def _start_none(*_: object, **__: object) -> None:
     """In the place of what starts a service."""
 
 
-def _try_to_start(namespace: str, num_tries: int) -> None:
+def _try_to_start(namespace: str, num_gpus: int, num_tries: int) -> None:
     for tries_left in reversed(range(num_tries)):
         try:
             ray.init(
                 address="local",
                 namespace=namespace,
                 num_cpus=num_cpus(),
-                num_gpus=num_gpus_here(),
+                num_gpus=num_gpus,
                 object_store_memory=_OBJECT_STORE,
                 include_dashboard=False,
                 logging_level=logging.ERROR,

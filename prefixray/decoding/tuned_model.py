@@ -102,6 +102,12 @@ def open_base(name: str, *, precision: str = "fp32", device: str = "auto", trust
     return OpenBase(load_in(name, precision, device, trust_remote_code=trust_remote_code))
 
 
+def open_base_of(record: Mapping[str, Any], name: str, *, device: str, trust_remote_code: bool) -> OpenBase:
+    """The base of an artifact, called `name` here: in the precision of its training, from the hub at its commit."""
+    precision, commit = record["precision"], commit_of(record["base"], name)
+    return OpenBase(load_in(name, precision, device, trust_remote_code=trust_remote_code, commit=commit))
+
+
 class Tuned:
     """An artifact on its base."""
 
@@ -139,10 +145,9 @@ class Tuned:
         """
         tensors, record = load_as_decoded(Path(artifact))
         check_decoding(decoding or {})
-        name, precision = base or record["base"]["name"], record["precision"]
-        commit = commit_of(record["base"], name)
-        loaded = load_in(name, precision, device, trust_remote_code=trust_remote_code, commit=commit)
-        return OpenBase(loaded)._bound(Path(artifact), tensors, record, decoding or {})
+        name = base or record["base"]["name"]
+        opened = open_base_of(record, name, device=device, trust_remote_code=trust_remote_code)
+        return opened._bound(Path(artifact), tensors, record, decoding or {})
 
     @classmethod
     def best(

@@ -5,7 +5,7 @@ record alone.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict, TypeGuard
@@ -224,14 +224,23 @@ def of_one_loss(search: Sequence[SearchTrial]) -> list[list[SearchTrial]]:
 
 def documents_of(results: Results) -> list[str]:
     """The names of the documents that final runs are about; none where the task has none, or no run ended well."""
-    return next((list(seed.get("documents", ())) for arm in tuned_arms(results) for seed in arm["seeds"]), [])
+    return list(_documents(results))
 
 
 def document_to_name(results: Results) -> str | None:
     """Of several documents the first that test asks about, as its first source does; None where none need be named."""
-    documents = next((seed.get("documents", {}) for arm in tuned_arms(results) for seed in arm["seeds"]), {})
+    documents = _documents(results)
     asked = (name for name, one in documents.items() if one["scores"])
     return next(asked, None) if len(documents) > 1 else None
+
+
+def naming(document: str | None) -> tuple[str, str]:
+    """What names a document: an option of a command, and an argument in Python; both empty where none need be named."""
+    return ("", "") if document is None else (f" --document {document!r}", f", document={document!r}")
+
+
+def _documents(results: Results) -> Mapping[str, DocumentResult]:
+    return next((seed.get("documents", {}) for arm in tuned_arms(results) for seed in arm["seeds"]), {})
 
 
 def runs_of(seed: SeedResult) -> list[SeedResult]:

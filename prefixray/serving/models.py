@@ -7,17 +7,16 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from prefixray.artifacts.record import commit_of
 from prefixray.artifacts.store import load_artifact
 from prefixray.batching.chat_format import rendered
 from prefixray.batching.template import Template
 from prefixray.config.schema import DecodingSettings
 from prefixray.decoding.generate import line_breaks, with_infix_room
-from prefixray.decoding.tuned_model import OpenBase, Tuned
+from prefixray.decoding.tuned_model import Tuned, open_base_of
 from prefixray.errors import UserError, first_line
 from prefixray.methods.contract import Untuned
 from prefixray.methods.stacked import insert_all
-from prefixray.model.base import Base, load_in
+from prefixray.model.base import Base
 from prefixray.model.binding.insert import Insert
 from prefixray.results.artifacts import base_of, sweep_of
 from prefixray.results.record import UNTUNED
@@ -143,8 +142,7 @@ def load_models(folders: Mapping[str, Path], *, device: str = "auto", trust_remo
             raise UserError(f"{folder}: {difference} of {distinct[0]}; serve them apart")
     names = [base_of(sweep_of(folder), record) for folder, record in zip(distinct, records, strict=True)]
     name = next((name for name in names if not leads_nowhere(name)), names[0])
-    code, commit = trust_remote_code, commit_of(first["base"], name)
-    opened = OpenBase(load_in(name, first["precision"], device, trust_remote_code=code, commit=commit))
+    opened = open_base_of(first, name, device=device, trust_remote_code=trust_remote_code)
     tuned = [opened.bind(folder) for folder in distinct]
     inserts = insert_all([each.method for each in tuned], [None] * len(tuned), stacked=len(tuned) > 1).of_trials
     known = {

@@ -68,14 +68,6 @@ def find_base(name: str) -> Path | str:
     return name
 
 
-def is_of_machine(base: str) -> bool:
-    """Whether a base is a file or a folder, and none of the hub's; one that is gone was such a one."""
-    try:
-        return isinstance(find_base(base), Path)
-    except UserError:
-        return True
-
-
 def is_commit(digest: str) -> bool:
     """Whether a base's digest is a commit of the hub; digests of weights are shorter."""
     return re.fullmatch(r"[0-9a-f]{40}", digest) is not None

@@ -8,7 +8,7 @@ from prefixray.reporting.sections.section import Link, Section
 from prefixray.reporting.tables import command_lines, csv_rows, csv_text, search_grid, trial_rows
 from prefixray.results.artifacts import best_run
 from prefixray.results.citation import bibtex
-from prefixray.results.record import Results, document_to_name, runs_of, tuned_arms
+from prefixray.results.record import Results, document_to_name, naming, runs_of, tuned_arms
 
 _MACHINE = {  # texts of the machine's facts; a fact that is not here follows under its own name
     "cpu": "{}",
@@ -66,7 +66,7 @@ def use_section(results: Results, folder: Path) -> Section:
         "Below: decode the test split again; write the best prefix for the PEFT library; decode new texts from Python; "
         "the paper and the program to cite.",
     ]
-    option, argument = ("", "") if named is None else (f" --document {named!r}", f", document={named!r}")
+    option, argument = naming(named)
     decode = f"prefixray decode {folder}{option} --split test\nprefixray decode {folder}{option} --arm NAME"
     export = f"prefixray export {folder}{option} --format peft --out my-prefix"
     loaded = f'Tuned.best("{folder}"{argument})'
